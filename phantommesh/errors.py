@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The error an operator sees: one line that names the thing, and one that says what to do."""
+
+
+class PhantomMeshError(Exception):
+    """An operator's error. ``str(error)`` is the message; ``error.fix`` says what to do, or is empty.
+
+    The command line prints both on stderr and exits with status 1; it never prints a traceback for one.
+    """
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.fix = fix
