@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's Prometheus metrics: one registry per node, never the global one.
+
+Labels are bounded: peers are members of the mesh, dimensions are 0 to 6, and reasons, roles and results are
+words in the source. No label ever holds an address, a packet's content or a request's text.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PREFIX = "phantommesh_"
+
+# From under the loopback handshake's goal (5 ms) up to the give-up time of a lossy path.
+_HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WireGuardSample:
+    """One peer on one dimension, as last read from the device."""
+
+    peer: str
+    dimension: int
+    rx_bytes: int
+    tx_bytes: int
+    last_handshake: float
+    """Unix seconds; 0.0: never."""
+
+
+class _DeviceCollector(Collector):
+    """Makes series of the last device read and the PSK ages: those of a peer that left go with it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.samples: tuple[WireGuardSample, ...] = ()
+        self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
+
+    def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
+        self.psk_ages = (self._clock(), dict(ages))
+
+    def collect(self) -> Iterator[Metric]:
+        fed_at, ages = self.psk_ages
+        elapsed = self._clock() - fed_at
+        psk_age = GaugeMetricFamily(
+            PREFIX + "psk_age_seconds",
+            "Seconds since the last post-quantum PSK was installed for a peer.",
+            labels=["peer"],
+        )
+        for peer, age in ages.items():
+            psk_age.add_metric([peer], age + elapsed)
+        yield psk_age
+
+        moved = CounterMetricFamily(
+            PREFIX + "wg_bytes",
+            "Bytes WireGuard moved, as the device counts them.",
+            labels=["peer", "dimension", "direction"],
+        )
+        handshake = GaugeMetricFamily(
+            PREFIX + "wg_last_handshake_seconds",
+            "Unix time of the last WireGuard handshake; 0: never.",
+            labels=["peer", "dimension"],
+        )
+        for sample in self.samples:
+            dimension = str(sample.dimension)
+            moved.add_metric([sample.peer, dimension, "rx"], sample.rx_bytes)
+            moved.add_metric([sample.peer, dimension, "tx"], sample.tx_bytes)
+            handshake.add_metric([sample.peer, dimension], sample.last_handshake)
+        yield moved
+        yield handshake
+
+
+class _WithoutCreated(Collector):
+    """A registry without the ``_created`` series: nothing reads them, and they cost a series each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+class Metrics:
+    """Every metric of one node.
+
+    ``clock`` is any monotonic clock in seconds that may be read from a worker thread; it only ages what
+    ``set_psk_ages`` was last given.
+    """
+
+    def __init__(self, *, version: str, clock: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        build = Gauge(
+            PREFIX + "build_info",
+            "Always 1; the labels say what runs.",
+            ["version", "python"],
+            registry=self.registry,
+        )
+        build.labels(version, platform.python_version()).set(1)
+        self._peers = Gauge(
+            PREFIX + "peers", "Peers by the state of their link.", ["state"], registry=self.registry
+        )
+        self._peer_states: set[str] = set()
+        self.link_handshake_seconds = Histogram(
+            PREFIX + "link_handshake_seconds",
+            "Seconds from the first message of a finished link handshake to its last.",
+            buckets=_HANDSHAKE_BUCKETS,
+            registry=self.registry,
+        )
+        self.link_handshakes = Counter(
+            PREFIX + "link_handshakes_total",
+            "Link handshakes by this node's role and their result.",
+            ["role", "result"],
+            registry=self.registry,
+        )
+        self.psk_rotations = Counter(
+            PREFIX + "psk_rotations_total",
+            "PSK installs by result.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.dropped = Counter(
+            PREFIX + "dropped_total",
+            "Control datagrams dropped, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.api_request_seconds = Histogram(
+            PREFIX + "api_request_seconds",
+            "Seconds an API request took, by route pattern, method and status.",
+            ["route", "method", "status"],
+            buckets=_API_BUCKETS,
+            registry=self.registry,
+        )
+        self.service_restarts = Counter(
+            PREFIX + "service_restarts_total",
+            "Restarts of a supervised service.",
+            ["service"],
+            registry=self.registry,
+        )
+        self.loop_lag_seconds = Histogram(
+            PREFIX + "loop_lag_seconds",
+            "How late the event loop woke a task that slept.",
+            buckets=_LAG_BUCKETS,
+            registry=self.registry,
+        )
+        self._devices = _DeviceCollector(clock)
+        self.registry.register(self._devices)
+
+    def set_peers(self, by_state: Mapping[str, int]) -> None:
+        """Set how many peers are in each link state; a state seen before and absent now becomes 0."""
+        self._peer_states.update(by_state)
+        for state in self._peer_states:
+            self._peers.labels(state).set(by_state.get(state, 0))
+
+    def set_psk_ages(self, ages: Mapping[str, float]) -> None:
+        """Replace the PSK age of every peer, in seconds as of now, by peer name."""
+        self._devices.feed_psk_ages(ages)
+
+    def set_wireguard(self, samples: Iterable[WireGuardSample]) -> None:
+        """Replace what was last read from the devices."""
+        self._devices.samples = tuple(samples)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the exposition and its content type, in the format ``accept`` (an Accept header) prefers.
+
+        Thread-safe, and for many peers slow enough to belong in a worker thread.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(_WithoutCreated(self.registry)), content_type
