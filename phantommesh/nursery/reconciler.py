@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps the WireGuard interfaces as desired, whoever changed them: read, compare, apply, read back.
+
+The loop is level-triggered. A restart, a crashed userspace WireGuard, an interface that was deleted and a
+rival ``wg set`` are all the same case: what is read differs from what is desired.
+"""
+
+from collections.abc import Callable, Mapping
+from time import time
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.backend import ApplyError, Backend
+from phantommesh.wireguard import DeviceConfig, DeviceDiff, DeviceState, diff, without_ipv6
+
+MAX_BACKOFF = 30.0
+"""Seconds between attempts at most, while the backend fails."""
+
+
+class Reconciler:
+    """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
+
+    ``on_actual`` is called with what was read, after every read. A failure is logged with its fix, counted in
+    ``failures`` and retried with back-off; it never ends ``run``.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        interval: float,
+        on_actual: Callable[[Mapping[str, DeviceState]], None],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.desired: dict[str, DeviceConfig] = {}
+        self.failures = 0
+        self._backend = backend
+        self._interval = interval
+        self._on_actual = on_actual
+        self._log = log
+        self._applied: dict[str, DeviceConfig] = {}
+        self._managed: set[str] = set()
+        self._pass = trio.Lock()
+        self._kicked = trio.Event()
+        self._complaints: dict[str, str] = {}
+
+    def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
+        """Replace what is desired and wake the loop. Interfaces it no longer names are removed."""
+        self.desired = dict(desired)
+        self.kick()
+
+    def kick(self) -> None:
+        """Start the next pass now."""
+        self._kicked.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reconcile until cancelled. Reports started after the first pass, good or bad."""
+        started = False
+        delay = self._interval
+        while True:
+            self._kicked = trio.Event()
+            before = self.failures
+            try:
+                await self.converge()
+            except PhantomMeshError:
+                pass  # logged and counted by converge
+            delay = self._interval if self.failures == before else min(max(delay, 0.1) * 2, MAX_BACKOFF)
+            if not started:
+                task_status.started()
+                started = True
+            with trio.move_on_after(delay):
+                await self._kicked.wait()
+
+    async def converge(self) -> Mapping[str, DeviceState]:
+        """Make one pass now and return what was read at its end.
+
+        An interface that could not be changed is logged, and shows in the result as it is. Raises
+        BackendError when nothing could be read.
+        """
+        async with self._pass:
+            desired = self.desired
+            if not self._backend.ipv6:
+                desired = {name: without_ipv6(config) for name, config in desired.items()}
+            names = self._managed | desired.keys()
+            actual = await self._read(names)
+            changes = diff(actual, desired, now=time(), applied=self._applied)
+            failed: set[str] = set()
+            if changes:
+                failed = await self._apply(changes)
+                actual = await self._read(names)
+            self._managed = set(desired) | (names & actual.keys())
+            self._applied = {
+                name: self._applied[name] if name in failed else config
+                for name, config in desired.items()
+                if name not in failed or name in self._applied
+            }
+            for name in self._complaints.keys() - failed:
+                del self._complaints[name]
+                self._log.info("interface is well again", interface=name)
+            return actual
+
+    async def _read(self, names: set[str]) -> dict[str, DeviceState]:
+        try:
+            actual = await self._backend.devices(names)
+        except PhantomMeshError as error:
+            self.failures += 1
+            self._complain("", error)
+            raise
+        if self._complaints.pop("", None) is not None:
+            self._log.info("interfaces can be read again")
+        self._on_actual(actual)
+        return actual
+
+    async def _apply(self, changes: list[DeviceDiff]) -> set[str]:
+        """Create and change; return the names that failed."""
+        failures: dict[str, PhantomMeshError] = {}
+        for change in changes:
+            if change.create:
+                try:
+                    await self._backend.create(change.name, change.mtu or 0)
+                except PhantomMeshError as error:
+                    failures[change.name] = error
+        try:
+            await self._backend.apply([change for change in changes if change.name not in failures])
+        except ApplyError as error:
+            failures.update(error.failures)
+        for name, failure in failures.items():
+            self._complain(name, failure)
+        self.failures += bool(failures)
+        for change in changes:
+            if change.name not in failures:
+                self._log.debug("interface changed", interface=change.name, peers=len(change.peers))
+        return set(failures)
+
+    def _complain(self, name: str, error: PhantomMeshError) -> None:
+        """Log a failure, once for as long as it stays the same."""
+        if self._complaints.get(name) != str(error):
+            self._complaints[name] = str(error)
+            self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)

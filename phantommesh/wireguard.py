@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""WireGuard devices and peers as values, and the smallest change from one to the other.
+
+``DeviceConfig`` says what a device should be, ``DeviceState`` what the kernel or a userspace WireGuard
+reports. ``diff(actual, desired)`` names only what differs: a peer that is already right is never mentioned,
+because a message about it could reset its sessions. Nothing here does I/O.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from phantommesh.secret import Secret
+
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
+
+KEY_SIZE = 32
+"""Bytes in a WireGuard private, public or preshared key (WireGuard paper, section 5.4)."""
+
+NO_KEY = bytes(KEY_SIZE)
+"""What WireGuard reports for "no key set": 32 zero bytes. As a PSK it means no post-quantum secret at all."""
+
+MAX_NAME = 15
+"""Longest interface name, from IFNAMSIZ in linux/if.h less the final NUL."""
+
+ROAM_SECONDS = 135.0
+"""A last handshake older than this no longer proves where the peer is. A live session is rekeyed at 120 s
+(REKEY_AFTER_TIME, WireGuard paper, section 6.1); the rest allows three 5 s retransmissions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a peer's packets go: an IP address literal (made canonical) and a UDP port, 1 to 65535.
+
+    Raises ValueError for anything else; names are resolved before they get here.
+    """
+
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "host", str(ip_address(self.host)))
+        if not 0 < self.port < 65536:
+            raise ValueError(f"endpoint port {self.port} is not in 1..65535")
+
+    @classmethod
+    def parse(cls, text: str) -> "Endpoint":
+        """Read ``192.0.2.1:51820`` or ``[2001:db8::1]:51820``; raises ValueError."""
+        host, colon, port = text.rpartition(":")
+        if not colon or (":" in host) != (host.startswith("[") and host.endswith("]")):
+            raise ValueError(f"endpoint {text!r} is not ADDRESS:PORT")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An overlay network reached through a device. Of two routes the lower metric (1 to 2**32 - 1) wins."""
+
+    network: Network
+    metric: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.metric < 1 << 32:  # the kernel turns IPv6 metric 0 into 1024
+            raise ValueError(f"route metric {self.metric} is not in 1..{(1 << 32) - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """What a peer should be. ``keepalive`` is in seconds, 0 for none, at most 65535.
+
+    Raises ValueError for a PSK of zero bytes: WireGuard takes it for "no PSK", and a link without a finished
+    handshake must hold a random one instead.
+    """
+
+    public_key: bytes
+    psk: Secret
+    endpoint: Endpoint | None
+    allowed_ips: frozenset[Network]
+    keepalive: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.public_key) != KEY_SIZE or self.public_key == NO_KEY:
+            raise ValueError("a peer's public key is 32 bytes and not all zero")
+        if len(self.psk) != KEY_SIZE:
+            raise ValueError("a preshared key is 32 bytes")
+        if self.psk == Secret(NO_KEY):
+            raise ValueError("an all-zero preshared key is no key; refused")
+        if not 0 <= self.keepalive < 65536:
+            raise ValueError(f"keepalive {self.keepalive} is not in 0..65535 seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """What a device should be. ``peers`` is keyed by public key; ``mtu`` in bytes; ``fwmark`` 0 for none.
+
+    Raises ValueError for a bad name, key or port, and when two peers claim the same allowed network:
+    WireGuard gives each network to one peer only, so such a device could never become as desired.
+    """
+
+    name: str
+    private_key: Secret
+    listen_port: int
+    mtu: int
+    addresses: frozenset[Interface]
+    routes: frozenset[Route]
+    peers: Mapping[bytes, PeerConfig]
+    fwmark: int = 0
+
+    def __post_init__(self) -> None:
+        plain = "/" not in self.name and self.name.split() == [self.name] and self.name not in (".", "..")
+        if not plain or len(self.name.encode()) > MAX_NAME:
+            raise ValueError(f"interface name {self.name!r} is not 1 to {MAX_NAME} plain characters")
+        if len(self.private_key) != KEY_SIZE or self.private_key == Secret(NO_KEY):
+            raise ValueError("a device's private key is 32 bytes and not all zero")
+        if not 0 < self.listen_port < 65536:
+            raise ValueError(f"listen port {self.listen_port} is not in 1..65535")
+        if not 1280 <= self.mtu < 65536:  # RFC 8200, section 5: IPv6 needs 1280
+            raise ValueError(f"MTU {self.mtu} is not in 1280..65535")
+        if not 0 <= self.fwmark < 1 << 32:
+            raise ValueError(f"fwmark {self.fwmark} is not in 0..{(1 << 32) - 1}")
+        claimed: set[Network] = set()
+        for key, peer in self.peers.items():
+            if key != peer.public_key:
+                raise ValueError("peers are keyed by their public key")
+            if not claimed.isdisjoint(peer.allowed_ips):
+                raise ValueError(f"two peers of {self.name} claim the same allowed network")
+            claimed |= peer.allowed_ips
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """A peer as reported. ``psk`` is NO_KEY when none is set; ``last_handshake`` is in Unix seconds, 0.0 never."""
+
+    public_key: bytes
+    psk: Secret
+    endpoint: Endpoint | None
+    allowed_ips: frozenset[Network]
+    keepalive: int = 0
+    last_handshake: float = 0.0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device as reported, with its public key in place of the private one (None while no key is set).
+
+    ``routes`` are those PhantomMesh installed; ``loose_rp`` says that reverse-path filtering lets a packet in
+    although the route back prefers another dimension.
+    """
+
+    name: str
+    index: int
+    up: bool
+    public_key: bytes | None
+    listen_port: int
+    mtu: int
+    addresses: frozenset[Interface]
+    routes: frozenset[Route]
+    peers: Mapping[bytes, PeerState]
+    fwmark: int = 0
+    loose_rp: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDiff:
+    """A change of one peer; None means "leave as it is".
+
+    Unless ``create`` is set, the peer must be updated only if it still exists: a partial message that creates
+    one would leave it without a PSK. ``allowed_ips`` are added, or take the place of all the peer has when
+    ``replace_allowed_ips`` is set. ``config`` is the whole peer as desired (None when it is removed), for
+    a WireGuard that cannot change a peer in place.
+    """
+
+    public_key: bytes
+    create: bool = False
+    remove: bool = False
+    psk: Secret | None = None
+    endpoint: Endpoint | None = None
+    keepalive: int | None = None
+    allowed_ips: frozenset[Network] | None = None
+    replace_allowed_ips: bool = False
+    config: PeerConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDiff:
+    """A change of one device; None and empty sets mean "leave as it is". Removed peers come first."""
+
+    name: str
+    create: bool = False
+    remove: bool = False
+    private_key: Secret | None = None
+    listen_port: int | None = None
+    fwmark: int | None = None
+    mtu: int | None = None
+    up: bool = False
+    loose_rp: bool = False
+    add_addresses: frozenset[Interface] = frozenset()
+    remove_addresses: frozenset[Interface] = frozenset()
+    add_routes: frozenset[Route] = frozenset()
+    remove_routes: frozenset[Route] = frozenset()
+    peers: tuple[PeerDiff, ...] = field(default=())
+
+    @property
+    def changes_wireguard(self) -> bool:
+        """Whether anything here is for WireGuard itself."""
+        own = (self.private_key, self.listen_port, self.fwmark)
+        return bool(self.peers) or any(value is not None for value in own)
+
+    @property
+    def changes_link(self) -> bool:
+        """Whether anything here is for the link: MTU, state, addresses, routes."""
+        sets = self.add_addresses or self.remove_addresses or self.add_routes or self.remove_routes
+        return self.mtu is not None or self.up or self.loose_rp or bool(sets)
+
+
+def public_key_of(private_key: Secret) -> bytes:
+    """Return the 32-byte X25519 public key (RFC 7748) of a raw private key, clamped or not."""
+    return X25519PrivateKey.from_private_bytes(private_key.reveal()).public_key().public_bytes_raw()
+
+
+def without_ipv6(config: DeviceConfig) -> DeviceConfig:
+    """Drop the IPv6 addresses and routes, for a host whose IPv6 is off. AllowedIPs need no IPv6 and stay."""
+    return replace(
+        config,
+        addresses=frozenset(address for address in config.addresses if address.version == 4),
+        routes=frozenset(route for route in config.routes if route.network.version == 4),
+    )
+
+
+def diff(
+    actual: Mapping[str, DeviceState],
+    desired: Mapping[str, DeviceConfig],
+    *,
+    now: float,
+    applied: Mapping[str, DeviceConfig] | None = None,
+) -> list[DeviceDiff]:
+    """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
+
+    ``actual`` holds our devices only; one that is no longer desired is removed. ``applied`` is what was last
+    applied with success, ``now`` the time in Unix seconds: both decide whether an endpoint that differs is
+    WireGuard's own roaming, which is left alone, or out of date.
+    """
+    applied = applied or {}
+    changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
+    for name, want in desired.items():
+        change = _diff_device(actual.get(name), want, applied.get(name), now)
+        if change != DeviceDiff(name):
+            changes.append(change)
+    return changes
+
+
+def _diff_device(
+    have: DeviceState | None, want: DeviceConfig, applied: DeviceConfig | None, now: float
+) -> DeviceDiff:
+    if have is None:
+        return DeviceDiff(
+            want.name,
+            create=True,
+            private_key=want.private_key,
+            listen_port=want.listen_port,
+            fwmark=want.fwmark or None,
+            mtu=want.mtu,
+            up=True,
+            loose_rp=True,
+            add_addresses=want.addresses,
+            add_routes=want.routes,
+            peers=tuple(_new_peer(peer) for peer in want.peers.values()),
+        )
+    return DeviceDiff(
+        want.name,
+        private_key=want.private_key if have.public_key != public_key_of(want.private_key) else None,
+        listen_port=want.listen_port if have.listen_port != want.listen_port else None,
+        fwmark=want.fwmark if have.fwmark != want.fwmark else None,
+        mtu=want.mtu if have.mtu != want.mtu else None,
+        up=not have.up,
+        loose_rp=not have.loose_rp,
+        add_addresses=want.addresses - have.addresses,
+        remove_addresses=have.addresses - want.addresses,
+        add_routes=want.routes - have.routes,
+        remove_routes=have.routes - want.routes,
+        peers=tuple(_diff_peers(have.peers, want.peers, applied.peers if applied else {}, now)),
+    )
+
+
+def _diff_peers(
+    have: Mapping[bytes, PeerState],
+    want: Mapping[bytes, PeerConfig],
+    applied: Mapping[bytes, PeerConfig],
+    now: float,
+) -> Iterator[PeerDiff]:
+    for key in sorted(have.keys() - want.keys()):
+        yield PeerDiff(key, remove=True)
+    for key, peer in want.items():
+        before = have.get(key)
+        if before is None:
+            yield _new_peer(peer)
+            continue
+        added, removed = peer.allowed_ips - before.allowed_ips, before.allowed_ips - peer.allowed_ips
+        # Replacing leaves the peer without networks for a moment, so it is done only when one has to go.
+        networks = peer.allowed_ips if removed else added
+        change = PeerDiff(
+            key,
+            psk=peer.psk if before.psk != peer.psk else None,
+            endpoint=_new_endpoint(before, peer, applied.get(key), now),
+            keepalive=peer.keepalive if before.keepalive != peer.keepalive else None,
+            allowed_ips=networks if added or removed else None,
+            replace_allowed_ips=bool(removed),
+        )
+        if change != PeerDiff(key):
+            yield replace(change, config=peer)
+
+
+def _new_peer(peer: PeerConfig) -> PeerDiff:
+    return PeerDiff(
+        peer.public_key,
+        create=True,
+        psk=peer.psk,
+        endpoint=peer.endpoint,
+        keepalive=peer.keepalive,
+        allowed_ips=peer.allowed_ips,
+        replace_allowed_ips=True,
+        config=peer,
+    )
+
+
+def _new_endpoint(
+    have: PeerState, want: PeerConfig, applied: PeerConfig | None, now: float
+) -> Endpoint | None:
+    if want.endpoint is None or want.endpoint == have.endpoint:
+        return None
+    chosen_anew = applied is not None and applied.endpoint != want.endpoint
+    if have.endpoint is None or chosen_anew or now - have.last_handshake > ROAM_SECONDS:
+        return want.endpoint
+    return None
+
+
+def peers_by_key(peers: Iterable[PeerConfig]) -> dict[bytes, PeerConfig]:
+    """Key peers by their public key, as DeviceConfig takes them."""
+    return {peer.public_key: peer for peer in peers}
