@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The text form of a control endpoint, as the config, invites and records carry it."""
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Final
+
+MAX_ENDPOINT_BYTES: Final = 255
+
+_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+
+
+def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """Split ``host:port``, ``[v6]:port`` or, given a default port, a bare host.
+
+    The host comes back as an address or a DNS name, without brackets. Raises ValueError saying what is wrong.
+    """
+    if len(text) > MAX_ENDPOINT_BYTES:
+        raise ValueError("it is too long")
+    if text.startswith("["):
+        host, closing, port_text = text[1:].partition("]")
+        if not closing or (port_text and not port_text.startswith(":")):
+            raise ValueError("its brackets do not match")
+        port_text, has_port = port_text[1:], bool(port_text)
+        try:
+            host = str(IPv6Address(host))
+        except AddressValueError:
+            raise ValueError("what stands in brackets is not an IPv6 address") from None
+    else:
+        host, separator, port_text = text.partition(":")
+        has_port = bool(separator)
+        if ":" in port_text:
+            raise ValueError("an IPv6 address needs brackets")
+        _check_host(host)
+    if not has_port and default_port is not None:
+        return host, default_port
+    if not re.fullmatch(r"[0-9]{1,5}", port_text) or not 1 <= int(port_text) <= 65535:
+        raise ValueError("its port is not a number from 1 to 65535")
+    return host, int(port_text)
+
+
+def format_endpoint(host: str, port: int) -> str:
+    """Write ``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_host(host: str) -> None:
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            IPv4Address(host)
+        except AddressValueError:
+            raise ValueError("its host is not an IPv4 address") from None
+    elif not _NAME.fullmatch(host):
+        raise ValueError("its host is not an address or a DNS name")
