@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two roles of one SIGMA-I handshake (Krawczyk 2003, with a KEM beside the Diffie-Hellman), message by message.
+
+No timers, addresses or retries here: those are `initiation` and `machine`. Each step takes a parsed message and
+returns the next one; signing is left to the caller because it is slow enough to belong in a thread. Every
+failure is a `HandshakeError` whose reason is one of a few words, so that it can be counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hmac import compare_digest
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from phantommesh import wire
+from phantommesh.kem import SEED_SIZE, Kem, KemError
+from phantommesh.link import keys
+from phantommesh.secret import Secret
+
+Random = Callable[[int], bytes]
+
+_ONCE = bytes(12)  # every AEAD key here seals exactly one message
+
+
+class HandshakeError(Exception):
+    """This handshake cannot go on. ``args[0]`` is a short reason from a closed set."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRequest:
+    """What has to be signed with the node's ML-DSA-65 key before the next message can go."""
+
+    data: bytes
+    context: bytes
+
+
+#: Turns the peer's id and enrolment credential into the key its signature must verify under, or raises
+#: HandshakeError. For members that is a look-up; in enrolment it verifies certificates or a bare key.
+Verifier = Callable[[bytes, bytes], MLDSA65PublicKey]
+
+
+def _seal(key: bytes, proof: wire.Proof, digest: bytes) -> bytes:
+    return ChaCha20Poly1305(key).encrypt(_ONCE, proof.encode(), digest)
+
+
+def _open(key: bytes, sealed: bytes, digest: bytes) -> wire.Proof:
+    try:
+        return wire.decode_proof_untrusted(ChaCha20Poly1305(key).decrypt(_ONCE, sealed, digest))
+    except (InvalidTag, wire.DecodeError):
+        raise HandshakeError("aead") from None
+
+
+def _check(proof: wire.Proof, verifier: Verifier, confirm_key: bytes, digest: bytes, context: bytes) -> None:
+    expected = keys.confirmation(confirm_key, digest, proof.node_id, proof.signature)
+    if not compare_digest(proof.confirm, expected):
+        raise HandshakeError("confirmation")
+    try:
+        verifier(proof.node_id, proof.credential).verify(proof.signature, digest + proof.node_id, context)
+    except InvalidSignature:
+        raise HandshakeError("signature") from None
+
+
+def _exchange(private: X25519PrivateKey, share: bytes) -> bytes:
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(share))
+    except ValueError:  # RFC 7748 section 6.1: an all-zero result
+        raise HandshakeError("x25519") from None
+
+
+class Initiator:
+    """The side that sends INIT and AUTH."""
+
+    def __init__(
+        self, *, kem: Kem, random: Random, mode: wire.Mode, node_id: bytes, epoch: int, credential: bytes,
+        interface_hash: bytes, bitmap: int = 0x7F, invite: Secret | None = None,
+    ) -> None:  # fmt: skip
+        ek, self._decapsulator = kem.keypair(random(SEED_SIZE))
+        self._x = X25519PrivateKey.from_private_bytes(random(32))
+        init = wire.Init(
+            mode, random(wire.SESSION_ID_SIZE), epoch, credential, node_id, random(wire.NONCE_SIZE), bitmap,
+            interface_hash, ek, self._x.public_key().public_bytes_raw(),
+        )  # fmt: skip
+        if invite is not None:
+            blank = replace(init, credential=credential[:16] + bytes(16))
+            init = replace(init, credential=credential[:16] + keys.invite_proof(invite, blank.encode()))
+        self.init = init
+        self._transcript = keys.Transcript()
+        self._transcript.add(init.encode())
+        self._keys: keys.HandshakeKeys | None = None
+        self._digest = b""
+        self.session: keys.SessionKeys | None = None
+        self.resp: wire.Resp | None = None
+
+    def on_resp(
+        self, resp: wire.Resp, chain_key: bytes, verifier: Verifier
+    ) -> tuple[wire.Proof, SigningRequest]:
+        """Check RESP under ``chain_key`` (64 bytes: the chain that RESP names). Return the responder's proof
+        and what to sign. A failed check changes nothing: a true RESP may still come."""
+        if resp.interface_hash != self.init.interface_hash:
+            raise HandshakeError("interfaces")
+        if resp.epoch < self.init.epoch:
+            raise HandshakeError("epoch")
+        public = resp.encode_public()
+        digest = self._transcript.peek(public)
+        combined = keys.combine(
+            self._decapsulator.decapsulate(resp.ct), _exchange(self._x, resp.share), resp.ct, resp.share,
+            self.init.ek, self.init.share,
+        )  # fmt: skip
+        handshake = keys.handshake_keys(chain_key, combined, digest)
+        proof = _open(handshake.seal_r, resp.sealed, digest)
+        _check(proof, verifier, handshake.confirm_r, digest, keys.RESPONDER_CONTEXT)
+        self._transcript.add(public)
+        self._digest = self._transcript.add(resp.sealed)
+        self._keys, self.resp = handshake, resp
+        self.session = keys.session_keys(handshake.root, self._digest)
+        return proof, SigningRequest(self._digest + self.init.node_id, keys.INITIATOR_CONTEXT)
+
+    def auth(self, signature: bytes, credential: bytes = b"") -> wire.Auth:
+        """Return AUTH, given the signature that `on_resp` asked for."""
+        assert self._keys is not None and self.resp is not None
+        confirm = keys.confirmation(self._keys.confirm_i, self._digest, self.init.node_id, signature)
+        proof = wire.Proof(self.init.node_id, signature, confirm, credential)
+        return wire.Auth(self.resp.own, _seal(self._keys.seal_i, proof, self._digest))
+
+    def on_ack(self, body: bytes) -> wire.Ack:
+        """Open and check an ACK body."""
+        assert self.session is not None and self.resp is not None
+        try:
+            plain = ChaCha20Poly1305(self.session.ack.reveal()).decrypt(_ONCE, body, self.init.session)
+            ack = wire.decode_ack_untrusted(plain)
+        except (InvalidTag, wire.DecodeError):
+            raise HandshakeError("ack") from None
+        if ack.epoch != self.resp.epoch:
+            raise HandshakeError("ack")
+        return ack
+
+
+class Responder:
+    """The side that answers INIT with RESP and AUTH with ACK."""
+
+    def __init__(
+        self, init: wire.Init, *, kem: Kem, random: Random, node_id: bytes, epoch: int, chain_id: bytes,
+        chain_key: bytes, interface_hash: bytes, bitmap: int = 0x7F,
+    ) -> None:  # fmt: skip
+        self.init = init
+        try:
+            ct, ss_pq = kem.encapsulate(init.ek)
+        except KemError:
+            raise HandshakeError("encapsulation key") from None
+        x = X25519PrivateKey.from_private_bytes(random(32))
+        share = x.public_key().public_bytes_raw()
+        self._public = wire.Resp(
+            init.session, random(wire.SESSION_ID_SIZE), random(wire.NONCE_SIZE), chain_id, epoch, bitmap,
+            interface_hash, ct, share,
+        )  # fmt: skip
+        self._node_id = node_id
+        self._transcript = keys.Transcript()
+        self._transcript.add(init.encode())
+        self._digest = self._transcript.add(self._public.encode_public())
+        combined = keys.combine(ss_pq, _exchange(x, init.share), ct, share, init.ek, init.share)
+        self._keys = keys.handshake_keys(chain_key, combined, self._digest)
+        self.own = self._public.own
+        self.epoch = epoch
+        self.session: keys.SessionKeys | None = None
+
+    def signing_request(self) -> SigningRequest:
+        """What `resp` needs signed."""
+        return SigningRequest(self._digest + self._node_id, keys.RESPONDER_CONTEXT)
+
+    def resp(self, signature: bytes, credential: bytes = b"") -> wire.Resp:
+        """Return RESP, and derive the session keys. To be called once."""
+        confirm = keys.confirmation(self._keys.confirm_r, self._digest, self._node_id, signature)
+        proof = wire.Proof(self._node_id, signature, confirm, credential)
+        resp = replace(self._public, sealed=_seal(self._keys.seal_r, proof, self._digest))
+        self._digest = self._transcript.add(resp.sealed)
+        self.session = keys.session_keys(self._keys.root, self._digest)
+        return resp
+
+    def on_auth(self, auth: wire.Auth, verifier: Verifier) -> wire.Proof:
+        """Check AUTH and return the initiator's proof. A failed check changes nothing."""
+        proof = _open(self._keys.seal_i, auth.sealed, self._digest)
+        if proof.node_id != self.init.node_id:
+            raise HandshakeError("identity")
+        _check(proof, verifier, self._keys.confirm_i, self._digest, keys.INITIATOR_CONTEXT)
+        return proof
+
+    def ack(self, bitmap: int, cookie: bytes) -> bytes:
+        """Return the sealed ACK body. To be called once: its key seals one message."""
+        assert self.session is not None
+        plain = wire.Ack(self.epoch, bitmap, cookie).encode()
+        return ChaCha20Poly1305(self.session.ack.reveal()).encrypt(_ONCE, plain, self.init.session)
+
+
+def check_invite_proof(init: wire.Init, secret: Secret) -> bool:
+    """Whether an enrolment's INIT was made by a holder of the invite's secret."""
+    blank = replace(init, credential=init.credential[:16] + bytes(16))
+    return compare_digest(init.credential[16:], keys.invite_proof(secret, blank.encode()))
+
+
+def pick_chain(offered: Sequence[bytes], held: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """Choose the chain to build on: the newest of ours (``held``: id and key, newest first) that the other
+    end offers too, else none."""
+    for chain_id, chain_key in held:
+        if chain_id in offered:
+            return chain_id, chain_key
+    return wire.NO_CHAIN, keys.FIRST_CHAIN

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which WireGuard preshared keys a peer should have, and how sure we are that the other end has them too.
+
+A peer's PSKs are *random* until a handshake has finished (fail closed), then those of the newest agreement.
+Only the initiator can be unsure, between sending AUTH and receiving ACK: then it shows staged and committed
+PSKs in turn until a WireGuard handshake lands on one of them, and whichever was shown is what both ends have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from phantommesh.link.handshake import Random
+from phantommesh.secret import Secret
+from phantommesh.wire import DIMENSIONS
+
+# Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
+FORGET_OLD_AFTER = 180.0
+
+# Tuning.
+ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each showing sees an attempt
+SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
+
+ALL = (1 << DIMENSIONS) - 1
+
+
+class PskPhase(Enum):
+    """How a link stands. Only FRESH claims that both ends hold the same, recent PSKs."""
+
+    NONE = "none"
+    FRESH = "fresh"
+    UNSURE = "unsure"
+    STALE = "stale"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What one finished handshake agreed on. ``rank`` orders agreements the same way at both ends."""
+
+    epoch: int
+    by_lower_id: bool
+    chain_id: bytes
+    chain_key: Secret
+    psks: tuple[Secret, ...] = field(repr=False)
+    born: float
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Epoch first; of two handshakes that crossed, the lower node id's wins."""
+        return (self.epoch, self.by_lower_id)
+
+
+class PskState:
+    """The PSKs of one peer, on all dimensions."""
+
+    def __init__(self, random: Random, *, alarm_after: float, random_after: float) -> None:
+        self._random = random
+        self._alarm_after, self._random_after = alarm_after, random_after
+        self.committed: Agreement | None = None
+        self.staged: Agreement | None = None
+        self._previous: Agreement | None = None
+        self._blank = self._fresh_random()
+        self._failed_closed = False
+        self._alarmed = False
+        self._unsure_since: float | None = None
+        self._showing_staged = False
+        self._toggled = 0.0
+        self._installed_at: list[float | None] = [None] * DIMENSIONS
+        self._replaced_agreed = False
+        self.confirmed = 0
+
+    def _fresh_random(self) -> tuple[Secret, ...]:
+        return tuple(Secret(self._random(32)) for _ in range(DIMENSIONS))
+
+    @property
+    def desired(self) -> tuple[Secret, ...]:
+        """The preshared key that each dimension should have now. Never all zero."""
+        if self._showing_staged and self.staged is not None:
+            return self.staged.psks
+        if self.committed is None or self._failed_closed:
+            return self._blank
+        return self.committed.psks
+
+    @property
+    def open(self) -> bool:
+        """Whether the PSKs come from a finished handshake: until then the peer gets no endpoint either."""
+        return self.desired is not self._blank
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch known, staged ones included."""
+        return max((a.epoch for a in (self.committed, self.staged) if a is not None), default=0)
+
+    def held_chains(self) -> list[tuple[bytes, bytes]]:
+        """Chain ids and keys this end can build on, newest first."""
+        known = (a for a in (self.staged, self.committed, self._previous) if a is not None)
+        return [(a.chain_id, a.chain_key.reveal()) for a in known]
+
+    def stage(self, agreement: Agreement) -> None:
+        """Initiator, at AUTH: the other end may or may not come to have this."""
+        self.staged = agreement
+
+    def drop_staged(self) -> None:
+        """The other end has shown that it never had the staged agreement."""
+        self.staged, self._unsure_since, self._showing_staged = None, None, False
+
+    def doubt(self, now: float) -> None:
+        """Initiator, without an ACK: start to show the staged PSKs and the old ones in turn."""
+        if self.staged is not None and self._unsure_since is None:
+            self._unsure_since = now
+            self._show(True, now)
+
+    def commit(self, agreement: Agreement) -> bool:
+        """Both ends have it, or (responder) will once the initiator hears of it. False if an agreement of
+        higher rank is already in place: a late message of a handshake that has been overtaken."""
+        if self.committed is not None and agreement.rank <= self.committed.rank:
+            return False
+        self._replaced_agreed = self.open
+        self._previous, self.committed = self.committed, agreement
+        if self.staged is not None and self.staged.rank <= agreement.rank:
+            self.staged = None
+        self._unsure_since, self._showing_staged = None, False
+        self._failed_closed = self._alarmed = False
+        self._forget_installs()
+        return True
+
+    def _forget_installs(self) -> None:
+        self._installed_at = [None] * DIMENSIONS
+        self.confirmed = 0
+
+    def _show(self, staged: bool, now: float) -> None:
+        self._showing_staged, self._toggled = staged, now
+        self._replaced_agreed = True
+        self._forget_installs()
+
+    def installed(self, bitmap: int, now: float) -> int:
+        """Note the dimensions whose PSK was read back equal to `desired`; return all noted so far."""
+        for i in range(DIMENSIONS):
+            if bitmap >> i & 1:
+                if self._installed_at[i] is None:
+                    self._installed_at[i] = now
+            else:
+                self._installed_at[i] = None
+        return sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+
+    def observe(self, handshakes: Sequence[float | None], now: float) -> None:
+        """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
+        newer than the set confirms that the other end has the same PSK."""
+        margin = SAME_HANDSHAKE if self._replaced_agreed else 0.0
+        for i, (seen, set_at) in enumerate(zip(handshakes, self._installed_at, strict=True)):
+            if seen is not None and set_at is not None and seen >= set_at + margin:
+                self.confirmed |= 1 << i
+        if self.confirmed and self._unsure_since is not None:
+            staged, confirmed = self.staged, self.confirmed
+            if self._showing_staged and staged is not None:
+                installs = self._installed_at
+                if self.commit(staged):
+                    self._installed_at, self.confirmed = installs, confirmed
+            else:
+                self._unsure_since = None  # the other end has the old ones; AUTH may yet arrive: keep staged
+        if self.confirmed == ALL:
+            self._previous = None
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the agreement in use was made; None where there is none."""
+        return None if self.committed is None else now - self.committed.born
+
+    def phase(self, now: float) -> PskPhase:
+        """How the link stands."""
+        if self.committed is None:
+            return PskPhase.UNSURE if self._showing_staged else PskPhase.NONE
+        if self._failed_closed:
+            return PskPhase.UNSURE if self._showing_staged else PskPhase.RANDOM
+        if now - self.committed.born >= self._alarm_after:
+            return PskPhase.STALE
+        return PskPhase.UNSURE if self._unsure_since is not None else PskPhase.FRESH
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        times = []
+        if self.committed is not None:
+            if not self._alarmed:
+                times.append(self.committed.born + self._alarm_after)
+            if not self._failed_closed:
+                times.append(self.committed.born + self._random_after)
+            if self._previous is not None:
+                times.append(self.committed.born + FORGET_OLD_AFTER)
+        if self._unsure_since is not None:
+            times.append(self._toggled + ALTERNATE)
+        return min(times, default=float("inf"))
+
+    def tick(self, now: float) -> tuple[bool, list[str]]:
+        """Return whether `desired` changed, and the alarms to raise: ``stale``, ``random``."""
+        changed, alarms = False, list[str]()
+        if self.committed is not None:
+            age = now - self.committed.born
+            if self._previous is not None and age >= FORGET_OLD_AFTER:
+                self._previous = None
+            if age >= self._alarm_after and not self._alarmed:
+                self._alarmed = True
+                alarms.append("stale")
+            if age >= self._random_after and not self._failed_closed:
+                self._fail_closed()
+                changed = True
+                alarms.append("random")
+        if self._unsure_since is not None and now >= self._toggled + ALTERNATE:
+            if now - self._unsure_since >= self._random_after:
+                self.drop_staged()
+            else:
+                self._show(not self._showing_staged, now)
+            changed = True
+        return changed, alarms
+
+    def _fail_closed(self) -> None:
+        self._blank = self._fresh_random()
+        self._failed_closed = True
+        self._forget_installs()
