@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The node's state directory: made all at once or not at all, read with suspicion, written atomically.
+
+It is made as a hidden sibling, ``.NAME.creating``, and renamed into place when every byte is on disk, so a
+crash leaves either no state directory or a whole one. A left-over sibling is nobody's state: the next
+creation clears it.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.secret import Secret
+
+FORMAT: Final = b"phantommesh state 1\n"
+
+FORMAT_FILE: Final = "format"
+LOCK_FILE: Final = "lock"
+ROOT_CERT: Final = "root.crt"
+ROOT_KEY: Final = "root.key"
+AUTHORITY_CERT: Final = "authority.crt"
+AUTHORITY_KEY: Final = "authority.key"
+NODE_CERT: Final = "node.crt"
+NODE_KEY: Final = "node.key"
+WIREGUARD_KEYS: Final = "wireguard.json"
+ADMISSION_KEY: Final = "admission.key"
+ROSTER: Final = "roster.bin"
+REVOCATIONS: Final = "revocations.bin"
+INVITES: Final = "invites"
+
+# What every node has from its first moment.
+REQUIRED: Final = (
+    ROOT_CERT,
+    AUTHORITY_CERT,
+    NODE_CERT,
+    NODE_KEY,
+    WIREGUARD_KEYS,
+    ADMISSION_KEY,
+    ROSTER,
+    REVOCATIONS,
+)
+
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024  # a roster of a thousand members is about 15 MB
+
+
+class StateError(PhantomMeshError):
+    """A state directory that is missing, foreign, half-written, in use or too open; names the file."""
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace the file `path` by `data`: readers and crashes see the old bytes or the new, never a mixture.
+
+    The bytes and the rename are on disk when this returns. Raises OSError, and then `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)  # a crash's left-over; its mode cannot be trusted
+    try:
+        _write_new(temporary, data, mode)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+class StateDir:
+    """An existing state directory of this format. `path` is absolute, without symbolic links."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, files: Mapping[str, bytes]) -> Self:
+        """Make the state directory `path` with `files` (a name is relative, one level deep at most).
+
+        An existing empty directory is taken; anything else is left untouched. Raises StateError; when
+        it raises anything, `path` is as it was.
+        """
+        path = path.resolve()
+        check_vacant(path)
+        staging = path.with_name(f".{path.name}.creating")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            with _staging(staging):
+                for name, data in {**files, FORMAT_FILE: FORMAT}.items():
+                    target = staging / name
+                    target.parent.mkdir(exist_ok=True, mode=0o700)
+                    _write_new(target, data, 0o600)
+                for directory in {(staging / name).parent for name in files} | {staging}:
+                    _sync_directory(directory)
+                # rename(2) replaces an empty directory only, so nobody's files can be lost here
+                staging.rename(path)
+        except OSError as error:
+            raise _cannot(f"make the state directory {path}", error) from error
+        try:
+            _sync_directory(path.parent)
+        except OSError:
+            pass  # the directory is whole and in place; only a power cut this second could still undo it
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing state directory. Raises StateError naming the file that is wrong and the fix."""
+        path = path.resolve()
+        try:
+            entries = {entry.name for entry in path.iterdir()}
+        except FileNotFoundError:
+            raise StateError(
+                f"there is no state directory {path}",
+                fix="run `phantommesh init` or `phantommesh join`, or give the right --state-dir",
+            ) from None
+        except OSError as error:
+            raise _cannot(f"read the state directory {path}", error) from error
+        state = cls(path)
+        marker = state._read(FORMAT_FILE) if FORMAT_FILE in entries else None
+        if marker is None:
+            found = ", ".join(sorted(entries)[:3]) or "it is empty"
+            raise StateError(
+                f"{path} is not a PhantomMesh state directory ({found}; no file {FORMAT_FILE!r})",
+                fix="give another --state-dir; nothing in it was touched",
+            )
+        if marker != FORMAT:
+            raise StateError(
+                f"{path / FORMAT_FILE} is of another version of PhantomMesh",
+                fix="run the version that wrote it",
+            )
+        for name in REQUIRED:
+            if name not in entries:
+                raise StateError(
+                    f"{path} is incomplete: {name} is missing",
+                    fix="restore it from a backup, or move the directory away and join again",
+                )
+        return state
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes. Raises StateError naming the file."""
+        return self._read(name)
+
+    def read_secret(self, name: str) -> Secret:
+        """Return a key file's bytes. Raises StateError unless it is ours and closed to everybody else."""
+        return Secret(self._read(name, secret=True))
+
+    def has(self, name: str) -> bool:
+        """Say whether the file exists."""
+        return (self.path / name).is_file()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file's bytes atomically, mode 0600. Raises StateError; then the old bytes stand."""
+        try:
+            atomic_write(self.path / name, data)
+        except OSError as error:
+            raise _cannot(f"write {self.path / name}", error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for one node. The kernel drops the lock with the process, however it ends.
+
+        Raises StateError when another process holds it.
+        """
+        try:
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _cannot(f"open {self.path / LOCK_FILE}", error) from error
+        try:
+            _flock(descriptor, f"another node is running on {self.path}")
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read(self, name: str, *, secret: bool = False) -> bytes:
+        path = self.path / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _cannot(f"read {path}", error) from error
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StateError(f"{path} is not a regular file", fix="move it away and restore a backup")
+            if secret:
+                check_private(path, status)
+            if status.st_size > MAX_FILE_BYTES:
+                raise StateError(f"{path} is {status.st_size} bytes long", fix="restore it from a backup")
+            try:
+                return file.read()
+            except OSError as error:
+                raise _cannot(f"read {path}", error) from error
+
+
+def check_private(path: Path, status: os.stat_result) -> None:
+    """Raise StateError unless the file is ours and closed to everybody else."""
+    if status.st_uid != os.geteuid():
+        raise StateError(
+            f"{path} belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this",
+            fix=f"chown {os.geteuid()} {path}",
+        )
+    if status.st_mode & 0o077:
+        raise StateError(
+            f"{path} is a secret that others can read (mode {stat.S_IMODE(status.st_mode):04o})",
+            fix=f"chmod 600 {path}",
+        )
+
+
+def check_vacant(path: Path) -> None:
+    """Raise StateError unless `path` does not exist or is an empty directory."""
+    try:
+        entries = sorted(entry.name for entry in path.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot(f"use {path} as a state directory", error) from error
+    if FORMAT_FILE in entries:
+        raise StateError(
+            f"{path} already holds a node's state",
+            fix="start it with `phantommesh run`, or give another --state-dir",
+        )
+    if entries:
+        raise StateError(
+            f"{path} is not empty ({', '.join(entries[:3])}) and is not a PhantomMesh state directory",
+            fix="give another --state-dir; nothing in it was touched",
+        )
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[None]:
+    """Hold an empty directory `path` of ours; two creations at once exclude each other by its lock."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise StateError(f"{path} is in the way", fix=f"move {path} away")
+    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        busy = f"another init or join is at work on {path}"
+        _flock(descriptor, busy)
+        here = (path / LOCK_FILE).stat() if (path / LOCK_FILE).exists() else None
+        if here is None or here.st_ino != os.fstat(descriptor).st_ino:
+            raise StateError(busy, fix="wait for it to end")  # it finished between our open and our lock
+        for entry in path.iterdir():
+            if entry.name == LOCK_FILE:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, busy: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateError(busy, fix="stop the other process first, or give another --state-dir") from None
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask says
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot(what: str, error: OSError) -> StateError:
+    reason = error.strerror or type(error).__name__
+    fix = {
+        errno.EACCES: "run as root, or give a path you may write",
+        errno.EPERM: "run as root, or give a path you may write",
+        errno.EBUSY: "a mount point cannot be the state directory itself: give a directory inside it",
+        errno.ENOSPC: "free some space on that file system",
+        errno.EROFS: "give a path on a file system that can be written",
+        errno.ENOTDIR: "give a path whose parents are directories",
+    }.get(error.errno or 0, "")
+    return StateError(f"cannot {what}: {reason}", fix=fix)
