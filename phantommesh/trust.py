@@ -230,6 +230,28 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
     return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after)
 
 
+def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65PublicKey:
+    """Verify an authority's own certificate at `now` and return its key. Raises TrustError.
+
+    `cryptography`'s verifier takes end entities only, so this checks the one step by hand.
+    """
+    authority = _load(der, "authority")
+    try:
+        key = _ml_dsa_65(authority)
+        authority.verify_directly_issued_by(root)
+        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (*_X509_ERRORS, InvalidSignature) as error:
+        raise TrustError("the authority certificate is not signed by the root") from error
+    if not constraints.ca or constraints.path_length != 0 or not usage.key_cert_sign:
+        raise TrustError("the authority certificate is not an authority's")
+    for certificate in (root, authority):
+        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        if not begin <= now <= end:
+            raise TrustError("the authority certificate is not valid now")
+    return key
+
+
 def validity(der: bytes) -> tuple[float, float]:
     """Return a certificate's (not before, not after) in unix seconds, unverified. Raises TrustError."""
     certificate = _load(der, "node")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Revocations: authority-signed, grow-only, by node id, never by certificate: a renewal does not undo one."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final, Self
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from phantommesh.identity import NODE_ID_BYTES, NodeId
+from phantommesh.trust import Authority, TrustError, verify_authority
+
+CONTEXT: Final = b"phantommesh revocation v1"
+MAX_REVOCATION_BYTES: Final = 16_384
+MAX_REVOCATIONS: Final = 100_000
+
+
+class Revocation(msgspec.Struct, frozen=True, array_like=True):
+    """One node put out of the mesh at `at` (unix seconds), signed by an authority."""
+
+    node_id: bytes
+    at: int
+    signature: bytes
+    authority_cert: bytes
+
+
+def revoke(authority: Authority, node_id: NodeId, now: float) -> Revocation:
+    """Sign a revocation of the node."""
+    at = int(now)
+    return Revocation(node_id, at, authority.key.sign(_signed(node_id, at), CONTEXT), authority.der)
+
+
+class Revocations:
+    """The set of revoked nodes. It only grows; merging in any order gives the same set."""
+
+    def __init__(self, root: x509.Certificate) -> None:
+        self._root = root
+        self._entries: dict[NodeId, Revocation] = {}
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Revocation]:
+        return iter(self._entries.values())
+
+    def add(self, revocation: Revocation, now: float) -> bool:
+        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError."""
+        node_id = NodeId(revocation.node_id)
+        if node_id in self._entries:
+            return False
+        if len(node_id) != NODE_ID_BYTES or not 0 <= revocation.at < 2**63:
+            raise TrustError("the revocation's fields are out of range")
+        if len(self._entries) >= MAX_REVOCATIONS:
+            raise TrustError("there are too many revocations", fix="make the mesh anew")
+        key = verify_authority(self._root, revocation.authority_cert, now)
+        try:
+            key.verify(revocation.signature, _signed(node_id, revocation.at), CONTEXT)
+        except (InvalidSignature, ValueError) as error:
+            raise TrustError("the revocation's signature is wrong") from error
+        self._entries[node_id] = revocation
+        return True
+
+    def digest(self) -> bytes:
+        """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
+        return hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
+
+    def encode(self) -> bytes:
+        """Return the set for the state directory (msgpack)."""
+        return msgspec.msgpack.encode([self._entries[node_id] for node_id in sorted(self._entries)])
+
+    @classmethod
+    def decode(cls, data: bytes, root: x509.Certificate, now: float) -> Self:
+        """Read what `encode` wrote, verifying each entry. Raises TrustError."""
+        try:
+            entries = msgspec.msgpack.decode(data, type=list[Revocation])
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise TrustError("the revocation list cannot be read") from error
+        revocations = cls(root)
+        for entry in entries:
+            revocations.add(entry, now)
+        return revocations
+
+
+def _signed(node_id: bytes, at: int) -> bytes:
+    return node_id + at.to_bytes(8, "big")
