@@ -6,11 +6,12 @@ ignore fields they do not know, so an older command line reads a newer node. Dur
 bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 """
 
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from phantommesh.metrics import Metrics
+if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
@@ -122,7 +123,7 @@ class NodePort(Protocol):
     """All that the API knows of a node."""
 
     @property
-    def metrics(self) -> Metrics: ...
+    def metrics(self) -> "Metrics": ...
 
     def status(self) -> Status: ...
 

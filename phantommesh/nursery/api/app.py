@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The API's routes: thin, over a NodePort; see problems.py for errors and server.py for sockets."""
+
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+import trio
+from quart import Response, g, request
+from quart.wrappers import Request as QuartRequest
+from quart_trio import QuartTrio
+
+from phantommesh.nursery.api import problems
+from phantommesh.nursery.api.idempotency import IdempotencyCache
+from phantommesh.nursery.api.paging import paginate
+from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.views import LinkView, NodePort, PeerView, Problem, Rotation, RotationResult
+
+MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Routes that need no scope, so that a loopback TCP listener may serve them without a token.
+_OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
+
+    peer: str | None = None
+
+
+class _App(QuartTrio):
+    async def handle_request(self, request: QuartRequest) -> Response:
+        # Quart opens the request's context outside its error handling; a request that breaks there (such
+        # as by its Host) would otherwise become a traceback in the log and a bare 500.
+        try:
+            return await super().handle_request(request)  # type: ignore[return-value]
+        except Exception as error:
+            structlog.get_logger("phantommesh.api").warning("unusable API request", error=str(error))
+            return problems.problem_response(
+                Problem(status=400, title="Bad Request", detail="the request cannot be read")
+            )
+
+
+def create_app(node: NodePort, *, trusted: bool) -> QuartTrio:
+    """Return the ASGI application.
+
+    ``trusted``: whoever connects was let in by the socket's file mode and may do all. Otherwise (TCP) only
+    the routes that need no scope answer; API tokens come with a later version.
+    """
+    app = _App("phantommesh", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
+    # Redirects to a canonical path would be HTML.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    problems.install(app)
+    _time_requests(app, node)
+    if not trusted:
+        _refuse_strangers(app)
+    _add_probes(app, node)
+    _add_v1(app, node)
+    return app
+
+
+def _time_requests(app: QuartTrio, node: NodePort) -> None:
+    @app.before_request
+    async def start() -> None:
+        g.started = trio.current_time()
+
+    @app.after_request
+    async def finish(response: Response) -> Response:
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        rule = request.url_rule
+        node.metrics.api_request_seconds.labels(
+            route="unmatched" if rule is None else _route_label(rule.rule),
+            method=request.method if request.method in _METHODS else "other",
+            status=str(response.status_code),
+        ).observe(trio.current_time() - g.get("started", trio.current_time()))
+        return response
+
+
+def _route_label(rule: str) -> str:
+    return rule.replace("<", "{").replace(">", "}")
+
+
+def _refuse_strangers(app: QuartTrio) -> None:
+    @app.before_request
+    async def check() -> None:
+        # A web page that a browser on this machine has open can reach loopback under a name of its own.
+        if not _is_loopback(request.host):
+            raise ProblemError(421, "this host name is not the node's", fix="ask for 127.0.0.1 or localhost")
+        rule = request.url_rule
+        if rule is not None and rule.rule not in _OPEN_ROUTES:
+            raise ProblemError(401, "this needs the node's Unix socket", fix="use api.socket")
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _add_probes(app: QuartTrio, node: NodePort) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        ready, reasons = node.ready()
+        if not ready:
+            raise ProblemError(503, "the node is not ready", reasons=reasons)
+        return _json({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        accept = request.headers.get("Accept", "")
+        body, content_type = await trio.to_thread.run_sync(node.metrics.render, accept)
+        return Response(body, content_type=content_type)
+
+
+def _add_v1(app: QuartTrio, node: NodePort) -> None:
+    answers = IdempotencyCache()
+
+    @app.get("/v1/status")
+    async def status() -> Response:
+        return _json(node.status())
+
+    @app.get("/v1/peers")
+    async def peers() -> Response:
+        return _json(paginate(node.peers(), request.args))
+
+    @app.get("/v1/peers/<peer>")
+    async def peer(peer: str) -> Response:
+        return _json(_find(node.peers(), peer))
+
+    @app.get("/v1/links")
+    async def links() -> Response:
+        return _json(paginate(node.links(), request.args))
+
+    @app.post("/v1/rotations")
+    async def rotations() -> Response:
+        dry_run = _flag("dry_run")
+        wanted = await _body()
+
+        async def rotate() -> bytes:
+            chosen = node.peers() if wanted.peer is None else [_find(node.peers(), wanted.peer)]
+            if dry_run:
+                return msgspec.json.encode(_planned(chosen, node.links()))
+            return msgspec.json.encode(await node.rotate(None if wanted.peer is None else chosen[0].node_id))
+
+        answer, replayed = await answers.once(
+            request.headers.get("Idempotency-Key"), msgspec.json.encode((wanted, dry_run)), rotate
+        )
+        response = Response(answer, content_type="application/json")
+        if replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), content_type="application/json")
+
+
+def _find(peers: Sequence[PeerView], wanted: str) -> PeerView:
+    for peer in peers:
+        if wanted == peer.node_id:
+            return peer
+    for peer in peers:
+        if wanted == peer.name:
+            return peer
+    raise ProblemError(404, "no such peer in the mesh", fix="GET /v1/peers lists them by name and node id")
+
+
+def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
+    epochs = {link.node_id: link.epoch for link in links}
+    return RotationResult(
+        dry_run=True,
+        rotations=[
+            Rotation(peer=peer.name, node_id=peer.node_id, result="planned", epoch=epochs.get(peer.node_id))
+            for peer in peers
+        ],
+    )
+
+
+def _flag(name: str) -> bool:
+    match request.args.get(name):
+        case None | "false" | "0":
+            return False
+        case "true" | "1":
+            return True
+        case _:
+            raise ProblemError(400, f"{name} is not usable", fix="give true or false")
+
+
+async def _body() -> RotationRequest:
+    body = await request.get_data(as_text=False)
+    if not body:
+        return RotationRequest()
+    if request.mimetype != "application/json":
+        raise ProblemError(415, "the body is not application/json", fix="set Content-Type: application/json")
+    try:
+        return msgspec.json.decode(body, type=RotationRequest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProblemError(
+            400, f"the body is not usable: {error}", fix='send {} or {"peer": "NAME"}'
+        ) from None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Idempotency-Key: a write that a client repeats is done once and answered the same.
+
+Follows the IETF draft "The Idempotency-Key HTTP Header Field": the same key with another request is 422, a
+key whose first request is still under way is 409. Failures are not kept, so that a retry may succeed.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from phantommesh.nursery.api.problems import ProblemError
+
+MAX_KEYS = 1024
+LIFE_S = 24 * 3600.0
+MAX_KEY_LENGTH = 255
+
+
+@dataclass(slots=True)
+class _Entry:
+    fingerprint: bytes
+    born: float
+    answer: bytes | None = None
+
+
+class IdempotencyCache:
+    """Answers by key, at most ``MAX_KEYS`` and ``LIFE_S`` seconds old; the oldest finished one goes first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    async def once(
+        self, key: str | None, request: bytes, act: Callable[[], Awaitable[bytes]]
+    ) -> tuple[bytes, bool]:
+        """Return the answer and whether it is a replay. Raises ProblemError for an unusable key."""
+        if key is None:
+            return await act(), False
+        if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
+            raise ProblemError(
+                400,
+                "Idempotency-Key is not usable",
+                fix=f"give 1 to {MAX_KEY_LENGTH} printable ASCII characters, such as a UUID",
+            )
+        self._expire(trio.current_time())
+        fingerprint = hashlib.sha256(request).digest()
+        entry = self._entries.get(key)
+        if entry is not None:
+            if entry.fingerprint != fingerprint:
+                raise ProblemError(
+                    422, "this Idempotency-Key was used for another request", fix="make a new key"
+                )
+            if entry.answer is None:
+                raise ProblemError(
+                    409, "the first request with this Idempotency-Key is still under way", fix="try again"
+                )
+            return entry.answer, True
+        if len(self._entries) >= MAX_KEYS:
+            raise ProblemError(503, "too many writes are under way", fix="try again")
+        entry = self._entries[key] = _Entry(fingerprint, trio.current_time())
+        try:
+            entry.answer = await act()
+        finally:
+            if entry.answer is None:
+                del self._entries[key]
+        return entry.answer, False
+
+    def _expire(self, now: float) -> None:
+        finished = [key for key, entry in self._entries.items() if entry.answer is not None]
+        surplus = len(self._entries) - MAX_KEYS + 1
+        for index, key in enumerate(finished):
+            if index >= surplus and self._entries[key].born + LIFE_S > now:
+                break  # in order of birth, so every later one is younger
+            del self._entries[key]

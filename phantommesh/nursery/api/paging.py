@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pages of a list: ``limit`` and an opaque ``cursor`` that stays right while members come and go."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.views import Page
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+
+
+class _HasNodeId(Protocol):
+    @property
+    def node_id(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=_HasNodeId)
+
+
+def paginate(items: Sequence[Item], args: Mapping[str, str]) -> Page[Item]:
+    """Return the page that ``args`` ask for, in order of node id. Raises ProblemError (400)."""
+    limit = _limit(args.get("limit"))
+    after = _after(args.get("cursor"))
+    rest = sorted((item for item in items if item.node_id > after), key=lambda item: item.node_id)
+    page = rest[:limit]
+    more = len(rest) > limit
+    return Page(items=page, next_cursor=_cursor(page[-1].node_id) if more else None)
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT):
+        raise ProblemError(400, "limit is not usable", fix=f"give a number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+def _cursor(node_id: str) -> str:
+    return base64.urlsafe_b64encode(node_id.encode()).decode().rstrip("=")
+
+
+def _after(cursor: str | None) -> str:
+    if not cursor:
+        return ""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise ProblemError(400, "cursor is not usable", fix="pass next_cursor of the page before") from None

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every error of the API as problem details (RFC 9457), never HTML and never an exception's inside."""
+
+from http import HTTPStatus
+
+import msgspec
+import structlog
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.views import Problem
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class ProblemError(Exception):
+    """Raised by a route to answer with ``problem``."""
+
+    def __init__(self, status: int, detail: str, *, fix: str = "", reasons: list[str] | None = None) -> None:
+        super().__init__(detail)
+        self.problem = Problem(
+            status=status, title=HTTPStatus(status).phrase, detail=detail, fix=fix, reasons=reasons or []
+        )
+
+
+def problem_response(problem: Problem) -> Response:
+    return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
+
+
+def internal_error() -> Problem:
+    return Problem(
+        status=500,
+        title="Internal Server Error",
+        detail="the node failed to answer this request",
+        fix="look at the node's log; this is a bug worth reporting",
+    )
+
+
+def install(app: QuartTrio) -> None:
+    """Make ``app`` answer every error with problem details."""
+    log = structlog.get_logger("phantommesh.api")
+
+    async def on_problem(error: ProblemError) -> Response:
+        return problem_response(error.problem)
+
+    async def on_operator_error(error: PhantomMeshError) -> Response:
+        problem = Problem(status=409, title="Conflict", detail=str(error), fix=error.fix)
+        return problem_response(problem)
+
+    async def on_http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        problem = Problem(status=status, title=error.name, detail=error.description or "")
+        response = problem_response(problem)
+        # Allow (405), Retry-After and the like belong to the status; type and length are the page's.
+        for name, value in error.get_headers():
+            if name.lower() not in {"content-type", "content-length"}:
+                response.headers[name] = value
+        return response
+
+    async def on_bug(error: Exception) -> Response:
+        log.error("API request failed", exc_info=error)
+        return problem_response(internal_error())
+
+    app.register_error_handler(ProblemError, on_problem)
+    app.register_error_handler(PhantomMeshError, on_operator_error)
+    app.register_error_handler(HTTPException, on_http_error)
+    app.register_error_handler(Exception, on_bug)

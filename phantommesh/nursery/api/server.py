@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Serves the API: hypercorn's connections under a nursery of the node's own.
+
+hypercorn's own ``serve`` shields its writes from cancellation, so that one client which stops reading would
+hold up the node's shutdown for ever. Here each connection is known, and is cut when its time is over.
+"""
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from quart_trio import QuartTrio
+
+from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix
+from phantommesh.views import NodePort
+
+GROUP = "phantommesh"
+MAX_CONNECTIONS = 256
+
+
+async def serve_api(
+    node: NodePort,
+    *,
+    socket_path: Path,
+    listen: str | None = None,
+    group: str = GROUP,
+    shutdown: trio.Event | None = None,
+    grace: float = 2.0,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, or until ``shutdown`` is set: then accept nothing, give requests under way
+    ``grace`` seconds, cut what is left, and return. ``started`` gets the addresses. The Unix socket's file
+    is gone afterwards. Raises ApiSocketError where it cannot listen.
+    """
+    unix = await trio.to_thread.run_sync(partial(listen_unix, socket_path, group=group))
+    try:
+        tcp = listen_tcp(listen) if listen is not None else None
+        try:
+            await _serve(node, unix, tcp, shutdown or trio.Event(), grace, task_status)
+        finally:
+            if tcp is not None:
+                tcp.close()
+    finally:
+        unix.remove()
+
+
+async def _serve(
+    node: NodePort,
+    unix: UnixSocket,
+    tcp: socket.socket | None,
+    shutdown: trio.Event,
+    grace: float,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    connections = _Connections()
+    served = [(unix.listener, create_app(node, trusted=True))]
+    addresses = [f"unix:{unix.path}"]
+    if tcp is not None:
+        served.append((tcp, create_app(node, trusted=False)))
+        host, port = tcp.getsockname()[:2]
+        addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    async with trio.open_nursery() as handlers:
+        try:
+            async with trio.open_nursery() as accepting:
+                for listener, app in served:
+                    await accepting.start(
+                        partial(
+                            trio.serve_listeners,
+                            partial(connections.handle, _handler(app, connections.context)),
+                            [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
+                            handler_nursery=handlers,
+                        )
+                    )
+                structlog.get_logger("phantommesh.api").info("API listens", addresses=addresses)
+                task_status.started(addresses)
+                await shutdown.wait()
+                accepting.cancel_scope.cancel()
+            await connections.context.terminated.set()
+            with trio.move_on_after(grace):
+                await connections.wait_none()
+        finally:
+            connections.cut()
+            handlers.cancel_scope.cancel()
+
+
+def _handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
+    config = Config()
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    return partial(TCPServer, wrap_app(app, 0, "asgi"), config, context, ConnectionState({}))
+
+
+class _Connections:
+    """The open connections, so that each can be waited for and cut."""
+
+    def __init__(self) -> None:
+        self.context = WorkerContext(None)
+        self._open: set[trio.SocketStream] = set()
+        self._none = trio.Event()
+
+    async def handle(
+        self, serve: Callable[[trio.SocketStream], TCPServer], stream: trio.SocketStream
+    ) -> None:
+        if len(self._open) >= MAX_CONNECTIONS:
+            await stream.aclose()
+            return
+        self._open.add(stream)
+        try:
+            await serve(stream)
+        except Exception as error:  # one broken connection is not the service's end
+            structlog.get_logger("phantommesh.api").error("API connection failed", exc_info=error)
+        finally:
+            self._open.discard(stream)
+            if not self._open:
+                self._none.set()
+
+    async def wait_none(self) -> None:
+        while self._open:
+            self._none = trio.Event()
+            await self._none.wait()
+
+    def cut(self) -> None:
+        """Shut every connection down, which also ends a write that is shielded from cancellation."""
+        for stream in self._open:
+            with contextlib.suppress(OSError):
+                stream.socket.shutdown(socket.SHUT_RDWR)

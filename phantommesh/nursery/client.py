@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line's client of a running node: blocking HTTP/1.1 over its Unix socket.
+
+On the standard library alone: importing an HTTP client library would take longer than the request.
+"""
+
+import http.client
+import socket
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.views import Page, Problem, RotationResult, Status
+
+T = TypeVar("T")
+
+PAGE_LIMIT = 1000
+
+
+class NodeNotRunningError(PhantomMeshError):
+    """Nothing answers on the node's socket. The command line exits with status 3."""
+
+
+class ApiError(PhantomMeshError):
+    """The node answered with an error, or with something that is no answer."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(self._path))
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+class NodeClient:
+    """One request a connection; ``timeout`` is in seconds and bounds each wait for the node."""
+
+    def __init__(self, socket_path: Path, *, timeout: float = 10.0) -> None:
+        self.socket_path = socket_path
+        self.timeout = timeout
+
+    def status(self) -> Status:
+        return self.get("/v1/status", Status)
+
+    def rotate(self, peer: str | None, *, dry_run: bool, idempotency_key: str) -> RotationResult:
+        return self._decode(
+            self.request(
+                "POST",
+                "/v1/rotations" + ("?dry_run=true" if dry_run else ""),
+                body=msgspec.json.encode({"peer": peer}),
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            RotationResult,
+        )
+
+    def get(self, path: str, kind: type[T]) -> T:
+        return self._decode(self.request("GET", path), kind)
+
+    def get_all(self, path: str, item: type[T]) -> list[T]:
+        """Every item of a list, however many pages it has."""
+        items: list[T] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            query = urlencode({"limit": PAGE_LIMIT} | ({"cursor": cursor} if cursor else {}))
+            page = self._decode(self.request("GET", f"{path}?{query}"), Page[item])  # type: ignore[valid-type]
+            items += page.items
+            cursor = page.next_cursor
+        return items
+
+    def request(
+        self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> bytes:
+        """Send one request and return the body of its 2xx answer.
+
+        Raises NodeNotRunningError when nothing listens, ApiError for every other failure.
+        """
+        connection = _UnixConnection(self.socket_path, self.timeout)
+        try:
+            connection.request(method, quote(path, safe="/?&=%"), body=body, headers=headers or {})
+            response = connection.getresponse()
+            content = response.read()
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NodeNotRunningError(
+                f"the node is not running: nothing answers on {self.socket_path}",
+                fix="start it with `phantommesh run` (or its service), or pass --socket",
+            ) from None
+        except PermissionError:
+            raise ApiError(
+                f"no permission to use {self.socket_path}",
+                fix="run this with sudo, or add your user to the group phantommesh",
+            ) from None
+        except TimeoutError:
+            raise ApiError(
+                f"the node did not answer on {self.socket_path} within {self.timeout:g} s",
+                fix="look at its log; restart it if it hangs",
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(
+                f"no usable answer on {self.socket_path}: {type(error).__name__} {error}".rstrip(),
+                fix="check that this is a PhantomMesh node's socket",
+            ) from None
+        finally:
+            connection.close()
+        if response.status // 100 != 2:
+            raise _error_of(response.status, content)
+        return content
+
+    def _decode(self, content: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ApiError(
+                f"the node's answer is not understood: {error}",
+                fix="use the command line of the version that the node runs",
+            ) from None
+
+
+def _error_of(status: int, content: bytes) -> ApiError:
+    try:
+        problem = msgspec.json.decode(content, type=Problem)
+    except msgspec.MsgspecError:
+        return ApiError(f"the node answered {status} without a reason", fix="look at its log")
+    return ApiError("; ".join([problem.detail or problem.title, *problem.reasons]), fix=problem.fix)
