@@ -87,10 +87,10 @@ _ACK = struct.Struct(f"!QB{MAC_SIZE}s")
 INIT_SIZE = _INIT.size
 RESP_FIXED_SIZE = _RESP.size
 PROOF_SIZE = NODE_ID_SIZE + SIGNATURE_SIZE + CONFIRM_SIZE
-MAX_CREDENTIAL = 12_288  # two ML-DSA-65 certificates (about 5.5 kB each) with room to spare
+MAX_CREDENTIAL = 2048  # in enrolment only: a bare ML-DSA-65 SubjectPublicKeyInfo of 1974 bytes (RFC 9881)
 ACK_SIZE = _ACK.size + TAG_SIZE
 
-#: Longest body of each fragmented kind. Enrolment messages also carry the sender's certificates or key.
+#: Longest body of each fragmented kind. Enrolment messages also carry the sender's public key.
 MAX_BODY = {
     Kind.INIT: INIT_SIZE,
     Kind.RESP: RESP_FIXED_SIZE + PROOF_SIZE + MAX_CREDENTIAL + TAG_SIZE,
@@ -153,6 +153,11 @@ Datagram = CookieRequest | CookieReply | Fragment
 def mac(key: bytes, data: bytes) -> bytes:
     """Return the 16-byte keyed BLAKE2s (RFC 7693) of ``data``: WireGuard's choice for the same two jobs."""
     return blake2s(data, key=key, digest_size=MAC_SIZE).digest()
+
+
+def return_cookie(nonce: bytes) -> bytes:
+    """The cookie that keys fragments back to the initiator: only who saw its INIT can make it."""
+    return blake2s(nonce, digest_size=MAC_SIZE, person=b"pm1 back").digest()
 
 
 def sign_first(data: bytes, mac_key: bytes) -> bytes:
@@ -252,7 +257,7 @@ def decode_init_untrusted(body: bytes, mode: Mode) -> Init:
 @dataclass(frozen=True, slots=True)
 class Resp:
     """Second message. ``session`` is the initiator's id, ``own`` the responder's. ``sealed`` is the AEAD of
-    the responder's proof (and, for a newcomer, its certificates)."""
+    the responder's proof (and, for a newcomer, its public key)."""
 
     session: bytes
     own: bytes

@@ -165,6 +165,7 @@ class Responder:
         combined = keys.combine(ss_pq, _exchange(x, init.share), ct, share, init.ek, init.share)
         self._keys = keys.handshake_keys(chain_key, combined, self._digest)
         self.own = self._public.own
+        self.chain_id = chain_id
         self.epoch = epoch
         self.session: keys.SessionKeys | None = None
 

@@ -132,8 +132,8 @@ class PskState:
         self.confirmed = 0
 
     def _show(self, staged: bool, now: float) -> None:
+        self._replaced_agreed = self.open
         self._showing_staged, self._toggled = staged, now
-        self._replaced_agreed = True
         self._forget_installs()
 
     def installed(self, bitmap: int, now: float) -> int:

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The responder's side of all links, and of enrolments: from INIT to the ACK that follows the read-back."""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from phantommesh import wire
+from phantommesh.identity import node_id_of
+from phantommesh.link import keys
+from phantommesh.link.admission import Cookies, Rates
+from phantommesh.link.context import Context, Peer, sends
+from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
+from phantommesh.link.fragments import Missing
+from phantommesh.link.handshake import HandshakeError, Responder, check_invite_proof, pick_chain
+from phantommesh.link.initiation import Stage
+from phantommesh.link.psk import ALL
+from phantommesh.link.response import Response, Responses
+from phantommesh.wire import Address, Fragment, Kind, Mode
+
+# Tuning.
+PARTIAL_ACK_AFTER = 1.0  # s to wait for all seven interfaces before acknowledging fewer
+
+
+class Answerer:
+    """Handshakes that others started with this node."""
+
+    def __init__(self, context: Context, now: float) -> None:
+        self._context = context
+        self._cookies = Cookies(context.random, now)
+        self._rates = Rates()
+        self.responses = Responses()
+
+    def on_cookie_request(
+        self, request: wire.CookieRequest, datagram: bytes, source: Address, now: float
+    ) -> list[Effect]:
+        """Give a cookie to whoever belongs here: statelessly, and never more bytes than were sent."""
+        key = self._context.mac_in.get(request.mode)
+        if key is None or not wire.first_mac_ok(datagram, key, with_cookie=False):
+            return self._context.drop("mac")
+        reply = wire.CookieReply(request.mode, request.nonce, self._cookies.current(source, now))
+        return [Send(reply.encode(self._context.mac_out(request.mode, request.node_id)), source)]
+
+    def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:
+        """Take a fragment that is meant for a responder. Raises what `machine.Links.receive` counts."""
+        if not any(wire.cookie_mac_ok(datagram, c) for c in self._cookies.accepted(source, now)):
+            return self._context.drop("cookie")
+        key = self._context.mac_in.get(fragment.mode)
+        if key is None or not wire.first_mac_ok(datagram, key, with_cookie=True):
+            return self._context.drop("mac")
+        if fragment.kind is Kind.RESEND:
+            return self._on_resend(fragment, source)
+        if fragment.kind is Kind.INIT:
+            return self._on_init_fragment(fragment, source, now)
+        response = self.responses.by_own(fragment.session)
+        if response is None or response.source != source:
+            return self._context.drop("session")
+        if response.verified_at is not None:
+            self._context.drop("duplicate")
+            return sends(response.repeat(now) if response.ack is not None else [], source)
+        body = self._context.reassembler.add(source, fragment, now)
+        if body is None:
+            return []
+        auth = wire.decode_auth_untrusted(body)
+        if auth.session != fragment.session:
+            raise wire.DecodeError("session")
+        return self._on_auth(response, auth, now)
+
+    def ask_again(self, missing: Missing) -> list[Effect]:
+        """Ask for the rest of an INIT or AUTH."""
+        response = self.responses.by_own(missing.session)
+        if response is None or missing.kind is not Kind.AUTH:
+            return []  # of a first INIT too little is known to answer it: its sender repeats it
+        body = wire.Resend(missing.kind, missing.bitmap).encode()
+        session = response.handshake.init.session
+        return sends(response.encode(wire.fragments(Kind.RESEND, missing.mode, session, body)), missing.source)
+
+    def _on_resend(self, fragment: Fragment, source: Address) -> list[Effect]:
+        resend = wire.decode_resend_untrusted(fragment.chunk)
+        response = self.responses.by_initiator(source, fragment.session)
+        if response is None:
+            return self._context.drop("session")
+        return sends(response.encode([f for f in response.fragments if resend.missing >> f.index & 1]), source)
+
+    def _on_init_fragment(self, fragment: Fragment, source: Address, now: float) -> list[Effect]:
+        response = self.responses.by_initiator(source, fragment.session)
+        if response is not None:
+            self._context.drop("duplicate")
+            return sends(response.repeat(now) if response.fragments else [], source)
+        started = self._context.reassembler.started(source, fragment)
+        if not started and not self._rates.allow(source.host, now):
+            return self._context.drop("rate")
+        body = self._context.reassembler.add(source, fragment, now)
+        if body is None:
+            return []
+        init = wire.decode_init_untrusted(body, fragment.mode)
+        if init.session != fragment.session:
+            raise wire.DecodeError("session")
+        return self._on_enrol(init, source, now) if init.mode is Mode.ENROL else self._on_init(init, source, now)
+
+    def _on_init(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
+        peer = self._context.peers.get(init.node_id)
+        if peer is None:
+            return self._context.drop("unknown-node")
+        if now >= peer.auth.valid_until:
+            return self._context.drop("expired")
+        interface_hash = self._context.interface_hash(peer.auth)
+        if not compare_digest(init.interface_hash, interface_hash):
+            return self._context.drop("interfaces")
+        if peer.initiation is not None and self._context.starts_with(init.node_id):
+            return self._context.drop("glare")
+        if not self._admit(init, source):
+            return []
+        chain_id, chain_key = pick_chain((init.credential[:16], init.credential[16:]), peer.psk.held_chains())
+        in_flight = peer.initiation.handshake.init.epoch if peer.initiation is not None else 0
+        epoch = max(init.epoch, peer.psk.epoch + 1, in_flight + 1)
+        handshake = Responder(
+            init, kem=self._context.kem, random=self._context.random, node_id=self._context.node_id, epoch=epoch,
+            chain_id=chain_id, chain_key=chain_key, interface_hash=interface_hash,
+        )  # fmt: skip
+        return self._respond(Response(handshake, source, peer.mac_out, now))
+
+    def _on_enrol(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
+        enrolment = self._context.enrolment
+        assert enrolment is not None  # the first MAC has no key without one
+        invite = init.credential[:16]
+        secret = enrolment.find(invite)
+        if secret is None:
+            return self._context.drop("invite")
+        if not check_invite_proof(init, secret):
+            return self._context.drop("invite-proof")
+        if not self._admit(init, source):
+            return []
+        handshake = Responder(
+            init, kem=self._context.kem, random=self._context.random, node_id=self._context.node_id,
+            epoch=init.epoch, chain_id=wire.NO_CHAIN, chain_key=keys.invite_chain(secret),
+            interface_hash=init.interface_hash,
+        )  # fmt: skip
+        mac_out = self._context.mac_out(Mode.ENROL, init.node_id)
+        return self._respond(Response(handshake, source, mac_out, now, invite=invite))
+
+    def _admit(self, init: wire.Init, source: Address) -> bool:
+        """The last checks before anything dear is computed."""
+        if not self.responses.room_for(init.node_id, source):
+            self._context.drop("half-open")
+            return False
+        if self.responses.replayed(init.nonce):
+            self._context.drop("replay")
+            return False
+        return True
+
+    def _respond(self, response: Response) -> list[Effect]:
+        self.responses.add(response)
+        return [Sign(response.handshake.own, response.handshake.signing_request())]
+
+    def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:
+        """Send RESP."""
+        response = self.responses.by_own(token)
+        if response is None or response.fragments:
+            return []
+        enrolment = self._context.enrolment
+        credential = enrolment.spki if response.mode is Mode.ENROL and enrolment is not None else b""
+        resp = response.handshake.resp(signature, credential)
+        response.fragments = response.to_initiator(Kind.RESP, resp.encode(), now)
+        return sends(response.encode(response.fragments), response.source)
+
+    def _on_auth(self, response: Response, auth: wire.Auth, now: float) -> list[Effect]:
+        if response.mode is Mode.ENROL:
+            return self._on_enrol_auth(response, auth, now)
+        peer = self._context.peers.get(response.peer)
+        if peer is None:
+            return self._context.drop("unknown-node")
+        response.handshake.on_auth(auth, lambda *_: peer.auth.public_key)
+        session = response.handshake.session
+        assert session is not None
+        agreement = self._context.agreement(
+            peer, session, response.handshake.epoch, by_lower_id=peer.node_id < self._context.node_id, now=now
+        )
+        response.verified_at = now
+        had_chain = peer.psk.committed is not None
+        if not peer.psk.commit(agreement):
+            self.responses.drop(response)
+            return self._context.drop("overtaken")
+        if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):
+            self._context.end_initiation(peer)  # glare: the other end will not answer that one
+        effects: list[Effect] = [Install(peer.node_id)]
+        peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
+        if peer.chain_reset:
+            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+        return effects
+
+    def _on_enrol_auth(self, response: Response, auth: wire.Auth, now: float) -> list[Effect]:
+        proof = response.handshake.on_auth(auth, bare_key)
+        session = response.handshake.session
+        assert session is not None
+        response.verified_at = now
+        self._context.handshakes["responder", "enrol"] += 1
+        opened = Opened(
+            response.peer, "responder", response.handshake.init.session, session.channel_r, session.channel_i,
+            response.handshake.epoch, now - response.born, invite=response.invite, spki=proof.credential,
+        )  # fmt: skip
+        return [*self._send_ack(response, 0, now), opened]
+
+    def _send_ack(self, response: Response, bitmap: int, now: float) -> list[Effect]:
+        cookie = self._cookies.current(response.source, now)
+        response.ack = response.to_initiator(Kind.ACK, response.handshake.ack(bitmap, cookie), now)
+        return sends(response.encode(response.ack), response.source)
+
+    def acknowledge(self, peer: Peer, installed: int, now: float) -> list[Effect]:
+        """Send ACK for the peer's verified handshake once its PSKs have been read back."""
+        committed = peer.psk.committed
+        for response in self.responses.of_peer(peer.node_id):
+            since, session = response.verified_at, response.handshake.session
+            if since is None or session is None or response.ack is not None or committed is None:
+                continue
+            if session.chain_id != committed.chain_id:
+                self.responses.drop(response)
+            elif installed == ALL or (installed and now >= since + PARTIAL_ACK_AFTER):
+                name, epoch = response.handshake.init.session, committed.epoch
+                opened = self._context.opened(peer, "responder", name, session, epoch, response.born, now)
+                return [*self._send_ack(response, installed, now), opened]
+        return []
+
+
+def bare_key(node_id: bytes, credential: bytes) -> MLDSA65PublicKey:
+    """The verifier of an enrolment: the key itself, which must be the one that the node id is the hash of."""
+    if not compare_digest(node_id_of(credential), node_id):
+        raise HandshakeError("identity")
+    try:
+        key = load_der_public_key(credential)
+    except (ValueError, UnsupportedAlgorithm):
+        raise HandshakeError("identity") from None
+    if not isinstance(key, MLDSA65PublicKey):
+        raise HandshakeError("identity")
+    return key

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the two roles of a node share: its peers, its secrets, its counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random as JitterRandom
+
+from phantommesh import wire
+from phantommesh.kem import Kem
+from phantommesh.link import keys
+from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Role, Send
+from phantommesh.link.fragments import Reassembler
+from phantommesh.link.handshake import Random
+from phantommesh.link.initiation import Initiation
+from phantommesh.link.psk import Agreement, PskState
+from phantommesh.secret import Secret
+from phantommesh.wire import Address
+
+# Specification (DESIGN section 4).
+GLARE_DELAY = 10.0  # s that the end with the higher node id leaves the other to start
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When PSKs are replaced, and when a link counts as stale. Seconds."""
+
+    rotate: float = 90.0
+    jitter: float = 5.0
+    stale_alarm: float = 180.0
+    stale_random: float = 300.0
+
+
+@dataclass(slots=True)
+class Peer:
+    """One member as this node's links see it. ``cookie`` is the last one given, and by which address."""
+
+    auth: PeerAuth
+    psk: PskState
+    mac_out: bytes = field(repr=False)
+    next_start: float
+    initiation: Initiation | None = None
+    failures: int = 0
+    cookie: tuple[Address, bytes] | None = field(default=None, repr=False)
+    role: Role | None = None
+    chain_reset: bool = False
+    last_error: str | None = None
+    timed_by_handshake: bool = False
+
+    @property
+    def node_id(self) -> bytes:
+        """The member's node id."""
+        return self.auth.node_id
+
+
+@dataclass(slots=True)
+class Context:
+    """The node itself, and its peers by node id."""
+
+    node_id: bytes
+    wg_keys: tuple[bytes, ...]
+    admission: Secret
+    kem: Kem
+    random: Random
+    timing: Timing
+    enrolment: Enrolment | None
+    jitter: JitterRandom
+    peers: dict[bytes, Peer] = field(default_factory=dict)
+    initiations: dict[bytes, Peer] = field(default_factory=dict)
+    reassembler: Reassembler = field(default_factory=Reassembler)
+    drops: Counter[str] = field(default_factory=Counter)
+    handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
+    mac_in: dict[wire.Mode, bytes] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Derive the keys of the first MAC of what is sent to this node, for the modes it serves."""
+        self.mac_in = {wire.Mode.MEMBER: keys.member_mac_key(self.admission, self.node_id)}
+        if self.enrolment is not None:
+            self.mac_in[wire.Mode.ENROL] = keys.enrol_mac_key(self.enrolment.root_hash, self.node_id)
+
+    def drop(self, reason: str) -> list[Effect]:
+        """Count a datagram that cannot be used."""
+        self.drops[reason] += 1
+        return []
+
+    def starts_with(self, peer: bytes) -> bool:
+        """Whether this end is the one to start handshakes with that peer."""
+        return self.node_id < peer
+
+    def after(self, moment: float, peer: bytes) -> float:
+        """When this end should replace the epoch that began at ``moment``."""
+        jitter = self.jitter.uniform(-self.timing.jitter, self.timing.jitter)
+        return moment + self.timing.rotate + jitter + (0.0 if self.starts_with(peer) else GLARE_DELAY)
+
+    def interface_hash(self, auth: PeerAuth) -> bytes:
+        """The hash of both ends' WireGuard keys that INIT and RESP must carry."""
+        return keys.interface_hash(self.wg_keys, auth.wg_keys)
+
+    def mac_out(self, mode: wire.Mode, node_id: bytes) -> bytes:
+        """The key of the first MAC of what this node sends to that one."""
+        if mode is wire.Mode.ENROL and self.enrolment is not None:
+            return keys.enrol_mac_key(self.enrolment.root_hash, node_id)
+        peer = self.peers.get(node_id)
+        return keys.member_mac_key(self.admission, node_id) if peer is None else peer.mac_out
+
+    def agreement(
+        self, peer: Peer, session: keys.SessionKeys, epoch: int, *, by_lower_id: bool, now: float
+    ) -> Agreement:
+        """What a handshake that got this far agrees on."""
+        psks = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
+        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, now)
+
+    def opened(
+        self, peer: Peer, role: Role, name: bytes, session: keys.SessionKeys, epoch: int, began: float, now: float
+    ) -> Opened:
+        """Note that a handshake finished, and plan the next."""
+        peer.role, peer.failures, peer.last_error = role, 0, None
+        peer.timed_by_handshake = False
+        peer.next_start = self.after(now, peer.node_id)
+        self.handshakes[role, "ok"] += 1
+        key_out, key_in = session.channel_i, session.channel_r
+        if role == "responder":
+            key_out, key_in = key_in, key_out
+        return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began)
+
+    def end_initiation(self, peer: Peer) -> None:
+        """Give up this node's own attempt with a peer, if there is one."""
+        if peer.initiation is not None:
+            self.initiations.pop(peer.initiation.session, None)
+            peer.initiation = None
+
+
+def sends(datagrams: list[bytes], destination: Address) -> list[Effect]:
+    """One Send a datagram."""
+    return [Send(datagram, destination) for datagram in datagrams]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the link protocol wants done, as values, and what it has to be told about peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
+from phantommesh.link.handshake import SigningRequest
+from phantommesh.link.psk import PskPhase
+from phantommesh.secret import Secret
+from phantommesh.wire import Address
+
+Role = Literal["initiator", "responder"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuth:
+    """A member that links are kept with. ``valid_until`` is its certificate's end on the protocol's clock."""
+
+    node_id: bytes
+    public_key: MLDSA65PublicKey
+    valid_until: float
+    wg_keys: tuple[bytes, ...]
+    endpoints: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What an authority needs to let newcomers in. ``find(invite id)`` gives the secret of a live invite."""
+
+    root_hash: bytes
+    spki: bytes
+    find: Callable[[bytes], Secret | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one datagram."""
+
+    datagram: bytes
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Sign with the node's ML-DSA-65 key and hand the result to ``signed(token, ...)``."""
+
+    token: bytes
+    request: SigningRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """The peer's desired PSKs changed: apply them, read them back, and call ``read_back``."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A handshake finished. The keys protect control streams named by ``session`` (the initiator's id).
+    ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``."""
+
+    peer: bytes
+    role: Role
+    session: bytes
+    key_out: Secret
+    key_in: Secret
+    epoch: int
+    seconds: float
+    invite: bytes = b""
+    spki: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something an operator should know of a link: ``stale``, ``random``, ``failed``, ``chain-reset``."""
+
+    peer: bytes
+    kind: str
+    detail: str = ""
+
+
+Effect = Send | Sign | Install | Opened | Alarm
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """A link as ``status`` reports it. Ages are in seconds; ``confirmed`` is a bitmap of dimensions."""
+
+    phase: PskPhase
+    epoch: int
+    role: Role | None
+    age: float | None
+    confirmed: int
+    chain_reset: bool
+    last_error: str | None

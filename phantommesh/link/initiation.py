@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One attempt to shake hands with one peer, as the side that starts: cookie, INIT, RESP, AUTH, ACK.
+
+It owns the retransmissions of its own messages. MACs of what arrives are checked by `accepts`, contents by
+`handshake.Initiator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from phantommesh import wire
+from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier
+from phantommesh.link.keys import SessionKeys
+from phantommesh.wire import Address, Kind
+
+# Tuning.
+FIRST_RETRY = 0.25  # s
+RETRY_GROWTH = 1.7
+TRIES = 5  # of each message: 0.25 s growing to about 5 s in all
+
+
+class Stage(Enum):
+    """Where an attempt stands."""
+
+    COOKIE = "waiting for a cookie"
+    INIT = "waiting for RESP"
+    SIGN = "signing AUTH"
+    AUTH = "waiting for ACK"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Initiation:
+    """One attempt. ``mac_out`` keys the first MAC for the receiver, ``mac_in`` for this node."""
+
+    def __init__(
+        self, handshake: Initiator, *, destination: Address, mac_out: bytes, mac_in: bytes,
+        cookie: bytes | None, random: Random, now: float,
+    ) -> None:  # fmt: skip
+        self.handshake = handshake
+        self.destination = destination
+        self.cookie = cookie
+        self.started = now
+        self.reached = Stage.COOKIE if cookie is None else Stage.INIT
+        self.stage = self.reached
+        self._mac_out, self._mac_in = mac_out, mac_in
+        self._back = wire.return_cookie(handshake.init.nonce)
+        self._cookie_nonce = random(wire.SESSION_ID_SIZE)
+        self._fragments: list[wire.Fragment] = []
+        self._kind = Kind.INIT
+        self._tries = 0
+        self.deadline = now
+        self.credential = b""
+
+    @property
+    def session(self) -> bytes:
+        """This node's id of the session."""
+        return self.handshake.init.session
+
+    @property
+    def finished(self) -> bool:
+        """Whether this attempt is over, well or badly."""
+        return self.stage in (Stage.DONE, Stage.FAILED)
+
+    @property
+    def keys(self) -> SessionKeys:
+        """The session's keys; there are any from the SIGN stage on."""
+        assert self.handshake.session is not None
+        return self.handshake.session
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that RESP settled."""
+        assert self.handshake.resp is not None
+        return self.handshake.resp.epoch
+
+    def refuses(self, datagram: bytes) -> str | None:
+        """Check both MACs of a fragment sent back to us; return the reason to drop it, or None."""
+        if not wire.cookie_mac_ok(datagram, self._back):
+            return "cookie"
+        return None if wire.first_mac_ok(datagram, self._mac_in, with_cookie=True) else "mac"
+
+    def resend_request(self, bitmap: int) -> list[bytes]:
+        """Ask the responder for fragments of RESP."""
+        body = wire.Resend(Kind.RESP, bitmap).encode()
+        return self._encode(wire.fragments(Kind.RESEND, self.handshake.init.mode, self.session, body))
+
+    def resent(self, resend: wire.Resend) -> list[bytes]:
+        """Answer the responder's request for fragments of our message."""
+        if resend.kind is not self._kind or self.stage not in (Stage.INIT, Stage.AUTH):
+            return []
+        return self._encode([f for f in self._fragments if resend.missing >> f.index & 1])
+
+    def asked(self, reply: wire.CookieReply) -> bool:
+        """Whether this attempt waits for this cookie."""
+        return self.stage is Stage.COOKIE and reply.nonce == self._cookie_nonce
+
+    def mac_ok(self, reply: bytes) -> bool:
+        """Whether a cookie reply's MAC holds."""
+        return wire.first_mac_ok(reply, self._mac_in, with_cookie=False)
+
+    def on_cookie(self, reply: wire.CookieReply, now: float) -> list[bytes]:
+        """Take a cookie and send INIT."""
+        self.cookie = reply.cookie
+        return self._enter(Stage.INIT, now)
+
+    def on_resp(self, resp: wire.Resp, chain_key: bytes, verifier: Verifier) -> SigningRequest:
+        """Check RESP, and return what to sign. Raises `HandshakeError`, and is then unchanged."""
+        _, request = self.handshake.on_resp(resp, chain_key, verifier)
+        self.stage = self.reached = Stage.SIGN
+        self.deadline = float("inf")
+        return request
+
+    def on_signed(self, signature: bytes, now: float) -> list[bytes]:
+        """Send AUTH."""
+        assert self.handshake.resp is not None
+        auth = self.handshake.auth(signature, self.credential)
+        self._kind = Kind.AUTH
+        self._fragments = wire.fragments(
+            Kind.AUTH, self.handshake.init.mode, self.handshake.resp.own, auth.encode()
+        )
+        return self._enter(Stage.AUTH, now)
+
+    def on_ack(self, body: bytes) -> wire.Ack:
+        """Finish. Raises `HandshakeError`, and is then unchanged."""
+        ack = self.handshake.on_ack(body)
+        self.stage = self.reached = Stage.DONE
+        self.deadline = float("inf")
+        return ack
+
+    def _enter(self, stage: Stage, now: float) -> list[bytes]:
+        self.stage = self.reached = stage
+        self._tries = 0
+        return self.tick(now, force=True)
+
+    def tick(self, now: float, *, force: bool = False) -> list[bytes]:
+        """Send or resend what this stage waits an answer to; give up after `TRIES`."""
+        if self.finished or (now < self.deadline and not force):
+            return []
+        if self._tries >= TRIES:
+            self.stage = Stage.FAILED
+            self.deadline = float("inf")
+            return []
+        self.deadline = now + FIRST_RETRY * RETRY_GROWTH**self._tries
+        self._tries += 1
+        if self.stage is Stage.COOKIE:
+            init = self.handshake.init
+            return [wire.CookieRequest(init.mode, self._cookie_nonce, init.node_id).encode(self._mac_out)]
+        if not self._fragments:
+            init = self.handshake.init
+            self._fragments = wire.fragments(Kind.INIT, init.mode, init.session, init.encode())
+        return self._encode(self._fragments)
+
+    def _encode(self, fragments: Sequence[wire.Fragment]) -> list[bytes]:
+        assert self.cookie is not None
+        return [fragment.encode(self._mac_out, self.cookie) for fragment in fragments]

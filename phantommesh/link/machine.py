@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All of a node's links as one protocol: datagrams, time, signatures and the kernel's state in, effects out.
+
+It never raises for anything that came from the network: what it cannot use is counted in `drops`, by reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from random import Random as JitterRandom
+
+from phantommesh import wire
+from phantommesh.kem import Kem
+from phantommesh.link import keys
+from phantommesh.link.answering import Answerer
+from phantommesh.link.context import Context, Peer, Timing
+from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkState, PeerAuth, Role
+from phantommesh.link.fragments import QuotaError
+from phantommesh.link.handshake import HandshakeError, Random
+from phantommesh.link.psk import PskState
+from phantommesh.link.starting import Starter
+from phantommesh.secret import Secret
+from phantommesh.wire import Address, Kind
+
+# Tuning.
+FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast
+START_SPREAD = 0.1  # s
+
+
+class Links:
+    """Every link of one node. ``now`` is seconds on any clock that only goes forward."""
+
+    def __init__(
+        self, *, node_id: bytes, wg_keys: Sequence[bytes], admission: Secret, kem: Kem, random: Random,
+        now: float, timing: Timing = Timing(), enrolment: Enrolment | None = None,
+    ) -> None:  # fmt: skip
+        self._context = Context(
+            node_id, tuple(wg_keys), admission, kem, random, timing, enrolment, JitterRandom(random(16))
+        )
+        self._peers = self._context.peers
+        self._starter = Starter(self._context)
+        self._answerer = Answerer(self._context, now)
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Datagrams that could not be used, by reason."""
+        return self._context.drops
+
+    @property
+    def handshakes(self) -> Counter[tuple[Role, str]]:
+        """Handshakes that ended, by role and result."""
+        return self._context.handshakes
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes held for reassembly, and half-open handshakes: what strangers can make this node keep."""
+        return self._context.reassembler.held, len(self._answerer.responses)
+
+    def set_peers(self, peers: Mapping[bytes, PeerAuth], now: float) -> list[Effect]:
+        """Keep links with exactly these members. A peer that is gone loses its keys at once."""
+        for node_id in [n for n in self._peers if n not in peers]:
+            self._forget(self._peers.pop(node_id))
+        for node_id, auth in peers.items():
+            peer = self._peers.get(node_id)
+            if peer is None:
+                delay = 0.0 if self._context.starts_with(node_id) else FIRST_GLARE_DELAY
+                mac_out = keys.member_mac_key(self._context.admission, node_id)
+                self._peers[node_id] = Peer(auth, self._new_psk(), mac_out, now + delay + self._spread())
+            elif peer.auth != auth:
+                if peer.auth.wg_keys != auth.wg_keys:  # PSKs are bound to the keys of both ends: start over
+                    self._forget(peer)
+                    peer.psk, peer.next_start = self._new_psk(), now + self._spread()
+                peer.auth = auth
+        return self.tick(now)
+
+    def _spread(self) -> float:
+        return self._context.jitter.uniform(0, START_SPREAD)
+
+    def _new_psk(self) -> PskState:
+        timing = self._context.timing
+        return PskState(
+            self._context.random, alarm_after=timing.stale_alarm, random_after=timing.stale_random
+        )
+
+    def _forget(self, peer: Peer) -> None:
+        self._context.end_initiation(peer)
+        for response in self._answerer.responses.of_peer(peer.node_id):
+            self._answerer.responses.drop(response)
+
+    def rotate(self, peer: bytes | None, now: float) -> list[bytes]:
+        """Start a new epoch with one peer, or with all, at the next tick. Returns the peers; KeyError for an
+        unknown one."""
+        chosen = list(self._peers) if peer is None else [peer]
+        for node_id in chosen:
+            self._peers[node_id].next_start = min(self._peers[node_id].next_start, now)
+        return chosen
+
+    def psks(self, peer: bytes) -> tuple[Secret, ...]:
+        """The preshared key that each dimension of this peer should have now."""
+        return self._peers[peer].psk.desired
+
+    def keyed(self, peer: bytes) -> bool:
+        """Whether those keys come from a finished handshake; until then the peer gets no endpoint."""
+        return self._peers[peer].psk.open
+
+    def read_back(
+        self, peer: bytes, bitmap: int, handshakes: Sequence[float | None], now: float
+    ) -> list[Effect]:
+        """Take in what the kernel holds: the dimensions whose PSK equals `psks`, and the time of the newest
+        WireGuard handshake on each."""
+        known = self._peers.get(peer)
+        if known is None:
+            return []
+        psk = known.psk
+        installed = psk.installed(bitmap, now)
+        wanted = psk.desired
+        psk.observe(handshakes, now)
+        if psk.confirmed and not known.timed_by_handshake and psk.committed is not None:
+            known.timed_by_handshake = True
+            newest = max(h for h in handshakes if h is not None)
+            known.next_start = max(known.next_start, self._context.after(newest, peer))
+        effects = self._answerer.acknowledge(known, installed, now)
+        if psk.desired is not wanted:
+            effects.append(Install(peer))
+        return effects
+
+    def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:
+        """Go on with the handshake that asked for this signature."""
+        return self._starter.signed(token, signature, now) or self._answerer.signed(token, signature, now)
+
+    def state(self, peer: bytes, now: float) -> LinkState:
+        """What to report of a link."""
+        known = self._peers[peer]
+        psk = known.psk
+        epoch = psk.committed.epoch if psk.committed else 0
+        return LinkState(
+            psk.phase(now), epoch, known.role, psk.age(now), psk.confirmed, known.chain_reset, known.last_error
+        )
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        return min(
+            self._starter.deadline,
+            self._answerer.responses.deadline,
+            self._context.reassembler.deadline,
+            *(peer.psk.deadline for peer in self._peers.values()),
+        )
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due."""
+        effects: list[Effect] = []
+        self._answerer.responses.tick(now)
+        for missing in self._context.reassembler.tick(now):
+            side = self._starter if missing.kind is Kind.RESP else self._answerer
+            effects += side.ask_again(missing)
+        for node_id, peer in self._peers.items():
+            changed, alarms = peer.psk.tick(now)
+            if changed:
+                effects.append(Install(node_id))
+            effects += [Alarm(node_id, kind) for kind in alarms]
+        return effects + self._starter.tick(now)
+
+    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
+        """Take one datagram from the network."""
+        try:
+            parsed = wire.decode_untrusted(datagram)
+            match parsed:
+                case wire.CookieRequest():
+                    return self._answerer.on_cookie_request(parsed, datagram, source, now)
+                case wire.CookieReply():
+                    return self._starter.on_cookie_reply(parsed, datagram, now)
+                case wire.Fragment():
+                    side = self._starter if _for_initiator(parsed) else self._answerer
+                    return side.receive(parsed, datagram, source, now)
+        except wire.DecodeError:
+            return self._context.drop("malformed")
+        except QuotaError:
+            return self._context.drop("quota")
+        except HandshakeError as error:
+            return self._context.drop(error.args[0])
+
+
+def _for_initiator(fragment: wire.Fragment) -> bool:
+    """RESP and ACK are for the initiator, and so is a request to resend anything but RESP."""
+    if fragment.kind is Kind.RESEND:
+        return fragment.chunk[0] != Kind.RESP
+    return fragment.kind in (Kind.RESP, Kind.ACK)

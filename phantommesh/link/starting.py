@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The initiator's side of all links: when to start, what to do with RESP and ACK, and with silence."""
+
+from __future__ import annotations
+
+from phantommesh import wire
+from phantommesh.link import keys
+from phantommesh.link.context import Context, Peer, sends
+from phantommesh.link.effects import Alarm, Effect, Install, Sign
+from phantommesh.link.fragments import Missing
+from phantommesh.link.handshake import HandshakeError, Initiator
+from phantommesh.link.initiation import Initiation, Stage
+from phantommesh.wire import Address, Fragment, Kind, Mode
+
+# Tuning.
+BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0  # s between attempts that fail
+
+
+class Starter:
+    """Handshakes that this node started, one at most a peer."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        return min(
+            (p.next_start if p.initiation is None else p.initiation.deadline for p in self._context.peers.values()),
+            default=float("inf"),
+        )
+
+    def tick(self, now: float) -> list[Effect]:
+        """Start what is due, send again what got no answer, give up what got none for too long."""
+        effects: list[Effect] = []
+        for peer in self._context.peers.values():
+            if peer.initiation is None and now >= peer.next_start:
+                self._start(peer, now)
+            if peer.initiation is not None:
+                effects += sends(peer.initiation.tick(now), peer.initiation.destination)
+                if peer.initiation.stage is Stage.FAILED:
+                    effects += self._failed(peer, peer.initiation, now)
+        return effects
+
+    def _start(self, peer: Peer, now: float) -> None:
+        auth = peer.auth
+        if now >= auth.valid_until or not auth.endpoints:
+            peer.last_error = "its certificate has expired" if auth.endpoints else "no endpoint is known"
+            peer.next_start = now + BACKOFF_MAX
+            return
+        context = self._context
+        destination = auth.endpoints[peer.failures % len(auth.endpoints)]
+        offered = (peer.psk.committed, peer.psk.staged)
+        handshake = Initiator(
+            kem=context.kem, random=context.random, mode=Mode.MEMBER, node_id=context.node_id,
+            epoch=peer.psk.epoch + 1, interface_hash=context.interface_hash(auth),
+            credential=b"".join(wire.NO_CHAIN if a is None else a.chain_id for a in offered),
+        )  # fmt: skip
+        cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
+        peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
+        peer.initiation = Initiation(
+            handshake, destination=destination, mac_out=peer.mac_out, mac_in=context.mac_in[Mode.MEMBER], cookie=cookie,
+            random=context.random, now=now,
+        )  # fmt: skip
+        self._context.initiations[peer.initiation.session] = peer
+
+    def _failed(self, peer: Peer, initiation: Initiation, now: float) -> list[Effect]:
+        reached = initiation.reached
+        self._context.end_initiation(peer)
+        peer.failures += 1
+        backoff = min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(peer.failures - 1, 8))
+        peer.next_start = now + backoff * self._context.jitter.uniform(0.75, 1.25)
+        peer.last_error = f"no answer from {initiation.destination} while {reached.value}"
+        self._context.handshakes["initiator", "timeout"] += 1
+        effects: list[Effect] = []
+        if reached is Stage.AUTH and peer.psk.staged is not None:
+            peer.psk.doubt(now)
+            effects.append(Install(peer.node_id))
+        if peer.failures == 1:
+            effects.append(Alarm(peer.node_id, "failed", peer.last_error))
+        return effects
+
+    def on_cookie_reply(self, reply: wire.CookieReply, datagram: bytes, now: float) -> list[Effect]:
+        """Take a cookie. Its nonce names the attempt that asked for it."""
+        for peer in self._context.initiations.values():
+            initiation = peer.initiation
+            if initiation is not None and initiation.asked(reply):
+                if not initiation.mac_ok(datagram):
+                    return self._context.drop("mac")
+                return sends(initiation.on_cookie(reply, now), initiation.destination)
+        return self._context.drop("session")
+
+    def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:
+        """Take a fragment that is meant for an initiator. Raises what `machine.Links.receive` counts."""
+        peer = self._context.initiations.get(fragment.session)
+        if peer is None or peer.initiation is None:
+            return self._context.drop("session")
+        initiation = peer.initiation
+        reason = initiation.refuses(datagram)
+        if reason is not None:
+            return self._context.drop(reason)
+        if fragment.kind is Kind.RESEND:
+            resend = wire.decode_resend_untrusted(fragment.chunk)
+            return sends(initiation.resent(resend), initiation.destination)
+        awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
+        if initiation.stage is not awaited:
+            return self._context.drop("duplicate")
+        body = self._context.reassembler.add(source, fragment, now)
+        if body is None:
+            return []
+        if fragment.kind is Kind.ACK:
+            return self._on_ack(peer, initiation, body, now)
+        return self._on_resp(peer, initiation, wire.decode_resp_untrusted(body))
+
+    def ask_again(self, missing: Missing) -> list[Effect]:
+        """Ask for the rest of a RESP."""
+        peer = self._context.initiations.get(missing.session)
+        if peer is None or peer.initiation is None or peer.initiation.stage is not Stage.INIT:
+            return []
+        return sends(peer.initiation.resend_request(missing.bitmap), peer.initiation.destination)
+
+    def _on_resp(self, peer: Peer, initiation: Initiation, resp: wire.Resp) -> list[Effect]:
+        offered = initiation.handshake.init.credential
+        chains = {wire.NO_CHAIN: keys.FIRST_CHAIN}
+        chains |= {c: k for c, k in peer.psk.held_chains() if c in (offered[:16], offered[16:])}
+        if resp.chain not in chains:
+            raise HandshakeError("chain")
+        request = initiation.on_resp(resp, chains[resp.chain], lambda *_: peer.auth.public_key)
+        effects: list[Effect] = []
+        staged, shown = peer.psk.staged, peer.psk.desired
+        if staged is not None and resp.chain == staged.chain_id:
+            peer.psk.commit(staged)  # the other end has what we were unsure of
+        elif staged is not None:
+            peer.psk.drop_staged()
+        if peer.psk.desired is not shown:
+            effects.append(Install(peer.node_id))
+        peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
+        if peer.chain_reset:
+            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+        return [*effects, Sign(initiation.session, request)]
+
+    def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:
+        """Send AUTH. From here on the other end may have the new keys, so they are staged."""
+        peer = self._context.initiations.get(token)
+        if peer is None or peer.initiation is None or peer.initiation.stage is not Stage.SIGN:
+            return []
+        initiation = peer.initiation
+        datagrams = initiation.on_signed(signature, now)
+        lower = self._context.starts_with(peer.node_id)
+        peer.psk.stage(
+            self._context.agreement(peer, initiation.keys, initiation.epoch, by_lower_id=lower, now=now)
+        )
+        return sends(datagrams, initiation.destination)
+
+    def _on_ack(self, peer: Peer, initiation: Initiation, body: bytes, now: float) -> list[Effect]:
+        ack = initiation.on_ack(body)
+        peer.cookie = (initiation.destination, ack.cookie)
+        self._context.end_initiation(peer)
+        staged = peer.psk.staged
+        if staged is None or staged.chain_id != initiation.keys.chain_id or not peer.psk.commit(staged):
+            return self._context.drop("overtaken")
+        name, began = initiation.session, initiation.started
+        opened = self._context.opened(peer, "initiator", name, initiation.keys, staged.epoch, began, now)
+        return [Install(peer.node_id), opened]

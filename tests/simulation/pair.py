@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two or more real `Links` under a virtual clock, each with seven modelled WireGuard interfaces.
+
+The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory. The
+WireGuard model knows what matters here: a handshake succeeds if and only if both ends hold the same PSK at
+that moment, rekeys are due 120 s after the last, and failed attempts are repeated every 5 s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from phantommesh.identity import Identity
+from phantommesh.kem import CryptographyKem
+from phantommesh.link.effects import Alarm, Effect, Install, Opened, PeerAuth, Send, Sign
+from phantommesh.link.machine import Links, Timing
+from phantommesh.secret import Secret
+from phantommesh.wire import DIMENSIONS, Address
+
+REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
+IDENTITIES = sorted((Identity.from_seed(bytes([i]) * 32) for i in range(4)), key=lambda i: i.node_id)
+ADMISSION = Secret(b"a" * 32)
+FOREVER = float("inf")
+
+
+@dataclass
+class Network:
+    """How bad the network is. Probabilities per datagram, delays in seconds one way."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    delay: tuple[float, float] = (0.005, 0.005)
+    block: set[int] = field(default_factory=set)  # kinds of datagram that never arrive
+
+
+class Kernel:
+    """One node's seven interfaces as far as PSKs go: per peer and dimension the PSK and the last handshake."""
+
+    def __init__(self) -> None:
+        self.psks: dict[bytes, list[bytes | None]] = {}
+        self.handshakes: dict[bytes, list[float | None]] = {}
+        self.attempts: dict[bytes, list[float]] = {}
+        self.keyed: set[bytes] = set()
+
+    def add(self, peer: bytes) -> None:
+        self.psks.setdefault(peer, [None] * DIMENSIONS)
+        self.handshakes.setdefault(peer, [None] * DIMENSIONS)
+        self.attempts.setdefault(peer, [-FOREVER] * DIMENSIONS)
+
+
+class Node:
+    """A node that can crash: `links` is gone then, `kernel` stays."""
+
+    def __init__(self, sim: Simulation, index: int) -> None:
+        self.sim, self.identity = sim, IDENTITIES[index]
+        self.address = Address(f"192.0.2.{index + 1}", 51800)
+        self.wg_keys = tuple(bytes([index * 16 + i + 1]) * 32 for i in range(DIMENSIONS))
+        self.kernel = Kernel()
+        self.alarms: list[Alarm] = []
+        self.opened: list[Opened] = []
+        self.life = 0
+        self.install_works = True
+        self.links: Links | None = None
+        self.start()
+
+    def auth(self) -> PeerAuth:
+        identity = self.identity
+        return PeerAuth(identity.node_id, identity.public_key, FOREVER, self.wg_keys, (self.address,))
+
+    def start(self) -> None:
+        self.life += 1
+        self.links = Links(
+            node_id=self.identity.node_id, wg_keys=self.wg_keys, admission=ADMISSION, kem=CryptographyKem(),
+            random=self.sim.rng.randbytes, now=self.sim.now, timing=self.sim.timing,
+        )  # fmt: skip
+
+    def crash(self) -> None:
+        self.links = None
+
+
+class Simulation:
+    """The event loop. ``datagrams`` counts what was sent, by kind byte."""
+
+    def __init__(self, *, nodes: int = 2, seed: int = 0, timing: Timing = Timing()) -> None:
+        self.rng = random.Random(seed)
+        self.now = 1000.0
+        self.timing = timing
+        self.network = Network()
+        self.sent: Counter[int] = Counter()
+        self._queue: list[tuple[float, int, int, object]] = []
+        self._order = itertools.count()
+        self.nodes = [Node(self, i) for i in range(nodes)]
+        for node in self.nodes:
+            self.introduce(node)
+
+    def introduce(self, node: Node) -> None:
+        """Tell a (re)started node of all others."""
+        peers = {other.identity.node_id: other.auth() for other in self.nodes if other is not node}
+        assert node.links is not None
+        for peer in peers:
+            node.kernel.add(peer)
+        self.carry_out(node, node.links.set_peers(peers, self.now))
+        self.reconcile(node)
+
+    def restart(self, node: Node) -> None:
+        node.start()
+        self.introduce(node)
+
+    def carry_out(self, node: Node, effects: list[Effect]) -> None:
+        """Do what a node's links asked for."""
+        for effect in effects:
+            match effect:
+                case Send(datagram, destination):
+                    self.sent[datagram[1]] += 1
+                    self._transmit(datagram, node.address, destination)
+                case Sign(token, request):
+                    signature = node.identity.sign(request.data, request.context)
+                    self._later(0.002, ("signed", node, node.life, token, signature))
+                case Install():
+                    self._later(0.003, ("reconcile", node, node.life))
+                case Opened():
+                    node.opened.append(effect)
+                case Alarm():
+                    node.alarms.append(effect)
+
+    def _later(self, delay: float, event: object) -> None:
+        heapq.heappush(self._queue, (self.now + delay, next(self._order), 0, event))
+
+    def _transmit(self, datagram: bytes, source: Address, destination: Address) -> None:
+        if datagram[1] in self.network.block:
+            return
+        for _ in range(2 if self.rng.random() < self.network.duplicate else 1):
+            if self.rng.random() >= self.network.loss:
+                self._later(self.rng.uniform(*self.network.delay), ("datagram", destination, datagram, source))
+
+    def reconcile(self, node: Node) -> None:
+        """The level-triggered part: make the modelled kernel as desired, and report what it holds."""
+        if node.links is None:
+            return
+        for peer, psks in node.kernel.psks.items():
+            wanted = node.links.psks(peer)
+            if node.install_works:
+                psks[:] = [psk.reveal() for psk in wanted]
+                if node.links.keyed(peer):
+                    node.kernel.keyed.add(peer)
+            bitmap = sum(1 << i for i in range(DIMENSIONS) if psks[i] == wanted[i].reveal())
+            self.carry_out(node, node.links.read_back(peer, bitmap, node.kernel.handshakes[peer], self.now))
+
+    def _wireguard(self) -> None:
+        for a, b in itertools.permutations(self.nodes, 2):
+            mine, theirs = a.identity.node_id, b.identity.node_id
+            if theirs not in a.kernel.keyed:
+                continue
+            for i in range(DIMENSIONS):
+                last = a.kernel.handshakes[theirs][i]
+                if last is not None and self.now - last < REKEY:
+                    continue
+                if self.now - a.kernel.attempts[theirs][i] < RETRY:
+                    continue
+                a.kernel.attempts[theirs][i] = self.now
+                if a.kernel.psks[theirs][i] == b.kernel.psks[mine][i] and a.kernel.psks[theirs][i] is not None:
+                    a.kernel.handshakes[theirs][i] = b.kernel.handshakes[mine][i] = self.now
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass. Each node's kernel is read once a second, as the reconciler would."""
+        end = self.now + seconds
+        poll = self.now
+        while True:
+            deadline = min((n.links.deadline for n in self.nodes if n.links is not None), default=FOREVER)
+            queue = self._queue[0][0] if self._queue else FOREVER
+            moment = max(self.now, min(deadline, queue, poll))
+            if moment > end:
+                self.now = end
+                return
+            self.now = moment
+            while self._queue and self._queue[0][0] <= self.now:
+                self._handle(heapq.heappop(self._queue)[3])
+            for node in self.nodes:
+                if node.links is not None and node.links.deadline <= self.now:
+                    self.carry_out(node, node.links.tick(self.now))
+            if self.now >= poll:
+                poll = self.now + 1.0
+                self._wireguard()
+                for node in self.nodes:
+                    self.reconcile(node)
+
+    def _handle(self, event: object) -> None:
+        match event:
+            case ("signed", Node() as node, life, bytes() as token, bytes() as signature):
+                if node.links is not None and node.life == life:
+                    self.carry_out(node, node.links.signed(token, signature, self.now))
+            case ("reconcile", Node() as node, life):
+                if node.life == life:
+                    self.reconcile(node)
+            case ("datagram", destination, bytes() as datagram, Address() as source):
+                for node in self.nodes:
+                    if node.address == destination and node.links is not None:
+                        self.carry_out(node, node.links.receive(datagram, source, self.now))
+
+    def agree(self, a: int = 0, b: int = 1) -> bool:
+        """Whether both ends' kernels hold the same PSKs on all dimensions."""
+        first, second = self.nodes[a], self.nodes[b]
+        return (
+            first.kernel.psks[second.identity.node_id] == second.kernel.psks[first.identity.node_id]
+            and None not in first.kernel.psks[second.identity.node_id]
+        )
+
+    def state(self, a: int = 0, b: int = 1):  # type: ignore[no-untyped-def]
+        """Node a's view of its link with node b."""
+        links = self.nodes[a].links
+        assert links is not None
+        return links.state(self.nodes[b].identity.node_id, self.now)
