@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each node says of itself, signed: where it is and its WireGuard keys; and the roster of all of them."""
+"""What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
 
 import hashlib
 from collections.abc import Iterator

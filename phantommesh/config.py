@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration: TOML in, a frozen `Config` out; an error names the key, the value and the fix.
+
+No key of it is a secret. Secrets live in the state directory, in files of their own.
+"""
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from ipaddress import AddressValueError, IPv4Network, NetmaskValueError, ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.errors import PhantomMeshError
+
+DIMENSIONS: Final = 7
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
+_TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
+
+# A description completes the sentence "set KEY to ...".
+Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
+Switch = Annotated[bool, Meta(description="true or false")]
+
+
+class ConfigError(PhantomMeshError):
+    """A configuration that cannot be used."""
+
+
+class NodeSection(msgspec.Struct, frozen=True):
+    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`."""
+
+    name: Label
+    mesh: Label
+    endpoints: Annotated[
+        tuple[str, ...],
+        Meta(max_length=8, description='at most 8 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
+class ControlSection(msgspec.Struct, frozen=True):
+    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys."""
+
+    port: Port = 51800
+    tcp: Switch = True
+
+
+class WireguardSection(msgspec.Struct, frozen=True):
+    """The seven interfaces: names `prefix`0..6, UDP ports `base_port`..+6, MTU in bytes."""
+
+    backend: Annotated[
+        Literal["auto", "kernel", "userspace"], Meta(description='"auto", "kernel" or "userspace"')
+    ] = "auto"
+    prefix: Annotated[
+        str, Meta(description="up to 14 characters of a-z, 0-9, '_' and '-', starting with a letter")
+    ] = "pm"
+    base_port: Annotated[
+        int, Meta(ge=1, le=65535 - DIMENSIONS + 1, description="the first of seven ports, from 1 to 65529")
+    ] = 51820
+    mtu: Annotated[int, Meta(ge=1280, le=9000, description="a number of bytes from 1280 to 9000")] = 1420
+    keepalive: Annotated[int, Meta(ge=0, le=65535, description="seconds from 0 (off) to 65535")] = 25
+    keep_interfaces: Switch = True
+    reconcile_seconds: Annotated[float, Meta(ge=0.1, le=60, description="seconds from 0.1 to 60")] = 2.0
+
+
+class OverlaySection(msgspec.Struct, frozen=True):
+    """The IPv4 overlay. `init` writes it into the mesh's root certificate, which decides from then on."""
+
+    cidr4: Annotated[str, Meta(description='an IPv4 network of /8 to /30, e.g. "100.64.0.0/10"')] = (
+        "100.64.0.0/10"
+    )
+
+
+class LinkSection(msgspec.Struct, frozen=True):
+    """When links rotate their keys and when a link without a handshake counts as stale, in seconds."""
+
+    rotate_seconds: Annotated[float, Meta(ge=1, le=120, description="seconds from 1 to 120")] = 90.0
+    jitter_seconds: Annotated[float, Meta(ge=0, le=60, description="seconds from 0 to 60")] = 5.0
+    stale_alarm_seconds: Annotated[float, Meta(ge=10, le=3600, description="seconds from 10 to 3600")] = 180.0
+    stale_random_seconds: Annotated[float, Meta(ge=10, le=3600, description="seconds from 10 to 3600")] = (
+        300.0
+    )
+    provider: Annotated[Literal["cryptography", "liboqs"], Meta(description='"cryptography" or "liboqs"')] = (
+        "cryptography"
+    )
+
+
+class ApiSection(msgspec.Struct, frozen=True):
+    """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
+
+    socket: Annotated[str, Meta(min_length=1, max_length=107, description="an absolute path")] = (
+        "/run/phantommesh/api.sock"
+    )
+    listen: Annotated[str | None, Meta(description='a loopback address and port, e.g. "127.0.0.1:8480"')] = (
+        None
+    )
+
+
+class LogSection(msgspec.Struct, frozen=True):
+    """What is logged, and how: `auto` is JSON unless stderr is a terminal."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description='"debug", "info", "warning" or "error"'),
+    ] = "info"
+    format: Annotated[Literal["auto", "json", "console"], Meta(description='"auto", "json" or "console"')] = (
+        "auto"
+    )
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole configuration; every key but `node.name` and `node.mesh` has a default."""
+
+    node: NodeSection
+    control: ControlSection = ControlSection()
+    wireguard: WireguardSection = WireguardSection()
+    overlay: OverlaySection = OverlaySection()
+    link: LinkSection = LinkSection()
+    api: ApiSection = ApiSection()
+    log: LogSection = LogSection()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError, which names the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        text = data.decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration {path}",
+            fix="run `phantommesh init` or `phantommesh join`, or give the right path",
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8", fix="save the file as UTF-8") from None
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", fix=error.fix) from error
+
+
+def parse(text: str) -> Config:
+    """Check a configuration's text. Raises ConfigError naming the key, the value and the fix."""
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError("the configuration is longer than 1 MiB", fix="is this the right file?")
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
+        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    _refuse_unknown("", document, sections)
+    values = {name: _section(name, kind, document.get(name, {})) for name, kind in sections.items()}
+    config = Config(**values)
+    _check(config)
+    return config
+
+
+def render(config: Config) -> str:
+    """Write a configuration that `parse` reads back equal; `init` and `join` write this."""
+    lines = ["# PhantomMesh node. `phantommesh config check` says whether a change is good."]
+    for section in msgspec.structs.fields(Config):
+        lines.append(f"\n[{section.name}]")
+        for key, value in msgspec.to_builtins(getattr(config, section.name)).items():
+            # TOML's basic strings are JSON's, but for DEL, which _check lets into no value
+            lines.append(f"# {key} = not set" if value is None else f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def redacted(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data to show. A token pasted into some value is starred out."""
+    shown: dict[str, Any] = json.loads(redact(json.dumps(msgspec.to_builtins(config))))
+    return shown
+
+
+def redact(text: str) -> str:
+    """Star out what follows pm1_ (an invite) and pmt_ (an API token)."""
+    return _TOKEN.sub(lambda token: token[0][:4] + "***", text)
+
+
+def _section(name: str, kind: Any, given: Any) -> Any:
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{name} = {_show(given)} is not a section", fix=f"write [{name}] on a line of its own"
+        )
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    _refuse_unknown(f"{name}.", given, fields)
+    values = {}
+    for key, field in fields.items():
+        if key in given:
+            values[key] = _value(f"{name}.{key}", field.type, given[key])
+        elif field.required:
+            raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {_wanted(field.type)}")
+    return kind(**values)
+
+
+def _value(key: str, kind: Any, given: Any) -> Any:
+    try:
+        value = msgspec.convert(given, kind)
+    except (msgspec.ValidationError, RecursionError):
+        raise _bad(key, given, kind) from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _bad(key, given, kind)
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not (text.isascii() and text.isprintable()):
+            raise _bad(key, given, kind)
+    return value
+
+
+def _check(config: Config) -> None:
+    """What one value's type cannot say."""
+    node, wireguard, link = config.node, config.wireguard, config.link
+    for key, label in (("name", node.name), ("mesh", node.mesh)):
+        if not _LABEL.fullmatch(label):
+            raise _bad(f"node.{key}", label, Label)
+    for endpoint in node.endpoints:
+        try:
+            parse_endpoint(endpoint, config.control.port)
+        except ValueError as error:
+            raise ConfigError(
+                f"node.endpoints: {_show(endpoint)} is not usable: {error}",
+                fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
+            ) from None
+    if not _PREFIX.fullmatch(wireguard.prefix):
+        raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
+    last_port = wireguard.base_port + DIMENSIONS - 1
+    if wireguard.base_port <= config.control.port <= last_port:
+        raise ConfigError(
+            f"control.port = {config.control.port} is one of WireGuard's ports "
+            f"({wireguard.base_port} to {last_port})",
+            fix="set control.port or wireguard.base_port to another port",
+        )
+    try:
+        network = IPv4Network(config.overlay.cidr4)
+    except (AddressValueError, NetmaskValueError, ValueError):
+        network = None
+    if network is None or not 8 <= network.prefixlen <= 30:
+        raise _bad("overlay.cidr4", config.overlay.cidr4, _kind(OverlaySection, "cidr4"))
+    ascending = (
+        ("link.jitter_seconds", link.jitter_seconds, "link.rotate_seconds", link.rotate_seconds),
+        ("link.rotate_seconds", link.rotate_seconds, "link.stale_alarm_seconds", link.stale_alarm_seconds),
+        (
+            "link.stale_alarm_seconds",
+            link.stale_alarm_seconds,
+            "link.stale_random_seconds",
+            link.stale_random_seconds,
+        ),
+    )
+    for low_key, low, high_key, high in ascending:
+        if low >= high:
+            raise ConfigError(
+                f"{low_key} = {low:g} is not below {high_key} = {high:g}",
+                fix=f"lower {low_key} or raise {high_key}",
+            )
+    if not config.api.socket.startswith("/"):
+        raise _bad("api.socket", config.api.socket, _kind(ApiSection, "socket"))
+    if config.api.listen is not None:
+        try:
+            host, _ = parse_endpoint(config.api.listen)
+            loopback = host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise _bad("api.listen", config.api.listen, _kind(ApiSection, "listen"))
+
+
+def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            fix = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(known)}"
+            raise ConfigError(f"unknown key {redact(prefix + key[:64])} = {_show(given[key])}", fix=fix)
+
+
+def _bad(key: str, given: Any, kind: Any) -> ConfigError:
+    wanted = _wanted(kind)
+    return ConfigError(f"{key} = {_show(given)} is not {wanted}", fix=f"set {key} to {wanted}")
+
+
+def _kind(section: type[msgspec.Struct], key: str) -> Any:
+    return next(field.type for field in msgspec.structs.fields(section) if field.name == key)
+
+
+def _wanted(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        for note in get_args(kind)[1:]:
+            if isinstance(note, Meta) and note.description:
+                return note.description
+    raise TypeError(f"{kind} has no description")
+
+
+def _show(value: Any) -> str:
+    """A value for an error message: short, on one line, no tokens."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):
+        text = "a value that is too deep"
+    text = redact(text)
+    return text if len(text) <= 80 else text[:77] + "..."
