@@ -7,6 +7,7 @@ hold up the node's shutdown for ever. Here each connection is known, and is cut 
 
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,14 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+)
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
@@ -27,6 +35,7 @@ from phantommesh.views import NodePort
 
 GROUP = "phantommesh"
 MAX_CONNECTIONS = 256
+_CLOSE_TIMEOUT_S = 10.0
 
 
 async def serve_api(
@@ -47,7 +56,7 @@ async def serve_api(
     try:
         tcp = listen_tcp(listen) if listen is not None else None
         try:
-            await _serve(node, unix, tcp, shutdown or trio.Event(), grace, task_status)
+            await _serve(node, unix, tcp, trio.Event() if shutdown is None else shutdown, grace, task_status)
         finally:
             if tcp is not None:
                 tcp.close()
@@ -94,11 +103,29 @@ async def _serve(
             handlers.cancel_scope.cancel()
 
 
+def _closing(app: QuartTrio) -> ASGIFramework:
+    """Let the end of a response close its connection.
+
+    hypercorn ends the stream inside the last ``send``; that tells quart-trio of the disconnect, which cancels
+    this very ``send`` before it closes a connection that must close (HTTP/1.0, ``Connection: close``).
+    """
+
+    async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def whole_send(message: ASGISendEvent) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            with trio.move_on_after(_CLOSE_TIMEOUT_S if last else math.inf, shield=last):
+                await send(message)
+
+        await app(scope, receive, whole_send)
+
+    return asgi
+
+
 def _handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    return partial(TCPServer, wrap_app(app, 0, "asgi"), config, context, ConnectionState({}))
+    return partial(TCPServer, wrap_app(_closing(app), 0, "asgi"), config, context, ConnectionState({}))
 
 
 class _Connections:

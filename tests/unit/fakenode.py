@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A NodePort that answers from memory."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from phantommesh.metrics import Metrics
+from phantommesh.views import DimensionView, LinkView, PeerView, Rotation, RotationResult, Status
+
+
+def peer_view(number: int) -> PeerView:
+    return PeerView(
+        name=f"pm-{number}",
+        node_id=f"id{number:03}",
+        role="node",
+        ip4=f"100.64.0.{number}",
+        ip6=f"fd00::{number}",
+        state="fresh",
+        endpoint=f"192.0.2.{number}:51820",
+        dimensions=[
+            DimensionView(
+                index=index,
+                interface=f"pm{index}",
+                endpoint=None,
+                last_handshake_s=1.5 if index else None,
+                rx_bytes=1,
+                tx_bytes=2,
+                psk_age_s=3.0,
+            )
+            for index in range(7)
+        ],
+        rx_bytes=7,
+        tx_bytes=14,
+    )
+
+
+def link_view(number: int) -> LinkView:
+    return LinkView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        epoch=number,
+        state="fresh",
+        role="initiator",
+        dimensions=7,
+        handshake_age_s=12.0,
+        psk_age_s=11.0,
+        chain_reset=False,
+        last_error=None,
+    )
+
+
+class FakeNode:
+    """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
+
+    def __init__(self, peers: int = 2) -> None:
+        self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
+        self.count = peers
+        self.reasons: list[str] = []
+        self.rotated: list[str | None] = []
+        self.on_rotate: Callable[[], Awaitable[None]] | None = None
+        self.failure: Exception | None = None
+
+    def status(self) -> Status:
+        if self.failure is not None:
+            raise self.failure
+        return Status(
+            mesh="lab",
+            node="pm-0",
+            node_id="id000",
+            version="0.0.1",
+            uptime_s=5.0,
+            backend="userspace",
+            role="authority",
+            ip4="100.64.0.9",
+            ip6="fd00::9",
+            peers_total=self.count,
+            peers_up=self.count,
+            degraded=[],
+            certificate_expires="2030-01-01T00:00:00Z",
+        )
+
+    def peers(self) -> list[PeerView]:
+        return [peer_view(number) for number in range(self.count, 0, -1)]
+
+    def links(self) -> list[LinkView]:
+        return [link_view(number) for number in range(1, self.count + 1)]
+
+    def ready(self) -> tuple[bool, list[str]]:
+        return not self.reasons, self.reasons
+
+    async def rotate(self, peer: str | None) -> RotationResult:
+        self.rotated.append(peer)
+        if self.on_rotate is not None:
+            await self.on_rotate()
+        if self.failure is not None:
+            raise self.failure
+        chosen = [view for view in self.peers() if peer in (None, view.node_id)]
+        return RotationResult(
+            rotations=[
+                Rotation(peer=view.name, node_id=view.node_id, result="rotated", epoch=9) for view in chosen
+            ]
+        )

@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The real application over quart-trio's test client, and the real server over a real Unix socket."""
+
+import grp
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from quart import Response
+from quart_trio import QuartTrio
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
+from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
+from phantommesh.nursery.api.server import serve_api
+from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
+from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
+from phantommesh.views import LinkView, Page, PeerView, Problem, RotationResult, Status
+from tests.unit.fakenode import FakeNode
+
+NO_GROUP = "no-such-group-here"
+
+
+def app_of(node: FakeNode, *, trusted: bool = True) -> QuartTrio:
+    return create_app(node, trusted=trusted)
+
+
+async def ask(node: FakeNode | QuartTrio, method: str, path: str, **options: Any) -> Response:
+    app = app_of(node) if isinstance(node, FakeNode) else node
+    return await app.test_client().open(path, method=method, **options)
+
+
+async def problem(response: Response, status: int) -> Problem:
+    assert response.status_code == status
+    assert response.content_type == "application/problem+json"
+    body = msgspec.json.decode(await response.get_data(), type=Problem)
+    assert body.status == status
+    return body
+
+
+async def test_status_peers_and_links() -> None:
+    node = FakeNode()
+    response = await ask(node, "GET", "/v1/status")
+    assert msgspec.json.decode(await response.get_data(), type=Status) == node.status()
+    assert response.headers["Cache-Control"] == "no-store"
+    response = await ask(node, "GET", "/v1/links")
+    assert msgspec.json.decode(await response.get_data(), type=Page[LinkView]).items == node.links()
+    for known in ("pm-2", "id002"):
+        response = await ask(node, "GET", f"/v1/peers/{known}")
+        assert msgspec.json.decode(await response.get_data(), type=PeerView).name == "pm-2"
+    assert "by name" in (await problem(await ask(node, "GET", "/v1/peers/nobody"), 404)).fix
+
+
+async def test_probes() -> None:
+    node = FakeNode()
+    assert (await ask(node, "GET", "/healthz")).status_code == 200
+    assert (await ask(node, "GET", "/readyz")).status_code == 200
+    node.reasons = ["no PSK with pm-2 yet"]
+    assert (await ask(node, "GET", "/healthz")).status_code == 200
+    assert (await problem(await ask(node, "GET", "/readyz"), 503)).reasons == node.reasons
+
+
+async def test_pages_cover_everything_once_even_when_a_member_leaves() -> None:
+    node = FakeNode(peers=7)
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        response = await ask(node, "GET", f"/v1/peers?limit=3&cursor={cursor}")
+        page = msgspec.json.decode(await response.get_data(), type=Page[PeerView])
+        assert len(page.items) <= 3
+        seen += [peer.node_id for peer in page.items]
+        if page.next_cursor is None:
+            break
+        cursor = page.next_cursor
+        node.count = 6  # the last one leaves while pages are read
+    assert seen == [f"id{number:03}" for number in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=x", "limit=1001", "limit=%C2%B2", "cursor=%ff!"]
+)
+async def test_unusable_pages_are_400(query: str) -> None:
+    await problem(await ask(FakeNode(), "GET", f"/v1/peers?{query}"), 400)
+
+
+async def test_errors_are_problems_and_never_html() -> None:
+    node = FakeNode()
+    await problem(await ask(node, "GET", "/nothing"), 404)
+    await problem(await ask(node, "GET", "/v1/peers/a/b"), 404)
+    response = await ask(node, "DELETE", "/v1/status")
+    await problem(response, 405)
+    assert "GET" in response.headers["Allow"]
+    await problem(await ask(node, "POST", "/v1/rotations", data=b"{}"), 415)
+    json = {"Content-Type": "application/json"}
+    for body in (b"{", b"[]", b'{"peer": 1}', b'{"per": "x"}', b'{"peer": "\xff"}', b"[" * 5000):
+        await problem(await ask(node, "POST", "/v1/rotations", data=body, headers=json), 400)
+    await problem(await ask(node, "POST", "/v1/rotations?dry_run=maybe"), 400)
+    too_long = b" " * (MAX_BODY_BYTES + 1)
+    await problem(await ask(node, "POST", "/v1/rotations", data=too_long, headers=json), 413)
+    assert node.rotated == []
+
+
+async def test_a_bug_is_a_500_that_tells_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    node = FakeNode()
+    node.failure = ValueError("internal detail 4711")
+    body = await problem(await ask(node, "GET", "/v1/status"), 500)
+    assert "4711" not in str(body)
+    assert "4711" in "".join(capfd.readouterr())  # the log has it
+    assert sample(node, route="/v1/status", method="GET", status="500") == 1
+
+
+async def test_an_operators_error_brings_its_fix() -> None:
+    node = FakeNode()
+    node.failure = PhantomMeshError("pm-2 is revoked", fix="ask an authority")
+    body = await problem(await ask(node, "POST", "/v1/rotations"), 409)
+    assert (body.detail, body.fix) == ("pm-2 is revoked", "ask an authority")
+
+
+async def rotate(
+    app: QuartTrio, peer: str | None = None, key: str | None = None, query: str = ""
+) -> Response:
+    headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key is not None else {})
+    body = msgspec.json.encode({"peer": peer})
+    return await ask(app, "POST", "/v1/rotations" + query, data=body, headers=headers)
+
+
+async def test_rotation_of_one_and_of_all() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    one = msgspec.json.decode(await (await rotate(app, "pm-2")).get_data(), type=RotationResult)
+    assert [(each.peer, each.result) for each in one.rotations] == [("pm-2", "rotated")]
+    everyone = msgspec.json.decode(await (await rotate(app)).get_data(), type=RotationResult)
+    assert len(everyone.rotations) == 2
+    assert node.rotated == ["id002", None]
+    await problem(await rotate(app, "nobody"), 404)
+    assert len(node.rotated) == 2
+
+
+async def test_a_dry_run_changes_nothing() -> None:
+    node = FakeNode()
+    response = await rotate(app_of(node), "pm-2", query="?dry_run=true")
+    planned = msgspec.json.decode(await response.get_data(), type=RotationResult)
+    assert planned.dry_run
+    assert [(each.peer, each.result, each.epoch) for each in planned.rotations] == [("pm-2", "planned", 2)]
+    assert node.rotated == []
+
+
+async def test_the_same_key_rotates_once() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    first = await rotate(app, "pm-2", "k")
+    again = await rotate(app, "pm-2", "k")
+    assert await again.get_data() == await first.get_data()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert node.rotated == ["id002"]
+    await problem(await rotate(app, "pm-1", "k"), 422)
+    await problem(await rotate(app, "pm-2", "k", "?dry_run=true"), 422)
+    await rotate(app, "pm-2", "other")
+    assert node.rotated == ["id002", "id002"]
+    await problem(await rotate(app, "pm-2", "x" * 256), 400)
+    await problem(await rotate(app, "pm-2", ""), 400)
+
+
+async def test_a_key_under_way_is_a_conflict_and_a_failed_one_is_free(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    app = app_of(node)
+    started, finish = trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await finish.wait()
+        node.failure = PhantomMeshError("no answer")
+
+    node.on_rotate = wait
+    done = trio.Event()
+
+    async def first() -> None:
+        await problem(await rotate(app, "pm-2", "k"), 409)
+        done.set()
+
+    nursery.start_soon(first)
+    await started.wait()
+    assert "under way" in (await problem(await rotate(app, "pm-2", "k"), 409)).detail
+    finish.set()
+    await done.wait()
+    node.on_rotate = node.failure = None
+    assert (await rotate(app, "pm-2", "k")).status_code == 200
+
+
+async def test_the_memory_of_keys_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    cache = IdempotencyCache()
+    done: list[str] = []
+
+    async def act(name: str) -> bytes:
+        done.append(name)
+        return b"x"
+
+    for number in range(MAX_KEYS + 5):
+        await cache.once(f"k{number}", b"", partial(act, str(number)))
+    assert len(cache._entries) == MAX_KEYS
+    assert await cache.once(f"k{MAX_KEYS}", b"", partial(act, "never")) == (b"x", True)
+    await trio.sleep(LIFE_S)
+    await cache.once(f"k{MAX_KEYS}", b"", partial(act, "after a day"))
+    assert done[-1] == "after a day"
+    assert len(cache._entries) == 1
+
+
+def sample(node: FakeNode, **labels: str) -> float | None:
+    return node.metrics.registry.get_sample_value("phantommesh_api_request_seconds_count", labels)
+
+
+async def test_requests_are_timed_with_bounded_labels() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    await ask(app, "GET", "/v1/peers/pm-1")
+    await ask(app, "GET", "/v1/peers/pm-2")
+    await ask(app, "BREW", "/coffee")
+    await ask(app, "GET", "/a")
+    assert sample(node, route="/v1/peers/{peer}", method="GET", status="200") == 2
+    assert sample(node, route="unmatched", method="GET", status="404") == 1
+    assert sample(node, route="unmatched", method="other", status="404") == 1
+    response = await ask(app, "GET", "/metrics")
+    assert response.content_type.startswith("text/plain; version=")
+    assert b"coffee" not in await response.get_data()
+
+
+async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
+    node = FakeNode()
+    app = app_of(node, trusted=False)
+    local = {"Host": "127.0.0.1:9000"}
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await ask(app, "GET", path, headers=local)).status_code == 200
+    for path in ("/v1/status", "/v1/peers", "/v1/links"):
+        await problem(await ask(app, "GET", path, headers=local), 401)
+    await problem(await ask(app, "POST", "/v1/rotations", headers=local), 401)
+    assert node.rotated == []
+    await problem(await ask(app, "GET", "/metrics", headers={"Host": "evil.example"}), 421)
+
+
+# --- over real sockets ---
+
+
+@asynccontextmanager
+async def serving(
+    node: FakeNode, path: Path, **options: Any
+) -> AsyncIterator[tuple[list[str], trio.CancelScope]]:
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_api, node, socket_path=path, group=NO_GROUP, **options)
+        addresses = await nursery.start(serve)
+        yield addresses, nursery.cancel_scope
+        nursery.cancel_scope.cancel()
+
+
+async def in_thread(call: Callable[[], Any]) -> Any:
+    return await trio.to_thread.run_sync(call)
+
+
+async def test_the_client_talks_to_the_server(tmp_path: Path) -> None:
+    node, path = FakeNode(peers=3), tmp_path / "run" / "api.sock"
+    async with serving(node, path) as (addresses, _):
+        assert addresses == [f"unix:{path}"]
+        client = NodeClient(path)
+        assert await in_thread(client.status) == node.status()
+        links = await in_thread(lambda: client.get_all("/v1/links?", LinkView))
+        assert links == node.links()
+        result = await in_thread(lambda: client.rotate("pm-2", dry_run=False, idempotency_key="k"))
+        assert result.rotations[0].result == "rotated"
+        with pytest.raises(ApiError) as error:
+            await in_thread(lambda: client.rotate("nobody", dry_run=False, idempotency_key="k2"))
+        assert str(error.value) == "no such peer in the mesh"
+        assert error.value.fix
+    assert not path.exists()
+    with pytest.raises(NodeNotRunningError):
+        await in_thread(client.status)
+
+
+async def test_the_client_reads_every_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phantommesh.nursery.client.PAGE_LIMIT", 2)
+    node, path = FakeNode(peers=5), tmp_path / "api.sock"
+    async with serving(node, path):
+        peers = await in_thread(lambda: NodeClient(path).get_all("/v1/peers", PeerView))
+    assert [peer.node_id for peer in peers] == [f"id{number:03}" for number in range(1, 6)]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_only_root_and_the_group_may_connect(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    old = os.umask(0)
+    try:
+        unix = listen_unix(path, group=NO_GROUP)
+        assert mode(path) == 0o600
+        unix.remove()
+        group = grp.getgrgid(os.getgid())
+        unix = listen_unix(path, group=group.gr_name)
+        assert mode(path) == 0o660
+        assert path.stat().st_gid == group.gr_gid
+        unix.remove()
+    finally:
+        os.umask(old)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # as a killed node leaves it: bound, nobody listens
+    unix = listen_unix(path, group=NO_GROUP)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    unix.remove()
+
+
+async def test_a_live_node_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    async with serving(FakeNode(), path):
+        with pytest.raises(ApiSocketError) as error:
+            await in_thread(lambda: listen_unix(path, group=NO_GROUP))
+        assert str(error.value) == f"node pm-0 of mesh lab (pid {os.getpid()}) already answers on {path}"
+        assert await in_thread(NodeClient(path).status)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+def test_what_is_no_socket_is_never_deleted(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "api.sock", tmp_path / "target"
+    target.write_text("precious")
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(target)
+    with pytest.raises(ApiSocketError, match="is not a socket"):
+        listen_unix(path, group=NO_GROUP)
+    assert path.is_symlink() or path.exists()
+    assert target.read_text() == "precious"
+
+
+def test_a_node_does_not_remove_its_successors_socket(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    first = listen_unix(path, group=NO_GROUP)
+    first.listener.close()  # the first one died; the second took over
+    second = listen_unix(path, group=NO_GROUP)
+    first.remove()
+    assert path.exists()
+    second.remove()
+    assert not path.exists()
+
+
+def test_a_path_too_long_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ApiSocketError, match="too long"):
+        listen_unix(tmp_path / ("x" * 120), group=NO_GROUP)
+
+
+async def test_tcp_on_loopback(tmp_path: Path) -> None:
+    node = FakeNode()
+    async with serving(node, tmp_path / "api.sock", listen="127.0.0.1:0") as (addresses, _):
+        port = int(addresses[1].rsplit(":", 1)[1])
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            await stream.send_all(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            with trio.fail_after(10):
+                answer = b"".join([part async for part in stream])
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80"])
+def test_off_loopback_is_refused(listen: str) -> None:
+    with pytest.raises(ApiSocketError, match="needs TLS") as error:
+        listen_tcp(listen)
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("listen", ["", "80", "host:80", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:²"])
+def test_a_listen_that_is_no_address_is_said_so(listen: str) -> None:
+    with pytest.raises(ApiSocketError, match="not an address and a port"):
+        listen_tcp(listen)
+
+
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def fill_up(stream: trio.SocketStream) -> None:
+    """Ask and never read, until the server's own writes are stuck."""
+    with trio.move_on_after(0.5):
+        while True:
+            await stream.send_all(REQUEST)
+
+
+async def test_a_client_that_stops_reading_does_not_hold_up_the_shutdown(tmp_path: Path) -> None:
+    path, shutdown = tmp_path / "api.sock", trio.Event()
+    with trio.fail_after(20):
+        async with (
+            serving(FakeNode(), path, shutdown=shutdown, grace=0.2),
+            await trio.open_unix_socket(path) as greedy,
+        ):
+            await fill_up(greedy)
+            shutdown.set()
+            while path.exists():
+                await trio.sleep(0.01)
+
+
+async def test_a_client_that_stops_reading_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with trio.fail_after(20):
+        async with (
+            serving(FakeNode(), path) as (_, scope),
+            await trio.open_unix_socket(path) as greedy,
+        ):
+            await fill_up(greedy)
+            scope.cancel()
+            with trio.CancelScope(shield=True):
+                while path.exists():
+                    await trio.sleep(0.01)
+
+
+async def test_a_request_under_way_is_answered_at_shutdown(tmp_path: Path) -> None:
+    node, path, shutdown = FakeNode(), tmp_path / "api.sock", trio.Event()
+    started, finish = trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await finish.wait()
+
+    node.on_rotate = wait
+    results: list[RotationResult] = []
+
+    async def rotate_it() -> None:
+        client = NodeClient(path)
+        results.append(await in_thread(lambda: client.rotate(None, dry_run=False, idempotency_key="k")))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            serve = partial(serve_api, node, socket_path=path, group=NO_GROUP, shutdown=shutdown, grace=10)
+            await nursery.start(serve)
+            nursery.start_soon(rotate_it)
+            await started.wait()
+            shutdown.set()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            finish.set()
+    assert len(results[0].rotations) == 2
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_a_connection_that_must_close_closes(tmp_path: Path, version: bytes) -> None:
+    path = tmp_path / "api.sock"
+    async with serving(FakeNode(), path), await trio.open_unix_socket(path) as stream:
+        await stream.send_all(b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        with trio.fail_after(10):
+            answer = b"".join([part async for part in stream])
+    assert answer.endswith(b'{"status":"ok"}')
+
+
+async def test_junk_on_the_socket_ends_only_its_connection(tmp_path: Path) -> None:
+    node, path = FakeNode(), tmp_path / "api.sock"
+    async with serving(node, path):
+        for junk in (
+            b"\x00\xff" * 50,
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n" * 3,
+            b"GET",
+        ):
+            async with await trio.open_unix_socket(path) as stream:
+                await stream.send_all(junk)
+                await stream.send_eof()
+                with trio.fail_after(10):
+                    try:
+                        async for _ in stream:
+                            pass
+                    except trio.BrokenResourceError:
+                        pass
+        assert await in_thread(NodeClient(path).status)
+
+
+async def test_a_websocket_where_there_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    handshake = (
+        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    async with serving(FakeNode(), path):
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(handshake)
+            with trio.fail_after(10):
+                answer = await stream.receive_some()
+        assert answer.split()[1][:1] == b"4"
+        assert await in_thread(NodeClient(path).status)

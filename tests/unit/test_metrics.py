@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import re
+
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from phantommesh.metrics import Metrics, WireGuardSample
+
+# What INTERFACE promises for the parts that exist.
+NAMES = {
+    "phantommesh_build_info",
+    "phantommesh_peers",
+    "phantommesh_link_handshake_seconds",
+    "phantommesh_link_handshakes_total",
+    "phantommesh_psk_age_seconds",
+    "phantommesh_psk_rotations_total",
+    "phantommesh_wg_bytes_total",
+    "phantommesh_wg_last_handshake_seconds",
+    "phantommesh_dropped_total",
+    "phantommesh_api_request_seconds",
+    "phantommesh_service_restarts_total",
+    "phantommesh_loop_lag_seconds",
+}
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def filled(clock: Clock | None = None) -> Metrics:
+    metrics = Metrics(version="1.2.3", clock=clock or Clock())
+    metrics.set_peers({"fresh": 2, "stale": 1})
+    metrics.set_psk_ages({"pm-2": 4.0})
+    metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
+    metrics.link_handshake_seconds.observe(0.003)
+    metrics.link_handshakes.labels(role="initiator", result="ok").inc()
+    metrics.psk_rotations.labels(result="ok").inc()
+    metrics.dropped.labels(reason="mac").inc()
+    metrics.api_request_seconds.labels(route="/v1/status", method="GET", status="200").observe(0.01)
+    metrics.service_restarts.labels(service="udp").inc()
+    metrics.loop_lag_seconds.observe(0.001)
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_the_names_are_exactly_those_of_the_interface() -> None:
+    text = filled().render()[0].decode()
+    assert set(re.findall(r"^# TYPE (\S+)", text, re.M)) == NAMES
+    assert "_created" not in text
+    assert list(text_string_to_metric_families(text))
+
+
+def test_labels_are_those_of_the_interface() -> None:
+    metrics = filled()
+    assert value(metrics, "phantommesh_peers", state="fresh") == 2
+    assert value(metrics, "phantommesh_link_handshakes_total", role="initiator", result="ok") == 1
+    assert value(metrics, "phantommesh_wg_bytes_total", peer="pm-2", dimension="3", direction="tx") == 20
+    assert value(metrics, "phantommesh_wg_last_handshake_seconds", peer="pm-2", dimension="3") == 1.7e9
+    assert value(
+        metrics, "phantommesh_api_request_seconds_count", route="/v1/status", method="GET", status="200"
+    )
+
+
+def test_two_nodes_in_one_process_share_nothing() -> None:
+    one, two = filled(), Metrics(version="2", clock=Clock())
+    assert value(one, "phantommesh_dropped_total", reason="mac") == 1
+    assert value(two, "phantommesh_dropped_total", reason="mac") is None
+    assert REGISTRY.get_sample_value("phantommesh_dropped_total", {"reason": "mac"}) is None
+
+
+def test_a_psk_ages_between_two_feeds_and_leaves_with_its_peer() -> None:
+    clock = Clock()
+    metrics = filled(clock)
+    clock.now += 30.0
+    assert value(metrics, "phantommesh_psk_age_seconds", peer="pm-2") == 34.0
+    metrics.set_psk_ages({})
+    assert value(metrics, "phantommesh_psk_age_seconds", peer="pm-2") is None
+
+
+def test_what_left_the_device_leaves_the_metrics() -> None:
+    metrics = filled()
+    metrics.set_wireguard([WireGuardSample("pm-3", 0, 1, 1, 0.0)])
+    assert value(metrics, "phantommesh_wg_bytes_total", peer="pm-2", dimension="3", direction="tx") is None
+    assert value(metrics, "phantommesh_wg_last_handshake_seconds", peer="pm-3", dimension="0") == 0.0
+
+
+def test_a_state_without_peers_becomes_zero() -> None:
+    metrics = filled()
+    metrics.set_peers({"fresh": 3})
+    assert value(metrics, "phantommesh_peers", state="stale") == 0
+
+
+def test_openmetrics_is_served_to_who_asks() -> None:
+    body, content_type = filled().render("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    assert b"_created" not in body
