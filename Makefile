@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Each target installs what is missing first (scripts/setup) and does nothing there the second time.
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+BIN := .venv/bin
+
+.PHONY: lab test test-kernel bench lint clean setup lock
+
+lab: setup
+	$(SUDO) $(BIN)/phantommesh lab run
+
+test: setup lint
+	$(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(BIN)/python -m pytest -m "not kernel and not slow"
+
+# On this machine's kernel where it has WireGuard, else in a small VM; both run the same tests.
+test-kernel:
+	scripts/setup kernel
+	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
+	    $(BIN)/python -m pytest -m "(kernel or lab) and not slow" -p no:cacheprovider tests/kernel tests/lab
+
+bench: setup
+	$(SUDO) $(BIN)/python -m benchmarks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup:
+	scripts/setup
+
+# Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
+lock:
+	rm -rf .venv/lock && python3 -m venv .venv/lock && .venv/lock/bin/pip -q install pip-tools
+	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt"; do \
+	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	        --no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml -o $$set || exit; \
+	done
+
+clean:
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
