@@ -141,7 +141,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """A peer as reported. ``psk`` is NO_KEY when none is set; ``last_handshake`` is in Unix seconds, 0.0 never."""
+    """A peer as reported. ``psk`` is NO_KEY when none is set; ``last_handshake`` in Unix seconds or 0.0."""
 
     public_key: bytes
     psk: Secret
@@ -151,6 +151,21 @@ class PeerState:
     last_handshake: float = 0.0
     rx_bytes: int = 0
     tx_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What WireGuard says of a device, without its link. ``public_key`` is None while no key is set."""
+
+    public_key: bytes | None
+    listen_port: int
+    fwmark: int
+    peers: Mapping[bytes, PeerState]
+
+    @property
+    def blank(self) -> bool:
+        """Whether nobody has configured the device yet."""
+        return self.public_key is None and not self.peers
 
 
 @dataclass(frozen=True, slots=True)

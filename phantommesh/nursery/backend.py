@@ -4,22 +4,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from phantommesh.errors import PhantomMeshError
+import trio
+
+from phantommesh.nursery.kernel import KernelBackend, kernel_has_wireguard
+from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.wireguard import DeviceDiff, DeviceState
-
-
-class BackendError(PhantomMeshError):
-    """A WireGuard or link operation failed. The message names the interface."""
-
-
-class ApplyError(BackendError):
-    """Some interfaces could not be changed; the others were. ``failures`` maps each name to its error."""
-
-    def __init__(self, failures: Mapping[str, BackendError]) -> None:
-        self.failures = dict(failures)
-        first = next(iter(self.failures.values()))
-        more = f" (and {len(self.failures) - 1} more interfaces)" if len(self.failures) > 1 else ""
-        super().__init__(f"{first}{more}", fix=first.fix)
 
 
 class Backend(Protocol):
@@ -48,3 +38,20 @@ class Backend(Protocol):
 
     async def close(self, *, remove: Collection[str]) -> None:
         """Remove the named interfaces if they are ours; leave the others working."""
+
+
+async def choose(kind: str) -> Backend:
+    """Return the backend for ``auto``, ``kernel`` or ``userspace``; auto takes the kernel's where it has one.
+
+    Raises BackendError, saying what to install, when this machine cannot do it.
+    """
+    if kind not in ("auto", "kernel", "userspace"):
+        raise BackendError(f"no WireGuard backend {kind!r}", fix="use auto, kernel or userspace")
+    if kind != "userspace" and await trio.to_thread.run_sync(kernel_has_wireguard):
+        return KernelBackend()
+    if kind == "kernel":
+        raise BackendError(
+            "this kernel has no WireGuard, or this process may not use it",
+            fix="load the module (modprobe wireguard), run as root, or set backend = 'userspace'",
+        )
+    return UserspaceBackend.find()

@@ -12,7 +12,8 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery.backend import ApplyError, Backend
+from phantommesh.nursery.backend import Backend
+from phantommesh.nursery.netlink import ApplyError
 from phantommesh.wireguard import DeviceConfig, DeviceDiff, DeviceState, diff, without_ipv6
 
 MAX_BACKOFF = 30.0

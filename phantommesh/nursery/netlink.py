@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Links, addresses and routes over rtnetlink, for every kind of WireGuard, and the errors of a backend.
+
+The functions block, so they are called inside ``trio.to_thread.run_sync``. Each opens its own netlink object
+and closes it again: pyroute2 runs an event loop in each, and one shared between short-lived threads leaks
+a descriptor a thread.
+"""
+
+import errno
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.wireguard import DeviceDiff, DeviceState, Interface, Report, Route
+
+ALIAS = "phantommesh"
+"""The alias (``ip link show`` prints it) that marks a link as made by us."""
+
+ROUTE_PROTOCOL = 112
+"""Marks our routes (``ip route show proto 112``); not among the numbers in linux/rtnetlink.h."""
+
+_MAIN_TABLE = 254
+_SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
+_NO_DAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # IFA_F_*, linux/if_addr.h
+_SCOPE_LINK = 253
+_LOOSE = 2  # rp_filter: a source address must be routable, but by any interface (RFC 3704, section 2.4)
+_IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6
+
+
+class BackendError(PhantomMeshError):
+    """A WireGuard or link operation failed. The message names the interface."""
+
+
+class ApplyError(BackendError):
+    """Some interfaces could not be changed; the others were. ``failures`` maps each name to its error."""
+
+    def __init__(self, failures: Mapping[str, BackendError]) -> None:
+        self.failures = dict(failures)
+        first = next(iter(self.failures.values()))
+        more = f" (and {len(self.failures) - 1} more interfaces)" if len(self.failures) > 1 else ""
+        super().__init__(f"{first}{more}", fix=first.fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as the kernel reports it; ``kind`` is ``wireguard``, ``tun``, ... or empty."""
+
+    index: int
+    kind: str
+    ours: bool
+    up: bool
+    mtu: int
+    addresses: frozenset[Interface]
+    routes: frozenset[Route]
+    loose_rp: bool
+
+    def state(self, name: str, report: Report) -> DeviceState:
+        """Put this link and what WireGuard says of it together."""
+        return DeviceState(
+            name=name,
+            index=self.index,
+            up=self.up,
+            public_key=report.public_key,
+            listen_port=report.listen_port,
+            mtu=self.mtu,
+            addresses=self.addresses,
+            routes=self.routes,
+            peers=report.peers,
+            fwmark=report.fwmark,
+            loose_rp=self.loose_rp,
+        )
+
+
+def taken(name: str) -> BackendError:
+    """The error for a name that someone else's interface has."""
+    return BackendError(
+        f"interface {name} exists and is not PhantomMesh's",
+        fix=f"remove it (ip link delete {name}) or choose another prefix in [wireguard]",
+    )
+
+
+def failed(name: str, doing: str, error: OSError | NetlinkError) -> BackendError:
+    """Turn a kernel's refusal into an error that names the interface and, where there is one, the fix."""
+    code = error.code if isinstance(error, NetlinkError) else error.errno
+    fixes = {
+        errno.EPERM: "run as root or with CAP_NET_ADMIN",
+        errno.EADDRINUSE: "another program has the UDP port: stop it or change base_port in [wireguard]",
+        errno.EOPNOTSUPP: "this kernel has no WireGuard: set backend = 'userspace' in [wireguard]",
+        errno.EROFS: "mount /proc/sys writable, or set net.ipv4.conf.default.rp_filter=2 on the host",
+    }
+    reason = os.strerror(code) if code else str(error)
+    return BackendError(f"interface {name}: {doing}: {reason}", fix=fixes.get(code or 0, ""))
+
+
+def ipv6_available() -> bool:
+    """Whether new interfaces in this network namespace can hold IPv6 addresses."""
+    try:
+        return Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        return False
+
+
+def read_links(names: Collection[str]) -> dict[str, Link]:
+    """Read the named interfaces that exist, with their addresses and our routes. Raises BackendError."""
+    try:
+        with IPRoute(strict_check=True) as rtnl:
+            found = {name: message for name in names if (message := _get_link(rtnl, name)) is not None}
+            if not found:
+                return {}
+            addresses: dict[int, set[Interface]] = {}
+            for entry in rtnl.addr("dump"):
+                address = ip_interface(
+                    f"{entry.get_attr('IFA_LOCAL') or entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+                )
+                if not (
+                    address.version == 6 and address.is_link_local
+                ):  # the kernel's own, not ours to judge
+                    addresses.setdefault(entry["index"], set()).add(address)
+            routes: dict[int, set[Route]] = {}
+            for family in (_IPV4, _IPV6):
+                for entry in rtnl.route("dump", family=family, table=_MAIN_TABLE, proto=ROUTE_PROTOCOL):
+                    if entry["proto"] == ROUTE_PROTOCOL and entry.get_attr("RTA_OIF"):
+                        routes.setdefault(entry.get_attr("RTA_OIF"), set()).add(_route(entry))
+            return {name: _link(name, message, addresses, routes) for name, message in found.items()}
+    except (NetlinkError, OSError) as error:
+        raise failed(",".join(names), "reading", error) from error
+
+
+def _get_link(rtnl: IPRoute, name: str) -> Any:
+    try:
+        return next(iter(rtnl.link("get", ifname=name, ext_mask=_SKIP_STATISTICS)), None)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+
+
+def _link(
+    name: str, message: Any, addresses: Mapping[int, set[Interface]], routes: Mapping[int, set[Route]]
+) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
+        ours=message.get_attr("IFLA_IFALIAS") == ALIAS,
+        up=bool(message["flags"] & 1),  # IFF_UP
+        mtu=message.get_attr("IFLA_MTU"),
+        addresses=frozenset(addresses.get(message["index"], ())),
+        routes=frozenset(routes.get(message["index"], ())),
+        loose_rp=_is_loose(name),
+    )
+
+
+def _route(entry: Any) -> Route:
+    target = entry.get_attr("RTA_DST") or ("::" if entry["family"] == _IPV6 else "0.0.0.0")
+    return Route(ip_network(f"{target}/{entry['dst_len']}"), entry.get_attr("RTA_PRIORITY") or 1)
+
+
+def _rp_filter(name: str) -> Path:
+    return Path("/proc/sys/net/ipv4/conf") / name / "rp_filter"
+
+
+def _is_loose(name: str) -> bool:
+    """Whether reverse-path filtering is as we want it, or as near as a read-only /proc/sys lets it be."""
+    try:
+        own = int(_rp_filter(name).read_text())
+        if own == _LOOSE or os.access(_rp_filter(name), os.W_OK):
+            return own == _LOOSE
+        return max(own, int(_rp_filter("all").read_text())) != 1  # the kernel takes the higher of the two
+    except (OSError, ValueError):
+        return True  # no such setting here, so nothing to set
+
+
+def make_wireguard(name: str, mtu: int) -> None:
+    """Make a kernel WireGuard link marked as ours; ``mtu`` in bytes. Raises BackendError."""
+    try:
+        with IPRoute() as rtnl:
+            rtnl.link("add", ifname=name, kind="wireguard", mtu=mtu)
+    except (NetlinkError, OSError) as error:
+        raise failed(name, "creating", error) from error
+    claim(name, mtu)
+
+
+def claim(name: str, mtu: int) -> None:
+    """Mark a link as ours and set its MTU in bytes. Raises BackendError."""
+    try:
+        with IPRoute() as rtnl:
+            rtnl.link("set", index=_index(rtnl, name), IFLA_IFALIAS=ALIAS, mtu=mtu)
+    except (NetlinkError, OSError) as error:
+        raise failed(name, "marking as ours", error) from error
+
+
+def delete_link(name: str) -> None:
+    """Delete a link; that it is gone already is fine. Raises BackendError."""
+    try:
+        with IPRoute() as rtnl:
+            rtnl.link("del", index=_index(rtnl, name))
+    except (NetlinkError, OSError) as error:
+        if not (isinstance(error, NetlinkError) and error.code == errno.ENODEV):
+            raise failed(name, "deleting", error) from error
+
+
+def apply_links(changes: Sequence[DeviceDiff]) -> dict[str, BackendError]:
+    """Apply the link part of each change and return the failures by name.
+
+    All routes that go are removed before any is added, because two interfaces may swap metrics.
+    """
+    failures: dict[str, BackendError] = {}
+    changes = [change for change in changes if change.changes_link]
+    if not changes:
+        return failures
+    with IPRoute() as rtnl:
+        for step in (_remove_from_link, _add_to_link):
+            for change in changes:
+                if change.name not in failures:
+                    try:
+                        step(rtnl, change)
+                    except (NetlinkError, OSError) as error:
+                        failures[change.name] = failed(change.name, "setting up", error)
+    return failures
+
+
+def _index(rtnl: IPRoute, name: str) -> int:
+    message = _get_link(rtnl, name)
+    if message is None:
+        raise NetlinkError(errno.ENODEV, "No such device")
+    return int(message["index"])
+
+
+def _remove_from_link(rtnl: IPRoute, change: DeviceDiff) -> None:
+    if not change.remove_routes and not change.remove_addresses:
+        return
+    index = _index(rtnl, change.name)
+    for route in _ordered(change.remove_routes):
+        rtnl.route("del", **_route_arguments(route, index))
+    for address in change.remove_addresses:
+        rtnl.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+
+
+def _add_to_link(rtnl: IPRoute, change: DeviceDiff) -> None:
+    index = _index(rtnl, change.name)
+    if change.mtu is not None:
+        rtnl.link("set", index=index, mtu=change.mtu)
+    if change.loose_rp:
+        _rp_filter(change.name).write_text(f"{_LOOSE}\n")
+    for address in change.add_addresses:
+        flags = _NO_PREFIX_ROUTE | (_NO_DAD if address.version == 6 else 0)
+        rtnl.addr(
+            "replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, flags=flags
+        )
+    if change.up:
+        rtnl.link("set", index=index, state="up")
+    for route in _ordered(change.add_routes):
+        rtnl.route("add", **_route_arguments(route, index))
+
+
+def _ordered(routes: Iterable[Route]) -> list[Route]:
+    return sorted(routes, key=lambda route: (route.network.version, route.metric))
+
+
+def _route_arguments(route: Route, index: int) -> dict[str, object]:
+    arguments: dict[str, object] = {
+        "dst": str(route.network),
+        "oif": index,
+        "table": _MAIN_TABLE,
+        "proto": ROUTE_PROTOCOL,
+        "priority": route.metric,
+        "family": _IPV6 if route.network.version == 6 else _IPV4,
+    }
+    if route.network.version == 4:
+        arguments["scope"] = _SCOPE_LINK
+    return arguments

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each WireGuard backend against a real WireGuard, in a network namespace of its own. Needs root.
+
+The scenarios run in a child process under ``ip netns exec``, with a private directory over
+/var/run/wireguard, so that nothing of the host is touched and the namespace's end takes everything along.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from phantommesh.nursery.kernel import kernel_has_wireguard
+from tests.lab.backend_scenarios import SCENARIOS
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = count()
+NO_PROCESS = {"killed"}  # scenarios that need a process to kill
+UNBATCHED = {"batches"}  # boringtun takes one operation a peer
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    name = f"pmtest-{os.getpid()}-{next(NUMBERS)}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield name
+    left = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
+    for pid in left.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def run_scenario(namespace: str, directory: Path, backend: str, scenario: str) -> None:
+    sockets = directory / "wireguard"
+    sockets.mkdir()
+    script = (
+        'ip link set lo up && mkdir -p /var/run/wireguard && mount --bind "$1" /var/run/wireguard && cd "$1" '
+        '&& shift && exec "$@"'
+    )
+    command = [sys.executable, "-W", "error", "-m", "tests.lab.backend_scenarios", backend, scenario]
+    done = subprocess.run(
+        ["ip", "netns", "exec", namespace, "sh", "-c", script, "sh", str(sockets), *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{scenario} over {backend}:\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in NO_PROCESS])
+def test_kernel(scenario: str, namespace: str, tmp_path: Path) -> None:
+    if not kernel_has_wireguard():
+        pytest.skip("this kernel has no WireGuard")
+    run_scenario(namespace, tmp_path, "kernel", scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_wireguard_go(scenario: str, namespace: str, tmp_path: Path) -> None:
+    program = shutil.which("wireguard-go")
+    if program is None:
+        pytest.skip("wireguard-go is not installed")
+    run_scenario(namespace, tmp_path, program, scenario)
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in UNBATCHED])
+def test_boringtun(scenario: str, namespace: str, tmp_path: Path) -> None:
+    program = shutil.which("boringtun-cli")
+    if program is None:
+        pytest.skip("boringtun-cli is not installed")
+    run_scenario(namespace, tmp_path, program, scenario)
