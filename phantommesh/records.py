@@ -164,7 +164,7 @@ class Roster:
     ) -> Self:
         """Read and verify what `encode` wrote. Raises RecordError or TrustError.
 
-        A certificate that has run out meanwhile is judged by the time it was good for: its node was a member,
+        A certificate that is not valid at `now` is judged by a time it is good for: its node was a member,
         and its endpoints are how a node that slept a month finds the mesh again.
         """
         try:
@@ -175,8 +175,8 @@ class Roster:
             raise RecordError("the roster has too many members")
         roster = cls(root, revocations)
         for signed in records:
-            _, not_after = validity(signed.node_cert)
-            if not roster._add(signed, min(now, not_after), now):
+            not_before, not_after = validity(signed.node_cert)
+            if not roster._add(signed, max(not_before, min(now, not_after)), now):
                 raise RecordError("the roster holds two records of one node")
         return roster
 

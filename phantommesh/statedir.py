@@ -98,7 +98,7 @@ class StateDir:
                 # rename(2) replaces an empty directory only, so nobody's files can be lost here
                 staging.rename(path)
         except OSError as error:
-            raise _cannot(f"make the state directory {path}", error) from error
+            raise cannot(f"make the state directory {path}", error) from error
         try:
             _sync_directory(path.parent)
         except OSError:
@@ -117,7 +117,7 @@ class StateDir:
                 fix="run `phantommesh init` or `phantommesh join`, or give the right --state-dir",
             ) from None
         except OSError as error:
-            raise _cannot(f"read the state directory {path}", error) from error
+            raise cannot(f"read the state directory {path}", error) from error
         state = cls(path)
         marker = state._read(FORMAT_FILE) if FORMAT_FILE in entries else None
         if marker is None:
@@ -156,7 +156,7 @@ class StateDir:
         try:
             atomic_write(self.path / name, data)
         except OSError as error:
-            raise _cannot(f"write {self.path / name}", error) from error
+            raise cannot(f"write {self.path / name}", error) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -167,7 +167,7 @@ class StateDir:
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _cannot(f"open {self.path / LOCK_FILE}", error) from error
+            raise cannot(f"open {self.path / LOCK_FILE}", error) from error
         try:
             _flock(descriptor, f"another node is running on {self.path}")
             yield
@@ -179,7 +179,7 @@ class StateDir:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise _cannot(f"read {path}", error) from error
+            raise cannot(f"read {path}", error) from error
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -191,7 +191,7 @@ class StateDir:
             try:
                 return file.read()
             except OSError as error:
-                raise _cannot(f"read {path}", error) from error
+                raise cannot(f"read {path}", error) from error
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
@@ -215,7 +215,7 @@ def check_vacant(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _cannot(f"use {path} as a state directory", error) from error
+        raise cannot(f"use {path} as a state directory", error) from error
     if FORMAT_FILE in entries:
         raise StateError(
             f"{path} already holds a node's state",
@@ -285,7 +285,8 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot(what: str, error: OSError) -> StateError:
+def cannot(what: str, error: OSError) -> StateError:
+    """The StateError for a file operation that failed."""
     reason = error.strerror or type(error).__name__
     fix = {
         errno.EACCES: "run as root, or give a path you may write",

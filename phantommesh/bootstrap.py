@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a node comes to be: a new mesh, an enrolment, and reading back what either left on disk.
+
+Both write the configuration first and then rename the state directory into place, which is the one step that
+counts. A crash before it leaves at most a configuration that names no state; running the same command again
+takes that configuration as its own. One that differs is an operator's, and is never overwritten.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from phantommesh import statedir
+from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load, parse, render
+from phantommesh.identity import Identity, IdentityError, NodeId
+from phantommesh.invites import Invite
+from phantommesh.nodestate import ADMISSION_BYTES, decode_wg_keys, encode_wg_keys, make_record, new_wg_keys
+from phantommesh.records import Roster, sign_record
+from phantommesh.revocation import Revocations
+from phantommesh.secret import Secret
+from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
+from phantommesh.trust import (
+    Authority,
+    Member,
+    Role,
+    TrustError,
+    check_label,
+    choose_ip4,
+    describe_mesh,
+    issue_authority,
+    load_root,
+    make_root,
+    verify_chain,
+)
+
+_NEW_INVITE: Final = "ask for a new invite"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `init` and `join` tell the operator."""
+
+    mesh: str
+    name: str
+    node_id: NodeId
+    role: Role
+    ip4: IPv4Address
+    ip6: IPv6Address
+    state_dir: Path
+    config: Path
+
+
+@dataclass(frozen=True, slots=True)
+class JoinDraft:
+    """A joiner's keys, kept from the first attempt, so that a repeated join is the same node.
+
+    `wg_keys` are seven X25519 private keys.
+    """
+
+    identity: Identity
+    wg_keys: tuple[Secret, ...]
+
+
+def init_mesh(
+    state_dir: Path,
+    config_path: Path,
+    *,
+    mesh: str,
+    name: str,
+    endpoints: tuple[str, ...],
+    now: float,
+    config: Config | None = None,
+) -> Summary:
+    """Make a mesh: root, authority, and this machine as its first node. All of it, or nothing.
+
+    `config` gives the other settings (a lab's ports and names); its node section is replaced.
+    Raises PhantomMeshError: StateError, ConfigError or TrustError.
+    """
+    check_label("mesh name", mesh)
+    check_label("node name", name)
+    check_vacant(state_dir)
+    config = _config(config, mesh, name, endpoints)
+    _check_config_vacant(config_path, config)
+    network4 = IPv4Network(config.overlay.cidr4)
+
+    root_key, authority_key, identity = Identity.generate(), Identity.generate(), Identity.generate()
+    root = make_root(root_key, mesh, now, network4)
+    described = describe_mesh(root)
+    authority = Authority(root, issue_authority(root, root_key, authority_key.spki, now), authority_key)
+    ip4 = choose_ip4(described, identity.node_id, ())
+    node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now)
+    member = verify_chain(root, authority.der, node_cert, now)
+    wg_keys = new_wg_keys()
+    roster = Roster(root, Revocations(root))
+    record = make_record(identity, wg_keys, config, seq=1)
+    roster.add(sign_record(identity, record, node_cert, authority.der), now)
+
+    files = _node_files(
+        identity=identity,
+        root=root,
+        authority_cert=authority.der,
+        node_cert=node_cert,
+        wg_keys=wg_keys,
+        admission_key=Secret(secrets.token_bytes(ADMISSION_BYTES)),
+        roster=roster,
+        revocations=Revocations(root),
+    )
+    files[statedir.ROOT_KEY] = root_key.to_pem().reveal()
+    files[statedir.AUTHORITY_KEY] = authority_key.to_pem().reveal()
+    _commit(state_dir, files, config_path, config)
+    return _summary(member, mesh, state_dir, config_path)
+
+
+def begin_join(state_dir: Path, config_path: Path, invite: Invite, config: Config) -> JoinDraft:
+    """Return the keys to join with: those of an earlier, unfinished join by this invite, else new ones.
+
+    They are on disk when this returns, beside the state directory as ``.NAME.joining``: if the authority
+    spends the invite and this machine then dies, a repeated join is known again. `config` is what
+    `join_config` gave. Raises StateError or ConfigError when the join could not be finished anyway.
+    """
+    check_vacant(state_dir)
+    _check_config_vacant(config_path, config, overlay_known=False)
+    path = _draft_path(state_dir)
+    if path.exists():
+        invite_id, draft = _read_draft(path)
+        if invite_id == invite.invite_id:
+            return draft
+    draft = JoinDraft(Identity.generate(), new_wg_keys())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        atomic_write(path, _encode_draft(invite.invite_id, draft))
+    except OSError as error:
+        raise cannot(f"write {path}", error) from error
+    return draft
+
+
+def join_config(
+    invite: Invite, *, name: str, endpoints: tuple[str, ...], config: Config | None = None
+) -> Config:
+    """Return the configuration of a node that joins by this invite. Raises TrustError or ConfigError."""
+    check_label("node name", name)
+    return _config(config, invite.mesh, name, endpoints)
+
+
+def finish_join(
+    state_dir: Path,
+    config_path: Path,
+    *,
+    draft: JoinDraft,
+    config: Config,
+    invite: Invite,
+    root_cert: bytes,
+    authority_cert: bytes,
+    node_cert: bytes,
+    admission_key: Secret,
+    roster: bytes,
+    revocations: bytes,
+    now: float,
+) -> Summary:
+    """Check all that the authority sent and make the node of it. All of it, or nothing.
+
+    Certificates are DER; `roster` and `revocations` are encoded, as `Roster.encode` and `Revocations.encode`
+    give them. Our own signed record is added to the roster. Raises TrustError, RecordError, StateError or
+    ConfigError.
+    """
+    root = load_root(root_cert, invite.root_hash)
+    mesh = describe_mesh(root)
+    if mesh.name != invite.mesh:
+        raise TrustError(
+            f"the authority is of mesh {mesh.name}, the invite of {invite.mesh}", fix=_NEW_INVITE
+        )
+    member = verify_chain(root, authority_cert, node_cert, now)
+    if member.node_id != draft.identity.node_id:
+        raise TrustError("the authority certified another node's key", fix=_NEW_INVITE)
+    if member.name != config.node.name:
+        raise TrustError(
+            f"the authority named this node {member.name}, not {config.node.name}",
+            fix=f"join again with --name {member.name}",
+        )
+    if len(admission_key) != ADMISSION_BYTES:
+        raise TrustError("the authority sent no usable admission key", fix=_NEW_INVITE)
+    revoked = Revocations.decode(revocations, root, now)
+    known = Roster.decode_untrusted(roster, root, revoked, now)
+    overlay = OverlaySection(cidr4=str(mesh.network4))
+    config = msgspec.structs.replace(config, overlay=overlay)
+    held = known.get(member.node_id)
+    seq = 1 if held is None else held.record.seq + 1
+    known.add(
+        sign_record(
+            draft.identity, make_record(draft.identity, draft.wg_keys, config, seq), node_cert, authority_cert
+        ),
+        now,
+    )
+
+    files = _node_files(
+        identity=draft.identity,
+        root=root,
+        authority_cert=authority_cert,
+        node_cert=node_cert,
+        wg_keys=draft.wg_keys,
+        admission_key=admission_key,
+        roster=known,
+        revocations=revoked,
+    )
+    _commit(state_dir, files, config_path, config)
+    try:
+        _draft_path(state_dir).unlink(missing_ok=True)
+    except OSError:
+        pass  # the node is whole; a later join overwrites the draft
+    return _summary(member, mesh.name, state_dir, config_path)
+
+
+def _summary(member: Member, mesh: str, state_dir: Path, config_path: Path) -> Summary:
+    return Summary(
+        mesh, member.name, member.node_id, member.role, member.ip4, member.ip6, state_dir, config_path
+    )
+
+
+def _config(config: Config | None, mesh: str, name: str, endpoints: tuple[str, ...]) -> Config:
+    """The given or default settings for this node, checked as a file would be."""
+    node = NodeSection(name=name, mesh=mesh, endpoints=endpoints)
+    config = Config(node=node) if config is None else msgspec.structs.replace(config, node=node)
+    return parse(render(config))
+
+
+def _node_files(
+    *,
+    identity: Identity,
+    root: x509.Certificate,
+    authority_cert: bytes,
+    node_cert: bytes,
+    wg_keys: tuple[Secret, ...],
+    admission_key: Secret,
+    roster: Roster,
+    revocations: Revocations,
+) -> dict[str, bytes]:
+    return {
+        statedir.ROOT_CERT: root.public_bytes(Encoding.DER),
+        statedir.AUTHORITY_CERT: authority_cert,
+        statedir.NODE_CERT: node_cert,
+        statedir.NODE_KEY: identity.to_pem().reveal(),
+        statedir.WIREGUARD_KEYS: json.dumps(encode_wg_keys(wg_keys)).encode("ascii"),
+        statedir.ADMISSION_KEY: admission_key.reveal(),
+        statedir.ROSTER: roster.encode(),
+        statedir.REVOCATIONS: revocations.encode(),
+    }
+
+
+def _commit(state_dir: Path, files: dict[str, bytes], config_path: Path, config: Config) -> None:
+    """Write the configuration, then the state directory; take the configuration back if the latter fails."""
+    ours = _write_config(config_path, config)
+    try:
+        StateDir.create(state_dir, files)
+    except BaseException:
+        if ours:
+            config_path.unlink(missing_ok=True)
+        raise
+
+
+def _write_config(path: Path, config: Config) -> bool:
+    """Write the configuration unless the same one is there; say whether it was written."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        try:
+            atomic_write(temporary, render(config).encode("ascii"), mode=0o644)
+            path.hardlink_to(temporary)  # unlike a rename, this never replaces a file
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError:
+        _check_config_vacant(path, config)
+        return False
+    except OSError as error:
+        raise cannot(f"write {path}", error) from error
+    return True
+
+
+def _check_config_vacant(path: Path, config: Config, *, overlay_known: bool = True) -> None:
+    """Raise ConfigError if a configuration is there that an earlier attempt at the same did not write."""
+    try:
+        existing = load(path) if path.exists() or path.is_symlink() else config
+    except ConfigError:
+        existing = None
+    if existing is not None and not overlay_known:
+        existing = msgspec.structs.replace(existing, overlay=config.overlay)
+    if existing != config:
+        raise ConfigError(
+            f"{path} exists and is another configuration; it was not touched",
+            fix=f"move {path} away, or give another --config",
+        )
+
+
+def _draft_path(state_dir: Path) -> Path:
+    path = state_dir.resolve()
+    return path.with_name(f".{path.name}.joining")
+
+
+def _encode_draft(invite_id: bytes, draft: JoinDraft) -> bytes:
+    fields = {
+        "invite": invite_id.hex(),
+        "identity": draft.identity.to_pem().reveal().decode("ascii"),
+        "wireguard": encode_wg_keys(draft.wg_keys),
+    }
+    return json.dumps(fields).encode("ascii")
+
+
+def _read_draft(path: Path) -> tuple[bytes, JoinDraft]:
+    """Return (invite id, draft). Raises StateError."""
+    try:
+        check_private(path, path.lstat())
+        fields = json.loads(path.read_bytes())
+        identity = Identity.from_pem(fields["identity"].encode("ascii"))
+        return bytes.fromhex(fields["invite"]), JoinDraft(identity, decode_wg_keys(fields["wireguard"]))
+    except OSError as error:
+        raise cannot(f"read {path}", error) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, IdentityError) as error:
+        raise StateError(f"{path} is not the draft of a join", fix=f"move {path} away") from error

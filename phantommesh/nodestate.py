@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
+
+import base64
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from phantommesh import __version__, statedir
+from phantommesh.config import Config
+from phantommesh.endpoint import format_endpoint, parse_endpoint
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import Identity
+from phantommesh.invites import InviteBook
+from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
+from phantommesh.revocation import Revocations
+from phantommesh.secret import Secret
+from phantommesh.statedir import StateDir, StateError
+from phantommesh.trust import (
+    Authority,
+    Member,
+    Mesh,
+    TrustError,
+    describe_mesh,
+    load_root,
+    validity,
+    verify_chain,
+)
+
+ADMISSION_BYTES: Final = 32
+_RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NodeState:
+    """All that a node starts from. Roster and revocations are live objects; the node writes them back."""
+
+    state: StateDir
+    identity: Identity
+    root: x509.Certificate
+    mesh: Mesh
+    authority_cert: bytes
+    node_cert: bytes
+    wg_keys: tuple[Secret, ...]
+    admission_key: Secret
+    roster: Roster
+    revocations: Revocations
+    authority: Authority | None
+    invites: InviteBook
+
+    @property
+    def name(self) -> str:
+        """The certified name, expired or not."""
+        return self.member_at_issue().name
+
+    def member(self, now: float) -> Member:
+        """Verify our own chain at `now`. Raises TrustError, e.g. when our certificate has run out."""
+        return verify_chain(self.root, self.authority_cert, self.node_cert, now)
+
+    def member_at_issue(self) -> Member:
+        """What our certificate says, judged by the time it was issued for: a node that slept still starts."""
+        return self.member(validity(self.node_cert)[1])
+
+    def __repr__(self) -> str:
+        return f"NodeState({self.state.path})"
+
+
+def new_wg_keys() -> tuple[Secret, ...]:
+    """Return seven X25519 private keys, clamped as RFC 7748 section 5 and `wg genkey` do."""
+    return tuple(Secret(_clamp(secrets.token_bytes(KEY_BYTES))) for _ in range(DIMENSIONS))
+
+
+def wg_public_key(private: Secret) -> bytes:
+    """Return the 32-byte WireGuard public key."""
+    return X25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
+
+
+def make_record(identity: Identity, wg_keys: tuple[Secret, ...], config: Config, seq: int) -> NodeRecord:
+    """Return our record, unsigned, from the keys and the configuration."""
+    base = config.wireguard.base_port
+    return NodeRecord(
+        node_id=identity.node_id,
+        seq=seq,
+        control=tuple(
+            format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints
+        ),
+        wg_keys=tuple(wg_public_key(key) for key in wg_keys),
+        wg_ports=tuple(range(base, base + DIMENSIONS)),
+        version=__version__,
+    )
+
+
+def load_node(state_dir: Path, now: float) -> NodeState:
+    """Read a node's state. Raises StateError naming the file and the fix.
+
+    An expired certificate of our own is no error here: `NodeState.member` says so.
+    """
+    state = StateDir.open(state_dir)
+    with _blame(state, statedir.ROOT_CERT):
+        root = load_root(state.read(statedir.ROOT_CERT))
+        mesh = describe_mesh(root)
+    with _blame(state, statedir.NODE_KEY):
+        identity = Identity.from_pem(state.read_secret(statedir.NODE_KEY).reveal())
+    if now < root.not_valid_before_utc.timestamp():
+        raise StateError(
+            f"this machine's clock is wrong: the mesh was made on {root.not_valid_before_utc:%Y-%m-%d}",
+            fix="set the clock",
+        )
+    authority_cert, node_cert = state.read(statedir.AUTHORITY_CERT), state.read(statedir.NODE_CERT)
+    with _blame(state, statedir.NODE_CERT):
+        member = verify_chain(root, authority_cert, node_cert, validity(node_cert)[1])
+        if member.node_id != identity.node_id:
+            raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
+    with _blame(state, statedir.WIREGUARD_KEYS):
+        wg_keys = decode_wg_keys(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
+    admission_key = state.read_secret(statedir.ADMISSION_KEY)
+    if len(admission_key) != ADMISSION_BYTES:
+        path = state.path / statedir.ADMISSION_KEY
+        raise StateError(f"{path} is not {ADMISSION_BYTES} bytes long", fix=_RESTORE)
+    with _blame(state, statedir.REVOCATIONS):
+        revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
+    with _blame(state, statedir.ROSTER):
+        roster = Roster.decode_untrusted(state.read(statedir.ROSTER), root, revocations, now)
+    authority = None
+    if state.has(statedir.AUTHORITY_KEY):
+        with _blame(state, statedir.AUTHORITY_KEY):
+            key = Identity.from_pem(state.read_secret(statedir.AUTHORITY_KEY).reveal())
+            authority = Authority(root, x509.load_der_x509_certificate(authority_cert), key)
+    return NodeState(
+        state=state,
+        identity=identity,
+        root=root,
+        mesh=mesh,
+        authority_cert=authority_cert,
+        node_cert=node_cert,
+        wg_keys=wg_keys,
+        admission_key=admission_key,
+        roster=roster,
+        revocations=revocations,
+        authority=authority,
+        invites=InviteBook(state),
+    )
+
+
+def encode_wg_keys(keys: tuple[Secret, ...]) -> list[str]:
+    """Return the private keys in base64, as `wg` writes them, for a file of mode 0600."""
+    return [base64.b64encode(key.reveal()).decode("ascii") for key in keys]
+
+
+def decode_wg_keys(given: object) -> tuple[Secret, ...]:
+    """Read what `encode_wg_keys` gave. Raises ValueError or TypeError, which quote no key."""
+    if not isinstance(given, list) or len(given) != DIMENSIONS:
+        raise ValueError(f"it does not hold {DIMENSIONS} keys")
+    keys = [base64.b64decode(text, validate=True) for text in given]
+    if any(len(key) != KEY_BYTES or key != _clamp(key) for key in keys) or len(set(keys)) != DIMENSIONS:
+        raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
+    return tuple(Secret(key) for key in keys)
+
+
+def _clamp(key: bytes) -> bytes:
+    return bytes([key[0] & 0xF8]) + key[1:31] + bytes([key[31] & 0x7F | 0x40])
+
+
+@contextmanager
+def _blame(state: StateDir, name: str) -> Iterator[None]:
+    """Turn what is wrong with a file's content into a StateError that names the file."""
+    try:
+        yield
+    except StateError:
+        raise
+    except (PhantomMeshError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{state.path / name} is damaged: {error}", fix=_RESTORE) from error
