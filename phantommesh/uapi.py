@@ -166,8 +166,8 @@ def _key(text: str) -> bytes:
 
 
 def _peer(fields: Mapping[str, str], networks: list[str], now: float) -> PeerState:
-    handshake = float(fields.get("last_handshake_time_sec", "0"))
-    handshake += float(fields.get("last_handshake_time_nsec", "0")) / 1e9
+    handshake = int(fields.get("last_handshake_time_nsec", "0")) / 1e9
+    handshake += int(fields.get("last_handshake_time_sec", "0"))
     if 0 < handshake < _OLDEST_TIME:
         handshake = now - handshake
     return PeerState(

@@ -46,9 +46,9 @@ _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0  # from SIGTERM to SIGKILL
 _POLL_SECONDS = 0.02  # between looks at a process that is starting
 
-# The shell prints the process id and ends, so that the process is no child of ours. The programs can go to the
-# background on their own, but then the socket was opened by a process that is gone, and its credentials name
-# that one.
+# The shell prints the process id and ends, so that the process is no child of ours. The programs can go to
+# the background on their own, but then the socket was opened by a process that is gone, and its credentials
+# name that one.
 _IN_BACKGROUND = '"$@" >&2 & echo $!'
 
 
@@ -121,7 +121,7 @@ class UserspaceBackend:
         ):
             raise netlink.taken(name)
         if process is not None and (link is None or report is None):
-            await self._stop(name)
+            await self._stop(name, hung=report is None)
             link = None
         if link is None:
             await self._start(name)
@@ -234,7 +234,7 @@ class UserspaceBackend:
         except OSError as error:
             raise netlink.failed(name, f"starting {self.program.name}", error) from error
 
-    async def _stop(self, name: str) -> None:
+    async def _stop(self, name: str, *, hung: bool = False) -> None:
         """End the process behind an interface of this namespace, and wait until it is gone."""
         try:
             async with _connection(name) as (process, _):
@@ -244,7 +244,7 @@ class UserspaceBackend:
         except OSError:
             return  # no such process any more
         try:
-            for number in (signal.SIGTERM, signal.SIGKILL):
+            for number in (signal.SIGKILL,) if hung else (signal.SIGTERM, signal.SIGKILL):
                 signal.pidfd_send_signal(handle, number)
                 with trio.move_on_after(_STOP_SECONDS):
                     await trio.lowlevel.wait_readable(handle)

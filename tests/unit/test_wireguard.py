@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The diff of WireGuard devices, against a model of what applying it does."""
+
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network, ip_interface, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.secret import Secret
+from phantommesh.wireguard import (
+    NO_KEY,
+    ROAM_SECONDS,
+    DeviceConfig,
+    DeviceDiff,
+    DeviceState,
+    Endpoint,
+    Network,
+    PeerConfig,
+    PeerDiff,
+    PeerState,
+    Route,
+    diff,
+    peers_by_key,
+    public_key_of,
+    without_ipv6,
+)
+
+NOW = 1_000_000.0
+KEYS = [bytes([number]) * 32 for number in range(1, 6)]
+PRIVATE_KEYS = [Secret(bytes([64 + number]) * 32) for number in range(3)]
+NETWORKS = [
+    ip_network(text) for text in ("10.0.0.1/32", "10.0.0.2/32", "10.1.0.0/16", "fd00::1/128", "fd00::/64")
+]
+ENDPOINTS = [Endpoint("192.0.2.1", 1), Endpoint("192.0.2.1", 2), Endpoint("2001:db8::1", 1)]
+ADDRESSES = [ip_interface(text) for text in ("100.64.0.1/32", "100.64.0.2/32", "fd00::9/128")]
+ROUTES = [Route(ip_network("100.64.0.0/10"), 100), Route(ip_network("100.64.0.0/10"), 101)]
+PSKS = st.sampled_from([bytes([200 + number]) * 32 for number in range(3)]).map(Secret)
+NAMES = ("pm0", "pm1")
+
+
+@st.composite
+def peer_networks(draw: st.DrawFn) -> dict[bytes, frozenset[Network]]:
+    """Give each of some peers networks that no other has, as WireGuard does."""
+    keys = draw(st.lists(st.sampled_from(KEYS), unique=True))
+    owners = draw(st.lists(st.sampled_from([None, *keys]), min_size=len(NETWORKS), max_size=len(NETWORKS)))
+    return {
+        key: frozenset(network for network, owner in zip(NETWORKS, owners, strict=True) if owner == key)
+        for key in keys
+    }
+
+
+@st.composite
+def device_configs(draw: st.DrawFn, name: str) -> DeviceConfig:
+    peers = [
+        PeerConfig(
+            key,
+            draw(PSKS),
+            draw(st.none() | st.sampled_from(ENDPOINTS)),
+            networks,
+            draw(st.sampled_from([0, 25])),
+        )
+        for key, networks in draw(peer_networks()).items()
+    ]
+    return DeviceConfig(
+        name,
+        private_key=draw(st.sampled_from(PRIVATE_KEYS)),
+        listen_port=draw(st.sampled_from([51820, 51821])),
+        mtu=draw(st.sampled_from([1400, 1420])),
+        addresses=frozenset(draw(st.sets(st.sampled_from(ADDRESSES)))),
+        routes=frozenset(draw(st.sets(st.sampled_from(ROUTES)))),
+        peers=peers_by_key(peers),
+        fwmark=draw(st.sampled_from([0, 7])),
+    )
+
+
+@st.composite
+def device_states(draw: st.DrawFn, name: str) -> DeviceState:
+    peers = {
+        key: PeerState(
+            key,
+            draw(PSKS | st.just(Secret(NO_KEY))),
+            draw(st.none() | st.sampled_from(ENDPOINTS)),
+            networks,
+            draw(st.sampled_from([0, 25])),
+            last_handshake=draw(st.sampled_from([0.0, NOW - ROAM_SECONDS - 1, NOW - 1])),
+        )
+        for key, networks in draw(peer_networks()).items()
+    }
+    return DeviceState(
+        name,
+        index=9,
+        up=draw(st.booleans()),
+        public_key=draw(st.sampled_from([None, *map(public_key_of, PRIVATE_KEYS)])),
+        listen_port=draw(st.sampled_from([51820, 51821])),
+        mtu=draw(st.sampled_from([1400, 1420])),
+        addresses=frozenset(draw(st.sets(st.sampled_from(ADDRESSES)))),
+        routes=frozenset(draw(st.sets(st.sampled_from(ROUTES)))),
+        peers=peers,
+        fwmark=draw(st.sampled_from([0, 7])),
+        loose_rp=draw(st.booleans()),
+    )
+
+
+CONFIGS = st.fixed_dictionaries({}, optional={name: device_configs(name) for name in NAMES})
+STATES = st.fixed_dictionaries({}, optional={name: device_states(name) for name in NAMES})
+
+
+def apply_peer(peers: dict[bytes, PeerState], change: PeerDiff) -> None:
+    """Do to a model what WireGuard does with one peer of a set message."""
+    if change.remove:
+        peers.pop(change.public_key, None)
+        return
+    assert change.create != (change.public_key in peers), (
+        "a partial message could create a peer without a PSK"
+    )
+    peer = peers.get(change.public_key) or PeerState(change.public_key, Secret(NO_KEY), None, frozenset())
+    if change.psk is not None:
+        peer = replace(peer, psk=change.psk)
+    if change.endpoint is not None:
+        peer = replace(peer, endpoint=change.endpoint)
+    if change.keepalive is not None:
+        peer = replace(peer, keepalive=change.keepalive)
+    if change.replace_allowed_ips:
+        peer = replace(peer, allowed_ips=frozenset())
+    gained = change.allowed_ips or frozenset()
+    for key, other in peers.items():
+        peers[key] = replace(other, allowed_ips=other.allowed_ips - gained)  # a network has one owner
+    peers[change.public_key] = replace(peer, allowed_ips=peer.allowed_ips | gained)
+
+
+def apply(actual: dict[str, DeviceState], changes: list[DeviceDiff]) -> dict[str, DeviceState]:
+    """Do to a model of the kernel what a backend does with a diff."""
+    actual = dict(actual)
+    for change in changes:
+        if change.remove:
+            del actual[change.name]
+            continue
+        if change.create:
+            assert change.name not in actual
+            nothing: frozenset[IPv4Interface] = frozenset()
+            actual[change.name] = DeviceState(
+                change.name, 9, False, None, 40000, 1500, nothing, frozenset(), {}, loose_rp=False
+            )
+        device = actual[change.name]
+        peers = dict(device.peers)
+        for peer in change.peers:
+            apply_peer(peers, peer)
+        key = change.private_key
+        actual[change.name] = replace(
+            device,
+            up=device.up or change.up,
+            loose_rp=device.loose_rp or change.loose_rp,
+            public_key=device.public_key if key is None else public_key_of(key),
+            listen_port=device.listen_port if change.listen_port is None else change.listen_port,
+            fwmark=device.fwmark if change.fwmark is None else change.fwmark,
+            mtu=device.mtu if change.mtu is None else change.mtu,
+            addresses=(device.addresses - change.remove_addresses) | change.add_addresses,
+            routes=(device.routes - change.remove_routes) | change.add_routes,
+            peers=peers,
+        )
+    return actual
+
+
+@given(STATES, CONFIGS)
+def test_applying_the_diff_gives_what_is_desired(
+    actual: dict[str, DeviceState], desired: dict[str, DeviceConfig]
+) -> None:
+    result = apply(actual, diff(actual, desired, now=NOW))
+    assert result.keys() == desired.keys()
+    for name, want in desired.items():
+        have = result[name]
+        assert have.up and have.loose_rp
+        assert have.public_key == public_key_of(want.private_key)
+        assert (have.listen_port, have.mtu, have.fwmark) == (want.listen_port, want.mtu, want.fwmark)
+        assert (have.addresses, have.routes) == (want.addresses, want.routes)
+        assert have.peers.keys() == want.peers.keys()
+        for key, peer in want.peers.items():
+            read = have.peers[key]
+            assert (read.psk, read.allowed_ips, read.keepalive) == (
+                peer.psk,
+                peer.allowed_ips,
+                peer.keepalive,
+            )
+            roamed = NOW - read.last_handshake <= ROAM_SECONDS
+            assert peer.endpoint is None or roamed or read.endpoint == peer.endpoint
+    assert diff(result, desired, now=NOW) == []
+
+
+@given(STATES, CONFIGS)
+def test_a_peer_that_is_right_is_never_mentioned(
+    actual: dict[str, DeviceState], desired: dict[str, DeviceConfig]
+) -> None:
+    for change in diff(actual, desired, now=NOW):
+        before = actual[change.name].peers if change.name in actual else {}
+        for peer in change.peers:
+            have = before.get(peer.public_key)
+            want = desired[change.name].peers.get(peer.public_key)
+            if have is None or want is None:
+                continue
+            assert peer.psk is None or have.psk != want.psk
+            assert peer.keepalive is None or have.keepalive != want.keepalive
+            assert peer.endpoint is None or have.endpoint != want.endpoint
+            assert peer.allowed_ips is None or have.allowed_ips != want.allowed_ips
+            assert any(
+                value is not None for value in (peer.psk, peer.keepalive, peer.endpoint, peer.allowed_ips)
+            )
+
+
+@given(STATES, CONFIGS)
+def test_only_new_peers_are_created_and_always_with_a_psk(
+    actual: dict[str, DeviceState], desired: dict[str, DeviceConfig]
+) -> None:
+    for change in diff(actual, desired, now=NOW):
+        for peer in change.peers:
+            assert not peer.create or (peer.psk is not None and peer.psk != Secret(NO_KEY))
+
+
+def make_peer(**changes: object) -> PeerConfig:
+    peer = PeerConfig(KEYS[0], Secret(b"p" * 32), ENDPOINTS[0], frozenset({NETWORKS[0]}), 25)
+    return replace(peer, **changes)  # type: ignore[arg-type]
+
+
+def make_device(*peers: PeerConfig, **changes: object) -> DeviceConfig:
+    device = DeviceConfig(
+        "pm0", PRIVATE_KEYS[0], 51820, 1420, frozenset(ADDRESSES), frozenset(ROUTES), peers_by_key(peers)
+    )
+    return replace(device, **changes)  # type: ignore[arg-type]
+
+
+def state_of(config: DeviceConfig, **changes: object) -> DeviceState:
+    """Return the state that a device has once it is as desired; ``changes`` go into every peer."""
+    created = apply({}, diff({}, {config.name: config}, now=NOW))[config.name]
+    peers = {key: replace(peer, **changes) for key, peer in created.peers.items()}  # type: ignore[arg-type]
+    return replace(created, peers=peers)
+
+
+@pytest.mark.parametrize("age", [0.0, ROAM_SECONDS])
+def test_roaming_is_left_alone_while_the_handshake_is_fresh(age: float) -> None:
+    config = make_device(make_peer())
+    actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW - age)}
+    assert diff(actual, {"pm0": config}, now=NOW) == []
+    assert diff(actual, {"pm0": config}, now=NOW, applied={"pm0": config}) == []
+
+
+def test_the_endpoint_is_set_again_when_the_handshake_is_old() -> None:
+    config = make_device(make_peer())
+    actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW - ROAM_SECONDS - 1)}
+    [change] = diff(actual, {"pm0": config}, now=NOW)
+    assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=make_peer()),)
+
+
+def test_an_endpoint_that_is_desired_anew_is_set_at_once() -> None:
+    before, after = make_device(make_peer()), make_device(make_peer(endpoint=ENDPOINTS[2]))
+    actual = {"pm0": state_of(before, last_handshake=NOW - 1)}
+    [change] = diff(actual, {"pm0": after}, now=NOW, applied={"pm0": before})
+    assert [peer.endpoint for peer in change.peers] == [ENDPOINTS[2]]
+
+
+def test_a_missing_endpoint_is_set_and_an_unknown_one_is_kept() -> None:
+    config = make_device(make_peer())
+    actual = {"pm0": state_of(config, endpoint=None, last_handshake=NOW - 1)}
+    [change] = diff(actual, {"pm0": config}, now=NOW)
+    assert [peer.endpoint for peer in change.peers] == [ENDPOINTS[0]]
+    actual = {"pm0": state_of(config, last_handshake=0.0)}
+    assert diff(actual, {"pm0": make_device(make_peer(endpoint=None))}, now=NOW) == []
+
+
+def test_a_network_is_added_without_taking_the_others_away() -> None:
+    before, after = make_device(make_peer()), make_device(make_peer(allowed_ips=frozenset(NETWORKS[:2])))
+    [change] = diff({"pm0": state_of(before)}, {"pm0": after}, now=NOW)
+    assert change.peers[0].allowed_ips == frozenset({NETWORKS[1]})
+    assert not change.peers[0].replace_allowed_ips
+
+
+def test_a_device_without_peers_to_change_leaves_wireguard_alone() -> None:
+    config = make_device(make_peer())
+    [change] = diff({"pm0": replace(state_of(config), up=False)}, {"pm0": config}, now=NOW)
+    assert change.changes_link and not change.changes_wireguard
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"psk": Secret(NO_KEY)},
+        {"psk": Secret(b"short")},
+        {"public_key": NO_KEY},
+        {"public_key": b"short"},
+        {"keepalive": 65536},
+        {"keepalive": -1},
+    ],
+)
+def test_a_bad_peer_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"key|keepalive"):
+        make_peer(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""},
+        {"name": "sixteen-letters-"},
+        {"name": "a/b"},
+        {"name": ".."},
+        {"name": "a b"},
+        {"private_key": Secret(NO_KEY)},
+        {"private_key": Secret(b"short")},
+        {"listen_port": 0},
+        {"listen_port": 65536},
+        {"mtu": 1279},
+        {"fwmark": 1 << 32},
+        {"peers": {KEYS[1]: make_peer()}},
+        {"peers": peers_by_key([make_peer(), make_peer(public_key=KEYS[1])])},
+    ],
+)
+def test_a_bad_device_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"name|key|port|MTU|fwmark|claim"):
+        make_device(**changes)
+
+
+@pytest.mark.parametrize("metric", [0, 1 << 32])
+def test_a_route_without_a_metric_is_refused(metric: int) -> None:
+    with pytest.raises(ValueError, match="metric"):
+        Route(IPv4Network("100.64.0.0/10"), metric)
+
+
+@given(st.ip_addresses(), st.integers(1, 65535))
+def test_endpoints_are_canonical_and_parse_back(address: object, port: int) -> None:
+    endpoint = Endpoint(str(address), port)
+    assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1.2.3.4", "::1:80", "[1.2.3.4]:80", "host:80", "1.2.3.4:0", "1.2.3.4:x"]
+)
+def test_a_bad_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Endpoint.parse(text)
+
+
+def test_two_ways_to_write_an_address_are_one_endpoint() -> None:
+    assert Endpoint("2001:DB8:0::1", 1) == Endpoint("2001:db8::1", 1)
+
+
+def test_without_ipv6_keeps_what_needs_none() -> None:
+    config = make_device(make_peer(allowed_ips=frozenset({NETWORKS[3]})))
+    bare = without_ipv6(config)
+    assert {address.version for address in bare.addresses} == {4}
+    assert bare.peers == config.peers
+
+
+def test_no_key_shows_in_a_repr() -> None:
+    config = make_device(make_peer())
+    shown = repr(config) + repr(diff({}, {"pm0": config}, now=NOW))
+    assert repr(b"p" * 32) not in shown and (b"p" * 32).hex() not in shown
+    assert repr(PRIVATE_KEYS[0].reveal()) not in shown
