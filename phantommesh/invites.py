@@ -34,6 +34,7 @@ _HEAD: Final = struct.Struct(">32s16s32s16sQB")
 _CHECKSUM_BYTES: Final = 4
 _ROLES: Final = (Role.NODE, Role.RELAY, Role.AUTHORITY)
 _ENTRY_NAME: Final = re.compile(r"[0-9a-f]{32}\.json")
+_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
 _MAX_EXPIRY: Final = 253_402_300_799  # the last second of the year 9999
 
 
@@ -75,10 +76,12 @@ class Invite:
         if len(text) > MAX_INVITE_CHARS:
             raise TrustError("the invite is too long", fix=_PASTE)
         encoded = text[len(PREFIX) :]
+        if not _BASE64URL.fullmatch(encoded):
+            raise TrustError("the invite has characters that no invite has", fix=_PASTE)
         try:
-            raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise TrustError("the invite has characters that no invite has", fix=_PASTE) from None
+            raw = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+        except binascii.Error:  # a length that no bytes have
+            raw = b""
         body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
         canonical = base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=") == encoded
         if len(body) < _HEAD.size or checksum != _checksum(body) or not canonical:

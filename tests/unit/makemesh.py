@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A small mesh of certificates for tests: keys from fixed seeds, a fixed clock."""
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from phantommesh.identity import Identity
+from phantommesh.records import NodeRecord, SignedRecord, sign_record
+from phantommesh.trust import Authority, Mesh, Role, choose_ip4, describe_mesh, issue_authority, make_root
+
+NOW = 1_790_000_000.0  # unix seconds
+
+
+def identity(label: str) -> Identity:
+    return Identity.from_seed(hashlib.sha256(label.encode()).digest())
+
+
+@dataclass(frozen=True)
+class TestMesh:
+    root: x509.Certificate
+    root_key: Identity
+    authority: Authority
+
+    __test__ = False  # not a test class
+
+    @property
+    def mesh(self) -> Mesh:
+        return describe_mesh(self.root)
+
+    @property
+    def root_der(self) -> bytes:
+        return self.root.public_bytes(Encoding.DER)
+
+    def certify(self, node: Identity, name: str, role: Role = Role.NODE, now: float = NOW) -> bytes:
+        return self.authority.issue(node.spki, name, role, choose_ip4(self.mesh, node.node_id, ()), now)
+
+    def record(self, node: Identity, name: str, seq: int = 1, now: float = NOW) -> SignedRecord:
+        cert = self.certify(node, name, now=now)
+        return sign_record(node, plain_record(node, seq), cert, self.authority.der)
+
+
+def make_mesh(label: str = "mesh", now: float = NOW) -> TestMesh:
+    root_key, authority_key = identity(f"{label} root"), identity(f"{label} authority")
+    root = make_root(root_key, "pm", now)
+    certificate = issue_authority(root, root_key, authority_key.spki, now)
+    return TestMesh(root, root_key, Authority(root, certificate, authority_key))
+
+
+def plain_record(node: Identity, seq: int = 1) -> NodeRecord:
+    keys = tuple(hashlib.sha256(node.node_id + bytes([i])).digest() for i in range(7))
+    return NodeRecord(node.node_id, seq, ("192.0.2.1:51800",), keys, tuple(range(51820, 51827)), "0.1.0")
