@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The reconciler over a model of WireGuard that can be made to fail."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+
+import pytest
+import structlog
+import trio
+from structlog.testing import capture_logs
+
+from phantommesh.nursery.netlink import ApplyError, BackendError
+from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.secret import Secret
+from phantommesh.wireguard import (
+    DeviceConfig,
+    DeviceDiff,
+    DeviceState,
+    Endpoint,
+    PeerConfig,
+    Route,
+    peers_by_key,
+)
+from tests.unit.wireguard_model import apply
+
+KEY = b"\x01" * 32
+
+
+class FakeBackend:
+    """A Backend over the model. Names in ``broken`` cannot be changed; ``unreadable`` stops reads."""
+
+    name = "fake"
+
+    def __init__(self, *, ipv6: bool = True) -> None:
+        self.ipv6 = ipv6
+        self.state: dict[str, DeviceState] = {}
+        self.broken: set[str] = set()
+        self.unreadable = False
+        self.reads = 0
+        self.applied: list[DeviceDiff] = []
+        self._created: set[str] = set()
+
+    @property
+    def batches(self) -> Mapping[str, int]:
+        return Counter(change.name for change in self.applied)
+
+    async def devices(self, names: Collection[str]) -> dict[str, DeviceState]:
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        if self.unreadable:
+            raise BackendError("nothing can be read", fix="mend it")
+        return {name: state for name, state in self.state.items() if name in names}
+
+    async def create(self, name: str, mtu: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if name in self.broken:
+            raise BackendError(f"interface {name} is broken", fix="mend it")
+        self._created.add(name)
+
+    async def apply(self, changes: Sequence[DeviceDiff]) -> None:
+        await trio.lowlevel.checkpoint()
+        assert {change.name for change in changes if change.create} <= self._created
+        failures = {
+            change.name: BackendError(f"interface {change.name} is broken", fix="mend it")
+            for change in changes
+            if change.name in self.broken
+        }
+        done = [change for change in changes if change.name not in failures]
+        self.state = apply(self.state, done)
+        self.applied += done
+        if failures:
+            raise ApplyError(failures)
+
+    async def close(self, *, remove: Collection[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        for name in remove:
+            self.state.pop(name, None)
+
+
+def make_device(name: str, psk: int = 1, endpoint: int = 1) -> DeviceConfig:
+    peer = PeerConfig(
+        KEY,
+        Secret(bytes([psk]) * 32),
+        Endpoint("192.0.2.1", endpoint),
+        frozenset({ip_network("10.0.0.1/32")}),
+    )
+    return DeviceConfig(
+        name,
+        Secret(b"k" * 32),
+        51820,
+        1420,
+        frozenset({ip_interface("100.64.0.1/32"), ip_interface("fd00::1/128")}),
+        frozenset({Route(ip_network("fd00::/48"), 100)}),
+        peers_by_key([peer]),
+    )
+
+
+def make_desired(**changes: int) -> dict[str, DeviceConfig]:
+    return {name: make_device(name, **changes) for name in ("pm0", "pm1")}
+
+
+def make_reconciler(backend: FakeBackend, seen: list[Mapping[str, DeviceState]] | None = None) -> Reconciler:
+    report = seen.append if seen is not None else lambda actual: None
+    return Reconciler(backend, interval=1.0, on_actual=report, log=structlog.get_logger())
+
+
+async def test_converge_applies_and_returns_what_is_read_back() -> None:
+    backend, seen = FakeBackend(), list[Mapping[str, DeviceState]]()
+    reconciler = make_reconciler(backend, seen)
+    reconciler.set_desired(make_desired())
+    actual = await reconciler.converge()
+    assert actual["pm0"].peers[KEY].psk == Secret(b"\x01" * 32)
+    assert seen == [{}, actual]
+    await reconciler.converge()
+    assert len(seen) == 3
+    assert backend.batches == {"pm0": 1, "pm1": 1}
+
+
+async def test_what_leaves_the_desired_state_is_removed_and_strangers_stay() -> None:
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    await reconciler.converge()
+    backend.state["wg0"] = replace(backend.state["pm0"], name="wg0")
+    reconciler.set_desired({"pm0": make_device("pm0")})
+    assert (await reconciler.converge()).keys() == {"pm0"}
+    assert backend.state.keys() == {"pm0", "wg0"}
+
+
+async def test_one_broken_interface_does_not_hold_up_the_others() -> None:
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    backend.broken = {"pm0"}
+    with capture_logs() as logs:
+        assert (await reconciler.converge()).keys() == {"pm1"}
+        await reconciler.converge()
+        backend.broken = set()
+        assert (await reconciler.converge()).keys() == {"pm0", "pm1"}
+    assert reconciler.failures == 2
+    told = [(entry["event"], entry.get("fix")) for entry in logs if entry["log_level"] != "debug"]
+    assert told == [("interface not as desired", "mend it"), ("interface is well again", None)]
+
+
+async def test_a_psk_that_could_not_be_set_shows_in_what_is_read_back() -> None:
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    await reconciler.converge()
+    backend.broken = {"pm0"}
+    reconciler.set_desired(make_desired(psk=2))
+    actual = await reconciler.converge()
+    assert actual["pm0"].peers[KEY].psk == Secret(b"\x01" * 32)
+    assert actual["pm1"].peers[KEY].psk == Secret(b"\x02" * 32)
+
+
+async def test_converge_raises_when_nothing_can_be_read() -> None:
+    backend = FakeBackend()
+    backend.unreadable = True
+    reconciler = make_reconciler(backend)
+    with pytest.raises(BackendError):
+        await reconciler.converge()
+    assert reconciler.failures == 1
+
+
+async def test_a_new_endpoint_is_set_once_and_then_left_to_roam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phantommesh.nursery.reconciler.time", lambda: 1000.0)
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    await reconciler.converge()
+
+    def roam(port: int) -> None:
+        for name, state in backend.state.items():
+            peer = replace(state.peers[KEY], endpoint=Endpoint("198.51.100.1", port), last_handshake=999.0)
+            backend.state[name] = replace(state, peers={KEY: peer})
+
+    def endpoints() -> set[Endpoint | None]:
+        return {state.peers[KEY].endpoint for state in backend.state.values()}
+
+    roam(7)
+    await reconciler.converge()
+    assert endpoints() == {Endpoint("198.51.100.1", 7)}
+    backend.broken = {"pm0"}  # an endpoint that was not set is still new afterwards
+    reconciler.set_desired(make_desired(endpoint=2))
+    await reconciler.converge()
+    backend.broken = set()
+    await reconciler.converge()
+    assert endpoints() == {Endpoint("192.0.2.1", 2)}
+    roam(8)
+    await reconciler.converge()
+    assert endpoints() == {Endpoint("198.51.100.1", 8)}
+
+
+async def test_a_host_without_ipv6_gets_no_ipv6_addresses() -> None:
+    backend = FakeBackend(ipv6=False)
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    actual = await reconciler.converge()
+    assert {address.version for address in actual["pm0"].addresses} == {4}
+    assert not actual["pm0"].routes
+
+
+async def test_run_survives_failures_backs_off_and_is_woken(autojump_clock: object) -> None:
+    backend = FakeBackend()
+    backend.unreadable = True
+    reconciler = make_reconciler(backend)
+    reconciler.set_desired(make_desired())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reconciler.run)
+        await trio.sleep(600)
+        assert 15 < backend.reads < 40  # every second would be 600
+        backend.unreadable = False
+        reconciler.kick()
+        await trio.sleep(0.5)
+        assert backend.state.keys() == {"pm0", "pm1"}
+        del backend.state["pm0"]
+        await trio.sleep(1.5)
+        assert backend.state.keys() == {"pm0", "pm1"}
+        reconciler.set_desired(make_desired(psk=9))
+        await trio.sleep(0.1)
+        assert backend.state["pm0"].peers[KEY].psk == Secret(b"\x09" * 32)
+        nursery.cancel_scope.cancel()
