@@ -86,6 +86,9 @@ class KernelBackend:
 
     def _create(self, name: str, mtu: int) -> None:
         link = netlink.read_links([name]).get(name)
+        if link is not None and link.ours and link.kind != "wireguard":
+            netlink.delete_link(name)  # the userspace backend's; its process ends with it
+            link = None
         if link is None:
             netlink.make_wireguard(name, mtu)
             return

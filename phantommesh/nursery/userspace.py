@@ -107,19 +107,22 @@ class UserspaceBackend:
     async def create(self, name: str, mtu: int) -> None:
         """Start a process for an interface, after ending one that hangs or whose interface was deleted.
 
-        A process that nobody has configured yet is taken over.
+        An interface of ours without a process, or with one that lost its socket, is replaced. A process that
+        nobody has configured yet is taken over.
         """
         process, report = await self._look(name)
         link = (await trio.to_thread.run_sync(netlink.read_links, [name])).get(name)
+        blank = process is not None and process.program and report is not None and report.blank
+        if link is not None and not (link.ours or blank):
+            raise netlink.taken(name)
         if process is not None and not process.local:
             raise BackendError(
                 f"{_socket_path(name)} belongs to another network namespace",
                 fix=f"mount a directory of its own on {SOCKETS} in each, or change prefix in [wireguard]",
             )
-        if link is not None and not (
-            process and process.program and (link.ours or (report and report.blank))
-        ):
-            raise netlink.taken(name)
+        if link is not None and process is None:
+            await trio.to_thread.run_sync(netlink.delete_link, name)
+            link = None
         if process is not None and (link is None or report is None):
             await self._stop(name, hung=report is None)
             link = None

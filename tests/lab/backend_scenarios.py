@@ -361,6 +361,48 @@ async def _converge_and_die(kind: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+async def left_over(kind: str) -> None:
+    """An interface of ours that the other backend left is replaced."""
+    backend = make_backend(kind)
+    run("ip", "tuntap", "add", "pm0", "mode", "tun")
+    run("ip", "link", "set", "pm0", "alias", "phantommesh")
+    desired = make_desired(backend)
+    check(await make_reconciler(backend, desired).converge(), desired)
+
+
+async def socket_lost(kind: str) -> None:
+    """A process whose socket file was removed is replaced."""
+    backend = make_backend(kind)
+    desired = make_desired(backend)
+    reconciler = make_reconciler(backend, desired)
+    check(await reconciler.converge(), desired)
+    Path("/var/run/wireguard/pm0.sock").unlink()  # noqa: ASYNC240
+    with trio.fail_after(PATIENCE):
+        while not agrees(await reconciler.converge(), desired):
+            await trio.sleep(0.1)
+
+
+async def elsewhere(kind: str) -> None:
+    """A socket of another network namespace in the same directory is reported, and its process left alone."""
+    backend = make_backend(kind)
+    desired = make_desired(backend)
+    flags = ["-f", "--disable-drop-privileges"] if kind.endswith("boringtun-cli") else ["-f"]
+    await trio.run_process(
+        ["sh", "-c", 'unshare --net "$@" >/dev/null 2>&1 & echo $! >stranger', "sh", kind, *flags, "pm0"]
+    )
+    with trio.fail_after(PATIENCE):
+        while not Path("/var/run/wireguard/pm0.sock").exists():
+            await trio.sleep(0.02)
+    reconciler = make_reconciler(backend, desired)
+    actual = await reconciler.converge()
+    assert reconciler.failures == 1
+    check(actual, {name: config for name, config in desired.items() if name != "pm0"})
+    with pytest.raises(BackendError, match="another network namespace"):
+        await backend.create("pm0", 1400)
+    assert pid_of("pm0") == int(await trio.Path("stranger").read_text())
+    os.kill(pid_of("pm0"), signal.SIGKILL)
+
+
 async def blank(kind: str) -> None:
     """An interface left by a crash between making and marking it is taken over, not refused."""
     backend = make_backend(kind)
@@ -392,6 +434,9 @@ SCENARIOS: dict[str, Callable[[str], Awaitable[None]]] = {
         foreign,
         restarted,
         parent_killed,
+        left_over,
+        socket_lost,
+        elsewhere,
         blank,
         batches,
     )

@@ -21,8 +21,10 @@ from tests.lab.backend_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = count()
-NO_PROCESS = {"killed"}  # scenarios that need a process to kill
+OF_PROCESSES = {"killed", "socket_lost", "elsewhere"}  # scenarios about a userspace WireGuard's processes
 UNBATCHED = {"batches"}  # boringtun takes one operation a peer
+
+pytestmark = pytest.mark.lab
 
 
 @pytest.fixture
@@ -36,6 +38,12 @@ def namespace() -> Iterator[str]:
     for pid in left.stdout.split():
         os.kill(int(pid), signal.SIGKILL)
     subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def userspace() -> None:
+    if os.environ.get("PHANTOMMESH_LAB_BACKEND") == "kernel":
+        pytest.skip("PHANTOMMESH_LAB_BACKEND asks for the kernel's WireGuard only")
 
 
 def run_scenario(namespace: str, directory: Path, backend: str, scenario: str) -> None:
@@ -57,13 +65,15 @@ def run_scenario(namespace: str, directory: Path, backend: str, scenario: str) -
     assert done.returncode == 0, f"{scenario} over {backend}:\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in NO_PROCESS])
+@pytest.mark.kernel
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in OF_PROCESSES])
 def test_kernel(scenario: str, namespace: str, tmp_path: Path) -> None:
     if not kernel_has_wireguard():
         pytest.skip("this kernel has no WireGuard")
     run_scenario(namespace, tmp_path, "kernel", scenario)
 
 
+@pytest.mark.usefixtures("userspace")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_wireguard_go(scenario: str, namespace: str, tmp_path: Path) -> None:
     program = shutil.which("wireguard-go")
@@ -72,6 +82,7 @@ def test_wireguard_go(scenario: str, namespace: str, tmp_path: Path) -> None:
     run_scenario(namespace, tmp_path, program, scenario)
 
 
+@pytest.mark.usefixtures("userspace")
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in UNBATCHED])
 def test_boringtun(scenario: str, namespace: str, tmp_path: Path) -> None:
     program = shutil.which("boringtun-cli")
