@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab's machines: a network namespace each, joined by bridges that live in one more namespace.
+
+Nothing appears in the host's own namespace, so two labs never meet and may use the same addresses. Node N
+reaches segment U by its interface ``upU`` with the address 10.201.U.N/24.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from phantommesh.config import LinkSection
+from phantommesh.errors import PhantomMeshError
+
+STATE: Final = Path("/var/lib/phantommesh/lab")
+RUN: Final = Path("/run/phantommesh/lab")
+NAMESPACES: Final = Path("/run/netns")
+WIREGUARD_SOCKETS: Final = "/var/run/wireguard"  # compiled into wireguard-go and wg
+
+MAX_NODES: Final = 200
+MAX_UPLINKS: Final = 8
+
+# `ip netns exec` gives its command a mount namespace of its own, so this mount is seen by nobody else.
+_PRIVATE_SOCKETS: Final = f'mount --bind "$1" {WIREGUARD_SOCKETS} && shift && exec "$@"'
+# The shell ends at once, so the node is no child of the lab command and outlives it.
+_IN_BACKGROUND: Final = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
+
+
+class LabError(PhantomMeshError):
+    """The lab could not be built, used or taken down."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabSpec:
+    """What to build. ``link`` replaces the nodes' [link] section; ``patience_s`` bounds each wait."""
+
+    name: str = "pm"
+    nodes: int = 3
+    uplinks: int = 3
+    backend: str = "auto"
+    link: LinkSection | None = None
+    patience_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not 2 <= self.nodes <= MAX_NODES:
+            raise LabError(f"a lab of {self.nodes} nodes", fix=f"give --nodes from 2 to {MAX_NODES}")
+        if not 1 <= self.uplinks <= MAX_UPLINKS:
+            raise LabError(
+                f"a lab with {self.uplinks} uplinks", fix=f"give --uplinks from 1 to {MAX_UPLINKS}"
+            )
+        if self.backend not in ("auto", "kernel", "userspace"):
+            raise LabError(f"no backend {self.backend!r}", fix="give --backend auto, kernel or userspace")
+
+
+@dataclass(frozen=True, slots=True)
+class LabNode:
+    """One node's name, which is its namespace's too, and its places on the host."""
+
+    lab: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.lab}-{self.number}"
+
+    @property
+    def state_dir(self) -> Path:
+        return STATE / self.name
+
+    @property
+    def config(self) -> Path:
+        return STATE / f"{self.name}.toml"
+
+    @property
+    def log(self) -> Path:
+        return STATE / f"{self.name}.log"
+
+    @property
+    def socket(self) -> Path:
+        return RUN / f"{self.name}.sock"
+
+    @property
+    def wireguard_sockets(self) -> Path:
+        return RUN / f"{self.name}.wireguard"
+
+    def address(self, uplink: int) -> str:
+        return f"10.201.{uplink}.{self.number}"
+
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """Return the argv that runs a command in this node's namespace, with its own WireGuard sockets."""
+        entry = ["ip", "netns", "exec", self.name, "sh", "-c", _PRIVATE_SOCKETS, "sh"]
+        return [*entry, str(self.wireguard_sockets), *command]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which every ``phantommesh`` command means this node."""
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PHANTOMMESH_STATE_DIR": str(self.state_dir),
+            "PHANTOMMESH_SOCKET": str(self.socket),
+            "PHANTOMMESH_CONFIG": str(self.config),
+        }
+
+
+def nodes_of(spec: LabSpec) -> list[LabNode]:
+    """Return the lab's nodes; the first one is the mesh's authority."""
+    return [LabNode(spec.name, number) for number in range(1, spec.nodes + 1)]
+
+
+def check_name(name: str) -> None:
+    """Raise LabError unless a name makes good namespaces, files and node names."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", name):
+        raise LabError(f"no lab can be called {name!r}", fix="use a letter and up to 31 of a-z, 0-9, '-'")
+
+
+def check_able() -> None:
+    """Raise LabError, saying what to do, where this process cannot make namespaces."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root, to make network namespaces", fix="run the same command with sudo")
+    if shutil.which("ip") is None:
+        raise LabError("the command ip is missing", fix="install iproute2, or run `make setup` in a clone")
+
+
+def bridge_commands(spec: LabSpec) -> list[str]:
+    """Return ``ip -batch`` lines for the namespace of the segments: each with a cable to each node."""
+    lines = []
+    for uplink in range(spec.uplinks):
+        lines += [f"link add seg{uplink} type bridge", f"link set seg{uplink} up"]
+        for node in nodes_of(spec):
+            port = f"n{node.number}u{uplink}"
+            lines += [
+                f"link add {port} type veth peer name up{uplink} netns {node.name}",
+                f"link set {port} master seg{uplink} up",
+            ]
+    return lines
+
+
+def uplink_commands(spec: LabSpec, node: LabNode) -> list[str]:
+    """Return ``ip -batch`` lines for a node's namespace."""
+    lines = ["link set lo up"]
+    for uplink in range(spec.uplinks):
+        lines += [f"address add {node.address(uplink)}/24 dev up{uplink}", f"link set up{uplink} up"]
+    return lines
+
+
+async def build(spec: LabSpec) -> None:
+    """Make the namespaces and the cables. Raises LabError; what was made until then stays for ``destroy``."""
+    names = [f"{spec.name}-net", *(node.name for node in nodes_of(spec))]
+    for name in names:
+        await _ip(["netns", "add", name])
+    await _ip(["-n", names[0], "-batch", "-"], bridge_commands(spec))
+    async with trio.open_nursery() as nursery:
+        for node in nodes_of(spec):
+            nursery.start_soon(_ip, ["-n", node.name, "-batch", "-"], uplink_commands(spec, node))
+    await trio.to_thread.run_sync(Path(WIREGUARD_SOCKETS).mkdir, 0o755, True, True)
+    for node in nodes_of(spec):
+        await trio.to_thread.run_sync(node.wireguard_sockets.mkdir, 0o700, True, True)
+
+
+async def destroy(names: Iterable[str]) -> None:
+    """End every process in these namespaces and delete those that exist."""
+    names = [name for name in names if namespace_exists(name)]
+    await kill(names)
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(_ip, ["netns", "delete", name])
+
+
+async def kill(names: Sequence[str]) -> None:
+    """Kill every process in these namespaces, and return when none is left."""
+    while handles := await trio.to_thread.run_sync(_open_processes, names):
+        try:
+            for handle in handles:
+                try:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it ended by itself
+            for handle in handles:
+                await trio.lowlevel.wait_readable(handle)
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+
+async def start(node: LabNode, command: Sequence[str]) -> int:
+    """Run a command in a node's namespace that outlives this process, and return its process id.
+
+    Its output is appended to the node's log.
+    """
+    script = ["sh", "-c", _IN_BACKGROUND, "sh", str(node.log), *node.inside(command)]
+    shell = await trio.run_process(
+        script, capture_stdout=True, env=node.environment(), start_new_session=True
+    )
+    return int(shell.stdout)
+
+
+def namespace_exists(name: str) -> bool:
+    """Say whether a named network namespace exists."""
+    return (NAMESPACES / name).exists()
+
+
+def processes_in(names: Iterable[str]) -> list[int]:
+    """Return the ids of the processes in these namespaces, zombies left out."""
+    wanted = set()
+    for name in names:
+        try:
+            wanted.add((NAMESPACES / name).stat().st_ino)
+        except FileNotFoundError:
+            continue
+    found = []
+    for entry in Path("/proc").iterdir() if wanted else ():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "ns/net").stat().st_ino in wanted:
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended, or is a zombie, which has no namespace
+    return found
+
+
+def _open_processes(names: Iterable[str]) -> list[int]:
+    handles = []
+    for pid in processes_in(names):
+        try:
+            handles.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            continue
+    return handles
+
+
+async def _ip(arguments: Sequence[str], batch: Sequence[str] = ()) -> None:
+    done = await trio.run_process(
+        ["ip", *arguments],
+        stdin="\n".join(batch).encode("ascii"),
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        raise LabError(
+            f"ip {' '.join(arguments)}: {said}",
+            fix="run `phantommesh lab down`; in a container, give it NET_ADMIN and SYS_ADMIN",
+        )

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``lab run``: a lab with traffic, one node cut down and brought back, and what was measured."""
+
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from phantommesh.config import DIMENSIONS
+from phantommesh.nursery.lab import LabResult, running, status
+from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, start
+from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of
+from phantommesh.nursery.labping import Flow, Traffic, open_traffic
+
+TRAFFIC_S = 10.0
+PING_EVERY_S = 0.05
+DOWN_S = 1.0
+_REFRESH_S = 0.5
+
+
+class Pings(msgspec.Struct, frozen=True, kw_only=True):
+    """Pings over the overlay between all pairs, after convergence and before anything was killed."""
+
+    sent: int
+    received: int
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``lab run --json`` prints. Times are in seconds.
+
+    ``failover_s``: from the kill of a whole node until every pair's pings were answered again, ``down_s`` of it
+    by choice. ``return_s``: from its start until all its links were whole. ``joins``: from the start of ``join``
+    to the node's first ping of node 1.
+    """
+
+    nodes: int
+    backend: str
+    converged_s: float
+    links: list[LabLink]
+    ping: Pings
+    failover_s: float
+    down_s: float
+    return_s: float
+    joins: dict[str, float]
+    proofs_verified: int = 0
+
+
+async def run(spec: LabSpec, console: Console, *, traffic_s: float = TRAFFIC_S) -> RunReport:
+    """Build a lab, show it at work and healing on ``console``, take it down and return what was measured.
+
+    SIGINT, SIGTERM and SIGHUP take it down too, and raise LabError.
+    """
+    report: RunReport | None = None
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+            async with running(spec, console.log) as result:
+                report = await _show(spec, result, console, traffic_s)
+            nursery.cancel_scope.cancel()
+    if report is None:
+        raise LabError(f"interrupted; lab {spec.name} has been taken down")
+    return report
+
+
+async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: float) -> RunReport:
+    console.log(f"converged in {result.converged_s:.1f} s over {result.backend} WireGuard")
+    nodes = nodes_of(spec)
+    victim = nodes[-1]
+    flows = await flows_between(nodes)
+    async with open_traffic(flows, PING_EVERY_S) as traffic, _live(spec, traffic, console):
+        await trio.sleep(traffic_s)
+        await traffic.settle()
+        ping = Pings(sent=sum(flow.sent for flow in flows), received=sum(flow.received for flow in flows))
+        console.log(f"pings between all pairs: {ping.received} of {ping.sent} answered")
+        links = (await status(spec.name)).links
+
+        traffic.resume()
+        console.log(f"killing {victim.name}: its process, and its WireGuard")
+        killed = trio.current_time()
+        await crash(victim)
+        await trio.sleep_until(killed + DOWN_S)
+        console.log(f"starting {victim.name} again")
+        started = trio.current_time()
+        await start(victim)
+        await answered(traffic, started, spec.patience_s)
+        failover_s = trio.current_time() - killed
+        await converged(nodes, spec.patience_s, of=[victim])
+        return_s = trio.current_time() - started
+        console.log(f"{victim.name} answers {failover_s:.1f} s after the kill, its links are whole")
+    return RunReport(
+        nodes=result.nodes,
+        backend=result.backend,
+        converged_s=result.converged_s,
+        links=links,
+        ping=ping,
+        failover_s=round(failover_s, 3),
+        down_s=round(started - killed, 3),
+        return_s=round(return_s, 3),
+        joins=result.joins,
+    )
+
+
+@asynccontextmanager
+async def _live(spec: LabSpec, traffic: Traffic, console: Console) -> AsyncIterator[None]:
+    """Keep the table of pairs on the terminal up to date; elsewhere print it once, at the end."""
+
+    async def table() -> Table:
+        return links_table((await status(spec.name)).links, traffic.flows)
+
+    async def refresh() -> None:
+        while True:
+            live.update(await table(), refresh=console.is_terminal)
+            await trio.sleep(_REFRESH_S)
+
+    with Live(console=console, auto_refresh=False) as live:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refresh)
+            yield
+            live.update(await table())
+            nursery.cancel_scope.cancel()
+
+
+def links_table(links: Sequence[LabLink], flows: Sequence[Flow] = ()) -> Table:
+    """Return the pairs of a lab as a table, with their pings where there are any."""
+    table = Table("pair", "state")
+    for column in ("epoch", "dimensions", "handshake", *(("ping", "answered") if flows else ())):
+        table.add_column(column, justify="right")
+    by_pair = {(flow.source, flow.target): flow for flow in flows}
+    for link in links:
+        age = "-" if link.handshake_age_s is None else f"{link.handshake_age_s:.0f} s ago"
+        cells = [
+            f"{link.a} - {link.b}",
+            link.state,
+            str(link.epoch),
+            f"{link.dimensions} of {DIMENSIONS}",
+            age,
+        ]
+        if flow := by_pair.get((link.a, link.b)):
+            cells += [f"{flow.rtt_s * 1000:.1f} ms", f"{flow.received} of {flow.sent}"]
+        table.add_row(*cells)
+    return table
