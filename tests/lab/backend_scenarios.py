@@ -376,7 +376,7 @@ async def socket_lost(kind: str) -> None:
     desired = make_desired(backend)
     reconciler = make_reconciler(backend, desired)
     check(await reconciler.converge(), desired)
-    Path("/var/run/wireguard/pm0.sock").unlink()  # noqa: ASYNC240
+    Path("/var/run/wireguard/pm0.sock").unlink()
     with trio.fail_after(PATIENCE):
         while not agrees(await reconciler.converge(), desired):
             await trio.sleep(0.1)
