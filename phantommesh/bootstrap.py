@@ -8,6 +8,7 @@ takes that configuration as its own. One that differs is an operator's, and is n
 
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -266,14 +267,15 @@ def _commit(state_dir: Path, files: dict[str, bytes], config_path: Path, config:
 
 def _write_config(path: Path, config: Config) -> bool:
     """Write the configuration unless the same one is there; say whether it was written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         try:
             atomic_write(temporary, render(config).encode("ascii"), mode=0o644)
             path.hardlink_to(temporary)  # unlike a rename, this never replaces a file
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a left-over is harmless, and the next attempt writes over it
+                temporary.unlink(missing_ok=True)
     except FileExistsError:
         _check_config_vacant(path, config)
         return False

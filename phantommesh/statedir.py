@@ -180,18 +180,20 @@ class StateDir:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise cannot(f"read {path}", error) from error
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise StateError(f"{path} is not a regular file", fix="move it away and restore a backup")
             if secret:
                 check_private(path, status)
             if status.st_size > MAX_FILE_BYTES:
                 raise StateError(f"{path} is {status.st_size} bytes long", fix="restore it from a backup")
-            try:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return file.read()
-            except OSError as error:
-                raise cannot(f"read {path}", error) from error
+        except OSError as error:
+            raise cannot(f"read {path}", error) from error
+        finally:
+            os.close(descriptor)
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
