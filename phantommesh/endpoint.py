@@ -22,6 +22,8 @@ def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int
         if not closing or (port_text and not port_text.startswith(":")):
             raise ValueError("its brackets do not match")
         port_text, has_port = port_text[1:], bool(port_text)
+        if "%" in host:
+            raise ValueError("a scope (after %) means nothing to another machine")
         try:
             host = str(IPv6Address(host))
         except AddressValueError:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from phantommesh.config import Config, ConfigError, NodeSection, load, parse, redact, redacted, render
+from phantommesh.endpoint import format_endpoint, parse_endpoint
+
+BASE = '[node]\nname = "alpha"\nmesh = "pm"\n'
+
+
+def test_the_least_configuration_has_the_documented_defaults() -> None:
+    config = parse(BASE)
+    assert config == Config(NodeSection("alpha", "pm"))
+    assert (config.control.port, config.wireguard.base_port, config.wireguard.mtu) == (51800, 51820, 1420)
+    assert (config.link.rotate_seconds, config.link.stale_random_seconds) == (90.0, 300.0)
+    assert config.api.socket == "/run/phantommesh/api.sock"
+
+
+def test_render_reads_back_equal() -> None:
+    text = BASE + (
+        'endpoints = ["192.0.2.1", "[2001:db8::1]:7"]\n[control]\nport = 4\ntcp = false\n'
+        '[wireguard]\nprefix = "wg-x_1"\nreconcile_seconds = 3\n[overlay]\ncidr4 = "10.0.0.0/8"\n'
+        '[api]\nsocket = "/tmp/a \\"b\\\\.sock"\nlisten = "[::1]:8480"\n[log]\nformat = "json"\n'
+    )
+    config = parse(text)
+    assert config.api.listen == "[::1]:8480"
+    assert parse(render(config)) == config
+    assert parse(render(parse(BASE))) == parse(BASE)
+
+
+@pytest.mark.parametrize(
+    ("text", "key_and_value", "fix"),
+    [
+        ("[control]\nport = 99999", "control.port = 99999", "set control.port to a port from 1 to 65535"),
+        ("[control]\nport = 0", "control.port = 0", "a port from 1 to 65535"),
+        ("[control]\nport = true", "control.port = true", "a port from 1 to 65535"),
+        ('[control]\ntcp = "yes"', 'control.tcp = "yes"', "set control.tcp to true or false"),
+        ("[control]\nprt = 3", "unknown key control.prt = 3", "did you mean control.port?"),
+        ("[controls]\nport = 3", "unknown key controls", "did you mean control?"),
+        ("zzz = 1", "unknown key zzz = 1", "the keys here are node, control"),
+        ('[wireguard]\nbackend = "kernl"', 'wireguard.backend = "kernl"', '"auto", "kernel" or "userspace"'),
+        ("[wireguard]\nmtu = 100", "wireguard.mtu = 100", "1280 to 9000"),
+        ("[wireguard]\nbase_port = 65530", "wireguard.base_port = 65530", "1 to 65529"),
+        ('[wireguard]\nprefix = "way-too-long-prefix"', "wireguard.prefix", "up to 14 characters"),
+        ('[wireguard]\nprefix = "../x"', "wireguard.prefix", "up to 14 characters"),
+        ("[link]\nrotate_seconds = nan", "link.rotate_seconds = NaN", "seconds from 1 to 120"),
+        ("[link]\nrotate_seconds = 5\njitter_seconds = 9", "link.jitter_seconds = 9", "lower"),
+        ("[link]\nstale_alarm_seconds = 400", "link.stale_alarm_seconds = 400", "raise"),
+        ('[overlay]\ncidr4 = "10.0.0.1/8"', 'overlay.cidr4 = "10.0.0.1/8"', "an IPv4 network"),
+        ('[overlay]\ncidr4 = "0.0.0.0/0"', "overlay.cidr4", "/8 to /30"),
+        ('[api]\nlisten = "0.0.0.0:80"', 'api.listen = "0.0.0.0:80"', "loopback"),
+        ('[api]\nlisten = "example.net:80"', "api.listen", "loopback"),
+        ('[api]\nsocket = "relative"', 'api.socket = "relative"', "an absolute path"),
+        ("[control]\nport = 51826", "control.port = 51826", "another port"),
+        ("log = 3", "log = 3 is not a section", "[log]"),
+        ('[log]\nlevel = "loud"', 'log.level = "loud"', '"debug"'),
+    ],
+)
+def test_an_error_names_key_value_and_fix(text: str, key_and_value: str, fix: str) -> None:
+    # a bare key must stand before the first section
+    whole = f"{text}\n{BASE}" if not text.startswith("[") else f"{BASE}{text}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(whole)
+    assert key_and_value in str(caught.value)
+    assert fix in caught.value.fix
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "node.name is missing"),
+        ('[node]\nname = "alpha"', "node.mesh is missing"),
+        ('[node]\nname = "Alpha"\nmesh = "pm"', 'node.name = "Alpha"'),
+        ('[node]\nname = ""\nmesh = "pm"', 'node.name = ""'),
+        (BASE + 'endpoints = ["a:b:c"]', 'node.endpoints: "a:b:c"'),
+        (BASE + 'endpoints = "one"', 'node.endpoints = "one"'),
+        (BASE + "endpoints = [" + '"a",' * 9 + "]", "node.endpoints"),
+        ("[node", "not TOML"),
+        ("a = " + "[" * 50_000, "not TOML"),
+        ("a = " + "9" * 5_000, "not TOML"),
+        (BASE + BASE, "not TOML"),
+    ],
+)
+def test_other_errors_say_what(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert message in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_file_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pm.toml"
+    for content in (None, b"\xff\xfe", b"[control]\nport = 0"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError, match=str(path)):
+            load(path)
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load(tmp_path)
+    path.write_text(BASE)
+    assert load(path) == parse(BASE)
+
+
+def test_a_pasted_token_does_not_show() -> None:
+    token = "pm1_" + "Zm9vYmFy" * 10
+    for text in (
+        BASE.replace("alpha", token),
+        BASE + f'[api]\nlisten = "{token}"',
+        BASE + f'[log]\ntoken = "{token}"',
+        BASE + f'[log]\n{token} = "x"',
+        BASE + f'endpoints = ["{token}"]',
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse(text)
+        assert "Zm9v" not in str(caught.value) + caught.value.fix
+        assert "pm1_***" in str(caught.value)
+    assert redact(f"a {token}, pmt_abc-_1.") == "a pm1_***, pmt_***."
+    odd = msgspec.structs.replace(parse(BASE), node=NodeSection("alpha", "pm", (token,)))
+    assert redacted(odd)["node"]["endpoints"] == ["pm1_***"]
+
+
+def test_redacted_is_the_whole_configuration() -> None:
+    assert redacted(parse(BASE)) == msgspec.to_builtins(parse(BASE)) | {
+        "node": {"name": "alpha", "mesh": "pm", "endpoints": []}
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("192.0.2.1:5", ("192.0.2.1", 5)),
+        ("[2001:DB8:0::1]:5", ("2001:db8::1", 5)),
+        ("vpn.example.net:65535", ("vpn.example.net", 65535)),
+        ("host", ("host", 51800)),
+        ("[::1]", ("::1", 51800)),
+    ],
+)
+def test_endpoints(text: str, parts: tuple[str, int]) -> None:
+    assert parse_endpoint(text, 51800) == parts
+    assert parse_endpoint(format_endpoint(*parts)) == parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":1", "h:", "h:0", "h:65536", "h:-1", "h:1x", "h:١", "::1:5", "[::1:5", "[::1]5", "[x]:5", "1.2.3:5",
+     "1.2.3.256:5", "a..b:5", "-a:5", "a b:5", "h" * 256 + ":1", "[fe80::1%eth0\n]:5", "h:1\n"],
+)  # fmt: skip
+def test_bad_endpoints(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_endpoint(text)
+    with pytest.raises(ValueError):
+        parse_endpoint(text or "h:", 51800) if text != "h:" else parse_endpoint(text, 51800)
