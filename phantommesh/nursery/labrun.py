@@ -33,9 +33,9 @@ class Pings(msgspec.Struct, frozen=True, kw_only=True):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """What ``lab run --json`` prints. Times are in seconds.
 
-    ``failover_s``: from the kill of a whole node until every pair's pings were answered again, ``down_s`` of it
-    by choice. ``return_s``: from its start until all its links were whole. ``joins``: from the start of ``join``
-    to the node's first ping of node 1.
+    ``failover_s``: from the kill of a whole node until every pair's pings were answered again; for ``down_s``
+    of it the node was left down. ``return_s``: from its start until all its links were whole. ``joins``: from
+    the start of ``join`` to the node's first ping of node 1.
     """
 
     nodes: int
