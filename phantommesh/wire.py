@@ -41,6 +41,7 @@ TAG_SIZE = 16
 DIMENSIONS = 7
 
 NO_CHAIN = bytes(CHAIN_ID_SIZE)
+MAX_EPOCH = 2**63  # exclusive: whatever a peer sends, its successor can still be encoded
 
 _HEADER = struct.Struct("!BBBBHH8s")
 
@@ -236,21 +237,34 @@ class Init:
     def encode(self) -> bytes:
         """Return the body, `INIT_SIZE` bytes."""
         return _INIT.pack(
-            VERSION, SUITE, self.session, self.epoch, self.credential[:CHAIN_ID_SIZE],
-            self.credential[CHAIN_ID_SIZE:], self.node_id, self.nonce, self.bitmap, self.interface_hash,
-            self.ek, self.share,
-        )  # fmt: skip
+            VERSION,
+            SUITE,
+            self.session,
+            self.epoch,
+            self.credential[:CHAIN_ID_SIZE],
+            self.credential[CHAIN_ID_SIZE:],
+            self.node_id,
+            self.nonce,
+            self.bitmap,
+            self.interface_hash,
+            self.ek,
+            self.share,
+        )
 
 
 def decode_init_untrusted(body: bytes, mode: Mode) -> Init:
     """Parse an INIT body. Raises `DecodeError`."""
     if len(body) != INIT_SIZE:
         raise DecodeError("init length")
-    version, suite, session, epoch, first, second, node_id, nonce, bitmap, hash_, ek, share = _INIT.unpack(body)
+    version, suite, session, epoch, first, second, node_id, nonce, bitmap, hash_, ek, share = _INIT.unpack(
+        body
+    )
     if version != VERSION or suite != SUITE:
         raise DecodeError("suite")
     if bitmap >> DIMENSIONS:
         raise DecodeError("init bitmap")
+    if epoch >= MAX_EPOCH:
+        raise DecodeError("init epoch")
     return Init(mode, session, epoch, first + second, node_id, nonce, bitmap, hash_, ek, share)
 
 
@@ -273,9 +287,17 @@ class Resp:
     def encode_public(self) -> bytes:
         """Return the part before the AEAD: what the handshake keys are bound to."""
         return _RESP.pack(
-            VERSION, self.session, self.own, self.nonce, self.chain, self.epoch, self.bitmap,
-            self.interface_hash, self.ct, self.share,
-        )  # fmt: skip
+            VERSION,
+            self.session,
+            self.own,
+            self.nonce,
+            self.chain,
+            self.epoch,
+            self.bitmap,
+            self.interface_hash,
+            self.ct,
+            self.share,
+        )
 
     def encode(self) -> bytes:
         """Return the whole body."""
@@ -291,6 +313,8 @@ def decode_resp_untrusted(body: bytes) -> Resp:
         raise DecodeError("version")
     if bitmap >> DIMENSIONS:
         raise DecodeError("resp bitmap")
+    if epoch >= MAX_EPOCH:
+        raise DecodeError("resp epoch")
     return Resp(session, own, nonce, chain, epoch, bitmap, hash_, ct, share, body[RESP_FIXED_SIZE:])
 
 

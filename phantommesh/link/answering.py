@@ -77,14 +77,18 @@ class Answerer:
             return []  # of a first INIT too little is known to answer it: its sender repeats it
         body = wire.Resend(missing.kind, missing.bitmap).encode()
         session = response.handshake.init.session
-        return sends(response.encode(wire.fragments(Kind.RESEND, missing.mode, session, body)), missing.source)
+        return sends(
+            response.encode(wire.fragments(Kind.RESEND, missing.mode, session, body)), missing.source
+        )
 
     def _on_resend(self, fragment: Fragment, source: Address) -> list[Effect]:
         resend = wire.decode_resend_untrusted(fragment.chunk)
         response = self.responses.by_initiator(source, fragment.session)
         if response is None:
             return self._context.drop("session")
-        return sends(response.encode([f for f in response.fragments if resend.missing >> f.index & 1]), source)
+        return sends(
+            response.encode([f for f in response.fragments if resend.missing >> f.index & 1]), source
+        )
 
     def _on_init_fragment(self, fragment: Fragment, source: Address, now: float) -> list[Effect]:
         response = self.responses.by_initiator(source, fragment.session)
@@ -100,7 +104,9 @@ class Answerer:
         init = wire.decode_init_untrusted(body, fragment.mode)
         if init.session != fragment.session:
             raise wire.DecodeError("session")
-        return self._on_enrol(init, source, now) if init.mode is Mode.ENROL else self._on_init(init, source, now)
+        return (
+            self._on_enrol(init, source, now) if init.mode is Mode.ENROL else self._on_init(init, source, now)
+        )
 
     def _on_init(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
         peer = self._context.peers.get(init.node_id)
@@ -119,16 +125,22 @@ class Answerer:
         in_flight = peer.initiation.handshake.init.epoch if peer.initiation is not None else 0
         epoch = max(init.epoch, peer.psk.epoch + 1, in_flight + 1)
         handshake = Responder(
-            init, kem=self._context.kem, random=self._context.random, node_id=self._context.node_id, epoch=epoch,
-            chain_id=chain_id, chain_key=chain_key, interface_hash=interface_hash,
-        )  # fmt: skip
+            init,
+            kem=self._context.kem,
+            random=self._context.random,
+            node_id=self._context.node_id,
+            epoch=epoch,
+            chain_id=chain_id,
+            chain_key=chain_key,
+            interface_hash=interface_hash,
+        )
         return self._respond(Response(handshake, source, peer.mac_out, now))
 
     def _on_enrol(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
         enrolment = self._context.enrolment
         assert enrolment is not None  # the first MAC has no key without one
         invite = init.credential[:16]
-        secret = enrolment.find(invite)
+        secret = enrolment.find(invite, init.node_id)
         if secret is None:
             return self._context.drop("invite")
         if not check_invite_proof(init, secret):
@@ -136,21 +148,27 @@ class Answerer:
         if not self._admit(init, source):
             return []
         handshake = Responder(
-            init, kem=self._context.kem, random=self._context.random, node_id=self._context.node_id,
-            epoch=init.epoch, chain_id=wire.NO_CHAIN, chain_key=keys.invite_chain(secret),
+            init,
+            kem=self._context.kem,
+            random=self._context.random,
+            node_id=self._context.node_id,
+            epoch=init.epoch,
+            chain_id=wire.NO_CHAIN,
+            chain_key=keys.invite_chain(secret),
             interface_hash=init.interface_hash,
-        )  # fmt: skip
+        )
         mac_out = self._context.mac_out(Mode.ENROL, init.node_id)
         return self._respond(Response(handshake, source, mac_out, now, invite=invite))
 
     def _admit(self, init: wire.Init, source: Address) -> bool:
         """The last checks before anything dear is computed."""
-        if not self.responses.room_for(init.node_id, source):
-            self._context.drop("half-open")
-            return False
         if self.responses.replayed(init.nonce):
             self._context.drop("replay")
             return False
+        if not self.responses.room_for(init.node_id, source):
+            self._context.drop("half-open")
+            return False
+        self.responses.remember(init.nonce)
         return True
 
     def _respond(self, response: Response) -> list[Effect]:
@@ -182,7 +200,7 @@ class Answerer:
         )
         response.verified_at = now
         had_chain = peer.psk.committed is not None
-        if not peer.psk.commit(agreement):
+        if not peer.psk.commit(agreement, now):
             self.responses.drop(response)
             return self._context.drop("overtaken")
         if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):
@@ -200,9 +218,16 @@ class Answerer:
         response.verified_at = now
         self._context.handshakes["responder", "enrol"] += 1
         opened = Opened(
-            response.peer, "responder", response.handshake.init.session, session.channel_r, session.channel_i,
-            response.handshake.epoch, now - response.born, invite=response.invite, spki=proof.credential,
-        )  # fmt: skip
+            response.peer,
+            "responder",
+            response.handshake.init.session,
+            session.channel_r,
+            session.channel_i,
+            response.handshake.epoch,
+            now - response.born,
+            invite=response.invite,
+            spki=proof.credential,
+        )
         return [*self._send_ack(response, 0, now), opened]
 
     def _send_ack(self, response: Response, bitmap: int, now: float) -> list[Effect]:
@@ -213,9 +238,11 @@ class Answerer:
     def acknowledge(self, peer: Peer, installed: int, now: float) -> list[Effect]:
         """Send ACK for the peer's verified handshake once its PSKs have been read back."""
         committed = peer.psk.committed
+        if committed is None or peer.psk.desired is not committed.psks:
+            return []
         for response in self.responses.of_peer(peer.node_id):
             since, session = response.verified_at, response.handshake.session
-            if since is None or session is None or response.ack is not None or committed is None:
+            if since is None or session is None or response.ack is not None:
                 continue
             if session.chain_id != committed.chain_id:
                 self.responses.drop(response)

@@ -112,7 +112,14 @@ class Context:
         return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, now)
 
     def opened(
-        self, peer: Peer, role: Role, name: bytes, session: keys.SessionKeys, epoch: int, began: float, now: float
+        self,
+        peer: Peer,
+        role: Role,
+        name: bytes,
+        session: keys.SessionKeys,
+        epoch: int,
+        began: float,
+        now: float,
     ) -> Opened:
         """Note that a handshake finished, and plan the next."""
         peer.role, peer.failures, peer.last_error = role, 0, None

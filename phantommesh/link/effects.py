@@ -30,11 +30,12 @@ class PeerAuth:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What an authority needs to let newcomers in. ``find(invite id)`` gives the secret of a live invite."""
+    """What an authority needs to let newcomers in. ``find(invite id, node id)`` gives the secret
+    of an invite that this node may use."""
 
     root_hash: bytes
     spki: bytes
-    find: Callable[[bytes], Secret | None]
+    find: Callable[[bytes, bytes], Secret | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,10 @@ class Reassembler:
             return fragment.chunk
         key = (source, fragment.session, fragment.kind)
         partial = self._partials.get(key)
-        if partial is not None and (now - partial.born >= LIFE or (partial.count, partial.total, partial.mode) != (
-            fragment.count, fragment.total, fragment.mode
-        )):  # fmt: skip
+        if partial is not None and (
+            now - partial.born >= LIFE
+            or (partial.count, partial.total, partial.mode) != (fragment.count, fragment.total, fragment.mode)
+        ):
             self._drop(key)
             partial = None
         if partial is None:

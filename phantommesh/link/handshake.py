@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two roles of one SIGMA-I handshake (Krawczyk 2003, with a KEM beside the Diffie-Hellman), message by message.
+"""The two roles of one SIGMA-I handshake (Krawczyk 2003), with a KEM beside the Diffie-Hellman.
 
-No timers, addresses or retries here: those are `initiation` and `machine`. Each step takes a parsed message and
-returns the next one; signing is left to the caller because it is slow enough to belong in a thread. Every
+No timers, addresses or retries here: those are `initiation` and `machine`. Each step takes a parsed message
+and returns the next one; signing is left to the caller because it is slow enough to belong in a thread. Every
 failure is a `HandshakeError` whose reason is one of a few words, so that it can be counted.
 """
 
@@ -76,21 +76,37 @@ class Initiator:
     """The side that sends INIT and AUTH."""
 
     def __init__(
-        self, *, kem: Kem, random: Random, mode: wire.Mode, node_id: bytes, epoch: int, credential: bytes,
-        interface_hash: bytes, bitmap: int = 0x7F, invite: Secret | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        kem: Kem,
+        random: Random,
+        mode: wire.Mode,
+        node_id: bytes,
+        epoch: int,
+        credential: bytes,
+        interface_hash: bytes,
+        bitmap: int = 0x7F,
+        invite: Secret | None = None,
+    ) -> None:
         ek, self._decapsulator = kem.keypair(random(SEED_SIZE))
         self._x = X25519PrivateKey.from_private_bytes(random(32))
         init = wire.Init(
-            mode, random(wire.SESSION_ID_SIZE), epoch, credential, node_id, random(wire.NONCE_SIZE), bitmap,
-            interface_hash, ek, self._x.public_key().public_bytes_raw(),
-        )  # fmt: skip
+            mode,
+            random(wire.SESSION_ID_SIZE),
+            epoch,
+            credential,
+            node_id,
+            random(wire.NONCE_SIZE),
+            bitmap,
+            interface_hash,
+            ek,
+            self._x.public_key().public_bytes_raw(),
+        )
         if invite is not None:
             blank = replace(init, credential=credential[:16] + bytes(16))
             init = replace(init, credential=credential[:16] + keys.invite_proof(invite, blank.encode()))
         self.init = init
-        self._transcript = keys.Transcript()
-        self._transcript.add(init.encode())
+        self._transcript = keys.init_transcript(init)
         self._keys: keys.HandshakeKeys | None = None
         self._digest = b""
         self.session: keys.SessionKeys | None = None
@@ -108,9 +124,13 @@ class Initiator:
         public = resp.encode_public()
         digest = self._transcript.peek(public)
         combined = keys.combine(
-            self._decapsulator.decapsulate(resp.ct), _exchange(self._x, resp.share), resp.ct, resp.share,
-            self.init.ek, self.init.share,
-        )  # fmt: skip
+            self._decapsulator.decapsulate(resp.ct),
+            _exchange(self._x, resp.share),
+            resp.ct,
+            resp.share,
+            self.init.ek,
+            self.init.share,
+        )
         handshake = keys.handshake_keys(chain_key, combined, digest)
         proof = _open(handshake.seal_r, resp.sealed, digest)
         _check(proof, verifier, handshake.confirm_r, digest, keys.RESPONDER_CONTEXT)
@@ -144,9 +164,18 @@ class Responder:
     """The side that answers INIT with RESP and AUTH with ACK."""
 
     def __init__(
-        self, init: wire.Init, *, kem: Kem, random: Random, node_id: bytes, epoch: int, chain_id: bytes,
-        chain_key: bytes, interface_hash: bytes, bitmap: int = 0x7F,
-    ) -> None:  # fmt: skip
+        self,
+        init: wire.Init,
+        *,
+        kem: Kem,
+        random: Random,
+        node_id: bytes,
+        epoch: int,
+        chain_id: bytes,
+        chain_key: bytes,
+        interface_hash: bytes,
+        bitmap: int = 0x7F,
+    ) -> None:
         self.init = init
         try:
             ct, ss_pq = kem.encapsulate(init.ek)
@@ -155,12 +184,18 @@ class Responder:
         x = X25519PrivateKey.from_private_bytes(random(32))
         share = x.public_key().public_bytes_raw()
         self._public = wire.Resp(
-            init.session, random(wire.SESSION_ID_SIZE), random(wire.NONCE_SIZE), chain_id, epoch, bitmap,
-            interface_hash, ct, share,
-        )  # fmt: skip
+            init.session,
+            random(wire.SESSION_ID_SIZE),
+            random(wire.NONCE_SIZE),
+            chain_id,
+            epoch,
+            bitmap,
+            interface_hash,
+            ct,
+            share,
+        )
         self._node_id = node_id
-        self._transcript = keys.Transcript()
-        self._transcript.add(init.encode())
+        self._transcript = keys.init_transcript(init)
         self._digest = self._transcript.add(self._public.encode_public())
         combined = keys.combine(ss_pq, _exchange(x, init.share), ct, share, init.ek, init.share)
         self._keys = keys.handshake_keys(chain_key, combined, self._digest)

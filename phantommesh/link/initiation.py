@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One attempt to shake hands with one peer, as the side that starts: cookie, INIT, RESP, AUTH, ACK.
 
-It owns the retransmissions of its own messages. MACs of what arrives are checked by `accepts`, contents by
+It owns the retransmissions of its own messages. MACs of what arrives are checked by `refuses`, contents by
 `handshake.Initiator`.
 """
 
@@ -19,6 +19,8 @@ from phantommesh.wire import Address, Kind
 FIRST_RETRY = 0.25  # s
 RETRY_GROWTH = 1.7
 TRIES = 5  # of each message: 0.25 s growing to about 5 s in all
+COOKIE_DOUBT = 2  # INITs under a cookie from an earlier handshake before a new one is asked for
+SIGN_BY = 15.0  # s from the start: the responder has forgotten the handshake by then
 
 
 class Stage(Enum):
@@ -36,12 +38,20 @@ class Initiation:
     """One attempt. ``mac_out`` keys the first MAC for the receiver, ``mac_in`` for this node."""
 
     def __init__(
-        self, handshake: Initiator, *, destination: Address, mac_out: bytes, mac_in: bytes,
-        cookie: bytes | None, random: Random, now: float,
-    ) -> None:  # fmt: skip
+        self,
+        handshake: Initiator,
+        *,
+        destination: Address,
+        mac_out: bytes,
+        mac_in: bytes,
+        cookie: bytes | None,
+        random: Random,
+        now: float,
+    ) -> None:
         self.handshake = handshake
         self.destination = destination
         self.cookie = cookie
+        self._old_cookie = cookie is not None
         self.started = now
         self.reached = Stage.COOKIE if cookie is None else Stage.INIT
         self.stage = self.reached
@@ -103,14 +113,14 @@ class Initiation:
 
     def on_cookie(self, reply: wire.CookieReply, now: float) -> list[bytes]:
         """Take a cookie and send INIT."""
-        self.cookie = reply.cookie
+        self.cookie, self._old_cookie = reply.cookie, False
         return self._enter(Stage.INIT, now)
 
     def on_resp(self, resp: wire.Resp, chain_key: bytes, verifier: Verifier) -> SigningRequest:
         """Check RESP, and return what to sign. Raises `HandshakeError`, and is then unchanged."""
         _, request = self.handshake.on_resp(resp, chain_key, verifier)
         self.stage = self.reached = Stage.SIGN
-        self.deadline = float("inf")
+        self.deadline = self.started + SIGN_BY
         return request
 
     def on_signed(self, signature: bytes, now: float) -> list[bytes]:
@@ -139,10 +149,12 @@ class Initiation:
         """Send or resend what this stage waits an answer to; give up after `TRIES`."""
         if self.finished or (now < self.deadline and not force):
             return []
-        if self._tries >= TRIES:
+        if self.stage is Stage.SIGN or self._tries >= TRIES:
             self.stage = Stage.FAILED
             self.deadline = float("inf")
             return []
+        if self.stage is Stage.INIT and self._old_cookie and self._tries >= COOKIE_DOUBT:
+            return self._enter(Stage.COOKIE, now)  # the other end has restarted, or sees another address
         self.deadline = now + FIRST_RETRY * RETRY_GROWTH**self._tries
         self._tries += 1
         if self.stage is Stage.COOKIE:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2
@@ -51,6 +51,14 @@ class Transcript:
         ahead.update(struct.pack("!Q", len(part)))
         ahead.update(part)
         return ahead.digest()
+
+
+def init_transcript(init: Init) -> Transcript:
+    """A transcript that has taken in INIT: its mode, which stands in no body, and its body."""
+    transcript = Transcript()
+    transcript.add(bytes([init.mode]))
+    transcript.add(init.encode())
+    return transcript
 
 
 def interface_hash(ours: Sequence[bytes], theirs: Sequence[bytes]) -> bytes:
@@ -111,7 +119,11 @@ def preshared_keys(
 ) -> tuple[Secret, ...]:
     """One WireGuard preshared key a dimension, bound to that dimension's two public keys and the epoch."""
     return tuple(
-        Secret(expand(wg_root.reveal(), b"wg-psk", 32, bytes([i]), *sorted((ours[i], theirs[i])), epoch.to_bytes(8)))
+        Secret(
+            expand(
+                wg_root.reveal(), b"wg-psk", 32, bytes([i]), *sorted((ours[i], theirs[i])), epoch.to_bytes(8)
+            )
+        )
         for i in range(DIMENSIONS)
     )
 
@@ -128,7 +140,7 @@ def member_mac_key(admission: Secret, receiver: bytes) -> bytes:
 
 
 def enrol_mac_key(root_hash: bytes, receiver: bytes) -> bytes:
-    """Key of the first MAC of an enrolment: whoever was given any token of this mesh knows the root's hash."""
+    """Key of the first MAC of an enrolment: who was given any token of this mesh knows the root's hash."""
     return expand(root_hash, b"enrol first mac", 32, receiver)
 
 

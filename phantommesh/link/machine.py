@@ -32,9 +32,17 @@ class Links:
     """Every link of one node. ``now`` is seconds on any clock that only goes forward."""
 
     def __init__(
-        self, *, node_id: bytes, wg_keys: Sequence[bytes], admission: Secret, kem: Kem, random: Random,
-        now: float, timing: Timing = Timing(), enrolment: Enrolment | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        node_id: bytes,
+        wg_keys: Sequence[bytes],
+        admission: Secret,
+        kem: Kem,
+        random: Random,
+        now: float,
+        timing: Timing = Timing(),
+        enrolment: Enrolment | None = None,
+    ) -> None:
         self._context = Context(
             node_id, tuple(wg_keys), admission, kem, random, timing, enrolment, JitterRandom(random(16))
         )
@@ -94,6 +102,7 @@ class Links:
         chosen = list(self._peers) if peer is None else [peer]
         for node_id in chosen:
             self._peers[node_id].next_start = min(self._peers[node_id].next_start, now)
+            self._peers[node_id].timed_by_handshake = True  # so that no read-back puts it off again
         return chosen
 
     def psks(self, peer: bytes) -> tuple[Secret, ...]:
@@ -135,7 +144,13 @@ class Links:
         psk = known.psk
         epoch = psk.committed.epoch if psk.committed else 0
         return LinkState(
-            psk.phase(now), epoch, known.role, psk.age(now), psk.confirmed, known.chain_reset, known.last_error
+            psk.phase(now),
+            epoch,
+            known.role,
+            psk.age(now),
+            psk.confirmed,
+            known.chain_reset,
+            known.last_error,
         )
 
     @property

@@ -22,6 +22,7 @@ FORGET_OLD_AFTER = 180.0
 # Tuning.
 ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each showing sees an attempt
 SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
+INSTALL_GRACE = 10.0  # s that a PSK may stay out of the kernel before the link is no longer called fresh
 
 ALL = (1 << DIMENSIONS) - 1
 
@@ -69,6 +70,7 @@ class PskState:
         self._showing_staged = False
         self._toggled = 0.0
         self._installed_at: list[float | None] = [None] * DIMENSIONS
+        self._lacking_since: float | None = None
         self._replaced_agreed = False
         self.confirmed = 0
 
@@ -99,9 +101,16 @@ class PskState:
         known = (a for a in (self.staged, self.committed, self._previous) if a is not None)
         return [(a.chain_id, a.chain_key.reveal()) for a in known]
 
-    def stage(self, agreement: Agreement) -> None:
-        """Initiator, at AUTH: the other end may or may not come to have this."""
+    def stage(self, agreement: Agreement) -> bool:
+        """Initiator, at AUTH: the other end may or may not come to have this. False, and nothing is staged,
+        if a handshake that crossed this one has put an agreement of higher rank in place."""
+        if self._overtaken(agreement):
+            return False
         self.staged = agreement
+        return True
+
+    def _overtaken(self, agreement: Agreement) -> bool:
+        return self.committed is not None and agreement.rank <= self.committed.rank
 
     def drop_staged(self) -> None:
         """The other end has shown that it never had the staged agreement."""
@@ -113,10 +122,10 @@ class PskState:
             self._unsure_since = now
             self._show(True, now)
 
-    def commit(self, agreement: Agreement) -> bool:
+    def commit(self, agreement: Agreement, now: float) -> bool:
         """Both ends have it, or (responder) will once the initiator hears of it. False if an agreement of
         higher rank is already in place: a late message of a handshake that has been overtaken."""
-        if self.committed is not None and agreement.rank <= self.committed.rank:
+        if self._overtaken(agreement):
             return False
         self._replaced_agreed = self.open
         self._previous, self.committed = self.committed, agreement
@@ -124,17 +133,19 @@ class PskState:
             self.staged = None
         self._unsure_since, self._showing_staged = None, False
         self._failed_closed = self._alarmed = False
-        self._forget_installs()
+        self._forget_installs(now)
         return True
 
-    def _forget_installs(self) -> None:
+    def _forget_installs(self, now: float) -> None:
         self._installed_at = [None] * DIMENSIONS
+        if self._lacking_since is None:
+            self._lacking_since = now
         self.confirmed = 0
 
     def _show(self, staged: bool, now: float) -> None:
         self._replaced_agreed = self.open
         self._showing_staged, self._toggled = staged, now
-        self._forget_installs()
+        self._forget_installs(now)
 
     def installed(self, bitmap: int, now: float) -> int:
         """Note the dimensions whose PSK was read back equal to `desired`; return all noted so far."""
@@ -144,7 +155,12 @@ class PskState:
                     self._installed_at[i] = now
             else:
                 self._installed_at[i] = None
-        return sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+        noted = sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+        if noted == ALL:
+            self._lacking_since = None
+        elif self._lacking_since is None:
+            self._lacking_since = now
+        return noted
 
     def observe(self, handshakes: Sequence[float | None], now: float) -> None:
         """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
@@ -157,7 +173,7 @@ class PskState:
             staged, confirmed = self.staged, self.confirmed
             if self._showing_staged and staged is not None:
                 installs = self._installed_at
-                if self.commit(staged):
+                if self.commit(staged, now):
                     self._installed_at, self.confirmed = installs, confirmed
             else:
                 self._unsure_since = None  # the other end has the old ones; AUTH may yet arrive: keep staged
@@ -176,6 +192,8 @@ class PskState:
             return PskPhase.UNSURE if self._showing_staged else PskPhase.RANDOM
         if now - self.committed.born >= self._alarm_after:
             return PskPhase.STALE
+        if self._lacking_since is not None and now - self._lacking_since >= INSTALL_GRACE:
+            return PskPhase.UNSURE
         return PskPhase.UNSURE if self._unsure_since is not None else PskPhase.FRESH
 
     @property
@@ -204,7 +222,7 @@ class PskState:
                 self._alarmed = True
                 alarms.append("stale")
             if age >= self._random_after and not self._failed_closed:
-                self._fail_closed()
+                self._fail_closed(now)
                 changed = True
                 alarms.append("random")
         if self._unsure_since is not None and now >= self._toggled + ALTERNATE:
@@ -215,7 +233,7 @@ class PskState:
             changed = True
         return changed, alarms
 
-    def _fail_closed(self) -> None:
+    def _fail_closed(self, now: float) -> None:
         self._blank = self._fresh_random()
         self._failed_closed = True
-        self._forget_installs()
+        self._forget_installs(now)

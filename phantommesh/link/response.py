@@ -22,11 +22,11 @@ SEEN_NONCES = 4096
 
 @dataclass(slots=True)
 class Response:
-    """One handshake as its responder. ``back`` keys the fragments to the initiator."""
+    """One handshake as its responder."""
 
     handshake: Responder
     source: Address
-    mac_out: bytes
+    mac_out: bytes = field(repr=False)
     born: float
     invite: bytes = b""
     fragments: list[wire.Fragment] = field(default_factory=list)
@@ -86,21 +86,22 @@ class Responses:
         return [response for response in self._by_own.values() if response.peer == peer]
 
     def room_for(self, peer: bytes, source: Address) -> bool:
-        """Whether one more may be opened in this peer's name. An unverified one from the same address gives
-        way: its initiator has started anew."""
+        """Whether one more may be opened in this peer's name. One from the same address gives way, finished
+        or not: its initiator has started anew and listens for nothing of the old one."""
         for old in self.of_peer(peer):
-            if old.verified_at is None and old.source == source:
+            if old.source == source:
                 self.drop(old)
         return len(self._by_own) < HALF_OPEN and len(self.of_peer(peer)) < HALF_OPEN_PER_PEER
 
     def replayed(self, nonce: bytes) -> bool:
-        """Whether an INIT with this nonce was answered lately. Remembers it."""
-        if nonce in self._nonces:
-            return True
+        """Whether an INIT with this nonce was answered lately."""
+        return nonce in self._nonces
+
+    def remember(self, nonce: bytes) -> None:
+        """Let no INIT with this nonce be answered again."""
         self._nonces[nonce] = None
         if len(self._nonces) > SEEN_NONCES:
             self._nonces.popitem(last=False)
-        return False
 
     def add(self, response: Response) -> None:
         """Take in a handshake."""

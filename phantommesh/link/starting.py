@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
 from phantommesh import wire
 from phantommesh.link import keys
 from phantommesh.link.context import Context, Peer, sends
@@ -26,7 +28,10 @@ class Starter:
     def deadline(self) -> float:
         """When `tick` next has something to do."""
         return min(
-            (p.next_start if p.initiation is None else p.initiation.deadline for p in self._context.peers.values()),
+            (
+                p.next_start if p.initiation is None else p.initiation.deadline
+                for p in self._context.peers.values()
+            ),
             default=float("inf"),
         )
 
@@ -52,16 +57,25 @@ class Starter:
         destination = auth.endpoints[peer.failures % len(auth.endpoints)]
         offered = (peer.psk.committed, peer.psk.staged)
         handshake = Initiator(
-            kem=context.kem, random=context.random, mode=Mode.MEMBER, node_id=context.node_id,
-            epoch=peer.psk.epoch + 1, interface_hash=context.interface_hash(auth),
+            kem=context.kem,
+            random=context.random,
+            mode=Mode.MEMBER,
+            node_id=context.node_id,
+            epoch=peer.psk.epoch + 1,
+            interface_hash=context.interface_hash(auth),
             credential=b"".join(wire.NO_CHAIN if a is None else a.chain_id for a in offered),
-        )  # fmt: skip
+        )
         cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
         peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
         peer.initiation = Initiation(
-            handshake, destination=destination, mac_out=peer.mac_out, mac_in=context.mac_in[Mode.MEMBER], cookie=cookie,
-            random=context.random, now=now,
-        )  # fmt: skip
+            handshake,
+            destination=destination,
+            mac_out=peer.mac_out,
+            mac_in=context.mac_in[Mode.MEMBER],
+            cookie=cookie,
+            random=context.random,
+            now=now,
+        )
         self._context.initiations[peer.initiation.session] = peer
 
     def _failed(self, peer: Peer, initiation: Initiation, now: float) -> list[Effect]:
@@ -82,11 +96,11 @@ class Starter:
 
     def on_cookie_reply(self, reply: wire.CookieReply, datagram: bytes, now: float) -> list[Effect]:
         """Take a cookie. Its nonce names the attempt that asked for it."""
+        if not wire.first_mac_ok(datagram, self._context.mac_in[Mode.MEMBER], with_cookie=False):
+            return self._context.drop("mac")
         for peer in self._context.initiations.values():
             initiation = peer.initiation
             if initiation is not None and initiation.asked(reply):
-                if not initiation.mac_ok(datagram):
-                    return self._context.drop("mac")
                 return sends(initiation.on_cookie(reply, now), initiation.destination)
         return self._context.drop("session")
 
@@ -110,7 +124,7 @@ class Starter:
             return []
         if fragment.kind is Kind.ACK:
             return self._on_ack(peer, initiation, body, now)
-        return self._on_resp(peer, initiation, wire.decode_resp_untrusted(body))
+        return self._on_resp(peer, initiation, wire.decode_resp_untrusted(body), now)
 
     def ask_again(self, missing: Missing) -> list[Effect]:
         """Ask for the rest of a RESP."""
@@ -119,17 +133,22 @@ class Starter:
             return []
         return sends(peer.initiation.resend_request(missing.bitmap), peer.initiation.destination)
 
-    def _on_resp(self, peer: Peer, initiation: Initiation, resp: wire.Resp) -> list[Effect]:
+    def _on_resp(self, peer: Peer, initiation: Initiation, resp: wire.Resp, now: float) -> list[Effect]:
+        def verifier(node_id: bytes, _: bytes) -> MLDSA65PublicKey:
+            if node_id != peer.node_id:
+                raise HandshakeError("identity")
+            return peer.auth.public_key
+
         offered = initiation.handshake.init.credential
         chains = {wire.NO_CHAIN: keys.FIRST_CHAIN}
         chains |= {c: k for c, k in peer.psk.held_chains() if c in (offered[:16], offered[16:])}
         if resp.chain not in chains:
             raise HandshakeError("chain")
-        request = initiation.on_resp(resp, chains[resp.chain], lambda *_: peer.auth.public_key)
+        request = initiation.on_resp(resp, chains[resp.chain], verifier)
         effects: list[Effect] = []
         staged, shown = peer.psk.staged, peer.psk.desired
         if staged is not None and resp.chain == staged.chain_id:
-            peer.psk.commit(staged)  # the other end has what we were unsure of
+            peer.psk.commit(staged, now)  # the other end has what we were unsure of
         elif staged is not None:
             peer.psk.drop_staged()
         if peer.psk.desired is not shown:
@@ -145,19 +164,21 @@ class Starter:
         if peer is None or peer.initiation is None or peer.initiation.stage is not Stage.SIGN:
             return []
         initiation = peer.initiation
-        datagrams = initiation.on_signed(signature, now)
         lower = self._context.starts_with(peer.node_id)
-        peer.psk.stage(
-            self._context.agreement(peer, initiation.keys, initiation.epoch, by_lower_id=lower, now=now)
+        agreement = self._context.agreement(
+            peer, initiation.keys, initiation.epoch, by_lower_id=lower, now=now
         )
-        return sends(datagrams, initiation.destination)
+        if not peer.psk.stage(agreement):
+            self._context.end_initiation(peer)
+            return self._context.drop("overtaken")
+        return sends(initiation.on_signed(signature, now), initiation.destination)
 
     def _on_ack(self, peer: Peer, initiation: Initiation, body: bytes, now: float) -> list[Effect]:
         ack = initiation.on_ack(body)
         peer.cookie = (initiation.destination, ack.cookie)
         self._context.end_initiation(peer)
         staged = peer.psk.staged
-        if staged is None or staged.chain_id != initiation.keys.chain_id or not peer.psk.commit(staged):
+        if staged is None or staged.chain_id != initiation.keys.chain_id or not peer.psk.commit(staged, now):
             return self._context.drop("overtaken")
         name, began = initiation.session, initiation.started
         opened = self._context.opened(peer, "initiator", name, initiation.keys, staged.epoch, began, now)

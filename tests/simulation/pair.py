@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Two or more real `Links` under a virtual clock, each with seven modelled WireGuard interfaces.
 
-The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory. The
-WireGuard model knows what matters here: a handshake succeeds if and only if both ends hold the same PSK at
-that moment, rekeys are due 120 s after the last, and failed attempts are repeated every 5 s.
+The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory,
+and each has a clock of its own. The WireGuard model knows what matters here: a handshake
+succeeds if and only if both ends hold the same PSK at that moment, rekeys are due 120 s after the last, and
+failed attempts are repeated every 5 s.
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ import heapq
 import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from phantommesh.identity import Identity
-from phantommesh.kem import CryptographyKem
-from phantommesh.link.effects import Alarm, Effect, Install, Opened, PeerAuth, Send, Sign
-from phantommesh.link.machine import Links, Timing
+from phantommesh.kem import CryptographyKem, Kem
+from phantommesh.link.context import Timing
+from phantommesh.link.effects import Alarm, Effect, Install, LinkState, Opened, PeerAuth, Send, Sign
+from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
 from phantommesh.wire import DIMENSIONS, Address
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
-IDENTITIES = sorted((Identity.from_seed(bytes([i]) * 32) for i in range(4)), key=lambda i: i.node_id)
 ADMISSION = Secret(b"a" * 32)
 FOREVER = float("inf")
+
+
+@cache
+def identities(count: int) -> list[Identity]:
+    """Identities from fixed seeds, the lowest node id first: that one is designated initiator."""
+    return sorted((Identity.from_seed(bytes([i]) * 32) for i in range(count)), key=lambda i: i.node_id)
 
 
 @dataclass
@@ -35,10 +44,11 @@ class Network:
     duplicate: float = 0.0
     delay: tuple[float, float] = (0.005, 0.005)
     block: set[int] = field(default_factory=set)  # kinds of datagram that never arrive
+    cut: Callable[[bytes, Address, Address], bool] | None = None  # whether to drop this one
 
 
 class Kernel:
-    """One node's seven interfaces as far as PSKs go: per peer and dimension the PSK and the last handshake."""
+    """One node's seven interfaces: per peer and dimension the PSK and the last handshake."""
 
     def __init__(self) -> None:
         self.psks: dict[bytes, list[bytes | None]] = {}
@@ -55,12 +65,13 @@ class Kernel:
 class Node:
     """A node that can crash: `links` is gone then, `kernel` stays."""
 
-    def __init__(self, sim: Simulation, index: int) -> None:
-        self.sim, self.identity = sim, IDENTITIES[index]
+    def __init__(self, sim: Simulation, index: int, identity: Identity, offset: float) -> None:
+        self.sim, self.identity, self.offset = sim, identity, offset
         self.address = Address(f"192.0.2.{index + 1}", 51800)
         self.wg_keys = tuple(bytes([index * 16 + i + 1]) * 32 for i in range(DIMENSIONS))
         self.kernel = Kernel()
         self.alarms: list[Alarm] = []
+        self.alarmed_at: list[tuple[float, str]] = []
         self.opened: list[Opened] = []
         self.life = 0
         self.install_works = True
@@ -71,11 +82,16 @@ class Node:
         identity = self.identity
         return PeerAuth(identity.node_id, identity.public_key, FOREVER, self.wg_keys, (self.address,))
 
+    @property
+    def clock(self) -> float:
+        """This node's own time."""
+        return self.sim.now + self.offset
+
     def start(self) -> None:
         self.life += 1
         self.links = Links(
-            node_id=self.identity.node_id, wg_keys=self.wg_keys, admission=ADMISSION, kem=CryptographyKem(),
-            random=self.sim.rng.randbytes, now=self.sim.now, timing=self.sim.timing,
+            node_id=self.identity.node_id, wg_keys=self.wg_keys, admission=ADMISSION, kem=self.sim.kem,
+            random=self.sim.rng.randbytes, now=self.clock, timing=self.sim.timing,
         )  # fmt: skip
 
     def crash(self) -> None:
@@ -85,25 +101,33 @@ class Node:
 class Simulation:
     """The event loop. ``datagrams`` counts what was sent, by kind byte."""
 
-    def __init__(self, *, nodes: int = 2, seed: int = 0, timing: Timing = Timing()) -> None:
+    def __init__(
+        self, *, nodes: int = 2, seed: int = 0, timing: Timing = Timing(), offsets: tuple[float, ...] = (),
+        kem: Kem | None = None,
+    ) -> None:  # fmt: skip
         self.rng = random.Random(seed)
         self.now = 1000.0
         self.timing = timing
+        self.kem: Kem = CryptographyKem() if kem is None else kem
         self.network = Network()
+        self.on_event: Callable[[str, Node], None] | None = None  # what is about to happen at which node
         self.sent: Counter[int] = Counter()
         self._queue: list[tuple[float, int, int, object]] = []
         self._order = itertools.count()
-        self.nodes = [Node(self, i) for i in range(nodes)]
+        clocks = [*offsets, *[0.0] * nodes]
+        self.nodes = [Node(self, i, identities(nodes)[i], clocks[i]) for i in range(nodes)]
         for node in self.nodes:
             self.introduce(node)
 
     def introduce(self, node: Node) -> None:
         """Tell a (re)started node of all others."""
-        peers = {other.identity.node_id: other.auth() for other in self.nodes if other is not node}
+        peers: dict[bytes, PeerAuth] = {
+            other.identity.node_id: other.auth() for other in self.nodes if other is not node
+        }
         assert node.links is not None
         for peer in peers:
             node.kernel.add(peer)
-        self.carry_out(node, node.links.set_peers(peers, self.now))
+        self.carry_out(node, node.links.set_peers(peers, node.clock))
         self.reconcile(node)
 
     def restart(self, node: Node) -> None:
@@ -113,6 +137,8 @@ class Simulation:
     def carry_out(self, node: Node, effects: list[Effect]) -> None:
         """Do what a node's links asked for."""
         for effect in effects:
+            if self._dead(node, type(effect).__name__):
+                return
             match effect:
                 case Send(datagram, destination):
                     self.sent[datagram[1]] += 1
@@ -126,6 +152,14 @@ class Simulation:
                     node.opened.append(effect)
                 case Alarm():
                     node.alarms.append(effect)
+                    node.alarmed_at.append((self.now, effect.kind))
+
+    def _dead(self, node: Node, event: str) -> bool:
+        """Announce an event; whoever listens may crash the node now."""
+        life = node.life
+        if self.on_event is not None:
+            self.on_event(event, node)
+        return node.links is None or node.life != life
 
     def _later(self, delay: float, event: object) -> None:
         heapq.heappush(self._queue, (self.now + delay, next(self._order), 0, event))
@@ -133,22 +167,27 @@ class Simulation:
     def _transmit(self, datagram: bytes, source: Address, destination: Address) -> None:
         if datagram[1] in self.network.block:
             return
+        if self.network.cut is not None and self.network.cut(datagram, source, destination):
+            return
         for _ in range(2 if self.rng.random() < self.network.duplicate else 1):
             if self.rng.random() >= self.network.loss:
-                self._later(self.rng.uniform(*self.network.delay), ("datagram", destination, datagram, source))
+                self._later(
+                    self.rng.uniform(*self.network.delay), ("datagram", destination, datagram, source)
+                )
 
     def reconcile(self, node: Node) -> None:
         """The level-triggered part: make the modelled kernel as desired, and report what it holds."""
-        if node.links is None:
-            return
         for peer, psks in node.kernel.psks.items():
+            if node.links is None:
+                return
             wanted = node.links.psks(peer)
             if node.install_works:
                 psks[:] = [psk.reveal() for psk in wanted]
                 if node.links.keyed(peer):
                     node.kernel.keyed.add(peer)
             bitmap = sum(1 << i for i in range(DIMENSIONS) if psks[i] == wanted[i].reveal())
-            self.carry_out(node, node.links.read_back(peer, bitmap, node.kernel.handshakes[peer], self.now))
+            seen = [None if h is None else h + node.offset for h in node.kernel.handshakes[peer]]
+            self.carry_out(node, node.links.read_back(peer, bitmap, seen, node.clock))
 
     def _wireguard(self) -> None:
         for a, b in itertools.permutations(self.nodes, 2):
@@ -162,7 +201,10 @@ class Simulation:
                 if self.now - a.kernel.attempts[theirs][i] < RETRY:
                     continue
                 a.kernel.attempts[theirs][i] = self.now
-                if a.kernel.psks[theirs][i] == b.kernel.psks[mine][i] and a.kernel.psks[theirs][i] is not None:
+                if (
+                    a.kernel.psks[theirs][i] == b.kernel.psks[mine][i]
+                    and a.kernel.psks[theirs][i] is not None
+                ):
                     a.kernel.handshakes[theirs][i] = b.kernel.handshakes[mine][i] = self.now
 
     def run(self, seconds: float) -> None:
@@ -170,7 +212,9 @@ class Simulation:
         end = self.now + seconds
         poll = self.now
         while True:
-            deadline = min((n.links.deadline for n in self.nodes if n.links is not None), default=FOREVER)
+            deadline = min(
+                (n.links.deadline - n.offset for n in self.nodes if n.links is not None), default=FOREVER
+            )
             queue = self._queue[0][0] if self._queue else FOREVER
             moment = max(self.now, min(deadline, queue, poll))
             if moment > end:
@@ -180,8 +224,8 @@ class Simulation:
             while self._queue and self._queue[0][0] <= self.now:
                 self._handle(heapq.heappop(self._queue)[3])
             for node in self.nodes:
-                if node.links is not None and node.links.deadline <= self.now:
-                    self.carry_out(node, node.links.tick(self.now))
+                if node.links is not None and node.links.deadline - node.offset <= self.now + 1e-9:
+                    self.carry_out(node, node.links.tick(max(node.clock, node.links.deadline)))
             if self.now >= poll:
                 poll = self.now + 1.0
                 self._wireguard()
@@ -191,15 +235,17 @@ class Simulation:
     def _handle(self, event: object) -> None:
         match event:
             case ("signed", Node() as node, life, bytes() as token, bytes() as signature):
-                if node.links is not None and node.life == life:
-                    self.carry_out(node, node.links.signed(token, signature, self.now))
+                if node.life == life and not self._dead(node, "signed") and node.links is not None:
+                    self.carry_out(node, node.links.signed(token, signature, node.clock))
             case ("reconcile", Node() as node, life):
-                if node.life == life:
+                if node.life == life and not self._dead(node, "install"):
                     self.reconcile(node)
+                    self._dead(node, "installed")
             case ("datagram", destination, bytes() as datagram, Address() as source):
                 for node in self.nodes:
-                    if node.address == destination and node.links is not None:
-                        self.carry_out(node, node.links.receive(datagram, source, self.now))
+                    if node.address == destination and not self._dead(node, "datagram"):
+                        assert node.links is not None
+                        self.carry_out(node, node.links.receive(datagram, source, node.clock))
 
     def agree(self, a: int = 0, b: int = 1) -> bool:
         """Whether both ends' kernels hold the same PSKs on all dimensions."""
@@ -209,8 +255,8 @@ class Simulation:
             and None not in first.kernel.psks[second.identity.node_id]
         )
 
-    def state(self, a: int = 0, b: int = 1):  # type: ignore[no-untyped-def]
+    def state(self, a: int = 0, b: int = 1) -> LinkState:
         """Node a's view of its link with node b."""
         links = self.nodes[a].links
         assert links is not None
-        return links.state(self.nodes[b].identity.node_id, self.now)
+        return links.state(self.nodes[b].identity.node_id, self.nodes[a].clock)
