@@ -97,15 +97,15 @@ class LiboqsKem:
         """Raise `PhantomMeshError` where liboqs or its Python package is not installed."""
         if not liboqs_present():
             raise PhantomMeshError(
-                "link.provider is \"liboqs\", but no liboqs library is installed",
-                fix="install liboqs as a shared library, or set link.provider to \"cryptography\"",
+                'link.provider is "liboqs", but no liboqs library is installed',
+                fix='install liboqs as a shared library, or set link.provider to "cryptography"',
             )
         try:
             import oqs
         except ImportError:
             raise PhantomMeshError(
-                "link.provider is \"liboqs\", but the Python package liboqs-python is not installed",
-                fix="install phantommesh with the extra [oqs], or set link.provider to \"cryptography\"",
+                'link.provider is "liboqs", but the Python package liboqs-python is not installed',
+                fix='install phantommesh with the extra [oqs], or set link.provider to "cryptography"',
             ) from None
         self._oqs: ModuleType = oqs
 

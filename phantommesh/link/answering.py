@@ -200,7 +200,7 @@ class Answerer:
         )
         response.verified_at = now
         had_chain = peer.psk.committed is not None
-        if not peer.psk.commit(agreement, now):
+        if not peer.psk.commit(agreement, now, responder=True):
             self.responses.drop(response)
             return self._context.drop("overtaken")
         if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):

@@ -110,8 +110,12 @@ class Links:
         return self._peers[peer].psk.desired
 
     def keyed(self, peer: bytes) -> bool:
-        """Whether those keys come from a finished handshake; until then the peer gets no endpoint."""
+        """Whether those keys come from a finished handshake."""
         return self._peers[peer].psk.open
+
+    def dials(self, peer: bytes) -> bool:
+        """Whether the peer gets its endpoint, so that this end may start WireGuard handshakes."""
+        return self._peers[peer].psk.dials
 
     def read_back(
         self, peer: bytes, bitmap: int, handshakes: Sequence[float | None], now: float
@@ -123,14 +127,14 @@ class Links:
             return []
         psk = known.psk
         installed = psk.installed(bitmap, now)
-        wanted = psk.desired
+        wanted, dialled = psk.desired, psk.dials
         psk.observe(handshakes, now)
         if psk.confirmed and not known.timed_by_handshake and psk.committed is not None:
             known.timed_by_handshake = True
             newest = max(h for h in handshakes if h is not None)
             known.next_start = max(known.next_start, self._context.after(newest, peer))
         effects = self._answerer.acknowledge(known, installed, now)
-        if psk.desired is not wanted:
+        if psk.desired is not wanted or psk.dials != dialled:
             effects.append(Install(peer))
         return effects
 

@@ -20,6 +20,7 @@ from phantommesh.wire import DIMENSIONS
 FORGET_OLD_AFTER = 180.0
 
 # Tuning.
+DIAL_AFTER = 3.0  # s that a first agreement's responder leaves the WireGuard handshake to the initiator
 ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each showing sees an attempt
 SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
 INSTALL_GRACE = 10.0  # s that a PSK may stay out of the kernel before the link is no longer called fresh
@@ -72,6 +73,7 @@ class PskState:
         self._installed_at: list[float | None] = [None] * DIMENSIONS
         self._lacking_since: float | None = None
         self._replaced_agreed = False
+        self._dial_after: float | None = None
         self.confirmed = 0
 
     def _fresh_random(self) -> tuple[Secret, ...]:
@@ -90,6 +92,15 @@ class PskState:
     def open(self) -> bool:
         """Whether the PSKs come from a finished handshake: until then the peer gets no endpoint either."""
         return self.desired is not self._blank
+
+    @property
+    def dials(self) -> bool:
+        """Whether this end should start WireGuard handshakes, that is, has the peer's endpoint and keepalive.
+
+        The responder of a first agreement waits: the initiator has not set its PSKs yet, and a WireGuard
+        handshake that fails is not repeated for 5 s, by either end.
+        """
+        return self.open and self._dial_after is None
 
     @property
     def epoch(self) -> int:
@@ -122,12 +133,13 @@ class PskState:
             self._unsure_since = now
             self._show(True, now)
 
-    def commit(self, agreement: Agreement, now: float) -> bool:
+    def commit(self, agreement: Agreement, now: float, *, responder: bool = False) -> bool:
         """Both ends have it, or (responder) will once the initiator hears of it. False if an agreement of
         higher rank is already in place: a late message of a handshake that has been overtaken."""
         if self._overtaken(agreement):
             return False
         self._replaced_agreed = self.open
+        self._dial_after = now + DIAL_AFTER if responder and not self.dials else None
         self._previous, self.committed = self.committed, agreement
         if self.staged is not None and self.staged.rank <= agreement.rank:
             self.staged = None
@@ -177,6 +189,8 @@ class PskState:
                     self._installed_at, self.confirmed = installs, confirmed
             else:
                 self._unsure_since = None  # the other end has the old ones; AUTH may yet arrive: keep staged
+        if self.confirmed:
+            self._dial_after = None
         if self.confirmed == ALL:
             self._previous = None
 
@@ -207,13 +221,17 @@ class PskState:
                 times.append(self.committed.born + self._random_after)
             if self._previous is not None:
                 times.append(self.committed.born + FORGET_OLD_AFTER)
+        if self._dial_after is not None:
+            times.append(self._dial_after)
         if self._unsure_since is not None:
             times.append(self._toggled + ALTERNATE)
         return min(times, default=float("inf"))
 
     def tick(self, now: float) -> tuple[bool, list[str]]:
-        """Return whether `desired` changed, and the alarms to raise: ``stale``, ``random``."""
+        """Return whether `desired` or `dials` changed, and the alarms to raise: ``stale``, ``random``."""
         changed, alarms = False, list[str]()
+        if self._dial_after is not None and now >= self._dial_after:
+            self._dial_after, changed = None, True
         if self.committed is not None:
             age = now - self.committed.born
             if self._previous is not None and age >= FORGET_OLD_AFTER:

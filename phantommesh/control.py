@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What nodes ask of each other over a control channel: requests and answers as msgpack values.
+
+The channel has already authenticated the other end; these decoders only have to survive what a member or a
+newcomer may send, and raise `ControlError` for what is not one of these messages.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_WAIT = 30.0  # s that a roster request may be held open
+
+
+class ControlError(Exception):
+    """The bytes are not a control message."""
+
+
+class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
+    """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature."""
+
+    csr: bytes
+    record: bytes
+    signature: bytes
+
+
+class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
+    """The authority's answer: certificates (DER), the admission secret, everybody's records, revocations."""
+
+    node_cert: bytes
+    authority_cert: bytes
+    root_cert: bytes
+    admission: bytes
+    roster: bytes
+    revocations: bytes
+
+    def __repr__(self) -> str:
+        return "Enrolled(***)"
+
+
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """A member's request for a new certificate on its present key."""
+
+    csr: bytes
+
+
+class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
+    """The new certificate and the authority's, in DER."""
+
+    node_cert: bytes
+    authority_cert: bytes
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    """A signed record to keep, if it is newer than the one known."""
+
+    record: bytes
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Nothing to add."""
+
+
+class AskRoster(msgspec.Struct, frozen=True, tag="ask-roster"):
+    """Ask for the roster once its digest is not ``digest``, or after ``wait`` seconds."""
+
+    digest: bytes
+    wait: float
+
+
+class RosterIs(msgspec.Struct, frozen=True, tag="roster"):
+    """The roster's digest and, where it differs from the one asked about, all of it."""
+
+    digest: bytes
+    roster: bytes
+    revocations: bytes
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The request was understood and not granted."""
+
+    message: str
+    fix: str = ""
+
+
+Request = Enrol | Renew | Announce | AskRoster
+Answer = Enrolled | Renewed | Done | RosterIs | Refused
+
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Request | Answer) -> bytes:
+    """Return the msgpack form."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_request_untrusted(data: bytes) -> Request:
+    """Read a request. Raises `ControlError`."""
+    try:
+        return _requests.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise ControlError("not a request") from None
+
+
+def decode_answer_untrusted(data: bytes) -> Answer:
+    """Read an answer. Raises `ControlError`."""
+    try:
+        return _answers.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise ControlError("not an answer") from None

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the seven WireGuard interfaces should be, from the roster and the links' PSKs; and what they prove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+from phantommesh.config import WireguardSection
+from phantommesh.secret import Secret
+from phantommesh.trust import Member
+from phantommesh.wire import DIMENSIONS
+from phantommesh.wireguard import (
+    DeviceConfig,
+    DeviceState,
+    Endpoint,
+    Interface,
+    PeerConfig,
+    Route,
+    peers_by_key,
+)
+
+FIRST_METRIC = 100  # of the overlay routes; dimension 0 has the lowest, so it carries the traffic
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPeer:
+    """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
+    goes to host i modulo their number. Without ``dials`` the peer gets no endpoint and no keepalive, so that
+    nothing is sent to it, not even a WireGuard handshake: so it is while its PSKs are random."""
+
+    node_id: bytes
+    ip4: IPv4Network
+    ip6: IPv6Network
+    wg_keys: tuple[bytes, ...]
+    wg_ports: tuple[int, ...]
+    hosts: tuple[str, ...]
+    psks: tuple[Secret, ...]
+    dials: bool
+
+
+def interface_names(prefix: str) -> tuple[str, ...]:
+    """The names of the seven dimensions."""
+    return tuple(f"{prefix}{i}" for i in range(DIMENSIONS))
+
+
+def desired_devices(
+    settings: WireguardSection,
+    private_keys: Sequence[Secret],
+    me: Member,
+    networks: Iterable[IPv4Network | IPv6Network],
+    peers: Iterable[MeshPeer],
+) -> dict[str, DeviceConfig]:
+    """Return the seven devices, by name."""
+    everyone, routed = tuple(peers), tuple(networks)
+    addresses: frozenset[Interface] = frozenset({IPv4Interface(me.ip4), IPv6Interface(me.ip6)})
+    return {
+        name: DeviceConfig(
+            name=name,
+            private_key=private_keys[i],
+            listen_port=settings.base_port + i,
+            mtu=settings.mtu,
+            addresses=addresses,
+            routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
+            peers=peers_by_key(_peer(peer, i, settings.keepalive) for peer in everyone),
+        )
+        for i, name in enumerate(interface_names(settings.prefix))
+    }
+
+
+def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
+    endpoint = None
+    if peer.dials and peer.hosts:
+        endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
+    return PeerConfig(
+        peer.wg_keys[dimension],
+        peer.psks[dimension],
+        endpoint,
+        frozenset({peer.ip4, peer.ip6}),
+        keepalive if peer.dials else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReading:
+    """What the devices hold of one peer: the dimensions whose PSK is the wanted one, as a bitmap, and the
+    Unix time of the last WireGuard handshake on each (None: never)."""
+
+    bitmap: int
+    handshakes: tuple[float | None, ...]
+
+
+def read_peer(
+    actual: Mapping[str, DeviceState], names: Sequence[str], wg_keys: Sequence[bytes], psks: Sequence[Secret]
+) -> PeerReading:
+    """Compare the devices with the PSKs that one peer should have."""
+    bitmap, handshakes = 0, list[float | None]()
+    for i, name in enumerate(names):
+        device = actual.get(name)
+        state = None if device is None else device.peers.get(wg_keys[i])
+        if state is not None and state.psk == psks[i]:
+            bitmap |= 1 << i
+        handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
+    return PeerReading(bitmap, tuple(handshakes))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gives the link protocol its sockets, its clock, its signing threads and its kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from phantommesh.identity import Identity, NodeId, format_node_id
+from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
+from phantommesh.link.handshake import SigningRequest
+from phantommesh.link.machine import Links
+from phantommesh.nursery.streams import TcpPort
+from phantommesh.nursery.udp import UdpPort
+from phantommesh.wire import Address
+
+
+class LinkDriver:
+    """Runs one `Links`. ``install`` is called when some peer's desired PSKs changed, ``opened`` when a
+    handshake finished, ``alarmed`` for what an operator should know."""
+
+    def __init__(
+        self,
+        links: Links,
+        identity: Identity,
+        udp: UdpPort,
+        *,
+        install: Callable[[], None],
+        opened: Callable[[Opened], None],
+        alarmed: Callable[[Alarm], None],
+    ) -> None:
+        self.links = links
+        self.tcp: TcpPort | None = None
+        self._identity, self._udp = identity, udp
+        self._install, self._opened, self._alarmed = install, opened, alarmed
+        self._woken = trio.Event()
+        self._to_sign, self._signing = trio.open_memory_channel[Sign](1024)
+        self._log: FilteringBoundLogger = structlog.get_logger("phantommesh.link")
+
+    def receive(self, datagram: bytes, source: Address) -> None:
+        """Take one datagram from any transport."""
+        self.carry_out(self.links.receive(datagram, source, trio.current_time()))
+
+    def wake(self) -> None:
+        """Look at the deadlines again: something from outside may have changed them."""
+        self._woken.set()
+
+    def carry_out(self, effects: list[Effect]) -> None:
+        """Do what the protocol asked for."""
+        install = False
+        for effect in effects:
+            match effect:
+                case Send(datagram, destination):
+                    if destination.transport == "udp":
+                        self._udp.send(datagram, destination)
+                    elif self.tcp is not None:
+                        self.tcp.send(datagram, destination)
+                case Sign():
+                    with contextlib.suppress(trio.WouldBlock):  # then the initiator repeats itself
+                        self._to_sign.send_nowait(effect)
+                case Install():
+                    install = True
+                case Opened():
+                    self._opened(effect)
+                case Alarm(peer, kind, detail):
+                    self._log.warning(
+                        "link alarm", peer=format_node_id(NodeId(peer)), kind=kind, detail=detail
+                    )
+                    self._alarmed(effect)
+        if install:
+            self._install()
+        self.wake()
+
+    async def run(self) -> None:
+        """Tick and sign until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(self._sign)
+            while True:
+                self._woken = trio.Event()
+                with trio.move_on_at(self.links.deadline):
+                    await self._woken.wait()
+                now = trio.current_time()
+                if now >= self.links.deadline:
+                    self.carry_out(self.links.tick(now))
+
+    async def _sign(self) -> None:
+        async for job in self._signing.clone():
+            signature = await sign_in_thread(self._identity, job.request)
+            self.carry_out(self.links.signed(job.token, signature, trio.current_time()))
+
+
+async def sign_in_thread(identity: Identity, request: SigningRequest) -> bytes:
+    """Sign off the event loop: ML-DSA's rejection sampling has a tail of several milliseconds, and the GIL is
+    released meanwhile."""
+    return await trio.to_thread.run_sync(partial(identity.sign, request.data, request.context))

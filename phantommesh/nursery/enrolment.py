@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`join`: from an invite to a node's state directory, over one TCP connection to an authority."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import time
+
+import msgspec
+import trio
+
+from phantommesh import control, wire
+from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
+from phantommesh.config import Config
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.errors import PhantomMeshError
+from phantommesh.invites import Invite
+from phantommesh.kem import CryptographyKem
+from phantommesh.link.effects import Opened, Send, Sign
+from phantommesh.link.initiation import Stage
+from phantommesh.link.newcomer import Newcomer
+from phantommesh.nodestate import make_record
+from phantommesh.nursery import streams
+from phantommesh.nursery.drive import sign_in_thread
+from phantommesh.records import CONTEXT
+from phantommesh.secret import Secret
+from phantommesh.trust import make_csr
+from phantommesh.wire import Address
+
+HANDSHAKE_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
+
+
+class JoinError(PhantomMeshError):
+    """The machine could not be enrolled."""
+
+
+async def join(
+    state_dir: Path,
+    config_path: Path,
+    token: str,
+    *,
+    name: str,
+    endpoints: tuple[str, ...],
+    config: Config | None = None,
+) -> Summary:
+    """Enrol this machine by an invite and write its state and configuration: all of it, or nothing.
+
+    Without ``endpoints`` the address that reached the authority becomes this node's. Raises
+    `PhantomMeshError` saying what to do.
+    """
+    invite = Invite.parse_untrusted(token)
+    invite.check_expiry(time())
+    failures = []
+    for endpoint in invite.endpoints:
+        host, port = parse_endpoint(endpoint)
+        try:
+            async with streams.connect(host, port) as framed:
+                own = endpoints or (
+                    framed.own_host if ":" not in framed.own_host else f"[{framed.own_host}]",
+                )
+                settings = join_config(invite, name=name, endpoints=own, config=config)
+                draft = await trio.to_thread.run_sync(begin_join, state_dir, config_path, invite, settings)
+                session = await _shake_hands(framed, invite, draft)
+                enrolled = await _enrol(framed, session, draft, settings)
+                return await trio.to_thread.run_sync(
+                    _finish(state_dir, config_path, draft, settings, invite, enrolled)
+                )
+        except streams.StreamError as error:
+            failures.append(f"{endpoint}: {error}")
+    raise JoinError(
+        "no authority could be reached: " + "; ".join(failures),
+        fix="check that the inviting node is running and that its control port is open for TCP from here",
+    )
+
+
+def _finish(
+    state_dir: Path,
+    config_path: Path,
+    draft: JoinDraft,
+    config: Config,
+    invite: Invite,
+    enrolled: control.Enrolled,
+) -> Callable[[], Summary]:
+    return partial(
+        finish_join,
+        state_dir,
+        config_path,
+        draft=draft,
+        config=config,
+        invite=invite,
+        root_cert=enrolled.root_cert,
+        authority_cert=enrolled.authority_cert,
+        node_cert=enrolled.node_cert,
+        admission_key=Secret(enrolled.admission),
+        roster=enrolled.roster,
+        revocations=enrolled.revocations,
+        now=time(),
+    )
+
+
+async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: JoinDraft) -> streams.Session:
+    """The enrolment handshake. Raises `JoinError` where the authority does not go on with it."""
+    destination = Address(framed.address.host, framed.address.port, "tcp")
+    newcomer = Newcomer(
+        node_id=draft.identity.node_id,
+        spki=draft.identity.spki,
+        authority=invite.authority,
+        root_hash=invite.root_hash,
+        invite=invite.invite_id,
+        secret=invite.secret,
+        destination=destination,
+        kem=CryptographyKem(),
+        random=os.urandom,
+        now=trio.current_time(),
+    )
+    effects = newcomer.tick(trio.current_time())
+    with trio.move_on_after(HANDSHAKE_SECONDS):
+        while True:
+            for effect in effects:
+                match effect:
+                    case Send(datagram):
+                        await framed.send(datagram)
+                    case Opened():
+                        return streams.Session.of(effect)
+            signing = [effect.request for effect in effects if isinstance(effect, Sign)]
+            if signing:
+                signature = await sign_in_thread(draft.identity, signing[0])
+                effects = newcomer.signed(signature, trio.current_time())
+            else:
+                frame = await framed.receive(wire.MAX_DATAGRAM)
+                effects = newcomer.receive(frame, trio.current_time())
+    if newcomer.reached is Stage.INIT:
+        raise JoinError(
+            "the authority did not accept the invite: it has expired, is used up, or was withdrawn",
+            fix="ask for a new invite, and check both machines' clocks",
+        )
+    raise JoinError(
+        f"the machine at {destination} did not answer the handshake ({newcomer.reached.value})",
+        fix="check that the invite's endpoint is the authority's control port",
+    )
+
+
+async def _enrol(
+    framed: streams.FramedStream, session: streams.Session, draft: JoinDraft, config: Config
+) -> control.Enrolled:
+    record = make_record(draft.identity, draft.wg_keys, config, seq=1)
+    body = msgspec.msgpack.encode(record)
+
+    def sign() -> tuple[bytes, bytes]:
+        return make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
+
+    csr, signature = await trio.to_thread.run_sync(sign)
+    client = await streams.Client.open(framed, session)
+    answer: control.Answer | None = None
+    with trio.move_on_after(ANSWER_SECONDS):
+        answer = await client.ask(control.Enrol(csr, body, signature))
+    match answer:
+        case control.Enrolled():
+            return answer
+        case control.Refused(message, fix):
+            raise JoinError(f"the authority refused: {message}", fix=fix)
+        case None:
+            raise JoinError(
+                "the authority did not answer in time", fix="try again; the invite is not spent twice"
+            )
+        case _:
+            raise JoinError(
+                "the authority's answer is not one to an enrolment", fix="run the same version on both"
+            )

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""This node's own word: its record, signed anew when it changes, and its certificate, renewed in time."""
+
+from __future__ import annotations
+
+from time import time
+
+import structlog
+import trio
+from msgspec import structs
+
+from phantommesh import statedir
+from phantommesh.config import Config
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nodestate import NodeState, make_record
+from phantommesh.nursery.roster import RosterClient, RosterKeeper
+from phantommesh.records import sign_record
+from phantommesh.trust import make_csr, verify_chain
+
+RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
+
+# Tuning.
+LOOK = 60.0  # s between looks at the certificate's age
+
+log = structlog.get_logger("phantommesh.own")
+
+
+class OwnRecord:
+    """This node as others know it. ``member`` is what its certificate says."""
+
+    def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper) -> None:
+        self._config, self._state, self._keeper = config, state, keeper
+        self._node_cert, self._authority_cert = state.node_cert, state.authority_cert
+        self.member = state.member_at_issue()
+        self.wg_public_keys = make_record(state.identity, state.wg_keys, config, seq=0).wg_keys
+        self.renewal_error: PhantomMeshError | None = None
+        self._publish()
+
+    def _publish(self) -> None:
+        """Put our record into the roster if it says anything new."""
+        state = self._state
+        held = self._keeper.roster.get(state.identity.node_id)
+        record = make_record(
+            state.identity, state.wg_keys, self._config, 1 if held is None else held.record.seq + 1
+        )
+        same_words = held is not None and structs.replace(record, seq=held.record.seq) == held.record
+        if same_words and held is not None and held.signed.node_cert == self._node_cert:
+            return
+        if self.member.not_after <= time():
+            return  # nobody would take it; a renewal comes first
+        self._keeper.add(sign_record(state.identity, record, self._node_cert, self._authority_cert))
+
+    def renewal_due(self) -> float:
+        """The Unix time at which the certificate should be renewed."""
+        return self.member.not_before + RENEW_AT * (self.member.not_after - self.member.not_before)
+
+    async def renew(self, client: RosterClient) -> None:
+        """Renew the certificate whenever two thirds of its life are over, until cancelled."""
+        while True:
+            if time() >= self.renewal_due():
+                try:
+                    await self._renew(client)
+                    self.renewal_error = None
+                except PhantomMeshError as error:
+                    self.renewal_error = error
+                    log.warning("certificate not renewed", error=str(error), fix=error.fix)
+            await trio.sleep(LOOK)
+
+    async def _renew(self, client: RosterClient) -> None:
+        state, member, now = self._state, self.member, time()
+        if state.authority is not None:
+            authority_cert = state.authority.der
+            node_cert = state.authority.issue(state.identity.spki, member.name, member.role, member.ip4, now)
+        else:
+            renewed = await client.renew(make_csr(state.identity, member.name))
+            node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
+        self.member = verify_chain(state.root, authority_cert, node_cert, time())
+        for name, data in ((statedir.AUTHORITY_CERT, authority_cert), (statedir.NODE_CERT, node_cert)):
+            await trio.to_thread.run_sync(state.state.write, name, data)
+        self._node_cert, self._authority_cert = node_cert, authority_cert
+        self._publish()
+        log.info("certificate renewed", until=self.member.not_after)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the node says of itself: the views of the API, and the metrics. It reads; `rotate` is all it does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from time import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from phantommesh import __version__
+from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.link.effects import Alarm, LinkState, Opened, Role
+from phantommesh.link.psk import PskPhase
+from phantommesh.metrics import Metrics, WireGuardSample
+from phantommesh.records import Entry
+from phantommesh.views import DimensionView, LinkView, PeerView, Rotation, RotationResult, Status
+from phantommesh.wireguard import PeerState
+
+if TYPE_CHECKING:
+    from phantommesh.nursery.node import Node
+
+REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carries nothing
+
+# Tuning.
+ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
+
+
+class Reporter:
+    """The node as the API's `NodePort`."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._finished = trio.Event()
+        self._drops: Counter[str] = Counter()
+        self._handshakes: Counter[tuple[Role, str]] = Counter()
+
+    @property
+    def metrics(self) -> Metrics:
+        """The node's metrics."""
+        return self._node.metrics
+
+    def status(self) -> Status:
+        """This node at a glance."""
+        node, member = self._node, self._node.own.member
+        links = self.links()
+        return Status(
+            mesh=node.state.mesh.name,
+            node=member.name,
+            node_id=format_node_id(member.node_id),
+            version=__version__,
+            uptime_s=round(trio.current_time() - node.started, 1),
+            backend=node.backend.name,
+            role=member.role.value,
+            ip4=str(member.ip4),
+            ip6=str(member.ip6),
+            peers_total=len(links),
+            peers_up=sum(_up(link) for link in links),
+            degraded=list(self._degraded(links)),
+            certificate_expires=_rfc3339(member.not_after),
+        )
+
+    def _degraded(self, links: list[LinkView]) -> Iterator[str]:
+        node = self._node
+        if missing := [name for name in node.names if name not in node.actual]:
+            yield f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made"
+        for link in links:
+            if not _up(link):
+                why = f": {link.last_error}" if link.last_error else ""
+                yield (
+                    f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
+                    f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
+                )
+        if node.own.member.not_after <= time():
+            yield "this node's certificate has expired: it must join again with a new invite"
+        elif node.own.renewal_error is not None:
+            error = node.own.renewal_error
+            yield f"the certificate could not be renewed: {error}; {error.fix}"
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether this node does its work: its interfaces are there, its certificate holds."""
+        reasons = [r for r in self._degraded([]) if "could not be renewed" not in r]
+        return not reasons, reasons
+
+    def peers(self) -> list[PeerView]:
+        """All other members."""
+        return [self._peer(entry) for entry in self._node.entries()]
+
+    def links(self) -> list[LinkView]:
+        """The link to each of them."""
+        return [self._link(entry) for entry in self._node.entries()]
+
+    def _state(self, entry: Entry) -> LinkState:
+        return self._node.links.state(entry.member.node_id, trio.current_time())
+
+    def _devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
+        for i, name in enumerate(self._node.names):
+            device = self._node.actual.get(name)
+            yield i, name, None if device is None else device.peers.get(entry.record.wg_keys[i])
+
+    def _link(self, entry: Entry) -> LinkView:
+        state = self._state(entry)
+        keyed = self._node.links.keyed(entry.member.node_id)
+        psks = self._node.links.psks(entry.member.node_id)
+        now = time()
+        answering = sum(
+            peer is not None and keyed and peer.psk == psks[i] and now - peer.last_handshake < REJECT_AFTER
+            for i, _, peer in self._devices(entry)
+        )
+        age = None if state.age is None else round(state.age, 1)
+        return LinkView(
+            peer=entry.member.name,
+            node_id=format_node_id(entry.member.node_id),
+            epoch=state.epoch,
+            state=state.phase.value,
+            role=state.role or "none",
+            dimensions=answering,
+            handshake_age_s=age,
+            psk_age_s=age if keyed else None,
+            chain_reset=state.chain_reset,
+            last_error=state.last_error,
+        )
+
+    def _peer(self, entry: Entry) -> PeerView:
+        member, state, now = entry.member, self._state(entry), time()
+        keyed = self._node.links.keyed(member.node_id)
+        dimensions = []
+        for i, name, peer in self._devices(entry):
+            handshake = peer.last_handshake if peer is not None else 0.0
+            dimensions.append(
+                DimensionView(
+                    index=i,
+                    interface=name,
+                    endpoint=str(peer.endpoint) if peer is not None and peer.endpoint is not None else None,
+                    last_handshake_s=round(now - handshake, 1) if handshake else None,
+                    rx_bytes=peer.rx_bytes if peer is not None else 0,
+                    tx_bytes=peer.tx_bytes if peer is not None else 0,
+                    psk_age_s=round(state.age, 1) if keyed and state.age is not None else None,
+                )
+            )
+        return PeerView(
+            name=member.name,
+            node_id=format_node_id(member.node_id),
+            role=member.role.value,
+            ip4=str(member.ip4),
+            ip6=str(member.ip6),
+            state=state.phase.value,
+            endpoint=entry.record.control[0] if entry.record.control else None,
+            dimensions=dimensions,
+            rx_bytes=sum(d.rx_bytes for d in dimensions),
+            tx_bytes=sum(d.tx_bytes for d in dimensions),
+        )
+
+    async def rotate(self, peer: str | None) -> RotationResult:
+        """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
+        node = self._node
+        entries = [e for e in node.entries() if peer is None or self._is(e, peer)]
+        before = {entry.member.node_id: self._state(entry).epoch for entry in entries}
+        for node_id in before:
+            node.links.rotate(node_id, trio.current_time())
+        node.driver.wake()
+        with trio.move_on_after(ROTATE_WAIT):
+            while not all(self._rotated(entry, before) for entry in entries):
+                await self._finished.wait()
+        rotations = []
+        for entry in entries:
+            done, state = self._rotated(entry, before), self._state(entry)
+            self.metrics.psk_rotations.labels("requested" if done else "pending").inc()
+            rotations.append(
+                Rotation(
+                    peer=entry.member.name,
+                    node_id=format_node_id(entry.member.node_id),
+                    result="rotated" if done else "started",
+                    epoch=state.epoch if done else None,
+                    detail=None if done else state.last_error or "the peer has not finished its part yet",
+                )
+            )
+        return RotationResult(rotations=rotations)
+
+    def _rotated(self, entry: Entry, before: dict[NodeId, int]) -> bool:
+        state = self._state(entry)
+        return state.epoch > before[entry.member.node_id] and state.phase is PskPhase.FRESH
+
+    @staticmethod
+    def _is(entry: Entry, peer: str) -> bool:
+        try:
+            return entry.member.node_id == parse_node_id(peer)
+        except IdentityError:
+            return entry.member.name == peer
+
+    def opened(self, opened: Opened) -> None:
+        """A handshake finished."""
+        self._finished.set()
+        self._finished = trio.Event()
+        self.metrics.link_handshake_seconds.observe(opened.seconds)
+        self.metrics.psk_rotations.labels("ok").inc()
+
+    def alarmed(self, alarm: Alarm) -> None:
+        """A link needs attention."""
+        self.metrics.psk_rotations.labels(alarm.kind).inc()
+
+    def measure(self) -> None:
+        """Bring the metrics up to what the interfaces and the links say now."""
+        node = self._node
+        entries = node.entries()
+        states = {entry.member.name: self._state(entry) for entry in entries}
+        self.metrics.set_peers(Counter(state.phase.value for state in states.values()))
+        self.metrics.set_psk_ages(
+            {name: state.age for name, state in states.items() if state.age is not None}
+        )
+        self.metrics.set_wireguard(
+            WireGuardSample(entry.member.name, i, peer.rx_bytes, peer.tx_bytes, peer.last_handshake)
+            for entry in entries
+            for i, _, peer in self._devices(entry)
+            if peer is not None
+        )
+        drops = node.links.drops + node.tcp.dropped
+        for reason, count in (drops - self._drops).items():
+            self.metrics.dropped.labels(reason).inc(count)
+        self._drops = drops
+        finished = Counter(node.links.handshakes)
+        for (role, result), count in (finished - self._handshakes).items():
+            self.metrics.link_handshakes.labels(role, result).inc(count)
+        self._handshakes = finished
+
+
+def _up(link: LinkView) -> bool:
+    return link.state == "fresh" and link.dimensions == 7
+
+
+def _rfc3339(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control port over TCP: handshake datagrams where UDP is blocked, and encrypted requests between nodes.
+
+Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
+that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from phantommesh import control, wire
+from phantommesh.errors import PhantomMeshError
+from phantommesh.link import channel
+from phantommesh.link.effects import Opened
+from phantommesh.secret import Secret
+from phantommesh.wire import Address
+
+# Tuning.
+IDLE = 60.0  # s a connection may stay silent; longer than a roster request is held open
+CONNECT = 3.0  # s
+MAX_CONNECTIONS, MAX_PER_HOST = 512, 32
+SESSIONS_KEPT = 4096
+SESSIONS_PER_PEER = 3
+
+Dispatch = Callable[[bytes, Address], None]
+Serve = Callable[["Session", control.Request, Address], Awaitable[control.Answer]]
+
+
+class StreamError(Exception):
+    """The connection ended, was refused, or broke its framing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a finished handshake left for request channels. ``invite`` and ``spki`` are a newcomer's."""
+
+    peer: bytes
+    name: bytes
+    key_out: Secret
+    key_in: Secret
+    invite: bytes = b""
+    spki: bytes = b""
+
+    @classmethod
+    def of(cls, opened: Opened) -> Session:
+        """Take it from a link's effect."""
+        return cls(opened.peer, opened.session, opened.key_out, opened.key_in, opened.invite, opened.spki)
+
+
+class Sessions:
+    """The sessions that a channel may be opened on: the newest few of each peer."""
+
+    def __init__(self) -> None:
+        self._by_name: OrderedDict[bytes, Session] = OrderedDict()
+
+    def add(self, session: Session) -> None:
+        """Keep a session, and drop the oldest of its peer."""
+        self._by_name[session.name] = session
+        mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
+        for name in mine[:-SESSIONS_PER_PEER]:
+            del self._by_name[name]
+        if len(self._by_name) > SESSIONS_KEPT:
+            self._by_name.popitem(last=False)
+
+    def get(self, name: bytes) -> Session | None:
+        """The session of that name."""
+        return self._by_name.get(name)
+
+    def newest(self, peer: bytes) -> Session | None:
+        """The session that a channel to this peer should use."""
+        return next((s for s in reversed(self._by_name.values()) if s.peer == peer), None)
+
+    def forget(self, peer: bytes) -> None:
+        """Drop every session of a peer."""
+        for name in [name for name, known in self._by_name.items() if known.peer == peer]:
+            del self._by_name[name]
+
+
+class FramedStream:
+    """Length-prefixed frames over a TCP stream."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self._sending = trio.Lock()
+        peer, own = stream.socket.getpeername(), stream.socket.getsockname()
+        self.address = Address(peer[0].partition("%")[0].removeprefix("::ffff:"), peer[1], "tcp")
+        self.own_host: str = own[0].partition("%")[0].removeprefix("::ffff:")
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame. Raises `StreamError`."""
+        try:
+            async with self._sending:
+                await self._stream.send_all(len(frame).to_bytes(4) + frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise StreamError("the connection broke") from error
+
+    async def receive(self, limit: int) -> bytes:
+        """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
+        size = int.from_bytes(await self._exactly(4))
+        if size > limit:
+            raise StreamError("a frame is too long")
+        return await self._exactly(size)
+
+    async def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            try:
+                chunk = await self._stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise StreamError("the connection broke") from error
+            if not chunk:
+                raise StreamError("the connection ended")
+            self._buffer += chunk
+        result = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return result
+
+
+@asynccontextmanager
+async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
+    """Connect to a control port over TCP. Raises `StreamError`."""
+    try:
+        with trio.fail_after(CONNECT):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no answer"
+        raise StreamError(f"cannot connect to {host} port {port}: {reason}") from error
+    async with stream:
+        yield FramedStream(stream)
+
+
+class Client:
+    """Requests to one peer over one connection, one at a time."""
+
+    def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
+        self._framed, self._sealed = framed, sealed
+
+    @classmethod
+    async def open(cls, framed: FramedStream, session: Session) -> Client:
+        """Open a channel on a connection. Raises `StreamError`."""
+        mine = os.urandom(channel.RANDOM_SIZE)
+        await framed.send(channel.hello(session.name, mine))
+        try:
+            theirs = channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
+        except channel.ChannelError as error:
+            raise StreamError("the other end does not know this session") from error
+        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
+
+    async def ask(self, request: control.Request) -> control.Answer:
+        """Send one request and return its answer; a refusal is an answer too. Raises `StreamError`."""
+        await self._framed.send(self._sealed.seal(control.encode(request)))
+        try:
+            return control.decode_answer_untrusted(
+                self._sealed.open(await self._framed.receive(channel.MAX_FRAME))
+            )
+        except (channel.ChannelError, control.ControlError) as error:
+            raise StreamError("the answer is not genuine") from error
+
+
+class TcpPort:
+    """Serves the control port over TCP."""
+
+    def __init__(self, port: int, *, sessions: Sessions, dispatch: Dispatch, serve: Serve) -> None:
+        self._port = port
+        self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
+        self._open: dict[Address, FramedStream] = {}
+        self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
+        self._per_host: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()  # how connections ended
+
+    def send(self, datagram: bytes, destination: Address) -> None:
+        """Queue a handshake datagram for the connection from that address, if it is still there."""
+        queue = self._outgoing.get(destination)
+        try:
+            if queue is None:
+                raise trio.WouldBlock
+            queue.send_nowait(datagram)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.dropped["stream-unsent"] += 1
+
+    async def run(self) -> None:
+        """Accept until cancelled. Raises `PhantomMeshError` where the port is taken."""
+        try:
+            listeners = await trio.open_tcp_listeners(self._port, host=None)
+        except OSError as error:
+            raise PhantomMeshError(
+                f"cannot listen on TCP port {self._port}: {error.strerror}",
+                fix="stop what uses the port, or set control.port in the config",
+            ) from None
+        await trio.serve_listeners(self._handle, listeners)
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            try:
+                framed = FramedStream(stream)
+            except OSError:
+                return  # gone before it was looked at
+            host = framed.address.host
+            if len(self._open) >= MAX_CONNECTIONS or self._per_host[host] >= MAX_PER_HOST:
+                self.dropped["stream-limit"] += 1
+                return
+            self._open[framed.address] = framed
+            self._per_host[host] += 1
+            try:
+                await self._converse(framed)
+            finally:
+                del self._open[framed.address]
+                self._per_host[host] -= 1
+                if not self._per_host[host]:
+                    del self._per_host[host]
+
+    async def _converse(self, framed: FramedStream) -> None:
+        send, receive = trio.open_memory_channel[bytes](32)
+        self._outgoing[framed.address] = send
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_queued, framed, receive)
+                self.dropped[await self._listen(framed)] += 1
+                nursery.cancel_scope.cancel()
+        finally:
+            del self._outgoing[framed.address]
+
+    async def _listen(self, framed: FramedStream) -> str:
+        """Serve one connection to its end, and return how it ended."""
+        try:
+            while True:
+                with trio.fail_after(IDLE):
+                    frame = await framed.receive(wire.MAX_DATAGRAM)
+                if frame[:1] == bytes([wire.VERSION]):
+                    self._dispatch(frame, framed.address)
+                else:
+                    await self._channel(framed, frame)
+        except (StreamError, trio.TooSlowError):
+            return "stream-ended"
+        except (channel.ChannelError, control.ControlError):
+            return "stream-refused"
+
+    @staticmethod
+    async def _send_queued(framed: FramedStream, queue: trio.MemoryReceiveChannel[bytes]) -> None:
+        try:
+            async for datagram in queue:
+                await framed.send(datagram)
+        except StreamError:
+            pass  # the reading side sees the same, and ends the connection
+
+    async def _channel(self, framed: FramedStream, hello: bytes) -> None:
+        """Answer requests until the connection ends."""
+        name, theirs = channel.parse_hello_untrusted(hello)
+        session = self._sessions.get(name)
+        if session is None:
+            raise channel.ChannelError("session")
+        mine = os.urandom(channel.RANDOM_SIZE)
+        await framed.send(channel.answer(mine))
+        sealed = channel.Channel(session.key_out, session.key_in, theirs, mine)
+        while True:
+            with trio.fail_after(IDLE):
+                frame = await framed.receive(channel.MAX_REQUEST)
+            request = control.decode_request_untrusted(sealed.open(frame))
+            answer = await self._serve(session, request, framed.address)
+            await framed.send(sealed.seal(control.encode(answer)))

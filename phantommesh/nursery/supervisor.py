@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs a service again when it fails, a bounded number of times, then lets the failure end the node."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+# Tuning.
+RESTARTS, WINDOW = 5, 60.0  # more restarts than this in so many seconds, and the failure escalates
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s before a restart
+
+log = structlog.get_logger("phantommesh.supervisor")
+
+
+class ServiceFailedError(Exception):
+    """A service failed more often than its supervisor allows."""
+
+
+async def supervise(
+    name: str, service: Callable[[], Awaitable[None]], *, on_restart: Callable[[str], None]
+) -> None:
+    """Run ``service`` until it returns. An exception restarts it after a growing pause; the sixth within a
+    minute raises `ServiceFailedError` from it. Cancellation passes through."""
+    failures: list[float] = []
+    while True:
+        try:
+            await service()
+        except Exception as error:
+            now = trio.current_time()
+            failures = [moment for moment in failures if now - moment < WINDOW] + [now]
+            if len(failures) > RESTARTS:
+                raise ServiceFailedError(f"{name} failed {len(failures)} times in {WINDOW:.0f} s") from error
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (len(failures) - 1))
+            log.error("service failed; it is started again", service=name, pause_s=pause, exc_info=error)
+            on_restart(name)
+            await trio.sleep(pause)
+        else:
+            return

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control port's UDP sockets: one for each address family, never fragmenting, never blocking a sender."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.wire import MAX_DATAGRAM, Address
+
+# linux/in.h and linux/in6.h; Python 3.11 has no names for them.
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
+_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO = 23, 2
+
+_BURST = 64  # datagrams read before other tasks get a turn
+
+
+class UdpPort:
+    """Both families' sockets on one port. ``unsent`` counts datagrams that the kernel would not take."""
+
+    def __init__(self, port: int) -> None:
+        """Bind. Raises `PhantomMeshError` naming the port where it is taken."""
+        self.port = port
+        self.unsent = 0
+        self._sockets: dict[int, socket.socket] = {}
+        try:
+            self._sockets[socket.AF_INET] = _bind(socket.AF_INET, "0.0.0.0", port)
+            try:
+                self._sockets[socket.AF_INET6] = _bind(socket.AF_INET6, "::", port)
+            except OSError:
+                pass  # many containers have no IPv6
+        except OSError as error:
+            raise PhantomMeshError(
+                f"cannot listen on UDP port {port}: {error.strerror}",
+                fix="stop what uses the port, or set control.port in the config",
+            ) from None
+
+    def send(self, datagram: bytes, destination: Address) -> None:
+        """Send now, or count it as unsent: the protocol repeats what matters."""
+        family = socket.AF_INET6 if ":" in destination.host else socket.AF_INET
+        sock = self._sockets.get(family)
+        try:
+            if sock is None:
+                raise OSError
+            sock.sendto(datagram, (destination.host, destination.port))
+        except OSError:
+            self.unsent += 1
+
+    async def receive(self, handle: Callable[[bytes, Address], None]) -> None:
+        """Hand every datagram to ``handle``, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for sock in self._sockets.values():
+                nursery.start_soon(self._receive, sock, handle)
+
+    @staticmethod
+    async def _receive(sock: socket.socket, handle: Callable[[bytes, Address], None]) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            for _ in range(_BURST):
+                try:
+                    datagram, source = sock.recvfrom(MAX_DATAGRAM + 1)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # an ICMP error for something sent earlier
+                handle(datagram, Address(source[0].partition("%")[0], source[1]))
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for sock in self._sockets.values():
+            sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bind(family: int, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
