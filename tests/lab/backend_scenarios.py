@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a WireGuard backend and the reconciler must do, run inside a network namespace by test_backends.py.
 
-``python -m tests.lab.backend_scenarios BACKEND SCENARIO`` runs one of them and fails with a traceback.
-BACKEND is ``kernel``, or the path of a userspace WireGuard.
+A scenario is given ``kernel``, or the path of a userspace WireGuard, and fails with a traceback.
 """
 
+import ctypes
+import inspect
+import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import traceback
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -40,7 +43,8 @@ from phantommesh.wireguard import (
 )
 
 DIMENSIONS = 7
-RANDOM = Random(1)  # two processes that make the same values in the same order have the same keys
+RANDOM = Random(1)
+CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000  # linux/sched.h
 PATIENCE = 30.0  # seconds; only a guard against waiting for ever
 
 
@@ -259,7 +263,7 @@ async def deleted(kind: str) -> None:
     """A deleted interface comes back, found by the running loop."""
     backend = make_backend(kind)
     desired = make_desired(backend)
-    well, broken = trio.Event(), False
+    well = trio.Event()
 
     def on_actual(actual: Mapping[str, DeviceState]) -> None:
         if agrees(actual, desired):
@@ -272,14 +276,12 @@ async def deleted(kind: str) -> None:
             await well.wait()
             index = (await backend.devices(["pm2"]))["pm2"].index
             run("ip", "link", "delete", "pm2")
-            while True:
-                well = trio.Event()
-                await well.wait()
-                broken = (await backend.devices(["pm2"]))["pm2"].index != index
-                if broken:
-                    break
+            while agrees(await backend.devices(desired), desired):
+                await trio.sleep(0.01)
+            well = trio.Event()
+            await well.wait()
+            assert (await backend.devices(["pm2"]))["pm2"].index != index
             nursery.cancel_scope.cancel()
-    assert broken
 
 
 async def killed(kind: str) -> None:
@@ -343,22 +345,17 @@ async def restarted(kind: str) -> None:
     assert pids is None or pids == {name: pid_of(name) for name in desired}
 
 
-async def parent_killed(kind: str) -> None:
+def parent_killed(kind: str) -> None:
     """kill -9 of the process that made the interfaces leaves them working, and the next run adopts them."""
-    child = await trio.run_process(
-        [sys.executable, "-m", "tests.lab.backend_scenarios", kind, "_converge_and_die"], check=False
-    )
-    assert child.returncode == -signal.SIGKILL
     backend = make_backend(kind)
-    desired = make_desired(backend)  # the child's, for the keys are seeded
-    check(await make_reconciler(backend, desired).converge(), desired)
+    desired = make_desired(backend)
+    child = os.fork()
+    if child == 0:
+        trio.run(make_reconciler(backend, desired).converge)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    check(trio.run(make_reconciler(backend, desired).converge), desired)
     assert not backend.batches
-
-
-async def _converge_and_die(kind: str) -> None:
-    backend = make_backend(kind)
-    await make_reconciler(backend, make_desired(backend)).converge()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def left_over(kind: str) -> None:
@@ -422,7 +419,7 @@ async def batches(kind: str) -> None:
     assert backend.batches == dict.fromkeys(desired, 1)
 
 
-SCENARIOS: dict[str, Callable[[str], Awaitable[None]]] = {
+SCENARIOS: dict[str, Callable[[str], Awaitable[None] | None]] = {
     scenario.__name__: scenario
     for scenario in (
         agreement,
@@ -442,5 +439,46 @@ SCENARIOS: dict[str, Callable[[str], Awaitable[None]]] = {
     )
 }
 
+
+def run_scenario(namespace: str, directory: str, kind: str, scenario: str) -> None:
+    """Enter a network namespace, put ``directory`` over /var/run/wireguard, and run there."""
+    signal.alarm(120)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/run/netns", namespace).open() as handle:
+        if libc.setns(handle.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), "cannot enter the namespace")
+    run("mount", "--make-rprivate", "/")
+    run("mount", "--bind", directory, "/var/run/wireguard")
+    os.chdir(directory)
+    function = SCENARIOS[scenario]
+    if inspect.iscoroutinefunction(function):
+        trio.run(function, kind)
+    else:
+        function(kind)
+
+
+def serve() -> None:
+    """For each line ``[namespace, directory, kind, scenario]`` run one in a fork; its output goes to a file.
+
+    Starting an interpreter for each would take far longer than most scenarios do, above all in an emulated
+    machine.
+    """
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            output = os.open(f"{arguments[1]}/output", os.O_WRONLY | os.O_CREAT, 0o600)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            try:
+                run_scenario(*arguments)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    trio.run({**SCENARIOS, "_converge_and_die": _converge_and_die}[sys.argv[2]], sys.argv[1])
+    serve()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Each WireGuard backend against a real WireGuard, in a network namespace of its own. Needs root.
 
-The scenarios run in a child process under ``ip netns exec``, with a private directory over
+Each scenario runs in a process of its own that has entered the namespace, with a private directory over
 /var/run/wireguard, so that nothing of the host is touched and the namespace's end takes everything along.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ def namespace() -> Iterator[str]:
         pytest.skip("needs root, for network namespaces")
     name = f"pmtest-{os.getpid()}-{next(NUMBERS)}"
     subprocess.run(["ip", "netns", "add", name], check=True)
+    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
     yield name
     left = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
     for pid in left.stdout.split():
@@ -46,46 +48,60 @@ def userspace() -> None:
         pytest.skip("PHANTOMMESH_LAB_BACKEND asks for the kernel's WireGuard only")
 
 
-def run_scenario(namespace: str, directory: Path, backend: str, scenario: str) -> None:
-    sockets = directory / "wireguard"
-    sockets.mkdir()
-    script = (
-        'ip link set lo up && mkdir -p /var/run/wireguard && mount --bind "$1" /var/run/wireguard && cd "$1" '
-        '&& shift && exec "$@"'
-    )
-    command = [sys.executable, "-W", "error", "-m", "tests.lab.backend_scenarios", backend, scenario]
-    done = subprocess.run(
-        ["ip", "netns", "exec", namespace, "sh", "-c", script, "sh", str(sockets), *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, f"{scenario} over {backend}:\n{done.stdout}{done.stderr}"
+class Runner:
+    """The process that runs scenarios; see ``backend_scenarios.serve``."""
+
+    def __init__(self) -> None:
+        Path("/var/run/wireguard").mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.lab.backend_scenarios"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, namespace: str, directory: Path, backend: str, scenario: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([namespace, str(directory), backend, scenario]) + "\n")
+        self._process.stdin.flush()
+        status = self._process.stdout.readline().strip()
+        output = (directory / "output").read_text()
+        assert status == "0", f"{scenario} over {backend}: status {status}\n{output}"
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    runner = Runner()
+    yield runner
+    runner.close()
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in OF_PROCESSES])
-def test_kernel(scenario: str, namespace: str, tmp_path: Path) -> None:
+def test_kernel(scenario: str, namespace: str, tmp_path: Path, runner: Runner) -> None:
     if not kernel_has_wireguard():
         pytest.skip("this kernel has no WireGuard")
-    run_scenario(namespace, tmp_path, "kernel", scenario)
+    runner.run(namespace, tmp_path, "kernel", scenario)
 
 
 @pytest.mark.usefixtures("userspace")
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_wireguard_go(scenario: str, namespace: str, tmp_path: Path) -> None:
+def test_wireguard_go(scenario: str, namespace: str, tmp_path: Path, runner: Runner) -> None:
     program = shutil.which("wireguard-go")
     if program is None:
         pytest.skip("wireguard-go is not installed")
-    run_scenario(namespace, tmp_path, program, scenario)
+    runner.run(namespace, tmp_path, program, scenario)
 
 
 @pytest.mark.usefixtures("userspace")
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in UNBATCHED])
-def test_boringtun(scenario: str, namespace: str, tmp_path: Path) -> None:
+def test_boringtun(scenario: str, namespace: str, tmp_path: Path, runner: Runner) -> None:
     program = shutil.which("boringtun-cli")
     if program is None:
         pytest.skip("boringtun-cli is not installed")
-    run_scenario(namespace, tmp_path, program, scenario)
+    runner.run(namespace, tmp_path, program, scenario)
