@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ``phantommesh`` command.
+
+Exit status: 0 done, 1 failed, 2 usage, 3 the node is not running. With ``--json`` stdout has exactly one JSON
+document, or nothing when there is no answer to give. What is slow to import is imported inside its verb.
+"""
+
+from pathlib import Path
+
+import click
+
+from phantommesh import __version__
+from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
+from phantommesh.cli.inspect import config, links, peers, rotate, status
+from phantommesh.cli.setup import init, invite, join, run
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=STATE_DIR,
+    envvar="PHANTOMMESH_STATE_DIR",
+    show_default=True,
+    help="Keys and certificates.",
+)
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    envvar="PHANTOMMESH_SOCKET",
+    help=f"The node's API socket. [default: the config's, or {SOCKET}]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=CONFIG,
+    envvar="PHANTOMMESH_CONFIG",
+    show_default=True,
+    help="The configuration file.",
+)
+@click.option(
+    "--json", is_flag=True, envvar="PHANTOMMESH_JSON", help="One JSON document on stdout, the rest on stderr."
+)
+@click.version_option(__version__, prog_name="phantommesh")
+@click.pass_context
+def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: Path, json: bool) -> None:
+    """A post-quantum mesh VPN over WireGuard."""
+    ctx.obj = Options(state_dir, socket_path, config, json)
+
+
+for _verb in (init, invite, join, run, status, peers, links, rotate, config):
+    cli.add_command(_verb)
+
+
+def main() -> None:
+    cli(prog_name="phantommesh")

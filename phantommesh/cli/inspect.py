@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs that ask a running node, and config."""
+
+import uuid
+from pathlib import Path
+
+import click
+
+from phantommesh.cli.base import CliError, Options, client_of, json_option
+from phantommesh.cli.output import age, emit, one_line, size, table
+
+ROTATE_TIMEOUT_S = 60.0
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(options: Options) -> None:
+    """Show this node."""
+    now = client_of(options).status()
+    if options.json:
+        emit(now)
+        return
+    rows = [
+        ("mesh", now.mesh),
+        ("node", f"{now.node} ({now.role})"),
+        ("node id", now.node_id),
+        ("addresses", f"{now.ip4}  {now.ip6}"),
+        ("peers", f"{now.peers_up} of {now.peers_total} up"),
+        ("backend", now.backend),
+        ("version", f"{now.version}, up {age(now.uptime_s)}"),
+        ("certificate", f"until {now.certificate_expires}"),
+        *(("degraded", reason) for reason in now.degraded),
+    ]
+    for key, value in rows:
+        click.echo(f"{key:12} {one_line(value)}")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def peers(options: Options) -> None:
+    """List the other members of the mesh."""
+    from phantommesh.views import Page, PeerView
+
+    found = client_of(options).get_all("/v1/peers", PeerView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    table(
+        ["NAME", "ROLE", "STATE", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"],
+        [
+            (
+                peer.name,
+                peer.role,
+                peer.state,
+                peer.ip4,
+                peer.ip6,
+                peer.endpoint,
+                age(min((d.last_handshake_s for d in peer.dimensions if d.last_handshake_s), default=None)),
+                size(peer.rx_bytes),
+                size(peer.tx_bytes),
+            )
+            for peer in sorted(found, key=lambda peer: peer.name)
+        ],
+    )
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def links(options: Options) -> None:
+    """List the post-quantum links."""
+    from phantommesh.views import LinkView, Page
+
+    found = client_of(options).get_all("/v1/links", LinkView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    table(
+        ["PEER", "EPOCH", "STATE", "ROLE", "DIMENSIONS", "HANDSHAKE", "PSK AGE", "LAST ERROR"],
+        [
+            (
+                link.peer,
+                link.epoch,
+                link.state,
+                link.role,
+                f"{link.dimensions}/7",
+                age(link.handshake_age_s),
+                age(link.psk_age_s),
+                link.last_error,
+            )
+            for link in sorted(found, key=lambda link: link.peer)
+        ],
+    )
+
+
+@click.command()
+@click.argument("peer", required=False)
+@click.option("--dry-run", is_flag=True, help="Show what would be rotated.")
+@json_option
+@click.pass_context
+def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
+    """Rotate the PSKs shared with PEER (a name or node id), or with every peer."""
+    options: Options = ctx.obj
+    client = client_of(options, ROTATE_TIMEOUT_S)
+    result = client.rotate(peer, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
+    if options.json:
+        emit(result)
+    else:
+        table(
+            ["PEER", "RESULT", "EPOCH", "DETAIL"],
+            [(each.peer, each.result, each.epoch, each.detail) for each in result.rotations],
+        )
+    if any(each.result == "failed" for each in result.rotations):
+        raise CliError("not every rotation succeeded", fix="see `phantommesh links` for the reason")
+
+
+@click.group()
+def config() -> None:
+    """Check and show the configuration."""
+
+
+@config.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def config_check(options: Options, file: Path | None) -> None:
+    """Say whether the configuration (or FILE) is good."""
+    from phantommesh import config as config_file
+
+    path = file or options.config
+    config_file.load(path)
+    if options.json:
+        emit({"file": str(path), "ok": True})
+    else:
+        click.echo(f"{path} is good")
+
+
+@config.command("show")
+@json_option
+@click.pass_obj
+def config_show(options: Options) -> None:
+    """Show the configuration with its defaults; secrets are starred out."""
+    from phantommesh import config as config_file
+
+    shown = config_file.load(options.config)
+    if options.json:
+        emit(config_file.redacted(shown))
+    else:
+        click.echo(config_file.redact(config_file.render(shown)), nl=False)

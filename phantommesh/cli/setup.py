@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs that make a node and run it: init, invite, join, run."""
+
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import click
+
+from phantommesh.cli.base import (
+    CliError,
+    Duration,
+    Options,
+    default_name,
+    endpoints_option,
+    json_option,
+    need_access,
+    need_root,
+)
+from phantommesh.cli.output import emit
+
+
+@click.command()
+@click.option("--mesh", required=True, help="The mesh's name.")
+@click.option("--name", help="This node's name. [default: the host name]")
+@endpoints_option
+@json_option
+@click.pass_obj
+def init(options: Options, mesh: str, name: str | None, endpoints: tuple[str, ...]) -> None:
+    """Make a mesh: its authority, this node's identity and config."""
+    need_access("init", options.state_dir, options.config)
+    from phantommesh.bootstrap import init_mesh
+
+    summary = init_mesh(
+        options.state_dir,
+        options.config,
+        mesh=mesh,
+        name=name or default_name(),
+        endpoints=endpoints,
+        now=datetime.now(UTC).timestamp(),
+    )
+    _report(options, summary, "phantommesh run")
+
+
+def _report(options: Options, summary: Any, then: str) -> None:
+    from phantommesh.identity import format_node_id
+
+    shown = {
+        "mesh": summary.mesh,
+        "node": summary.name,
+        "node_id": format_node_id(summary.node_id),
+        "role": str(summary.role),
+        "ip4": str(summary.ip4),
+        "ip6": str(summary.ip6),
+        "state_dir": str(summary.state_dir),
+        "config": str(summary.config),
+    }
+    if options.json:
+        emit(shown)
+        return
+    for key, value in shown.items():
+        click.echo(f"{key.replace('_', ' '):10} {value}")
+    click.echo(f"next: {then}", err=True)
+
+
+@click.command()
+@click.option("--ttl", type=Duration(), default=3600.0, show_default="1h", help="How long it may be used.")
+@click.option("--name", help="Only a node of this name may use it.")
+@click.option("--role", type=click.Choice(["node", "relay", "authority"]), default="node", show_default=True)
+@click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
+@json_option
+@click.pass_obj
+def invite(options: Options, ttl: float, name: str | None, role: str, uses: int) -> None:
+    """Print one line that lets a machine join. It is a secret until it is used."""
+    need_access("invite", options.state_dir)
+    from phantommesh import config as config_file
+    from phantommesh.endpoint import format_endpoint, parse_endpoint
+    from phantommesh.invites import MAX_ENDPOINTS
+    from phantommesh.nodestate import load_node
+    from phantommesh.trust import Role
+
+    config = config_file.load(options.config)
+    now = datetime.now(UTC).timestamp()
+    node = load_node(options.state_dir, now)
+    if node.authority is None:
+        raise CliError(
+            "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
+        )
+    node.invites.expire(now)
+    made = node.invites.create(
+        root_hash=node.mesh.root_hash,
+        authority=node.identity.node_id,
+        mesh=node.mesh.name,
+        endpoints=tuple(
+            format_endpoint(*parse_endpoint(endpoint, config.control.port))
+            for endpoint in config.node.endpoints[:MAX_ENDPOINTS]
+        ),
+        expires=int(now + ttl),
+        role=Role(role),
+        name=name,
+        uses=uses,
+    )
+    if options.json:
+        expires = datetime.fromtimestamp(made.expires, UTC).isoformat().replace("+00:00", "Z")
+        emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})
+    else:
+        click.echo(made.encode())
+
+
+@click.command()
+@click.argument("token", envvar="PHANTOMMESH_INVITE")
+@click.option("--name", help="This node's name. [default: the host name]")
+@endpoints_option
+@json_option
+@click.pass_obj
+def join(options: Options, token: str, name: str | None, endpoints: tuple[str, ...]) -> None:
+    """Enrol this machine with an invite.
+
+    TOKEN is the line that `phantommesh invite` printed. `-` reads it from stdin, which other users of this
+    machine cannot see; so does PHANTOMMESH_INVITE.
+    """
+    need_access("join", options.state_dir, options.config)
+    import trio
+
+    from phantommesh.nursery import enrolment
+
+    if token == "-":  # noqa: S105  # the conventional name of stdin
+        token = sys.stdin.readline()
+    summary = trio.run(
+        partial(
+            enrolment.join,
+            options.state_dir,
+            options.config,
+            token=token.strip(),
+            name=name or default_name(),
+            endpoints=endpoints,
+        )
+    )
+    _report(options, summary, "phantommesh run")
+
+
+@click.command()
+@click.pass_obj
+def run(options: Options) -> None:
+    """Run the node in the foreground. SIGTERM leaves cleanly."""
+    need_root("run")
+    import trio
+
+    from phantommesh import config as config_file
+    from phantommesh.nursery import logs, node
+
+    config = config_file.load(options.config)
+    logs.configure(config.log.level, config.log.format)
+    trio.run(partial(node.run, options.state_dir, options.config, socket_path=options.socket))

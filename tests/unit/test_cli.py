@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command, by click's runner and as a real process against the real server with a fake node."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from phantommesh.cli import base, cli
+from phantommesh.errors import PhantomMeshError
+from phantommesh.invites import Invite
+from phantommesh.nursery.api.server import serve_api
+from phantommesh.trust import Role
+from phantommesh.views import Rotation, RotationResult
+from tests.unit.fakenode import FakeNode
+
+
+def run(*args: str | Path, root: Path | None = None, **options: Any) -> Result:
+    words = [str(arg) for arg in args]
+    if root is not None:
+        words = [*paths(root), *words]
+    return CliRunner().invoke(cli, words, **options)
+
+
+def paths(root: Path) -> list[str]:
+    return ["--state-dir", f"{root}/state", "--config", f"{root}/etc/pm.toml", "--socket", f"{root}/api.sock"]
+
+
+def made(root: Path) -> Result:
+    return run("init", "--mesh", "lab", "--name", "pm-1", "--endpoint", "192.0.2.1", root=root)
+
+
+def told(result: Result, code: int) -> str:
+    """Assert that it failed as operators may expect: a line, perhaps a fix, no traceback, clean stdout."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("fix: ") for line in lines[1:])
+    assert len(lines) <= 2
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nothing"],
+        ["status", "--nothing"],
+        ["init"],
+        ["join"],
+        ["invite", "--ttl", "soon"],
+        ["invite", "--ttl", "0s"],
+        ["invite", "--uses", "0"],
+        ["invite", "--role", "king"],
+        ["config", "nothing"],
+        ["rotate", "a", "b"],
+    ],
+)
+def test_usage_errors_exit_2(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage:" in result.stderr
+
+
+def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, command in group.commands.items():
+        path = (*prefix, name)
+        found += every_command(command, path) if isinstance(command, click.Group) else [path]
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_verb_has_help(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize("verb", ["status", "peers", "links", "rotate"])
+def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
+    message = told(run("--json", verb, root=tmp_path), 3)
+    assert f"{tmp_path}/api.sock" in message
+    assert "phantommesh run" in message
+
+
+def test_a_socket_nothing_listens_on_is_no_node_either(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(f"{tmp_path}/api.sock")
+    told(run("status", root=tmp_path), 3)
+
+
+def test_init_makes_a_mesh_and_refuses_to_make_it_again(tmp_path: Path) -> None:
+    result = run("init", "--mesh", "lab", "--name", "pm-1", "--json", root=tmp_path)
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert (shown["mesh"], shown["node"], shown["role"]) == ("lab", "pm-1", "authority")
+    assert len(shown["node_id"]) == 26
+    assert "fix:" in told(made(tmp_path), 1)
+    assert "pm-1" in (tmp_path / "etc" / "pm.toml").read_text()
+
+
+def test_invite_prints_one_line_that_reads_back(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    result = run("invite", "--ttl", "2h", "--role", "relay", root=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    invite = Invite.parse_untrusted(line)
+    assert (invite.mesh, invite.role, invite.endpoints) == ("lab", Role.RELAY, ("192.0.2.1:51800",))
+    shown = json.loads(run("invite", "--json", "--name", "pm-2", root=tmp_path).stdout)
+    assert shown["invite"].startswith("pm1_")
+    assert shown["expires"].endswith("Z")
+    assert shown["name"] == "pm-2"
+
+
+def test_invite_needs_a_mesh(tmp_path: Path) -> None:
+    assert "init" in told(run("invite", root=tmp_path), 1)
+
+
+def test_config_check_and_show(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    assert json.loads(run("config", "check", "--json", root=tmp_path).stdout)["ok"] is True
+    shown = json.loads(run("--json", "config", "show", root=tmp_path).stdout)
+    assert shown["node"]["mesh"] == "lab"
+    text = run("config", "show", root=tmp_path).stdout
+    (tmp_path / "again.toml").write_text(text)
+    assert "is good" in run("config", "check", tmp_path / "again.toml").stdout
+    (tmp_path / "bad.toml").write_text('[node]\nname = "x"\nmesh = "y"\n[wireguard]\nmtuu = 3\n')
+    message = told(run("--json", "config", "check", tmp_path / "bad.toml"), 1)
+    assert "mtuu" in message
+    assert "wireguard.mtu" in message
+    told(run("config", "check", tmp_path / "none.toml"), 1)
+    told(run("config", "check", tmp_path), 1)
+
+
+def test_the_environment_gives_the_globals(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    result = run("config", "show", env={"PHANTOMMESH_CONFIG": f"{tmp_path}/etc/pm.toml"})
+    assert 'mesh = "lab"' in result.stdout
+    result = run("status", env={"PHANTOMMESH_SOCKET": f"{tmp_path}/other.sock"})
+    assert "other.sock" in told(result, 3)
+
+
+def test_the_configs_socket_is_used_unless_told_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "pm.toml"
+    file.write_text(f'[node]\nname = "x"\nmesh = "y"\n[api]\nsocket = "{tmp_path}/own.sock"\n')
+    assert "own.sock" in told(run("--config", file, "status"), 3)
+
+
+def test_without_root_what_needs_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(base, "_has_net_admin", lambda: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for args in (["run"], ["init", "--mesh", "x"], ["invite"], ["join", "pm1_x"]):
+        message = told(run(*args, root=tmp_path), 1)
+        assert "needs root" in message
+        assert "sudo phantommesh" in message
+
+
+def test_a_hostile_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise PhantomMeshError("bad \x1b[2J name\nerror: forged", fix="no\rne")
+
+    monkeypatch.setattr("phantommesh.config.load", refuse)
+    message = told(run("config", "check"), 1)
+    assert "\x1b" not in message
+    assert "\r" not in message
+
+
+def test_an_error_inside_nurseries_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        inner = ExceptionGroup("", [PhantomMeshError("the port is taken", fix="use another")])
+        raise ExceptionGroup("", [inner])
+
+    monkeypatch.setattr("phantommesh.config.load", refuse)
+    assert told(run("config", "check"), 1) == "error: the port is taken\nfix: use another\n"
+
+
+def test_a_file_the_system_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(28, "No space left on device", "/var/lib/x")
+
+    monkeypatch.setattr("phantommesh.config.load", refuse)
+    assert told(run("config", "check"), 1) == "error: /var/lib/x: No space left on device\n"
+
+
+# --- as a process, against the real server ---
+
+
+def process(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "phantommesh", *args], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def with_node(node: FakeNode, tmp_path: Path, check: Callable[[list[str]], None]) -> None:
+    path = tmp_path / "api.sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_api, node, socket_path=path, group="no-such-group-here"))
+        await trio.to_thread.run_sync(check, ["--socket", str(path)])
+        nursery.cancel_scope.cancel()
+
+
+async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode(peers=3)
+
+    def check(at: list[str]) -> None:
+        for verb, words in (
+            ("status", ["mesh", "lab", "3 of 3 up", "userspace"]),
+            ("peers", ["NAME", "pm-3", "100.64.0.3", "192.0.2.3:51820"]),
+            ("links", ["PEER", "pm-3", "7/7", "12s"]),
+        ):
+            plain = process(*at, verb)
+            assert (plain.returncode, plain.stderr) == (0, "")
+            assert all(word in plain.stdout for word in words), plain.stdout
+            shown = process(*at, verb, "--json")
+            assert (shown.returncode, shown.stderr) == (0, "")
+            assert isinstance(json.loads(shown.stdout), dict)
+        assert [link["peer"] for link in json.loads(process(*at, "--json", "links").stdout)["items"]] == [
+            "pm-1",
+            "pm-2",
+            "pm-3",
+        ]
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_rotate_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        dry = json.loads(process(*at, "--json", "rotate", "--dry-run").stdout)
+        assert dry["dry_run"] is True
+        assert node.rotated == []
+        done = process(*at, "rotate", "pm-2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "rotated" in done.stdout
+        process(*at, "rotate", "pm-2")
+        assert node.rotated == ["id002", "id002"]  # each call is a request of its own
+        unknown = process(*at, "--json", "rotate", "nobody")
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert "no such peer" in unknown.stderr
+        node.failure = RuntimeError("bug")
+        failed = process(*at, "rotate")
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("error: ")
+        assert "Traceback" not in failed.stderr
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_a_failed_rotation_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+
+    async def rotate(_peer: str | None) -> RotationResult:
+        return RotationResult(
+            rotations=[Rotation(peer="pm-1", node_id="id001", result="failed", detail="silent")]
+        )
+
+    monkeypatch.setattr(node, "rotate", rotate)
+
+    def check(at: list[str]) -> None:
+        result = process(*at, "--json", "rotate")
+        assert result.returncode == 1
+        assert json.loads(result.stdout)["rotations"][0]["detail"] == "silent"
+        assert "error: " in result.stderr
+
+    await with_node(node, tmp_path, check)
+
+
+def test_a_process_tells_its_exit_status(tmp_path: Path) -> None:
+    assert process("--version").returncode == 0
+    assert process("--socket", f"{tmp_path}/none", "status").returncode == 3
+    assert process("statuss").returncode == 2
+    assert process("config", "check", f"{tmp_path}/none").returncode == 1
+
+
+def test_a_junk_answer_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{tmp_path}/api.sock")
+        server.listen()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "phantommesh", "--socket", f"{tmp_path}/api.sock", "status"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (1, "")
+    assert "no usable answer" in err
+    assert "Traceback" not in err
+
+
+def test_starting_does_not_import_what_is_slow() -> None:
+    code = (
+        "import sys, phantommesh.cli, phantommesh.nursery.client\n"
+        "slow = {'trio', 'quart', 'quart_trio', 'hypercorn', 'pyroute2', 'httpx', 'rich', 'cryptography',"
+        " 'structlog', 'prometheus_client'}\n"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
