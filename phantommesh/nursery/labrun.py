@@ -112,22 +112,26 @@ async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: f
 
 @asynccontextmanager
 async def _live(spec: LabSpec, traffic: Traffic, console: Console) -> AsyncIterator[None]:
-    """Keep the table of pairs on the terminal up to date; elsewhere print it once, at the end."""
+    """Keep the table of pairs on a terminal up to date; elsewhere print it once, at the end."""
 
     async def table() -> Table:
         return links_table((await status(spec.name)).links, traffic.flows)
 
-    async def refresh() -> None:
+    async def refresh(live: Live) -> None:
         while True:
-            live.update(await table(), refresh=console.is_terminal)
+            live.update(await table(), refresh=True)
             await trio.sleep(_REFRESH_S)
 
+    if not console.is_terminal:
+        yield
+        console.print(await table())
+        return
     with Live(console=console, auto_refresh=False) as live:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(refresh)
+            nursery.start_soon(refresh, live)
             yield
-            live.update(await table())
             nursery.cancel_scope.cancel()
+        live.update(await table(), refresh=True)
 
 
 def links_table(links: Sequence[LabLink], flows: Sequence[Flow] = ()) -> Table:

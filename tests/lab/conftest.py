@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lab of three nodes for the whole session, on the backend that PHANTOMMESH_LAB_BACKEND names."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import trio
+
+from phantommesh.nursery import lab
+from phantommesh.nursery.labnet import LabSpec
+
+BACKEND = os.environ.get("PHANTOMMESH_LAB_BACKEND", "userspace")
+PATIENCE_S = 600.0 if BACKEND == "kernel" else 120.0  # a guard only; an emulated machine is slow
+NAME = f"t{os.getpid()}"
+
+
+def make_spec(suffix: str, nodes: int, uplinks: int) -> LabSpec:
+    return LabSpec(f"{NAME}{suffix}", nodes=nodes, uplinks=uplinks, backend=BACKEND, patience_s=PATIENCE_S)
+
+
+@pytest.fixture(scope="session")
+def spec() -> LabSpec:
+    return make_spec("", nodes=3, uplinks=3)
+
+
+@pytest.fixture(scope="session")
+def mesh(spec: LabSpec) -> Iterator[lab.LabResult]:
+    """The session's lab, up and converged. A test that cuts it must leave it whole."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    try:
+        yield trio.run(lab.up, spec)
+    finally:
+        trio.run(lab.down, spec.name)
+
+
+@pytest.fixture
+def other() -> Iterator[LabSpec]:
+    """What a second, smaller lab is to be; it is taken down after the test if it was made."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    spec = make_spec("b", nodes=2, uplinks=1)
+    yield spec
+    trio.run(partial(lab.down, spec.name))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab, and by it the whole node: real processes, namespaces and WireGuards."""
+
+import base64
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from phantommesh.config import DIMENSIONS
+from phantommesh.nursery import lab, labnet
+from phantommesh.nursery.labmesh import (
+    answered,
+    converged,
+    crash,
+    flows_between,
+    kill,
+    pid_file,
+    start,
+    view_of,
+)
+from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.labping import open_traffic
+from tests.lab.conftest import PATIENCE_S
+
+pytestmark = pytest.mark.lab
+
+INTERFACES = [f"pm{index}" for index in range(DIMENSIONS)]
+WATCH = 'while :; do wg show all preshared-keys; sleep 0.05; done >"$0"'
+UP = "import sys, trio; from phantommesh.nursery import lab; trio.run(lab.up, lab.LabSpec(sys.argv[1], 2, 1))"
+
+
+def run_in(node: LabNode, *command: str) -> str:
+    done = subprocess.run(
+        node.inside(command), env=node.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read_psks(spec: LabSpec) -> dict[tuple[str, str, str], str]:
+    """Return every PSK by (interface, own public key, peer's public key)."""
+    found = {}
+    for node in nodes_of(spec):
+        own = dict(line.split("\t") for line in run_in(node, "wg", "show", "all", "public-key").splitlines())
+        for line in run_in(node, "wg", "show", "all", "preshared-keys").splitlines():
+            interface, peer, psk = line.split("\t")
+            found[interface, own[interface], peer] = psk
+    return found
+
+
+def own_keys(node: LabNode) -> set[str]:
+    return {line.split("\t")[1] for line in run_in(node, "wg", "show", "all", "public-key").splitlines()}
+
+
+def check_psks(spec: LabSpec, psks: dict[tuple[str, str, str], str]) -> None:
+    """Every peer on every interface has a PSK, and no two pairs or dimensions have the same one."""
+    pairs = spec.nodes * (spec.nodes - 1) // 2
+    assert {interface for interface, _, _ in psks} == set(INTERFACES)
+    assert len(psks) == 2 * pairs * DIMENSIONS
+    assert len(set(psks.values())) == pairs * DIMENSIONS
+    for (interface, own, peer), psk in psks.items():
+        assert any(base64.b64decode(psk, validate=True))
+        assert psks[interface, peer, own] == psk
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not seen():
+            await trio.sleep(0.1)
+
+
+def is_gone(node: LabNode) -> bool:
+    return int(pid_file(node).read_text(encoding="ascii")) not in labnet.processes_in([node.name])
+
+
+def left_by(spec: LabSpec) -> list[str]:
+    """Return whatever of a lab is still there: namespaces, processes and files."""
+    names = [f"{spec.name}-net", *(node.name for node in nodes_of(spec))]
+    left = [name for name in names if labnet.namespace_exists(name)]
+    for directory in (labnet.STATE, labnet.RUN):
+        left += [str(path) for path in directory.glob(f"*{spec.name}*")]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if any(f"{name}.sock".encode() in arguments for name in names):
+            left.append(str(process))
+    return left
+
+
+def test_every_pair_is_keyed_in_every_dimension(mesh: lab.LabResult, spec: LabSpec) -> None:
+    assert mesh.backend == spec.backend
+    assert [(link.a, link.b) for link in mesh.links] == [
+        (f"{spec.name}-1", f"{spec.name}-2"),
+        (f"{spec.name}-1", f"{spec.name}-3"),
+        (f"{spec.name}-2", f"{spec.name}-3"),
+    ]
+    assert {link.dimensions for link in mesh.links} == {DIMENSIONS}
+    assert sorted(mesh.joins) == [f"{spec.name}-2", f"{spec.name}-3"]
+
+
+def test_both_ends_hold_the_same_psk_on_every_interface(mesh: lab.LabResult, spec: LabSpec) -> None:
+    check_psks(spec, read_psks(spec))
+
+
+async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: lab.LabResult, spec: LabSpec) -> None:
+    nodes = nodes_of(spec)
+    before = read_psks(spec)
+    of_first = {key for key in before if key[1] in own_keys(nodes[0])}
+    async with open_traffic(await flows_between(nodes), 0.05) as traffic:
+        await answered(traffic, -1.0, PATIENCE_S)
+        await trio.to_thread.run_sync(run_in, nodes[0], "phantommesh", "rotate")
+        await until(lambda: all(read_psks(spec)[key] != before[key] for key in of_first))
+        await converged(nodes, PATIENCE_S)
+        await traffic.settle(PATIENCE_S)
+        assert [flow.sent - flow.received for flow in traffic.flows] == [0] * len(traffic.flows)
+    check_psks(spec, read_psks(spec))
+
+
+async def test_killed_node_returns_as_itself_and_traffic_goes_on(mesh: lab.LabResult, spec: LabSpec) -> None:
+    nodes = nodes_of(spec)
+    victim = nodes[1]
+    before = (await view_of(victim)).status
+    async with open_traffic(await flows_between(nodes), 0.05) as traffic:
+        await answered(traffic, -1.0, PATIENCE_S)
+        kill(victim)
+        await until(lambda: is_gone(victim))
+        await start(victim)
+        await converged(nodes, PATIENCE_S)
+        await answered(traffic, trio.current_time(), PATIENCE_S)
+        await traffic.settle(PATIENCE_S)
+        assert [flow.sent - flow.received for flow in traffic.flows] == [0] * len(traffic.flows)
+    after = (await view_of(victim)).status
+    assert (after.node_id, after.ip4, after.ip6) == (before.node_id, before.ip4, before.ip6)
+    check_psks(spec, read_psks(spec))
+
+
+async def test_node_that_lost_its_wireguard_too_returns(mesh: lab.LabResult, spec: LabSpec) -> None:
+    nodes = nodes_of(spec)
+    async with open_traffic(await flows_between(nodes), 0.05) as traffic:
+        await crash(nodes[2])
+        assert labnet.processes_in([nodes[2].name]) == []
+        await start(nodes[2])
+        await converged(nodes, PATIENCE_S)
+        await answered(traffic, trio.current_time(), PATIENCE_S)
+    check_psks(spec, read_psks(spec))
+
+
+async def test_second_lab_coexists_and_leaves_nothing(
+    mesh: lab.LabResult, spec: LabSpec, other: LabSpec, tmp_path: Path
+) -> None:
+    seen = [tmp_path / node.name for node in nodes_of(other)]
+    async with trio.open_nursery() as nursery:
+
+        async def watch(node: LabNode, path: Path) -> None:
+            await until(node.wireguard_sockets.exists)
+            await labnet.start(node, ["sh", "-c", WATCH, str(path)])
+
+        for node, path in zip(nodes_of(other), seen, strict=True):
+            nursery.start_soon(watch, node, path)
+        await lab.up(other)
+    check_psks(other, read_psks(other))
+    check_psks(spec, read_psks(spec))
+    with pytest.raises(LabError, match="up already"):
+        await lab.up(other)
+    assert left_by(other)
+    assert await lab.down(other.name)
+    assert left_by(other) == []
+    for path in seen:  # from the first moment on, no peer was ever without a PSK
+        lines = [line.split("\t") for line in path.read_text(encoding="ascii").splitlines()]
+        assert {interface for interface, *_ in lines} == set(INTERFACES)
+        assert not [line for line in lines if line[-1] == "(none)"]
+    assert not await lab.down(other.name)
+    await converged(nodes_of(spec), PATIENCE_S)
+
+
+async def test_down_after_the_lab_command_was_killed(other: LabSpec) -> None:
+    first = nodes_of(other)[0]
+    builder = subprocess.Popen([sys.executable, "-c", UP, other.name], stderr=subprocess.DEVNULL)
+    try:
+        await until(lambda: builder.poll() is not None or first.socket.exists())
+        assert builder.poll() is None
+    finally:
+        builder.kill()
+        builder.wait()
+    assert left_by(other)
+    assert await lab.down(other.name)
+    assert left_by(other) == []
+
+
+async def test_what_no_lab_made_is_not_touched(other: LabSpec) -> None:
+    stranger = f"{other.name}-2"
+    subprocess.run(["ip", "netns", "add", stranger], check=True)
+    try:
+        with pytest.raises(LabError, match=f"{stranger} exists"):
+            await lab.up(other)
+        assert not await lab.down(other.name)
+        assert labnet.namespace_exists(stranger)
+    finally:
+        subprocess.run(["ip", "netns", "delete", stranger], check=True)
+    assert left_by(other) == []
+
+
+async def test_without_root_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root") as caught:
+        await lab.up(LabSpec("nobody"))
+    assert "sudo" in caught.value.fix
+    with pytest.raises(LabError, match="needs root"):
+        await lab.down("nobody")
