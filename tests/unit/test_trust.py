@@ -51,12 +51,17 @@ def names(**changed: x509.GeneralName) -> list[x509.GeneralName]:
 
 
 def forge(
-    sans: list[x509.GeneralName], *, key: object = None, issuer: str | None = None, ca: bool = False
+    sans: list[x509.GeneralName],
+    *,
+    key: object = None,
+    issuer: str | None = None,
+    ca: bool = False,
+    signer: Identity | None = None,
 ) -> bytes:
     """A node certificate with any SANs, properly signed by the authority."""
     common = MESH.authority.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     usage = x509.KeyUsage(True, False, False, False, False, ca, False, False, False)
-    signer = MESH.authority.key
+    signer = signer or MESH.authority.key
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "alpha")]))
@@ -144,6 +149,13 @@ def test_a_ca_is_no_node_and_a_node_is_no_authority() -> None:
         verify_chain(MESH.root, CERT, cert, NOW)
     with pytest.raises(TrustError):
         verify_chain(MESH.root, MESH.authority.der, cert, NOW)
+
+
+def test_a_node_signed_by_the_root_itself_is_refused() -> None:
+    """Else a root key in use as a signing key would go unnoticed."""
+    direct = forge(names(), issuer="pm root", signer=MESH.root_key)
+    with pytest.raises(TrustError, match="not root, authority, node"):
+        verify_chain(MESH.root, MESH.authority.der, direct, NOW)
 
 
 def test_another_root_of_the_same_name_is_refused() -> None:
