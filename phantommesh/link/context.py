@@ -34,7 +34,8 @@ class Timing:
 
 @dataclass(slots=True)
 class Peer:
-    """One member as this node's links see it. ``cookie`` is the last one given, and by which address."""
+    """One member as this node's links see it. ``cookie`` is the last one given, and by which address;
+    ``answered`` is where the last handshake that this node started went through."""
 
     auth: PeerAuth
     psk: PskState
@@ -43,6 +44,7 @@ class Peer:
     initiation: Initiation | None = None
     failures: int = 0
     cookie: tuple[Address, bytes] | None = field(default=None, repr=False)
+    answered: Address | None = None
     role: Role | None = None
     chain_reset: bool = False
     last_error: str | None = None

@@ -55,6 +55,8 @@ class Starter:
             return
         context = self._context
         destination = auth.endpoints[peer.failures % len(auth.endpoints)]
+        if not peer.failures and peer.answered in auth.endpoints:
+            destination = peer.answered  # where the last handshake went through
         offered = (peer.psk.committed, peer.psk.staged)
         handshake = Initiator(
             kem=context.kem,
@@ -175,6 +177,7 @@ class Starter:
 
     def _on_ack(self, peer: Peer, initiation: Initiation, body: bytes, now: float) -> list[Effect]:
         ack = initiation.on_ack(body)
+        peer.answered = initiation.destination
         peer.cookie = (initiation.destination, ack.cookie)
         self._context.end_initiation(peer)
         staged = peer.psk.staged

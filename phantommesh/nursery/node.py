@@ -127,14 +127,19 @@ class Node:
         now, wall = trio.current_time(), time()
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
-            endpoints = (parse_endpoint(text) for text in entry.record.control)
+            hosts = [
+                (ip, port)
+                for host, port in map(parse_endpoint, entry.record.control)
+                if (ip := self.resolver.lookup(host))
+            ]
             peers[entry.member.node_id] = PeerAuth(
                 entry.member.node_id,
                 entry.member.public_key,
                 now + entry.member.not_after - wall,
                 entry.record.wg_keys,
-                tuple(Address(ip, port) for host, port in endpoints if (ip := self.resolver.lookup(host))),
+                tuple(Address(ip, port, transport) for transport in ("udp", "tcp") for ip, port in hosts),
             )
+        self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
         self._install()
 

@@ -26,8 +26,14 @@ from phantommesh.wire import Address
 IDLE = 60.0  # s a connection may stay silent; longer than a roster request is held open
 CONNECT = 3.0  # s
 MAX_CONNECTIONS, MAX_PER_HOST = 512, 32
+MAX_DIALS = 64
+QUEUE = 32  # datagrams that wait for one connection
 SESSIONS_KEPT = 4096
 SESSIONS_PER_PEER = 3
+
+_Sender = trio.MemorySendChannel[bytes]
+_Receiver = trio.MemoryReceiveChannel[bytes]
+_Dial = tuple[Address, _Sender, _Receiver]
 
 Dispatch = Callable[[bytes, Address], None]
 Serve = Callable[["Session", control.Request, Address], Awaitable[control.Answer]]
@@ -171,16 +177,23 @@ class TcpPort:
         self._port = port
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._open: dict[Address, FramedStream] = {}
+        self.callable: frozenset[Address] = frozenset()
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
+        self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._per_host: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()  # how connections ended
 
     def send(self, datagram: bytes, destination: Address) -> None:
-        """Queue a handshake datagram for the connection from that address, if it is still there."""
+        """Queue a handshake datagram for the connection with that address. One is made only to an address in
+        ``callable``: an answer to a stranger that has hung up is not a reason to call it."""
         queue = self._outgoing.get(destination)
         try:
             if queue is None:
-                raise trio.WouldBlock
+                if destination not in self.callable:
+                    raise trio.WouldBlock
+                queue, waiting = trio.open_memory_channel[bytes](QUEUE)
+                self._dial.send_nowait((destination, queue, waiting))
+                self._outgoing[destination] = queue
             queue.send_nowait(datagram)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self.dropped["stream-unsent"] += 1
@@ -194,7 +207,21 @@ class TcpPort:
                 f"cannot listen on TCP port {self._port}: {error.strerror}",
                 fix="stop what uses the port, or set control.port in the config",
             ) from None
-        await trio.serve_listeners(self._handle, listeners)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, self._handle, listeners)
+            async for destination, queue, waiting in self._to_dial.clone():
+                nursery.start_soon(self._call, destination, queue, waiting)
+
+    async def _call(self, destination: Address, queue: _Sender, waiting: _Receiver) -> None:
+        """Carry a handshake over a connection of our own, until it falls silent."""
+        try:
+            async with connect(destination.host, destination.port) as framed:
+                await self._converse(framed, queue, waiting)
+        except StreamError:
+            self.dropped["stream-unreachable"] += 1
+        finally:
+            if self._outgoing.get(destination) is queue:
+                del self._outgoing[destination]
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -209,23 +236,21 @@ class TcpPort:
             self._open[framed.address] = framed
             self._per_host[host] += 1
             try:
-                await self._converse(framed)
+                queue, waiting = trio.open_memory_channel[bytes](QUEUE)
+                self._outgoing[framed.address] = queue
+                await self._converse(framed, queue, waiting)
             finally:
+                self._outgoing.pop(framed.address, None)
                 del self._open[framed.address]
                 self._per_host[host] -= 1
                 if not self._per_host[host]:
                     del self._per_host[host]
 
-    async def _converse(self, framed: FramedStream) -> None:
-        send, receive = trio.open_memory_channel[bytes](32)
-        self._outgoing[framed.address] = send
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_queued, framed, receive)
-                self.dropped[await self._listen(framed)] += 1
-                nursery.cancel_scope.cancel()
-        finally:
-            del self._outgoing[framed.address]
+    async def _converse(self, framed: FramedStream, queue: _Sender, waiting: _Receiver) -> None:
+        async with queue, waiting, trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_queued, framed, waiting)
+            self.dropped[await self._listen(framed)] += 1
+            nursery.cancel_scope.cancel()
 
     async def _listen(self, framed: FramedStream) -> str:
         """Serve one connection to its end, and return how it ended."""
