@@ -5,10 +5,20 @@
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_network
 
 from phantommesh.secret import Secret
-from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, PeerDiff, PeerState, Report, public_key_of
+from phantommesh.wireguard import (
+    NO_KEY,
+    DeviceDiff,
+    Endpoint,
+    Network,
+    PeerDiff,
+    PeerState,
+    Report,
+    public_key_of,
+)
 
 GET = b"get=1\n\n"
 """The request for everything about the device."""
@@ -158,6 +168,15 @@ def _own_public_key(device: Mapping[str, str]) -> bytes | None:
     return None if private == NO_KEY else public_key_of(Secret(private))
 
 
+# Every read brings the same few addresses again.
+_endpoint = lru_cache(4096)(Endpoint.parse)
+
+
+@lru_cache(4096)
+def _network(text: str) -> Network:
+    return ip_network(text, strict=False)
+
+
 def _key(text: str) -> bytes:
     key = bytes.fromhex(text)
     if len(key) != len(NO_KEY):
@@ -173,8 +192,8 @@ def _peer(fields: Mapping[str, str], networks: list[str], now: float) -> PeerSta
     return PeerState(
         public_key=_key(fields["public_key"]),
         psk=Secret(_key(fields.get("preshared_key", NO_KEY.hex()))),
-        endpoint=Endpoint.parse(fields["endpoint"]) if "endpoint" in fields else None,
-        allowed_ips=frozenset(ip_network(network, strict=False) for network in networks),
+        endpoint=_endpoint(fields["endpoint"]) if "endpoint" in fields else None,
+        allowed_ips=frozenset(map(_network, networks)),
         keepalive=int(fields.get("persistent_keepalive_interval", "0")),
         last_handshake=handshake,
         rx_bytes=int(fields.get("rx_bytes", "0")),

@@ -5,6 +5,7 @@ Packed by hand: one message carries a device and all its peers, no key passes th
 the kernel splits over two messages of a dump is put together again. Nothing here does I/O.
 """
 
+import errno
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -38,11 +39,15 @@ _IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6 on Linux
 _NETWORKS_PER_ENTRY = 256
 
 
-class NetlinkFormatError(Exception):
-    """Bytes that are not the netlink message they should be."""
+class NetlinkFormatError(OSError):
+    """Bytes that are not the message they should be; an OSError, for only a broken kernel sends them."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EBADMSG, message)
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Pack one attribute, padded to four bytes."""
     return struct.pack("=HH", len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
 
 
@@ -53,35 +58,35 @@ def _message(kind: int, flags: int, sequence: int, command: int, body: bytes) ->
 def encode_get_family(sequence: int) -> bytes:
     """Ask the controller for the number of the ``wireguard`` family; the kernel loads its module."""
     return _message(
-        GENL_CONTROL, _REQUEST | _ACK, sequence, _GET_FAMILY, _attribute(_FAMILY_NAME, b"wireguard\0")
+        GENL_CONTROL, _REQUEST | _ACK, sequence, _GET_FAMILY, attribute(_FAMILY_NAME, b"wireguard\0")
     )
 
 
 def encode_get(family: int, sequence: int, name: str) -> bytes:
     """Ask for a dump of one device."""
     return _message(
-        family, _REQUEST | _DUMP, sequence, _GET_DEVICE, _attribute(_D_NAME, name.encode() + b"\0")
+        family, _REQUEST | _DUMP, sequence, _GET_DEVICE, attribute(_D_NAME, name.encode() + b"\0")
     )
 
 
 def encode_set(family: int, sequence: int, change: DeviceDiff) -> list[bytes]:
     """Turn a change into as few messages as hold it: one, up to MAX_PEERS_BYTES of peers."""
-    head = _attribute(_D_NAME, change.name.encode() + b"\0")
+    head = attribute(_D_NAME, change.name.encode() + b"\0")
     body = head
     if change.private_key is not None:
-        body += _attribute(_D_PRIVATE_KEY, change.private_key.reveal())
+        body += attribute(_D_PRIVATE_KEY, change.private_key.reveal())
     if change.listen_port is not None:
-        body += _attribute(_D_PORT, struct.pack("=H", change.listen_port))
+        body += attribute(_D_PORT, struct.pack("=H", change.listen_port))
     if change.fwmark is not None:
-        body += _attribute(_D_FWMARK, struct.pack("=I", change.fwmark))
+        body += attribute(_D_FWMARK, struct.pack("=I", change.fwmark))
     messages = []
     entries: list[bytes] = []
     for entry in (entry for peer in change.peers for entry in _peer_entries(peer)):
         if entries and sum(map(len, entries)) + len(entry) > MAX_PEERS_BYTES:
-            messages.append(body + _attribute(_D_PEERS | _NESTED, b"".join(entries)))
+            messages.append(body + attribute(_D_PEERS | _NESTED, b"".join(entries)))
             body, entries = head, []
         entries.append(entry)
-    messages.append(body + (_attribute(_D_PEERS | _NESTED, b"".join(entries)) if entries else b""))
+    messages.append(body + (attribute(_D_PEERS | _NESTED, b"".join(entries)) if entries else b""))
     return [
         _message(family, _REQUEST | _ACK, sequence + offset, _SET_DEVICE, body)
         for offset, body in enumerate(messages)
@@ -95,32 +100,32 @@ def _peer_entries(peer: PeerDiff) -> Iterator[bytes]:
         flags |= _REMOVE_ME
     if peer.replace_allowed_ips:
         flags |= _REPLACE_ALLOWED_IPS
-    key = _attribute(_P_PUBLIC_KEY, peer.public_key)
-    body = key + _attribute(_P_FLAGS, struct.pack("=I", flags))
+    key = attribute(_P_PUBLIC_KEY, peer.public_key)
+    body = key + attribute(_P_FLAGS, struct.pack("=I", flags))
     if peer.psk is not None:
-        body += _attribute(_P_PSK, peer.psk.reveal())
+        body += attribute(_P_PSK, peer.psk.reveal())
     if peer.endpoint is not None:
-        body += _attribute(_P_ENDPOINT, _encode_endpoint(peer.endpoint))
+        body += attribute(_P_ENDPOINT, _encode_endpoint(peer.endpoint))
     if peer.keepalive is not None:
-        body += _attribute(_P_KEEPALIVE, struct.pack("=H", peer.keepalive))
+        body += attribute(_P_KEEPALIVE, struct.pack("=H", peer.keepalive))
     networks = sorted(peer.allowed_ips or (), key=str)
     while True:
         now, networks = networks[:_NETWORKS_PER_ENTRY], networks[_NETWORKS_PER_ENTRY:]
         if now:
-            listed = b"".join(_attribute(_NESTED, _encode_network(network)) for network in now)
-            body += _attribute(_P_ALLOWED_IPS | _NESTED, listed)
-        yield _attribute(_NESTED, body)
+            listed = b"".join(attribute(_NESTED, _encode_network(network)) for network in now)
+            body += attribute(_P_ALLOWED_IPS | _NESTED, listed)
+        yield attribute(_NESTED, body)
         if not networks:
             return
-        body = key + _attribute(_P_FLAGS, struct.pack("=I", _UPDATE_ONLY))
+        body = key + attribute(_P_FLAGS, struct.pack("=I", _UPDATE_ONLY))
 
 
 def _encode_network(network: Network) -> bytes:
     family = _IPV6 if network.version == 6 else _IPV4
     return (
-        _attribute(_A_FAMILY, struct.pack("=H", family))
-        + _attribute(_A_ADDRESS, network.network_address.packed)
-        + _attribute(_A_PREFIX, struct.pack("=B", network.prefixlen))
+        attribute(_A_FAMILY, struct.pack("=H", family))
+        + attribute(_A_ADDRESS, network.network_address.packed)
+        + attribute(_A_PREFIX, struct.pack("=B", network.prefixlen))
     )
 
 
@@ -161,9 +166,9 @@ def decode_errno(payload: bytes) -> int:
 
 def decode_family(payload: bytes) -> int:
     """Read the family's number from the controller's answer."""
-    for kind, value in _attributes(payload[4:]):
+    for kind, value in attributes(payload[4:]):
         if kind == _FAMILY_ID:
-            return _number(value)
+            return number(value)
     raise NetlinkFormatError("no family number")
 
 
@@ -173,15 +178,15 @@ def decode_device(payloads: Iterable[bytes]) -> Report:
     port = mark = 0
     peers: dict[bytes, PeerState] = {}
     for payload in payloads:
-        for kind, value in _attributes(payload[4:]):
+        for kind, value in attributes(payload[4:]):
             if kind == _D_PUBLIC_KEY:
                 public_key = value
             elif kind == _D_PORT:
-                port = _number(value)
+                port = number(value)
             elif kind == _D_FWMARK:
-                mark = _number(value)
+                mark = number(value)
             elif kind == _D_PEERS:
-                for _, entry in _attributes(value):
+                for _, entry in attributes(value):
                     _merge_peer(peers, _decode_peer(entry))
     return Report(public_key, port, mark, peers)
 
@@ -194,7 +199,8 @@ def _merge_peer(peers: dict[bytes, PeerState], peer: PeerState) -> None:
     )
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and payload of each attribute, without the flag bits. Raises NetlinkFormatError."""
     while data:
         if len(data) < 4:
             raise NetlinkFormatError("a truncated attribute")
@@ -205,12 +211,13 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _number(value: bytes) -> int:
+def number(value: bytes) -> int:
+    """Read an integer of any width in the machine's byte order."""
     return int.from_bytes(value, "little" if struct.pack("=H", 1) == b"\1\0" else "big")
 
 
 def _decode_peer(data: bytes) -> PeerState:
-    fields = dict(_attributes(data))
+    fields = dict(attributes(data))
     handshake = fields.get(_P_HANDSHAKE, bytes(16))
     if len(fields.get(_P_PUBLIC_KEY, b"")) != len(NO_KEY) or len(handshake) != 16:
         raise NetlinkFormatError("a peer without its key, or with a short time")
@@ -220,17 +227,17 @@ def _decode_peer(data: bytes) -> PeerState:
         psk=Secret(fields.get(_P_PSK, NO_KEY)),
         endpoint=_decode_endpoint(fields[_P_ENDPOINT]) if _P_ENDPOINT in fields else None,
         allowed_ips=frozenset(
-            _decode_network(value) for _, value in _attributes(fields.get(_P_ALLOWED_IPS, b""))
+            _decode_network(value) for _, value in attributes(fields.get(_P_ALLOWED_IPS, b""))
         ),
-        keepalive=_number(fields.get(_P_KEEPALIVE, b"")),
+        keepalive=number(fields.get(_P_KEEPALIVE, b"")),
         last_handshake=seconds + nanoseconds / 1e9,
-        rx_bytes=_number(fields.get(_P_RX, b"")),
-        tx_bytes=_number(fields.get(_P_TX, b"")),
+        rx_bytes=number(fields.get(_P_RX, b"")),
+        tx_bytes=number(fields.get(_P_TX, b"")),
     )
 
 
 def _decode_endpoint(value: bytes) -> Endpoint | None:
-    family = _number(value[:2])
+    family = number(value[:2])
     size = {_IPV4: 16, _IPV6: 28}.get(family)
     if size is None or len(value) < size:
         raise NetlinkFormatError("an endpoint of an unknown family")
@@ -239,13 +246,13 @@ def _decode_endpoint(value: bytes) -> Endpoint | None:
         return None
     if family == _IPV4:
         return Endpoint(str(ip_address(value[4:8])), port)
-    scope = _number(value[24:28])
+    scope = number(value[24:28])
     return Endpoint(str(ip_address(value[8:24])) + (f"%{scope}" if scope else ""), port)
 
 
 def _decode_network(data: bytes) -> Network:
-    fields = dict(_attributes(data))
+    fields = dict(attributes(data))
     try:
-        return ip_network((fields[_A_ADDRESS], _number(fields[_A_PREFIX])))
+        return ip_network((fields[_A_ADDRESS], number(fields[_A_PREFIX])))
     except (KeyError, ValueError) as error:
         raise NetlinkFormatError("an allowed network that is none") from error

@@ -2,36 +2,25 @@
 """The kernel's WireGuard, over generic netlink."""
 
 import errno
-import os
-import socket
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
-from types import TracebackType
 
 import trio
 
 from phantommesh.nursery import netlink
-from phantommesh.nursery.netlink import ApplyError, BackendError
+from phantommesh.nursery.netlink import ApplyError, BackendError, NetlinkSocket
 from phantommesh.wgnetlink import (
-    DONE,
     DUMP_INTERRUPTED,
-    ERROR,
-    GENL_CONTROL,
-    NetlinkFormatError,
     decode_device,
-    decode_errno,
     decode_family,
     encode_get,
     encode_get_family,
     encode_set,
-    split_messages,
 )
 from phantommesh.wireguard import DeviceDiff, DeviceState, Report
 
 _NETLINK_GENERIC = 16
-_TIMEOUT = 10.0  # seconds; the kernel answers at once, so this only guards against waiting for ever
-_BUFFER = 1 << 17  # bytes; the kernel never makes a dump message larger than 32 KiB
 _DUMP_ATTEMPTS = 5
 
 
@@ -137,62 +126,31 @@ class KernelBackend:
             raise ApplyError(failures)
 
 
-class _WireGuard:
+class _WireGuard(NetlinkSocket):
     """A generic netlink socket bound to the ``wireguard`` family. Opened, used and closed in one thread."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
-        )
+        super().__init__(_NETLINK_GENERIC)
         self._sequence = count(1)
-        self._family = 0
-
-    def __enter__(self) -> "_WireGuard":
         try:
-            self._socket.settimeout(_TIMEOUT)
-            self._socket.bind((0, 0))
-            answer = self._exchange(encode_get_family(next(self._sequence)))
-            self._family = decode_family(answer[0][1])
+            [(_, _, answer)] = self.exchange(encode_get_family(next(self._sequence)))
+            self._family = decode_family(answer)
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.close()
 
     def get(self, name: str) -> Report:
         """Dump a device, again if it changed meanwhile."""
         attempts = 0
         while True:
-            answers = self._exchange(encode_get(self._family, next(self._sequence), name))
+            answers = self.exchange(encode_get(self._family, next(self._sequence), name))
             attempts += 1
-            if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for flags, _ in answers):
-                break
-        try:
-            return decode_device(payload for _, payload in answers)
-        except NetlinkFormatError as error:
-            raise OSError(errno.EBADMSG, str(error)) from error
+            if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
+                return decode_device(payload for _, _, payload in answers)
 
     def set(self, change: DeviceDiff) -> int:
         """Send a change; return how many messages that took."""
         messages = encode_set(self._family, next(self._sequence), change)
         for message in messages:
-            self._exchange(message)
+            self.exchange(message)
         return len(messages)
-
-    def _exchange(self, request: bytes) -> list[tuple[int, bytes]]:
-        """Send a request and collect (flags, payload) of the answers up to the end or acknowledgement."""
-        self._socket.send(request)
-        answers: list[tuple[int, bytes]] = []
-        while True:
-            for kind, flags, _, payload in split_messages(self._socket.recv(_BUFFER)):
-                if kind in (ERROR, DONE):
-                    code = decode_errno(payload)
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return answers
-                if kind in (GENL_CONTROL, self._family):
-                    answers.append((flags, payload))

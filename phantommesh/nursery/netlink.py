@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Links, addresses and routes over rtnetlink, for every kind of WireGuard, and the errors of a backend.
 
-The functions block, so they are called inside ``trio.to_thread.run_sync``. Each opens its own netlink object
-and closes it again: pyroute2 runs an event loop in each, and one shared between short-lived threads leaks
-a descriptor a thread.
+The functions block, so they are called inside ``trio.to_thread.run_sync``. Each opens its own netlink socket
+and closes it again: pyroute2, which does the writing, runs an event loop in each object, and one shared
+between short-lived threads leaks a descriptor a thread.
 """
 
 import errno
 import os
+import socket
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.wgnetlink import DONE, ERROR, attribute, attributes, decode_errno, number, split_messages
 from phantommesh.wireguard import DeviceDiff, DeviceState, Interface, Report, Route
 
 ALIAS = "phantommesh"
@@ -31,7 +35,16 @@ _SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
 _NO_DAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # IFA_F_*, linux/if_addr.h
 _SCOPE_LINK = 253
 _LOOSE = 2  # rp_filter: a source address must be routable, but by any interface (RFC 3704, section 2.4)
-_IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6
+
+_NETLINK_ROUTE = 0
+_SOL_NETLINK, _STRICT_CHECK = 270, 12  # the kernel then filters dumps by what their request's header says
+_TIMEOUT = 10.0  # seconds; the kernel answers at once, so this only guards against waiting for ever
+_BUFFER = 1 << 17  # bytes; the kernel never makes a dump message larger than 32 KiB
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
+_IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
 
 
 class BackendError(PhantomMeshError):
@@ -107,60 +120,120 @@ def ipv6_available() -> bool:
         return False
 
 
+class NetlinkSocket:
+    """A netlink socket of one protocol, to be opened, used and closed in one thread. Raises OSError."""
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._socket.settimeout(_TIMEOUT)
+            self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
+            self._socket.bind((0, 0))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def exchange(self, request: bytes) -> list[tuple[int, int, bytes]]:
+        """Send a request; return (type, flags, payload) of each answer before the end or acknowledgement."""
+        self._socket.send(request)
+        answers: list[tuple[int, int, bytes]] = []
+        while True:
+            for kind, flags, _, payload in split_messages(self._socket.recv(_BUFFER)):
+                if kind not in (ERROR, DONE):
+                    answers.append((kind, flags, payload))
+                elif code := decode_errno(payload):
+                    raise OSError(code, os.strerror(code))
+                else:
+                    return answers
+
+
 def read_links(names: Collection[str]) -> dict[str, Link]:
-    """Read the named interfaces that exist, with their addresses and our routes. Raises BackendError."""
+    """Read the named interfaces that exist, with their addresses and our routes. Raises BackendError.
+
+    This runs every few seconds, so its messages are packed by hand: pyroute2 takes ten times as long.
+    """
     try:
-        with IPRoute(strict_check=True) as rtnl:
-            found = {name: message for name in names if (message := _get_link(rtnl, name)) is not None}
+        with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
+            found = {name: message for name in names if (message := _ask_link(rtnl, name)) is not None}
             if not found:
                 return {}
-            addresses: dict[int, set[Interface]] = {}
-            for entry in rtnl.addr("dump"):
-                address = ip_interface(
-                    f"{entry.get_attr('IFA_LOCAL') or entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
-                )
-                if not (
-                    address.version == 6 and address.is_link_local
-                ):  # the kernel's own, not ours to judge
-                    addresses.setdefault(entry["index"], set()).add(address)
-            routes: dict[int, set[Route]] = {}
-            for family in (_IPV4, _IPV6):
-                for entry in rtnl.route("dump", family=family, table=_MAIN_TABLE, proto=ROUTE_PROTOCOL):
-                    if entry["proto"] == ROUTE_PROTOCOL and entry.get_attr("RTA_OIF"):
-                        routes.setdefault(entry.get_attr("RTA_OIF"), set()).add(_route(entry))
-            return {name: _link(name, message, addresses, routes) for name, message in found.items()}
-    except (NetlinkError, OSError) as error:
+            addresses = _read_addresses(rtnl)
+            routes = _read_routes(rtnl)
+    except OSError as error:
         raise failed(",".join(names), "reading", error) from error
+    return {name: _link(name, message, addresses, routes) for name, message in found.items()}
 
 
-def _get_link(rtnl: IPRoute, name: str) -> Any:
+def _request(kind: int, flags: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body
+
+
+def _ask_link(rtnl: NetlinkSocket, name: str) -> bytes | None:
+    body = bytes(16) + attribute(_IFLA_NAME, name.encode() + b"\0")
+    body += attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
     try:
-        return next(iter(rtnl.link("get", ifname=name, ext_mask=_SKIP_STATISTICS)), None)
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
+        return rtnl.exchange(_request(_GET_LINK, _ACK, body))[0][2]
+    except OSError as error:
+        if error.errno == errno.ENODEV:
             return None
         raise
 
 
+def _read_addresses(rtnl: NetlinkSocket) -> dict[int, set[Interface]]:
+    addresses: dict[int, set[Interface]] = {}
+    for _, _, payload in rtnl.exchange(_request(_GET_ADDRESS, _DUMP, bytes(8))):
+        _, prefix, _, _, index = struct.unpack_from("=BBBBI", payload)
+        fields = dict(attributes(payload[8:]))
+        address = ip_interface((fields.get(_IFA_LOCAL) or fields[_IFA_ADDRESS], prefix))
+        if not (address.version == 6 and address.is_link_local):  # the kernel's own, not ours to judge
+            addresses.setdefault(index, set()).add(address)
+    return addresses
+
+
+def _read_routes(rtnl: NetlinkSocket) -> dict[int, set[Route]]:
+    routes: dict[int, set[Route]] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN_TABLE, ROUTE_PROTOCOL, 0, 0, 0)
+        for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, _DUMP, asked)):
+            _, prefix, _, _, table, protocol = struct.unpack_from("=6B", payload)
+            fields = dict(attributes(payload[12:]))
+            if (table, protocol) == (_MAIN_TABLE, ROUTE_PROTOCOL) and _RTA_OIF in fields:
+                target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
+                metric = number(fields.get(_RTA_PRIORITY, b"\1"))
+                routes.setdefault(number(fields[_RTA_OIF]), set()).add(
+                    Route(ip_network((target, prefix)), metric)
+                )
+    return routes
+
+
 def _link(
-    name: str, message: Any, addresses: Mapping[int, set[Interface]], routes: Mapping[int, set[Route]]
+    name: str, message: bytes, addresses: Mapping[int, set[Interface]], routes: Mapping[int, set[Route]]
 ) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
+    _, _, index, flags = struct.unpack_from("=HHiI", message)
+    fields = dict(attributes(message[16:]))
+    kind = dict(attributes(fields.get(_IFLA_INFO, b""))).get(_IFLA_INFO_KIND, b"")
     return Link(
-        index=message["index"],
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-        ours=message.get_attr("IFLA_IFALIAS") == ALIAS,
-        up=bool(message["flags"] & 1),  # IFF_UP
-        mtu=message.get_attr("IFLA_MTU"),
-        addresses=frozenset(addresses.get(message["index"], ())),
-        routes=frozenset(routes.get(message["index"], ())),
+        index=index,
+        kind=kind.rstrip(b"\0").decode(),
+        ours=fields.get(_IFLA_ALIAS, b"").rstrip(b"\0") == ALIAS.encode(),
+        up=bool(flags & 1),  # IFF_UP
+        mtu=number(fields.get(_IFLA_MTU, b"")),
+        addresses=frozenset(addresses.get(index, ())),
+        routes=frozenset(routes.get(index, ())),
         loose_rp=_is_loose(name),
     )
-
-
-def _route(entry: Any) -> Route:
-    target = entry.get_attr("RTA_DST") or ("::" if entry["family"] == _IPV6 else "0.0.0.0")
-    return Route(ip_network(f"{target}/{entry['dst_len']}"), entry.get_attr("RTA_PRIORITY") or 1)
 
 
 def _rp_filter(name: str) -> Path:
@@ -228,10 +301,7 @@ def apply_links(changes: Sequence[DeviceDiff]) -> dict[str, BackendError]:
 
 
 def _index(rtnl: IPRoute, name: str) -> int:
-    message = _get_link(rtnl, name)
-    if message is None:
-        raise NetlinkError(errno.ENODEV, "No such device")
-    return int(message["index"])
+    return int(next(iter(rtnl.link("get", ifname=name)))["index"])
 
 
 def _remove_from_link(rtnl: IPRoute, change: DeviceDiff) -> None:
@@ -272,7 +342,7 @@ def _route_arguments(route: Route, index: int) -> dict[str, object]:
         "table": _MAIN_TABLE,
         "proto": ROUTE_PROTOCOL,
         "priority": route.metric,
-        "family": _IPV6 if route.network.version == 6 else _IPV4,
+        "family": socket.AF_INET6 if route.network.version == 6 else socket.AF_INET,
     }
     if route.network.version == 4:
         arguments["scope"] = _SCOPE_LINK

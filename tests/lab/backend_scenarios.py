@@ -138,6 +138,17 @@ def pid_of(name: str) -> int:
         return int(struct.unpack("3i", client.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))[0])
 
 
+async def answering(name: str) -> None:
+    """Wait until a socket is there and something listens on it."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                pid_of(name)
+                return
+            except OSError:
+                await trio.sleep(0.02)
+
+
 async def start_process(kind: str, name: str) -> None:
     """Start a userspace WireGuard as someone else would."""
     flags = ["-f", "--disable-drop-privileges"] if kind.endswith("boringtun-cli") else ["-f"]
