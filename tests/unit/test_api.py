@@ -14,13 +14,14 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from hypercorn.trio.worker_context import WorkerContext
 from quart import Response
 from quart_trio import QuartTrio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
-from phantommesh.nursery.api.server import serve_api
+from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.views import LinkView, Page, PeerView, Problem, RotationResult, Status
@@ -460,6 +461,32 @@ async def test_a_connection_that_must_close_closes(tmp_path: Path, version: byte
         with trio.fail_after(10):
             answer = b"".join([part async for part in stream])
     assert answer.endswith(b'{"status":"ok"}')
+
+
+async def test_a_target_without_a_path_is_a_problem_too(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    async with serving(FakeNode(), path), await trio.open_unix_socket(path) as stream:
+        await stream.send_all(b"GET ?x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        with trio.fail_after(10):
+            answer = b"".join([part async for part in stream])
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in answer
+
+
+async def test_a_connection_its_client_closed_is_gone_at_once() -> None:
+    ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+    serve = connection_handler(create_app(FakeNode(), trusted=True), WorkerContext(None))
+    with trio.fail_after(4):  # hypercorn's keep-alive timeout is 5 s
+        async with trio.open_nursery() as nursery:
+
+            async def serving() -> None:
+                await serve(theirs)
+
+            nursery.start_soon(serving)
+            await ours.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            while b"ok" not in await ours.receive_some():
+                pass
+            await ours.aclose()
 
 
 async def test_junk_on_the_socket_ends_only_its_connection(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import Response, g, request
-from quart.wrappers import Request as QuartRequest
 from quart_trio import QuartTrio
 
 from phantommesh.nursery.api import problems
@@ -31,16 +31,43 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _App(QuartTrio):
-    async def handle_request(self, request: QuartRequest) -> Response:
-        # Quart opens the request's context outside its error handling; a request that breaks there (such
-        # as by its Host) would otherwise become a traceback in the log and a bare 500.
+    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answer with a problem where Quart fails outside its own error handling.
+
+        That is before a request has its context: a target without a path, a Host that is none.
+        """
+        started = False
+
+        async def watched(message: ASGISendEvent) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            return await super().handle_request(request)  # type: ignore[return-value]
+            await super().asgi_app(scope, receive, watched)
         except Exception as error:
-            structlog.get_logger("phantommesh.api").warning("unusable API request", error=str(error))
-            return problems.problem_response(
-                Problem(status=400, title="Bad Request", detail="the request cannot be read")
-            )
+            if started or scope["type"] != "http":
+                raise
+            structlog.get_logger("phantommesh.api").debug("unusable API request", error=repr(error))
+            await _send_bad_request(send)
+
+    async def make_default_options_response(self) -> Response:
+        response = await super().make_default_options_response()
+        response.status_code = 204
+        del response.headers["Content-Type"]  # Quart's default is HTML's
+        return response
+
+
+async def _send_bad_request(send: ASGISendCallable) -> None:
+    body = msgspec.json.encode(
+        Problem(status=400, title="Bad Request", detail="the request cannot be read", fix="check its target")
+    )
+    headers = [
+        (b"content-type", problems.PROBLEM_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def create_app(node: NodePort, *, trusted: bool) -> QuartTrio:

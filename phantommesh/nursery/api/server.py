@@ -86,7 +86,7 @@ async def _serve(
                     await accepting.start(
                         partial(
                             trio.serve_listeners,
-                            partial(connections.handle, _handler(app, connections.context)),
+                            partial(connections.handle, connection_handler(app, connections.context)),
                             [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
                             handler_nursery=handlers,
                         )
@@ -121,11 +121,19 @@ def _closing(app: QuartTrio) -> ASGIFramework:
     return asgi
 
 
-def _handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
+class _Connection(TCPServer):
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # Else a connection that its client closed lives on until the keep-alive timeout.
+        await self.idle_task.stop()
+
+
+def connection_handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
+    """Return what serves one connection when awaited: HTTP/1.1 and HTTP/2 with prior knowledge."""
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
-    return partial(TCPServer, wrap_app(_closing(app), 0, "asgi"), config, context, ConnectionState({}))
+    return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context, ConnectionState({}))
 
 
 class _Connections:
