@@ -64,6 +64,10 @@ def told(result: Result, code: int) -> str:
         ["invite", "--role", "king"],
         ["config", "nothing"],
         ["rotate", "a", "b"],
+        ["lab", "up", "--nodes", "1"],
+        ["lab", "up", "--backend", "magic"],
+        ["lab", "exec", "1"],
+        ["lab", "exec", "x", "--", "true"],
     ],
 )
 def test_usage_errors_exit_2(args: list[str]) -> None:
@@ -163,10 +167,21 @@ def test_without_root_what_needs_it_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(base, "_has_net_admin", lambda: False)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    for args in (["run"], ["init", "--mesh", "x"], ["invite"], ["join", "pm1_x"]):
+    for args in (["run"], ["init", "--mesh", "x"], ["invite"], ["join", "pm1_x"], ["lab", "up"]):
         message = told(run(*args, root=tmp_path), 1)
         assert "needs root" in message
         assert "sudo phantommesh" in message
+
+
+def test_a_lab_that_is_not_there_is_told() -> None:
+    message = told(run("--json", "lab", "status", "--name", "nolab"), 1)
+    assert "nolab" in message
+
+
+def test_a_bad_invite_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    for token in ("junk", "pm1_", "pm1_AAAA", "-"):
+        told(run("join", "--name", "pm-2", token, root=tmp_path, input="pm1_junk\n"), 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hostile_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs of the lab: a mesh of network namespaces on this machine."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from phantommesh.cli.base import CliError, Options, json_option, need_root
+from phantommesh.cli.output import emit, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_name_option = click.option("--name", default="pm", show_default=True, help="The lab's name.")
+
+
+def _spec_options(func: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "kernel", "userspace"]),
+            default="auto",
+            show_default=True,
+            help="Which WireGuard.",
+        ),
+        click.option("--uplinks", type=click.IntRange(1), default=3, show_default=True),
+        click.option("--nodes", type=click.IntRange(2), default=3, show_default=True),
+    ):
+        func = option(func)
+    return func
+
+
+@click.group()
+def lab() -> None:
+    """A mesh on this machine, in network namespaces."""
+
+
+@lab.command()
+@_spec_options
+@_name_option
+@json_option
+@click.pass_obj
+def up(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> None:
+    """Build a lab, wait until every pair is keyed and answers, and leave it running."""
+    need_root("lab up")
+    import trio
+
+    from phantommesh.nursery import lab as labs
+    from phantommesh.nursery.labnet import LabSpec
+    from phantommesh.nursery.labrun import links_table
+
+    console = _console(options)
+    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
+    result = trio.run(labs.up, spec, console.log)
+    if options.json:
+        emit(result)
+        return
+    console.print(links_table(result.links))
+    click.echo(f"{result.nodes} nodes up in {result.converged_s:.1f} s over {result.backend} WireGuard")
+
+
+@lab.command()
+@_name_option
+@json_option
+@click.pass_obj
+def down(options: Options, name: str) -> None:
+    """Remove a lab, also what a crash has left of one."""
+    need_root("lab down")
+    import trio
+
+    from phantommesh.nursery import lab as labs
+
+    removed = trio.run(labs.down, name)
+    if options.json:
+        emit({"name": name, "removed": removed})
+    else:
+        click.echo(f"lab {name} is down" if removed else f"there is no lab {name}")
+
+
+@lab.command()
+@_name_option
+@json_option
+@click.pass_obj
+def status(options: Options, name: str) -> None:
+    """Show a lab's nodes and links."""
+    need_root("lab status")
+    import trio
+
+    from phantommesh.nursery import lab as labs
+    from phantommesh.nursery.labrun import links_table
+
+    found = trio.run(labs.status, name)
+    if options.json:
+        emit(found)
+        return
+    click.echo(f"lab {found.name}: {found.phase}")
+    table(
+        ["NODE", "ROLE", "IPV4", "PEERS UP", "BACKEND", "PROBLEM"],
+        [
+            (node.name, now.role, now.ip4, f"{now.peers_up} of {now.peers_total}", now.backend, node.problem)
+            if (now := node.status)
+            else (node.name, None, None, None, None, node.problem)
+            for node in found.nodes
+        ],
+    )
+    _console(options).print(links_table(found.links))
+
+
+# Options after NODE belong to the command.
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_name_option
+@click.argument("node", type=click.IntRange(1))
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, node: int, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the namespace of node number NODE."""
+    need_root("lab exec")
+    from phantommesh.nursery import lab as labs
+
+    labs.exec_(name, node, command)
+
+
+@lab.command()
+@_spec_options
+@_name_option
+@json_option
+@click.pass_obj
+def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> None:
+    """Show a mesh live: up, traffic, one node killed and back, down again."""
+    need_root("lab run")
+    import trio
+
+    from phantommesh.nursery import labrun
+    from phantommesh.nursery.labnet import LabSpec
+
+    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
+    report = trio.run(partial(labrun.run, spec, _console(options)))
+    if options.json:
+        emit(report)
+    else:
+        click.echo(
+            f"{report.nodes} nodes, {len(report.links)} post-quantum links over {report.backend} WireGuard: "
+            f"converged in {report.converged_s:.1f} s, {report.ping.received} of {report.ping.sent} pings "
+            f"answered, healed {report.failover_s:.1f} s after a kill"
+        )
+    if report.ping.received < report.ping.sent:
+        raise CliError(
+            f"{report.ping.sent - report.ping.received} pings were lost",
+            fix="run it again on an idle machine; if it happens again, report it",
+        )
+
+
+def _console(options: Options) -> "Console":
+    """Progress and tables for people: on stdout, but on stderr when stdout is for JSON."""
+    from rich.console import Console
+
+    stderr = options.json
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else 120)
