@@ -153,9 +153,7 @@ async def start_process(kind: str, name: str) -> None:
     """Start a userspace WireGuard as someone else would."""
     flags = ["-f", "--disable-drop-privileges"] if kind.endswith("boringtun-cli") else ["-f"]
     await trio.run_process(["sh", "-c", '"$@" >/dev/null 2>&1 &', "sh", kind, *flags, name])
-    with trio.fail_after(PATIENCE):
-        while not Path(f"/var/run/wireguard/{name}.sock").exists():
-            await trio.sleep(0.02)
+    await answering(name)
 
 
 async def agreement(kind: str) -> None:
@@ -398,9 +396,7 @@ async def elsewhere(kind: str) -> None:
     await trio.run_process(
         ["sh", "-c", 'unshare --net "$@" >/dev/null 2>&1 & echo $! >stranger', "sh", kind, *flags, "pm0"]
     )
-    with trio.fail_after(PATIENCE):
-        while not Path("/var/run/wireguard/pm0.sock").exists():
-            await trio.sleep(0.02)
+    await answering("pm0")
     reconciler = make_reconciler(backend, desired)
     actual = await reconciler.converge()
     assert reconciler.failures == 1
