@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What `Links` does with datagrams: the order of its checks, its limits, enrolment, and who may do what."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from phantommesh import wire
+from phantommesh.identity import Identity
+from phantommesh.kem import CryptographyKem, Decapsulator
+from phantommesh.link import fragments, keys
+from phantommesh.link.admission import Rates
+from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Send, Sign
+from phantommesh.link.fragments import Reassembler
+from phantommesh.link.handshake import Initiator
+from phantommesh.link.machine import Links
+from phantommesh.link.newcomer import Newcomer
+from phantommesh.link.response import HALF_OPEN, HALF_OPEN_PER_PEER, LIFE, SEEN_NONCES, Responses
+from phantommesh.secret import Secret
+from phantommesh.wire import Address, CookieReply, Fragment, Kind, Mode
+from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
+
+ME, OTHER = identities(2)[1], identities(2)[0]
+WG = {0: tuple(bytes([i + 1]) * 32 for i in range(7)), 1: tuple(bytes([i + 50]) * 32 for i in range(7))}
+SOURCE = Address("192.0.2.7", 51800)
+
+
+@dataclass
+class Calls:
+    """Counts what the checks are there to protect."""
+
+    seen: Counter[str] = field(default_factory=Counter)
+
+
+class CountingKem(CryptographyKem):
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    def keypair(self, seed: bytes) -> tuple[bytes, Decapsulator]:
+        self.calls.seen["keypair"] += 1
+        return super().keypair(seed)
+
+    def encapsulate(self, ek: bytes) -> tuple[bytes, bytes]:
+        self.calls.seen["encapsulate"] += 1
+        return super().encapsulate(ek)
+
+
+class SpyPeers(dict[bytes, Any]):
+    """The roster, counting look-ups."""
+
+    def __init__(self, content: dict[bytes, Any], calls: Calls) -> None:
+        super().__init__(content)
+        self.calls = calls
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        self.calls.seen["roster"] += 1
+        return super().get(key, default)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    found = Calls()
+
+    def spy(owner: Any, name: str, label: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            found.seen[label] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    spy(wire, "cookie_mac_ok", "cookie mac")
+    spy(wire, "first_mac_ok", "first mac")
+    spy(Rates, "allow", "rate")
+    spy(Reassembler, "add", "reassembly")
+    spy(Responses, "replayed", "duplicates")
+    return found
+
+
+def auth_of(identity: Identity, which: int, valid_until: float = FOREVER) -> PeerAuth:
+    return PeerAuth(identity.node_id, identity.public_key, valid_until, WG[which], ())
+
+
+def links_for(calls: Calls, *, valid_until: float = FOREVER) -> Links:
+    links = Links(
+        node_id=ME.node_id, wg_keys=WG[1], admission=ADMISSION, kem=CountingKem(calls),
+        random=random.Random(3).randbytes, now=0.0,
+    )  # fmt: skip
+    links.set_peers({OTHER.node_id: auth_of(OTHER, 0, valid_until)}, 0.0)
+    links._peers = links._context.peers = SpyPeers(links._context.peers, calls)
+    calls.seen.clear()
+    return links
+
+
+@dataclass
+class Sender:
+    """Makes datagrams as the other node would, right or wrong."""
+
+    links: Links
+    source: Address = SOURCE
+    key: bytes = keys.member_mac_key(ADMISSION, ME.node_id)
+    rng: random.Random = field(default_factory=lambda: random.Random(9))
+
+    def cookie(self) -> bytes:
+        request = wire.CookieRequest(Mode.MEMBER, b"12345678", OTHER.node_id).encode(self.key)
+        (effect,) = self.links.receive(request, self.source, 0.0)
+        assert isinstance(effect, Send)
+        reply = wire.decode_untrusted(effect.datagram)
+        assert isinstance(reply, CookieReply)
+        return reply.cookie
+
+    def init(self, **changed: Any) -> wire.Init:
+        init = Initiator(
+            kem=CryptographyKem(), random=self.rng.randbytes, mode=Mode.MEMBER, node_id=OTHER.node_id,
+            epoch=1, credential=bytes(32), interface_hash=keys.interface_hash(WG[0], WG[1]),
+        ).init  # fmt: skip
+        return replace(init, **changed)
+
+    def datagrams(self, init: wire.Init, cookie: bytes, key: bytes | None = None) -> list[bytes]:
+        cut = wire.fragments(Kind.INIT, init.mode, init.session, init.encode())
+        return [f.encode(key or self.key, cookie) for f in cut]
+
+    def send(self, datagrams: list[bytes], now: float = 0.0) -> list[Effect]:
+        return [effect for d in datagrams for effect in self.links.receive(d, self.source, now)]
+
+
+def test_a_good_init_passes_every_check_in_order(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    calls.seen.clear()
+    effects = sender.send(sender.datagrams(sender.init(), cookie))
+    assert [type(e) for e in effects] == [Sign]
+    assert list(calls.seen) == [
+        "cookie mac", "first mac", "rate", "reassembly", "roster", "duplicates", "encapsulate",
+    ]  # fmt: skip
+    assert calls.seen["rate"] == calls.seen["encapsulate"] == 1
+    assert links.drops == {}
+
+
+def expect(calls: Calls, links: Links, reason: str, last: str) -> None:
+    order = ["cookie mac", "first mac", "rate", "reassembly", "roster", "duplicates", "encapsulate"]
+    assert links.drops[reason] >= 1, links.drops
+    for label in order[order.index(last) + 1 :]:
+        assert not calls.seen[label], (label, calls.seen)
+    assert calls.seen["encapsulate"] == 0
+
+
+def test_a_wrong_cookie_mac_never_reaches_the_first_mac(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    for datagram in sender.datagrams(sender.init(), b"x" * 16):
+        assert links.receive(datagram, SOURCE, 0.0) == []
+    expect(calls, links, "cookie", "cookie mac")
+
+
+def test_a_wrong_first_mac_never_touches_rate_reassembly_or_roster(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    calls.seen.clear()
+    for datagram in sender.datagrams(sender.init(), cookie, key=b"y" * 32):
+        assert links.receive(datagram, SOURCE, 0.0) == []
+    expect(calls, links, "mac", "first mac")
+    assert links.held == (0, 0)
+
+
+def test_a_cookie_does_not_serve_another_address(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    datagrams = sender.datagrams(sender.init(), sender.cookie())
+    calls.seen.clear()
+    for datagram in datagrams:
+        links.receive(datagram, SOURCE._replace(host="192.0.2.8"), 0.0)
+    expect(calls, links, "cookie", "cookie mac")
+
+
+def test_a_source_over_its_rate_never_touches_reassembly(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    for _ in range(5):
+        links.receive(sender.datagrams(sender.init(), cookie)[0], SOURCE, 0.0)
+    held = links.held
+    calls.seen.clear()
+    assert sender.send(sender.datagrams(sender.init(), cookie)) == []
+    expect(calls, links, "rate", "rate")
+    assert links.held == held
+
+
+def test_a_full_quota_never_touches_the_roster(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = links_for(calls)
+    monkeypatch.setattr(fragments, "PER_SOURCE", 1000)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    calls.seen.clear()
+    assert sender.send(sender.datagrams(sender.init(), cookie)) == []
+    expect(calls, links, "quota", "reassembly")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [({"node_id": b"s" * 16}, "unknown-node"), ({"interface_hash": b"h" * 32}, "interfaces")],
+)
+def test_strangers_and_wrong_interfaces_end_at_the_roster(
+    calls: Calls, changed: dict[str, bytes], reason: str
+) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    datagrams = sender.datagrams(sender.init(**changed), sender.cookie())
+    assert sender.send(datagrams) == []
+    expect(calls, links, reason, "roster")
+    assert links.held == (0, 0)
+
+
+def test_an_expired_certificate_ends_at_the_roster(calls: Calls) -> None:
+    links = links_for(calls, valid_until=10.0)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    assert sender.send(sender.datagrams(sender.init(), cookie), now=10.0) == []
+    expect(calls, links, "expired", "roster")
+
+
+def test_a_removed_peer_is_a_stranger_at_once(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    first = sender.send(sender.datagrams(sender.init(), cookie))
+    assert links.held == (0, 1)
+    links.set_peers({}, 1.0)
+    assert links.held == (0, 0)
+    assert isinstance(first[0], Sign)
+    assert links.signed(first[0].token, b"s" * 3309, 1.0) == []
+    assert sender.send(sender.datagrams(sender.init(), cookie), now=1.0) == []
+    assert links.drops["unknown-node"] == 1
+
+
+def test_a_replay_after_its_handshake_is_forgotten_is_not_answered(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    datagrams = sender.datagrams(sender.init(), sender.cookie())
+    sender.send(datagrams)
+    links.tick(LIFE)
+    assert links.held == (0, 0)
+    calls.seen.clear()
+    assert sender.send(datagrams, now=LIFE) == []
+    expect(calls, links, "replay", "duplicates")
+
+
+def test_a_bad_encapsulation_key_is_a_drop(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    assert sender.send(sender.datagrams(sender.init(ek=b"\xff" * 1568), sender.cookie())) == []
+    assert links.drops == {"encapsulation key": 1}
+    assert links.held == (0, 0)
+
+
+def test_one_claimed_name_takes_four_places_and_all_together_256(calls: Calls) -> None:
+    links = links_for(calls)
+    crowd = {i.to_bytes(16): replace(auth_of(OTHER, 0), node_id=i.to_bytes(16)) for i in range(1, 100)}
+    links.set_peers(crowd, 0.0)
+    peak = 0
+    for i in range(600):
+        sender = Sender(links, Address(f"10.0.{i >> 8}.{i & 255}", 51800), rng=random.Random(i))
+        claimed = (1 if i < 20 else i % 99 + 1).to_bytes(16)
+        sender.send(sender.datagrams(sender.init(node_id=claimed), sender.cookie()))
+        peak = max(peak, links.held[1])
+        if i == 19:
+            assert links.held[1] == HALF_OPEN_PER_PEER
+    assert peak == HALF_OPEN
+    assert links.drops["half-open"] > 300
+    links.tick(LIFE)
+    assert links.held == (0, 0)
+
+
+def test_one_address_holds_one_place(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    for second in range(3):
+        sender.send(sender.datagrams(sender.init(), cookie), now=float(second))
+    assert links.held[1] == 1
+
+
+def test_remembered_nonces_are_bounded() -> None:
+    responses = Responses()
+    for i in range(SEEN_NONCES + 100):
+        responses.remember(i.to_bytes(32))
+    assert not responses.replayed((99).to_bytes(32)) and responses.replayed((100).to_bytes(32))
+    assert len(responses._nonces) == SEEN_NONCES
+
+
+def test_a_cookie_reply_is_no_longer_than_its_request_and_costs_no_state(calls: Calls) -> None:
+    links = links_for(calls)
+    for i in range(1000):
+        nonce = i.to_bytes(8)
+        request = wire.CookieRequest(Mode.MEMBER, nonce, OTHER.node_id).encode(Sender.key)
+        (effect,) = links.receive(request, Address(f"10.0.{i >> 8}.{i & 255}", i), 0.0)
+        assert isinstance(effect, Send) and len(effect.datagram) == len(request)
+    assert links.held == (0, 0)
+    strange = wire.CookieRequest(Mode.MEMBER, b"12345678", OTHER.node_id).encode(b"k" * 32)
+    assert links.receive(strange, SOURCE, 0.0) == []
+    enrol = wire.CookieRequest(Mode.ENROL, b"12345678", OTHER.node_id).encode(Sender.key)
+    assert links.receive(enrol, SOURCE, 0.0) == []  # this node lets nobody in
+    assert links.drops == {"mac": 2}
+
+
+# --- what comes back to an initiator ---
+
+
+def test_what_comes_back_needs_both_macs_before_reassembly(calls: Calls) -> None:
+    sim = Simulation()
+    a, b = sim.nodes
+    sim.network.block = {Kind.RESP}
+    sim.run(0.2)
+    assert a.links is not None
+    (session,) = a.links._context.initiations
+    init = a.links._context.initiations[session].initiation
+    assert init is not None
+    body = bytes(5079)
+    good, back = (
+        keys.member_mac_key(ADMISSION, a.identity.node_id),
+        wire.return_cookie(init.handshake.init.nonce),
+    )
+    (piece, *_) = wire.fragments(Kind.RESP, Mode.MEMBER, session, body)
+    calls.seen.clear()
+    a.links.receive(piece.encode(good, b"x" * 16), b.address, a.clock)
+    assert (calls.seen["cookie mac"], calls.seen["first mac"], calls.seen["reassembly"]) == (1, 0, 0)
+    a.links.receive(piece.encode(b"k" * 32, back), b.address, a.clock)
+    assert (calls.seen["first mac"], calls.seen["reassembly"]) == (1, 0)
+    other = replace(piece, session=b"another!")
+    calls.seen.clear()
+    a.links.receive(other.encode(good, back), b.address, a.clock)
+    assert not calls.seen
+    assert a.links.drops == {"cookie": 1, "mac": 1, "session": 1}
+
+
+def test_a_forged_resp_does_not_stop_the_true_one() -> None:
+    sim = Simulation()
+    a = sim.nodes[0]
+    assert a.links is not None
+
+    def cut(datagram: bytes, source: Address, destination: Address) -> bool:
+        """Put a forged RESP of the same session before the first true fragment."""
+        parsed = wire.decode_untrusted(datagram)
+        if isinstance(parsed, Fragment) and parsed.kind is Kind.RESP and parsed.index == 0 and not forged:
+            forged.append(parsed)
+            assert a.links is not None
+            init = a.links._context.initiations[parsed.session].initiation
+            assert init is not None
+            key = keys.member_mac_key(ADMISSION, a.identity.node_id)
+            back = wire.return_cookie(init.handshake.init.nonce)
+            for piece in wire.fragments(Kind.RESP, Mode.MEMBER, parsed.session, b"\1" + bytes(5078)):
+                a.links.receive(piece.encode(key, back), source, a.clock)
+        return False
+
+    forged: list[Fragment] = []
+    sim.network.cut = cut
+    sim.run(3)
+    assert forged and sum(a.links.drops.values()) >= 1
+    assert sim.agree()
+
+
+def test_lost_fragments_are_asked_for_and_only_those_come_again() -> None:
+    sim = Simulation()
+    lost: set[tuple[int, int]] = {(Kind.RESP, 2), (Kind.RESP, 4), (Kind.AUTH, 1)}
+
+    def cut(datagram: bytes, source: Address, destination: Address) -> bool:
+        key = (datagram[1], datagram[2])
+        if key in lost:
+            lost.remove(key)
+            return True
+        return False
+
+    sim.network.cut = cut
+    sim.run(0.6)
+    assert sim.agree()
+    assert sim.sent[Kind.RESEND] == 2
+    assert (sim.sent[Kind.RESP], sim.sent[Kind.AUTH]) == (5 + 2, 3 + 1)
+
+
+# --- enrolment ---
+
+INVITE, SECRET, ROOT_HASH = b"v" * 16, Secret(b"s" * 32), b"r" * 32
+
+
+@dataclass
+class Enrolling:
+    """A newcomer and an authority, joined by a list of effects."""
+
+    authority: Links
+    newcomer: Newcomer
+    opened: list[Opened] = field(default_factory=list)
+
+    def run(self) -> None:
+        now, here = 0.0, Address("192.0.2.9", 1)
+        todo: list[tuple[str, Effect]] = [("newcomer", e) for e in self.newcomer.tick(now)]
+        while todo:
+            who, effect = todo.pop(0)
+            now += 0.001
+            effects: list[Effect] = []
+            match effect:
+                case Send(datagram, _) if who == "newcomer":
+                    effects, who = self.authority.receive(datagram, here, now), "authority"
+                case Send(datagram, destination):
+                    assert destination == here
+                    effects, who = self.newcomer.receive(datagram, now), "newcomer"
+                case Sign(token, request) if who == "newcomer":
+                    effects = self.newcomer.signed(OTHER.sign(request.data, request.context), now)
+                case Sign(token, request):
+                    effects = self.authority.signed(token, ME.sign(request.data, request.context), now)
+                case Opened():
+                    self.opened.append(effect)
+            todo += [(who, e) for e in effects]
+
+
+def enrolling(secret: Secret = SECRET, invite: bytes = INVITE, authority: bytes = ME.node_id) -> Enrolling:
+    def find(invite_id: bytes, node_id: bytes) -> Secret | None:
+        return SECRET if invite_id == INVITE and node_id == OTHER.node_id else None
+
+    links = Links(
+        node_id=ME.node_id, wg_keys=WG[1], admission=ADMISSION, kem=CryptographyKem(), now=0.0,
+        random=random.Random(3).randbytes, enrolment=Enrolment(ROOT_HASH, ME.spki, find),
+    )  # fmt: skip
+    newcomer = Newcomer(
+        node_id=OTHER.node_id, spki=OTHER.spki, authority=authority, root_hash=ROOT_HASH, invite=invite,
+        secret=secret, destination=Address("192.0.2.1", 51800), kem=CryptographyKem(),
+        random=random.Random(4).randbytes, now=0.0,
+    )  # fmt: skip
+    return Enrolling(links, newcomer)
+
+
+def test_an_invited_newcomer_gets_a_channel() -> None:
+    case = enrolling()
+    case.run()
+    authority, newcomer = case.opened
+    assert (authority.role, newcomer.role) == ("responder", "initiator")
+    assert (authority.key_out, authority.key_in) == (newcomer.key_in, newcomer.key_out)
+    assert authority.invite == INVITE and authority.spki == OTHER.spki
+    assert authority.session == newcomer.session
+    assert case.authority.drops == {}
+
+
+def test_a_newcomer_without_the_secret_costs_no_encapsulation() -> None:
+    case = enrolling(secret=Secret(b"t" * 32))
+    case.run()
+    assert case.opened == [] and case.authority.drops["invite-proof"] == 1
+    assert case.authority.held == (0, 0)
+
+
+def test_an_unknown_invite_is_dropped() -> None:
+    case = enrolling(invite=b"w" * 16)
+    case.run()
+    assert case.opened == [] and case.authority.drops["invite"] == 1
+
+
+def test_a_datagram_for_another_authority_fails_its_mac() -> None:
+    case = enrolling(authority=b"z" * 16)
+    case.run()
+    assert case.opened == [] and case.authority.drops["mac"] == 1
+
+
+# --- membership ---
+
+
+def test_new_wireguard_keys_start_the_link_anew() -> None:
+    sim = Simulation()
+    sim.run(3)
+    a, b = sim.nodes
+    assert a.links is not None and b.links is not None
+    before = [psk.reveal() for psk in a.links.psks(b.identity.node_id)]
+    b.wg_keys = tuple(bytes([200 + i]) * 32 for i in range(7))
+    a.links.set_peers({b.identity.node_id: b.auth()}, a.clock)
+    assert not a.links.keyed(b.identity.node_id)
+    assert not set(before) & {psk.reveal() for psk in a.links.psks(b.identity.node_id)}
+    sim.run(2)
+    assert not sim.agree()  # b was not told yet: its hash is another
+    sim.restart(b)
+    sim.run(30)
+    assert sim.agree()
+
+
+def test_an_unchanged_roster_changes_nothing() -> None:
+    sim = Simulation()
+    sim.run(3)
+    a, b = sim.nodes
+    assert a.links is not None
+    before = a.links.psks(b.identity.node_id)
+    a.links.set_peers({b.identity.node_id: b.auth()}, a.clock)
+    assert a.links.psks(b.identity.node_id) is before
+
+
+def test_rotate_starts_a_new_epoch_with_one_or_all() -> None:
+    sim = Simulation(nodes=3)
+    sim.run(3)
+    a, b, c = sim.nodes
+    assert a.links is not None
+    assert a.links.rotate(b.identity.node_id, a.clock) == [b.identity.node_id]
+    sim.run(2)
+    assert (sim.state(0, 1).epoch, sim.state(0, 2).epoch) == (2, 1)
+    assert set(a.links.rotate(None, a.clock)) == {b.identity.node_id, c.identity.node_id}
+    sim.run(2)
+    assert (sim.state(0, 1).epoch, sim.state(0, 2).epoch) == (3, 2)
+    with pytest.raises(KeyError):
+        a.links.rotate(b"nobody", a.clock)
+
+
+def test_signatures_nobody_asked_for_are_ignored(calls: Calls) -> None:
+    links = links_for(calls)
+    assert links.signed(b"12345678", b"s" * 3309, 1.0) == []
+
+
+def test_noise_is_malformed_and_nothing_else(calls: Calls) -> None:
+    """Drop reasons become metric labels: they must not depend on what was sent."""
+    links = links_for(calls)
+    rng = random.Random(1)
+    for size in range(1300):
+        links.receive(rng.randbytes(size), SOURCE, 0.0)
+    assert set(links.drops) == {"malformed"}
