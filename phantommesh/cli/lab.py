@@ -119,7 +119,8 @@ def exec_(name: str, node: int, command: tuple[str, ...]) -> None:
     need_root("lab exec")
     from phantommesh.nursery import lab as labs
 
-    labs.exec_(name, node, command)
+    # click leaves the -- that separates the two where it follows an argument.
+    labs.exec_(name, node, command[1:] if command[0] == "--" else command)
 
 
 @lab.command()
@@ -158,4 +159,4 @@ def _console(options: Options) -> "Console":
 
     stderr = options.json
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, width=None if terminal else 120)
+    return Console(stderr=stderr, highlight=False, log_path=False, width=None if terminal else 120)

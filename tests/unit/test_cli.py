@@ -178,6 +178,16 @@ def test_a_lab_that_is_not_there_is_told() -> None:
     assert "nolab" in message
 
 
+@pytest.mark.parametrize("separator", [[], ["--"]])
+def test_lab_exec_hands_the_command_over_whole(monkeypatch: pytest.MonkeyPatch, separator: list[str]) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(base, "_has_net_admin", lambda: True)
+    monkeypatch.setattr("phantommesh.nursery.lab.exec_", lambda *args: called.append(args))
+    result = run("lab", "exec", "--name", "x", "2", *separator, "ping", "-c", "1", "--", "host")
+    assert result.exit_code == 0, result.output
+    assert called == [("x", 2, ("ping", "-c", "1", "--", "host"))]
+
+
 def test_a_bad_invite_is_told_before_anything_is_written(tmp_path: Path) -> None:
     for token in ("junk", "pm1_", "pm1_AAAA", "-"):
         told(run("join", "--name", "pm-2", token, root=tmp_path, input="pm1_junk\n"), 1)

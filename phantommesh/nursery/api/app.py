@@ -203,7 +203,7 @@ def _find(peers: Sequence[PeerView], wanted: str) -> PeerView:
     for peer in peers:
         if wanted == peer.name:
             return peer
-    raise ProblemError(404, "no such peer in the mesh", fix="GET /v1/peers lists them by name and node id")
+    raise ProblemError(404, "no such peer in the mesh", fix="see `phantommesh peers` or GET /v1/peers")
 
 
 def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
