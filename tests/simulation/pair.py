@@ -183,7 +183,7 @@ class Simulation:
             wanted = node.links.psks(peer)
             if node.install_works:
                 psks[:] = [psk.reveal() for psk in wanted]
-                if node.links.keyed(peer):
+                if node.links.dials(peer):
                     node.kernel.keyed.add(peer)
             bitmap = sum(1 << i for i in range(DIMENSIONS) if psks[i] == wanted[i].reveal())
             seen = [None if h is None else h + node.offset for h in node.kernel.handshakes[peer]]
