@@ -43,9 +43,8 @@ class Links:
         timing: Timing = Timing(),
         enrolment: Enrolment | None = None,
     ) -> None:
-        self._context = Context(
-            node_id, tuple(wg_keys), admission, kem, random, timing, enrolment, JitterRandom(random(16))
-        )
+        jitter = JitterRandom(random(16))  # noqa: S311  # spreads timers, keys nothing
+        self._context = Context(node_id, tuple(wg_keys), admission, kem, random, timing, enrolment, jitter)
         self._peers = self._context.peers
         self._starter = Starter(self._context)
         self._answerer = Answerer(self._context, now)

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from time import monotonic, time
@@ -34,7 +35,6 @@ from phantommesh.link.machine import Links
 from phantommesh.metrics import Metrics
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import streams
-from phantommesh.nursery.api.server import serve_api
 from phantommesh.nursery.backend import Backend, choose
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.own import OwnRecord
@@ -212,9 +212,11 @@ class Node:
                 services["tcp"] = self.tcp.run
             for name, service in services.items():
                 nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+            # Half of the node's imports are the web framework's: peers need not wait for them.
+            api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
             await nursery.start(
                 partial(
-                    serve_api,
+                    api.serve_api,
                     self.reporter,
                     socket_path=socket_path,
                     listen=self.config.api.listen,

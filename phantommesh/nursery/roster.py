@@ -230,7 +230,7 @@ class RosterClient:
                     except streams.StreamError as error:
                         log.debug("authority unreachable", endpoint=endpoint, error=str(error))
                 pause = min(RETRY_MAX, pause * 2)
-            await trio.sleep(pause * random.uniform(0.75, 1.25))
+            await trio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # spreads retries, keys nothing
 
     async def _converse(self, client: streams.Client) -> None:
         announced, digest = b"", bytes(32)
