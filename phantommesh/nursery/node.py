@@ -197,8 +197,8 @@ class Node:
         async with trio.open_nursery() as nursery:
             self.driver.tcp = self.tcp if self.config.control.tcp else None
             self._peers_changed()
-            await nursery.start(self.reconciler.run)
             services: dict[str, Callable[[], Awaitable[None]]] = {
+                "reconciler": self.reconciler.run,
                 "link": self.driver.run,
                 "udp": partial(self._udp.receive, self.driver.receive),
                 "roster-disk": self.keeper.keep,
