@@ -53,12 +53,14 @@ class Kernel:
     def __init__(self) -> None:
         self.psks: dict[bytes, list[bytes | None]] = {}
         self.handshakes: dict[bytes, list[float | None]] = {}
+        self.reported: dict[bytes, list[float | None]] = {}  # the same on the node's own clock
         self.attempts: dict[bytes, list[float]] = {}
         self.keyed: set[bytes] = set()
 
     def add(self, peer: bytes) -> None:
         self.psks.setdefault(peer, [None] * DIMENSIONS)
         self.handshakes.setdefault(peer, [None] * DIMENSIONS)
+        self.reported.setdefault(peer, [None] * DIMENSIONS)
         self.attempts.setdefault(peer, [-FOREVER] * DIMENSIONS)
 
 
@@ -186,7 +188,7 @@ class Simulation:
                 if node.links.dials(peer):
                     node.kernel.keyed.add(peer)
             bitmap = sum(1 << i for i in range(DIMENSIONS) if psks[i] == wanted[i].reveal())
-            seen = [None if h is None else h + node.offset for h in node.kernel.handshakes[peer]]
+            seen = node.kernel.reported[peer]
             self.carry_out(node, node.links.read_back(peer, bitmap, seen, node.clock))
 
     def _wireguard(self) -> None:
@@ -206,6 +208,7 @@ class Simulation:
                     and a.kernel.psks[theirs][i] is not None
                 ):
                     a.kernel.handshakes[theirs][i] = b.kernel.handshakes[mine][i] = self.now
+                    a.kernel.reported[theirs][i], b.kernel.reported[mine][i] = a.clock, b.clock
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass. Each node's kernel is read once a second, as the reconciler would."""
