@@ -7,6 +7,8 @@ newcomer may send, and raise `ControlError` for what is not one of these message
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 MAX_WAIT = 30.0  # s that a roster request may be held open
@@ -65,7 +67,7 @@ class AskRoster(msgspec.Struct, frozen=True, tag="ask-roster"):
     """Ask for the roster once its digest is not ``digest``, or after ``wait`` seconds."""
 
     digest: bytes
-    wait: float
+    wait: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_WAIT)]  # this keeps NaN out, too
 
 
 class RosterIs(msgspec.Struct, frozen=True, tag="roster"):

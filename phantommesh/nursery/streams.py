@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from phantommesh import control, wire
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
+from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
 # Tuning.
-IDLE = 60.0  # s a connection may stay silent; longer than a roster request is held open
+IDLE = 60.0  # s a connection may stay silent, or not take what is sent; longer than a roster request waits
 CONNECT = 3.0  # s
-MAX_CONNECTIONS, MAX_PER_HOST = 512, 32
+MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
 SESSIONS_KEPT = 4096
@@ -37,6 +39,9 @@ _Dial = tuple[Address, _Sender, _Receiver]
 
 Dispatch = Callable[[bytes, Address], None]
 Serve = Callable[["Session", control.Request, Address], Awaitable[control.Answer]]
+
+
+log = structlog.get_logger("phantommesh.streams")
 
 
 class StreamError(Exception):
@@ -67,7 +72,11 @@ class Sessions:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
 
     def add(self, session: Session) -> None:
-        """Keep a session, and drop the oldest of its peer."""
+        """Keep a session, and drop the oldest of its peer. The initiator chose the name: one that took
+        another peer's must not push that one's session out."""
+        known = self._by_name.get(session.name)
+        if known is not None and known.peer != session.peer:
+            return
         self._by_name[session.name] = session
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
@@ -83,16 +92,18 @@ class Sessions:
         """The session that a channel to this peer should use."""
         return next((s for s in reversed(self._by_name.values()) if s.peer == peer), None)
 
-    def forget(self, peer: bytes) -> None:
-        """Drop every session of a peer."""
-        for name in [name for name, known in self._by_name.items() if known.peer == peer]:
+    def retain(self, peers: Collection[bytes]) -> None:
+        """Drop the sessions of members that are not among ``peers``; newcomers keep theirs."""
+        for name in [n for n, s in self._by_name.items() if not s.invite and s.peer not in peers]:
             del self._by_name[name]
 
 
 class FramedStream:
-    """Length-prefixed frames over a TCP stream."""
+    """Length-prefixed frames over a TCP stream. A cancelled ``receive`` loses nothing; after a cancelled
+    ``send`` the stream is of no use."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
+        """Raises OSError for a stream whose other end is gone already."""
         self._stream = stream
         self._buffer = bytearray()
         self._sending = trio.Lock()
@@ -101,21 +112,31 @@ class FramedStream:
         self.own_host: str = own[0].partition("%")[0].removeprefix("::ffff:")
 
     async def send(self, frame: bytes) -> None:
-        """Send one frame. Raises `StreamError`."""
+        """Send one frame. Raises `StreamError`, also where the other end takes nothing for too long."""
         try:
-            async with self._sending:
-                await self._stream.send_all(len(frame).to_bytes(4) + frame)
+            with trio.fail_after(IDLE):
+                async with self._sending:
+                    await self._stream.send_all(len(frame).to_bytes(4) + frame)
+        except trio.TooSlowError as error:
+            raise StreamError("the other end takes nothing") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise StreamError("the connection broke") from error
 
     async def receive(self, limit: int) -> bytes:
         """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
-        size = int.from_bytes(await self._exactly(4))
-        if size > limit:
+        await self._fill(4)
+        end = 4 + int.from_bytes(self._buffer[:4])
+        if end > 4 + limit:
             raise StreamError("a frame is too long")
-        return await self._exactly(size)
+        await self._fill(end)
+        frame = bytes(self._buffer[4:end])
+        del self._buffer[:end]
+        return frame
 
-    async def _exactly(self, size: int) -> bytes:
+    async def _fill(self, size: int) -> None:
+        """Read until the buffer holds so many bytes."""
+        if len(self._buffer) >= size:
+            await trio.lowlevel.checkpoint()  # frames that came together must not starve other tasks
         while len(self._buffer) < size:
             try:
                 chunk = await self._stream.receive_some(65536)
@@ -124,9 +145,6 @@ class FramedStream:
             if not chunk:
                 raise StreamError("the connection ended")
             self._buffer += chunk
-        result = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return result
 
 
 @asynccontextmanager
@@ -135,15 +153,32 @@ async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
     try:
         with trio.fail_after(CONNECT):
             stream = await trio.open_tcp_stream(host, port)
-    except (OSError, trio.TooSlowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no answer"
-        raise StreamError(f"cannot connect to {host} port {port}: {reason}") from error
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
     async with stream:
-        yield FramedStream(stream)
+        try:
+            framed = FramedStream(stream)
+        except OSError as error:
+            raise StreamError("the connection broke") from error
+        yield framed
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection was not made. trio tells of several attempts in a group behind the error."""
+    match error:
+        case OSError(strerror=str(reason)):
+            return reason
+        case OSError(__cause__=ExceptionGroup(exceptions=[OSError(errno=int(number)), *_])):
+            return os.strerror(number)
+        case trio.TooSlowError():
+            return "no answer"
+        case _:
+            return str(error)
 
 
 class Client:
-    """Requests to one peer over one connection, one at a time."""
+    """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
+    is gone: one that lost its power never closes a connection."""
 
     def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
         self._framed, self._sealed = framed, sealed
@@ -154,18 +189,23 @@ class Client:
         mine = os.urandom(channel.RANDOM_SIZE)
         await framed.send(channel.hello(session.name, mine))
         try:
-            theirs = channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
+            with trio.fail_after(IDLE):
+                theirs = channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
         except channel.ChannelError as error:
             raise StreamError("the other end does not know this session") from error
+        except trio.TooSlowError as error:
+            raise StreamError("the other end does not answer") from error
         return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
 
     async def ask(self, request: control.Request) -> control.Answer:
         """Send one request and return its answer; a refusal is an answer too. Raises `StreamError`."""
         await self._framed.send(self._sealed.seal(control.encode(request)))
         try:
-            return control.decode_answer_untrusted(
-                self._sealed.open(await self._framed.receive(channel.MAX_FRAME))
-            )
+            with trio.fail_after(IDLE):
+                frame = await self._framed.receive(channel.MAX_FRAME)
+            return control.decode_answer_untrusted(self._sealed.open(frame))
+        except trio.TooSlowError as error:
+            raise StreamError("the other end does not answer") from error
         except (channel.ChannelError, control.ControlError) as error:
             raise StreamError("the answer is not genuine") from error
 
@@ -176,7 +216,7 @@ class TcpPort:
     def __init__(self, port: int, *, sessions: Sessions, dispatch: Dispatch, serve: Serve) -> None:
         self._port = port
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
-        self._open: dict[Address, FramedStream] = {}
+        self._listeners: list[trio.SocketListener] = []
         self.callable: frozenset[Address] = frozenset()
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
@@ -198,15 +238,21 @@ class TcpPort:
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self.dropped["stream-unsent"] += 1
 
-    async def run(self) -> None:
-        """Accept until cancelled. Raises `PhantomMeshError` where the port is taken."""
+    async def listen(self) -> None:
+        """Take the port, for the next `run`. Raises `PhantomMeshError` where it is taken."""
         try:
-            listeners = await trio.open_tcp_listeners(self._port, host=None)
+            self._listeners = await trio.open_tcp_listeners(self._port, host=None)
         except OSError as error:
             raise PhantomMeshError(
-                f"cannot listen on TCP port {self._port}: {error.strerror}",
+                f"cannot listen on TCP port {self._port}: {error.strerror or error}",
                 fix="stop what uses the port, or set control.port in the config",
             ) from None
+
+    async def run(self) -> None:
+        """Accept until cancelled. Takes the port first if need be: raises as `listen` does."""
+        if not self._listeners:
+            await self.listen()
+        listeners, self._listeners = self._listeners, []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, self._handle, listeners)
             async for destination, queue, waiting in self._to_dial.clone():
@@ -229,19 +275,22 @@ class TcpPort:
                 framed = FramedStream(stream)
             except OSError:
                 return  # gone before it was looked at
-            host = framed.address.host
-            if len(self._open) >= MAX_CONNECTIONS or self._per_host[host] >= MAX_PER_HOST:
+            host = source_block(framed.address.host)
+            if self._per_host.total() >= MAX_CONNECTIONS or self._per_host[host] >= MAX_PER_HOST:
                 self.dropped["stream-limit"] += 1
                 return
-            self._open[framed.address] = framed
             self._per_host[host] += 1
+            queue, waiting = trio.open_memory_channel[bytes](QUEUE)
+            # Two connections may come from one address and port, to two addresses of ours: the newer is used.
+            self._outgoing[framed.address] = queue
             try:
-                queue, waiting = trio.open_memory_channel[bytes](QUEUE)
-                self._outgoing[framed.address] = queue
                 await self._converse(framed, queue, waiting)
+            except Exception as error:  # one connection is not the service's end
+                self.dropped["stream-failed"] += 1
+                log.error("connection failed", source=str(framed.address), exc_info=error)
             finally:
-                self._outgoing.pop(framed.address, None)
-                del self._open[framed.address]
+                if self._outgoing.get(framed.address) is queue:
+                    del self._outgoing[framed.address]
                 self._per_host[host] -= 1
                 if not self._per_host[host]:
                     del self._per_host[host]
