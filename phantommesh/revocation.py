@@ -78,7 +78,7 @@ class Revocations:
         """Read what `encode` wrote, verifying each entry. Raises TrustError."""
         try:
             entries = msgspec.msgpack.decode(data, type=list[Revocation])
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise TrustError("the revocation list cannot be read") from error
         revocations = cls(root)
         for entry in entries:

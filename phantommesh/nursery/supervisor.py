@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
+from phantommesh.errors import PhantomMeshError
+
 # Tuning.
 RESTARTS, WINDOW = 5, 60.0  # more restarts than this in so many seconds, and the failure escalates
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s before a restart
@@ -15,7 +17,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s before a restart
 log = structlog.get_logger("phantommesh.supervisor")
 
 
-class ServiceFailedError(Exception):
+class ServiceFailedError(PhantomMeshError):
     """A service failed more often than its supervisor allows."""
 
 
@@ -32,7 +34,10 @@ async def supervise(
             now = trio.current_time()
             failures = [moment for moment in failures if now - moment < WINDOW] + [now]
             if len(failures) > RESTARTS:
-                raise ServiceFailedError(f"{name} failed {len(failures)} times in {WINDOW:.0f} s") from error
+                raise ServiceFailedError(
+                    f"the service {name} failed {len(failures)} times in {WINDOW:.0f} s: {error!r}",
+                    fix="see the log for each failure; start the node again once the cause is gone",
+                ) from error
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (len(failures) - 1))
             log.error("service failed; it is started again", service=name, pause_s=pause, exc_info=error)
             on_restart(name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from types import TracebackType
@@ -32,9 +33,11 @@ class UdpPort:
             self._sockets[socket.AF_INET] = _bind(socket.AF_INET, "0.0.0.0", port)
             try:
                 self._sockets[socket.AF_INET6] = _bind(socket.AF_INET6, "::", port)
-            except OSError:
-                pass  # many containers have no IPv6
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise  # many containers have no IPv6; a port that is taken is something else
         except OSError as error:
+            self.close()
             raise PhantomMeshError(
                 f"cannot listen on UDP port {port}: {error.strerror}",
                 fix="stop what uses the port, or set control.port in the config",
