@@ -68,7 +68,7 @@ class WireguardSection(msgspec.Struct, frozen=True):
     ] = 51820
     mtu: Annotated[int, Meta(ge=1280, le=9000, description="a number of bytes from 1280 to 9000")] = 1420
     keepalive: Annotated[int, Meta(ge=0, le=65535, description="seconds from 0 (off) to 65535")] = 25
-    keep_interfaces: Switch = True
+    keep_interfaces: Switch = False
     reconcile_seconds: Annotated[float, Meta(ge=0.1, le=60, description="seconds from 0.1 to 60")] = 2.0
 
 

@@ -103,7 +103,8 @@ def _finish(
 
 
 async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: JoinDraft) -> streams.Session:
-    """The enrolment handshake. Raises `JoinError` where the authority does not go on with it."""
+    """The enrolment handshake. Raises `JoinError` where the authority does not go on with it, `StreamError`
+    where nothing there answers like one."""
     destination = Address(framed.address.host, framed.address.port, "tcp")
     newcomer = Newcomer(
         node_id=draft.identity.node_id,
@@ -119,7 +120,7 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
     )
     effects = newcomer.tick(trio.current_time())
     with trio.move_on_after(HANDSHAKE_SECONDS):
-        while True:
+        while not newcomer.failed:
             for effect in effects:
                 match effect:
                     case Send(datagram):
@@ -131,16 +132,18 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
                 signature = await sign_in_thread(draft.identity, signing[0])
                 effects = newcomer.signed(signature, trio.current_time())
             else:
-                frame = await framed.receive(wire.MAX_DATAGRAM)
-                effects = newcomer.receive(frame, trio.current_time())
+                with trio.move_on_at(newcomer.deadline) as silence:
+                    frame = await framed.receive(wire.MAX_DATAGRAM)
+                    effects = newcomer.receive(frame, trio.current_time())
+                if silence.cancelled_caught:  # TCP loses nothing, but a busy authority may have dropped it
+                    effects = newcomer.tick(trio.current_time())
     if newcomer.reached is Stage.INIT:
         raise JoinError(
             "the authority did not accept the invite: it has expired, is used up, or was withdrawn",
             fix="ask for a new invite, and check both machines' clocks",
         )
-    raise JoinError(
-        f"the machine at {destination} did not answer the handshake ({newcomer.reached.value})",
-        fix="check that the invite's endpoint is the authority's control port",
+    raise streams.StreamError(
+        f"what listens there did not answer the handshake ({newcomer.reached.value}); is it the authority?"
     )
 
 

@@ -7,10 +7,12 @@ Below it sockets are bound, interfaces made and peers spoken to.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Network, IPv6Network
@@ -19,7 +21,6 @@ from time import monotonic, time
 
 import structlog
 import trio
-import trio.lowlevel
 
 from phantommesh import __version__
 from phantommesh import config as config_file
@@ -46,6 +47,7 @@ from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.records import Entry
 from phantommesh.secret import Secret
+from phantommesh.statedir import StateDir
 from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
@@ -53,7 +55,7 @@ from phantommesh.wireguard import DeviceState
 REFRESH = 30.0  # s between looks at the clock: certificates that ran out, names that resolve elsewhere
 LAG_PROBE = 1.0  # s
 GRACE = 2.0  # s for API requests under way at shutdown
-STOP = 5.0  # s to take the interfaces down
+STOP = 8.0  # s to take the interfaces down; longer than a WireGuard process is waited for before it is killed
 
 log = structlog.get_logger("phantommesh.node")
 
@@ -84,7 +86,8 @@ class Node:
         )
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
-        self._udp = udp
+        self.udp = udp
+        self._entries: list[Entry] = []
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -114,17 +117,18 @@ class Node:
             return None
 
     def entries(self) -> list[Entry]:
-        """The other members in good standing."""
-        mine, now = self.state.identity.node_id, time()
-        return [
-            entry
-            for entry in self.keeper.roster
-            if entry.member.node_id != mine and entry.member.not_before <= now <= entry.member.not_after
-        ]
+        """The other members that were in good standing at the last look: those that `links` knows."""
+        return self._entries
 
     def _peers_changed(self) -> None:
         """The roster, a resolved name or the time changed who the peers are: tell links and interfaces."""
         now, wall = trio.current_time(), time()
+        self._entries = [
+            entry
+            for entry in self.keeper.roster
+            if entry.member.node_id != self.state.identity.node_id
+            and entry.member.not_before <= wall <= entry.member.not_after
+        ]
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
             hosts = [
@@ -139,6 +143,7 @@ class Node:
                 entry.record.wg_keys,
                 tuple(Address(ip, port, transport) for transport in ("udp", "tcp") for ip, port in hosts),
             )
+        self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
         self._install()
@@ -191,49 +196,70 @@ class Node:
     def _alarmed(self, alarm: Alarm) -> None:
         self.reporter.alarmed(alarm)
 
-    async def serve(self, socket_path: Path, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run every service until cancelled; the API first to stop, the interfaces last."""
-        stop_api = trio.Event()
-        async with trio.open_nursery() as nursery:
-            self.driver.tcp = self.tcp if self.config.control.tcp else None
+    async def serve(self, socket_path: Path, leave: trio.Event) -> None:
+        """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
+        if self.config.control.tcp:
+            await self.tcp.listen()
+            self.driver.tcp = self.tcp
+        try:
+            self.own.publish()
             self._peers_changed()
-            services: dict[str, Callable[[], Awaitable[None]]] = {
-                "reconciler": self.reconciler.run,
-                "link": self.driver.run,
-                "udp": partial(self._udp.receive, self.driver.receive),
-                "roster-disk": self.keeper.keep,
-                "roster": self.client.run,
-                "resolver": self.resolver.run,
-                "refresh": self._refresh,
-                "certificate": partial(self.own.renew, self.client),
-                "loop-lag": self._watch_lag,
-            }
-            if self.config.control.tcp:
-                services["tcp"] = self.tcp.run
-            for name, service in services.items():
-                nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
-            # Half of the node's imports are the web framework's: peers need not wait for them.
-            api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
-            await nursery.start(
-                partial(
-                    api.serve_api,
-                    self.reporter,
-                    socket_path=socket_path,
-                    listen=self.config.api.listen,
-                    shutdown=stop_api,
-                    grace=GRACE,
+            async with trio.open_nursery() as nursery:
+                for name, service in self._services().items():
+                    nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+                stop_api, api_stopped = trio.Event(), trio.Event()
+                await nursery.start(self._serve_api, socket_path, stop_api, api_stopped)
+                log.info(
+                    "node is up",
+                    node=self.own.member.name,
+                    mesh=self.state.mesh.name,
+                    backend=self.backend.name,
                 )
-            )
-            task_status.started()
-            log.info(
-                "node is up", node=self.own.member.name, mesh=self.state.mesh.name, backend=self.backend.name
-            )
-            await wait_for_signal()
-            log.info("node is leaving")
-            stop_api.set()
-            with trio.move_on_after(GRACE):
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
+                await leave.wait()
+                log.info("node is leaving")
+                stop_api.set()
+                with trio.move_on_after(2 * GRACE):
+                    await api_stopped.wait()
+                with trio.move_on_after(GRACE), suppress(PhantomMeshError):
+                    await self.keeper.save()
+                with trio.move_on_after(STOP), suppress(PhantomMeshError):
+                    await self.reconciler.converge()  # after a pass under way: no interface is left half made
+                nursery.cancel_scope.cancel()
+        finally:
+            if not self.config.wireguard.keep_interfaces:
+                with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
+                    await self.backend.close(remove=self.names)
+
+    async def _serve_api(
+        self, path: Path, stop: trio.Event, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+    ) -> None:
+        # Half of the node's imports are the web framework's: peers need not wait for them.
+        api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
+        await api.serve_api(
+            self.reporter,
+            socket_path=path,
+            listen=self.config.api.listen,
+            shutdown=stop,
+            grace=GRACE,
+            task_status=task_status,
+        )
+        stopped.set()
+
+    def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        services: dict[str, Callable[[], Awaitable[None]]] = {
+            "reconciler": self.reconciler.run,
+            "link": self.driver.run,
+            "udp": partial(self.udp.receive, self.driver.receive),
+            "roster-disk": self.keeper.keep,
+            "roster": self.client.run,
+            "resolver": self.resolver.run,
+            "refresh": self._refresh,
+            "certificate": partial(self.own.renew, self.client),
+            "loop-lag": self._watch_lag,
+        }
+        if self.config.control.tcp:
+            services["tcp"] = self.tcp.run
+        return services
 
     def _restarted(self, service: str) -> None:
         self.metrics.service_restarts.labels(service).inc()
@@ -241,6 +267,7 @@ class Node:
     async def _refresh(self) -> None:
         while True:
             await trio.sleep(REFRESH)
+            self.own.publish()
             self._peers_changed()
 
     async def _watch_lag(self) -> None:
@@ -250,26 +277,54 @@ class Node:
             self.metrics.loop_lag_seconds.observe(trio.current_time() - due)
 
 
-async def wait_for_signal() -> None:
-    """Return when the process is asked to stop."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return
-
-
 async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
     """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                leave = trio.Event()
+                nursery.start_soon(_leave_when_asked, signals, leave)
+                await _run(state_dir, config_path, socket_path, leave)
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        known, other = group.split(PhantomMeshError)
+        if known is None or other is not None:
+            raise
+        raise _first(known) from group
+
+
+async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
+    async for _ in signals:
+        leave.set()
+
+
+def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> None:
     config = config_file.load(config_path)
-    state = await trio.to_thread.run_sync(load_node, state_dir, time())
-    backend = await choose(config.wireguard.backend)
-    # ---- above this line nothing outside this process has changed ----
-    with ExitStack() as stack:
-        stack.enter_context(state.state.lock())
-        udp = stack.enter_context(UdpPort(config.control.port))
-        node = Node(config, state, backend, udp)
+    with StateDir.open(state_dir).lock():
+        state = await trio.to_thread.run_sync(load_node, state_dir, time())
+        backend = await choose(config.wireguard.backend)
+        # ---- above this line nothing outside the state directory has changed ----
+        with UdpPort(config.control.port) as udp, _sole_owner(config.wireguard.prefix):
+            await Node(config, state, backend, udp).serve(socket_path or Path(config.api.socket), leave)
+
+
+@contextmanager
+def _sole_owner(prefix: str) -> Iterator[None]:
+    """Hold the interfaces' names against a second node in this network namespace, which would fight over
+    them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
         try:
-            await node.serve(socket_path or Path(config.api.socket), task_status=trio.TASK_STATUS_IGNORED)
-        finally:
-            if not config.wireguard.keep_interfaces:
-                with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
-                    await backend.close(remove=node.names)
+            held.bind(f"\0phantommesh-interfaces-{prefix}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise PhantomMeshError(
+                f"another node here has the interfaces {prefix}0 to {prefix}6",
+                fix="stop it first, or set wireguard.prefix and wireguard.base_port in the config",
+            ) from None
+        yield

@@ -15,7 +15,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import NodeState, make_record
 from phantommesh.nursery.roster import RosterClient, RosterKeeper
 from phantommesh.records import sign_record
-from phantommesh.trust import make_csr, verify_chain
+from phantommesh.trust import TrustError, make_csr, verify_chain
 
 RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
 
@@ -34,10 +34,10 @@ class OwnRecord:
         self.member = state.member_at_issue()
         self.wg_public_keys = make_record(state.identity, state.wg_keys, config, seq=0).wg_keys
         self.renewal_error: PhantomMeshError | None = None
-        self._publish()
 
-    def _publish(self) -> None:
-        """Put our record into the roster if it says anything new."""
+    def publish(self) -> None:
+        """Put our record into the roster if it says anything new. Also where the roster came back with a
+        record of ours that we have no memory of, after the state was restored from a backup."""
         state = self._state
         held = self._keeper.roster.get(state.identity.node_id)
         record = make_record(
@@ -48,7 +48,10 @@ class OwnRecord:
             return
         if self.member.not_after <= time():
             return  # nobody would take it; a renewal comes first
-        self._keeper.add(sign_record(state.identity, record, self._node_cert, self._authority_cert))
+        try:
+            self._keeper.add(sign_record(state.identity, record, self._node_cert, self._authority_cert))
+        except PhantomMeshError as error:  # the old one still stands
+            log.error("our own record is not acceptable", error=str(error), fix=error.fix)
 
     def renewal_due(self) -> float:
         """The Unix time at which the certificate should be renewed."""
@@ -74,9 +77,11 @@ class OwnRecord:
         else:
             renewed = await client.renew(make_csr(state.identity, member.name))
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
-        self.member = verify_chain(state.root, authority_cert, node_cert, time())
+        renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
+        if renewed_member.node_id != member.node_id:
+            raise TrustError("the authority certified another node's key")
         for name, data in ((statedir.AUTHORITY_CERT, authority_cert), (statedir.NODE_CERT, node_cert)):
             await trio.to_thread.run_sync(state.state.write, name, data)
-        self._node_cert, self._authority_cert = node_cert, authority_cert
-        self._publish()
+        self.member, self._node_cert, self._authority_cert = renewed_member, node_cert, authority_cert
+        self.publish()
         log.info("certificate renewed", until=self.member.not_after)

@@ -163,10 +163,10 @@ class Reporter:
             node.links.rotate(node_id, trio.current_time())
         node.driver.wake()
         with trio.move_on_after(ROTATE_WAIT):
-            while not all(self._rotated(entry, before) for entry in entries):
+            while not all(self._rotated(entry, before) for entry in self._left(entries)):
                 await self._finished.wait()
         rotations = []
-        for entry in entries:
+        for entry in self._left(entries):
             done, state = self._rotated(entry, before), self._state(entry)
             self.metrics.psk_rotations.labels("requested" if done else "pending").inc()
             rotations.append(
@@ -179,6 +179,11 @@ class Reporter:
                 )
             )
         return RotationResult(rotations=rotations)
+
+    def _left(self, entries: list[Entry]) -> list[Entry]:
+        """Those of them that are still peers: some may have been revoked or have expired meanwhile."""
+        peers = {entry.member.node_id for entry in self._node.entries()}
+        return [entry for entry in entries if entry.member.node_id in peers]
 
     def _rotated(self, entry: Entry, before: dict[NodeId, int]) -> bool:
         state = self._state(entry)
@@ -217,7 +222,7 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
-        drops = node.links.drops + node.tcp.dropped
+        drops = node.links.drops + node.tcp.dropped + Counter({"datagram-unsent": node.udp.unsent})
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)
         self._drops = drops

@@ -25,6 +25,7 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.records import Entry, SignedRecord, decode_records_untrusted
 from phantommesh.revocation import Revocations
+from phantommesh.statedir import StateError
 from phantommesh.trust import Authority, Role, TrustError, choose_ip4, parse_csr_untrusted
 from phantommesh.wire import Address
 
@@ -32,6 +33,7 @@ from phantommesh.wire import Address
 ASK_WAIT = 25.0  # s an unchanged roster is waited for; below control.MAX_WAIT and streams.IDLE
 RETRY_FIRST, RETRY_MAX = 0.2, 10.0  # s
 WATCH = 1.0  # s between looks at who the authorities are
+SAVE_AGAIN = 5.0  # s after the disk refused
 
 log = structlog.get_logger("phantommesh.roster")
 
@@ -44,6 +46,8 @@ class RosterKeeper:
         self._node, self._changed = node, changed
         self._change = trio.Event()
         self._dirty = trio.Event()
+        self._saving = trio.Lock()
+        self._digest: bytes | None = None
 
     def add(self, signed: SignedRecord) -> bool:
         """Keep a record if it is newer. Raises TrustError or RecordError."""
@@ -53,44 +57,71 @@ class RosterKeeper:
         return True
 
     def _note_change(self) -> None:
+        self._digest = None
         self._change.set()
         self._change = trio.Event()
         self._dirty.set()
         self._changed()
 
+    def digest(self) -> bytes:
+        """The roster's digest, computed once a change: it reads every record."""
+        if self._digest is None:
+            self._digest = self.roster.digest()
+        return self._digest
+
     async def wait_for_other(self, digest: bytes, seconds: float) -> bytes:
         """Return the roster's digest as soon as it differs, or after so many seconds."""
         with trio.move_on_after(seconds):
-            while self.roster.digest() == digest:
+            while self.digest() == digest:
                 await self._change.wait()
-        return self.roster.digest()
+        return self.digest()
 
-    def merge(self, records: bytes, revocations: bytes) -> None:
+    async def merge(self, records: bytes, revocations: bytes) -> None:
         """Add what an authority gave out: first its revocations, then every record that is new here. One that
         does not hold is logged and left out. Raises TrustError or RecordError where nothing can be read."""
         node, now = self._node, time()
+        given = decode_records_untrusted(records)
         revoked = [node.revocations.add(one, now) for one in Revocations.decode(revocations, node.root, now)]
-        if any(revoked):
-            self._note_change()
+        changed = any(revoked)
         held = {entry.signed.signature for entry in self.roster}
-        for signed in decode_records_untrusted(records):
-            if signed.signature in held:
-                continue
+        try:
+            for signed in given:
+                if signed.signature in held:
+                    continue
+                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                try:
+                    changed |= self.roster.add(signed, time())
+                except PhantomMeshError as error:
+                    log.warning("record refused", error=str(error))
+        finally:
+            if changed:  # once for all of them: everything that depends on the roster is computed anew
+                self._note_change()
+
+    async def save(self) -> None:
+        """Write what has changed since the last time; it is on disk when this returns. Raises StateError."""
+        async with self._saving:
+            if not self._dirty.is_set():
+                return
+            self._dirty = trio.Event()
             try:
-                self.add(signed)
-            except PhantomMeshError as error:
-                log.warning("record refused", error=str(error))
+                for name, encoded in (
+                    (statedir.REVOCATIONS, self._node.revocations.encode()),
+                    (statedir.ROSTER, self.roster.encode()),
+                ):
+                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
+            except BaseException:
+                self._dirty.set()
+                raise
 
     async def keep(self) -> None:
-        """Write the roster whenever it has changed, until cancelled."""
+        """Write the roster whenever it has changed, until cancelled. A full disk does not end the node."""
         while True:
             await self._dirty.wait()
-            self._dirty = trio.Event()
-            for name, encoded in (
-                (statedir.REVOCATIONS, self._node.revocations.encode()),
-                (statedir.ROSTER, self.roster.encode()),
-            ):
-                await trio.to_thread.run_sync(self._node.state.write, name, encoded)
+            try:
+                await self.save()
+            except StateError as error:
+                log.error("roster not written", error=str(error), fix=error.fix)
+                await trio.sleep(SAVE_AGAIN)
 
 
 class ControlServer:
@@ -116,7 +147,8 @@ class ControlServer:
                     return control.Done()
                 case control.AskRoster(digest, wait):
                     self._member(session)
-                    now = await self._keeper.wait_for_other(digest, min(max(wait, 0.0), control.MAX_WAIT))
+                    now = await self._keeper.wait_for_other(digest, wait)
+                    self._member(session)  # it may have been revoked meanwhile
                     if now == digest:
                         return control.RosterIs(now, b"", b"")
                     return control.RosterIs(
@@ -132,6 +164,10 @@ class ControlServer:
         entry = self._keeper.roster.get(NodeId(session.peer))
         if entry is None or session.invite:
             raise TrustError("only a member may ask this", fix="join the mesh first")
+        if entry.member.not_after < time():
+            raise TrustError(
+                f"the certificate of {entry.member.name} has expired", fix="join again with a new invite"
+            )
         return entry
 
     def _authority(self) -> Authority:
@@ -151,16 +187,19 @@ class ControlServer:
             raise TrustError("the certificate request is for another key than the handshake's")
         async with self._enrolling:
             entry = await trio.to_thread.run_sync(self._check_invite, session.invite, node_id, name)
-            taken = {e.member.ip4 for e in self._keeper.roster if e.member.node_id != node_id}
-            if any(e.member.name == name for e in self._keeper.roster if e.member.node_id != node_id):
+            others = [e.member for e in self._keeper.roster if e.member.node_id != node_id]
+            taken = {member.ip4 for member in others}
+            # An expired member has to join again, as a new node, and wants its name back.
+            if any(member.name == name and member.not_after >= time() for member in others):
                 raise TrustError(f"the mesh has a node named {name} already", fix="join with another --name")
             ip4 = choose_ip4(self._node.mesh, node_id, taken)
             issue = partial(authority.issue, spki, name, entry.role, ip4, time())
             node_cert = await trio.to_thread.run_sync(issue)
             signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
-            held = self._keeper.roster.get(node_id)
-            if held is None or held.signed.body != signed.body:
-                self._keeper.add(signed)  # before the invite is spent: a bad record costs it nothing
+            # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
+            # hears of it, so that a crash cannot leave it with a mesh that does not know it.
+            self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
+            await self._keeper.save()
             await trio.to_thread.run_sync(self._node.invites.consume, session.invite, node_id, time())
         log.info(
             "node enrolled", name=name, node_id=format_node_id(node_id), role=entry.role.value, ip4=str(ip4)
@@ -237,15 +276,17 @@ class RosterClient:
         while True:
             mine = self._keeper.roster.get(self._mine)
             if mine is not None and mine.signed.signature != announced:
-                await client.ask(control.Announce(mine.signed.encode()))
+                told = await client.ask(control.Announce(mine.signed.encode()))
                 announced = mine.signed.signature
+                if isinstance(told, control.Refused):
+                    log.warning("an authority refused our record", error=told.message, fix=told.fix)
             answer = await client.ask(control.AskRoster(digest, 0.0 if digest == bytes(32) else ASK_WAIT))
             match answer:
                 case control.RosterIs(digest=theirs, roster=records, revocations=revoked):
                     digest = theirs
                     if records:
                         try:
-                            self._keeper.merge(records, revoked)
+                            await self._keeper.merge(records, revoked)
                         except PhantomMeshError as error:
                             raise streams.StreamError(f"the roster is not usable: {error}") from error
                 case control.Refused(message):
@@ -276,6 +317,6 @@ class RosterClient:
                     answer.message if isinstance(answer, control.Refused) else "no certificate in the answer"
                 )
         raise TrustError(
-            "no authority renewed the certificate: " + ("; ".join(reasons) or "there is a link with none"),
+            "no authority renewed the certificate: " + ("; ".join(reasons) or "there is no link to any yet"),
             fix="start an authority, and check that its control port is open for TCP from here",
         )
