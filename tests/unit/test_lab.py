@@ -11,7 +11,8 @@ from phantommesh.views import LinkView, Status
 
 STATUS = Status(
     mesh="lab", node="n", node_id="x", version="1", uptime_s=1.0, backend="kernel", role="node",
-    ip4="100.64.0.1", ip6="fd00::1", peers_total=1, peers_up=1, degraded=[], certificate_expires="2030-01-01T00:00:00Z",
+    ip4="100.64.0.1", ip6="fd00::1", peers_total=1, peers_up=1, degraded=[],
+    certificate_expires="2030-01-01T00:00:00Z",
 )  # fmt: skip
 
 
