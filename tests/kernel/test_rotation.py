@@ -2,8 +2,8 @@
 """What the link relies on: WireGuard keeps a live session while the two ends' PSKs differ for a while.
 
 A rotation starts 90 s after a WireGuard handshake, as the link schedules it; one end follows the other
-``skew`` seconds later. WireGuard asks for a new session at 120 s and gives the old one up at 180 s. Where the ends are
-close to each other, they rotate every few seconds. A ping every 10 ms runs all the time.
+``skew`` seconds later. WireGuard asks for a new session at 120 s and gives up the old one at 180 s. Ends that
+are close to each other rotate every few seconds. A ping every 10 ms runs all the time.
 """
 
 import base64
