@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ctypes.util
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -83,7 +86,7 @@ class _LiboqsKey:
         self._oqs, self._secret_key = oqs, secret_key
 
     def decapsulate(self, ct: bytes) -> bytes:
-        _check("ciphertext", ct, CT_SIZE)
+        _check("ciphertext", ct, CT_SIZE)  # liboqs-python zero-pads short inputs without a word
         with self._oqs.KeyEncapsulation("ML-KEM-1024", self._secret_key) as kem:
             return bytes(kem.decap_secret(ct))
 
@@ -94,24 +97,39 @@ class LiboqsKem:
     name = "liboqs"
 
     def __init__(self) -> None:
-        """Raise `PhantomMeshError` where liboqs or its Python package is not installed."""
+        """Raise `PhantomMeshError` where liboqs or its Python package is missing or unfit."""
         if not liboqs_present():
             raise PhantomMeshError(
-                'link.provider is "liboqs", but no liboqs library is installed',
+                'link.provider is "liboqs", but no liboqs library can be loaded',
                 fix='install liboqs as a shared library, or set link.provider to "cryptography"',
             )
         try:
-            import oqs
+            with contextlib.redirect_stdout(io.StringIO()):  # it logs to whatever stdout is at its import
+                import oqs
         except ImportError:
             raise PhantomMeshError(
                 'link.provider is "liboqs", but the Python package liboqs-python is not installed',
                 fix='install phantommesh with the extra [oqs], or set link.provider to "cryptography"',
             ) from None
         self._oqs: ModuleType = oqs
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Versions differ in what is compiled in, in the seeded key generation, and in whether they do the
+        check of FIPS 203 section 7.2, that every coefficient of an encapsulation key is reduced."""
+        try:
+            self.keypair(bytes(SEED_SIZE))
+        except (self._oqs.MechanismNotSupportedError, AttributeError) as error:
+            raise _unfit("it has no ML-KEM-1024 from a seed") from error
+        try:
+            self.encapsulate(b"\xff" * EK_SIZE)
+        except KemError:
+            return
+        raise _unfit("it does not check encapsulation keys")
 
     def keypair(self, seed: bytes) -> tuple[bytes, Decapsulator]:
         """See `Kem.keypair`."""
-        _check("seed", seed, SEED_SIZE)  # liboqs-python zero-pads short inputs without a word
+        _check("seed", seed, SEED_SIZE)
         with self._oqs.KeyEncapsulation("ML-KEM-1024") as kem:
             ek = bytes(kem.generate_keypair_seed(seed))
             return ek, _LiboqsKey(self._oqs, bytes(kem.export_secret_key()))
@@ -119,11 +137,19 @@ class LiboqsKem:
     def encapsulate(self, ek: bytes) -> tuple[bytes, bytes]:
         """See `Kem.encapsulate`."""
         _check("encapsulation key", ek, EK_SIZE)
-        if not _coefficients_reduced(ek):
-            raise KemError("encapsulation key")  # liboqs leaves the modulus check to its caller
-        with self._oqs.KeyEncapsulation("ML-KEM-1024") as kem:
-            ct, secret = kem.encap_secret(ek)
-            return bytes(ct), bytes(secret)
+        try:
+            with self._oqs.KeyEncapsulation("ML-KEM-1024") as kem:
+                ct, secret = kem.encap_secret(ek)
+        except RuntimeError as error:  # what liboqs-python makes of liboqs's one error code
+            raise KemError("encapsulation key") from error
+        return bytes(ct), bytes(secret)
+
+
+def _unfit(why: str) -> PhantomMeshError:
+    return PhantomMeshError(
+        f'link.provider is "liboqs", but this liboqs cannot be used: {why}',
+        fix='install liboqs and liboqs-python 0.16 or later, or set link.provider to "cryptography"',
+    )
 
 
 def _check(what: str, value: bytes, size: int) -> None:
@@ -131,24 +157,22 @@ def _check(what: str, value: bytes, size: int) -> None:
         raise KemError(what)
 
 
-def _coefficients_reduced(ek: bytes) -> bool:
-    """FIPS 203 section 7.2: every 12-bit coefficient of the key is below q = 3329."""
-    packed = ek[: EK_SIZE - 32]
-    number = int.from_bytes(packed, "little")
-    coefficients = len(packed) * 8 // 12
-    return all((number >> (12 * i)) & 0xFFF < 3329 for i in range(coefficients))
-
-
 def liboqs_present() -> bool:
-    """Whether a liboqs shared library can be loaded.
+    """Whether a liboqs shared library can be loaded, from the places where liboqs-python looks for one.
 
-    To be asked before ``import oqs``: without a library that import clones and builds one, and then raises
-    SystemExit.
+    To be asked before ``import oqs``: if that import cannot load a library, it clones and builds one, and
+    raises SystemExit if that fails. So it is not enough that a file exists.
     """
-    root = os.environ.get("OQS_INSTALL_PATH")
-    if root and any(Path(root, lib, "liboqs.so").exists() for lib in ("lib", "lib64")):
-        return True
-    return ctypes.util.find_library("oqs") is not None
+    root = Path(os.environ.get("OQS_INSTALL_PATH") or Path.home() / "_oqs")
+    found = ctypes.util.find_library("oqs")
+    for path in (found, root / "lib" / "liboqs.so", root / "lib64" / "liboqs.so"):
+        if path is not None:
+            try:
+                ctypes.CDLL(str(path))
+            except OSError:
+                continue
+            return True
+    return False
 
 
 def provider(name: str) -> Kem:
