@@ -43,7 +43,8 @@ class Kem(Protocol):
     name: str
 
     def keypair(self, seed: bytes) -> tuple[bytes, Decapsulator]:
-        """Return the encapsulation key (1568 bytes) and its private half, from a 64-byte seed (d, z)."""
+        """Return the encapsulation key (1568 bytes) and its private half, from a 64-byte seed (d, z).
+        Raises `KemError` for another length."""
 
     def encapsulate(self, ek: bytes) -> tuple[bytes, bytes]:
         """Return the ciphertext (1568 bytes) and the shared secret (32). Raises `KemError`."""
@@ -68,6 +69,7 @@ class CryptographyKem:
 
     def keypair(self, seed: bytes) -> tuple[bytes, Decapsulator]:
         """See `Kem.keypair`."""
+        _check("seed", seed, SEED_SIZE)
         key = MLKEM1024PrivateKey.from_seed_bytes(seed)
         return key.public_key().public_bytes_raw(), _CryptographyKey(key)
 

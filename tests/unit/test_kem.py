@@ -90,6 +90,8 @@ def test_wrong_lengths_are_refused_not_padded(provider: Kem, size: int) -> None:
         provider.encapsulate(bytes(size))
     with pytest.raises(KemError):
         decapsulator.decapsulate(bytes(size))
+    with pytest.raises(KemError):
+        provider.keypair(bytes(size % 63))
 
 
 def test_unreduced_encapsulation_keys_are_refused(provider: Kem) -> None:
