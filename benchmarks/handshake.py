@@ -3,8 +3,8 @@
 
     python -m benchmarks.handshake [--provider cryptography|liboqs] [--json] [--quick]
 
-Each end is a real `Links` under the node's own driver: UDP sockets, Trio, signing in threads. Only the kernel
-is missing: PSKs count as installed at once. Wall time runs from the decision to rotate to the initiator's ACK.
+Each end is a real `Links` under the node's own driver: UDP sockets, Trio, signing in threads. Only the
+kernel is missing: PSKs count as installed at once. Wall time runs from the decision to rotate to the ACK.
 CPU time is each process's own, divided by the handshakes. The responder's limit of handshakes per source is
 lifted. In the same run a classical SIGMA handshake (X25519, Ed25519, HMAC) goes between two processes over
 plain blocking sockets: the least that an authenticated handshake with these messages costs here.
