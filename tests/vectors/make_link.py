@@ -42,11 +42,8 @@ def handshake(
 ) -> tuple[dict[str, Any], keys.SessionKeys]:
     """Run one handshake; return all that went into it and came out."""
     rng = random.Random(seed)
-    seeds, admission, root_hash, cookie = (
-        (rng.randbytes(32) for _ in range(4)),
-        *(rng.randbytes(32) for _ in "abc"),
-    )
-    (seed_i, seed_r, *_) = seeds
+    seed_i, seed_r, admission, root_hash = (rng.randbytes(32) for _ in range(4))
+    cookie = rng.randbytes(16)
     end_i, end_r = Identity.from_seed(seed_i), Identity.from_seed(seed_r)
     wg_i, wg_r = ([rng.randbytes(32) for _ in range(DIMENSIONS)] for _ in "ir")
     enrol = mode is Mode.ENROL
