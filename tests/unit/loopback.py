@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole nodes on the loopback device, over a model of WireGuard: no root, no namespaces."""
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from time import time
+
+import trio
+
+from phantommesh.bootstrap import Summary, init_mesh
+from phantommesh.config import Config, ControlSection, NodeSection, load
+from phantommesh.invites import Invite
+from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery import enrolment
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.udp import UdpPort
+from phantommesh.trust import Role
+from tests.unit.test_reconciler import FakeBackend
+
+PATIENCE = 60.0  # s; a guard only
+
+
+def free_port() -> int:
+    """A port that nobody has, for UDP and TCP, on either family."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as tcp:
+            port: int = tcp.getsockname()[1]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                try:
+                    udp.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+
+
+def settings(port: int, *, tcp: bool = True) -> Config:
+    return Config(node=NodeSection(name="unset", mesh="unset"), control=ControlSection(port=port, tcp=tcp))
+
+
+def make_authority(at: Path) -> NodeState:
+    """A new mesh called pm in the directory ``at``; its first node is alpha."""
+    at.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    init_mesh(
+        at / "state", at / "pm.toml", mesh="pm", name="alpha", endpoints=(f"127.0.0.1:{port}",),
+        now=time(), config=settings(port),
+    )  # fmt: skip
+    return load_node(at / "state", time())
+
+
+def make_invite(
+    state: NodeState,
+    endpoints: tuple[str, ...] = (),
+    *,
+    ttl: float = 60,
+    name: str | None = None,
+    uses: int = 1,
+) -> Invite:
+    me = state.roster.get(state.identity.node_id)
+    assert me is not None
+    return state.invites.create(
+        root_hash=state.mesh.root_hash,
+        authority=state.identity.node_id,
+        mesh="pm",
+        endpoints=endpoints or me.record.control,
+        expires=int(time() + ttl),
+        role=Role.NODE,
+        name=name,
+        uses=uses,
+    )
+
+
+async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summary:
+    at.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    return await enrolment.join(
+        at / "state", at / "pm.toml", invite.encode(), name=name,
+        endpoints=(f"127.0.0.1:{port}",), config=settings(port, tcp=tcp),
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) -> AsyncIterator[Node]:
+    """Run the node that was made in ``at`` while the block runs, then let it leave."""
+    config = load(at / "pm.toml")
+    state = await trio.to_thread.run_sync(load_node, at / "state", time())
+    with UdpPort(config.control.port) as udp:
+        node = Node(config, state, FakeBackend(), udp)
+        change(node)
+        leave = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(node.serve, at / "api.sock", leave))
+            with trio.fail_after(PATIENCE):
+                while not (at / "api.sock").exists():
+                    await trio.sleep(0.01)
+            yield node
+            leave.set()
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not seen():
+            await trio.sleep(0.01)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+import pytest
+
+from phantommesh.config import WireguardSection
+from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, read_peer
+from phantommesh.secret import Secret
+from phantommesh.trust import Member, Role
+from phantommesh.wire import DIMENSIONS
+from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
+from tests.unit.makemesh import identity
+from tests.unit.wireguard_model import apply
+
+ME = Member(
+    identity("a").node_id, "a", Role.NODE, IPv4Address("100.64.0.1"), IPv6Address("fd00::1"),
+    identity("a").public_key, 0.0, 1.0,
+)  # fmt: skip
+NETWORKS = (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48"))
+PRIVATE = tuple(Secret(bytes([i + 1]) * 32) for i in range(DIMENSIONS))
+PSKS = tuple(Secret(bytes([i + 101]) * 32) for i in range(DIMENSIONS))
+PEER = MeshPeer(
+    identity("b").node_id, IPv4Network("100.64.0.2/32"), IPv6Network("fd00::2/128"),
+    tuple(bytes([i + 51]) * 32 for i in range(DIMENSIONS)), tuple(range(40000, 40000 + DIMENSIONS)),
+    ("192.0.2.1", "198.51.100.1", "2001:db8::1"), PSKS, True,
+)  # fmt: skip
+NAMES = interface_names("pm")
+
+
+def devices(*peers: MeshPeer, prefix: str = "pm") -> dict[str, DeviceConfig]:
+    settings = WireguardSection(prefix=prefix, base_port=50000, mtu=1400, keepalive=7)
+    return desired_devices(settings, PRIVATE, ME, NETWORKS, peers)
+
+
+def test_seven_devices_with_keys_and_ports_of_their_own() -> None:
+    made = devices(PEER, prefix="zz")
+    assert list(made) == [f"zz{i}" for i in range(7)]
+    assert [device.name for device in made.values()] == list(made)
+    assert [device.private_key for device in made.values()] == list(PRIVATE)
+    assert [device.listen_port for device in made.values()] == list(range(50000, 50007))
+    assert {device.mtu for device in made.values()} == {1400}
+
+
+def test_every_device_has_this_nodes_addresses_and_the_first_carries_the_traffic() -> None:
+    made = devices()
+    addresses = {IPv4Interface("100.64.0.1/32"), IPv6Interface("fd00::1/128")}
+    assert all(device.addresses == addresses for device in made.values())
+    metrics = []
+    for device in made.values():
+        assert {route.network for route in device.routes} == set(NETWORKS)
+        (metric,) = {route.metric for route in device.routes}
+        metrics.append(metric)
+    assert metrics == sorted(set(metrics))
+
+
+def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:
+    found = [device.peers[PEER.wg_keys[i]] for i, device in enumerate(devices(PEER).values())]
+    assert [peer.psk for peer in found] == list(PSKS)
+    hosts = ["192.0.2.1", "198.51.100.1", "2001:db8::1"]
+    assert [peer.endpoint for peer in found] == [Endpoint(hosts[i % 3], 40000 + i) for i in range(7)]
+    assert {peer.allowed_ips for peer in found} == {frozenset({PEER.ip4, PEER.ip6})}
+    assert {peer.keepalive for peer in found} == {7}
+
+
+@pytest.mark.parametrize("change", [{"dials": False}, {"hosts": ()}], ids=["closed", "no-host"])
+def test_without_a_place_to_send_to_there_is_no_endpoint(change: dict[str, object]) -> None:
+    peer = replace(PEER, **change)  # type: ignore[arg-type]
+    found = [device.peers[PEER.wg_keys[i]] for i, device in enumerate(devices(peer).values())]
+    assert [one.endpoint for one in found] == [None] * 7
+    assert {one.keepalive for one in found} == ({0} if not peer.dials else {7})
+    assert [one.psk for one in found] == list(PSKS)
+
+
+def actual(*peers: MeshPeer) -> dict[str, DeviceState]:
+    return apply({}, diff({}, devices(*peers), now=0.0))
+
+
+def test_what_is_installed_is_read_back() -> None:
+    state = actual(PEER)
+    reading = read_peer(state, NAMES, PEER.wg_keys, PSKS)
+    assert reading.bitmap == 0b1111111
+    assert reading.handshakes == (None,) * 7
+
+
+def test_a_missing_device_peer_or_psk_is_not_read_back() -> None:
+    wrong = replace(PEER, psks=(*PSKS[:4], Secret(b"x" * 32), *PSKS[5:]))
+    state = actual(wrong)
+    del state["pm0"]
+    state["pm2"] = replace(state["pm2"], peers={})
+    peer = state["pm6"].peers[PEER.wg_keys[6]]
+    state["pm6"] = replace(state["pm6"], peers={PEER.wg_keys[6]: replace(peer, last_handshake=12.0)})
+    reading = read_peer(state, NAMES, PEER.wg_keys, PSKS)
+    assert reading.bitmap == 0b1101010
+    assert reading.handshakes == (None, None, None, None, None, None, 12.0)

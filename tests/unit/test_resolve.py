@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from phantommesh.nursery import resolve
+from phantommesh.nursery.resolve import AT_ONCE, FORGET, FRESH, TIMEOUT, Resolver
+
+
+class NameServer(trio.abc.HostnameResolver):
+    """Answers from a table: an address, an error to raise, or None for silence."""
+
+    def __init__(self, table: dict[str, str | Exception | None]) -> None:
+        self.table = table
+        self.asked: Counter[str] = Counter()
+        self.waiting = self.most_waiting = 0
+
+    async def getaddrinfo(self, host: Any, *_: Any, **__: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        self.asked[name] += 1
+        self.waiting += 1
+        self.most_waiting = max(self.waiting, self.most_waiting)
+        try:
+            found = self.table[name]
+            await trio.sleep(float("inf") if found is None else 0)
+        finally:
+            self.waiting -= 1
+        if isinstance(found, Exception):
+            raise found
+        assert found is not None
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (one, 0)) for one in found.split()]
+
+    async def getnameinfo(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def resolving(
+    table: dict[str, str | Exception | None], changed: Callable[[], None] = lambda: None
+) -> AsyncIterator[tuple[Resolver, NameServer]]:
+    names = NameServer(table)
+    trio.socket.set_custom_hostname_resolver(names)
+    resolver = Resolver(changed)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resolver.run)
+        with capture_logs():
+            yield resolver, names
+        nursery.cancel_scope.cancel()
+
+
+async def test_addresses_are_not_looked_up() -> None:
+    async with resolving({}) as (resolver, names):
+        assert resolver.lookup("192.0.2.1") == "192.0.2.1"
+        assert resolver.lookup("2001:DB8::0001") == "2001:db8::1"
+        await wait_all_tasks_blocked()
+        assert not names.asked
+
+
+async def test_a_name_is_known_once_it_was_looked_up(autojump_clock: MockClock) -> None:
+    told = 0
+
+    def changed() -> None:
+        nonlocal told
+        told += 1
+
+    async with resolving({"a.example": "192.0.2.1"}, changed) as (resolver, names):
+        assert resolver.lookup("a.example") is None
+        await trio.sleep(0.1)
+        assert resolver.lookup("a.example") == "192.0.2.1"
+        assert told == 1
+        await trio.sleep(FRESH * 3)
+        assert told == 1
+        assert names.asked["a.example"] >= 3
+        names.table["a.example"] = "192.0.2.2"
+        await trio.sleep(FRESH * 2)
+        assert resolver.lookup("a.example") == "192.0.2.2"
+        assert told == 2
+
+
+@pytest.mark.parametrize(
+    "failure", [socket.gaierror(-2, "no such name"), UnicodeError("label too long"), None, "fe80::1%eth0"]
+)
+async def test_a_failure_keeps_what_was_known(
+    autojump_clock: MockClock, failure: str | Exception | None
+) -> None:
+    async with resolving({"a.example": "192.0.2.1"}) as (resolver, names):
+        resolver.lookup("a.example")
+        await trio.sleep(0.1)
+        names.table["a.example"] = failure
+        await trio.sleep(FRESH + TIMEOUT + 1)
+        assert names.asked["a.example"] == 2
+        assert resolver.lookup("a.example") == "192.0.2.1"
+
+
+async def test_the_first_address_without_a_scope_is_taken() -> None:
+    async with resolving({"a.example": "fe80::1%eth0 192.0.2.1 192.0.2.2"}) as (resolver, _):
+        resolver.lookup("a.example")
+        await wait_all_tasks_blocked()
+        assert resolver.lookup("a.example") == "192.0.2.1"
+
+
+async def test_one_silent_name_holds_up_no_other(autojump_clock: MockClock) -> None:
+    table: dict[str, str | Exception | None] = {f"silent{i}.example": None for i in range(AT_ONCE - 1)}
+    async with resolving({**table, "a.example": "192.0.2.1"}) as (resolver, _):
+        for name in table:
+            resolver.lookup(name)
+        resolver.lookup("a.example")
+        began = trio.current_time()
+        while resolver.lookup("a.example") is None:
+            await trio.sleep(0.1)
+        assert trio.current_time() - began < TIMEOUT  # of a clock that jumps
+
+
+async def test_only_so_many_are_asked_at_once(autojump_clock: MockClock) -> None:
+    table: dict[str, str | Exception | None] = {f"silent{i}.example": None for i in range(3 * AT_ONCE)}
+    async with resolving(table) as (resolver, names):
+        for name in table:
+            resolver.lookup(name)
+        await trio.sleep(5 * TIMEOUT)
+        assert names.most_waiting == AT_ONCE
+        assert set(names.asked) == set(table)
+
+
+async def test_a_new_name_does_not_ask_for_the_others_again(autojump_clock: MockClock) -> None:
+    async with resolving({"a.example": "192.0.2.1", "b.example": "192.0.2.2"}) as (resolver, names):
+        resolver.lookup("a.example")
+        await trio.sleep(1)
+        resolver.lookup("b.example")
+        await trio.sleep(1)
+        assert names.asked == {"a.example": 1, "b.example": 1}
+
+
+async def test_a_name_that_nobody_asks_for_is_forgotten(autojump_clock: MockClock) -> None:
+    async with resolving({"a.example": "192.0.2.1", "b.example": "192.0.2.2"}) as (resolver, names):
+        resolver.lookup("a.example")
+        resolver.lookup("b.example")
+        for _ in range(int((FORGET + 3 * FRESH) / 30)):
+            await trio.sleep(30)
+            resolver.lookup("b.example")
+        asked = names.asked["a.example"]
+        await trio.sleep(5 * FRESH)
+        assert names.asked["a.example"] == asked
+        assert resolver.lookup("b.example") == "192.0.2.2"
+
+
+async def test_there_is_an_end_to_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "MAX_NAMES", 2)
+    async with resolving({"a.example": "192.0.2.1", "b.example": "192.0.2.2"}) as (resolver, names):
+        assert [resolver.lookup(f"{name}.example") for name in "abc"] == [None] * 3
+        await wait_all_tasks_blocked()
+        assert resolver.lookup("c.example") is None
+        assert resolver.lookup("b.example") == "192.0.2.2"
+        assert set(names.asked) == {"a.example", "b.example"}
