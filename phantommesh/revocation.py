@@ -38,12 +38,17 @@ class Revocations:
     def __init__(self, root: x509.Certificate) -> None:
         self._root = root
         self._entries: dict[NodeId, Revocation] = {}
+        self._digest: bytes | None = None
 
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def get(self, node_id: NodeId) -> Revocation | None:
+        """The revocation of a node, or None while it has not been revoked."""
+        return self._entries.get(node_id)
 
     def __iter__(self) -> Iterator[Revocation]:
         return iter(self._entries.values())
@@ -63,11 +68,14 @@ class Revocations:
         except (InvalidSignature, ValueError) as error:
             raise TrustError("the revocation's signature is wrong") from error
         self._entries[node_id] = revocation
+        self._digest = None
         return True
 
     def digest(self) -> bytes:
         """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
-        return hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
+        if self._digest is None:
+            self._digest = hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
+        return self._digest
 
     def encode(self) -> bytes:
         """Return the set for the state directory (msgpack)."""

@@ -45,7 +45,9 @@ MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key 
 MAX_CSR_BYTES: Final = 8_192
 NETWORK4: Final = IPv4Network("100.64.0.0/10")  # RFC 6598
 
+_MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A.1: ub-common-name
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_AUTHORITY_URI: Final = re.compile(r"phantommesh:authority:([a-z2-7]{26})")
 _NODE_URI: Final = re.compile(r"phantommesh:node:([a-z2-7]{26})\?role=([a-z]{1,16})")
 
 # Everything that parsing and verifying a hostile certificate with `cryptography` can raise.
@@ -124,18 +126,44 @@ def make_root(key: Identity, mesh: str, now: float, network4: IPv4Network = NETW
         ],
         excluded_subtrees=None,
     )
-    name = f"{mesh} root"
+    name = f"{mesh} root"[:_MAX_COMMON_NAME]
     builder = _builder(name, name, key.public_key, key, now, now + ROOT_LIFE, path_length=1)
     return builder.add_extension(constraints, critical=True).sign(key.private_key, None)
 
 
-def issue_authority(root: x509.Certificate, root_key: Identity, spki: bytes, now: float) -> x509.Certificate:
-    """Sign an authority's key with the root's. It lasts as long as the root: nothing renews it."""
+def issue_authority(
+    root: x509.Certificate, root_key: Identity, spki: bytes, node_id: NodeId, now: float
+) -> x509.Certificate:
+    """Sign an authority's key with the root's. It lasts as long as the root: nothing renews it.
+
+    It names the node that holds the key, so that revoking the node takes the key's word away too.
+    """
     mesh = describe_mesh(root)
     public_key = _key(spki)
-    subject = f"{mesh.name} authority {format_node_id(node_id_of(spki))}"
-    builder = _builder(subject, f"{mesh.name} root", public_key, root_key, now, mesh.not_after, path_length=0)
+    subject = f"authority {format_node_id(node_id_of(spki))}"
+    issuer = str(root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    builder = _builder(subject, issuer, public_key, root_key, now, mesh.not_after, path_length=0)
+    holder = x509.UniformResourceIdentifier(f"phantommesh:authority:{format_node_id(node_id)}")
+    builder = builder.add_extension(x509.SubjectAlternativeName([holder]), critical=False)
     return builder.sign(root_key.private_key, None)
+
+
+def authority_node(der: bytes) -> NodeId | None:
+    """Return the node that an authority certificate says holds its key, unverified; None where it names none.
+
+    Raises TrustError for what is not a certificate.
+    """
+    certificate = _load(der, "authority")
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        if len(uris) == 1 and (matched := _AUTHORITY_URI.fullmatch(uris[0])):
+            return parse_node_id(matched[1])
+    except x509.ExtensionNotFound:  # a mesh made by 0.1.0
+        return None
+    except (*_X509_ERRORS, IdentityError):
+        pass
+    raise TrustError("the authority certificate has other names than an authority's")
 
 
 def load_root(der: bytes, root_hash: bytes | None = None) -> x509.Certificate:

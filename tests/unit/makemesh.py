@@ -45,7 +45,7 @@ class TestMesh:
 def make_mesh(label: str = "mesh", now: float = NOW) -> TestMesh:
     root_key, authority_key = identity(f"{label} root"), identity(f"{label} authority")
     root = make_root(root_key, "pm", now)
-    certificate = issue_authority(root, root_key, authority_key.spki, now)
+    certificate = issue_authority(root, root_key, authority_key.spki, identity(f"{label} first").node_id, now)
     return TestMesh(root, root_key, Authority(root, certificate, authority_key))
 
 

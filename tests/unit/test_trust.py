@@ -467,6 +467,6 @@ def test_a_revocation_needs_an_authority_of_this_mesh() -> None:
 def test_an_issued_authority_cannot_make_authorities() -> None:
     """The path length: an authority's signature under another authority's certificate is worth nothing."""
     second = identity("second authority")
-    forged = issue_authority(MESH.root, MESH.authority.key, second.spki, NOW)
+    forged = issue_authority(MESH.root, MESH.authority.key, second.spki, NODE.node_id, NOW)
     with pytest.raises(TrustError):
         verify_authority(MESH.root, forged.public_bytes(Encoding.DER), NOW)
