@@ -132,6 +132,12 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.dns_queries = Counter(
+            PREFIX + "dns_queries_total",
+            "Answered queries for the mesh's names, by result.",
+            ["result"],
+            registry=self.registry,
+        )
         self.api_request_seconds = Histogram(
             PREFIX + "api_request_seconds",
             "Seconds an API request took, by route pattern, method and status.",

@@ -38,6 +38,7 @@ from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import streams
 from phantommesh.nursery.backend import Backend, choose
 from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.report import Reporter
@@ -72,6 +73,13 @@ class Node:
         self.resolver = Resolver(self._peers_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
+        self.naming = Naming(
+            config.dns,
+            state.mesh,
+            link=self.names[0],
+            me=lambda: self.own.member,
+            answered=lambda result: self.metrics.dns_queries.labels(result).inc(),
+        )
         self.links = self._make_links()
         self.driver = LinkDriver(
             self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
@@ -146,6 +154,7 @@ class Node:
         self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
+        self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self._install()
 
     def _install(self) -> None:
@@ -256,6 +265,7 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(self.own.renew, self.client),
             "loop-lag": self._watch_lag,
+            **self.naming.services(),
         }
         if self.config.control.tcp:
             services["tcp"] = self.tcp.run

@@ -222,7 +222,8 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
-        drops = node.links.drops + node.tcp.dropped + Counter({"datagram-unsent": node.udp.unsent})
+        drops = node.links.drops + node.tcp.dropped + node.naming.dropped
+        drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)
         self._drops = drops
