@@ -206,7 +206,7 @@ def test_truncates() -> None:
 
 def test_edns() -> None:
     query = dns.message.make_query("alpha.pm.internal", "A", use_edns=0, payload=4096)
-    query.use_edns(0, payload=4096, options=[dns.edns.GenericOption(10, b"12345678")])
+    query.use_edns(0, payload=4096, options=[dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")])
     response = dns.message.from_wire(respond(ZONE, query.to_wire(), tcp=False)[1] or b"")
     assert response.edns == 0
     assert response.payload == MAX_UDP_SIZE
@@ -230,7 +230,12 @@ def test_other_opcodes(opcode: int) -> None:
     query[2] = opcode << 3 | 1
     word, wire = respond(ZONE, bytes(query), tcp=False)
     assert wire is not None
-    assert (word, len(wire), wire[:2], wire[3] & 15) == ("notimp", 12, query[:2], dns.rcode.NOTIMP)
+    assert (word, len(wire), wire[:2], wire[3] & 15) == (
+        "notimp",
+        12,
+        bytes(query[:2]),
+        int(dns.rcode.NOTIMP),
+    )
     assert wire[2] == 0x80 | opcode << 3 | 1
 
 
