@@ -54,9 +54,13 @@ class Revocations:
         return iter(self._entries.values())
 
     def add(self, revocation: Revocation, now: float) -> bool:
-        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError."""
+        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError.
+
+        Of two for one node the earlier is kept, so that all nodes end with the same.
+        """
         node_id = NodeId(revocation.node_id)
-        if node_id in self._entries:
+        held = self._entries.get(node_id)
+        if held is not None and _order(held) <= _order(revocation):
             return False
         if len(node_id) != NODE_ID_BYTES or not 0 <= revocation.at < 2**63:
             raise TrustError("the revocation's fields are out of range")
@@ -69,7 +73,7 @@ class Revocations:
             raise TrustError("the revocation's signature is wrong") from error
         self._entries[node_id] = revocation
         self._digest = None
-        return True
+        return held is None
 
     def digest(self) -> bytes:
         """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
@@ -92,6 +96,10 @@ class Revocations:
         for entry in entries:
             revocations.add(entry, now)
         return revocations
+
+
+def _order(revocation: Revocation) -> tuple[int, bytes]:
+    return revocation.at, revocation.signature
 
 
 def _signed(node_id: bytes, at: int) -> bytes:
