@@ -16,7 +16,8 @@ test: setup lint
 test-kernel:
 	scripts/setup kernel
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
-	    $(BIN)/python -m pytest -m "(kernel or lab) and not slow" -p no:cacheprovider tests/kernel tests/lab
+	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun" \
+	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab
 
 bench: setup
 	$(SUDO) $(BIN)/python -m benchmarks

@@ -19,7 +19,7 @@ from phantommesh.link.fragments import Missing
 from phantommesh.link.handshake import HandshakeError, Responder, check_invite_proof, pick_chain
 from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import ALL
-from phantommesh.link.response import Response, Responses
+from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.wire import Address, Fragment, Kind, Mode
 
 # Tuning.
@@ -205,6 +205,7 @@ class Answerer:
             return self._context.drop("overtaken")
         if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):
             self._context.end_initiation(peer)  # glare: the other end will not answer that one
+        peer.next_start = max(peer.next_start, now + LIFE)  # until ACK goes out and plans the next one
         effects: list[Effect] = [Install(peer.node_id)]
         peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:

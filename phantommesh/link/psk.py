@@ -176,10 +176,11 @@ class PskState:
 
     def observe(self, handshakes: Sequence[float | None], now: float) -> None:
         """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
-        newer than the set confirms that the other end has the same PSK."""
+        newer than the set confirms that the other end has the same PSK. One in the future confirms nothing:
+        the clock that the kernel stamps them with was set back."""
         margin = SAME_HANDSHAKE if self._replaced_agreed else 0.0
         for i, (seen, set_at) in enumerate(zip(handshakes, self._installed_at, strict=True)):
-            if seen is not None and set_at is not None and seen >= set_at + margin:
+            if seen is not None and set_at is not None and set_at + margin <= seen <= now:
                 self.confirmed |= 1 << i
         if self.confirmed and self._unsure_since is not None:
             staged, confirmed = self.staged, self.confirmed

@@ -231,8 +231,6 @@ class Node:
                     await api_stopped.wait()
                 with trio.move_on_after(GRACE), suppress(PhantomMeshError):
                     await self.keeper.save()
-                with trio.move_on_after(STOP), suppress(PhantomMeshError):
-                    await self.reconciler.converge()  # after a pass under way: no interface is left half made
                 nursery.cancel_scope.cancel()
         finally:
             if not self.config.wireguard.keep_interfaces:

@@ -60,14 +60,19 @@ class OwnRecord:
     async def renew(self, client: RosterClient) -> None:
         """Renew the certificate whenever two thirds of its life are over, until cancelled."""
         while True:
-            if time() >= self.renewal_due():
-                try:
-                    await self._renew(client)
-                    self.renewal_error = None
-                except PhantomMeshError as error:
-                    self.renewal_error = error
-                    log.warning("certificate not renewed", error=str(error), fix=error.fix)
+            await self.renew_if_due(client)
             await trio.sleep(LOOK)
+
+    async def renew_if_due(self, client: RosterClient) -> None:
+        """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
+        if time() < self.renewal_due():
+            return
+        try:
+            await self._renew(client)
+            self.renewal_error = None
+        except PhantomMeshError as error:
+            self.renewal_error = error
+            log.warning("certificate not renewed", error=str(error), fix=error.fix)
 
     async def _renew(self, client: RosterClient) -> None:
         state, member, now = self._state, self.member, time()

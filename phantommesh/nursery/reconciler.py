@@ -120,7 +120,9 @@ class Reconciler:
         for change in changes:
             if change.create:
                 try:
-                    await self._backend.create(change.name, change.mtu or 0)
+                    # Seen through even while the node leaves: a half-made interface would stay for ever.
+                    with trio.CancelScope(shield=True):
+                        await self._backend.create(change.name, change.mtu or 0)
                 except PhantomMeshError as error:
                     failures[change.name] = error
         try:

@@ -89,8 +89,8 @@ class Sessions:
         return self._by_name.get(name)
 
     def newest(self, peer: bytes) -> Session | None:
-        """The session that a channel to this peer should use."""
-        return next((s for s in reversed(self._by_name.values()) if s.peer == peer), None)
+        """The session that a channel to this member should use."""
+        return next((s for s in reversed(self._by_name.values()) if s.peer == peer and not s.invite), None)
 
     def retain(self, peers: Collection[bytes]) -> None:
         """Drop the sessions of members that are not among ``peers``; newcomers keep theirs."""

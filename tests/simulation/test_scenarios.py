@@ -183,6 +183,22 @@ def test_a_lost_ack_or_auth_is_healed_by_a_new_handshake(kind: Kind) -> None:
     assert not sim.state().chain_reset and not sim.state(1, 0).chain_reset
 
 
+def test_the_next_resp_alone_settles_a_lost_ack() -> None:
+    """It builds on the chain of the handshake in doubt: so the other end has that, however it ends."""
+    sim = Simulation()
+    sim.run(10)
+    before = sim.state().epoch
+    sim.network.block = {Kind.ACK}
+    links_of(sim.nodes[0]).rotate(None, sim.nodes[0].clock)
+    sim.run(4.9)
+    assert sim.state().phase is PskPhase.UNSURE
+    sim.network.block = {Kind.AUTH, Kind.ACK}
+    sim.run(2)
+    assert sim.agree()
+    assert sim.state().epoch == sim.state(1, 0).epoch == before + 1
+    assert sim.state().phase is PskPhase.FRESH
+
+
 def test_acks_lost_for_ten_minutes_never_part_the_ends_for_long() -> None:
     """Each attempt installs at the responder only; the next one, or a WireGuard handshake, catches up."""
     sim = Simulation()

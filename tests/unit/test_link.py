@@ -385,6 +385,44 @@ def test_lost_fragments_are_asked_for_and_only_those_come_again() -> None:
     assert (sim.sent[Kind.RESP], sim.sent[Kind.AUTH]) == (5 + 2, 3 + 1)
 
 
+def answered_but_not_installed() -> tuple[Simulation, Links]:
+    """A second handshake whose responder has verified AUTH and whose kernel took no PSK."""
+    sim = Simulation()
+    sim.run(5)
+    a, b = sim.nodes
+    b.install_works = False
+    assert a.links is not None and b.links is not None
+    a.links.rotate(None, a.clock)
+    sim.carry_out(a, a.links.tick(a.clock))
+    sim.run(0.5)
+    assert sim.state(1, 0).epoch == 2
+    return sim, b.links
+
+
+def test_ack_waits_until_the_psks_are_read_back() -> None:
+    sim, _ = answered_but_not_installed()
+    sim.run(2.5)
+    assert sim.sent[Kind.ACK] == 1 and sim.state().epoch == 1
+    sim.nodes[1].install_works = True
+    sim.run(1.5)
+    assert sim.sent[Kind.ACK] == 2 and sim.state().epoch == 2
+
+
+def test_ack_names_the_interfaces_where_not_all_were_installed() -> None:
+    sim, links = answered_but_not_installed()
+    a, b = sim.nodes
+    assert a.links is not None
+    (initiation,) = [p.initiation for p in a.links._context.initiations.values()]
+    assert initiation is not None
+    some = 0b0000101
+    assert links.read_back(a.identity.node_id, some, [None] * 7, b.clock) == []
+    effects = links.read_back(a.identity.node_id, some, [None] * 7, b.clock + 1.0)
+    (ack,) = [e.datagram for e in effects if isinstance(e, Send)]
+    parsed = wire.decode_untrusted(ack)
+    assert isinstance(parsed, Fragment)
+    assert initiation.handshake.on_ack(parsed.chunk).bitmap == some
+
+
 # --- enrolment ---
 
 INVITE, SECRET, ROOT_HASH = b"v" * 16, Secret(b"s" * 32), b"r" * 32

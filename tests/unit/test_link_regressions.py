@@ -129,7 +129,7 @@ def test_rotate_is_not_forgotten_when_a_confirmation_comes_before_the_tick() -> 
     assert peer.psk.committed is not None
     peer.timed_by_handshake = False
     a.links.rotate(None, a.clock)
-    a.links.read_back(b.identity.node_id, 127, [a.clock + 5.0] * 7, a.clock)
+    a.links.read_back(b.identity.node_id, 127, [a.clock] * 7, a.clock)
     assert peer.next_start <= a.clock
 
 
@@ -194,6 +194,18 @@ def test_a_signature_that_never_comes_does_not_stop_the_link() -> None:
         assert sim.state().epoch == 0
     sim.run(60)
     assert sim.agree()
+
+
+def test_a_handshake_in_the_future_confirms_nothing() -> None:
+    """The kernel stamps with the system's clock. Set back by an hour, an old handshake looked newer than the
+    PSKs, and ended the doubt about them."""
+    state = psk_state()
+    assert state.commit(agreement(1), 0.0)
+    state.installed(127, 0.1)
+    state.observe([3600.0] * 7, 1.0)
+    assert state.confirmed == 0
+    state.observe([0.5] * 7, 1.0)
+    assert state.confirmed == 127
 
 
 def test_a_strange_cookie_reply_is_not_looked_up_before_its_mac() -> None:

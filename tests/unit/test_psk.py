@@ -9,6 +9,7 @@ import pytest
 from phantommesh.link.psk import (
     ALL,
     ALTERNATE,
+    DIAL_AFTER,
     FORGET_OLD_AFTER,
     INSTALL_GRACE,
     Agreement,
@@ -202,6 +203,32 @@ def test_keys_out_of_the_kernel_are_not_fresh_for_long(state: PskState) -> None:
     assert state.phase(11.0) is PskPhase.UNSURE
     state.installed(ALL, 12.0)
     assert state.phase(12.0) is PskPhase.FRESH
+
+
+def dials(state: PskState) -> bool:
+    """A call, so that a type checker does not think it constant."""
+    return state.dials
+
+
+def test_the_responder_of_a_first_agreement_leaves_wireguard_to_the_initiator(state: PskState) -> None:
+    assert not dials(state)
+    state.commit(agreement(1), 0.0, responder=True)
+    assert state.open and not dials(state)
+    assert state.deadline == DIAL_AFTER
+    assert state.tick(DIAL_AFTER) == (True, [])
+    assert dials(state)
+    state.commit(agreement(2, 90.0), 90.0, responder=True)
+    assert dials(state)  # WireGuard sessions are alive: nothing to wait for
+
+
+def test_a_wireguard_handshake_ends_the_wait_and_initiators_never_wait(state: PskState) -> None:
+    state.commit(agreement(1), 0.0, responder=True)
+    state.installed(ALL, 0.1)
+    state.observe(handshakes(0.5), 0.6)
+    assert dials(state)
+    other = PskState(random.Random(2).randbytes, alarm_after=180.0, random_after=300.0)
+    other.commit(agreement(1), 0.0)
+    assert dials(other)
 
 
 def test_nothing_secret_shows(state: PskState) -> None:

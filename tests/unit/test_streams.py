@@ -511,7 +511,9 @@ def test_the_newest_few_of_each_peer_are_kept(monkeypatch: pytest.MonkeyPatch) -
     assert [i for i in range(5) if sessions.get(bytes([i]) * 8)] == [2, 3, 4]
     newest = sessions.newest(b"a")
     assert newest is not None and newest.name == bytes([4]) * 8
+    sessions.add(session(b"b", b"invited!", b"invite"))
     assert sessions.newest(b"b") is None
+    sessions._by_name.pop(b"invited!")
     sessions.add(session(b"b", b"b" * 8))
     sessions.add(session(b"c", b"c" * 8))
     assert sessions.get(bytes([2]) * 8) is None

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's own record and certificate: signed anew when something changes, renewed in time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+
+import pytest
+import trio
+from msgspec import structs
+from structlog.testing import capture_logs
+
+from phantommesh import nodestate, statedir
+from phantommesh.config import Config, load
+from phantommesh.control import Renewed
+from phantommesh.nodestate import NodeState, load_node, make_record
+from phantommesh.nursery import own
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.roster import RosterClient, RosterKeeper
+from phantommesh.nursery.streams import Sessions
+from phantommesh.records import Entry, sign_record
+from phantommesh.statedir import StateDir, StateError
+from phantommesh.trust import NODE_LIFE, Role, validity
+from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.unit.makemesh import identity
+
+
+class Clock:
+    """Unix time as the modules under test see it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        for module in (own, "phantommesh.nursery.roster", "phantommesh.nursery.node"):
+            target = f"{module}.time" if isinstance(module, str) else f"{module.__name__}.time"
+            monkeypatch.setattr(target, self)
+
+    def __call__(self) -> float:
+        return time() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+class Parts:
+    """What is needed to speak for oneself, without a network."""
+
+    def __init__(self, state: NodeState, config: Config) -> None:
+        self.state = state
+        self.changes = 0
+        self.keeper = RosterKeeper(state, self._changed)
+        self.own = OwnRecord(config, state, self.keeper)
+        self.client = RosterClient(state, self.keeper, Sessions())
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def held(self) -> Entry:
+        entry = self.keeper.roster.get(self.state.identity.node_id)
+        assert entry is not None
+        return entry
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> NodeState:
+    return make_authority(tmp_path)
+
+
+def parts(tmp_path: Path, change: Callable[[Config], Config] = lambda config: config) -> Parts:
+    return Parts(load_node(tmp_path / "state", time()), change(load(tmp_path / "pm.toml")))
+
+
+def move(config: Config) -> Config:
+    return structs.replace(config, node=structs.replace(config.node, endpoints=("192.0.2.9:1",)))
+
+
+def test_the_same_words_are_not_signed_again(state: NodeState, tmp_path: Path) -> None:
+    it = parts(tmp_path)
+    before = it.held.signed
+    it.own.publish()
+    assert it.held.signed is before
+    assert it.changes == 0
+
+
+def test_a_changed_configuration_is_published(state: NodeState, tmp_path: Path) -> None:
+    it = parts(tmp_path, move)
+    it.own.publish()
+    assert (it.held.record.control, it.held.record.seq) == (("192.0.2.9:1",), 2)
+    assert it.changes == 1
+    it.own.publish()
+    assert it.held.record.seq == 2
+
+
+def test_a_new_version_is_published(
+    state: NodeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodestate, "__version__", "99.0")
+    it = parts(tmp_path)
+    it.own.publish()
+    assert (it.held.record.version, it.held.record.seq) == ("99.0", 2)
+
+
+def test_a_record_of_ours_that_came_back_from_the_mesh_is_replaced(state: NodeState, tmp_path: Path) -> None:
+    """The state was restored from a backup: others hold a later record, which says something else."""
+    it = parts(tmp_path)
+    later = make_record(state.identity, state.wg_keys, move(load(tmp_path / "pm.toml")), seq=7)
+    it.keeper.add(sign_record(state.identity, later, state.node_cert, state.authority_cert))
+    it.own.publish()
+    assert it.held.record.seq == 8
+    assert it.held.record.control != ("192.0.2.9:1",)
+
+
+def test_a_record_that_nobody_would_take_is_said_and_the_old_one_stands(
+    state: NodeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodestate, "__version__", "x" * 100)
+    it = parts(tmp_path)
+    with capture_logs() as logs:
+        it.own.publish()
+    assert [entry["event"] for entry in logs] == ["our own record is not acceptable"]
+    assert it.held.record.seq == 1
+
+
+async def test_a_changed_configuration_reaches_the_mesh(tmp_path: Path) -> None:
+    """From the start of a node on, where everything that hangs on the roster is just being made."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as authority:
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+        config = tmp_path / "b" / "pm.toml"
+        port = load(config).control.port
+        config.write_text(
+            config.read_text().replace(f'["127.0.0.1:{port}"]', f'["127.0.0.1:{port}", "192.0.2.9:1"]')
+        )
+        async with serving(tmp_path / "b"):
+
+            def arrived() -> bool:
+                entry = authority.keeper.roster.get(joined.node_id)
+                return entry is not None and entry.record.control[1:] == ("192.0.2.9:1",)
+
+            await until(arrived)
+
+
+def test_renewal_is_due_at_two_thirds(state: NodeState, tmp_path: Path) -> None:
+    it = parts(tmp_path)
+    begin, end = validity(it.state.node_cert)
+    assert it.own.renewal_due() == pytest.approx(begin + (end - begin) * 2 / 3)
+
+
+async def test_an_authority_renews_its_own_certificate(
+    state: NodeState, tmp_path: Path, clock: Clock
+) -> None:
+    it = parts(tmp_path)
+    before = it.own.member
+    clock.ahead = NODE_LIFE * 0.6
+    await it.own.renew_if_due(it.client)
+    assert it.own.member == before
+    clock.ahead = NODE_LIFE * 0.7
+    await it.own.renew_if_due(it.client)
+    after = it.own.member
+    assert after.not_after > before.not_after
+    assert (after.node_id, after.name, after.role, after.ip4) == (
+        before.node_id, before.name, before.role, before.ip4,
+    )  # fmt: skip
+    assert it.held.member.not_after == after.not_after
+    assert it.held.record.seq == 2
+    assert validity((tmp_path / "state" / statedir.NODE_CERT).read_bytes())[1] == after.not_after
+    assert it.own.renewal_error is None
+    await it.own.renew_if_due(it.client)
+    assert it.own.member == after
+
+
+async def test_an_expired_authority_renews_itself(state: NodeState, tmp_path: Path, clock: Clock) -> None:
+    it = parts(tmp_path)
+    clock.ahead = NODE_LIFE * 3
+    it.own.publish()
+    await it.own.renew_if_due(it.client)
+    assert it.own.member.not_after > clock()
+    assert it.held.member == it.own.member
+
+
+async def test_a_renewal_that_cannot_be_written_is_tried_again(
+    state: NodeState, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = parts(tmp_path)
+    before = it.own.member
+    clock.ahead = NODE_LIFE * 0.7
+
+    def refuse(*_: object) -> None:
+        raise StateError("cannot write node.crt: No space left on device", fix="free some space")
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(StateDir, "write", refuse)
+        await it.own.renew_if_due(it.client)
+    assert it.own.member == before
+    assert isinstance(it.own.renewal_error, StateError)
+    assert [entry["fix"] for entry in logs] == ["free some space"]
+    await it.own.renew_if_due(it.client)
+    assert it.own.member.not_after > before.not_after
+
+
+async def test_without_an_authority_to_ask_the_reason_is_kept(tmp_path: Path, clock: Clock) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a"):
+        await join(tmp_path / "b", make_invite(state), "beta")
+    it = parts(tmp_path / "b")
+    clock.ahead = NODE_LIFE * 0.7
+    with capture_logs():
+        await it.own.renew_if_due(it.client)
+    assert it.own.renewal_error is not None
+    assert "no authority renewed the certificate" in str(it.own.renewal_error)
+
+
+async def test_another_nodes_certificate_is_not_taken(tmp_path: Path, clock: Clock) -> None:
+    state = make_authority(tmp_path / "a")
+    assert state.authority is not None
+    async with serving(tmp_path / "a"):
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+    it = parts(tmp_path / "b")
+    cert = state.authority.issue(identity("other").spki, "beta", Role.NODE, joined.ip4, time())
+
+    async def wrong(csr: bytes) -> Renewed:
+        await trio.lowlevel.checkpoint()
+        assert state.authority is not None
+        return Renewed(cert, state.authority.der)
+
+    it.client.renew = wrong  # type: ignore[method-assign]
+    clock.ahead = NODE_LIFE * 0.7
+    with capture_logs():
+        await it.own.renew_if_due(it.client)
+    assert "another node's key" in str(it.own.renewal_error)
+    assert load_node(tmp_path / "b" / "state", time()).name == "beta"
+
+
+async def test_a_member_renews_over_a_channel(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "LOOK", 0.05)
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as authority:
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b") as node:
+            await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
+            before = node.own.member
+            clock.ahead = NODE_LIFE * 0.7
+            await until(lambda: node.own.member.not_after > before.not_after)
+            assert (node.own.member.node_id, node.own.member.ip4) == (joined.node_id, joined.ip4)
+
+            def known(at: Node) -> bool:
+                entry = at.keeper.roster.get(joined.node_id)
+                return entry is not None and entry.member.not_after == node.own.member.not_after
+
+            assert known(node)
+            await until(lambda: known(authority))
+            renewed = validity((tmp_path / "b" / "state" / statedir.NODE_CERT).read_bytes())[1]
+            assert renewed == node.own.member.not_after
+            assert node.own.renewal_error is None

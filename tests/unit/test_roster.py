@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roster while it changes: kept, merged, given out, followed."""
+
+from dataclasses import replace
+from pathlib import Path
+from time import time
+
+import msgspec
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from phantommesh import control
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import Identity
+from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery import roster as module
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.roster import ControlServer, RosterKeeper
+from phantommesh.nursery.streams import Client, Session, StreamError, connect
+from phantommesh.records import Roster, SignedRecord, sign_record
+from phantommesh.revocation import Revocations, revoke
+from phantommesh.secret import Secret
+from phantommesh.statedir import StateDir, StateError
+from phantommesh.trust import Role, choose_ip4, make_csr
+from phantommesh.wire import Address
+from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.unit.makemesh import identity, plain_record
+
+SOURCE = Address("127.0.0.1", 4000, "tcp")
+NO_REVOCATIONS = msgspec.msgpack.encode([])
+
+
+class Mesh:
+    """An authority's keeper and server, without a network."""
+
+    def __init__(self, at: Path) -> None:
+        self.state: NodeState = make_authority(at)
+        self.changes = 0
+        self.keeper = RosterKeeper(self.state, self._changed)
+        self.server = ControlServer(self.state, self.keeper)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def record(self, node: Identity, name: str, seq: int = 1) -> SignedRecord:
+        authority = self.state.authority
+        assert authority is not None
+        ip4 = choose_ip4(self.state.mesh, node.node_id, ())
+        cert = authority.issue(node.spki, name, Role.NODE, ip4, time())
+        return sign_record(node, plain_record(node, seq), cert, authority.der)
+
+    async def ask(self, who: Identity, request: control.Request, invite: bytes = b"") -> control.Answer:
+        session = Session(who.node_id, b"session1", Secret(b"o" * 32), Secret(b"i" * 32), invite)
+        with capture_logs():
+            return await self.server.serve(session, request, SOURCE)
+
+    def names(self) -> list[str]:
+        return sorted(entry.member.name for entry in self.keeper.roster)
+
+    def on_disk(self) -> list[str]:
+        return sorted(entry.member.name for entry in load_node(self.state.state.path, time()).roster)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Mesh:
+    return Mesh(tmp_path)
+
+
+B, C = identity("b"), identity("c")
+
+
+def batch(*records: SignedRecord) -> bytes:
+    return msgspec.msgpack.encode(list(records))
+
+
+# --- the keeper
+
+
+async def test_what_is_added_is_told_and_saved(mesh: Mesh) -> None:
+    assert mesh.keeper.add(mesh.record(B, "beta"))
+    assert not mesh.keeper.add(mesh.record(B, "beta"))  # no newer
+    assert mesh.changes == 1
+    await mesh.keeper.save()
+    assert mesh.on_disk() == ["alpha", "beta"]
+
+
+async def test_what_has_not_changed_is_not_written(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StateDir, "write", lambda *_: pytest.fail("written"))
+    await mesh.keeper.save()
+
+
+async def test_a_disk_that_refuses_does_not_end_the_keeping(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = StateDir.write, 0
+
+    def refuse_twice(self: StateDir, name: str, data: bytes) -> None:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise StateError("cannot write it: No space left on device", fix="free some space")
+        write(self, name, data)
+
+    monkeypatch.setattr(StateDir, "write", refuse_twice)
+    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mesh.keeper.keep)
+            mesh.keeper.add(mesh.record(B, "beta"))
+            await until(lambda: mesh.on_disk() == ["alpha", "beta"])
+            nursery.cancel_scope.cancel()
+    assert [(entry["event"], entry["fix"]) for entry in logs] == [
+        ("roster not written", "free some space")
+    ] * 2
+
+
+async def test_two_savers_do_not_write_over_each_other(mesh: Mesh) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for i in range(5):
+            mesh.keeper.add(mesh.record(B, "beta", seq=i + 1))
+            nursery.start_soon(mesh.keeper.save)
+            await trio.lowlevel.checkpoint()
+        await mesh.keeper.save()
+        nursery.cancel_scope.cancel()
+    held = load_node(mesh.state.state.path, time()).roster.get(B.node_id)
+    assert held is not None and held.record.seq == 5
+
+
+async def test_a_batch_is_merged_and_told_once(mesh: Mesh) -> None:
+    stranger = Identity.generate()
+    bad = replace_signature(mesh.record(stranger, "bad"))
+    with capture_logs() as logs:
+        await mesh.keeper.merge(batch(mesh.record(B, "beta"), bad, mesh.record(C, "gamma")), NO_REVOCATIONS)
+    assert mesh.names() == ["alpha", "beta", "gamma"]
+    assert mesh.changes == 1
+    assert [entry["event"] for entry in logs] == ["record refused"]
+    await mesh.keeper.merge(mesh.keeper.roster.encode(), NO_REVOCATIONS)
+    assert mesh.changes == 1
+
+
+def replace_signature(signed: SignedRecord) -> SignedRecord:
+    return msgspec.structs.replace(signed, signature=bytes(len(signed.signature)))
+
+
+async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    authority = mesh.state.authority
+    assert authority is not None
+    revocations = Revocations(mesh.state.root)
+    revocations.add(revoke(authority, B.node_id, time()), time())
+    with capture_logs():
+        await mesh.keeper.merge(batch(mesh.record(B, "beta", seq=9)), revocations.encode())
+    assert mesh.names() == ["alpha"]
+    assert mesh.changes == 2
+    await mesh.keeper.save()
+    assert mesh.on_disk() == ["alpha"]
+
+
+@pytest.mark.parametrize(
+    ("records", "revocations"),
+    [(b"junk", NO_REVOCATIONS), (batch(), b"junk"), (b"\x91" * 5000, NO_REVOCATIONS)],
+)
+async def test_what_cannot_be_read_changes_nothing(mesh: Mesh, records: bytes, revocations: bytes) -> None:
+    with pytest.raises(PhantomMeshError):
+        await mesh.keeper.merge(records, revocations)
+    assert mesh.changes == 0
+
+
+async def test_waiting_ends_with_the_change_or_the_time(mesh: Mesh) -> None:
+    before = mesh.keeper.digest()
+    assert before == mesh.keeper.roster.digest()
+    assert await mesh.keeper.wait_for_other(before, 0.01) == before
+    assert await mesh.keeper.wait_for_other(b"other", 1000.0) == before
+    found = []
+
+    async def wait() -> None:
+        found.append(await mesh.keeper.wait_for_other(before, 1000.0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not found
+        mesh.keeper.add(mesh.record(B, "beta"))
+    assert found == [mesh.keeper.roster.digest()] != [before]
+
+
+# --- the server
+
+
+async def test_a_member_gets_the_roster_once_it_differs(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    answer = await mesh.ask(B, control.AskRoster(b"", 0.0))
+    assert isinstance(answer, control.RosterIs)
+    assert answer.digest == mesh.keeper.digest()
+    given = Roster.decode_untrusted(answer.roster, mesh.state.root, Revocations(mesh.state.root), time())
+    assert [entry.member.name for entry in given] == [entry.member.name for entry in mesh.keeper.roster]
+    assert await mesh.ask(B, control.AskRoster(answer.digest, 0.0)) == control.RosterIs(
+        answer.digest, b"", b""
+    )
+
+
+REQUESTS = [
+    control.AskRoster(b"", 0.0),
+    control.Announce(b""),
+    control.Renew(make_csr(B, "beta")),
+    control.Enrol(make_csr(B, "beta"), b"", b""),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+async def test_strangers_get_nothing(mesh: Mesh, request_: control.Request) -> None:
+    assert isinstance(await mesh.ask(B, request_), control.Refused)
+    assert mesh.names() == ["alpha"]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+async def test_nor_does_a_member_whose_certificate_has_expired(mesh: Mesh, request_: control.Request) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    entry = mesh.keeper.roster._entries[B.node_id]
+    mesh.keeper.roster._entries[B.node_id] = replace(
+        entry, member=replace(entry.member, not_after=time() - 1)
+    )
+    answer = await mesh.ask(B, request_)
+    assert isinstance(answer, control.Refused)
+    assert ("has expired" in answer.message) != isinstance(request_, control.Enrol)
+
+
+async def test_a_member_revoked_while_it_waits_gets_no_roster(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    authority = mesh.state.authority
+    assert authority is not None
+    answers = []
+
+    async def wait() -> None:
+        answers.append(await mesh.ask(B, control.AskRoster(mesh.keeper.digest(), 30.0)))
+
+    revocations = Revocations(mesh.state.root)
+    revocations.add(revoke(authority, B.node_id, time()), time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await mesh.keeper.merge(batch(), revocations.encode())
+    assert [type(answer) for answer in answers] == [control.Refused]
+
+
+async def test_a_newer_record_is_taken_from_anybody_who_is_a_member(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    answer = await mesh.ask(B, control.Announce(mesh.record(C, "gamma").encode()))
+    assert answer == control.Done()
+    assert mesh.names() == ["alpha", "beta", "gamma"]
+    for junk in (b"", b"junk", replace_signature(mesh.record(C, "gamma", 2)).encode()):
+        assert isinstance(await mesh.ask(B, control.Announce(junk)), control.Refused)
+
+
+async def test_a_certificate_is_renewed_for_its_own_key_name_and_role(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    answer = await mesh.ask(B, control.Renew(make_csr(B, "alpha")))
+    assert isinstance(answer, control.Renewed)
+    renewed = sign_record(B, plain_record(B, 2), answer.node_cert, answer.authority_cert)
+    mesh.keeper.add(renewed)
+    assert mesh.names() == ["alpha", "beta"]
+    wrong = await mesh.ask(B, control.Renew(make_csr(C, "beta")))
+    assert isinstance(wrong, control.Refused) and "its own key" in wrong.message
+    assert isinstance(await mesh.ask(B, control.Renew(b"junk")), control.Refused)
+
+
+# --- whole nodes
+
+
+async def test_a_new_member_is_known_to_all_and_linked(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as authority:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b") as beta:
+            await join(tmp_path / "c", make_invite(state), "gamma")
+            async with serving(tmp_path / "c") as gamma:
+                nodes = {"alpha": authority, "beta": beta, "gamma": gamma}
+
+                def linked(node: Node) -> list[str]:
+                    return sorted(link.peer for link in node.reporter.links() if link.state == "fresh")
+
+                await until(lambda: all(linked(n) == sorted({*nodes} - {name}) for name, n in nodes.items()))
+                await until(lambda: len({node.keeper.digest() for node in nodes.values()}) == 1)
+
+
+@pytest.mark.parametrize("direction", ["joiner", "authority"])
+async def test_handshakes_go_over_tcp_where_udp_does_not(tmp_path: Path, direction: str) -> None:
+    """Either end alone may lose all it sends by UDP."""
+    state = make_authority(tmp_path / "a")
+
+    def mute(node: Node) -> None:
+        node.udp.send = lambda *_: None  # type: ignore[method-assign]
+
+    def leave(node: Node) -> None:
+        pass
+
+    changes = (leave, mute) if direction == "joiner" else (mute, leave)
+    async with serving(tmp_path / "a", changes[0]) as authority:
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b", changes[1]) as node:
+            await until(
+                lambda: authority.links.keyed(joined.node_id) and node.links.keyed(state.identity.node_id)
+            )
+
+
+async def test_an_authority_that_restarts_is_followed_again(tmp_path: Path) -> None:
+    """It has lost all sessions; the links make new ones."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a"):
+        await join(tmp_path / "b", make_invite(state), "beta")
+    async with serving(tmp_path / "b") as node:
+        async with serving(tmp_path / "a"):
+            await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
+        async with serving(tmp_path / "a") as authority:
+            await join(tmp_path / "c", make_invite(state), "gamma")
+            await until(lambda: node.keeper.digest() == authority.keeper.digest())
+            assert len(node.keeper.roster) == 3
+
+
+async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as authority:
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b") as node:
+            session = node.sessions
+            await until(lambda: authority.sessions.newest(joined.node_id) is not None)
+            await until(lambda: session.newest(state.identity.node_id) is not None)
+            signer = authority.state.authority
+            assert signer is not None
+            revocations = Revocations(state.root)
+            revocations.add(revoke(signer, joined.node_id, time()), time())
+            mine = session.newest(state.identity.node_id)
+            await authority.keeper.merge(batch(), revocations.encode())
+            assert authority.reporter.links() == []
+            assert authority.sessions.newest(joined.node_id) is None
+            assert not any(device.peers for device in authority.reconciler.desired.values())
+            assert mine is not None
+            async with connect("127.0.0.1", authority.config.control.port) as framed:
+                with pytest.raises(StreamError):
+                    await Client.open(framed, mine)
