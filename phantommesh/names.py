@@ -59,24 +59,28 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One name and its addresses."""
+    """One name and its addresses; no IPv4 address while another member has it too, and keeps it."""
 
     name: str
-    ip4: IPv4Address
+    ip4: IPv4Address | None
     ip6: IPv6Address
 
 
 def hosts_of(members: Iterable[Member]) -> tuple[Host, ...]:
-    """The hosts of these members, by name. Of two with one name the lowest node id has it, on every node."""
+    """The hosts of these members, by name. A name or an IPv4 address that two of them have is the lowest node
+    id's, on every node, as in `records.Roster.disputes`."""
     found: dict[str, Host] = {}
+    taken: set[IPv4Address] = set()
     for member in sorted(members, key=lambda one: one.node_id):
-        found.setdefault(member.name, Host(member.name, member.ip4, member.ip6))
+        ip4 = None if member.ip4 in taken else member.ip4
+        taken.add(member.ip4)
+        found.setdefault(member.name, Host(member.name, ip4, member.ip6))
     return tuple(found[name] for name in sorted(found))
 
 
 def hosts_lines(hosts: Iterable[Host], mesh: str) -> list[str]:
     """The same names as lines of a hosts file (hosts(5))."""
-    return [f"{ip}\t{host.name}.{mesh}.internal" for host in hosts for ip in (host.ip4, host.ip6)]
+    return [f"{ip}\t{host.name}.{mesh}.internal" for host in hosts for ip in (host.ip4, host.ip6) if ip]
 
 
 def zone_names(mesh: Mesh) -> list[str]:
@@ -156,7 +160,7 @@ class Zone:
         self._reverse = [
             (_Reverse(network), addresses, sorted(addresses))
             for network, addresses in (
-                (mesh.network4, {int(host.ip4): host for host in self.hosts}),
+                (mesh.network4, {int(host.ip4): host for host in self.hosts if host.ip4}),
                 (mesh.network6, {int(host.ip6): host for host in self.hosts}),
             )
         ]
@@ -270,10 +274,8 @@ def _add(section: list[dns.rrset.RRset], name: dns.name.Name, ttl: int, record: 
 
 
 def _addresses(host: Host) -> _Records:
-    return {
-        dns.rdatatype.A: A(_IN, dns.rdatatype.A, str(host.ip4)),
-        dns.rdatatype.AAAA: AAAA(_IN, dns.rdatatype.AAAA, str(host.ip6)),
-    }
+    six = {dns.rdatatype.AAAA: AAAA(_IN, dns.rdatatype.AAAA, str(host.ip6))}
+    return six if host.ip4 is None else {dns.rdatatype.A: A(_IN, dns.rdatatype.A, str(host.ip4)), **six}
 
 
 def _bare(wire: bytes, rcode: dns.rcode.Rcode) -> bytes:

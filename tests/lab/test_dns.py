@@ -83,8 +83,8 @@ def test_every_node_serves_every_name(mesh: lab.LabResult, spec: LabSpec) -> Non
     for node in nodes_of(spec):
         said = ask(node, servers, list(wanted))
         assert len(said) == 2 * len(servers) * len(wanted)
-        for _, name, kind, rcode, records in said:
-            assert (rcode, records) == ("NOERROR", [wanted[str(name), str(kind)]])
+        for _, asked, kind, rcode, records in said:
+            assert (rcode, records) == ("NOERROR", [wanted[str(asked), str(kind)]])
 
 
 def reverse4(ip: str) -> str:

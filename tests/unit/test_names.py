@@ -303,7 +303,9 @@ def test_forward_and_reverse_agree(length: int, base: int, data: st.DataObject) 
     hosts = [Host(name, network[i], MESH.network6[j]) for name, (i, j) in members.items()]
     zone = Zone(mesh, hosts[0].name, hosts, serial=1)
     for host in hosts:
-        for kind, address in (("A", host.ip4), ("AAAA", host.ip6)):
+        addresses: list[tuple[str, IPv4Address | IPv6Address]] = [("AAAA", host.ip6)]
+        addresses += [("A", host.ip4)] if host.ip4 else []
+        for kind, address in addresses:
             response = ask(f"{host.name}.pm.internal", kind, zone=zone)
             assert ip_address(response.answer[0][0].to_text()) == address
             back = ask(address.reverse_pointer, "PTR", zone=zone)
@@ -354,6 +356,22 @@ def test_one_name_twice_belongs_to_the_lowest_node_id() -> None:
         Host("one", members[0].ip4, members[0].ip6),
         Host("twin", first.ip4, first.ip6),
     )
+
+
+def test_one_address_twice_belongs_to_the_lowest_node_id() -> None:
+    nodes = sorted((identity(f"twin {i}") for i in range(2)), key=lambda node: node.node_id)
+    members = [
+        Member(node.node_id, name, Role.NODE, ALPHA.ip4, MESH.network6[i], node.public_key, 0, NOW)
+        for i, (node, name) in enumerate(zip(nodes, ("z", "a"), strict=True))
+        if ALPHA.ip4
+    ]
+    hosts = hosts_of(members)
+    assert hosts == (Host("a", None, MESH.network6[1]), Host("z", ALPHA.ip4, MESH.network6[0]))
+    assert len(hosts_lines(hosts, "pm")) == 3
+    zone = Zone(MESH, "a", hosts, serial=1)
+    assert is_negative(ask("a.pm.internal", "A", zone=zone), dns.rcode.NOERROR, "pm.internal")
+    assert ask("a.pm.internal", "AAAA", zone=zone).answer
+    assert ask("2.1.64.100.in-addr.arpa", "PTR", zone=zone).answer[0][0].to_text() == "z.pm.internal."
 
 
 def test_hosts_lines() -> None:

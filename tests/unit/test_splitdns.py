@@ -66,13 +66,18 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> Bus:
 
 @asynccontextmanager
 async def running(
-    mode: Mode, path: Path, hosts: Callable[[], Sequence[Host]] = lambda: [ALPHA], port: int = 53
+    mode: Mode,
+    path: Path,
+    hosts: Callable[[], Sequence[Host]] = lambda: [ALPHA],
+    *,
+    port: int = 53,
+    address: Callable[[], IPv4Address] = lambda: IPv4Address("100.64.1.2"),
 ) -> AsyncIterator[SplitDns]:
     split = SplitDns(
         DnsSection(mode=mode, hosts=str(path), port=port),
         mesh="pm",
         link="pm0",
-        server=lambda: hosts()[0].ip4,
+        server=address,
         zones=ZONES,
         hosts=hosts,
     )
@@ -117,8 +122,8 @@ async def test_another_port_is_told_too(bus: Bus, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["link", "resolved", "address"])
 async def test_tells_it_again_when_it_matters(bus: Bus, tmp_path: Path, change: str) -> None:
-    hosts = [ALPHA]
-    async with running("auto", tmp_path / "hosts", lambda: hosts):
+    address = [IPv4Address("100.64.1.2")]
+    async with running("auto", tmp_path / "hosts", address=lambda: address[0]):
         await until(lambda: bus.methods().count("FlushCaches") == 1)
         match change:
             case "link":
@@ -129,7 +134,7 @@ async def test_tells_it_again_when_it_matters(bus: Bus, tmp_path: Path, change: 
             case "resolved":
                 bus.pid = 41
             case _:
-                hosts[0] = BETA
+                address[0] = IPv4Address("100.64.1.3")
         await until(lambda: bus.methods().count("FlushCaches") == 2)
     assert bus.said[-1] == ("RevertLink", "i", "8" if change == "link" else "7")
 
