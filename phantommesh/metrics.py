@@ -128,7 +128,7 @@ class Metrics:
         )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams dropped, by reason.",
+            "Control datagrams and DNS queries dropped, by reason.",
             ["reason"],
             registry=self.registry,
         )
