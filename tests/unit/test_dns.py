@@ -128,8 +128,7 @@ def is_bound(address: IPv4Address, port: int) -> bool:
         try:
             probe.bind((str(address), port))
         except OSError as error:
-            assert error.errno == errno.EADDRINUSE
-            return True
+            return error.errno == errno.EADDRINUSE
     return False
 
 
