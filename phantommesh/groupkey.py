@@ -180,9 +180,9 @@ class Keyring:
             self._drop(key_id)
         return bool(due or over)
 
-    def encode(self) -> bytes:
-        """Return the ring for the state directory, in msgpack. It holds the keys."""
-        return msgspec.msgpack.encode((self._floor, self._active, self.keys))
+    def encode(self, *more: GroupKey) -> bytes:
+        """Return the ring, and keys about to join it, for the state directory, in msgpack."""
+        return msgspec.msgpack.encode((self._floor, self._active, [*self.keys, *more]))
 
     def restore(self, data: bytes, now: float) -> None:
         """Take over what `encode` wrote; the waits begin anew. Raises TrustError.

@@ -17,6 +17,7 @@ from phantommesh import __version__, statedir
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import Keyring
 from phantommesh.identity import Identity
 from phantommesh.invites import InviteBook
 from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
@@ -54,6 +55,20 @@ class NodeState:
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
+    keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
+
+    def root_key(self) -> Identity:
+        """Read the mesh's root key. Raises TrustError where this machine does not hold it, or StateError."""
+        if not self.state.has(statedir.ROOT_KEY):
+            raise TrustError(
+                "only the machine that holds the mesh's root key can make another an authority",
+                fix=f"run it where `phantommesh init` ran, or put its {statedir.ROOT_KEY} back",
+            )
+        with _blame(self.state, statedir.ROOT_KEY):
+            key = Identity.from_pem(self.state.read_secret(statedir.ROOT_KEY).reveal())
+            if key.spki != self.mesh.root_spki:
+                raise TrustError("it is another mesh's root key")
+        return key
 
     @property
     def name(self) -> str:
@@ -128,6 +143,11 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
         roster = Roster.decode_untrusted(state.read(statedir.ROSTER), root, revocations, now)
+    keyring = b""
+    if state.has(statedir.KEYRING):
+        with _blame(state, statedir.KEYRING):
+            keyring = state.read_secret(statedir.KEYRING).reveal()
+            Keyring().restore(keyring, 0.0)
     authority = None
     if state.has(statedir.AUTHORITY_KEY):
         with _blame(state, statedir.AUTHORITY_KEY):
@@ -146,6 +166,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         revocations=revocations,
         authority=authority,
         invites=InviteBook(state),
+        keyring=keyring,
     )
 
 

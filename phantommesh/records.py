@@ -20,8 +20,10 @@ from phantommesh.trust import (
     MAX_CERTIFICATE_BYTES,
     NODE_LIFE,
     Member,
+    Mesh,
     TrustError,
     authority_node,
+    choose_ip4,
     validity,
     verify_chain,
 )
@@ -305,6 +307,23 @@ class Roster:
             raise RecordError(f"the roster is full at {MAX_MEMBERS} members")
         self._unclaim(oldest, None)
         del self._entries[oldest.member.node_id]
+
+
+def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:
+    """Return the name and the address that a member's next certificate should say: those it has, unless it
+    lost one to another member. Raises TrustError where no address is free."""
+    name, ip4 = member.name, member.ip4
+    lost = {dispute.over for dispute in roster.disputes(now) if dispute.loser == member.node_id}
+    others = [entry.member for entry in roster if entry.member.node_id != member.node_id]
+    if "address" in lost:
+        ip4 = choose_ip4(mesh, member.node_id, (other.ip4 for other in others))
+    if "name" in lost:
+        taken = {other.name for other in others}
+        marks = (format_node_id(member.node_id)[:length] for length in range(4, 27))
+        name = next(
+            free for mark in marks if (free := f"{member.name[: 62 - len(mark)]}-{mark}") not in taken
+        )
+    return name, ip4
 
 
 def record_hash(signed: SignedRecord) -> bytes:

@@ -98,6 +98,16 @@ class Revocations:
         return revocations
 
 
+def decode_revocation_untrusted(data: bytes) -> Revocation:
+    """Read one revocation in msgpack; nothing is verified yet. Raises TrustError only."""
+    try:
+        if len(data) <= MAX_REVOCATION_BYTES:
+            return msgspec.msgpack.decode(data, type=Revocation)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    raise TrustError("the revocation cannot be read")
+
+
 def _order(revocation: Revocation) -> tuple[int, bytes]:
     return revocation.at, revocation.signature
 

@@ -45,6 +45,7 @@ MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key 
 MAX_CSR_BYTES: Final = 8_192
 NETWORK4: Final = IPv4Network("100.64.0.0/10")  # RFC 6598
 
+_PROOF_CONTEXT: Final = b"phantommesh authority key v1"
 _MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A.1: ub-common-name
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _AUTHORITY_URI: Final = re.compile(r"phantommesh:authority:([a-z2-7]{26})")
@@ -146,6 +147,19 @@ def issue_authority(
     holder = x509.UniformResourceIdentifier(f"phantommesh:authority:{format_node_id(node_id)}")
     builder = builder.add_extension(x509.SubjectAlternativeName([holder]), critical=False)
     return builder.sign(root_key.private_key, None)
+
+
+def prove_authority(key: Identity, node_id: NodeId) -> bytes:
+    """Sign that the node holds this authority key: what the root's holder wants to see before it signs it."""
+    return key.sign(node_id, _PROOF_CONTEXT)
+
+
+def check_authority_proof(spki: bytes, proof: bytes, node_id: NodeId) -> None:
+    """Raise TrustError unless `prove_authority` made the proof with this key for this node."""
+    try:
+        _key(spki).verify(proof, node_id, _PROOF_CONTEXT)
+    except (InvalidSignature, ValueError) as error:
+        raise TrustError("the authority key is not the newcomer's") from error
 
 
 def authority_node(der: bytes) -> NodeId | None:

@@ -106,6 +106,7 @@ class Simulation:
         self.by_address = {node.address: node.index for node in self.nodes}
         self.records = {(node.id, 1, record_hash(node.index, 1)) for node in self.nodes}
         self.on_change: Callable[[int, Changed, float], None] | None = None
+        self.overhear: Callable[[bytes], None] | None = None
         self.tally = Tally()
         self.trace = seed & 0xFFFFFFFF
         self._heap: list[tuple[float, int, int, object, int]] = []
@@ -314,6 +315,8 @@ class Simulation:
                 target = self.index.get(to) if type(to) is bytes else self.by_address.get(to)  # type: ignore[arg-type]
                 tally.datagrams += 1
                 tally.bytes += len(datagram)
+                if self.overhear is not None:
+                    self.overhear(datagram)
                 if target is None or target < 0:
                     continue
                 if (loss and rng.random() < loss) or (cut is not None and cut(index, target)):
