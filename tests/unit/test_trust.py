@@ -416,7 +416,6 @@ def test_invites_nobody_could_use_are_not_made(book: InviteBook) -> None:
         lambda: make_invite(book, endpoints=("no port",)),
         lambda: make_invite(book, name="Not A Label"),
         lambda: make_invite(book, name="beta", uses=2),
-        lambda: make_invite(book, role=Role.AUTHORITY),
     )
     for make in makers:
         with pytest.raises(TrustError):
