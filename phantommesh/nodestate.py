@@ -170,6 +170,25 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     )
 
 
+def next_generation(state: StateDir, now: float) -> int:
+    """Return a number of 32 bits that is greater than at any start before, and on disk when this returns.
+
+    The clock keeps it so where the state came back from a backup. Raises StateError.
+    """
+    last = 0
+    if state.has(statedir.GENERATION):
+        with _blame(state, statedir.GENERATION):
+            last = int(state.read(statedir.GENERATION))
+    generation = max(last + 1, int(now))
+    if not 0 < generation < 2**32:
+        raise StateError(
+            f"{state.path / statedir.GENERATION} says {last}, which is no number of a start",
+            fix="set the clock, and delete the file if it is damaged",
+        )
+    state.write(statedir.GENERATION, str(generation).encode("ascii"))
+    return generation
+
+
 def encode_wg_keys(keys: tuple[Secret, ...]) -> list[str]:
     """Return the private keys in base64, as `wg` writes them, for a file of mode 0600."""
     return [base64.b64encode(key.reveal()).decode("ascii") for key in keys]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import time
 
 import structlog
@@ -124,6 +124,23 @@ class RosterKeeper:
                 self._report_equivocations()
             if changed:  # once for all of them: everything that depends on the roster is computed anew
                 self._note_change()
+
+    async def take(self, records: Iterable[bytes]) -> int:
+        """Add encoded records that somebody sent; one that does not hold is logged and left out. Return how
+        many changed the roster, which is told once."""
+        came = 0
+        try:
+            for data in records:
+                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                try:
+                    came += self.roster.add(SignedRecord.decode_untrusted(data), time())
+                except PhantomMeshError as error:
+                    log.warning("record refused", error=str(error))
+        finally:
+            self._report_equivocations()
+            if came:
+                self._note_change()
+        return came
 
     async def save(self) -> None:
         """Write what has changed since the last time; it is on disk when this returns. Raises StateError."""

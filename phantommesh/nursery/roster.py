@@ -100,6 +100,31 @@ class ControlServer:
         return entry
 
 
+async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
+    """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`.
+
+    What is not acceptable here or there is left out: nothing that a member sends ends this.
+    """
+    asked = antientropy.buckets(keeper.roster, time())
+    answer = await client.ask(control.Compare(asked))
+    if not isinstance(answer, control.Differs):
+        raise streams.StreamError("not an answer to a comparison")
+    try:
+        difference = antientropy.parse_difference_untrusted(answer.difference)
+    except antientropy.AntiEntropyError as error:
+        raise streams.StreamError(str(error)) from error
+    came, wanted = 0, antientropy.wanted(keeper.roster, difference)
+    for start in range(0, len(wanted), antientropy.MAX_WANTED):
+        hashes = tuple(wanted[start : start + antientropy.MAX_WANTED])
+        fetched = await client.ask(control.Fetch(hashes))
+        if not isinstance(fetched, control.Records):
+            raise streams.StreamError("not an answer to a request for records")
+        came += await keeper.take(fetched.records)
+    for entry in antientropy.surplus(keeper.roster, difference, time()):
+        await client.ask(control.Announce(entry.signed.encode()))
+    return came
+
+
 class RosterClient:
     """Keeps one channel to each authority, announces this node's record there and follows the roster."""
 

@@ -98,6 +98,28 @@ def test_when_an_authority_makes_a_key() -> None:
     assert next_epoch(keys, revocations, NOW) is None  # though it is not sent with yet
 
 
+def test_authorities_that_rotated_apart_agree_on_a_key_that_no_revoked_node_has() -> None:
+    """Each revoked another node; each key may be known to the node that the other revoked."""
+    rings, sets = [Keyring(), Keyring()], [Revocations(MESH.root), Revocations(MESH.root)]
+    for keys, revocations, gone in zip(rings, sets, ("x", "y"), strict=True):
+        keys.install(KEY, 0.0)
+        revocations.add(revoke(MESH.authority, identity(gone).node_id, NOW), NOW)
+        assert next_epoch(keys, revocations, NOW) == 2
+        keys.install(make_group_key(MESH.authority, 2, revocations, NOW), 0.0)
+        assert next_epoch(keys, revocations, NOW) is None
+    for one, other in ((0, 1), (1, 0)):  # the partition heals
+        for entry in list(sets[other]):
+            sets[one].add(entry, NOW)
+        for key in list(rings[other].keys):
+            rings[one].install(key, 1.0)
+        assert next_epoch(rings[one], sets[one], NOW) == 3
+    assert rings[0].newest == rings[1].newest
+    last = make_group_key(MESH.authority, 3, sets[0], NOW)
+    for keys, revocations in zip(rings, sets, strict=True):
+        keys.install(last, 2.0)
+        assert next_epoch(keys, revocations, NOW) is None
+
+
 def test_a_key_is_received_with_before_it_is_sent_with() -> None:
     first, second = fake(1), fake(2)
     keys = ring(first)
