@@ -136,6 +136,18 @@ class Simulation:
         node.wake = NEVER
         self._schedule(node)
 
+    def restart_from(self, kept: dict[int, list[bytes]], *, within: float) -> None:
+        """Start nodes again at random times, each with the claims it kept and node 0's address.
+
+        The owner keeps all records on disk, so each says at once which nodes' records it has verified.
+        """
+        for index, claims in kept.items():
+            delay = self.rng.random() * within
+            self.later(delay, lambda i=index, c=claims: self._restart(i, c))  # type: ignore[misc]
+
+    def _restart(self, index: int, claims: list[bytes]) -> None:
+        self.start(index, known=Snapshot(claims), seeds=(self.nodes[0].address,))
+
     def crash(self, index: int) -> None:
         """End a node's process at once."""
         node = self.nodes[index]
