@@ -15,6 +15,7 @@ test: setup lint
 # On this machine's kernel where it has WireGuard, else in a small VM; both run the same tests.
 test-kernel:
 	scripts/setup kernel
+	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun" \
 	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab

@@ -20,7 +20,7 @@ from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
-from phantommesh.wire import Address
+from phantommesh.wire import Address, Kind
 from tests.unit.makemesh import NOW, identity
 
 HERE, THERE = Address("192.0.2.2", 4000, "tcp"), Address("192.0.2.1", 51800, "tcp")
@@ -203,11 +203,17 @@ def test_another_machines_key_is_not_enrolled(authority: Authority) -> None:
     assert authority.links.drops["signature"] > 0
 
 
-def test_an_impostor_with_the_invite_is_not_taken_for_the_authority(authority: Authority) -> None:
+@pytest.mark.parametrize("claims", [True, False], ids=["claims-the-id", "honest"])
+def test_an_impostor_with_the_invite_is_not_taken_for_the_authority(
+    authority: Authority, claims: bool
+) -> None:
+    """It cannot sign for the authority's id, and its own is not the one that the invite names."""
     me, invite = identity("me"), authority.invite()
     impostor = Authority(identity("impostor"), authority.book)
-    impostor.links._context.node_id = invite.authority  # it claims the id, and cannot sign for it
-    impostor.links._context.__post_init__()
+    context = impostor.links._context
+    context.node_id = invite.authority
+    context.__post_init__()  # so that it can check what was meant for the authority
+    context.node_id = invite.authority if claims else impostor.identity.node_id
     newcomer = make_newcomer(invite, me)
     assert enrol(impostor, newcomer, me) is None
     assert newcomer.drops.total() > 0
@@ -243,6 +249,21 @@ def test_changed_datagrams_open_nothing_and_raise_nothing(authority: Authority, 
     changes: dict[str, Change] = {"outward" if outward else "inward": spoil}
     assert enrol(authority, newcomer, me, **changes) is None  # type: ignore[arg-type]
     assert authority.opened == []
+
+
+@pytest.mark.parametrize("kind", [Kind.RESP, Kind.ACK])
+@pytest.mark.parametrize("offset", [-1, -17], ids=["cookie-mac", "first-mac"])
+def test_a_fragment_with_a_wrong_mac_is_dropped(authority: Authority, kind: Kind, offset: int) -> None:
+    me = identity("me")
+    newcomer = make_newcomer(authority.invite(), me)
+
+    def spoil(datagram: bytes) -> bytes:
+        spoilt = bytearray(datagram)
+        spoilt[offset] ^= datagram[1] == kind
+        return bytes(spoilt)
+
+    assert enrol(authority, newcomer, me, inward=spoil) is None
+    assert newcomer.drops["unexpected"] > 0
 
 
 @given(st.binary(max_size=1300))

@@ -71,8 +71,9 @@ async def test_a_group_of_failures_is_a_failure(autojump_clock: MockClock) -> No
 
 @pytest.mark.parametrize("lasting", [1000.0, 0.0], ids=["running", "pausing"])
 async def test_cancellation_passes_through(autojump_clock: MockClock, lasting: float) -> None:
-    service = Service(float("inf"), lasting)
+    service, restarted = Service(float("inf"), lasting), list[str]()
     with capture_logs(), trio.move_on_after(0.05) as scope:
-        await supervise("it", service, on_restart=lambda name: None)
+        await supervise("it", service, on_restart=restarted.append)
     assert scope.cancelled_caught
+    assert len(restarted) == (lasting == 0)  # being cancelled is no failure
     assert len(service.began) == 1
