@@ -36,7 +36,7 @@ from phantommesh.nursery.labmesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, open_traffic
 from phantommesh.statedir import atomic_write
 from phantommesh.views import Status
@@ -202,9 +202,10 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
             joins[node.name] = round(trio.current_time() - started, 3)
 
     say(f"joining {spec.nodes - 1} nodes")
-    async with trio.open_nursery() as nursery:
-        for node in nodes[1:]:
-            nursery.start_soon(enrol, node)
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            for node in nodes[1:]:
+                nursery.start_soon(enrol, node)
     say("waiting until every pair is keyed in all dimensions")
     links = await converged(nodes, spec.patience_s)
     async with open_traffic(await flows_between(nodes), POLL_S) as traffic:

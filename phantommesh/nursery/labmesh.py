@@ -13,8 +13,9 @@ import msgspec
 import trio
 
 from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
-from phantommesh.nursery.client import NodeClient, NodeNotRunningError
+from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
 from phantommesh.statedir import atomic_write
@@ -88,7 +89,7 @@ async def converged(
         while True:
             try:
                 views[node.name] = view = await view_of(node)
-            except NodeNotRunningError as error:
+            except PhantomMeshError as error:
                 problems[node.name] = str(error)
             else:
                 if view.whole(peers):
@@ -171,7 +172,7 @@ async def answering(node: LabNode, patience_s: float) -> NodeView:
         while True:
             try:
                 return await view_of(node)
-            except NodeNotRunningError:
+            except PhantomMeshError:
                 await trio.sleep(POLL_S)
     raise LabError(f"{node.name} does not start{_quote(node)}", fix=_look(node))
 

@@ -10,7 +10,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,21 @@ _IN_BACKGROUND: Final = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
 
 class LabError(PhantomMeshError):
     """The lab could not be built, used or taken down."""
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Raise the first LabError of a group of nothing else: nodes that fail together fail for one reason."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        mine, rest = group.split(LabError)
+        if mine is None or rest is not None:
+            raise
+        first: BaseException = mine
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from typing import Final
 import trio
 from pyroute2 import netns
 
+from phantommesh.nursery.labnet import one_error
+
 # RFC 792: type, code, checksum, identifier, sequence number.
 _ECHO: Final = struct.Struct("!BBHHH")
 _ECHO_REQUEST: Final = 8
@@ -122,13 +124,14 @@ class Traffic:
 async def open_traffic(flows: Sequence[Flow], interval: float) -> AsyncIterator[Traffic]:
     """Ping on all flows until the block is left."""
     traffic = Traffic(flows, interval)
-    async with trio.open_nursery() as nursery:
-        for source in dict.fromkeys(flow.source for flow in flows):
-            opened = trio.socket.from_stdlib_socket(await trio.to_thread.run_sync(_open_in, source))
-            numbers = [number for number, flow in enumerate(flows) if flow.source == source]
-            nursery.start_soon(_serve, traffic, opened, numbers)
-        yield traffic
-        nursery.cancel_scope.cancel()
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            for source in dict.fromkeys(flow.source for flow in flows):
+                opened = trio.socket.from_stdlib_socket(await trio.to_thread.run_sync(_open_in, source))
+                numbers = [number for number, flow in enumerate(flows) if flow.source == source]
+                nursery.start_soon(_serve, traffic, opened, numbers)
+            yield traffic
+            nursery.cancel_scope.cancel()
 
 
 async def _serve(traffic: Traffic, opened: trio.socket.SocketType, numbers: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from phantommesh.config import DIMENSIONS
 from phantommesh.nursery.lab import LabResult, running, status
 from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, start
-from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of
+from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, Traffic, open_traffic
 
 TRAFFIC_S = 10.0
@@ -56,12 +56,13 @@ async def run(spec: LabSpec, console: Console, *, traffic_s: float = TRAFFIC_S) 
     SIGINT, SIGTERM and SIGHUP take it down too, and raise LabError.
     """
     report: RunReport | None = None
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-            async with running(spec, console.log) as result:
-                report = await _show(spec, result, console, traffic_s)
-            nursery.cancel_scope.cancel()
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+                async with running(spec, console.log) as result:
+                    report = await _show(spec, result, console, traffic_s)
+                nursery.cancel_scope.cancel()
     if report is None:
         raise LabError(f"interrupted; lab {spec.name} has been taken down")
     return report

@@ -203,7 +203,7 @@ class Client:
         await framed.send(channel.hello(session.name, mine))
         try:
             with trio.fail_after(IDLE):
-                theirs = channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
+                theirs = channel.parse_answer_untrusted(await _not_a_datagram(framed, wire.MAX_DATAGRAM))
         except channel.ChannelError as error:
             raise StreamError("the other end does not know this session") from error
         except trio.TooSlowError as error:
@@ -215,12 +215,20 @@ class Client:
         await self._framed.send(self._sealed.seal(control.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await self._framed.receive(channel.MAX_FRAME)
+                frame = await _not_a_datagram(self._framed, channel.MAX_FRAME)
             return control.decode_answer_untrusted(self._sealed.open(frame))
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
         except (channel.ChannelError, control.ControlError) as error:
             raise StreamError("the answer is not genuine") from error
+
+
+async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
+    """Return the next frame of a channel. What the handshake on this connection repeated may still come."""
+    while True:
+        frame = await framed.receive(limit)
+        if frame[:1] != bytes([wire.VERSION]):
+            return frame
 
 
 class TcpPort:

@@ -4,7 +4,15 @@
 import pytest
 
 from phantommesh.nursery.labmesh import LabLink, NodeView, links_between
-from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, bridge_commands, nodes_of, uplink_commands
+from phantommesh.nursery.labnet import (
+    LabError,
+    LabNode,
+    LabSpec,
+    bridge_commands,
+    nodes_of,
+    one_error,
+    uplink_commands,
+)
 from phantommesh.nursery.labping import Flow, Traffic, _checksum
 from phantommesh.nursery.labrun import links_table
 from phantommesh.views import LinkView, Status
@@ -94,6 +102,13 @@ def test_flow_counts_each_reply_once_and_measures_the_silence() -> None:
     assert flow.answered(3, 14.25)
     assert not flow.answered(9, 15.0)
     assert (flow.received, flow.rtt_s, flow.silence_s, flow.last_answered) == (3, 0.25, 3.0, 14.0)
+
+
+def test_nodes_that_fail_together_are_one_error() -> None:
+    with pytest.raises(LabError, match="first"), one_error():
+        raise ExceptionGroup("", [ExceptionGroup("", [LabError("first")]), LabError("second")])
+    with pytest.raises(ExceptionGroup), one_error():
+        raise ExceptionGroup("", [LabError("ours"), ValueError("a bug")])
 
 
 def test_request_carries_a_checksum_that_verifies() -> None:

@@ -193,6 +193,18 @@ async def test_without_the_sessions_keys_there_is_no_answer(wrong: Session) -> N
         assert asked == (wrong.key_out == CLIENTS.key_out and wrong.name == CLIENTS.name)
 
 
+async def test_what_the_handshake_repeated_late_does_not_disturb_a_channel() -> None:
+    async with serving() as served, connect(HERE, served.number) as framed:
+        own = framed._stream.socket.getsockname()
+        await framed.send(DATAGRAM)
+        await until(lambda: bool(served.datagrams))
+        late = bytes([wire.VERSION]) * wire.MAX_DATAGRAM
+        served.port.send(late, Address(own[0], own[1], "tcp"))
+        client = await Client.open(framed, CLIENTS)
+        served.port.send(late, Address(own[0], own[1], "tcp"))
+        assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+
+
 async def test_a_replayed_connection_is_refused() -> None:
     async with serving() as served:
         sent = []
