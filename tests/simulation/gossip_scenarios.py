@@ -82,7 +82,7 @@ def spread(
 
 @dataclass(frozen=True)
 class Stalls:
-    """One run of `stalls`: views of live nodes as dead, or as suspect, and how long and large the mesh was."""
+    """One run of `stalls`: how often a node held a live one for dead, or suspect, in how many node hours."""
 
     false_deaths: int
     false_suspicions: int
@@ -119,7 +119,7 @@ def stalls(
 def partition(
     nodes: int, seed: int, *, cut_for: float = 600.0, share: float = 0.6, params: Params = LAN
 ) -> float:
-    """Cut a mesh in two, and return how long after the cut's end all agree again (infinite: not in 120 s)."""
+    """Cut a mesh in two, and return how long after the cut's end all agree again (infinite: never)."""
     sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
     sim.start_all()
     sim.run(5)
@@ -134,7 +134,7 @@ def partition(
 
 
 def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
-    """Crash all, start all within a second, each with what it kept on disk; return how long until all agree."""
+    """Crash all, start all within a second with what each kept on disk; return how long until all agree."""
     sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
     sim.start_all()
     sim.run(3)
