@@ -310,7 +310,11 @@ def test_a_new_generation_is_believed_from_the_member_itself() -> None:
     assert view.generation == 1
     driver.says[B] = alive(B, 2, 0)
     driver.feed(gossip(alive(B, 2, 0)))
+    driver.run(3)  # the question about the other generation has to end first
     assert "restarted" in changes(driver.seen, B)
+    view = driver.member.member(B)
+    assert view is not None
+    assert view.generation == 2
 
 
 def test_an_ack_counts_only_with_the_nonce_and_from_the_member_asked() -> None:
