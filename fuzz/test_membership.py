@@ -162,6 +162,10 @@ class Mesh(RuleBasedStateMachine):
         if index < self.count:
             self.sim.inject(datagram, index, NOWHERE)
 
+    def teardown(self) -> None:
+        if hasattr(self, "sim"):
+            self.peace()
+
     @precondition(lambda self: self.troubled)
     @rule()
     def peace(self) -> None:

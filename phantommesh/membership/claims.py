@@ -11,6 +11,7 @@ from phantommesh.membership.messages import ALIVE, GENERATION, KEY, RECORD, Stat
 from phantommesh.wire import Address
 
 MAX_UNKNOWN: Final = 4096  # nodes heard of whose record is not verified yet; the oldest makes room
+MAX_NAMED: Final = 8  # records that are said to be one such node's
 
 
 class Claims:
@@ -18,22 +19,28 @@ class Claims:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.unknown: dict[bytes, tuple[bytes, bytes | Address]] = {}
+        self.unknown: dict[bytes, dict[bytes, tuple[bytes, bytes | Address]]] = {}  # by node, then record
         self.records: dict[bytes, bytes] = {}  # newest verified sequence number and hash, if not the claim's
         self.expelled: set[bytes] = set()
 
     def hear_of_unknown(self, raw: bytes, source: bytes | Address) -> None:
-        """Remember a claim of a node that is no member yet, and have its record fetched."""
-        node = raw[:16]
-        known = self.unknown.pop(node, None)
-        if known is None and len(self.unknown) >= MAX_UNKNOWN:
+        """Remember a claim of a node that is no member yet, and have the record that it names fetched.
+
+        Claims that name different records stand side by side, so that a made-up one hides no true one.
+        """
+        node, record = raw[:16], raw[RECORD]
+        named = self.unknown.pop(node, None) or {}
+        self.unknown[node] = named
+        if len(self.unknown) > MAX_UNKNOWN:
             del self.unknown[next(iter(self.unknown))]
+        known = named.pop(record, None)
+        if known is None:
+            self._fetch(raw, source)
         if known is None or raw[KEY] > known[0][KEY]:
-            self.unknown[node] = raw, source
-            if known is None or raw[RECORD] != known[0][RECORD]:
-                self._fetch(raw, source)
-        else:
-            self.unknown[node] = known
+            known = raw, source
+        named[record] = known
+        if len(named) > MAX_NAMED:
+            del named[next(iter(named))]
 
     def adopt(self, raw: bytes, source: bytes | Address) -> None:
         """Take a newer claim of a member that is not down, and pass it on."""
@@ -61,7 +68,7 @@ class Claims:
             return False
         if record > self.records.get(node, b""):
             self.records[node] = record
-        heard = self.unknown.pop(node, None)
+        heard = self.unknown.pop(node, {}).get(record)
         if core.table.get(node) is not None:
             return False
         raw = node + bytes(9) + bytes((ALIVE,)) + record if heard is None else heard[0]
@@ -80,6 +87,7 @@ class Claims:
         """Claims whose records nobody has verified here yet."""
         table = self._core.table
         claims = [(node, table.get(node), record) for node, record in self.records.items()]
-        return list(self.unknown.values()) + [
+        unknown = [claim for named in self.unknown.values() for claim in named.values()]
+        return unknown + [
             (claim, node) for node, claim, record in claims if claim and claim[26:32] > record[:6]
         ]

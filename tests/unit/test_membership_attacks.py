@@ -271,3 +271,14 @@ def test_a_flood_of_made_up_nodes_adds_no_member() -> None:
     )  # fmt: skip
     mesh.run(5)
     assert all(len(m) == 4 for node in mesh.nodes if (m := node.member) is not None)
+
+
+def test_a_made_up_claim_does_not_hide_a_newcomer() -> None:
+    """Found by fuzzing: the forged claim's key was the higher, so the true one was never asked about."""
+    mesh = Mesh(4)
+    mesh.crash(VICTIM)
+    mesh.start(VICTIM, seeds=(mesh.nodes[0].address,))
+    for state in (1, 7, 2**40):
+        forged = Event(node_id(2), state, 9, State.ALIVE, 5, b"forged!!" * 2).encode()
+        mesh.inject(encode(messages.GOSSIP, bytes(8), node_id(3), NOBODY, [forged]), VICTIM, NOWHERE)
+    assert mesh.run(15, mesh.agreed)
