@@ -23,23 +23,20 @@ from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection,
 from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_key
 from phantommesh.identity import Identity, IdentityError, NodeId
 from phantommesh.invites import Invite
+from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.nodestate import ADMISSION_BYTES, decode_wg_keys, encode_wg_keys, make_record, new_wg_keys
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
 from phantommesh.trust import (
-    Authority,
     Member,
     Role,
     TrustError,
     authority_node,
     check_label,
-    choose_ip4,
     describe_mesh,
-    issue_authority,
     load_root,
-    make_root,
     verify_authority,
     verify_chain,
 )

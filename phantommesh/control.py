@@ -22,7 +22,7 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature.
 
     Whom the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's signature
-    of its node id, see `trust.prove_authority`.
+    of its node id, see `issuing.prove_authority`.
     """
 
     csr: bytes

@@ -19,8 +19,9 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.issuing import Authority
 from phantommesh.revocation import Revocations
-from phantommesh.trust import Authority, TrustError, authority_node, verify_authority
+from phantommesh.trust import TrustError, authority_node, verify_authority
 
 KeyId = NewType("KeyId", bytes)
 

@@ -20,20 +20,12 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import Identity
 from phantommesh.invites import InviteBook
+from phantommesh.issuing import Authority
 from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import (
-    Authority,
-    Member,
-    Mesh,
-    TrustError,
-    describe_mesh,
-    load_root,
-    validity,
-    verify_chain,
-)
+from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
 
 ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"

@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
+from phantommesh.issuing import choose_ip4
 from phantommesh.revocation import Revocations
 from phantommesh.trust import (
     CLOCK_SKEW,
@@ -23,7 +24,6 @@ from phantommesh.trust import (
     Mesh,
     TrustError,
     authority_node,
-    choose_ip4,
     validity,
     verify_chain,
 )

@@ -10,7 +10,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from phantommesh.identity import NODE_ID_BYTES, NodeId
-from phantommesh.trust import Authority, TrustError, verify_authority
+from phantommesh.issuing import Authority
+from phantommesh.trust import TrustError, verify_authority
 
 CONTEXT: Final = b"phantommesh revocation v1"
 MAX_REVOCATION_BYTES: Final = 16_384

@@ -14,21 +14,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh import control
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.invites import InviteEntry
+from phantommesh.issuing import (
+    Authority,
+    check_authority_proof,
+    choose_ip4,
+    issue_authority,
+    parse_csr_untrusted,
+)
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Entry, SignedRecord, settle
 from phantommesh.revocation import Revocation, revoke
-from phantommesh.trust import (
-    Authority,
-    Role,
-    TrustError,
-    check_authority_proof,
-    choose_ip4,
-    issue_authority,
-    parse_csr_untrusted,
-)
+from phantommesh.trust import Role, TrustError
 
 log = structlog.get_logger("phantommesh.authority")
 

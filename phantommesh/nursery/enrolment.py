@@ -18,6 +18,7 @@ from phantommesh.config import Config
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.issuing import make_csr, prove_authority
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.initiation import Stage
@@ -27,7 +28,6 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.records import CONTEXT
 from phantommesh.secret import Secret
-from phantommesh.trust import make_csr, prove_authority
 from phantommesh.wire import Address
 
 HANDSHAKE_SECONDS = 10.0

@@ -12,11 +12,12 @@ from msgspec import structs
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.issuing import make_csr
 from phantommesh.nodestate import NodeState, make_record
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.roster import RosterClient
 from phantommesh.records import Dispute, settle, sign_record
-from phantommesh.trust import TrustError, authority_node, make_csr, verify_chain
+from phantommesh.trust import TrustError, authority_node, verify_chain
 
 RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
 

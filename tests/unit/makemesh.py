@@ -8,8 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.identity import Identity
+from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
-from phantommesh.trust import Authority, Mesh, Role, choose_ip4, describe_mesh, issue_authority, make_root
+from phantommesh.trust import Mesh, Role, describe_mesh
 
 NOW = 1_790_000_000.0  # unix seconds
 

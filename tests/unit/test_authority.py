@@ -17,11 +17,12 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.invites import Invite
+from phantommesh.issuing import Authority
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records import sign_record
-from phantommesh.trust import Authority, Role, TrustError
+from phantommesh.trust import Role, TrustError
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
 

@@ -15,10 +15,11 @@ from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection,
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId
 from phantommesh.invites import Invite
+from phantommesh.issuing import choose_ip4, issue_authority
 from phantommesh.nodestate import NodeState, load_node, new_wg_keys, next_generation, wg_public_key
 from phantommesh.secret import Secret
 from phantommesh.statedir import REQUIRED, StateError
-from phantommesh.trust import DAY, Role, TrustError, choose_ip4, issue_authority
+from phantommesh.trust import DAY, Role, TrustError
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 

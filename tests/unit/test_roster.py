@@ -15,6 +15,7 @@ from phantommesh import control
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity
+from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery.authority import AuthorityDesk
@@ -27,7 +28,7 @@ from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import Role, choose_ip4, make_csr
+from phantommesh.trust import Role
 from phantommesh.wire import Address
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record

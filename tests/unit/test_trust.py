@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from phantommesh.identity import Identity, NodeId, format_node_id, overlay_ip6
 from phantommesh.invites import Invite, InviteBook
+from phantommesh.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
@@ -22,13 +23,8 @@ from phantommesh.trust import (
     NODE_LIFE,
     Role,
     TrustError,
-    choose_ip4,
     describe_mesh,
-    issue_authority,
     load_root,
-    make_csr,
-    make_root,
-    parse_csr_untrusted,
     verify_authority,
     verify_chain,
 )
