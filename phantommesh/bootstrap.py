@@ -20,24 +20,24 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import statedir
 from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load, parse, render
+from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_key
 from phantommesh.identity import Identity, IdentityError, NodeId
 from phantommesh.invites import Invite
+from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.nodestate import ADMISSION_BYTES, decode_wg_keys, encode_wg_keys, make_record, new_wg_keys
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
 from phantommesh.trust import (
-    Authority,
     Member,
     Role,
     TrustError,
+    authority_node,
     check_label,
-    choose_ip4,
     describe_mesh,
-    issue_authority,
     load_root,
-    make_root,
+    verify_authority,
     verify_chain,
 )
 
@@ -62,11 +62,12 @@ class Summary:
 class JoinDraft:
     """A joiner's keys, kept from the first attempt, so that a repeated join is the same node.
 
-    `wg_keys` are seven X25519 private keys.
+    `wg_keys` are seven X25519 private keys; `authority_key` is there where the invite makes an authority.
     """
 
     identity: Identity
     wg_keys: tuple[Secret, ...]
+    authority_key: Identity | None = None
 
 
 def init_mesh(
@@ -94,7 +95,8 @@ def init_mesh(
     root_key, authority_key, identity = Identity.generate(), Identity.generate(), Identity.generate()
     root = make_root(root_key, mesh, now, network4)
     described = describe_mesh(root)
-    authority = Authority(root, issue_authority(root, root_key, authority_key.spki, now), authority_key)
+    authority_cert = issue_authority(root, root_key, authority_key.spki, identity.node_id, now)
+    authority = Authority(root, authority_cert, authority_key)
     ip4 = choose_ip4(described, identity.node_id, ())
     node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now)
     member = verify_chain(root, authority.der, node_cert, now)
@@ -133,7 +135,8 @@ def begin_join(state_dir: Path, config_path: Path, invite: Invite, config: Confi
         invite_id, draft = _read_draft(path)
         if invite_id == invite.invite_id:
             return draft
-    draft = JoinDraft(Identity.generate(), new_wg_keys())
+    authority_key = Identity.generate() if invite.role is Role.AUTHORITY else None
+    draft = JoinDraft(Identity.generate(), new_wg_keys(), authority_key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         atomic_write(path, _encode_draft(invite.invite_id, draft))
@@ -164,12 +167,15 @@ def finish_join(
     roster: bytes,
     revocations: bytes,
     now: float,
+    keys: bytes = b"",
+    active_key: bytes = b"",
+    own_authority_cert: bytes = b"",
 ) -> Summary:
     """Check all that the authority sent and make the node of it. All of it, or nothing.
 
     Certificates are DER; `roster` and `revocations` are encoded, as `Roster.encode` and `Revocations.encode`
-    give them. Our own signed record is added to the roster. Raises TrustError, RecordError, StateError or
-    ConfigError.
+    give them, `keys` as `encode_keys` does. Our own signed record is added to the roster. A new authority
+    certifies itself from the start. Raises TrustError, RecordError, StateError or ConfigError.
     """
     root = load_root(root_cert, invite.root_hash)
     mesh = describe_mesh(root)
@@ -187,7 +193,20 @@ def finish_join(
         )
     if len(admission_key) != ADMISSION_BYTES:
         raise TrustError("the authority sent no usable admission key", fix=_NEW_INVITE)
+    if draft.authority_key is not None:
+        own_key = verify_authority(root, own_authority_cert, now)
+        if own_key != draft.authority_key.public_key or authority_node(own_authority_cert) != member.node_id:
+            raise TrustError("the authority certified another authority's key", fix=_NEW_INVITE)
+        own = Authority(root, x509.load_der_x509_certificate(own_authority_cert), draft.authority_key)
+        authority_cert = own_authority_cert
+        node_cert = own.issue(draft.identity.spki, member.name, Role.AUTHORITY, member.ip4, now)
     revoked = Revocations.decode(revocations, root, now)
+    ring = Keyring()
+    for key in decode_keys_untrusted(keys) if keys else ():
+        with suppress(TrustError):  # one of an authority that was revoked since; the next is on its way
+            verify_group_key(key, root, revoked, now)
+            ring.install(key, now)
+    ring.promote(active_key, now)
     known = Roster.decode_untrusted(roster, root, revoked, now)
     overlay = OverlaySection(cidr4=str(mesh.network4))
     config = msgspec.structs.replace(config, overlay=overlay)
@@ -210,6 +229,10 @@ def finish_join(
         roster=known,
         revocations=revoked,
     )
+    if ring.active is not None:
+        files[statedir.KEYRING] = ring.encode()
+    if draft.authority_key is not None:
+        files[statedir.AUTHORITY_KEY] = draft.authority_key.to_pem().reveal()
     _commit(state_dir, files, config_path, config)
     try:
         _draft_path(state_dir).unlink(missing_ok=True)
@@ -310,6 +333,8 @@ def _encode_draft(invite_id: bytes, draft: JoinDraft) -> bytes:
         "identity": draft.identity.to_pem().reveal().decode("ascii"),
         "wireguard": encode_wg_keys(draft.wg_keys),
     }
+    if draft.authority_key is not None:
+        fields["authority"] = draft.authority_key.to_pem().reveal().decode("ascii")
     return json.dumps(fields).encode("ascii")
 
 
@@ -319,7 +344,9 @@ def _read_draft(path: Path) -> tuple[bytes, JoinDraft]:
         check_private(path, path.lstat())
         fields = json.loads(path.read_bytes())
         identity = Identity.from_pem(fields["identity"].encode("ascii"))
-        return bytes.fromhex(fields["invite"]), JoinDraft(identity, decode_wg_keys(fields["wireguard"]))
+        authority = Identity.from_pem(fields["authority"].encode("ascii")) if "authority" in fields else None
+        draft = JoinDraft(identity, decode_wg_keys(fields["wireguard"]), authority)
+        return bytes.fromhex(fields["invite"]), draft
     except OSError as error:
         raise cannot(f"read {path}", error) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, IdentityError) as error:

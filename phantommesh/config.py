@@ -105,6 +105,18 @@ class ApiSection(msgspec.Struct, frozen=True):
     )
 
 
+class DnsSection(msgspec.Struct, frozen=True):
+    """The name server on this node's overlay addresses, and how this machine comes to ask it."""
+
+    serve: Switch = True
+    port: Port = 53
+    mode: Annotated[
+        Literal["auto", "resolved", "hosts", "off"],
+        Meta(description='"auto", "resolved", "hosts" or "off"'),
+    ] = "auto"
+    hosts: Annotated[str, Meta(min_length=1, max_length=4096, description="an absolute path")] = "/etc/hosts"
+
+
 class LogSection(msgspec.Struct, frozen=True):
     """What is logged, and how: `auto` is JSON unless stderr is a terminal."""
 
@@ -126,6 +138,7 @@ class Config(msgspec.Struct, frozen=True):
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
     api: ApiSection = ApiSection()
+    dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
 
 
@@ -241,6 +254,15 @@ def _check(config: Config) -> None:
             f"({wireguard.base_port} to {last_port})",
             fix="set control.port or wireguard.base_port to another port",
         )
+    dns = config.dns
+    if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
+        raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
+    if dns.mode == "resolved" and not dns.serve:
+        raise ConfigError(
+            'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'
+        )
+    if not dns.hosts.startswith("/"):
+        raise _bad("dns.hosts", dns.hosts, _kind(DnsSection, "hosts"))
     try:
         network = IPv4Network(config.overlay.cidr4)
     except (AddressValueError, NetmaskValueError, ValueError):

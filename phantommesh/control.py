@@ -19,15 +19,22 @@ class ControlError(Exception):
 
 
 class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
-    """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature."""
+    """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature.
+
+    Whom the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's signature
+    of its node id, see `issuing.prove_authority`.
+    """
 
     csr: bytes
     record: bytes
     signature: bytes
+    authority_spki: bytes = b""
+    authority_proof: bytes = b""
 
 
 class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
-    """The authority's answer: certificates (DER), the admission secret, everybody's records, revocations."""
+    """The authority's answer: certificates (DER), the admission secret, everybody's records, revocations, the
+    group keys and the id of the one that is sent with; a new authority's own certificate."""
 
     node_cert: bytes
     authority_cert: bytes
@@ -35,15 +42,23 @@ class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
     admission: bytes
     roster: bytes
     revocations: bytes
+    keys: bytes = b""
+    active_key: bytes = b""
+    own_authority_cert: bytes = b""
 
     def __repr__(self) -> str:
         return "Enrolled(***)"
 
 
 class Renew(msgspec.Struct, frozen=True, tag="renew"):
-    """A member's request for a new certificate on its present key."""
+    """A member's request for a new certificate on its present key.
+
+    ``evidence`` is the record of a member that has its name or address, for an authority that may not have
+    heard of it: then the new certificate says something else.
+    """
 
     csr: bytes
+    evidence: bytes = b""
 
 
 class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
@@ -71,11 +86,55 @@ class AskRoster(msgspec.Struct, frozen=True, tag="ask-roster"):
 
 
 class RosterIs(msgspec.Struct, frozen=True, tag="roster"):
-    """The roster's digest and, where it differs from the one asked about, all of it."""
+    """The digest and, where it differs from the one asked about, all records, revocations and group keys."""
 
     digest: bytes
     roster: bytes
     revocations: bytes
+    keys: bytes = b""
+    active_key: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"RosterIs({self.digest.hex()})"
+
+
+class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
+    """Ask any member for the group keys, and for the revocations that they shut out."""
+
+
+class KeysAre(msgspec.Struct, frozen=True, tag="keys"):
+    """The revocations, the group keys, and the id of the key that is sent with."""
+
+    revocations: bytes
+    keys: bytes
+    active_key: bytes
+
+    def __repr__(self) -> str:
+        return "KeysAre(***)"
+
+
+class Compare(msgspec.Struct, frozen=True, tag="compare"):
+    """`antientropy.buckets` of the asker's roster."""
+
+    buckets: bytes
+
+
+class Differs(msgspec.Struct, frozen=True, tag="differs"):
+    """`antientropy.differing` of the answerer's."""
+
+    difference: bytes
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
+    """Ask for the records of these hashes."""
+
+    hashes: tuple[bytes, ...]
+
+
+class Records(msgspec.Struct, frozen=True, tag="records"):
+    """Signed records, encoded: those of the hashes that the answerer knows, or as many as fit."""
+
+    records: tuple[bytes, ...]
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -85,8 +144,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     fix: str = ""
 
 
-Request = Enrol | Renew | Announce | AskRoster
-Answer = Enrolled | Renewed | Done | RosterIs | Refused
+Request = Enrol | Renew | Announce | AskRoster | AskKeys | Compare | Fetch
+Answer = Enrolled | Renewed | Done | RosterIs | KeysAre | Differs | Records | Refused
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -163,8 +163,6 @@ class InviteBook:
         """Make an invite and keep it. Raises TrustError for arguments no joiner could use."""
         if name is not None:
             check_label("node name", name)
-        if role is Role.AUTHORITY:  # the joiner's authority key would need the root's signature
-            raise TrustError("inviting an authority is not built yet", fix="use --role node or --role relay")
         if name is not None and uses != 1:
             raise TrustError("an invite for one name has one use", fix="leave out --uses or --name")
         if not 1 <= uses <= 10_000:

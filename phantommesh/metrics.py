@@ -128,8 +128,14 @@ class Metrics:
         )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams dropped, by reason.",
+            "Control datagrams and DNS queries dropped, by reason.",
             ["reason"],
+            registry=self.registry,
+        )
+        self.dns_queries = Counter(
+            PREFIX + "dns_queries_total",
+            "Answered queries for the mesh's names, by result.",
+            ["result"],
             registry=self.registry,
         )
         self.api_request_seconds = Histogram(

@@ -17,22 +17,15 @@ from phantommesh import __version__, statedir
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import Keyring
 from phantommesh.identity import Identity
 from phantommesh.invites import InviteBook
+from phantommesh.issuing import Authority
 from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import (
-    Authority,
-    Member,
-    Mesh,
-    TrustError,
-    describe_mesh,
-    load_root,
-    validity,
-    verify_chain,
-)
+from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
 
 ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
@@ -54,6 +47,20 @@ class NodeState:
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
+    keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
+
+    def root_key(self) -> Identity:
+        """Read the mesh's root key. Raises TrustError where this machine does not hold it, or StateError."""
+        if not self.state.has(statedir.ROOT_KEY):
+            raise TrustError(
+                "only the machine that holds the mesh's root key can make another an authority",
+                fix=f"run it where `phantommesh init` ran, or put its {statedir.ROOT_KEY} back",
+            )
+        with _blame(self.state, statedir.ROOT_KEY):
+            key = Identity.from_pem(self.state.read_secret(statedir.ROOT_KEY).reveal())
+            if key.spki != self.mesh.root_spki:
+                raise TrustError("it is another mesh's root key")
+        return key
 
     @property
     def name(self) -> str:
@@ -128,6 +135,11 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
         roster = Roster.decode_untrusted(state.read(statedir.ROSTER), root, revocations, now)
+    keyring = b""
+    if state.has(statedir.KEYRING):
+        with _blame(state, statedir.KEYRING):
+            keyring = state.read_secret(statedir.KEYRING).reveal()
+            Keyring().restore(keyring, 0.0)
     authority = None
     if state.has(statedir.AUTHORITY_KEY):
         with _blame(state, statedir.AUTHORITY_KEY):
@@ -146,7 +158,27 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         revocations=revocations,
         authority=authority,
         invites=InviteBook(state),
+        keyring=keyring,
     )
+
+
+def next_generation(state: StateDir, now: float) -> int:
+    """Return a number of 32 bits that is greater than at any start before, and on disk when this returns.
+
+    The clock keeps it so where the state came back from a backup. Raises StateError.
+    """
+    last = 0
+    if state.has(statedir.GENERATION):
+        with _blame(state, statedir.GENERATION):
+            last = int(state.read(statedir.GENERATION))
+    generation = max(last + 1, int(now))
+    if not 0 < generation < 2**32:
+        raise StateError(
+            f"{state.path / statedir.GENERATION} says {last}, which is no number of a start",
+            fix="set the clock, and delete the file if it is damaged",
+        )
+    state.write(statedir.GENERATION, str(generation).encode("ascii"))
+    return generation
 
 
 def encode_wg_keys(keys: tuple[Secret, ...]) -> list[str]:

@@ -4,6 +4,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Final, Self
 
 import msgspec
@@ -13,8 +14,19 @@ from cryptography.exceptions import InvalidSignature
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
+from phantommesh.issuing import choose_ip4
 from phantommesh.revocation import Revocations
-from phantommesh.trust import MAX_CERTIFICATE_BYTES, Member, TrustError, validity, verify_chain
+from phantommesh.trust import (
+    CLOCK_SKEW,
+    MAX_CERTIFICATE_BYTES,
+    NODE_LIFE,
+    Member,
+    Mesh,
+    TrustError,
+    authority_node,
+    validity,
+    verify_chain,
+)
 
 CONTEXT: Final = b"phantommesh record v1"
 DIMENSIONS: Final = 7
@@ -24,7 +36,10 @@ MAX_VERSION_CHARS: Final = 32
 MAX_BODY_BYTES: Final = 4_096
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE_BYTES + 64
-MAX_MEMBERS: Final = 4_096
+MAX_MEMBERS: Final = 16_384
+HASH_BYTES: Final = 16
+KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
+LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
 _MAX_SEQ: Final = 2**63 - 1
 
 
@@ -106,57 +121,119 @@ def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tup
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A verified member of the roster: the certificate's word, its own word, and both as signed."""
+    """A verified member of the roster: the certificate's word, its own word, and both as signed.
+
+    ``hash`` is `record_hash` of the latter; ``issuer`` the node whose authority certified it, where it says.
+    """
 
     member: Member
     record: NodeRecord
     signed: SignedRecord
+    hash: bytes
+    issuer: NodeId | None
+
+    def valid(self, now: float) -> bool:
+        """Say whether the certificate holds at `now`."""
+        return self.member.not_before <= now <= self.member.not_after
+
+    @property
+    def rank(self) -> tuple[int, bytes, float, bytes]:
+        """Of two records of one node the greater rank wins, on every node alike: the later word; of two
+        different words with one number neither is better, so the greater hash; then the later certificate."""
+        said = hashlib.sha3_256(self.signed.body).digest()
+        return self.record.seq, said, self.member.not_after, self.hash
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Proof that a node signed two different records with one sequence number: the one kept, the other."""
+
+    kept: SignedRecord
+    other: SignedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """Two members claim one thing (``address``, ``name`` or ``WireGuard key``); the loser has to change."""
+
+    loser: NodeId
+    winner: NodeId
+    over: str
 
 
 class Roster:
     """The newest record of each member. It never goes back to an older one and never holds a revoked node.
 
-    A member whose certificate has run out stays known, for where to reach it; `members` leaves it out.
+    A member whose certificate has run out stays known, for where to reach it; `members` leaves it out. Two
+    authorities that do not hear of each other may certify one address or name twice: both records are kept,
+    and `disputes` says who has to give way.
     """
 
     def __init__(self, root: x509.Certificate, revocations: Revocations) -> None:
         self._root = root
         self._revocations = revocations
         self._entries: dict[NodeId, Entry] = {}
+        self._claims: dict[IPv4Address | str | bytes, list[NodeId]] = {}  # in the order they were made
+        self._contested: set[IPv4Address | str | bytes] = set()
+        self.equivocations: dict[NodeId, Equivocation] = {}
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry that is not revoked, by node id, expired ones too."""
-        return (self._entries[id_] for id_ in sorted(self._entries) if id_ not in self._revocations)
+        return (entry for _, entry in sorted(self._entries.items()) if self._stands(entry))
 
     def get(self, node_id: NodeId) -> Entry | None:
         """Return the entry, or None for a node that is unknown or revoked. It may have expired."""
-        return None if node_id in self._revocations else self._entries.get(node_id)
+        entry = self._entries.get(node_id)
+        return entry if entry is not None and self._stands(entry) else None
 
     def members(self, now: float) -> list[Member]:
         """The members in good standing at `now`, by node id."""
-        return [entry.member for entry in self if entry.member.not_before <= now <= entry.member.not_after]
+        return [entry.member for entry in self if entry.valid(now)]
 
     def add(self, signed: SignedRecord, now: float) -> bool:
-        """Verify a record and keep it if it is newer than what is held; say whether the roster changed.
+        """Verify a record and keep it if it outranks what is held; say whether the roster changed.
 
-        Raises TrustError (certificates, a revoked node) or RecordError (the record; an IPv4 address or a
-        WireGuard key that another member holds; a full roster). Then nothing has changed.
+        A record that contradicts the one held is noted in `equivocations`, whichever is kept. Raises
+        TrustError (certificates, a revoked node) or RecordError (the record; a full roster). Then nothing
+        has changed.
         """
         return self._add(signed, now, now)
 
+    def disputes(self, now: float) -> list[Dispute]:
+        """What members in good standing both claim.
+
+        The lowest node id keeps an address and a name, as everybody can tell. It keeps a WireGuard key who
+        claimed it first here: nobody could be shut out by a newcomer that copies its keys.
+        """
+        found = []
+        for claim in self._contested:
+            claimants = [c for c in self._claims[claim] if (e := self.get(c)) is not None and e.valid(now)]
+            winner = (claimants[0] if isinstance(claim, bytes) else min(claimants)) if claimants else None
+            over = "name" if isinstance(claim, str) else "address"
+            if isinstance(claim, bytes):
+                over = "WireGuard key"
+            found += [Dispute(loser, winner, over) for loser in claimants if winner not in (None, loser)]
+        return sorted(found, key=lambda dispute: (dispute.loser, dispute.over))
+
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for rosters that hold the same records."""
-        held = hashlib.sha3_256()
-        for entry in self:
-            held.update(hashlib.sha3_256(entry.signed.encode()).digest())
-        return held.digest()
+        return hashlib.sha3_256(b"".join(entry.hash for entry in self)).digest()
 
     def encode(self) -> bytes:
-        """Return every entry in msgpack: for the state directory, and for a joiner's first roster."""
-        return msgspec.msgpack.encode([entry.signed for entry in self])
+        """Return every entry in msgpack: for the state directory, and for a joiner's first roster.
+
+        In the order they came, but who lost a WireGuard key to another stands behind that one.
+        """
+        later = {
+            claimant for claim in self._contested if isinstance(claim, bytes)
+            for claimant in self._claims[claim][1:]
+        }  # fmt: skip
+        entries = [entry for entry in self._entries.values() if self._stands(entry)]
+        entries.sort(key=lambda entry: entry.member.node_id in later)
+        return msgspec.msgpack.encode([entry.signed for entry in entries])
 
     @classmethod
     def decode_untrusted(
@@ -175,30 +252,90 @@ class Roster:
                 raise RecordError("the roster holds two records of one node")
         return roster
 
+    def _stands(self, entry: Entry) -> bool:
+        """Whether neither the node nor the authority behind it is revoked.
+
+        What an authority certified before it was revoked holds for the rest of its usual life, in which the
+        node gets another certificate elsewhere: else one revocation could take half a mesh down.
+        """
+        if entry.member.node_id in self._revocations:
+            return False
+        revoked = None if entry.issuer is None else self._revocations.get(entry.issuer)
+        if revoked is None:
+            return True
+        return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
+
     def _add(self, signed: SignedRecord, verify_at: float, now: float) -> bool:
         member, record = open_record(self._root, signed, verify_at)
-        if member.node_id in self._revocations:
-            raise TrustError(f"node {member.name} ({format_node_id(member.node_id)}) is revoked")
-        held = self._entries.get(member.node_id)
-        if held is not None and record.seq <= held.record.seq:
-            return False
-        expired: list[NodeId] = []
-        for other in self:
-            if other.member.node_id == member.node_id:
-                continue
-            same_ip4 = other.member.ip4 == member.ip4
-            if not same_ip4 and set(record.wg_keys).isdisjoint(other.record.wg_keys):
-                continue
-            if other.member.not_after >= now:
-                what = f"address {member.ip4}" if same_ip4 else "WireGuard key"
-                raise RecordError(f"{member.name} claims the {what} of {other.member.name}")
-            expired.append(other.member.node_id)
-        if held is None and len(self._entries) - len(expired) >= MAX_MEMBERS:
-            raise RecordError(f"the roster is full at {MAX_MEMBERS} members")
-        for node_id in expired:
-            del self._entries[node_id]
-        self._entries[member.node_id] = Entry(member, record, signed)
+        node_id = member.node_id
+        entry = Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
+        if not self._stands(entry):
+            if node_id in self._revocations:
+                raise TrustError(f"node {member.name} ({format_node_id(node_id)}) is revoked")
+            raise TrustError(f"the authority that certified {member.name} is revoked")
+        held = self._entries.get(node_id)
+        if held is not None:
+            if held.record.seq == record.seq and held.signed.body != signed.body:
+                kept, other = (signed, held.signed) if entry.rank > held.rank else (held.signed, signed)
+                self.equivocations.setdefault(node_id, Equivocation(kept, other))
+            if entry.rank <= held.rank:
+                return False
+            self._unclaim(held, entry)
+        elif len(self._entries) >= MAX_MEMBERS:
+            self._purge(now)
+        self._entries[node_id] = entry
+        for claim in _claims(entry):
+            claimants = self._claims.setdefault(claim, [])
+            if node_id not in claimants:
+                claimants.append(node_id)
+                if len(claimants) > 1:
+                    self._contested.add(claim)
         return True
+
+    def _unclaim(self, old: Entry, new: Entry | None) -> None:
+        for claim in set(_claims(old)) - set(() if new is None else _claims(new)):
+            self._claims[claim].remove(old.member.node_id)
+            if len(self._claims[claim]) < 2:
+                self._contested.discard(claim)
+            if not self._claims[claim]:
+                del self._claims[claim]
+
+    def _purge(self, now: float) -> None:
+        """Make room. Raises RecordError unless there is an entry that is long of no use."""
+        oldest = min(self._entries.values(), key=lambda entry: entry.member.not_after)
+        if oldest.member.not_after + KEEP_EXPIRED > now:
+            raise RecordError(f"the roster is full at {MAX_MEMBERS} members")
+        self._unclaim(oldest, None)
+        del self._entries[oldest.member.node_id]
+
+
+def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:
+    """Return the name and the address that a member's next certificate should say: those it has, unless it
+    lost one to another member. Raises TrustError where no address is free."""
+    name, ip4 = member.name, member.ip4
+    lost = {dispute.over for dispute in roster.disputes(now) if dispute.loser == member.node_id}
+    others = [entry.member for entry in roster if entry.member.node_id != member.node_id]
+    if "address" in lost:
+        ip4 = choose_ip4(mesh, member.node_id, (other.ip4 for other in others))
+    if "name" in lost:
+        taken = {other.name for other in others}
+        marks = (format_node_id(member.node_id)[:length] for length in range(4, 27))
+        name = next(
+            free for mark in marks if (free := f"{member.name[: 62 - len(mark)]}-{mark}") not in taken
+        )
+    return name, ip4
+
+
+def record_hash(signed: SignedRecord) -> bytes:
+    """Return the 16 bytes that name a record: the SHA3-256 of its encoding, shortened."""
+    return hashlib.sha3_256(signed.encode()).digest()[:HASH_BYTES]
+
+
+def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:
+    """What no other member may have: its address, its name, its WireGuard keys."""
+    yield entry.member.ip4
+    yield entry.member.name
+    yield from entry.record.wg_keys
 
 
 def decode_records_untrusted(data: bytes) -> list[SignedRecord]:

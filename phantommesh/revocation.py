@@ -10,7 +10,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from phantommesh.identity import NODE_ID_BYTES, NodeId
-from phantommesh.trust import Authority, TrustError, verify_authority
+from phantommesh.issuing import Authority
+from phantommesh.trust import TrustError, verify_authority
 
 CONTEXT: Final = b"phantommesh revocation v1"
 MAX_REVOCATION_BYTES: Final = 16_384
@@ -38,6 +39,7 @@ class Revocations:
     def __init__(self, root: x509.Certificate) -> None:
         self._root = root
         self._entries: dict[NodeId, Revocation] = {}
+        self._digest: bytes | None = None
 
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._entries
@@ -45,13 +47,21 @@ class Revocations:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def get(self, node_id: NodeId) -> Revocation | None:
+        """The revocation of a node, or None while it has not been revoked."""
+        return self._entries.get(node_id)
+
     def __iter__(self) -> Iterator[Revocation]:
         return iter(self._entries.values())
 
     def add(self, revocation: Revocation, now: float) -> bool:
-        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError."""
+        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError.
+
+        Of two for one node the earlier is kept, so that all nodes end with the same.
+        """
         node_id = NodeId(revocation.node_id)
-        if node_id in self._entries:
+        held = self._entries.get(node_id)
+        if held is not None and _order(held) <= _order(revocation):
             return False
         if len(node_id) != NODE_ID_BYTES or not 0 <= revocation.at < 2**63:
             raise TrustError("the revocation's fields are out of range")
@@ -63,11 +73,14 @@ class Revocations:
         except (InvalidSignature, ValueError) as error:
             raise TrustError("the revocation's signature is wrong") from error
         self._entries[node_id] = revocation
-        return True
+        self._digest = None
+        return held is None
 
     def digest(self) -> bytes:
         """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
-        return hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
+        if self._digest is None:
+            self._digest = hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
+        return self._digest
 
     def encode(self) -> bytes:
         """Return the set for the state directory (msgpack)."""
@@ -84,6 +97,20 @@ class Revocations:
         for entry in entries:
             revocations.add(entry, now)
         return revocations
+
+
+def decode_revocation_untrusted(data: bytes) -> Revocation:
+    """Read one revocation in msgpack; nothing is verified yet. Raises TrustError only."""
+    try:
+        if len(data) <= MAX_REVOCATION_BYTES:
+            return msgspec.msgpack.decode(data, type=Revocation)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    raise TrustError("the revocation cannot be read")
+
+
+def _order(revocation: Revocation) -> tuple[int, bytes]:
+    return revocation.at, revocation.signature
 
 
 def _signed(node_id: bytes, at: int) -> bytes:

@@ -33,6 +33,8 @@ WIREGUARD_KEYS: Final = "wireguard.json"
 ADMISSION_KEY: Final = "admission.key"
 ROSTER: Final = "roster.bin"
 REVOCATIONS: Final = "revocations.bin"
+KEYRING: Final = "groupkeys.bin"  # there from the first key on; an authority makes it when it first runs
+GENERATION: Final = "generation"  # the number of the last start
 INVITES: Final = "invites"
 
 # What every node has from its first moment.

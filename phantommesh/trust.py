@@ -9,7 +9,6 @@ outside it.
 import enum
 import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -18,38 +17,30 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
-from cryptography.x509.oid import NameOID
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import (
-    Identity,
     IdentityError,
     NodeId,
-    format_node_id,
     node_id_of,
-    overlay_ip4,
     overlay_ip6,
     overlay_network6,
     parse_node_id,
-    public_key_of,
     spki_of,
 )
 
 DAY: Final = 86_400.0  # seconds
-ROOT_LIFE: Final = 3_650 * DAY
 NODE_LIFE: Final = 7 * DAY
 CLOCK_SKEW: Final = 300.0  # a certificate starts this many seconds early, for members whose clocks are behind
 MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key and a signature
-MAX_CSR_BYTES: Final = 8_192
-NETWORK4: Final = IPv4Network("100.64.0.0/10")  # RFC 6598
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_AUTHORITY_URI: Final = re.compile(r"phantommesh:authority:([a-z2-7]{26})")
 _NODE_URI: Final = re.compile(r"phantommesh:node:([a-z2-7]{26})\?role=([a-z]{1,16})")
 
 # Everything that parsing and verifying a hostile certificate with `cryptography` can raise.
-_X509_ERRORS: Final = (
+X509_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -112,30 +103,22 @@ def check_label(kind: str, text: str) -> None:
         )
 
 
-def make_root(key: Identity, mesh: str, now: float, network4: IPv4Network = NETWORK4) -> x509.Certificate:
-    """Make the mesh's self-signed root certificate, good for 10 years."""
-    check_label("mesh name", mesh)
-    overlay_ip4(network4, key.node_id)  # refuses a network with no room
-    constraints = x509.NameConstraints(
-        permitted_subtrees=[
-            x509.DNSName(f"{mesh}.internal"),
-            x509.IPAddress(network4),
-            x509.IPAddress(overlay_network6(key.spki)),
-        ],
-        excluded_subtrees=None,
-    )
-    name = f"{mesh} root"
-    builder = _builder(name, name, key.public_key, key, now, now + ROOT_LIFE, path_length=1)
-    return builder.add_extension(constraints, critical=True).sign(key.private_key, None)
+def authority_node(der: bytes) -> NodeId | None:
+    """Return the node that an authority certificate says holds its key, unverified; None where it names none.
 
-
-def issue_authority(root: x509.Certificate, root_key: Identity, spki: bytes, now: float) -> x509.Certificate:
-    """Sign an authority's key with the root's. It lasts as long as the root: nothing renews it."""
-    mesh = describe_mesh(root)
-    public_key = _key(spki)
-    subject = f"{mesh.name} authority {format_node_id(node_id_of(spki))}"
-    builder = _builder(subject, f"{mesh.name} root", public_key, root_key, now, mesh.not_after, path_length=0)
-    return builder.sign(root_key.private_key, None)
+    Raises TrustError for what is not a certificate.
+    """
+    certificate = _load(der, "authority")
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        if len(uris) == 1 and (matched := _AUTHORITY_URI.fullmatch(uris[0])):
+            return parse_node_id(matched[1])
+    except x509.ExtensionNotFound:  # a mesh made by 0.1.0
+        return None
+    except (*X509_ERRORS, IdentityError):
+        pass
+    raise TrustError("the authority certificate has other names than an authority's")
 
 
 def load_root(der: bytes, root_hash: bytes | None = None) -> x509.Certificate:
@@ -149,7 +132,7 @@ def load_root(der: bytes, root_hash: bytes | None = None) -> x509.Certificate:
         raise TrustError("the root certificate is another mesh's", fix="ask for a new invite")
     try:
         root.verify_directly_issued_by(root)
-    except (*_X509_ERRORS, InvalidSignature) as error:
+    except (*X509_ERRORS, InvalidSignature) as error:
         raise TrustError("the root certificate's own signature is wrong") from error
     return root
 
@@ -157,10 +140,10 @@ def load_root(der: bytes, root_hash: bytes | None = None) -> x509.Certificate:
 def describe_mesh(root: x509.Certificate) -> Mesh:
     """Read the mesh's name and networks out of its root certificate. Raises TrustError."""
     try:
-        spki = spki_of(_ml_dsa_65(root))
+        spki = spki_of(certified_key(root))
         constraints = root.extensions.get_extension_for_class(x509.NameConstraints).value
         permitted = [name.value for name in constraints.permitted_subtrees or ()]
-    except _X509_ERRORS as error:
+    except X509_ERRORS as error:
         raise TrustError("the root certificate is not a mesh root") from error
     match permitted:
         case [str(suffix), IPv4Network() as network4, IPv6Network() as network6]:
@@ -185,7 +168,7 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
     authority, node = _load(authority_der, "authority"), _load(node_der, "node")
     try:
         for certificate in (root, authority, node):
-            _ml_dsa_65(certificate)
+            certified_key(certificate)
         verifier = (
             verification.PolicyBuilder()
             .store(verification.Store([root]))
@@ -199,8 +182,8 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
         )
         chain = verifier.verify(node, [authority]).chain
         names = list(node.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        public_key = _ml_dsa_65(node)
-    except (*_X509_ERRORS, OverflowError, OSError) as error:
+        public_key = certified_key(node)
+    except (*X509_ERRORS, OverflowError, OSError) as error:
         raise TrustError(f"the certificate chain does not hold: {_reason(error)}") from error
     if chain != [node, authority, root]:
         raise TrustError("the certificate chain does not hold: it is not root, authority, node")
@@ -237,11 +220,11 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
     """
     authority = _load(der, "authority")
     try:
-        key = _ml_dsa_65(authority)
+        key = certified_key(authority)
         authority.verify_directly_issued_by(root)
         constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (*_X509_ERRORS, InvalidSignature) as error:
+    except (*X509_ERRORS, InvalidSignature) as error:
         raise TrustError("the authority certificate is not signed by the root") from error
     if not constraints.ca or constraints.path_length != 0 or not usage.key_cert_sign:
         raise TrustError("the authority certificate is not an authority's")
@@ -258,149 +241,21 @@ def validity(der: bytes) -> tuple[float, float]:
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """What an authority signs node certificates with. The key is not the machine's node identity."""
-
-    root: x509.Certificate
-    certificate: x509.Certificate
-    key: Identity
-
-    def __post_init__(self) -> None:
-        if spki_of(_ml_dsa_65(self.certificate)) != self.key.spki:
-            raise TrustError(
-                "authority.key is not the key of authority.crt", fix="restore both from one backup"
-            )
-
-    @property
-    def der(self) -> bytes:
-        """The authority's certificate in DER."""
-        return self.certificate.public_bytes(Encoding.DER)
-
-    def issue(
-        self, spki: bytes, name: str, role: Role, ip4: IPv4Address, now: float, life: float = NODE_LIFE
-    ) -> bytes:
-        """Sign a node certificate (DER) for `life` seconds from `now`. Raises TrustError."""
-        mesh = describe_mesh(self.root)
-        check_label("node name", name)
-        if ip4 not in mesh.network4 or ip4 in (mesh.network4[0], mesh.network4[-1]):
-            raise TrustError(f"{ip4} is no host of the mesh's overlay {mesh.network4}")
-        public_key = _key(spki)
-        node_id = node_id_of(spki)
-        sans: list[x509.GeneralName] = [
-            x509.DNSName(f"{name}.{mesh.name}.internal"),
-            x509.IPAddress(ip4),
-            x509.IPAddress(overlay_ip6(mesh.root_spki, node_id)),
-            x509.UniformResourceIdentifier(f"phantommesh:node:{format_node_id(node_id)}?role={role.value}"),
-        ]
-        issuer = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-        until = min(now + life, mesh.not_after)
-        builder = _builder(name, str(issuer), public_key, self.key, now, until, path_length=None)
-        builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
-        return builder.sign(self.key.private_key, None).public_bytes(Encoding.DER)
-
-
-def choose_ip4(mesh: Mesh, node_id: NodeId, taken: Iterable[IPv4Address]) -> IPv4Address:
-    """Return the first address derived from the node id that nobody holds. Raises TrustError when all are."""
-    held = frozenset(taken)
-    for attempt in range(1_000):
-        address = overlay_ip4(mesh.network4, node_id, attempt)
-        if address not in held:
-            return address
-    raise TrustError(f"the overlay {mesh.network4} is full", fix="make the mesh anew with a larger overlay")
-
-
-def make_csr(identity: Identity, name: str) -> bytes:
-    """Return a PKCS#10 request (DER) for a node certificate, signed with the node's key."""
-    check_label("node name", name)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(identity.private_key, None)
-    return request.public_bytes(Encoding.DER)
-
-
-def parse_csr_untrusted(der: bytes) -> tuple[bytes, str]:
-    """Return (SubjectPublicKeyInfo, name) of a request whose own signature holds. Raises TrustError only."""
-    if len(der) > MAX_CSR_BYTES:
-        raise TrustError("the certificate request is too long")
-    try:
-        request = x509.load_der_x509_csr(der)
-        key = request.public_key()
-        names = [attribute.value for attribute in request.subject]
-        valid = isinstance(key, MLDSA65PublicKey) and request.is_signature_valid
-    except _X509_ERRORS as error:
-        raise TrustError("the certificate request cannot be read") from error
-    if not isinstance(key, MLDSA65PublicKey) or not valid:
-        raise TrustError("the certificate request is not signed by its own ML-DSA-65 key")
-    match names:
-        case [str(name)]:
-            check_label("node name", name)
-            return spki_of(key), name
-        case _:
-            raise TrustError("the certificate request does not name one node")
-
-
-def _builder(
-    subject: str,
-    issuer: str,
-    public_key: MLDSA65PublicKey,
-    issuer_key: Identity,
-    now: float,
-    until: float,
-    *,
-    path_length: int | None,
-) -> x509.CertificateBuilder:
-    """What all three kinds of certificate share. `path_length` None makes an end entity, a number a CA."""
-    is_ca = path_length is not None
-    usage = x509.KeyUsage(
-        digital_signature=not is_ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.fromtimestamp(int(now - CLOCK_SKEW), UTC))
-        .not_valid_after(datetime.fromtimestamp(int(until), UTC))
-        .add_extension(x509.BasicConstraints(is_ca, path_length), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key), critical=False
-        )
-    )
-
-
 def _load(der: bytes, kind: str) -> x509.Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise TrustError(f"the {kind} certificate is too long")
     try:
         return x509.load_der_x509_certificate(der)
-    except _X509_ERRORS as error:
+    except X509_ERRORS as error:
         raise TrustError(f"the {kind} certificate cannot be read") from error
 
 
-def _ml_dsa_65(certificate: x509.Certificate) -> MLDSA65PublicKey:
+def certified_key(certificate: x509.Certificate) -> MLDSA65PublicKey:
     """Return the certified key. Raises ValueError unless it is ML-DSA-65: then what it signed is, too."""
     key = certificate.public_key()
     if not isinstance(key, MLDSA65PublicKey):
         raise ValueError("a key is not ML-DSA-65")
     return key
-
-
-def _key(spki: bytes) -> MLDSA65PublicKey:
-    try:
-        return public_key_of(spki)
-    except IdentityError as error:
-        raise TrustError(str(error)) from error
 
 
 def _parse_uri(uri: str) -> tuple[NodeId, Role]:

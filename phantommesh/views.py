@@ -101,6 +101,18 @@ class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /v1/revocations. ``already``: it was revoked before, and nothing changed."""
+
+    node_id: str
+    name: str | None
+    """None for a node that is not, or no longer, a member as far as this node knows."""
+    revoked_at: str | None
+    """None in a dry run."""
+    already: bool = False
+    dry_run: bool = False
+
+
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """One page of a list. Pass ``next_cursor`` as ``cursor`` for the next page; None: this was the last."""
 
@@ -137,4 +149,8 @@ class NodePort(Protocol):
 
     async def rotate(self, peer: str | None) -> RotationResult:
         """Rotate the PSKs of one peer, by node id, or of all (None)."""
+        ...
+
+    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
+        """Put a node, by name or node id, out of the mesh for ever. ``force`` allows this node itself."""
         ...

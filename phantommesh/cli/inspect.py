@@ -10,6 +10,7 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, size, table
 
 ROTATE_TIMEOUT_S = 60.0
+REVOKE_TIMEOUT_S = 30.0
 
 
 @click.command()
@@ -114,6 +115,29 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
         )
     if any(each.result == "failed" for each in result.rotations):
         raise CliError("not every rotation succeeded", fix="see `phantommesh links` for the reason")
+
+
+@click.command()
+@click.argument("node")
+@click.option("--force", is_flag=True, help="Even if it is the authority that this is run on.")
+@click.option("--dry-run", is_flag=True, help="Show what would be revoked.")
+@json_option
+@click.pass_obj
+def revoke(options: Options, node: str, force: bool, dry_run: bool) -> None:
+    """Put NODE (a name or node id) out of the mesh, for ever. Run it on an authority."""
+    result = client_of(options, REVOKE_TIMEOUT_S).revoke(
+        node, force=force, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
+    )
+    if options.json:
+        emit(result)
+        return
+    named = result.node_id if result.name is None else f"{result.name} ({result.node_id})"
+    if result.already:
+        click.echo(f"{named} was revoked already, at {result.revoked_at}")
+    elif dry_run:
+        click.echo(f"{named} would be revoked, for ever")
+    else:
+        click.echo(f"{named} is revoked; every member drops it as it hears of it")
 
 
 @click.group()

@@ -87,6 +87,8 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         raise CliError(
             "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
         )
+    if Role(role) is Role.AUTHORITY:
+        node.root_key()  # else the joiner would find out
     node.invites.expire(now)
     made = node.invites.create(
         root_hash=node.mesh.root_hash,

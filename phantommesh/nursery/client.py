@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.views import Page, Problem, RotationResult, Status
+from phantommesh.views import Page, Problem, RevocationResult, RotationResult, Status
 
 T = TypeVar("T")
 
@@ -62,6 +62,17 @@ class NodeClient:
                 headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
             ),
             RotationResult,
+        )
+
+    def revoke(self, node: str, *, force: bool, dry_run: bool, idempotency_key: str) -> RevocationResult:
+        return self._decode(
+            self.request(
+                "POST",
+                "/v1/revocations" + ("?dry_run=true" if dry_run else ""),
+                body=msgspec.json.encode({"node": node, "force": force}),
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            RevocationResult,
         )
 
     def get(self, path: str, kind: type[T]) -> T:

@@ -18,6 +18,7 @@ from phantommesh.config import Config
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.issuing import make_csr, prove_authority
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.initiation import Stage
@@ -27,7 +28,6 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.records import CONTEXT
 from phantommesh.secret import Secret
-from phantommesh.trust import make_csr
 from phantommesh.wire import Address
 
 HANDSHAKE_SECONDS = 10.0
@@ -98,6 +98,9 @@ def _finish(
         admission_key=Secret(enrolled.admission),
         roster=enrolled.roster,
         revocations=enrolled.revocations,
+        keys=enrolled.keys,
+        active_key=enrolled.active_key,
+        own_authority_cert=enrolled.own_authority_cert,
         now=time(),
     )
 
@@ -153,14 +156,18 @@ async def _enrol(
     record = make_record(draft.identity, draft.wg_keys, config, seq=1)
     body = msgspec.msgpack.encode(record)
 
-    def sign() -> tuple[bytes, bytes]:
-        return make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
+    def sign() -> control.Enrol:
+        csr, signature = make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
+        key = draft.authority_key
+        if key is None:
+            return control.Enrol(csr, body, signature)
+        return control.Enrol(csr, body, signature, key.spki, prove_authority(key, draft.identity.node_id))
 
-    csr, signature = await trio.to_thread.run_sync(sign)
+    request = await trio.to_thread.run_sync(sign)
     client = await streams.Client.open(framed, session)
     answer: control.Answer | None = None
     with trio.move_on_after(ANSWER_SECONDS):
-        answer = await client.ask(control.Enrol(csr, body, signature))
+        answer = await client.ask(request)
     match answer:
         case control.Enrolled():
             return answer

@@ -19,6 +19,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from time import monotonic, time
 
+import msgspec
 import structlog
 import trio
 
@@ -36,13 +37,17 @@ from phantommesh.link.machine import Links
 from phantommesh.metrics import Metrics
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import streams
+from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.backend import Backend, choose
 from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
-from phantommesh.nursery.roster import ControlServer, RosterClient, RosterKeeper
+from phantommesh.nursery.roster import ControlServer, RosterClient
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.records import Entry
@@ -70,17 +75,30 @@ class Node:
         self.metrics = Metrics(version=__version__, clock=monotonic)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed)
-        self.keeper = RosterKeeper(state, self._peers_changed)
+        self.keys = GroupKeys(state, lambda: self.keeper.tell())
+        self.keeper = RosterKeeper(state, self._peers_changed, self.keys.digest)
         self.own = OwnRecord(config, state, self.keeper)
+        self.naming = Naming(
+            config.dns,
+            state.mesh,
+            link=self.names[0],
+            me=lambda: self.own.member,
+            answered=lambda result: self.metrics.dns_queries.labels(result).inc(),
+        )
         self.links = self._make_links()
         self.driver = LinkDriver(
             self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
         )
-        self.server = ControlServer(state, self.keeper)
+        self.desk = AuthorityDesk(state, self.keeper, self.keys)
+        self.server = ControlServer(state, self.keeper, self.keys, self.desk)
         self.tcp = streams.TcpPort(
-            config.control.port, sessions=self.sessions, dispatch=self.driver.receive, serve=self.server.serve
+            config.control.port,
+            sessions=self.sessions,
+            dispatch=self.driver.receive,
+            serve=self.server.serve,
+            revocation=self._revocation,
         )
-        self.client = RosterClient(state, self.keeper, self.sessions)
+        self.client = RosterClient(state, self.keeper, self.keys, self.sessions)
         self.reconciler = Reconciler(
             backend, interval=config.wireguard.reconcile_seconds, on_actual=self._read_back, log=log
         )
@@ -116,6 +134,10 @@ class Node:
         except PhantomMeshError:
             return None
 
+    def _revocation(self, node_id: bytes) -> bytes:
+        found = self.state.revocations.get(NodeId(node_id))
+        return b"" if found is None else msgspec.msgpack.encode(found)
+
     def entries(self) -> list[Entry]:
         """The other members that were in good standing at the last look: those that `links` knows."""
         return self._entries
@@ -126,9 +148,11 @@ class Node:
         self._entries = [
             entry
             for entry in self.keeper.roster
-            if entry.member.node_id != self.state.identity.node_id
-            and entry.member.not_before <= wall <= entry.member.not_after
+            if entry.member.node_id != self.state.identity.node_id and entry.valid(wall)
         ]
+        if self.keeper.revoked is not None:  # nobody speaks to this node any more, and it speaks to nobody
+            self._entries = []
+        self.tcp.close_channels(self.state.revocations)
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
             hosts = [
@@ -143,16 +167,21 @@ class Node:
                 entry.record.wg_keys,
                 tuple(Address(ip, port, transport) for transport in ("udp", "tcp") for ip, port in hosts),
             )
-        self.sessions.retain(peers)
+        if self.keeper.revoked is None:  # else the news of it still has to go out to the others
+            self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
+        self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self._install()
 
     def _install(self) -> None:
         """Some desired PSK or peer has changed: recompute what the interfaces should be."""
         peers = []
+        left_out = self._disputed()
         for entry in self.entries():
             member, record = entry.member, entry.record
+            if member.node_id in left_out:
+                continue
             hosts = (self.resolver.lookup(parse_endpoint(text)[0]) for text in record.control)
             peers.append(
                 MeshPeer(
@@ -176,6 +205,13 @@ class Node:
                 peers,
             )
         )
+
+    def _disputed(self) -> set[NodeId]:
+        """The members that the interfaces are to be without: an address or a key can be one peer's only. Who
+        has to give it up gets another certificate; this node itself keeps out who it has to give way to."""
+        mine = self.own.member.node_id
+        disputes = [d for d in self.keeper.roster.disputes(time()) if d.over != "name"]
+        return {d.winner if d.loser == mine else d.loser for d in disputes}
 
     def _read_back(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
@@ -250,10 +286,12 @@ class Node:
             "udp": partial(self.udp.receive, self.driver.receive),
             "roster-disk": self.keeper.keep,
             "roster": self.client.run,
+            "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(self.own.renew, self.client),
             "loop-lag": self._watch_lag,
+            **self.naming.services(),
         }
         if self.config.control.tcp:
             services["tcp"] = self.tcp.run

@@ -12,15 +12,18 @@ from msgspec import structs
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.issuing import make_csr
 from phantommesh.nodestate import NodeState, make_record
-from phantommesh.nursery.roster import RosterClient, RosterKeeper
-from phantommesh.records import sign_record
-from phantommesh.trust import TrustError, make_csr, verify_chain
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.roster import RosterClient
+from phantommesh.records import Dispute, settle, sign_record
+from phantommesh.trust import TrustError, authority_node, verify_chain
 
 RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
+AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
 
 log = structlog.get_logger("phantommesh.own")
 
@@ -39,6 +42,8 @@ class OwnRecord:
         """Put our record into the roster if it says anything new. Also where the roster came back with a
         record of ours that we have no memory of, after the state was restored from a backup."""
         state = self._state
+        if self._keeper.revoked is not None:
+            return
         held = self._keeper.roster.get(state.identity.node_id)
         record = make_record(
             state.identity, state.wg_keys, self._config, 1 if held is None else held.record.seq + 1
@@ -61,11 +66,33 @@ class OwnRecord:
         """Renew the certificate whenever two thirds of its life are over, until cancelled."""
         while True:
             await self.renew_if_due(client)
-            await trio.sleep(LOOK)
+            with trio.move_on_after(LOOK):
+                while not self._disputed():
+                    await self._keeper.changes()
+                await trio.sleep(AGAIN)
+
+    def _disputed(self) -> bool:
+        """Whether the certificate should be replaced before its time: another member has the name or the
+        address and keeps it, or the authority that issued it was revoked. Not where we were, ourselves."""
+        issuer = authority_node(self._authority_cert)
+        if self._keeper.revoked is not None:
+            return False
+        return self.dispute() is not None or (issuer is not None and issuer in self._state.revocations)
+
+    def dispute(self) -> Dispute | None:
+        """What we have to give up to another member, if anything."""
+        return next(
+            (
+                dispute
+                for dispute in self._keeper.roster.disputes(time())
+                if dispute.loser == self.member.node_id and dispute.over in ("address", "name")
+            ),
+            None,
+        )
 
     async def renew_if_due(self, client: RosterClient) -> None:
         """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
-        if time() < self.renewal_due():
+        if self._keeper.revoked is not None or (time() < self.renewal_due() and not self._disputed()):
             return
         try:
             await self._renew(client)
@@ -78,9 +105,13 @@ class OwnRecord:
         state, member, now = self._state, self.member, time()
         if state.authority is not None:
             authority_cert = state.authority.der
-            node_cert = state.authority.issue(state.identity.spki, member.name, member.role, member.ip4, now)
+            name, ip4 = settle(self._keeper.roster, state.mesh, member, now)
+            node_cert = state.authority.issue(state.identity.spki, name, member.role, ip4, now)
         else:
-            renewed = await client.renew(make_csr(state.identity, member.name))
+            dispute = self.dispute()
+            winner = None if dispute is None else self._keeper.roster.get(dispute.winner)
+            evidence = b"" if winner is None else winner.signed.encode()
+            renewed = await client.renew(make_csr(state.identity, member.name), evidence)
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
         renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
         if renewed_member.node_id != member.node_id:
@@ -89,4 +120,9 @@ class OwnRecord:
             await trio.to_thread.run_sync(state.state.write, name, data)
         self.member, self._node_cert, self._authority_cert = renewed_member, node_cert, authority_cert
         self.publish()
-        log.info("certificate renewed", until=self.member.not_after)
+        log.info(
+            "certificate renewed",
+            until=self.member.not_after,
+            name=renewed_member.name,
+            ip4=str(self.member.ip4),
+        )

@@ -17,7 +17,15 @@ from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
 from phantommesh.metrics import Metrics, WireGuardSample
 from phantommesh.records import Entry
-from phantommesh.views import DimensionView, LinkView, PeerView, Rotation, RotationResult, Status
+from phantommesh.views import (
+    DimensionView,
+    LinkView,
+    PeerView,
+    RevocationResult,
+    Rotation,
+    RotationResult,
+    Status,
+)
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:
@@ -73,6 +81,22 @@ class Reporter:
                 yield (
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
                     f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
+                )
+        if (revoked := node.keeper.revoked) is not None:
+            yield (
+                f"this node was revoked on {_rfc3339(revoked.at)}: to come back, move its state directory "
+                "away and join again with a new invite"
+            )
+            return
+        if (dispute := node.own.dispute()) is not None:
+            winner = node.keeper.roster.get(dispute.winner)
+            whose = "another member" if winner is None else winner.member.name
+            yield f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another"
+        for node_id in node.keeper.roster.equivocations:
+            if (entry := node.keeper.roster.get(node_id)) is not None:
+                yield (
+                    f"{entry.member.name} signed two different records with one number: it was copied, or it "
+                    "lies; find out which, and revoke it if in doubt"
                 )
         if node.own.member.not_after <= time():
             yield "this node's certificate has expired: it must join again with a new invite"
@@ -196,6 +220,20 @@ class Reporter:
         except IdentityError:
             return entry.member.name == peer
 
+    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
+        """Revoke a node by name or node id. Raises TrustError or StateError."""
+        desk = self._node.desk
+        target = desk.find(wanted)
+        desk.check_revoke(target, force=force)
+        made = target.revoked if dry_run else await desk.revoke(target, force=force)
+        return RevocationResult(
+            name=None if target.entry is None else target.entry.member.name,
+            node_id=format_node_id(target.node_id),
+            revoked_at=None if made is None else _rfc3339(made.at),
+            already=target.revoked is not None,
+            dry_run=dry_run,
+        )
+
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
         self._finished.set()
@@ -222,7 +260,8 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
-        drops = node.links.drops + node.tcp.dropped + Counter({"datagram-unsent": node.udp.unsent})
+        drops = node.links.drops + node.tcp.dropped + node.naming.dropped
+        drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)
         self._drops = drops

@@ -2,14 +2,16 @@
 """The control port over TCP: handshake datagrams where UDP is blocked, and encrypted requests between nodes.
 
 Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
-that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind.
+that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
+one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
+was has no link to hear it on, and a revocation is signed.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
+from phantommesh.revocation import MAX_REVOCATION_BYTES
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
@@ -32,6 +35,8 @@ MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
 SESSIONS_KEPT = 4096
 SESSIONS_PER_PEER = 3
+
+ASK_REVOKED = 0x52  # then a node id; the answer is its revocation in msgpack, or empty
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -176,6 +181,14 @@ def _reason(error: BaseException) -> str:
             return str(error)
 
 
+async def ask_revoked(framed: FramedStream, node_id: bytes) -> bytes:
+    """Ask for a node's revocation; empty where the other end knows of none. Raises `StreamError`."""
+    await framed.send(bytes([ASK_REVOKED]) + node_id)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive(MAX_REVOCATION_BYTES)
+    raise StreamError("the other end does not answer")
+
+
 class Client:
     """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
     is gone: one that lost its power never closes a connection."""
@@ -221,8 +234,18 @@ async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
 class TcpPort:
     """Serves the control port over TCP."""
 
-    def __init__(self, port: int, *, sessions: Sessions, dispatch: Dispatch, serve: Serve) -> None:
-        self._port = port
+    def __init__(
+        self,
+        port: int,
+        *,
+        sessions: Sessions,
+        dispatch: Dispatch,
+        serve: Serve,
+        revocation: Callable[[bytes], bytes] = lambda node_id: b"",
+    ) -> None:
+        """``revocation`` gives the revocation of a node id in msgpack, or nothing."""
+        self._port, self._revocation = port, revocation
+        self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
         self.callable: frozenset[Address] = frozenset()
@@ -317,6 +340,8 @@ class TcpPort:
                     frame = await framed.receive(wire.MAX_DATAGRAM)
                 if frame[:1] == bytes([wire.VERSION]):
                     self._dispatch(frame, framed.address)
+                elif frame[:1] == bytes([ASK_REVOKED]):
+                    await framed.send(self._revocation(frame[1:]))
                 else:
                     await self._channel(framed, frame)
         except (StreamError, trio.TooSlowError):
@@ -341,9 +366,24 @@ class TcpPort:
         mine = os.urandom(channel.RANDOM_SIZE)
         await framed.send(channel.answer(mine))
         sealed = channel.Channel(session.key_out, session.key_in, theirs, mine)
+        with trio.CancelScope() as scope:
+            self._channels[scope] = session
+            try:
+                await self._requests(framed, session, sealed)
+            finally:
+                del self._channels[scope]
+        raise channel.ChannelError("ended")
+
+    async def _requests(self, framed: FramedStream, session: Session, sealed: channel.Channel) -> None:
         while True:
             with trio.fail_after(IDLE):
                 frame = await framed.receive(channel.MAX_REQUEST)
             request = control.decode_request_untrusted(sealed.open(frame))
             answer = await self._serve(session, request, framed.address)
             await framed.send(sealed.seal(control.encode(answer)))
+
+    def close_channels(self, gone: Container[bytes]) -> None:
+        """End the open channels of these members at once."""
+        for scope, session in self._channels.items():
+            if session.peer in gone:
+                scope.cancel()

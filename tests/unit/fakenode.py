@@ -5,7 +5,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 from phantommesh.metrics import Metrics
-from phantommesh.views import DimensionView, LinkView, PeerView, Rotation, RotationResult, Status
+from phantommesh.views import (
+    DimensionView,
+    LinkView,
+    PeerView,
+    RevocationResult,
+    Rotation,
+    RotationResult,
+    Status,
+)
 
 
 def peer_view(number: int) -> PeerView:
@@ -57,6 +65,7 @@ class FakeNode:
         self.count = peers
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []
+        self.revoked: list[tuple[str, bool]] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
 
@@ -87,6 +96,18 @@ class FakeNode:
 
     def ready(self) -> tuple[bool, list[str]]:
         return not self.reasons, self.reasons
+
+    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.revoked.append((wanted, force))
+        return RevocationResult(
+            node_id="id002",
+            name=wanted,
+            revoked_at=None if dry_run else "2030-01-01T00:00:00Z",
+            dry_run=dry_run,
+        )
 
     async def rotate(self, peer: str | None) -> RotationResult:
         self.rotated.append(peer)

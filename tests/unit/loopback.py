@@ -11,7 +11,7 @@ from time import time
 import trio
 
 from phantommesh.bootstrap import Summary, init_mesh
-from phantommesh.config import Config, ControlSection, NodeSection, load
+from phantommesh.config import Config, ControlSection, DnsSection, NodeSection, load
 from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import enrolment
@@ -37,7 +37,11 @@ def free_port() -> int:
 
 
 def settings(port: int, *, tcp: bool = True) -> Config:
-    return Config(node=NodeSection(name="unset", mesh="unset"), control=ControlSection(port=port, tcp=tcp))
+    return Config(
+        node=NodeSection(name="unset", mesh="unset"),
+        control=ControlSection(port=port, tcp=tcp),
+        dns=DnsSection(serve=False, mode="off"),  # this machine's own resolver is not ours to tell
+    )
 
 
 def make_authority(at: Path) -> NodeState:

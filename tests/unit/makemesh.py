@@ -8,8 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.identity import Identity
+from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
-from phantommesh.trust import Authority, Mesh, Role, choose_ip4, describe_mesh, issue_authority, make_root
+from phantommesh.trust import Mesh, Role, describe_mesh
 
 NOW = 1_790_000_000.0  # unix seconds
 
@@ -45,7 +46,7 @@ class TestMesh:
 def make_mesh(label: str = "mesh", now: float = NOW) -> TestMesh:
     root_key, authority_key = identity(f"{label} root"), identity(f"{label} authority")
     root = make_root(root_key, "pm", now)
-    certificate = issue_authority(root, root_key, authority_key.spki, now)
+    certificate = issue_authority(root, root_key, authority_key.spki, identity(f"{label} first").node_id, now)
     return TestMesh(root, root_key, Authority(root, certificate, authority_key))
 
 

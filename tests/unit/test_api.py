@@ -24,7 +24,7 @@ from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCac
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
-from phantommesh.views import LinkView, Page, PeerView, Problem, RotationResult, Status
+from phantommesh.views import LinkView, Page, PeerView, Problem, RevocationResult, RotationResult, Status
 from tests.unit.fakenode import FakeNode
 
 NO_GROUP = "no-such-group-here"
@@ -525,3 +525,36 @@ async def test_a_websocket_where_there_is_none_is_refused(tmp_path: Path) -> Non
                 answer = await stream.receive_some()
         assert answer.split()[1][:1] == b"4"
         assert await in_thread(NodeClient(path).status)
+
+
+async def revoke(app: QuartTrio, body: object, query: str = "", key: str | None = None) -> Response:
+    headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key is not None else {})
+    return await ask(app, "POST", "/v1/revocations" + query, data=msgspec.json.encode(body), headers=headers)
+
+
+async def test_revocation() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    answer = await revoke(app, {"node": "pm-2"}, key="k")
+    result = msgspec.json.decode(await answer.get_data(), type=RevocationResult)
+    assert (result.name, result.already, result.dry_run) == ("pm-2", False, False)
+    assert (await revoke(app, {"node": "pm-2"}, key="k")).headers["Idempotency-Replayed"] == "true"
+    await revoke(app, {"node": "pm-1", "force": True})
+    assert node.revoked == [("pm-2", False), ("pm-1", True)]
+    planned = msgspec.json.decode(
+        await (await revoke(app, {"node": "pm-2"}, "?dry_run=true")).get_data(), type=RevocationResult
+    )
+    assert planned.dry_run and planned.revoked_at is None
+    bad: object
+    for bad in ({}, {"node": 1}, {"node": "a", "more": 1}, []):
+        await problem(await revoke(app, bad), 400)
+    await problem(await revoke(app, {"peer": "pm-2"}, key="r"), 400)
+    node.failure = PhantomMeshError("this node is not an authority", fix="ask one: pm-0")
+    assert (await problem(await revoke(app, {"node": "pm-2"}), 409)).fix == "ask one: pm-0"
+    assert len(node.revoked) == 2
+
+
+async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:
+    app = app_of(FakeNode())
+    await rotate(app, "pm-2", "k")
+    await problem(await revoke(app, {"node": "pm-2"}, key="k"), 422)

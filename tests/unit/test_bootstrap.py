@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
 from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity
+from phantommesh.identity import Identity, NodeId
 from phantommesh.invites import Invite
-from phantommesh.nodestate import NodeState, load_node, new_wg_keys, wg_public_key
+from phantommesh.issuing import choose_ip4, issue_authority
+from phantommesh.nodestate import NodeState, load_node, new_wg_keys, next_generation, wg_public_key
 from phantommesh.secret import Secret
 from phantommesh.statedir import REQUIRED, StateError
-from phantommesh.trust import DAY, Role, TrustError, choose_ip4
+from phantommesh.trust import DAY, Role, TrustError
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 
@@ -106,6 +107,48 @@ def test_init_takes_settings_and_the_overlay_from_a_config(tmp_path: Path) -> No
     assert str(init(tmp_path, given).ip4).startswith("10.9.")
     assert load(tmp_path / "pm.toml").overlay.cidr4 == "10.9.0.0/16"
     assert str(load_node(tmp_path / "state", NOW).mesh.network4) == "10.9.0.0/16"
+
+
+def test_generations_only_grow(tmp_path: Path) -> None:
+    init(tmp_path)
+    state = load_node(tmp_path / "state", NOW).state
+    assert [next_generation(state, NOW), next_generation(state, NOW)] == [int(NOW), int(NOW) + 1]
+    assert next_generation(state, 5.0) == int(NOW) + 2  # the clock stepped back
+    assert next_generation(state, NOW + 100) == int(NOW) + 100
+    for damaged in (b"junk", b"", b"4294967295"):
+        (tmp_path / "state" / "generation").write_bytes(damaged)
+        with pytest.raises(StateError, match="generation"):
+            next_generation(state, NOW)
+
+
+def test_a_new_authority_checks_its_own_certificate(tmp_path: Path, authority: NodeState) -> None:
+    joiner = Joiner(tmp_path / "joiner", authority)
+    joiner.invite = replace(joiner.invite, role=Role.AUTHORITY)
+    config = join_config(joiner.invite, name="beta", endpoints=())
+    draft = begin_join(joiner.at / "state", joiner.at / "pm.toml", joiner.invite, config)
+    again = begin_join(joiner.at / "state", joiner.at / "pm.toml", joiner.invite, config)
+    assert draft.authority_key is not None and again.authority_key is not None
+    assert draft.authority_key.spki == again.authority_key.spki
+    member_id, key = draft.identity.node_id, draft.authority_key
+    root_key = authority.root_key()
+
+    def signed(signer: Identity, spki: bytes, node_id: NodeId) -> bytes:
+        made = issue_authority(authority.root, signer, spki, node_id, NOW)
+        return made.public_bytes(Encoding.DER)
+
+    for bad in (
+        b"",
+        authority.authority_cert,
+        signed(root_key, key.spki, authority.identity.node_id),
+        signed(root_key, identity("another").spki, member_id),
+        signed(identity("no root"), key.spki, member_id),
+    ):
+        with pytest.raises(TrustError):
+            joiner.join(own_authority_cert=bad)
+    joiner.join(own_authority_cert=signed(root_key, key.spki, member_id))
+    node = load_node(joiner.at / "state", NOW)
+    assert node.authority is not None and node.authority.key.spki == key.spki
+    assert node.member(NOW).role is Role.AUTHORITY
 
 
 def test_init_refuses_to_overwrite(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert len(result.stdout.splitlines()) > 3
 
 
-@pytest.mark.parametrize("verb", ["status", "peers", "links", "rotate"])
+@pytest.mark.parametrize("verb", ["status", "peers", "links", "rotate", "revoke pm-2"])
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
-    message = told(run("--json", verb, root=tmp_path), 3)
+    message = told(run("--json", *verb.split(), root=tmp_path), 3)
     assert f"{tmp_path}/api.sock" in message
     assert "phantommesh run" in message
 
@@ -284,6 +284,36 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
     await with_node(node, tmp_path, check)
+
+
+async def test_revoke_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        dry = process(*at, "revoke", "pm-2", "--dry-run")
+        assert (dry.returncode, dry.stdout) == (0, "pm-2 (id002) would be revoked, for ever\n")
+        assert node.revoked == []
+        done = process(*at, "revoke", "pm-2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "pm-2 (id002) is revoked" in done.stdout
+        shown = json.loads(process(*at, "--json", "revoke", "pm-1", "--force").stdout)
+        assert (shown["name"], shown["already"]) == ("pm-1", False)
+        assert node.revoked == [("pm-2", False), ("pm-1", True)]
+        node.failure = PhantomMeshError("this node is not an authority", fix="ask one: pm-0")
+        failed = process(*at, "--json", "revoke", "pm-2")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr == "error: this node is not an authority\nfix: ask one: pm-0\n"
+
+    await with_node(node, tmp_path, check)
+
+
+def test_an_authority_is_invited_only_where_the_root_key_is(tmp_path: Path) -> None:
+    made(tmp_path)
+    invited = run("invite", "--role", "authority", root=tmp_path)
+    assert Invite.parse_untrusted(invited.stdout).role is Role.AUTHORITY
+    (tmp_path / "state" / "root.key").unlink()
+    assert "root key" in told(run("invite", "--role", "authority", root=tmp_path), 1)
+    assert run("invite", root=tmp_path).exit_code == 0
 
 
 async def test_a_failed_rotation_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,22 @@ from phantommesh.control import ControlError
 
 bytes_ = st.binary(max_size=60)
 requests = st.one_of(
-    st.builds(control.Enrol, bytes_, bytes_, bytes_),
-    st.builds(control.Renew, bytes_),
+    st.builds(control.Enrol, bytes_, bytes_, bytes_, bytes_, bytes_),
+    st.builds(control.Renew, bytes_, bytes_),
+    st.just(control.AskKeys()),
+    st.builds(control.Compare, bytes_),
+    st.builds(control.Fetch, st.lists(bytes_, max_size=3).map(tuple)),
     st.builds(control.Announce, bytes_),
     st.builds(control.AskRoster, bytes_, st.floats(0, control.MAX_WAIT)),
 )
 answers = st.one_of(
-    st.builds(control.Enrolled, bytes_, bytes_, bytes_, bytes_, bytes_, bytes_),
+    st.builds(control.Enrolled, *[bytes_] * 9),
+    st.builds(control.KeysAre, bytes_, bytes_, bytes_),
+    st.builds(control.Differs, bytes_),
+    st.builds(control.Records, st.lists(bytes_, max_size=3).map(tuple)),
     st.builds(control.Renewed, bytes_, bytes_),
     st.just(control.Done()),
-    st.builds(control.RosterIs, bytes_, bytes_, bytes_),
+    st.builds(control.RosterIs, *[bytes_] * 5),
     st.builds(control.Refused, st.text(), st.text()),
 )
 trees = st.recursive(

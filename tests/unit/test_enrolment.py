@@ -15,13 +15,14 @@ from structlog.testing import capture_logs
 from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.issuing import make_csr
 from phantommesh.link import initiation
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.secret import Secret
-from phantommesh.trust import TrustError, make_csr
+from phantommesh.trust import TrustError
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity
 

@@ -16,6 +16,7 @@ NAMES = {
     "phantommesh_psk_rotations_total",
     "phantommesh_wg_bytes_total",
     "phantommesh_wg_last_handshake_seconds",
+    "phantommesh_dns_queries_total",
     "phantommesh_dropped_total",
     "phantommesh_api_request_seconds",
     "phantommesh_service_restarts_total",

@@ -15,9 +15,11 @@ from phantommesh.config import Config, load
 from phantommesh.control import Renewed
 from phantommesh.nodestate import NodeState, load_node, make_record
 from phantommesh.nursery import own
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
-from phantommesh.nursery.roster import RosterClient, RosterKeeper
+from phantommesh.nursery.roster import RosterClient
 from phantommesh.nursery.streams import Sessions
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
@@ -25,15 +27,16 @@ from phantommesh.trust import NODE_LIFE, Role, validity
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity
 
+CLOCKED = ("own", "roster", "keeper", "authority", "groupkeys", "node")
+
 
 class Clock:
     """Unix time as the modules under test see it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
-        for module in (own, "phantommesh.nursery.roster", "phantommesh.nursery.node"):
-            target = f"{module}.time" if isinstance(module, str) else f"{module.__name__}.time"
-            monkeypatch.setattr(target, self)
+        for name in CLOCKED:
+            monkeypatch.setattr(f"phantommesh.nursery.{name}.time", self)
 
     def __call__(self) -> float:
         return time() + self.ahead
@@ -52,7 +55,8 @@ class Parts:
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
         self.own = OwnRecord(config, state, self.keeper)
-        self.client = RosterClient(state, self.keeper, Sessions())
+        keys = GroupKeys(state, self.keeper.tell)
+        self.client = RosterClient(state, self.keeper, keys, Sessions())
 
     def _changed(self) -> None:
         self.changes += 1
@@ -221,7 +225,7 @@ async def test_another_nodes_certificate_is_not_taken(tmp_path: Path, clock: Clo
     it = parts(tmp_path / "b")
     cert = state.authority.issue(identity("other").spki, "beta", Role.NODE, joined.ip4, time())
 
-    async def wrong(csr: bytes) -> Renewed:
+    async def wrong(csr: bytes, evidence: bytes = b"") -> Renewed:
         await trio.lowlevel.checkpoint()
         assert state.authority is not None
         return Renewed(cert, state.authority.der)

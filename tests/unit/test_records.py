@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from phantommesh.records import (
+    Dispute,
     NodeRecord,
     RecordError,
     Roster,
@@ -101,8 +102,8 @@ def test_what_is_not_the_nodes_own_word_is_refused() -> None:
 def test_the_roster_never_rolls_back() -> None:
     held = roster(SIGNED)
     before = held.digest()
-    for seq in (0, 4, 5):
-        assert held.add(MESH.record(NODE, "alpha", seq), NOW) is False
+    for old in (MESH.record(NODE, "alpha", 0), MESH.record(NODE, "alpha", 4), SIGNED):
+        assert held.add(old, NOW) is False
     assert held.digest() == before
     assert held.add(MESH.record(NODE, "alpha", 6), NOW) is True
     entry = held.get(NODE.node_id)
@@ -112,26 +113,99 @@ def test_the_roster_never_rolls_back() -> None:
     assert held.digest() != before
 
 
-def test_an_address_has_one_holder() -> None:
+def test_of_two_with_one_address_or_name_the_lower_node_id_keeps_it() -> None:
+    """Two authorities that did not hear of each other certified them. Both stay known, in any order."""
     member, _ = open_record(MESH.root, SIGNED, NOW)
-    cert = MESH.authority.issue(OTHER.spki, "beta", Role.NODE, member.ip4, NOW)
-    thief = sign_record(OTHER, plain_record(OTHER), cert, MESH.authority.der)
+    low, high = sorted((NODE.node_id, OTHER.node_id))
+    cert = MESH.authority.issue(OTHER.spki, "alpha", Role.NODE, member.ip4, NOW)
+    twin = sign_record(OTHER, plain_record(OTHER), cert, MESH.authority.der)
+    both = [Dispute(high, low, "address"), Dispute(high, low, "name")]
+    for order in ((SIGNED, twin), (twin, SIGNED)):
+        held = roster(*order)
+        assert len(held) == 2
+        assert held.disputes(NOW) == both
+    held = roster(SIGNED, twin)
+    # who has run out claims nothing
+    assert held.disputes(NOW + NODE_LIFE + DAY) == []
+    # one gives way
+    cert = MESH.authority.issue(OTHER.spki, "beta", Role.NODE, IPv4Address("100.64.0.77"), NOW)
+    assert held.add(sign_record(OTHER, plain_record(OTHER, 2), cert, MESH.authority.der), NOW)
+    assert held.disputes(NOW) == []
+    # one is revoked
+    revoked = Revocations(MESH.root)
+    held = Roster(MESH.root, revoked)
+    for signed in (SIGNED, twin):
+        held.add(signed, NOW)
+    revoked.add(revoke(MESH.authority, low, NOW), NOW)
+    assert held.disputes(NOW) == []
+
+
+@pytest.mark.parametrize("lower_first", [True, False])
+def test_a_wireguard_key_stays_with_who_claimed_it_first(lower_first: bool) -> None:
+    """A member that copies another's keys, though it has the lower node id, shuts nobody out."""
+    first, second = sorted((NODE, OTHER), key=lambda node: node.node_id, reverse=not lower_first)
+    record = msgspec.structs.replace(plain_record(second), wg_keys=plain_record(first).wg_keys)
+    copy = sign_record(second, record, MESH.certify(second, "copy"), MESH.authority.der)
+    early = sign_record(second, plain_record(second, 0), MESH.certify(second, "copy"), MESH.authority.der)
+    expected = [Dispute(second.node_id, first.node_id, "WireGuard key")] * 7
+    for order in ([MESH.record(first, "first"), copy], [early, MESH.record(first, "first"), copy]):
+        held = roster(*order)
+        assert held.disputes(NOW) == expected
+        again = Roster.decode_untrusted(held.encode(), MESH.root, Revocations(MESH.root), NOW)
+        assert again.disputes(NOW) == expected
+
+
+def test_equivocation_is_kept_as_evidence_and_all_choose_the_same() -> None:
+    other = msgspec.structs.replace(plain_record(NODE, 5), version="9.9")
+    lie = sign_record(NODE, other, SIGNED.node_cert, SIGNED.authority_cert)
+    kept = set()
+    for order in ((SIGNED, lie), (lie, SIGNED)):
+        held = roster(*order)
+        proof = held.equivocations[NODE.node_id]
+        assert {proof.kept, proof.other} == {SIGNED, lie}
+        entry = held.get(NODE.node_id)
+        assert entry is not None and entry.signed == proof.kept
+        kept.add(entry.hash)
+    assert len(kept) == 1
+    held = roster(SIGNED, lie)
+    assert held.add(MESH.record(NODE, "alpha", 6), NOW)  # its next word ends it; the proof stays
+    assert NODE.node_id in held.equivocations
+
+
+def test_a_renewed_certificate_on_the_same_word_is_no_equivocation() -> None:
+    later = MESH.authority.issue(NODE.spki, "alpha", Role.NODE, IPv4Address("100.64.0.9"), NOW + DAY)
+    renewed = msgspec.structs.replace(SIGNED, node_cert=later)
+    for order in ((SIGNED, renewed), (renewed, SIGNED)):
+        held = Roster(MESH.root, Revocations(MESH.root))
+        for signed in order:
+            held.add(signed, NOW + DAY)
+        entry = held.get(NODE.node_id)
+        assert entry is not None and entry.signed == renewed
+        assert held.equivocations == {}
+
+
+def test_what_a_revoked_authority_certified() -> None:
+    """What it certified before holds for a usual life, what it certifies later does not."""
+    revoked = Revocations(MESH.root)
+    held = Roster(MESH.root, revoked)
+    held.add(SIGNED, NOW)
+    revoked.add(revoke(MESH.authority, identity("mesh first").node_id, NOW + DAY), NOW + DAY)
+    assert held.get(NODE.node_id) is not None
+    with pytest.raises(TrustError, match="authority that certified beta is revoked"):
+        held.add(MESH.record(OTHER, "beta", now=NOW + 2 * DAY), NOW + 2 * DAY)
+    endless = MESH.authority.issue(OTHER.spki, "beta", Role.NODE, IPv4Address("100.64.0.9"), NOW, 99 * DAY)
+    with pytest.raises(TrustError, match="revoked"):
+        held.add(sign_record(OTHER, plain_record(OTHER), endless, MESH.authority.der), NOW)
+
+
+def test_a_full_roster_drops_who_is_long_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phantommesh.records.MAX_MEMBERS", 1)
     held = roster(SIGNED)
-    with pytest.raises(RecordError, match=f"beta claims the address {member.ip4} of alpha"):
-        held.add(thief, NOW)
-    assert [entry.member.name for entry in held] == ["alpha"]
-    # whose certificate has run out no longer holds it
-    late = NOW + NODE_LIFE + DAY
-    cert = MESH.authority.issue(OTHER.spki, "beta", Role.NODE, member.ip4, late)
-    assert held.add(sign_record(OTHER, plain_record(OTHER), cert, MESH.authority.der), late)
+    soon, late = NOW + NODE_LIFE + DAY, NOW + NODE_LIFE + 4 * DAY
+    with pytest.raises(RecordError, match="full"):
+        held.add(MESH.record(OTHER, "beta", now=soon), soon)
+    assert held.add(MESH.record(OTHER, "beta", now=late), late)
     assert [entry.member.name for entry in held] == ["beta"]
-
-
-def test_a_wireguard_key_has_one_holder() -> None:
-    record = msgspec.structs.replace(plain_record(OTHER), wg_keys=plain_record(NODE).wg_keys)
-    stolen = sign_record(OTHER, record, MESH.certify(OTHER, "beta"), MESH.authority.der)
-    with pytest.raises(RecordError, match="WireGuard key of alpha"):
-        roster(SIGNED).add(stolen, NOW)
 
 
 def test_a_member_may_change_its_address() -> None:

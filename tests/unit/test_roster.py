@@ -4,6 +4,7 @@
 from dataclasses import replace
 from pathlib import Path
 from time import time
+from typing import cast
 
 import msgspec
 import pytest
@@ -12,17 +13,22 @@ from structlog.testing import capture_logs
 
 from phantommesh import control
 from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity
+from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.nodestate import NodeState, load_node
-from phantommesh.nursery import roster as module
+from phantommesh.nursery import keeper as module
+from phantommesh.nursery.authority import AuthorityDesk
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.roster import ControlServer, RosterKeeper
+from phantommesh.nursery.roster import ControlServer, reconcile
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import Role, choose_ip4, make_csr
+from phantommesh.trust import Role
 from phantommesh.wire import Address
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
@@ -37,8 +43,10 @@ class Mesh:
     def __init__(self, at: Path) -> None:
         self.state: NodeState = make_authority(at)
         self.changes = 0
-        self.keeper = RosterKeeper(self.state, self._changed)
-        self.server = ControlServer(self.state, self.keeper)
+        self.keys = GroupKeys(self.state, lambda: self.keeper.tell())
+        self.keeper = RosterKeeper(self.state, self._changed, self.keys.digest)
+        self.desk = AuthorityDesk(self.state, self.keeper, self.keys)
+        self.server = ControlServer(self.state, self.keeper, self.keys, self.desk)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -170,7 +178,6 @@ async def test_what_cannot_be_read_changes_nothing(mesh: Mesh, records: bytes, r
 
 async def test_waiting_ends_with_the_change_or_the_time(mesh: Mesh) -> None:
     before = mesh.keeper.digest()
-    assert before == mesh.keeper.roster.digest()
     assert await mesh.keeper.wait_for_other(before, 0.01) == before
     assert await mesh.keeper.wait_for_other(b"other", 1000.0) == before
     found = []
@@ -183,7 +190,7 @@ async def test_waiting_ends_with_the_change_or_the_time(mesh: Mesh) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert not found
         mesh.keeper.add(mesh.record(B, "beta"))
-    assert found == [mesh.keeper.roster.digest()] != [before]
+    assert found == [mesh.keeper.digest()] != [before]
 
 
 # --- the server
@@ -203,6 +210,9 @@ async def test_a_member_gets_the_roster_once_it_differs(mesh: Mesh) -> None:
 
 REQUESTS = [
     control.AskRoster(b"", 0.0),
+    control.AskKeys(),
+    control.Compare(bytes(2048)),
+    control.Fetch(()),
     control.Announce(b""),
     control.Renew(make_csr(B, "beta")),
     control.Enrol(make_csr(B, "beta"), b"", b""),
@@ -252,6 +262,72 @@ async def test_a_newer_record_is_taken_from_anybody_who_is_a_member(mesh: Mesh) 
     assert mesh.names() == ["alpha", "beta", "gamma"]
     for junk in (b"", b"junk", replace_signature(mesh.record(C, "gamma", 2)).encode()):
         assert isinstance(await mesh.ask(B, control.Announce(junk)), control.Refused)
+
+
+class Direct:
+    """A client whose other end is a server in this process."""
+
+    def __init__(self, mesh: Mesh, who: Identity) -> None:
+        self._mesh, self._who, self.asked = mesh, who, list[str]()
+
+    async def ask(self, request: control.Request) -> control.Answer:
+        self.asked.append(type(request).__name__)
+        return await self._mesh.ask(self._who, request)
+
+
+async def test_two_members_exchange_what_either_lacks(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    mesh.keeper.add(mesh.record(C, "gamma", seq=2))
+    roster = Roster(mesh.state.root, Revocations(mesh.state.root))
+    mine = RosterKeeper(replace(mesh.state, roster=roster), lambda: None)
+    mine.add(mesh.record(B, "beta", seq=3))
+    direct = Direct(mesh, B)
+    client = cast("Client", direct)
+    assert await reconcile(client, mine) == 2  # alpha and gamma
+    assert direct.asked == ["Compare", "Fetch", "Announce"]
+    assert mine.roster.digest() == mesh.keeper.roster.digest()
+    held = mesh.keeper.roster.get(B.node_id)
+    assert held is not None and held.record.seq == 3
+    assert await reconcile(client, mine) == 0
+    assert direct.asked[3:] == ["Compare"]
+
+
+@pytest.mark.parametrize("request_", [control.Compare(b"junk"), control.Fetch((b"", b"x" * 16))])
+async def test_odd_comparisons_are_answered(mesh: Mesh, request_: control.Request) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    answer = await mesh.ask(B, request_)
+    assert answer == control.Records(()) or isinstance(answer, control.Refused)
+
+
+async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    made = await mesh.keys.rotate()
+    assert made is not None
+    assert await mesh.keys.rotate() is None
+    answer = await mesh.ask(B, control.AskKeys())
+    assert isinstance(answer, control.KeysAre)
+    assert (decode_keys_untrusted(answer.keys), answer.active_key) == ([made], made.id)
+    other = GroupKeys(replace(mesh.state, keyring=b""), lambda: None)
+    other.merge(answer.keys, answer.active_key)
+    assert other.ring.active == made
+    assert other.digest() == mesh.keys.digest()
+    with capture_logs() as logs:
+        other.merge(encode_keys([msgspec.structs.replace(made, epoch=9)]), b"")
+    assert [entry["event"] for entry in logs] == ["group key refused"]
+    assert other.ring.keys == [made]
+
+
+async def test_equivocation_is_reported_once(mesh: Mesh) -> None:
+    first = mesh.record(B, "beta")
+    lie = sign_record(
+        B, msgspec.structs.replace(plain_record(B), version="9"), first.node_cert, first.authority_cert
+    )
+    with capture_logs() as logs:
+        for signed in (first, lie, first, lie):
+            mesh.keeper.add(signed)
+    assert [entry["event"].split(":")[0] for entry in logs] == [
+        "a node signed two different records with one number"
+    ]
 
 
 async def test_a_certificate_is_renewed_for_its_own_key_name_and_role(mesh: Mesh) -> None:

@@ -3,6 +3,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -19,6 +20,7 @@ from phantommesh.views import LinkView, NodePort, PeerView, Problem, Rotation, R
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10
+Body = TypeVar("Body")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Routes that need no scope, so that a loopback TCP listener may serve them without a token.
 _OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -28,6 +30,13 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
 
     peer: str | None = None
+
+
+class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself."""
+
+    node: str
+    force: bool = False
 
 
 class _App(QuartTrio):
@@ -175,7 +184,7 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     @app.post("/v1/rotations")
     async def rotations() -> Response:
         dry_run = _flag("dry_run")
-        wanted = await _body()
+        wanted = await _body(RotationRequest, '{} or {"peer": "NAME"}', default=RotationRequest())
 
         async def rotate() -> bytes:
             chosen = node.peers() if wanted.peer is None else [_find(node.peers(), wanted.peer)]
@@ -183,9 +192,23 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
                 return msgspec.json.encode(_planned(chosen, node.links()))
             return msgspec.json.encode(await node.rotate(None if wanted.peer is None else chosen[0].node_id))
 
-        answer, replayed = await answers.once(
-            request.headers.get("Idempotency-Key"), msgspec.json.encode((wanted, dry_run)), rotate
-        )
+        asked = msgspec.json.encode(("rotations", wanted, dry_run))
+        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, rotate)
+        response = Response(answer, content_type="application/json")
+        if replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+    @app.post("/v1/revocations")
+    async def revocations() -> Response:
+        dry_run = _flag("dry_run")
+        wanted = await _body(RevocationRequest, '{"node": "NAME"}')
+
+        async def revoke() -> bytes:
+            return msgspec.json.encode(await node.revoke(wanted.node, force=wanted.force, dry_run=dry_run))
+
+        asked = msgspec.json.encode(("revocations", wanted, dry_run))
+        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, revoke)
         response = Response(answer, content_type="application/json")
         if replayed:
             response.headers["Idempotency-Replayed"] = "true"
@@ -227,15 +250,13 @@ def _flag(name: str) -> bool:
             raise ProblemError(400, f"{name} is not usable", fix="give true or false")
 
 
-async def _body() -> RotationRequest:
+async def _body(kind: type[Body], example: str, *, default: Body | None = None) -> Body:
     body = await request.get_data(as_text=False)
-    if not body:
-        return RotationRequest()
+    if not body and default is not None:
+        return default
     if request.mimetype != "application/json":
         raise ProblemError(415, "the body is not application/json", fix="set Content-Type: application/json")
     try:
-        return msgspec.json.decode(body, type=RotationRequest)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError(
-            400, f"the body is not usable: {error}", fix='send {} or {"peer": "NAME"}'
-        ) from None
+        raise ProblemError(400, f"the body is not usable: {error}", fix=f"send {example}") from None

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How two nodes find out which records they do not share, in two questions and without sending the rest.
+
+    who asks                  who answers
+    256 digests, 2 KiB    ->  which buckets differ, and where its records in them stand: 40 bytes each
+    the hashes it wants   ->  those records
+
+Then the asker has what the other had, and `surplus` says what the other lacks. Pure: rosters in, bytes out.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from phantommesh.identity import NODE_ID_BYTES, NodeId
+from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster
+
+BUCKETS: Final = 256  # by the first byte of the node id
+DIGEST_BYTES: Final = 8
+MAX_WANTED: Final = 256  # records in one answer, about 4 MB
+
+_BITMAP_BYTES: Final = BUCKETS // 8
+_PLACE: Final = struct.Struct(f"!{NODE_ID_BYTES}sQ{HASH_BYTES}s")
+
+
+class AntiEntropyError(Exception):
+    """What the other node sent is not a question or an answer of this kind."""
+
+
+class Place(NamedTuple):
+    """Which record of a node somebody holds."""
+
+    node_id: NodeId
+    seq: int
+    hash: bytes
+
+
+class Difference(NamedTuple):
+    """The buckets in which two rosters differ, and what the one that answered holds in them."""
+
+    buckets: frozenset[int]
+    places: tuple[Place, ...]
+
+
+def buckets(roster: Roster, now: float) -> bytes:
+    """Return a digest of each bucket, 8 bytes: of the records whose certificates hold at `now`.
+
+    Others are left out because nobody would take them from us.
+    """
+    return _digests(_valid(roster, now))
+
+
+def differing(roster: Roster, theirs: bytes, now: float) -> bytes:
+    """Answer somebody's `buckets`: which of ours differ, and the places of our records in those.
+
+    Raises AntiEntropyError for what is not an answer of `buckets`.
+    """
+    if len(theirs) != BUCKETS * DIGEST_BYTES:
+        raise AntiEntropyError("the digests have a wrong length")
+    entries = _valid(roster, now)
+    ours = _digests(entries)
+    apart = [i for i in range(BUCKETS) if _slot(ours, i) != _slot(theirs, i)]
+    bitmap = sum(1 << i for i in apart).to_bytes(_BITMAP_BYTES)
+    return bitmap + b"".join(
+        _PLACE.pack(entry.member.node_id, entry.record.seq, entry.hash)
+        for entry in entries
+        if entry.member.node_id[0] in apart
+    )
+
+
+def parse_difference_untrusted(data: bytes) -> Difference:
+    """Read what `differing` gave. Raises AntiEntropyError only."""
+    places = len(data) - _BITMAP_BYTES
+    if places < 0 or places % _PLACE.size or places > MAX_MEMBERS * _PLACE.size:
+        raise AntiEntropyError("the difference has a wrong length")
+    bitmap = int.from_bytes(data[:_BITMAP_BYTES])
+    return Difference(
+        frozenset(i for i in range(BUCKETS) if bitmap >> i & 1),
+        tuple(Place(NodeId(n), seq, hash_) for n, seq, hash_ in _PLACE.iter_unpack(data[_BITMAP_BYTES:])),
+    )
+
+
+def wanted(roster: Roster, difference: Difference) -> list[bytes]:
+    """The hashes of the records to fetch: newer than ours, or other ones of the same number.
+
+    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out.
+    """
+    hashes = []
+    for place in difference.places:
+        held = roster.get(place.node_id)
+        if held is None or place.seq > held.record.seq or (
+            place.seq == held.record.seq and place.hash != held.hash
+        ):  # fmt: skip
+            hashes.append(place.hash)
+    return hashes
+
+
+def surplus(roster: Roster, difference: Difference, now: float) -> list[Entry]:
+    """What the node that gave this difference lacks of our records."""
+    theirs = {place.node_id: place for place in difference.places}
+    return [
+        entry
+        for entry in _valid(roster, now)
+        if entry.member.node_id[0] in difference.buckets and _lacks(theirs.get(entry.member.node_id), entry)
+    ]
+
+
+def records(roster: Roster, hashes: Iterable[bytes], now: float) -> list[bytes]:
+    """The encoded records of these hashes, as many as one answer takes; unknown ones are left out."""
+    asked = frozenset(hashes)
+    found = [entry for entry in _valid(roster, now) if entry.hash in asked]
+    return [entry.signed.encode() for entry in found[:MAX_WANTED]]
+
+
+def _lacks(place: Place | None, entry: Entry) -> bool:
+    return place is None or (place.hash != entry.hash and place.seq <= entry.record.seq)
+
+
+def _valid(roster: Roster, now: float) -> list[Entry]:
+    return [entry for entry in roster if entry.valid(now)]
+
+
+def _digests(entries: Iterable[Entry]) -> bytes:
+    hashes: list[list[bytes]] = [[] for _ in range(BUCKETS)]
+    for entry in entries:  # by node id, as a roster iterates
+        hashes[entry.member.node_id[0]].append(entry.hash)
+    return b"".join(hashlib.sha3_256(b"".join(held)).digest()[:DIGEST_BYTES] for held in hashes)
+
+
+def _slot(digests: bytes, bucket: int) -> bytes:
+    return digests[bucket * DIGEST_BYTES : (bucket + 1) * DIGEST_BYTES]

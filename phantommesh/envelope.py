@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The envelope of every gossip datagram: sealed under the mesh's group key, numbered, and told from replays.
+
+    format 1 | kind 1 | key id 8 | sender 16 | digest 8 | number 12 | sealed payload | tag 16
+
+The header is the AEAD's associated data. ChaCha20-Poly1305 (RFC 8439) under a key of the sender's own, which
+is SHA3-256 over the group key and the node id; the number is its nonce: a start number that grows with every
+start of the sender, and a counter. What cannot be used costs a look in a table, or one AEAD check at most.
+
+Every member holds the group key, so a member can seal in another's name; nothing that needs to be believed
+may rest on the envelope alone. To shut another out by using up its numbers it has to send from that node's
+address: numbers are remembered by address.
+"""
+
+import hashlib
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from phantommesh.groupkey import ID_BYTES, GroupKey, KeyId, Keyring
+from phantommesh.identity import NODE_ID_BYTES, NodeId
+from phantommesh.wire import MAX_DATAGRAM, Address
+
+FORMAT: Final = 0x47  # on the control port, `wire.VERSION` in its place is a handshake
+DIGEST_BYTES: Final = 8
+_NUMBER_BYTES: Final = 12
+_TAG_BYTES: Final = 16
+_HEAD: Final = struct.Struct(f"!BB{ID_BYTES}s{NODE_ID_BYTES}s{DIGEST_BYTES}s{_NUMBER_BYTES}s")
+OVERHEAD: Final = _HEAD.size + _TAG_BYTES
+MAX_PAYLOAD: Final = MAX_DATAGRAM - OVERHEAD
+_MAX_START: Final = 2**32 - 1
+
+# Tuning.
+WINDOW: Final = 1024  # numbers behind the newest that may still come
+MAX_SENDERS: Final = 16_384
+MAX_ADDRESSES: Final = 4  # of one sender
+
+
+class EnvelopeError(Exception):
+    """A datagram that is not used. ``reason`` is one of a few words, for a counter."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a datagram said. ``digest`` is the sender's word on its revocations and keys."""
+
+    kind: int
+    sender: NodeId
+    digest: bytes
+    key: KeyId
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Window:
+    """The numbers seen from one address: the greatest, and a bitmap of those behind it (bit 0 is it)."""
+
+    top: int
+    bits: int = 1
+
+    def fresh(self, number: int) -> bool:
+        behind = self.top - number
+        return behind < 0 or (behind < WINDOW and not self.bits >> behind & 1)
+
+    def note(self, number: int) -> None:
+        behind = self.top - number
+        if behind >= 0:
+            self.bits |= 1 << behind
+            return
+        self.bits = (self.bits << -behind | 1) & _WINDOW_MASK if -behind < WINDOW else 1
+        self.top = number
+
+
+_WINDOW_MASK: Final = (1 << WINDOW) - 1
+
+
+@dataclass(slots=True)
+class _Sender:
+    windows: OrderedDict[Address, _Window] = field(default_factory=OrderedDict)
+    ciphers: dict[KeyId, ChaCha20Poly1305] = field(default_factory=dict)
+
+
+def _nowhere(sender: NodeId, source: Address) -> bool:
+    return False
+
+
+class Envelope:
+    """Seals what this node sends and opens what it receives. Sans-I/O; `drops` counts refusals by reason.
+
+    ``start`` must be greater than at any earlier start of this node: it keeps numbers from coming twice.
+    ``revoked`` holds nodes whose datagrams are refused; ``digest`` gives the 8 bytes that tell of our
+    revocations and keys; ``at_home`` says whether a node's signed record names an address, so that a member
+    which used up numbers in its name elsewhere does not shut it out.
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        keyring: Keyring,
+        *,
+        start: int,
+        revoked: Container[NodeId],
+        digest: Callable[[], bytes],
+        at_home: Callable[[NodeId, Address], bool] = _nowhere,
+    ) -> None:
+        if not 0 <= start <= _MAX_START:
+            raise ValueError("the start number has 32 bits")
+        self._node_id, self._keyring = node_id, keyring
+        self._start, self._count = start, 0
+        self._revoked, self._digest, self._at_home = revoked, digest, at_home
+        self._cipher: tuple[KeyId, ChaCha20Poly1305] | None = None
+        self._senders: OrderedDict[NodeId, _Sender] = OrderedDict()
+        self.drops: Counter[str] = Counter()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a key to send with."""
+        return self._keyring.active is not None
+
+    def seal(self, kind: int, payload: bytes) -> bytes:
+        """Return the datagram of one message. ``kind`` has 8 bits; the payload at most `MAX_PAYLOAD` bytes.
+
+        Raises ValueError for a longer one, and where there is no key yet: see `ready`.
+        """
+        active = self._keyring.active
+        if active is None or len(payload) > MAX_PAYLOAD:
+            raise ValueError("no group key yet" if active is None else "the payload is too long")
+        key_id = active.id
+        if self._cipher is None or self._cipher[0] != key_id:
+            self._cipher = key_id, _cipher(active, self._node_id)
+        number = self._start.to_bytes(4) + self._count.to_bytes(8)
+        self._count += 1
+        head = _HEAD.pack(FORMAT, kind, key_id, self._node_id, self._digest(), number)
+        return head + self._cipher[1].encrypt(number, payload, head)
+
+    def open(self, datagram: bytes, source: Address) -> Opened:
+        """Return what a datagram from the network says. Raises EnvelopeError only, after counting it."""
+        try:
+            return self._open(datagram, source)
+        except EnvelopeError as error:
+            self.drops[error.reason] += 1
+            raise
+
+    def _open(self, datagram: bytes, source: Address) -> Opened:
+        if not OVERHEAD <= len(datagram) <= MAX_DATAGRAM or datagram[0] != FORMAT:
+            raise EnvelopeError("gossip-malformed")
+        head = datagram[: _HEAD.size]
+        _, kind, key_bytes, sender_bytes, digest, number = _HEAD.unpack(head)
+        key_id, sender = KeyId(key_bytes), NodeId(sender_bytes)
+        key = self._keyring.get(key_id)
+        if key is None:
+            raise EnvelopeError("gossip-key")
+        if sender == self._node_id:
+            raise EnvelopeError("gossip-own")
+        if sender in self._revoked:
+            raise EnvelopeError("gossip-revoked")
+        known = self._senders.get(sender)
+        count = int.from_bytes(number)
+        if known is not None and not self._fresh(known, sender, source, count):
+            raise EnvelopeError("gossip-replay")
+        cipher = None if known is None else known.ciphers.get(key_id)
+        if cipher is None:
+            cipher = _cipher(key, sender)
+        try:
+            payload = cipher.decrypt(number, datagram[_HEAD.size :], head)
+        except InvalidTag:
+            raise EnvelopeError("gossip-seal") from None
+        self._note(sender, source, count, key_id, cipher)
+        return Opened(kind, sender, digest, key_id, payload)
+
+    def _fresh(self, known: _Sender, sender: NodeId, source: Address, count: int) -> bool:
+        window = known.windows.get(source)
+        if window is not None:
+            return window.fresh(count)
+        if self._at_home(sender, source):
+            return True
+        return all(count > other.top for other in known.windows.values())
+
+    def _note(
+        self, sender: NodeId, source: Address, count: int, key_id: KeyId, cipher: ChaCha20Poly1305
+    ) -> None:
+        """Remember a genuine datagram. What falls out of the tables could be replayed by a member only after
+        it sent in many names, which it can do without."""
+        known = self._senders.setdefault(sender, _Sender())
+        self._senders.move_to_end(sender)
+        if len(self._senders) > MAX_SENDERS:
+            self._senders.popitem(last=False)
+        if key_id not in known.ciphers:
+            known.ciphers = {held: old for held, old in known.ciphers.items() if self._keyring.get(held)}
+            known.ciphers[key_id] = cipher
+        window = known.windows.get(source)
+        if window is None:
+            known.windows[source] = _Window(count)
+            if len(known.windows) > MAX_ADDRESSES:
+                self._forget_address(known, sender)
+        else:
+            window.note(count)
+            known.windows.move_to_end(source)
+
+    def _forget_address(self, known: _Sender, sender: NodeId) -> None:
+        """Forget the address longest silent, one that the node's record does not name if there is one."""
+        others = list(known.windows)[:-1]
+        strangers = [address for address in others if not self._at_home(sender, address)]
+        del known.windows[(strangers or others)[0]]
+
+
+def _cipher(key: GroupKey, sender: NodeId) -> ChaCha20Poly1305:
+    return ChaCha20Poly1305(hashlib.sha3_256(b"phantommesh gossip v1" + key.key + sender).digest())

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The keys that a mesh's gossip is sealed with: made and signed by an authority, changed without a gap.
+
+A new key goes round first and is used later: every holder can receive with it from the moment it has it, and
+sends with it `PROMOTE_AFTER` seconds on. So nobody is cut off as long as it reaches everybody within that
+time. The old one stays good for receiving for `RETIRE_AFTER` seconds more.
+
+Each key names the revocations that it was made under. An authority that knows of more makes the next one; so
+two that rotated apart from each other agree again, on a key that no node revoked by either has seen.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from math import inf
+from typing import Final, NewType
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from phantommesh.issuing import Authority
+from phantommesh.revocation import Revocations
+from phantommesh.trust import TrustError, authority_node, verify_authority
+
+KeyId = NewType("KeyId", bytes)
+
+CONTEXT: Final = b"phantommesh group key v1"
+KEY_BYTES: Final = 32  # ChaCha20-Poly1305
+ID_BYTES: Final = 8
+MAX_EPOCH: Final = 2**32 - 1
+NO_KEY: Final = KeyId(bytes(ID_BYTES))
+
+# Tuning. A key must reach every member within PROMOTE_AFTER; the last to promote does so that long after the
+# first, and what it sent before is on its way for some seconds.
+PROMOTE_AFTER: Final = 10.0  # s
+RETIRE_AFTER: Final = 20.0  # s
+MAX_AGE: Final = 86_400.0  # s
+MAX_KEYS: Final = 16
+
+
+class GroupKey(msgspec.Struct, frozen=True, array_like=True):
+    """One key: its epoch (32 bits), the digest of the revocations it was made under, when (unix seconds)."""
+
+    epoch: int
+    revoked: bytes
+    made: int
+    key: bytes
+    signature: bytes
+    authority_cert: bytes
+
+    @property
+    def id(self) -> KeyId:
+        """Eight bytes that sort as keys do: the epoch, then four of the key's hash. The greatest is used."""
+        return KeyId(self.epoch.to_bytes(4) + hashlib.sha3_256(b"phantommesh key id" + self.key).digest()[:4])
+
+    def __repr__(self) -> str:
+        return f"GroupKey({self.id.hex()})"
+
+
+def make_group_key(authority: Authority, epoch: int, revocations: Revocations, now: float) -> GroupKey:
+    """Make and sign a new random key. Raises TrustError when the epochs are used up."""
+    if not 0 < epoch <= MAX_EPOCH:
+        raise TrustError("the mesh has used up its group keys", fix="make the mesh anew")
+    key, revoked, made = secrets.token_bytes(KEY_BYTES), revocations.digest(), int(now)
+    signature = authority.key.sign(_signed(epoch, revoked, made, key), CONTEXT)
+    return GroupKey(epoch, revoked, made, key, signature, authority.der)
+
+
+def verify_group_key(key: GroupKey, root: x509.Certificate, revocations: Revocations, now: float) -> None:
+    """Raise TrustError unless an authority in good standing made this key.
+
+    `revocations` must include those that came with the key: who holds a key knows whom it shuts out.
+    """
+    if len(key.key) != KEY_BYTES or len(key.revoked) != 32:
+        raise TrustError("the group key's fields have wrong lengths")
+    if not 0 < key.epoch <= MAX_EPOCH or not 0 <= key.made < 2**63:
+        raise TrustError("the group key's fields are out of range")
+    public_key = verify_authority(root, key.authority_cert, now)
+    if authority_node(key.authority_cert) in revocations:
+        raise TrustError("the group key is a revoked authority's")
+    try:
+        public_key.verify(key.signature, _signed(key.epoch, key.revoked, key.made, key.key), CONTEXT)
+    except (InvalidSignature, ValueError) as error:
+        raise TrustError("the group key's signature is wrong") from error
+
+
+def encode_keys(keys: Iterable[GroupKey]) -> bytes:
+    """Return keys in msgpack, for a control channel."""
+    return msgspec.msgpack.encode(list(keys))
+
+
+def decode_keys_untrusted(data: bytes) -> list[GroupKey]:
+    """Read what `encode_keys` wrote; nothing is verified yet. Raises TrustError only."""
+    try:
+        keys = msgspec.msgpack.decode(data, type=list[GroupKey])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise TrustError("the group keys cannot be read") from error
+    if len(keys) > MAX_KEYS or any(not 0 < key.epoch <= MAX_EPOCH for key in keys):
+        raise TrustError("the group keys are too many, or out of range")
+    return keys
+
+
+class Keyring:
+    """The keys this node receives with, and the one it sends with. ``now`` is any clock that goes forward."""
+
+    def __init__(self, *, promote_after: float = PROMOTE_AFTER, retire_after: float = RETIRE_AFTER) -> None:
+        self._promote_after, self._retire_after = promote_after, retire_after
+        self._keys: dict[KeyId, GroupKey] = {}
+        self._promotions: dict[KeyId, float] = {}  # of keys that are not sent with yet
+        self._retirements: dict[KeyId, float] = {}  # of keys that are not sent with any more
+        self._active: KeyId = NO_KEY
+        self._floor: KeyId = NO_KEY  # the greatest key that was ever retired
+
+    @property
+    def active(self) -> GroupKey | None:
+        """The key to send with; None before the first."""
+        return self._keys.get(self._active)
+
+    @property
+    def newest(self) -> GroupKey | None:
+        """The greatest key, whether it is sent with yet or not."""
+        return self._keys[max(self._keys)] if self._keys else None
+
+    @property
+    def keys(self) -> list[GroupKey]:
+        """Every key that is received with, oldest first."""
+        return [self._keys[key_id] for key_id in sorted(self._keys)]
+
+    def get(self, key_id: bytes) -> GroupKey | None:
+        """The key to open a datagram with; None for one that is unknown or retired."""
+        return self._keys.get(KeyId(key_id))
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        return min((*self._promotions.values(), *self._retirements.values()), default=inf)
+
+    def install(self, key: GroupKey, now: float) -> bool:
+        """Receive with a verified key from now on; say if it is new here. The first is sent with at once.
+
+        A key that was retired, or is older than one that was, does not come back.
+        """
+        key_id = key.id
+        if key_id in self._keys or key_id <= self._floor:
+            return False
+        self._keys[key_id] = key
+        if self.active is None:
+            self._activate(key_id, now)
+        elif key_id < self._active:
+            self._retirements[key_id] = now + self._retire_after
+        else:
+            self._promotions[key_id] = now + self._promote_after
+        while len(self._keys) > MAX_KEYS:
+            self._drop(min(held for held in self._keys if held != self._active))
+        return True
+
+    def promote(self, key_id: bytes, now: float) -> bool:
+        """Send with a key at once: another member does already. An older or unknown one changes nothing."""
+        known = KeyId(key_id)
+        if known not in self._keys or known <= self._active:
+            return False
+        self._activate(known, now)
+        return True
+
+    def retire(self, key_id: bytes) -> bool:
+        """Stop receiving with a key before its time. The one that is sent with stays."""
+        known = KeyId(key_id)
+        if known not in self._keys or known == self._active:
+            return False
+        self._drop(known)
+        return True
+
+    def tick(self, now: float) -> bool:
+        """Promote and retire what is due; say whether anything changed."""
+        due = [key_id for key_id, moment in self._promotions.items() if moment <= now]
+        if due:
+            self._activate(max(due), now)
+        over = [key_id for key_id, moment in self._retirements.items() if moment <= now]
+        for key_id in over:
+            self._drop(key_id)
+        return bool(due or over)
+
+    def encode(self, *more: GroupKey) -> bytes:
+        """Return the ring, and keys about to join it, for the state directory, in msgpack."""
+        return msgspec.msgpack.encode((self._floor, self._active, [*self.keys, *more]))
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Take over what `encode` wrote; the waits begin anew. Raises TrustError.
+
+        Nothing is verified: it was when it was written, and an authority may have been revoked since.
+        """
+        try:
+            floor, active, keys = msgspec.msgpack.decode(data, type=tuple[bytes, bytes, list[GroupKey]])
+            held = {key.id: key for key in keys}
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise TrustError("the group keys cannot be read") from error
+        if len(held) > MAX_KEYS or any(len(key.key) != KEY_BYTES for key in keys) or len(floor) != ID_BYTES:
+            raise TrustError("the group keys cannot be used")
+        self._floor = KeyId(floor)
+        if active in held:
+            self.install(held[KeyId(active)], now)
+        for key in held.values():
+            self.install(key, now)
+
+    def _activate(self, key_id: KeyId, now: float) -> None:
+        self._active = key_id
+        for held in self._keys:
+            if held <= key_id:
+                self._promotions.pop(held, None)
+            if held < key_id:
+                self._retirements.setdefault(held, now + self._retire_after)
+
+    def _drop(self, key_id: KeyId) -> None:
+        del self._keys[key_id]
+        self._promotions.pop(key_id, None)
+        self._retirements.pop(key_id, None)
+        self._floor = max(self._floor, key_id)
+
+
+def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | None:
+    """The epoch of the key that an authority should make now, or None where the newest still does.
+
+    It does not where nodes were revoked since, or where it is `MAX_AGE` old. `now` is unix seconds.
+    """
+    newest = keyring.newest
+    if newest is None:
+        return 1
+    if newest.revoked == revocations.digest() and now < newest.made + MAX_AGE:
+        return None
+    return newest.epoch + 1
+
+
+def _signed(epoch: int, revoked: bytes, made: int, key: bytes) -> bytes:
+    return epoch.to_bytes(4) + revoked + made.to_bytes(8) + hashlib.sha3_256(key).digest()

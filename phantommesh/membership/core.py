@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the parts of membership share: who we are, the table, the timers, and the effects gathered so far."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, Final
+
+from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
+from phantommesh.membership.effects import Effect, Send
+from phantommesh.membership.health import Awareness, RoundTrips
+from phantommesh.membership.messages import ACK, ALIVE, GOSSIP, LEFT, MAX_EVENTS, encode, make_key
+from phantommesh.membership.presets import Params
+from phantommesh.membership.table import Table
+from phantommesh.wire import Address
+
+#: How late a timer may be, as a share of the probe interval, before this node knows that it was stalled.
+LATE: Final = 0.25
+
+
+class Core:
+    """State shared by probing, rumours and merging. ``clock`` runs only while this node does:
+
+    a gap between a timer's time and the call that should have served it is taken out, so that a node that was
+    stopped, or whose clock leapt, takes up where it was instead of finding everyone late. A clock that goes
+    back does not stop it either.
+    """
+
+    __slots__ = (
+        "_gossip_armed", "_last_gossip", "_offset", "_serial", "_timers", "clock", "drops", "generation",
+        "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "queue", "received",
+        "record", "rng", "rtt", "sent", "table", "traffic",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        node: bytes,
+        generation: int,
+        record: bytes,
+        params: Params,
+        rng: Random,
+        table: Table,
+        now: float,
+    ) -> None:
+        self.node = node
+        self.generation = generation
+        self.incarnation = 0
+        self.record = record
+        self.params = params
+        self.rng = rng
+        self.table = table
+        self.queue = Broadcasts()
+        self.health = Awareness(params.awareness_max if params.lifeguard else 1)
+        self.rtt = RoundTrips()
+        self.out: list[Effect] = []
+        self.heard: dict[bytes, float] = {}  # when each member last answered a nonce of ours
+        self.traffic: dict[bytes, float] = {}  # when its authenticated WireGuard traffic was last seen
+        self.leaving = False
+        self.drops: Counter[str] = Counter()
+        self.sent = [0] * 8
+        self.received = [0] * 8
+        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._serial = 0
+        self._offset = 0.0
+        self.clock = now
+        self._gossip_armed = False
+        self._last_gossip = now - params.gossip_interval
+        self.own = b""
+        self.say(0)
+
+    # Time.
+
+    @property
+    def deadline(self) -> float:
+        """When the next timer is due, on the owner's clock."""
+        return self._timers[0][0] - self._offset if self._timers else float("inf")
+
+    def advance(self, now: float) -> None:
+        """Take the owner's clock over, without what was lost to a stall, a leap or a step back."""
+        clock = now + self._offset
+        if clock < self.clock:
+            self._offset += self.clock - clock
+            return
+        if self._timers and self.params.verify:
+            due = max(self._timers[0][0], self.clock)
+            late = clock - due
+            if late > self.params.probe_interval * LATE:
+                self._offset -= late
+                clock = due
+                self.health.adjust(1)
+        self.clock = clock
+
+    def at(self, when: float, action: Callable[[Any], None], argument: object = None) -> None:
+        """Call ``action(argument)`` at a time of `clock`."""
+        self._serial += 1
+        heapq.heappush(self._timers, (when, self._serial, action, argument))
+
+    def run_due(self) -> None:
+        """Serve the timers that are due."""
+        timers, clock = self._timers, self.clock
+        while timers and timers[0][0] <= clock + 1e-9:
+            _, _, action, argument = heapq.heappop(timers)
+            action(argument)
+
+    def flush(self) -> list[Effect]:
+        """Hand the gathered effects over."""
+        out, self.out = self.out, []
+        return out
+
+    # What we say of ourselves.
+
+    def say(self, incarnation: int) -> None:
+        """Set our incarnation, and state and spread the event that goes with it."""
+        self.incarnation = incarnation
+        state = LEFT if self.leaving else ALIVE
+        key = make_key(self.generation, incarnation)
+        self.own = self.node + key + bytes((state,)) + self.record
+        self.table.put(self.node + key + bytes((ALIVE,)) + self.record)
+        self.spread(self.own)
+
+    # Sending.
+
+    def nonce(self) -> bytes:
+        """Eight bytes that nobody can guess, if the owner's ``rng`` is the system's."""
+        return self.rng.getrandbits(64).to_bytes(8)
+
+    def send(
+        self, to: bytes | Address, kind: int, nonce: bytes, target: bytes, first: Sequence[bytes] = (),
+        wait_ms: int = 0,
+    ) -> None:  # fmt: skip
+        """Send a datagram with these events, and with news in the room that is left."""
+        events = list(first)
+        if self.queue:
+            events += self.queue.take(MAX_EVENTS - len(events), 1, self.limit)
+        self.sent[kind] += 1
+        self.out.append(Send(encode(kind, nonce, self.node, target, events, wait_ms), to))
+
+    @property
+    def limit(self) -> int:
+        """How often one piece of news is sent."""
+        return retransmit_limit(self.params.retransmit_mult, self.table.live)
+
+    def spread(self, event: bytes) -> None:
+        """Queue news, and see that it goes out."""
+        self.queue.put(event)
+        if not self._gossip_armed:
+            self._gossip_armed = True
+            wait = self.params.gossip_interval * (0 if self.params.adaptive else self.rng.random())
+            self.at(max(self.clock + wait, self._last_gossip + self.params.gossip_interval), self._gossip)
+
+    def _gossip(self, _: None) -> None:
+        self._last_gossip = self.clock
+        peers: set[bytes] = set()
+        wanted = self.params.gossip_nodes
+        for _try in range(3 * wanted):
+            peer = self.peer()
+            if peer is not None:
+                peers.add(peer)
+                if len(peers) == wanted:
+                    break
+        if peers:
+            events = self.queue.take(MAX_EVENTS, len(peers), self.limit)
+            datagram = encode(GOSSIP, bytes(8), self.node, bytes(16), events)
+            self.sent[GOSSIP] += len(peers)
+            for peer in sorted(peers):
+                self.out.append(Send(datagram, peer))
+        self._gossip_armed = bool(self.queue)
+        if self._gossip_armed:
+            self.at(self.clock + self.params.gossip_interval, self._gossip)
+
+    def peer(self) -> bytes | None:
+        """Return some other member that is not down, or None if the draw missed."""
+        node = self.table.random(self.rng)
+        return None if node is None or node == self.node or node in self.table.down else node
+
+    def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
+        """Draw up to ``count`` different members that are not down, nor ruled out."""
+        found: list[bytes] = []
+        for _ in range(4 * count + 8):
+            if len(found) == count:
+                break
+            node = self.peer()
+            if node is not None and node not in found and not without(node):
+                found.append(node)
+        return found
+
+    def answer(self, to: Address, nonce: bytes, first: Sequence[bytes]) -> None:
+        """Acknowledge a ping where it came from: our own event first."""
+        self.send(to, ACK, nonce, self.node, [self.own, *first])

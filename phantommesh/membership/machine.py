@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is in the mesh: SWIM with Lifeguard, in which one insider's word kills nobody. Sans-I/O.
+
+The owner opens datagrams' envelopes and calls `receive`, calls `tick` when `deadline` has come, and carries
+the returned effects out. It keeps the generation: each start uses a greater one than any before. It verifies
+records and says so with `verified`: only then does a node become a member.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+from typing import NamedTuple
+
+from phantommesh.membership import messages
+from phantommesh.membership.core import Core
+from phantommesh.membership.effects import Changed, Effect, FetchRecord, Sync
+from phantommesh.membership.merging import Merging
+from phantommesh.membership.messages import (
+    HASH_SIZE,
+    MAX_GENERATION,
+    MAX_RECORD_SEQ,
+    Event,
+    GossipError,
+    Kind,
+    State,
+)
+from phantommesh.membership.presets import LAN, Params
+from phantommesh.membership.probing import Probing
+from phantommesh.membership.table import EMPTY, Snapshot, Table
+from phantommesh.wire import Address
+
+KEPT_PEERS = 256  # in the snapshot that the owner keeps on disk
+LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers
+
+
+class MemberView(NamedTuple):
+    """A member as this node sees it. ``since`` is when it went down, on the protocol's clock; the record
+    is the claimed one, which may run ahead of the newest that the owner has verified."""
+
+    node: bytes
+    state: State
+    generation: int
+    incarnation: int
+    record_seq: int
+    record_hash: bytes
+    since: float | None
+
+
+class Membership:
+    """The membership protocol of one node.
+
+    ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
+    ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run. ``seeds`` are
+    addresses to try for ever. Nothing is sent before the first `tick`.
+    """
+
+    def __init__(
+        self, *, node: bytes, generation: int, record_seq: int, record_hash: bytes, rng: Random, now: float,
+        params: Params = LAN, known: Snapshot = EMPTY, seeds: Sequence[Address] = (),
+    ) -> None:  # fmt: skip
+        """Raises ValueError for numbers that the wire cannot carry."""
+        if not 0 <= generation <= MAX_GENERATION:
+            raise ValueError("the generation needs 48 bits")
+        record = _record(record_seq, record_hash)
+        self._core = core = Core(node, generation, record, params, rng, Table(known), now)
+        self._probing = probing = Probing(core)
+        self._rumours = probing.rumours
+        self._merging = Merging(core, probing, tuple(seeds))
+        self.left_at: float | None = None
+        core.at(now + rng.random() * params.probe_interval, probing.tick)
+        self._merging.start()
+
+    # The protocol's shape.
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is due, on the owner's clock."""
+        return self._core.deadline
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due."""
+        self._core.advance(now)
+        self._core.run_due()
+        return self._core.flush()
+
+    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
+        """Take in a datagram whose envelope proved that its sender holds the group key. Never raises."""
+        core, probing = self._core, self._probing
+        core.advance(now)
+        try:
+            message = messages.decode_untrusted(datagram)
+        except GossipError as error:
+            core.drops[error.args[0]] += 1
+            return core.flush()
+        kind, sender = message.kind, message.sender
+        if sender == core.node or sender in self._probing.claims.expelled:
+            core.drops["sender"] += 1
+            return core.flush()
+        core.received[kind] += 1
+        if kind == messages.GOSSIP:
+            self._rumours.hear(message.events, sender if core.table.get(sender) else source)
+            probing.hint(sender)
+        elif kind == messages.PING:
+            probing.pinged(message, source)
+        elif kind == messages.ACK:
+            probing.answered(message, source)
+            if probing.contacts:
+                self._merging.contacted()
+        elif kind == messages.PING_REQ:
+            probing.relay(message, source)
+        elif kind == messages.NACK:
+            probing.refused(message)
+        elif kind == messages.QUERY:
+            probing.queried(message, source)
+        else:
+            probing.testified(message)
+        return core.flush()
+
+    # What the owner says.
+
+    def verified(self, node: bytes, record_seq: int, record_hash: bytes, now: float) -> list[Effect]:
+        """This record is verified and kept: its node may be a member. Raises ValueError for bad numbers."""
+        self._core.advance(now)
+        if self._probing.claims.verified(node, _record(record_seq, record_hash)):
+            self._probing.verdicts.ask_soon(node)
+        return self._core.flush()
+
+    def publish(self, record_seq: int, record_hash: bytes, now: float) -> list[Effect]:
+        """This node has signed a new record of its own. Raises ValueError for numbers out of range."""
+        core = self._core
+        core.advance(now)
+        core.record = _record(record_seq, record_hash)
+        core.say(core.incarnation + 1)
+        return core.flush()
+
+    def traffic_seen(self, node: bytes, now: float) -> list[Effect]:
+        """WireGuard has authenticated data from this member, just now."""
+        self._core.advance(now)
+        if self._core.table.get(node) is not None:
+            self._probing.verdicts.traffic(node)
+        return self._core.flush()
+
+    def expel(self, node: bytes, now: float) -> list[Effect]:
+        """This node is revoked: forget it, and never hear of it again."""
+        self._core.advance(now)
+        self._probing.claims.expelled.add(node)
+        self._probing.verdicts.forget(node, "expelled")
+        return self._core.flush()
+
+    def add_seeds(self, seeds: Iterable[Address]) -> None:
+        """Try these addresses too, for ever."""
+        self._merging.add_seeds(seeds)
+
+    def leave(self, now: float) -> list[Effect]:
+        """Say goodbye. Go on with `receive` and `tick` until ``left_at``: members ask whether it is true."""
+        core = self._core
+        core.advance(now)
+        if not core.leaving:
+            core.leaving = True
+            self.left_at = now + LINGER_INTERVALS * core.params.probe_interval
+            core.say(core.incarnation + 1)
+        return core.flush()
+
+    # Full sync, over an authenticated stream: open -> answer -> close -> finish.
+
+    def sync_open(self, now: float) -> bytes:
+        """Return the opening message for a stream to another member."""
+        self._core.advance(now)
+        return self._merging.open()
+
+    def sync_answer(self, opening: bytes, now: float) -> tuple[bytes, list[Effect]]:
+        """Take in an opening, and return the answer. Raises `GossipError`: then close the stream."""
+        self._core.advance(now)
+        return self._merging.answer(opening), self._core.flush()
+
+    def sync_close(self, answer: bytes, now: float) -> tuple[bytes, list[Effect]]:
+        """Take in the answer, and return what closes the exchange. Raises `GossipError`."""
+        self._core.advance(now)
+        return self._merging.close(answer), self._core.flush()
+
+    def sync_finish(self, closing: bytes, now: float) -> list[Effect]:
+        """Take in the closing message. Raises `GossipError`."""
+        self._core.advance(now)
+        self._merging.finish(closing)
+        return self._core.flush()
+
+    # What there is to see.
+
+    @property
+    def generation(self) -> int:
+        """This node's generation; it may have leapt since the start."""
+        return self._core.generation
+
+    @property
+    def incarnation(self) -> int:
+        """How often this node has spoken up in this generation."""
+        return self._core.incarnation
+
+    @property
+    def health(self) -> int:
+        """Lifeguard's local health score: 0 is well."""
+        return self._core.health.score
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Datagrams and claims not taken in, by reason."""
+        return self._core.drops
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Datagrams sent and received, by kind."""
+        core = self._core
+        return {kind.name.lower(): (core.sent[kind], core.received[kind]) for kind in Kind}
+
+    def state(self, node: bytes) -> State | None:
+        """A member's state, or None for one that is not known."""
+        down = self._core.table.down.get(node)
+        if down is not None:
+            return down.state
+        case = self._probing.verdicts.cases.get(node)
+        if case is not None and case.visible:
+            return State.SUSPECT
+        return None if self._core.table.get(node) is None else State.ALIVE
+
+    def member(self, node: bytes) -> MemberView | None:
+        """All there is about one member, this node included."""
+        claim, state = self._core.table.get(node), self.state(node)
+        if claim is None or state is None:
+            return None
+        event = Event.of(claim)
+        down = self._core.table.down.get(node)
+        return MemberView(
+            node, state, event.generation, event.incarnation, event.record_seq, event.record_hash,
+            None if down is None else down.since,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Every known node id, this node's own included, in the order of joining."""
+        return iter(self._core.table)
+
+    def __len__(self) -> int:
+        return len(self._core.table)
+
+    def round_trip(self, node: bytes) -> float | None:
+        """The smoothed round-trip time to a member in seconds, if it was ever measured."""
+        return self._core.rtt.smoothed(node)
+
+    def snapshot(self) -> list[bytes]:
+        """Claims of up to 256 live members, to be kept and given to `Snapshot` at the next start."""
+        core = self._core
+        live = [node for node in core.table if node not in core.table.down and node != core.node]
+        kept = live if len(live) <= KEPT_PEERS else core.rng.sample(live, KEPT_PEERS)
+        return [claim for node in kept if (claim := core.table.get(node))]
+
+
+def _record(seq: int, digest: bytes) -> bytes:
+    if not 0 <= seq <= MAX_RECORD_SEQ or len(digest) != HASH_SIZE:
+        raise ValueError("a record's sequence number needs 48 bits, its hash 16 bytes")
+    return seq.to_bytes(6) + digest
+
+
+__all__ = ["Changed", "Effect", "FetchRecord", "MemberView", "Membership", "Sync"]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finding others again: seeds tried for ever, dead members retried, whole tables compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from phantommesh.membership.core import Core
+from phantommesh.membership.effects import FetchRecord, Sync
+from phantommesh.membership.messages import (
+    LEFT,
+    MAX_SYNC_EVENTS,
+    GossipError,
+    State,
+    SyncKind,
+    SyncMessage,
+    accusation,
+    decode_sync_untrusted,
+    encode_digest,
+    encode_events,
+)
+from phantommesh.membership.probing import Probing
+from phantommesh.wire import Address
+
+FIRST_SEED_WAIT: Final = 0.5  # s between tries while nobody is known; then more each time
+MISSING_AT_ONCE: Final = 8  # records asked for again per retry
+
+
+class Merging:
+    """Brings views together that gossip alone would leave apart."""
+
+    def __init__(self, core: Core, probing: Probing, seeds: tuple[Address, ...]) -> None:
+        self._core = core
+        self._probing = probing
+        self._rumours = probing.rumours
+        self._seeds = list(seeds)
+        self._seed_wait = FIRST_SEED_WAIT
+        self._synced = False
+
+    def start(self) -> None:
+        """Set the timers."""
+        core, params, rng = self._core, self._core.params, self._core.rng
+        core.at(core.clock, self._try_seed)
+        core.at(core.clock + rng.random() * params.sync_interval, self._sync)
+        core.at(core.clock + rng.random() * params.retry_interval, self._retry)
+
+    def add_seeds(self, seeds: Iterable[Address]) -> None:
+        """Add addresses to try."""
+        self._seeds += [seed for seed in seeds if seed not in self._seeds]
+
+    def _alone(self) -> bool:
+        return self._core.table.live <= 1
+
+    def _try_seed(self, _: None) -> None:
+        core = self._core
+        if self._seeds and not core.leaving:
+            if self._alone():
+                for seed in self._seeds:
+                    self._probing.contact(seed)
+            else:
+                self._probing.contact(self._seeds[int(core.rng.random() * len(self._seeds))])
+        limit = core.params.seed_interval
+        self._seed_wait = min(self._seed_wait * 1.5, limit) if self._alone() else limit
+        core.at(core.clock + self._seed_wait * (0.75 + 0.5 * core.rng.random()), self._try_seed)
+
+    def contacted(self) -> None:
+        """Someone answered at a bare address: if that is news, compare tables."""
+        core = self._core
+        contacts, self._probing.contacts = self._probing.contacts, []
+        for node, address in contacts:
+            if node == core.node or node in self._probing.claims.expelled:
+                continue
+            self._probing.hint(node)
+            if core.table.get(node) is None or node in core.table.down or not self._synced:
+                self._synced = True
+                core.out.append(Sync(address))
+
+    def _sync(self, _: None) -> None:
+        """Compare with a random member (memberlist's push-pull, but by digest)."""
+        core = self._core
+        core.at(core.clock + core.params.sync_interval * (0.75 + 0.5 * core.rng.random()), self._sync)
+        if core.leaving:
+            return
+        for peer in core.peers(1, lambda n: n in self._probing.verdicts.cases):
+            core.out.append(Sync(peer))
+
+    def _retry(self, _: None) -> None:
+        """Serf's rule: the more have failed, the likelier one is tried again. And purge what is too old."""
+        core, params = self._core, self._core.params
+        core.at(core.clock + params.retry_interval * (0.75 + 0.5 * core.rng.random()), self._retry)
+        down = core.table.down
+        failed = [node for node, gone in down.items() if gone.state is State.DEAD]
+        if failed and core.rng.random() < len(failed) / max(1, core.table.live):
+            node = failed[int(core.rng.random() * len(failed))]
+            if params.verify:
+                down[node].retried = True
+                self._probing.check(node, False)
+            else:
+                core.out.append(Sync(node))
+        for node in [node for node, gone in down.items() if core.clock - gone.since > params.purge]:
+            self._probing.verdicts.forget(node, "purged")
+        missing = self._probing.claims.missing()
+        for claim, source in core.rng.sample(missing, min(len(missing), MISSING_AT_ONCE)):
+            core.out.append(FetchRecord(claim[:16], int.from_bytes(claim[26:32]), claim[32:], source))
+
+    # Tables over a stream.
+
+    def open(self) -> bytes:
+        """Return our digest."""
+        return encode_digest(self._core.node, self._core.table.hashes(), self._core.own)
+
+    def answer(self, opening: bytes) -> bytes:
+        """Return what we hold in the buckets that differ."""
+        message = self._decode(opening, SyncKind.DIGEST)
+        self._rumours.hear(message.events, message.sender)
+        self._probing.hint(message.sender)
+        mine = self._core.table.hashes()
+        differing = [b for b, theirs in enumerate(message.hashes) if theirs != mine[b]]
+        return encode_events(SyncKind.DIFFERENCE, self._core.node, differing, self._events(differing))
+
+    def close(self, answer: bytes) -> bytes:
+        """Take in what they hold, and return what we do."""
+        message = self._decode(answer, SyncKind.DIFFERENCE)
+        mine = self._events(message.buckets)
+        self._rumours.hear(message.events, message.sender)
+        return encode_events(SyncKind.REST, self._core.node, message.buckets, mine)
+
+    def finish(self, closing: bytes) -> None:
+        """Take in what they hold."""
+        message = self._decode(closing, SyncKind.REST)
+        self._rumours.hear(message.events, message.sender)
+
+    def _decode(self, data: bytes, kind: SyncKind) -> SyncMessage:
+        message = decode_sync_untrusted(data)
+        if message.kind is not kind:
+            raise GossipError("kind")
+        return message
+
+    def _events(self, buckets: list[int]) -> list[bytes]:
+        table, me = self._core.table, self._core.node
+        events = []
+        for bucket in buckets:
+            for node in table.bucket(bucket):
+                claim, down = table.get(node), table.down.get(node)
+                if node == me:
+                    events.append(self._core.own)
+                elif down is not None:
+                    events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
+                elif claim is not None:
+                    events.append(claim)
+        return events[:MAX_SYNC_EVENTS]

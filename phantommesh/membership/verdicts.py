@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cases about members, and how they are decided: by this node's own question, and by members it asks.
+
+An accusation makes this node ask the accused; if that fails, it asks members of its own choosing what they
+found, and believes a death once enough of them, each counted once, found the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from phantommesh.membership.cases import Case
+from phantommesh.membership.claims import Claims
+from phantommesh.membership.core import Core
+from phantommesh.membership.effects import Changed, Sync
+from phantommesh.membership.messages import (
+    ACCUSER,
+    ALIVE,
+    GENERATION,
+    KEY,
+    LEFT,
+    STATE,
+    SUSPECT,
+    State,
+    accusation,
+)
+from phantommesh.membership.table import Down
+
+ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
+
+
+class Verdicts:
+    """Keeps the cases. ``check(node, thorough)`` asks a member whether it is there; ``want_query()`` has
+    others asked about what is open."""
+
+    def __init__(
+        self, core: Core, claims: Claims, check: Callable[[bytes, bool], None], want_query: Callable[[], None]
+    ) -> None:
+        self._core = core
+        self._claims = claims
+        self._check = check
+        self._want_query = want_query
+        self._next_check = core.clock
+        self.cases: dict[bytes, Case] = {}
+        self.unreachable = 0  # cases in which our own check has failed
+
+    # Cases.
+
+    def open(self, node: bytes, key: bytes, accuser: bytes, kind: State) -> Case:
+        """Start a case, and spread the accusation."""
+        core, params = self._core, self._core.params
+        case = self.cases[node] = Case(node, key, kind, core.clock)
+        case.least = (
+            params.suspicion_mult * max(1.0, math.log10(max(1, core.table.live))) * params.probe_interval
+        )
+        case.most = case.least * params.suspicion_max
+        case.accusers.add(accuser)
+        case.lasts(self._wanted(), params)
+        if kind is State.SUSPECT:
+            core.spread(accusation(node, key, SUSPECT, accuser))
+            if core.clock - core.traffic.get(node, -math.inf) > params.veto:
+                self._show(case)
+        core.at(case.deadline, self.judge, case)
+        if params.verify:
+            core.at(core.clock + case.least * (0.35 + 0.4 * core.rng.random()), self.check_soon, case)
+        return case
+
+    def _wanted(self) -> int:
+        """How many accusers after the first make a suspicion as short as it gets."""
+        wanted = self._core.params.confirmations
+        return wanted if self._core.table.live - 2 >= wanted else 0
+
+    def confirm(self, case: Case, accuser: bytes) -> None:
+        """Count another accuser that a rumour names: it can make the case shorter, not decide it."""
+        core, wanted = self._core, self._wanted()
+        if accuser in case.accusers or len(case.accusers) > wanted:
+            return
+        case.accusers.add(accuser)
+        core.spread(accusation(case.node, case.key, SUSPECT, accuser))
+        before = case.deadline
+        case.lasts(wanted, core.params)
+        case.deadline = min(before, case.deadline)
+        core.at(case.deadline, self.judge, case)
+        if case.accuses:
+            core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
+
+    def _show(self, case: Case) -> None:
+        if not case.visible:
+            case.visible = True
+            self._core.out.append(Changed(case.node, State.ALIVE, State.SUSPECT, "suspected"))
+
+    def clear(self, node: bytes, event: str) -> None:
+        """End a case in the member's favour."""
+        case = self.cases.get(node)
+        if case is None:
+            return
+        self._drop(case)
+        if case.kind is not State.ALIVE:
+            self._core.queue.drop(node)
+        if case.visible:
+            self._core.out.append(Changed(node, State.SUSPECT, State.ALIVE, event))
+
+    def _drop(self, case: Case) -> None:
+        del self.cases[case.node]
+        self._forget_failure(case)
+
+    def _forget_failure(self, case: Case) -> None:
+        if case.failed is not None:
+            case.failed = None
+            self.unreachable -= 1
+
+    # This node's own questions.
+
+    def _pace(self, action: Callable[[Any], None], argument: object) -> None:
+        """Do it now, or when the allowed rate of checks lets us."""
+        core = self._core
+        start = max(core.clock, self._next_check)
+        self._next_check = start + 1 / core.params.checks_per_second
+        if start <= core.clock:
+            action(argument)
+        else:
+            core.at(start, action, argument)
+
+    def check_soon(self, case: Case) -> None:
+        """Ask the member that a case is about, unless that is under way."""
+        if self.cases.get(case.node) is case and not case.asking:
+            self._pace(self._check_case, case)
+
+    def _check_case(self, case: Case) -> None:
+        if self.cases.get(case.node) is case and not case.asking:
+            case.asking = True
+            self._check(case.node, False)
+
+    def _check_node(self, node: bytes) -> None:
+        self._check(node, False)
+
+    def ask_soon(self, node: bytes) -> None:
+        """Check a member out of turn, at the pace that checks are allowed."""
+        if self._core.params.verify:
+            self._pace(self._check_node, node)
+
+    def ask_whether_back(self, node: bytes, key: bytes) -> None:
+        """Something says that a member lives again, or in a new generation: ask it."""
+        core = self._core
+        down = core.table.down.get(node)
+        if down is not None:
+            if core.clock < down.asked + ASK_AGAIN:
+                return
+            down.asked = core.clock
+        case = self.cases.get(node)
+        if case is None:
+            case = self.cases[node] = Case(node, key, State.ALIVE, core.clock)
+            self.check_soon(case)
+        elif case.kind is not State.ALIVE:
+            self.check_soon(case)
+
+    def _give_up(self, case: Case) -> None:
+        if self.cases.get(case.node) is case and case.kind is State.ALIVE:
+            self._drop(case)
+
+    def failed(self, node: bytes) -> None:
+        """Our own question went unanswered."""
+        core = self._core
+        case = self.cases.get(node)
+        if case is not None and case.kind is State.ALIVE:
+            # It does not answer us; perhaps it does answer others.
+            case.asking = False
+            case.checked = True
+            self._want_query()
+            core.at(core.clock + ASK_AGAIN, self._give_up, case)
+            return
+        claim = core.table.get(node)
+        if claim is None or node in core.table.down:
+            return
+        if case is None:
+            case = self.open(node, claim[KEY], core.node, State.SUSPECT)
+        if case.asking:
+            case.asking = False
+            case.checked = True
+        if case.failed is None:
+            self.unreachable += 1
+        case.failed = core.clock
+        self._show(case)
+        self.confirm(case, core.node)
+        core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
+
+    def traffic(self, node: bytes) -> None:
+        """Authenticated WireGuard traffic of this member has just been seen."""
+        core = self._core
+        core.traffic[node] = core.clock
+        case = self.cases.get(node)
+        if case is not None and case.kind is State.SUSPECT:
+            self.clear(node, "vetoed")
+            self._check(node, False)  # tells it of the accusation, so that it refutes it for all
+        down = core.table.down.get(node)
+        if down is not None:
+            self.ask_whether_back(node, down.key)
+
+    # Verdicts.
+
+    def _prepare(self, case: Case) -> None:
+        """Shortly before the deadline: start to collect what the others found."""
+        if self.cases.get(case.node) is case and case.accuses and self._core.params.verify:
+            case.next_query = min(case.next_query, self._core.clock)
+            self._want_query()
+
+    def required(self, node: bytes) -> int:
+        """How many others must have found the same: as the parameters say, if there are as many to ask."""
+        case = self.cases.get(node)
+        mine = 1 if case is not None and case.failed is not None else 0
+        others = self._core.table.live - 1 - (node not in self._core.table.down)
+        return max(0, min(self._core.params.accusers, others - (self.unreachable - mine)))
+
+    def judge(self, case: Case) -> None:
+        """Decide a case if it is due and decidable."""
+        core, node = self._core, case.node
+        if self.cases.get(node) is not case or case.kind is State.ALIVE or core.clock < case.deadline - 1e-9:
+            return
+        kind = State.LEFT if case.kind is State.LEFT else State.DEAD
+        if not core.params.verify:
+            self.condemn(node, case.key, kind, None)
+            return
+        if case.failed is None or not case.checked:
+            if not case.asking:
+                self.check_soon(case)
+        elif len(case.witnesses) >= self.required(node):
+            self.condemn(node, case.key, kind, None)
+        else:
+            self._want_query()
+
+    def position(self, node: bytes) -> bytes | None:
+        """What this node says of another at first hand, for whoever asks."""
+        core = self._core
+        down = core.table.down.get(node)
+        if down is not None:
+            return accusation(node, down.key, down.state, core.node)
+        case = self.cases.get(node)
+        if case is not None and case.accuses:
+            return accusation(node, case.key, LEFT if case.kind is State.LEFT else SUSPECT, core.node)
+        return core.table.get(node)
+
+    def testimony(self, witness: bytes, raw: bytes) -> None:
+        """What a member that we asked says of another."""
+        core, node = self._core, raw[:16]
+        case = self.cases.get(node)
+        if case is None or node == core.node or witness == node:
+            return
+        if case.kind is State.ALIVE:
+            down, claim = core.table.down.get(node), core.table.get(node)
+            if raw[STATE] != ALIVE or claim is None or raw[KEY] <= (claim[KEY] if down is None else down.key):
+                return
+            case.vouchers[witness] = raw
+            agreeing = [v for v in case.vouchers.values() if v[GENERATION] == raw[GENERATION]]
+            if len(agreeing) >= max(1, self.required(node)):
+                self._drop(case)
+                best = max(agreeing, key=lambda v: v[KEY])
+                if down is not None:
+                    self.bring_back(best)
+                else:
+                    self._claims.adopt(best, witness)
+        elif raw[STATE] == ALIVE:
+            case.witnesses.discard(witness)
+        elif raw[ACCUSER] == witness and raw[GENERATION] == case.key[:6]:
+            case.witnesses.add(witness)
+            self.judge(case)
+
+    def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:
+        """Hold a member for dead or gone. ``raw`` is the event that says so, if it is not our own verdict."""
+        core = self._core
+        case = self.cases.pop(node, None)
+        if case is not None:
+            self._forget_failure(case)
+        visible = case is not None and case.visible
+        core.table.put_down(node, Down(state, key, core.clock, core.clock))
+        # Others look for themselves, so what we pass on is our own word, or the leaver's.
+        core.spread(accusation(node, key, state, core.node) if raw is None else raw)
+        event = "dead" if state is State.DEAD else "left"
+        core.out.append(Changed(node, State.SUSPECT if visible else State.ALIVE, state, event))
+
+    def bring_back(self, raw: bytes) -> None:
+        """A member that was down is back."""
+        core, node = self._core, raw[:16]
+        case = self.cases.get(node)
+        if case is not None:
+            self._drop(case)
+        down, claim = core.table.down[node], core.table.get(node)
+        core.table.raise_up(node)
+        core.out.append(Changed(node, down.state, State.ALIVE, "returned"))
+        core.queue.drop(node)
+        if down.retried:
+            core.out.append(Sync(node))  # perhaps a whole partition is back with it
+        if claim is not None and raw != claim:
+            self._claims.adopt(raw, node)
+
+    def forget(self, node: bytes, event: str) -> None:
+        """Drop a member and all that is known of it."""
+        core = self._core
+        down = core.table.down.get(node)
+        case = self.cases.get(node)
+        old = down.state if down is not None else State.SUSPECT if case and case.visible else State.ALIVE
+        known = core.table.get(node) is not None
+        if case is not None:
+            self._drop(case)
+        core.table.remove(node)
+        core.queue.drop(node)
+        core.rtt.forget(node)
+        core.heard.pop(node, None)
+        core.traffic.pop(node, None)
+        self._claims.forget(node)
+        if known:
+            core.out.append(Changed(node, old, None, event))

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an authority does for its mesh: lets nodes in, renews their certificates, puts them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from time import time
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from phantommesh import control
+from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
+from phantommesh.invites import InviteEntry
+from phantommesh.issuing import (
+    Authority,
+    check_authority_proof,
+    choose_ip4,
+    issue_authority,
+    parse_csr_untrusted,
+)
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery import streams
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.records import Entry, SignedRecord, settle
+from phantommesh.revocation import Revocation, revoke
+from phantommesh.trust import Role, TrustError
+
+log = structlog.get_logger("phantommesh.authority")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A node to revoke. ``entry`` is None for one that this node does not know."""
+
+    node_id: NodeId
+    entry: Entry | None
+    revoked: Revocation | None
+
+
+class AuthorityDesk:
+    """Every node has one; on a node that is no authority all of it is refused."""
+
+    def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
+        self._node, self._keeper, self._keys = node, keeper, keys
+        self._enrolling = trio.Lock()  # two newcomers must not be given one address
+
+    def _authority(self) -> Authority:
+        if self._node.authority is None:
+            names = [e.member.name for e in self._keeper.roster if e.member.role is Role.AUTHORITY]
+            raise TrustError(
+                "this node is not an authority", fix=f"ask one: {', '.join(names) or 'none known'}"
+            )
+        if self._node.identity.node_id in self._node.revocations:
+            raise TrustError("this authority was revoked", fix="ask another one")
+        return self._node.authority
+
+    async def enrol(self, session: streams.Session, request: control.Enrol) -> control.Enrolled:
+        """Let a newcomer in. Raises TrustError, RecordError or StateError; then its invite is not spent."""
+        node, authority = self._node, self._authority()
+        if not session.invite:
+            raise TrustError(
+                "an enrolment needs an invite", fix="use the line that `phantommesh invite` prints"
+            )
+        spki, name = await trio.to_thread.run_sync(parse_csr_untrusted, request.csr)
+        node_id = NodeId(session.peer)
+        if spki != session.spki:
+            raise TrustError("the certificate request is for another key than the handshake's")
+        if node_id in node.revocations:
+            raise TrustError("this node was revoked", fix="start over with a new state directory")
+        async with self._enrolling:
+            entry = await trio.to_thread.run_sync(self._check_invite, session.invite, node_id, name)
+            others = [e.member for e in self._keeper.roster if e.member.node_id != node_id]
+            taken = {member.ip4 for member in others}
+            # An expired member has to join again, as a new node, and wants its name back.
+            if any(member.name == name and member.not_after >= time() for member in others):
+                raise TrustError(f"the mesh has a node named {name} already", fix="join with another --name")
+            own_authority_cert = b""
+            if entry.role is Role.AUTHORITY:
+                own_authority_cert = await trio.to_thread.run_sync(self._make_authority, request, node_id)
+            ip4 = choose_ip4(node.mesh, node_id, taken)
+            issue = partial(authority.issue, spki, name, entry.role, ip4, time())
+            node_cert = await trio.to_thread.run_sync(issue)
+            signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
+            # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
+            # hears of it, so that a crash cannot leave it with a mesh that does not know it.
+            self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
+            await self._keeper.save()
+            await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time())
+        if self._keys.ring.active is None:
+            await self._keys.rotate()
+        log.info(
+            "node enrolled", name=name, node_id=format_node_id(node_id), role=entry.role.value, ip4=str(ip4)
+        )
+        return control.Enrolled(
+            node_cert=node_cert,
+            authority_cert=authority.der,
+            root_cert=node.root.public_bytes(Encoding.DER),
+            admission=node.admission_key.reveal(),
+            roster=self._keeper.roster.encode(),
+            revocations=node.revocations.encode(),
+            keys=self._keys.encode(),
+            active_key=self._keys.active_id,
+            own_authority_cert=own_authority_cert,
+        )
+
+    def _check_invite(self, invite: bytes, node_id: NodeId, name: str) -> InviteEntry:
+        entry = self._node.invites.find(invite, time(), node_id)
+        if entry.name is not None and entry.name != name:
+            raise TrustError(
+                f"the invite is for a node named {entry.name}", fix=f"join with --name {entry.name}"
+            )
+        return entry
+
+    def _make_authority(self, request: control.Enrol, node_id: NodeId) -> bytes:
+        """Sign the newcomer's authority key with the root's. Raises TrustError where either is missing."""
+        root_key = self._node.root_key()
+        check_authority_proof(request.authority_spki, request.authority_proof, node_id)
+        if request.authority_spki in (self._node.mesh.root_spki, self._node.identity.spki):
+            raise TrustError("the authority key is not the newcomer's")
+        made = issue_authority(self._node.root, root_key, request.authority_spki, node_id, time())
+        log.warning("authority made", node_id=format_node_id(node_id))
+        return made.public_bytes(Encoding.DER)
+
+    async def renew(self, entry: Entry, request: control.Renew) -> control.Renewed:
+        """Issue a member's next certificate: for its own key, name, role and address, unless it lost the name
+        or the address to another member. Raises TrustError or RecordError."""
+        authority = self._authority()
+        spki, _ = await trio.to_thread.run_sync(parse_csr_untrusted, request.csr)
+        member = entry.member
+        if node_id_of(spki) != member.node_id:
+            raise TrustError("a certificate is renewed for its own key only")
+        if request.evidence:
+            self._keeper.add(SignedRecord.decode_untrusted(request.evidence))
+        async with self._enrolling:
+            name, ip4 = settle(self._keeper.roster, self._node.mesh, member, time())
+            issue = partial(authority.issue, spki, name, member.role, ip4, time())
+            node_cert = await trio.to_thread.run_sync(issue)
+        log.info("certificate renewed", name=name, before=member.name, ip4=str(ip4))
+        return control.Renewed(node_cert, authority.der)
+
+    def find(self, wanted: str) -> Target:
+        """Find the node to revoke, by node id or name. Raises TrustError for a name that is not one member's.
+
+        A node id is taken though nobody here knows it: others may.
+        """
+        try:
+            node_id = parse_node_id(wanted)
+        except IdentityError:
+            named = [entry for entry in self._keeper.roster if entry.member.name == wanted]
+            if not named:
+                raise TrustError(
+                    f"no member is named {wanted[:64]!r}", fix="see `phantommesh peers`"
+                ) from None
+            if len(named) > 1:
+                ids = ", ".join(format_node_id(entry.member.node_id) for entry in named)
+                raise TrustError(f"several members are named {wanted}", fix=f"give one of {ids}") from None
+            node_id = named[0].member.node_id
+        return Target(node_id, self._keeper.roster.get(node_id), self._node.revocations.get(node_id))
+
+    def check_revoke(self, target: Target, *, force: bool) -> Authority:
+        """Raise TrustError unless this node may and should revoke that one."""
+        authority = self._authority()
+        if target.node_id == self._node.identity.node_id and not force:
+            raise TrustError(
+                "this would revoke the authority that it is run on",
+                fix="run it on another authority, or give --force if it is what you want",
+            )
+        return authority
+
+    async def revoke(self, target: Target, *, force: bool) -> Revocation:
+        """Put a node out of the mesh for ever: on disk when this returns, and on its way to all.
+
+        The group key changes with it. Raises TrustError, or StateError where it could not be written; then
+        it holds here all the same, and is written again later.
+        """
+        authority = self.check_revoke(target, force=force)
+        if target.revoked is not None:
+            return target.revoked
+        made = await trio.to_thread.run_sync(partial(revoke, authority, target.node_id, time()))
+        self._keeper.revoke(made)
+        name = None if target.entry is None else target.entry.member.name
+        log.warning("node revoked", name=name, node_id=format_node_id(target.node_id))
+        await self._keeper.save()
+        await self._keys.rotate()
+        return made

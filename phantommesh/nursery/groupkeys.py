@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The group keys while they change: taken in, promoted in time, kept on disk, made anew by an authority."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from time import time
+
+import structlog
+import trio
+
+from phantommesh import statedir
+from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import (
+    NO_KEY,
+    GroupKey,
+    Keyring,
+    decode_keys_untrusted,
+    encode_keys,
+    make_group_key,
+    next_epoch,
+    verify_group_key,
+)
+from phantommesh.nodestate import NodeState
+from phantommesh.statedir import StateError
+from phantommesh.trust import Role
+
+# Tuning.
+LOOK = 1.0  # s between looks at whether a key is due
+PATIENCE = 5.0  # s that each authority gives those before it to make the key that is due
+SAVE_AGAIN = 5.0  # s after the disk refused
+
+log = structlog.get_logger("phantommesh.groupkeys")
+
+
+class GroupKeys:
+    """This node's `Keyring`. ``changed`` is called when a key came that others should hear of."""
+
+    def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
+        self.ring = Keyring()
+        self._node, self._changed = node, changed
+        self._dirty = trio.Event()
+        self._rotating = trio.Lock()
+        self._due_since: float | None = None
+        if node.keyring:
+            self.ring.restore(node.keyring, trio.current_time())
+
+    def digest(self) -> bytes:
+        """Eight bytes that differ between nodes with other revocations or another newest key."""
+        newest = self.ring.newest
+        said = self._node.revocations.digest() + (NO_KEY if newest is None else newest.id)
+        return hashlib.sha3_256(b"phantommesh gossip digest" + said).digest()[:8]
+
+    def encode(self) -> bytes:
+        """Every key, for a member in good standing."""
+        return encode_keys(self.ring.keys)
+
+    @property
+    def active_id(self) -> bytes:
+        """The id of the key that this node sends with."""
+        return NO_KEY if self.ring.active is None else self.ring.active.id
+
+    def merge(self, keys: bytes, active: bytes) -> None:
+        """Take in what another member gave out, after its revocations. ``active`` is what it sends with: so
+        may we. A key that does not hold is logged and left out. Raises TrustError where none can be read."""
+        node, now, came = self._node, trio.current_time(), False
+        for key in decode_keys_untrusted(keys) if keys else ():
+            if self.ring.get(key.id) is not None:
+                continue
+            try:
+                verify_group_key(key, node.root, node.revocations, time())
+            except PhantomMeshError as error:
+                log.warning("group key refused", error=str(error))
+                continue
+            came |= self.ring.install(key, now)
+        promoted = self.ring.promote(active, now)
+        if came or promoted:
+            self._dirty.set()
+        if came:
+            self._changed()
+
+    async def rotate(self) -> GroupKey | None:
+        """Make the key that is due, on disk before anybody hears of it. Raises StateError.
+
+        Returns None where none is due, or this node is no authority in good standing.
+        """
+        node = self._node
+        async with self._rotating:
+            authority = node.authority
+            epoch = next_epoch(self.ring, node.revocations, time())
+            if authority is None or epoch is None or node.identity.node_id in node.revocations:
+                return None
+            key = await trio.to_thread.run_sync(
+                partial(make_group_key, authority, epoch, node.revocations, time())
+            )
+            await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
+            self.ring.install(key, trio.current_time())
+        log.info("group key made", epoch=epoch, key=key.id.hex())
+        self._changed()
+        return key
+
+    async def run(self) -> None:
+        """Promote, retire, make and save what is due, until cancelled."""
+        while True:
+            before = self.active_id
+            if self.ring.tick(trio.current_time()):
+                self._dirty.set()
+            if self.active_id != before:
+                log.info("group key in use", key=self.active_id.hex())
+            try:
+                if self._is_ours_to_make():
+                    await self.rotate()
+                await self.save()
+            except StateError as error:
+                log.error("group keys not written", error=str(error), fix=error.fix)
+                await trio.sleep(SAVE_AGAIN)
+            with trio.move_on_after(min(LOOK, max(0.0, self.ring.deadline - trio.current_time()))):
+                await self._dirty.wait()
+
+    async def save(self) -> None:
+        """Write the keys if they have changed. Raises StateError."""
+        if not self._dirty.is_set():
+            return
+        self._dirty = trio.Event()
+        try:
+            encoded = self.ring.encode()
+            await trio.to_thread.run_sync(self._node.state.write, statedir.KEYRING, encoded)
+        except BaseException:
+            self._dirty.set()
+            raise
+
+    def _is_ours_to_make(self) -> bool:
+        """Whether a key has been due for so long that the authorities before us seem to be away."""
+        node, now = self._node, trio.current_time()
+        if node.authority is None or next_epoch(self.ring, node.revocations, time()) is None:
+            self._due_since = None
+            return False
+        if self._due_since is None:
+            self._due_since = now
+        before = sum(
+            entry.member.role is Role.AUTHORITY
+            and entry.valid(time())
+            and entry.member.node_id < node.identity.node_id
+            for entry in node.roster
+        )
+        return now >= self._due_since + PATIENCE * before

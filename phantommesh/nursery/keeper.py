@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roster of this node while it changes: what is added, who waits for it, what is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from time import time
+
+import structlog
+import trio
+
+from phantommesh import statedir
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nodestate import NodeState
+from phantommesh.records import SignedRecord, decode_records_untrusted
+from phantommesh.revocation import Revocation, Revocations
+from phantommesh.statedir import StateError
+
+# Tuning.
+SAVE_AGAIN = 5.0  # s after the disk refused
+
+log = structlog.get_logger("phantommesh.roster")
+
+
+class RosterKeeper:
+    """This node's roster. ``changed`` is called after every change, which is then also on its way to disk."""
+
+    def __init__(
+        self, node: NodeState, changed: Callable[[], None], security: Callable[[], bytes] = bytes
+    ) -> None:
+        """``security`` gives the digest of revocations and group keys: `GroupKeys.digest`."""
+        self.roster = node.roster
+        self._security = security
+        self._reported: set[NodeId] = set()
+        self._node, self._changed = node, changed
+        self._change = trio.Event()
+        self._dirty = trio.Event()
+        self._saving = trio.Lock()
+        self._digest: bytes | None = None
+
+    def add(self, signed: SignedRecord) -> bool:
+        """Keep a record if it is newer. Raises TrustError or RecordError."""
+        if not self.roster.add(signed, time()):
+            self._report_equivocations()
+            return False
+        self._note_change()
+        return True
+
+    def revoke(self, revocation: Revocation) -> bool:
+        """Keep a revocation; say whether it is new here. Raises TrustError."""
+        if not self._node.revocations.add(revocation, time()):
+            return False
+        self._note_change()
+        return True
+
+    @property
+    def revoked(self) -> Revocation | None:
+        """The revocation of this node itself."""
+        return self._node.revocations.get(self._node.identity.node_id)
+
+    async def changes(self) -> None:
+        """Return at the next change of anything that `digest` covers."""
+        await self._change.wait()
+
+    def tell(self) -> None:
+        """Wake those who wait for a change: the group keys have changed."""
+        self._digest = None
+        self._change.set()
+        self._change = trio.Event()
+
+    def _note_change(self) -> None:
+        self._report_equivocations()
+        self._digest = None
+        self._change.set()
+        self._change = trio.Event()
+        self._dirty.set()
+        self._changed()
+
+    def _report_equivocations(self) -> None:
+        for node_id in self.roster.equivocations.keys() - self._reported:
+            self._reported.add(node_id)
+            log.error(
+                "a node signed two different records with one number: it was copied, or it lies",
+                node_id=format_node_id(node_id),
+                fix="find out which, and revoke it if in doubt",
+            )
+
+    def digest(self) -> bytes:
+        """The digest of roster, revocations and newest group key, computed once a change."""
+        if self._digest is None:
+            said = self.roster.digest() + self._security()
+            self._digest = hashlib.sha3_256(said).digest()
+        return self._digest
+
+    async def wait_for_other(self, digest: bytes, seconds: float) -> bytes:
+        """Return the roster's digest as soon as it differs, or after so many seconds."""
+        with trio.move_on_after(seconds):
+            while self.digest() == digest:
+                await self._change.wait()
+        return self.digest()
+
+    async def merge(self, records: bytes, revocations: bytes) -> None:
+        """Add what an authority gave out: first its revocations, then every record that is new here. One that
+        does not hold is logged and left out. Raises TrustError or RecordError where nothing can be read."""
+        node, now = self._node, time()
+        given = decode_records_untrusted(records)
+        revoked = [node.revocations.add(one, now) for one in Revocations.decode(revocations, node.root, now)]
+        changed = any(revoked)
+        held = {entry.signed.signature for entry in self.roster}
+        evidence = len(self.roster.equivocations)
+        try:
+            for signed in given:
+                if signed.signature in held:
+                    continue
+                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                try:
+                    changed |= self.roster.add(signed, time())
+                except PhantomMeshError as error:
+                    log.warning("record refused", error=str(error))
+        finally:
+            if len(self.roster.equivocations) > evidence:
+                self._report_equivocations()
+            if changed:  # once for all of them: everything that depends on the roster is computed anew
+                self._note_change()
+
+    async def take(self, records: Iterable[bytes]) -> int:
+        """Add encoded records that somebody sent; one that does not hold is logged and left out. Return how
+        many changed the roster, which is told once."""
+        came = 0
+        try:
+            for data in records:
+                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                try:
+                    came += self.roster.add(SignedRecord.decode_untrusted(data), time())
+                except PhantomMeshError as error:
+                    log.warning("record refused", error=str(error))
+        finally:
+            self._report_equivocations()
+            if came:
+                self._note_change()
+        return came
+
+    async def save(self) -> None:
+        """Write what has changed since the last time; it is on disk when this returns. Raises StateError."""
+        async with self._saving:
+            if not self._dirty.is_set():
+                return
+            self._dirty = trio.Event()
+            try:
+                for name, encoded in (
+                    (statedir.REVOCATIONS, self._node.revocations.encode()),
+                    (statedir.ROSTER, self.roster.encode()),
+                ):
+                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
+            except BaseException:
+                self._dirty.set()
+                raise
+
+    async def keep(self) -> None:
+        """Write the roster whenever it has changed, until cancelled. A full disk does not end the node."""
+        while True:
+            await self._dirty.wait()
+            try:
+                await self.save()
+            except StateError as error:
+                log.error("roster not written", error=str(error), fix=error.fix)
+                await trio.sleep(SAVE_AGAIN)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Faults to put a simulated mesh through, and what to measure; for the tests and the benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from phantommesh.membership.effects import Changed
+from phantommesh.membership.presets import LAN, Params
+from tests.simulation.gossip_sim import Network, Simulation
+
+BAD = (0.1, (0.005, 0.04))  # loss, and one-way delay in seconds: the network of the targets
+
+
+def bad_network() -> Network:
+    """10 % loss, 5 to 40 ms one way."""
+    return Network(loss=BAD[0], delay=BAD[1])
+
+
+@dataclass
+class Views:
+    """When each node came to know something of one subject."""
+
+    sim: Simulation
+    subject: int
+    event: str
+    since: float = 0.0
+    times: dict[int, float] = field(default_factory=dict)
+
+    def heard(self, viewer: int, change: Changed, now: float) -> None:
+        """Note the first time."""
+        if change.event == self.event and change.node == self.sim.nodes[self.subject].id:
+            self.times.setdefault(viewer, now - self.since)
+
+    def when(self, share: float, of: int) -> float:
+        """When this share of so many nodes knew; infinite if never."""
+        times = sorted(self.times.values())
+        needed = max(1, round(share * of))
+        return times[needed - 1] if len(times) >= needed else float("inf")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One run of `spread`: seconds until 99 % knew an update, and a death; and what the run cost."""
+
+    update_p99: float
+    dead_p99: float
+    false_deaths: int
+    bytes_per_node_s: float
+    datagrams_per_node_s: float
+    trace: int
+
+
+def spread(
+    nodes: int, seed: int, params: Params = LAN, *, quiet: float = 3.0, patience: float = 40.0
+) -> Spread:
+    """A settled mesh in which one node publishes a record and another dies, at once."""
+    sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
+    sim.start_all()
+    sim.run(quiet)
+    # What a mesh at rest costs, before the news; the first second is left out.
+    update, death = Views(sim, 1, "updated", sim.now), Views(sim, 2, "dead", sim.now)
+    false_deaths = 0
+
+    def heard(viewer: int, change: Changed, now: float) -> None:
+        nonlocal false_deaths
+        update.heard(viewer, change, now)
+        death.heard(viewer, change, now)
+        false_deaths += change.event == "dead" and change.node != sim.nodes[2].id
+
+    sim.on_change = heard
+    start = sim.now
+    sim.publish(1)
+    sim.crash(2)
+    sim.run(patience, lambda: len(death.times) >= round(0.99 * (nodes - 2)) and sim.now - start > 5)
+    seconds = sim.now - 1000.0
+    return Spread(
+        update.when(0.99, nodes - 2), death.when(0.99, nodes - 2), false_deaths,
+        sim.tally.bytes / nodes / seconds, sim.tally.datagrams / nodes / seconds, sim.trace,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """One run of `stalls`: how often a node held a live one for dead, or suspect, in how many node hours."""
+
+    false_deaths: int
+    false_suspicions: int
+    node_hours: float
+    bytes_per_node_s: float
+
+
+def stalls(
+    nodes: int, seed: int, params: Params = LAN, *, seconds: float = 3600.0, share: float = 0.05,
+    length: float = 2.0,
+) -> Stalls:  # fmt: skip
+    """At any time this share of the nodes, drawn at random, does not run; each stall takes so long."""
+    sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
+    sim.start_all()
+    deaths = suspicions = 0
+
+    def heard(viewer: int, change: Changed, now: float) -> None:
+        nonlocal deaths, suspicions
+        deaths += change.event == "dead"
+        suspicions += change.event == "suspected"
+
+    sim.on_change = heard
+    gap = length / (nodes * share)
+
+    def next_stall() -> None:
+        sim.stall(int(sim.rng.random() * nodes), length)
+        sim.later(sim.rng.expovariate(1 / gap), next_stall)
+
+    sim.later(sim.rng.expovariate(1 / gap), next_stall)
+    sim.run(seconds)
+    return Stalls(deaths, suspicions, nodes * seconds / 3600, sim.tally.bytes / nodes / seconds)
+
+
+def partition(
+    nodes: int, seed: int, *, cut_for: float = 600.0, share: float = 0.6, params: Params = LAN
+) -> float:
+    """Cut a mesh in two, and return how long after the cut's end all agree again (infinite: never)."""
+    sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
+    sim.start_all()
+    sim.run(5)
+    border = round(nodes * share)
+    sim.network.cut = lambda a, b: (a < border) != (b < border)
+    sim.run(cut_for)
+    if any(sim.state(0, i) == 1 for i in range(border, nodes)):
+        raise AssertionError("the cut was not noticed")
+    sim.network.cut = None
+    start = sim.now
+    return sim.now - start if sim.run(120, sim.agreed) else float("inf")
+
+
+def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
+    """Crash all, start all within a second with what each kept on disk; return how long until all agree."""
+    sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
+    sim.start_all()
+    sim.run(3)
+    kept = {}
+    for node in sim.nodes:
+        assert node.member is not None
+        kept[node.index] = node.member.snapshot()
+        sim.crash(node.index)
+    sim.run(5)
+    sim.restart_from(kept, within=1.0)
+    start = sim.now
+    return sim.now - start if sim.run(180, sim.agreed, every=1.0) else float("inf")

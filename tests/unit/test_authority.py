@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several authorities, revocation and the group keys, with whole nodes on the loopback device."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import time
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from phantommesh import statedir
+from phantommesh.bootstrap import Summary
+from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import PROMOTE_AFTER
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.invites import Invite
+from phantommesh.issuing import Authority
+from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery.enrolment import JoinError
+from phantommesh.nursery.node import Node
+from phantommesh.records import sign_record
+from phantommesh.trust import Role, TrustError
+from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.unit.makemesh import identity, plain_record
+
+
+def invite_authority(state: NodeState) -> Invite:
+    me = state.roster.get(state.identity.node_id)
+    assert me is not None
+    return state.invites.create(
+        root_hash=state.mesh.root_hash, authority=state.identity.node_id, mesh="pm",
+        endpoints=me.record.control, expires=int(time() + 60), role=Role.AUTHORITY,
+    )  # fmt: skip
+
+
+def names(node: Node) -> list[str]:
+    return sorted(entry.member.name for entry in node.keeper.roster)
+
+
+def peers(node: Node) -> set[NodeId]:
+    """The members that the interfaces are to have."""
+    keys = {key for device in node.reconciler.desired.values() for key in device.peers}
+    return {e.member.node_id for e in node.keeper.roster if not keys.isdisjoint(e.record.wg_keys)}
+
+
+def held(node: Node) -> list[int]:
+    return [key.epoch for key in node.keys.ring.keys]
+
+
+class Three:
+    """alpha, an authority, and the members beta and gamma, linked."""
+
+    def __init__(self, at: Path, alpha: Node, beta: Node, gamma: Node) -> None:
+        self.at, self.alpha, self.beta, self.gamma = at, alpha, beta, gamma
+
+    @property
+    def all(self) -> list[Node]:
+        return [self.alpha, self.beta, self.gamma]
+
+
+@asynccontextmanager
+async def three(at: Path) -> AsyncIterator[Three]:
+    state = make_authority(at / "a")
+    async with AsyncExitStack() as stack:
+        alpha = await stack.enter_async_context(serving(at / "a"))
+        await join(at / "b", make_invite(state), "beta")
+        beta = await stack.enter_async_context(serving(at / "b"))
+        await join(at / "c", make_invite(state), "gamma")
+        gamma = await stack.enter_async_context(serving(at / "c"))
+        mesh = Three(at, alpha, beta, gamma)
+        await until(lambda: all(names(node) == ["alpha", "beta", "gamma"] for node in mesh.all))
+        await until(
+            lambda: all(node.sessions.newest(node_id) for node in mesh.all for node_id in peers(node))
+        )
+        yield mesh
+
+
+# --- revocation
+
+
+async def test_a_revoked_node_is_gone_everywhere_and_knows_it(tmp_path: Path) -> None:
+    async with three(tmp_path) as mesh:
+        gone = mesh.gamma.state.identity.node_id
+        assert all(gone in peers(node) for node in (mesh.alpha, mesh.beta))
+        before = mesh.alpha.keys.ring.newest
+        with capture_logs():
+            result = await mesh.alpha.reporter.revoke("gamma", force=False, dry_run=False)
+            assert (result.name, result.node_id, result.already) == ("gamma", format_node_id(gone), False)
+            # on the authority at once, and on its disk
+            assert gone not in peers(mesh.alpha)
+            assert mesh.alpha.sessions.newest(gone) is None
+            assert gone in load_node(tmp_path / "a" / "state", time()).revocations
+            # on the others as soon as they hear of it
+            await until(lambda: gone in mesh.beta.state.revocations)
+            assert gone not in peers(mesh.beta)
+            assert mesh.beta.sessions.newest(gone) is None
+            # the node itself hears of it, though nobody has a link with it any more
+            await until(lambda: mesh.gamma.keeper.revoked is not None)
+            assert peers(mesh.gamma) == set()
+            assert any("revoked" in reason for reason in mesh.gamma.reporter.status().degraded)
+            assert not mesh.gamma.reporter.ready()[0]
+            # the others have another group key, and it has not
+            newest = mesh.alpha.keys.ring.newest
+            assert newest is not None and newest != before
+            await until(lambda: mesh.beta.keys.ring.newest == newest)
+            assert mesh.gamma.keys.ring.get(newest.id) is None
+        again = await mesh.alpha.reporter.revoke(format_node_id(gone), force=False, dry_run=False)
+        assert again.already and again.revoked_at == result.revoked_at
+    for directory in "abc":  # every one of them remembers
+        assert gone in load_node(tmp_path / directory / "state", time()).revocations
+    async with serving(tmp_path / "c") as node:  # and starts, to say so
+        assert any("revoked" in reason for reason in node.reporter.status().degraded)
+
+
+async def test_a_node_that_was_away_hears_of_its_revocation_at_its_return(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+        with capture_logs():
+            await alpha.reporter.revoke("beta", force=False, dry_run=False)
+    assert len(load_node(tmp_path / "b" / "state", time()).revocations) == 0
+    async with serving(tmp_path / "a"), serving(tmp_path / "b") as beta:
+        await until(lambda: beta.keeper.revoked is not None)
+    assert joined.node_id in load_node(tmp_path / "b" / "state", time()).revocations
+
+
+async def test_what_may_not_be_revoked(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    me = state.identity.node_id
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        revoke = alpha.reporter.revoke
+        for wanted in ("alpha", format_node_id(me)):
+            with pytest.raises(TrustError, match="the authority that it is run on") as caught:
+                await revoke(wanted, force=False, dry_run=False)
+            assert "--force" in caught.value.fix
+        with pytest.raises(TrustError, match="no member is named 'nobody'"):
+            await revoke("nobody", force=False, dry_run=False)
+        planned = await revoke("beta", force=False, dry_run=True)
+        assert planned.dry_run and planned.revoked_at is None
+        assert len(alpha.state.revocations) == 0
+        with capture_logs():
+            unknown = await revoke(format_node_id(identity("far away").node_id), force=False, dry_run=False)
+        assert unknown.name is None and not unknown.already
+        async with serving(tmp_path / "b") as beta:
+            with pytest.raises(TrustError, match="not an authority") as caught:
+                await beta.reporter.revoke("alpha", force=True, dry_run=False)
+            assert "alpha" in caught.value.fix
+            await until(lambda: beta.sessions.newest(me) is not None)
+            await until(lambda: len(beta.state.revocations) == 1)
+            with capture_logs():
+                await revoke("alpha", force=True, dry_run=False)
+                await until(lambda: me in beta.state.revocations)  # its last word
+            assert peers(beta) == set()
+            with pytest.raises(TrustError, match="was revoked"):
+                await revoke("beta", force=False, dry_run=False)
+
+
+# --- group keys
+
+
+async def test_joiners_get_the_group_key_and_all_change_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phantommesh.groupkey.MAX_AGE", 10 * 86_400.0)
+    async with three(tmp_path) as mesh:
+        await until(lambda: [held(node) for node in mesh.all] == [[1]] * 3)
+        with capture_logs():
+            await mesh.alpha.reporter.revoke("gamma", force=False, dry_run=False)
+        assert held(mesh.alpha) == [1, 2]
+        active = mesh.alpha.keys.ring.active
+        assert active is not None and active.epoch == 1  # nobody sends with it before all can receive
+        await until(lambda: held(mesh.beta) == [1, 2])
+        later = trio.current_time() + PROMOTE_AFTER
+        for node in (mesh.alpha, mesh.beta):
+            assert node.keys.ring.deadline <= later
+            node.keys.ring.tick(later)
+            assert node.keys.ring.active is not None and node.keys.ring.active.epoch == 2
+    file = tmp_path / "b" / "state" / statedir.KEYRING
+    assert file.stat().st_mode & 0o777 == 0o600
+    async with serving(tmp_path / "b") as beta:
+        assert 2 in held(beta)
+
+
+# --- several authorities
+
+
+async def test_a_second_authority_works_while_the_first_is_away(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", invite_authority(state), "beta")
+        second = load_node(tmp_path / "b" / "state", time())
+        assert second.authority is not None
+        assert second.member(time()).role is Role.AUTHORITY
+        assert not second.state.has(statedir.ROOT_KEY)
+        with pytest.raises(TrustError, match="root key"):
+            second.root_key()
+        async with serving(tmp_path / "b") as beta:
+            await until(lambda: beta.keeper.digest() == alpha.keeper.digest())
+    with capture_logs():
+        async with serving(tmp_path / "b") as beta:
+            joined = await join(tmp_path / "c", make_invite(second), "gamma")
+            async with serving(tmp_path / "c") as gamma:
+                await until(lambda: gamma.links.keyed(second.identity.node_id))
+                await until(lambda: gamma.sessions.newest(second.identity.node_id) is not None)
+                first = gamma.own.member.not_before
+                gamma.own.member = replace(gamma.own.member, not_before=0.0, not_after=1.0)
+                await gamma.own.renew_if_due(gamma.client)  # by beta: alpha is away
+                assert gamma.own.renewal_error is None
+                assert gamma.own.member.not_before >= first
+                async with serving(tmp_path / "a") as alpha:  # who comes back and is told
+                    await until(
+                        lambda: names(alpha) == names(beta) == names(gamma) == ["alpha", "beta", "gamma"]
+                    )
+                    await until(lambda: alpha.links.keyed(joined.node_id))
+                    # and either may put it out
+                    await beta.reporter.revoke("gamma", force=False, dry_run=False)
+                    await until(lambda: joined.node_id in alpha.state.revocations)
+                    await until(lambda: alpha.keys.ring.newest == beta.keys.ring.newest)
+
+
+async def test_an_authority_is_made_only_where_the_root_key_is(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    (state.state.path / statedir.ROOT_KEY).unlink()
+    async with serving(tmp_path / "a") as alpha:
+        with capture_logs(), pytest.raises(JoinError, match="root key") as caught:
+            await join(tmp_path / "b", invite_authority(state), "beta")
+        assert "phantommesh init" in caught.value.fix
+        assert names(alpha) == ["alpha"]
+
+
+async def test_a_revoked_authority_can_do_nothing_and_its_nodes_stay(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", invite_authority(state), "beta")
+        second = load_node(tmp_path / "b" / "state", time())
+        async with serving(tmp_path / "b") as beta:
+            await until(lambda: alpha.sessions.newest(second.identity.node_id) is not None)
+            joined = await join(tmp_path / "c", make_invite(second), "gamma")
+            async with serving(tmp_path / "c") as gamma:
+                await until(lambda: names(alpha) == ["alpha", "beta", "gamma"])
+                await until(lambda: gamma.sessions.newest(state.identity.node_id) is not None)
+                issuer = gamma.own._authority_cert
+                with capture_logs():
+                    await alpha.reporter.revoke("beta", force=False, dry_run=False)
+                    await until(lambda: beta.keeper.revoked is not None)
+                    # gamma, whom beta certified, gets another certificate from alpha at once
+                    await until(lambda: gamma.own._authority_cert != issuer)
+                assert gamma.own._authority_cert == alpha.state.authority_cert
+                assert peers(alpha) == {joined.node_id}
+                # what beta signs from now on is worth nothing
+                forged = second.authority
+                assert forged is not None
+                intruder = identity("intruder")
+                cert = forged.issue(intruder.spki, "intruder", Role.NODE, joined.ip4, time() + 400)
+                with pytest.raises(PhantomMeshError):
+                    alpha.keeper.add(sign_record(intruder, plain_record(intruder), cert, forged.der))
+
+
+# --- two authorities gave one address and one name
+
+
+def certify_twice(state: NodeState, one: Summary, other: Node) -> None:
+    """As if another authority had given ``other`` the name and the address of ``one``."""
+    authority = state.authority
+    assert isinstance(authority, Authority)
+    node = other.state.identity
+    cert = authority.issue(node.spki, one.name, Role.NODE, one.ip4, time())
+    other.own._node_cert, other.own._authority_cert = cert, authority.der
+    other.own.member = replace(other.own.member, name=one.name, ip4=one.ip4)
+    other.own.publish()
+
+
+async def test_the_higher_node_id_gives_the_address_and_the_name_up(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        beta = await join(tmp_path / "b", make_invite(state), "beta")
+        gamma = await join(tmp_path / "c", make_invite(state), "gamma")
+        low, high = sorted((beta, gamma), key=lambda summary: summary.node_id)
+        places = {beta.node_id: tmp_path / "b", gamma.node_id: tmp_path / "c"}
+        async with serving(places[low.node_id]) as keeps, serving(places[high.node_id]) as loses:
+            await until(lambda: loses.sessions.newest(state.identity.node_id) is not None)
+            await until(lambda: len(names(keeps)) == len(names(loses)) == 3)
+            with capture_logs():
+                certify_twice(state, low, loses)
+                assert loses.own.dispute() is not None
+                assert low.node_id not in peers(loses)  # it keeps out who it has to give way to
+                assert any("waiting for an authority" in r for r in loses.reporter.status().degraded)
+                await until(lambda: loses.own.dispute() is None)
+            assert loses.own.member.ip4 not in (low.ip4, alpha.own.member.ip4)
+            assert loses.own.member.name.startswith(f"{low.name}-")
+            everyone = {alpha.own.member.node_id, low.node_id, high.node_id}
+
+            def settled(node: Node) -> bool:
+                return peers(node) == everyone - {node.own.member.node_id}
+
+            await until(lambda: all(settled(node) for node in (alpha, keeps, loses)))
+            assert keeps.own.member.ip4 == low.ip4
+            addresses = {str(a.ip) for d in loses.reconciler.desired.values() for a in d.addresses}
+            assert str(loses.own.member.ip4) in addresses and str(low.ip4) not in addresses
+    again = load_node(places[high.node_id] / "state", time())
+    assert again.member(time()).ip4 == loses.own.member.ip4  # also after a restart
