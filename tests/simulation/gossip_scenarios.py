@@ -144,6 +144,8 @@ def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
         kept[node.index] = node.member.snapshot()
         sim.crash(node.index)
     sim.run(5)
-    sim.restart_from(kept, within=1.0)
     start = sim.now
-    return sim.now - start if sim.run(180, sim.agreed, every=1.0) else float("inf")
+    sim.restart_from(kept, within=1.0)
+    sim.run(1.0)
+    assert len(sim.running()) == nodes
+    return sim.now - start if sim.run(180, sim.agreed, every=2.0) else float("inf")

@@ -64,11 +64,11 @@ def test_a_partition_heals(seed: int) -> None:
 
 
 def test_a_larger_partition_heals() -> None:
-    assert scenarios.partition(100, 0, cut_for=60) <= 30
+    assert scenarios.partition(60, 0, cut_for=60) <= 30
 
 
 def test_a_mass_restart_converges() -> None:
-    assert scenarios.mass_restart(200, 0) <= 60
+    assert scenarios.mass_restart(100, 0) <= 60
 
 
 @pytest.mark.parametrize("seed", range(3))
