@@ -86,8 +86,9 @@ def batch(*records: SignedRecord) -> bytes:
 
 
 async def test_what_is_added_is_told_and_saved(mesh: Mesh) -> None:
-    assert mesh.keeper.add(mesh.record(B, "beta"))
-    assert not mesh.keeper.add(mesh.record(B, "beta"))  # no newer
+    record = mesh.record(B, "beta")
+    assert mesh.keeper.add(record)
+    assert not mesh.keeper.add(record)  # no newer
     assert mesh.changes == 1
     await mesh.keeper.save()
     assert mesh.on_disk() == ["alpha", "beta"]
