@@ -225,10 +225,11 @@ async def _down(spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     await labnet.destroy([*(node.name for node in nodes), f"{spec.name}-net"])
     for node in nodes:
-        for path in (node.state_dir, node.wireguard_sockets):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in _files(node):
-            path.unlink(missing_ok=True)
+        for path in (node.state_dir, node.wireguard_sockets, *_files(node)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     _manifest_path(spec.name).unlink(missing_ok=True)
     for directory in (STATE, STATE.parent, RUN, RUN.parent):
         try:
@@ -239,8 +240,14 @@ async def _down(spec: LabSpec) -> None:
 
 
 def _files(node: LabNode) -> list[Path]:
-    # An interrupted join leaves its draft, an atomic write its temporary file: hidden, with our name in it.
-    hidden = [path for parent in (STATE, RUN) for path in parent.glob(f".{node.name}.*")]
+    # An interrupted join leaves its draft or a directory half made, an atomic write its temporary file, which
+    # may be one of a draft: hidden, with our name in it.
+    hidden = [
+        path
+        for parent in (STATE, RUN)
+        for dots in (".", "..")
+        for path in parent.glob(f"{dots}{node.name}.*")
+    ]
     return [node.config, node.log, node.socket, pid_file(node), *hidden]
 
 

@@ -203,6 +203,18 @@ async def test_down_after_the_lab_command_was_killed(other: LabSpec) -> None:
     assert left_by(other) == []
 
 
+async def test_down_removes_what_interrupted_joins_left(other: LabSpec) -> None:
+    name = nodes_of(other)[1].name
+    labnet.STATE.mkdir(parents=True, exist_ok=True)
+    lab._write_manifest(other, "building")
+    half_made = labnet.STATE / f".{name}.creating"
+    half_made.mkdir()
+    (half_made / "node.key").touch()
+    (labnet.STATE / f"..{name}.toml.writing.new").touch()
+    assert await lab.down(other.name)
+    assert left_by(other) == []
+
+
 async def test_what_no_lab_made_is_not_touched(other: LabSpec) -> None:
     stranger = f"{other.name}-2"
     subprocess.run(["ip", "netns", "add", stranger], check=True)
