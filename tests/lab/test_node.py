@@ -26,7 +26,7 @@ pytestmark = pytest.mark.lab
 COMMAND = [sys.executable, "-m", "phantommesh"]
 LISTEN = """
 import socket, time
-s = socket.create_server(('0.0.0.0', 51999))
+s = socket.create_server(('0.0.0.0', 20999))
 print('up', flush=True)
 time.sleep(600)
 """
@@ -183,11 +183,12 @@ async def test_a_second_run_on_one_state_directory_is_refused(spec: LabSpec, nod
     await whole(spec)
 
 
+# Ports outside the range from which the kernel picks those of outgoing connections.
 TAKEN: dict[str, tuple[int, dict[str, object], str]] = {
     "udp": (51800, OTHER_INTERFACES, "cannot listen on UDP port 51800: Address already in use"),
-    "tcp": (51999, OTHER_INTERFACES, "cannot listen on TCP port 51999: Address already in use"),
-    "interfaces": (51998, {"backend": BACKEND}, "another node here has the interfaces pm0 to pm6"),
-    "socket": (51998, OTHER_INTERFACES, "already answers on"),
+    "tcp": (20999, OTHER_INTERFACES, "cannot listen on TCP port 20999: Address already in use"),
+    "interfaces": (20998, {"backend": BACKEND}, "another node here has the interfaces pm0 to pm6"),
+    "socket": (20998, OTHER_INTERFACES, "already answers on"),
 }
 
 
