@@ -6,7 +6,10 @@ import pytest
 from benchmarks.rotation import SKEWS, make_spec, measure
 from phantommesh.nursery.kernel import kernel_has_wireguard
 
-pytestmark = pytest.mark.kernel
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.slow,
+]  # five nodes: too much for an emulated machine
 
 SECONDS = 200.0  # past WireGuard's rekey at 120 s, and past 180 s, where ends that disagree go dark
 
