@@ -12,12 +12,13 @@ lab: setup
 test: setup lint
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(BIN)/python -m pytest -m "not kernel and not slow"
 
-# On this machine's kernel where it has WireGuard, else in a small VM; both run the same tests.
+# On this machine's kernel where it has WireGuard, else in a small VM. Left to `make test`: what is no matter of
+# the kernel, that is, the lab command itself, other WireGuards and a node's life.
 test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
-	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun" \
+	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root" \
 	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py
 
 bench: setup
