@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from phantommesh import __version__, statedir
 from phantommesh.config import Config
@@ -26,6 +25,7 @@ from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
+from phantommesh.wireguard import public_key_of
 
 ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
@@ -84,11 +84,6 @@ def new_wg_keys() -> tuple[Secret, ...]:
     return tuple(Secret(_clamp(secrets.token_bytes(KEY_BYTES))) for _ in range(DIMENSIONS))
 
 
-def wg_public_key(private: Secret) -> bytes:
-    """Return the 32-byte WireGuard public key."""
-    return X25519PrivateKey.from_private_bytes(private.reveal()).public_key().public_bytes_raw()
-
-
 def make_record(identity: Identity, wg_keys: tuple[Secret, ...], config: Config, seq: int) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration."""
     base = config.wireguard.base_port
@@ -98,7 +93,7 @@ def make_record(identity: Identity, wg_keys: tuple[Secret, ...], config: Config,
         control=tuple(
             format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints
         ),
-        wg_keys=tuple(wg_public_key(key) for key in wg_keys),
+        wg_keys=tuple(public_key_of(key) for key in wg_keys),
         wg_ports=tuple(range(base, base + DIMENSIONS)),
         version=__version__,
     )

@@ -26,6 +26,7 @@ from phantommesh.views import (
     RotationResult,
     Status,
 )
+from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ class Reporter:
 
 
 def _up(link: LinkView) -> bool:
-    return link.state == "fresh" and link.dimensions == 7
+    return link.state == "fresh" and link.dimensions == DIMENSIONS
 
 
 def _rfc3339(moment: float) -> str:

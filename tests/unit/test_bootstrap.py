@@ -16,10 +16,11 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId
 from phantommesh.invites import Invite
 from phantommesh.issuing import choose_ip4, issue_authority
-from phantommesh.nodestate import NodeState, load_node, new_wg_keys, next_generation, wg_public_key
+from phantommesh.nodestate import NodeState, load_node, new_wg_keys, next_generation
 from phantommesh.secret import Secret
 from phantommesh.statedir import REQUIRED, StateError
 from phantommesh.trust import DAY, Role, TrustError
+from phantommesh.wireguard import public_key_of
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 
@@ -97,7 +98,7 @@ def test_init_makes_a_whole_node(tmp_path: Path) -> None:
     entry = node.roster.get(summary.node_id)
     assert entry is not None
     assert entry.record.control == ("192.0.2.1:51800",)
-    assert entry.record.wg_keys == tuple(wg_public_key(key) for key in node.wg_keys)
+    assert entry.record.wg_keys == tuple(public_key_of(key) for key in node.wg_keys)
     assert load(tmp_path / "pm.toml").node == NodeSection("alpha", "pm", ("192.0.2.1",))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pm.toml", "state"]
 
@@ -394,7 +395,7 @@ def test_no_secret_shows(joiner: Joiner) -> None:
 
 def test_wireguard_keys_are_clamped_and_derive() -> None:
     keys = new_wg_keys()
-    assert len(set(map(wg_public_key, keys))) == 7
+    assert len(set(map(public_key_of, keys))) == 7
     for key in keys:
         raw = key.reveal()
         assert raw[0] & 7 == 0
