@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
-from phantommesh.kem import provider
+from phantommesh.kem import SEED_SIZE, provider
 from phantommesh.link.admission import Rates
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
@@ -224,6 +224,45 @@ def start_baseline(pipe: Connection, runs: int) -> dict[str, float]:
     return figures(walls, *spent)
 
 
+# --- the floor ---
+
+
+def crypto_only(kem: str, runs: int) -> dict[str, float]:
+    """CPU milliseconds a side of the primitives alone."""
+    chosen, (me, other) = provider(kem), IDENTITIES
+    data, context = bytes(80), b"bench"
+    signature = other.sign(data, context)
+    ek, decapsulator = chosen.keypair(os.urandom(SEED_SIZE))
+    ct, _ = chosen.encapsulate(ek)
+    _, share = _share()
+
+    def both() -> None:
+        private, _ = _share()
+        private.exchange(X25519PublicKey.from_public_bytes(share))
+        me.sign(os.urandom(80), context)
+        other.public_key.verify(signature, data, context)
+
+    def initiator() -> None:
+        chosen.keypair(os.urandom(SEED_SIZE))
+        decapsulator.decapsulate(ct)
+        both()
+
+    def responder() -> None:
+        chosen.encapsulate(ek)
+        both()
+
+    return {"cpu_ms_initiator": _cpu_ms(initiator, runs), "cpu_ms_responder": _cpu_ms(responder, runs)}
+
+
+def _cpu_ms(work: Callable[[], None], runs: int) -> float:
+    for _ in range(WARM_UP):
+        work()
+    began = time.process_time()
+    for _ in range(runs):
+        work()
+    return round((time.process_time() - began) / runs * 1e3, 3)
+
+
 def beside(
     child: Callable[[Connection, str], None], kem: str, work: Callable[[Connection], dict[str, float]]
 ) -> dict[str, float]:
@@ -246,8 +285,11 @@ def measure(kem: str, runs: int) -> dict[str, Any]:
     provider(kem)  # its error, if there is one, is for this process to show
     ours = beside(answer, kem, lambda pipe: trio.run(_start, pipe, kem, runs))
     baseline = beside(answer_baseline, kem, lambda pipe: start_baseline(pipe, runs))
+    floor = crypto_only(kem, runs)
     return {
         "name": "handshake", "machine": describe(), "runs": runs, "provider": kem, **ours,
+        "crypto_only": floor,
+        "ratio_to_crypto_only": {key: round(ours[key] / floor[key], 2) for key in floor},
         "baseline": {"name": "X25519 + Ed25519 SIGMA, blocking sockets", **baseline},
         "ratio_to_baseline": {key: round(ours[key] / baseline[key], 2) for key in ours},
     }  # fmt: skip
