@@ -135,11 +135,11 @@ class Membership:
         core.say(core.incarnation + 1)
         return core.flush()
 
-    def traffic_seen(self, node: bytes, now: float) -> list[Effect]:
-        """WireGuard has authenticated data from this member, just now."""
+    def traffic_seen(self, node: bytes, now: float, *, age: float = 0.0) -> list[Effect]:
+        """WireGuard has authenticated data from this member, at most ``age`` seconds ago."""
         self._core.advance(now)
         if self._core.table.get(node) is not None:
-            self._probing.verdicts.traffic(node)
+            self._probing.verdicts.traffic(node, self._core.clock - age)
         return self._core.flush()
 
     def expel(self, node: bytes, now: float) -> list[Effect]:
@@ -149,9 +149,9 @@ class Membership:
         self._probing.verdicts.forget(node, "expelled")
         return self._core.flush()
 
-    def add_seeds(self, seeds: Iterable[Address]) -> None:
-        """Try these addresses too, for ever."""
-        self._merging.add_seeds(seeds)
+    def set_seeds(self, seeds: Iterable[Address]) -> None:
+        """Try these addresses from now on, for ever."""
+        self._merging.set_seeds(seeds)
 
     def leave(self, now: float) -> list[Effect]:
         """Say goodbye. Go on with `receive` and `tick` until ``left_at``: members ask whether it is true."""
@@ -207,6 +207,11 @@ class Membership:
     def drops(self) -> Counter[str]:
         """Datagrams and claims not taken in, by reason."""
         return self._core.drops
+
+    @property
+    def unsure(self) -> bool:
+        """Whether there is a member of which traffic would now be a sign of life."""
+        return any(case.kind is not State.ALIVE for case in self._probing.verdicts.cases.values())
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Datagrams sent and received, by kind."""

@@ -28,7 +28,7 @@ from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
 # Tuning.
-IDLE = 60.0  # s a connection may stay silent, or not take what is sent; longer than a roster request waits
+IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
 MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
@@ -75,6 +75,11 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
+        self._added = trio.Event()
+
+    async def added(self) -> None:
+        """Return when the next session comes."""
+        await self._added.wait()
 
     def add(self, session: Session) -> None:
         """Keep a session, and drop the oldest of its peer. The initiator chose the name: one that took
@@ -83,6 +88,8 @@ class Sessions:
         if known is not None and known.peer != session.peer:
             return
         self._by_name[session.name] = session
+        self._added.set()
+        self._added = trio.Event()
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
             del self._by_name[name]
