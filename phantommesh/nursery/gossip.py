@@ -12,7 +12,7 @@ from typing import TypeVar, assert_never
 import structlog
 import trio
 
-from phantommesh import control, gossip, statedir
+from phantommesh import asking, gossip, statedir
 from phantommesh.envelope import Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -23,7 +23,7 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.nodestate import NodeState, encode_members, load_members
 from phantommesh.nursery import streams
-from phantommesh.nursery.calling import Caller, fetch, reconcile
+from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
@@ -31,9 +31,7 @@ from phantommesh.wire import Address
 
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
-FETCH_QUEUE, SYNC_QUEUE, ASK_QUEUE = 512, 8, 64
-FETCHES_PER_SOURCE = 32  # that wait at one time: what one member can make us look for
-FETCH_BATCH = 64  # records asked for over one channel
+SYNC_QUEUE, ASK_QUEUE = 8, 64
 SESSION_WAIT = 5.0  # s that a record is waited for while there is nobody to ask
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
@@ -97,9 +95,7 @@ class GossipDriver:
         self._woken, self._unsaved = trio.Event(), trio.Event()
         self._generation = generation
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
-        self._waiting: Counter[bytes | Address] = Counter()
-        self._fetching: dict[bytes, float] = {}  # by record hash, when it was first heard of
-        self._to_fetch, self._fetches = trio.open_memory_channel[FetchRecord](FETCH_QUEUE)
+        self._fetching, self._wanted = asking.Fetching(), trio.Event()
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
         self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
         self.dropped: Counter[str] = Counter()
@@ -122,7 +118,7 @@ class GossipDriver:
             if self._known.get(node_id) == entry.hash or not entry.valid(wall):
                 continue
             self._known[node_id] = entry.hash
-            heard = self._fetching.pop(entry.hash, None)
+            heard = self._fetching.came(entry.hash)
             if heard is not None:
                 self._learned(now - heard)
             if node_id == self._mine:
@@ -146,6 +142,18 @@ class GossipDriver:
             if any(count - last > DATA for count, last in zip(counts, before, strict=True)):
                 seen = self.membership.traffic_seen(node_id, now, age=now - then)
                 self._carry_out(self.gossip.seal(seen, now))
+
+    def _compare(self) -> asking.Talk[int]:
+        return asking.compare(self._sync_open, self._sync_close, self._keeper.roster, time)
+
+    def _sync_open(self) -> bytes:
+        return self.membership.sync_open(trio.current_time())
+
+    def _sync_close(self, answer: bytes) -> bytes:
+        now = trio.current_time()
+        rest, effects = self.membership.sync_close(answer, now)
+        self._carry_out(self.gossip.seal(effects, now))
+        return rest
 
     def sync_answer(self, opening: bytes) -> bytes:
         """Another member opens a full sync. Raises `GossipError`."""
@@ -191,11 +199,11 @@ class GossipDriver:
         return True
 
     def _want(self, wanted: FetchRecord) -> None:
-        if wanted.record_hash in self._fetching or self._waiting[wanted.source] >= FETCHES_PER_SOURCE:
-            return
-        if self._queue(self._to_fetch, wanted, "fetch"):
-            self._waiting[wanted.source] += 1
-            self._fetching[wanted.record_hash] = trio.current_time()
+        if self._fetching.want(wanted, trio.current_time()):
+            self._wanted.set()
+            self._wanted = trio.Event()
+        elif self._fetching.full:  # what matters is asked for again
+            self.dropped["gossip-fetch-queue"] += 1
 
     # Services.
 
@@ -231,22 +239,16 @@ class GossipDriver:
                 self._look()
 
     async def _fetch(self) -> None:
-        """Fetch the records that are said to exist, those of one source together."""
-        channel = self._fetches.clone()
-        async for first in channel:
-            batch = [first]
-            while len(batch) < FETCH_BATCH:
-                try:
-                    batch.append(channel.receive_nowait())
-                except trio.WouldBlock:
-                    break
+        """Fetch the records that are said to exist, those that wait together."""
+        while True:
+            batch = self._fetching.batch()
+            if not batch:
+                await self._wanted.wait()
+                continue
             try:
                 await self._fetch_from_someone(batch)
             finally:
-                for wanted in batch:  # one that nobody had is asked for again by membership
-                    self._fetching.pop(wanted.record_hash, None)
-                self._waiting.subtract(wanted.source for wanted in batch)
-                self._waiting += Counter()  # drops what is zero
+                self._fetching.over(batch)
 
     async def _fetch_from_someone(self, batch: Sequence[FetchRecord]) -> None:
         """Ask those first who said that the records exist, then others."""
@@ -257,11 +259,11 @@ class GossipDriver:
             with trio.move_on_after(SESSION_WAIT):
                 await self._caller.sessions.added()
             members = self._caller.callable(first)
-        for member in members[: max(2, len(set(first)) + 1)]:
+        for member in members[: asking.tries(first)]:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(member) as client:
-                        await fetch(client, self._keeper, wanted)
+                        await converse(client, self._keeper, asking.fetch(wanted))
             except streams.StreamError as error:
                 log.debug("records not fetched", peer=format_node_id(member), error=str(error))
             held = {
@@ -287,19 +289,9 @@ class GossipDriver:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(member) as client:
-                        await self._compare(client)
+                        await converse(client, self._keeper, self._compare())
             except (streams.StreamError, GossipError, PhantomMeshError) as error:
                 log.info("tables not compared", peer=format_node_id(member), error=str(error))
-
-    async def _compare(self, client: streams.Client) -> None:
-        answer = await client.ask(control.SyncOpen(self.membership.sync_open(trio.current_time())))
-        if not isinstance(answer, control.SyncAnswer):
-            raise streams.StreamError("not an answer to a sync")
-        now = trio.current_time()
-        rest, effects = self.membership.sync_close(answer.difference, now)
-        self._carry_out(self.gossip.seal(effects, now))
-        await client.ask(control.SyncClose(rest))
-        await reconcile(client, self._keeper)
 
     async def _ask(self) -> None:
         """Ask for revocations and group keys."""
@@ -310,9 +302,7 @@ class GossipDriver:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(members[0]) as client:
-                        answer = await client.ask(control.AskKeys())
-                        if not isinstance(answer, control.KeysAre):
-                            raise streams.StreamError("not an answer to a request for keys")
+                        answer = await converse(client, self._keeper, asking.keys())
                         news = self._keeper.take_revocations(answer.revocations)
                         news |= self._keys.merge(answer.keys, answer.active_key)
                         self.gossip.asked(wanted.digest, news=news)
