@@ -116,6 +116,7 @@ class Node:
             dispatch=self.driver.receive,
             serve=self.server.serve,
             revocation=self._revocation,
+            records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
             backend, interval=config.wireguard.reconcile_seconds, on_actual=self._read_back, log=log
