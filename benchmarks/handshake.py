@@ -316,8 +316,10 @@ def main() -> int:
         (f"ours ({result['provider']})", result),
         ("classical baseline", result["baseline"]),
         ("ratio", result["ratio_to_baseline"]),
+        ("its cryptography alone", result["crypto_only"]),
+        ("ratio", result["ratio_to_crypto_only"]),
     ):
-        cells = "  ".join(f"{key} {row[key]:7.3f}" for key in result["baseline"] if key != "name")
+        cells = "  ".join(f"{key} {row[key]:7.3f}" for key in row if key in result["ratio_to_baseline"])
         print(f"  {label:22} {cells}")
     return 0
 

@@ -29,7 +29,7 @@ INITIATOR_CONTEXT = b"PhantomMesh 1 initiator"
 
 def expand(key: bytes, label: bytes, length: int, *parts: bytes) -> bytes:
     """HKDF-Expand with SHA-512; the label and each part go in with their lengths."""
-    info = b"".join(struct.pack("!H", len(part)) + part for part in (label, *parts))
+    info = b"".join([len(part).to_bytes(2) + part for part in (label, *parts)])
     return HKDFExpand(SHA512(), length, info).derive(key)
 
 
