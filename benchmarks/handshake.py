@@ -42,7 +42,8 @@ from phantommesh.link.psk import ALL
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Address
 
 WARM_UP, RUNS, QUICK_RUNS = 20, 500, 60
 PATIENCE = 30.0  # s; a guard only

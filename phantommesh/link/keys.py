@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS, Init
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2

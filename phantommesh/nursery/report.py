@@ -17,6 +17,7 @@ from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
 from phantommesh.metrics import Metrics, WireGuardSample
 from phantommesh.records import Entry
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
     DimensionView,
     LinkView,
@@ -26,7 +27,6 @@ from phantommesh.views import (
     RotationResult,
     Status,
 )
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from phantommesh.link.context import Timing
 from phantommesh.link.effects import Alarm, Effect, Install, LinkState, Opened, PeerAuth, Send, Sign
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Address
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
 ADMISSION = Secret(b"a" * 32)
