@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.sizes import DIMENSIONS
 
-DIMENSIONS: Final = 7
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

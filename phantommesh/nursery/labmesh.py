@@ -12,12 +12,13 @@ from typing import Final
 import msgspec
 import trio
 
-from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.config import load, render
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import atomic_write
 from phantommesh.views import LinkView, Status
 

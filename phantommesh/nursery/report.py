@@ -20,6 +20,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics, WireGuardSample
 from phantommesh.records import Entry
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
     DimensionView,
     LinkView,
@@ -30,7 +31,6 @@ from phantommesh.views import (
     RotationResult,
     Status,
 )
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:
