@@ -26,7 +26,7 @@ import trio
 from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import master
+from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
@@ -235,6 +235,8 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
+            if self.mode == "mark":
+                await marking.remove()
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -265,6 +267,8 @@ class Scattering:
             await self._table.replace({WAYS: shown})
             self._ways = shown
             await self._rotate(list(self._installed))  # a dimension without an interface gets no cards
+        if self.mode == "mark":
+            await marking.converge(shown, self._routed)
         await master.converge(self._master_config(), routes=True)
         await self._read()
         if self.problem is not None:
@@ -411,12 +415,14 @@ class Scattering:
             self.settings.flowlet_ms,
         )
 
+    @property
+    def _routed(self) -> Sequence[IPv4Network | IPv6Network]:
+        return self._networks if self._ipv6 else self._networks[:1]
+
     def _master_config(self) -> MasterConfig:
         four, six = self._addresses()
         addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
-        networks: list[IPv4Network | IPv6Network] = [self._networks[0]]
         if self._ipv6:
             addresses.add(IPv6Interface(six))
-            networks.append(self._networks[1])
-        routes = frozenset(Route(network, MASTER_METRIC) for network in networks)
+        routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)
