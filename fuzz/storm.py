@@ -23,6 +23,7 @@ from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.response import HALF_OPEN, SEEN_NONCES
+from phantommesh.sizes import EK_SIZE
 from phantommesh.wire import Address, CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 
@@ -338,7 +339,7 @@ class Storm:
         initiator = self._initiator(name, interface_hash)
         lie = rng.randrange(10)
         if lie == 0:
-            initiator.init = replace(initiator.init, ek=bytes([255]) * wire.EK_SIZE)
+            initiator.init = replace(initiator.init, ek=bytes([255]) * EK_SIZE)
         elif lie == 1:
             initiator.init = replace(initiator.init, share=bytes(32))
         init = initiator.init

@@ -9,7 +9,7 @@ and is sent how many of them changed the roster. Its owner has the channel and t
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
 from typing import Final, NamedTuple, TypeVar
 
@@ -24,6 +24,8 @@ from phantommesh.wire import Address
 FETCH_QUEUE: Final = 512
 FETCHES_PER_SOURCE: Final = 32  # that wait at one time: what one member can make us look for
 FETCH_BATCH: Final = 64  # records asked for over one channel
+PAUSES: Final = (0.0, 0.2, 0.4)  # s before each round of questions for a record
+MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
 
 
 class AskingError(Exception):
@@ -105,10 +107,65 @@ def whom(entries: Iterable[Entry], mine: NodeId, first: Sequence[bytes], rng: Ra
     return [e.member.node_id for e in others]
 
 
-def tries(first: Iterable[bytes]) -> int:
-    """How many members are asked for records before they count as not to be found: those that said that the
-    records exist, and another."""
-    return max(2, len(set(first)) + 1)
+class Call(NamedTuple):
+    """Hold this conversation with a member, over a channel."""
+
+    member: NodeId
+    talk: Talk[int]
+
+
+class CallUnlinked(NamedTuple):
+    """Ask whoever is at this address for these records, without a channel."""
+
+    address: Address
+    hashes: Sequence[bytes]
+
+
+class Pause(NamedTuple):
+    """Wait so long."""
+
+    seconds: float
+
+
+def look_for(
+    batch: Sequence[FetchRecord],
+    roster: Roster,
+    *,
+    member_at: Callable[[bytes | Address], NodeId | None],
+    callable: Callable[[Sequence[bytes]], Sequence[NodeId]],  # noqa: A002
+    where: Callable[[NodeId], Sequence[Address]],
+) -> Iterator[Call | CallUnlinked | Pause]:
+    """Look for records: ask those first who said that they exist, then others, until the roster has them.
+
+    News run ahead of what they tell of: who passed them on may still be fetching the record itself. So it is
+    asked again a little later, rather than everybody asking the one node that surely has it.
+    """
+    first = [member for one in batch if (member := member_at(one.source)) is not None]
+    for pause in PAUSES:
+        if pause:
+            yield Pause(pause)
+        members = callable(first)
+        for member in members[: max(2, len(set(first)) + 1)]:
+            if not (wanted := missing(batch, roster)):
+                return
+            yield Call(member, fetch(wanted))
+    for source in dict.fromkeys(one.source for one in batch):
+        for address in (source,) if isinstance(source, Address) else where(NodeId(source)):
+            if not (wanted := missing(batch, roster)):
+                return
+            yield CallUnlinked(address, wanted[:MAX_UNLINKED])
+
+
+def missing(batch: Iterable[FetchRecord], roster: Roster) -> list[bytes]:
+    """The hashes of those of these records that the roster does not hold, nor a later one."""
+
+    def lacks(one: FetchRecord) -> bool:
+        held = roster.get(NodeId(one.node))
+        if held is None or held.record.seq < one.record_seq:
+            return True
+        return held.record.seq == one.record_seq and held.hash != one.record_hash
+
+    return [one.record_hash for one in batch if lacks(one)]
 
 
 class Fetching:

@@ -206,6 +206,7 @@ class Answerer:
         if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):
             self._context.end_initiation(peer)  # glare: the other end will not answer that one
         peer.next_start = max(peer.next_start, now + LIFE)  # until ACK goes out and plans the next one
+        self._context.settle(peer)
         effects: list[Effect] = [Install(peer.node_id)]
         peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:

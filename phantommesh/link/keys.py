@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS, Init
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2
@@ -29,7 +30,7 @@ INITIATOR_CONTEXT = b"PhantomMesh 1 initiator"
 
 def expand(key: bytes, label: bytes, length: int, *parts: bytes) -> bytes:
     """HKDF-Expand with SHA-512; the label and each part go in with their lengths."""
-    info = b"".join(struct.pack("!H", len(part)) + part for part in (label, *parts))
+    info = b"".join([len(part).to_bytes(2) + part for part in (label, *parts)])
     return HKDFExpand(SHA512(), length, info).derive(key)
 
 
@@ -91,11 +92,13 @@ def handshake_keys(chain_key: bytes, combined: bytes, digest: bytes) -> Handshak
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
-    """What a finished handshake leaves behind. ``channel_*`` key the control streams, by direction."""
+    """What a finished handshake leaves behind. ``channel_*`` key the control streams, by direction;
+    ``scatter`` is what both ends' scatter maps of this epoch come from."""
 
     chain_key: Secret
     chain_id: bytes
     wg_root: Secret
+    scatter: Secret
     ack: Secret
     channel_i: Secret
     channel_r: Secret
@@ -108,6 +111,7 @@ def session_keys(root: bytes, digest: bytes) -> SessionKeys:
         chain_key=Secret(chain_key),
         chain_id=expand(chain_key, b"chain id", CHAIN_ID_SIZE),
         wg_root=Secret(expand(root, b"wireguard", 64, digest)),
+        scatter=Secret(expand(root, b"scatter", 32, digest)),
         ack=Secret(expand(root, b"ack", 32, digest)),
         channel_i=Secret(expand(root, b"channel initiator", 32, digest)),
         channel_r=Secret(expand(root, b"channel responder", 32, digest)),

@@ -115,10 +115,10 @@ class Responses:
 
     @property
     def deadline(self) -> float:
-        """When the oldest handshake is to be forgotten."""
-        return min((r.born + LIFE for r in self._by_own.values()), default=float("inf"))
+        """When the oldest handshake, the first one in the table, is to be forgotten."""
+        return next((r.born + LIFE for r in self._by_own.values()), float("inf"))
 
     def tick(self, now: float) -> None:
         """Forget handshakes that are too old."""
-        for response in [r for r in self._by_own.values() if now >= r.born + LIFE]:
-            self.drop(response)
+        while now >= self.deadline:
+            self.drop(next(iter(self._by_own.values())))

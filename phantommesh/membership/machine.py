@@ -120,10 +120,13 @@ class Membership:
 
     # What the owner says.
 
-    def verified(self, node: bytes, record_seq: int, record_hash: bytes, now: float) -> list[Effect]:
-        """This record is verified and kept: its node may be a member. Raises ValueError for bad numbers."""
+    def verified(
+        self, node: bytes, record_seq: int, record_hash: bytes, now: float, *, spread: bool = False
+    ) -> list[Effect]:
+        """This record is verified and kept: its node may be a member. With ``spread`` others are to hear of
+        it, though it has not spoken up itself. Raises ValueError for bad numbers."""
         self._core.advance(now)
-        if self._probing.claims.verified(node, _record(record_seq, record_hash)):
+        if self._probing.claims.verified(node, _record(record_seq, record_hash), spread):
             self._probing.verdicts.ask_soon(node)
         return self._core.flush()
 

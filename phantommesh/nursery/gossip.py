@@ -12,8 +12,8 @@ from typing import TypeVar, assert_never
 import structlog
 import trio
 
-from phantommesh import asking, gossip, statedir
-from phantommesh.envelope import Envelope
+from phantommesh import antientropy, asking, control, envelope, gossip, statedir
+from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.identity import NodeId, format_node_id
@@ -27,12 +27,12 @@ from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.records import HASH_BYTES
 from phantommesh.wire import Address
 
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
 SYNC_QUEUE, ASK_QUEUE = 8, 64
-SESSION_WAIT = 5.0  # s that a record is waited for while there is nobody to ask
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
 DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
@@ -83,7 +83,7 @@ class GossipDriver:
         )
         if me is not None:
             self._known[self._mine] = me.hash
-        envelope = Envelope(
+        sealed = Envelope(
             self._mine,
             keys.ring,
             start=generation,
@@ -91,9 +91,17 @@ class GossipDriver:
             digest=keys.digest,
             at_home=lambda sender, source: source in where(sender),
         )
-        self.gossip = Gossip(self.membership, envelope, where=where, digest=keys.digest, in_use=keys.in_use)
+        self._requests = Envelope(
+            self._mine,
+            keys.ring,
+            start=generation,
+            revoked=node.revocations,
+            digest=keys.digest,
+            label=envelope.REQUEST,
+        )
+        self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
         self._woken, self._unsaved = trio.Event(), trio.Event()
-        self._generation = generation
+        self._generation, self._spread_new = generation, False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._fetching, self._wanted = asking.Fetching(), trio.Event()
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
@@ -124,11 +132,16 @@ class GossipDriver:
             if node_id == self._mine:
                 effects = self.membership.publish(entry.record.seq, entry.hash, now)
             else:
-                effects = self.membership.verified(node_id, entry.record.seq, entry.hash, now)
+                effects = self.membership.verified(
+                    node_id, entry.record.seq, entry.hash, now, spread=self._spread_new
+                )
             self._carry_out(self.gossip.seal(effects, now))
         for node_id in [n for n in self._known if n != self._mine and n in self._node.revocations]:
             del self._known[node_id]
             self._carry_out(self.gossip.seal(self.membership.expel(node_id, now), now))
+        # Others know what this node starts with. What comes later they should hear of while it is here to be
+        # asked for it: whom it enrolled may have nobody else to vouch for it.
+        self._spread_new = True
         self.gossip.forget(set(self._known))
         self._rx = {node_id: seen for node_id, seen in self._rx.items() if node_id in self._known}
 
@@ -166,6 +179,17 @@ class GossipDriver:
         """And closes it. Raises `GossipError`."""
         now = trio.current_time()
         self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, now), now))
+
+    def answer_records(self, sealed: bytes, source: Address) -> bytes:
+        """Somebody who holds the group key and has no link with us asks for records: answer, if need be
+        with nothing."""
+        try:
+            asked = self._requests.open(sealed, Address(source.host, 0, "tcp")).payload
+        except EnvelopeError:
+            return b""
+        hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
+        found = antientropy.records(self._keeper.roster, hashes, time())
+        return self._requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
 
     # Carrying out.
 
@@ -251,28 +275,47 @@ class GossipDriver:
                 self._fetching.over(batch)
 
     async def _fetch_from_someone(self, batch: Sequence[FetchRecord]) -> None:
-        """Ask those first who said that the records exist, then others."""
-        wanted = {one.record_hash: one.node for one in batch}
-        first = [member for one in batch if (member := self._member_at(one.source)) is not None]
-        members = self._caller.callable(first)
-        if not members:
-            with trio.move_on_after(SESSION_WAIT):
-                await self._caller.sessions.added()
-            members = self._caller.callable(first)
-        for member in members[: asking.tries(first)]:
-            try:
-                with trio.move_on_after(TALK):
-                    async with self._caller.call(member) as client:
-                        await converse(client, self._keeper, asking.fetch(wanted))
-            except streams.StreamError as error:
-                log.debug("records not fetched", peer=format_node_id(member), error=str(error))
-            held = {
-                entry.hash for node in wanted.values() if (entry := self._keeper.roster.get(NodeId(node)))
-            }
-            wanted = {digest: node for digest, node in wanted.items() if digest not in held}
-            if not wanted:
+        looking = asking.look_for(
+            batch,
+            self._keeper.roster,
+            member_at=self._member_at,
+            callable=self._caller.callable,
+            where=self._where,
+        )
+        for step in looking:
+            match step:
+                case asking.Pause(seconds):
+                    await trio.sleep(seconds)
+                case asking.Call(member, talk):
+                    await self._fetch_linked(member, talk)
+                case asking.CallUnlinked(address, hashes):
+                    await self._fetch_unlinked(address, hashes)
+                case _:
+                    assert_never(step)
+        self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
+
+    async def _fetch_linked(self, member: NodeId, talk: asking.Talk[int]) -> None:
+        try:
+            with trio.move_on_after(TALK):
+                async with self._caller.call(member) as client:
+                    await converse(client, self._keeper, talk)
+        except streams.StreamError as error:
+            log.debug("records not fetched", peer=format_node_id(member), error=str(error))
+
+    async def _fetch_unlinked(self, source: Address, hashes: Sequence[bytes]) -> None:
+        """Ask whoever spoke from an address, for its own record above all: there is nobody else to ask while
+        those who know it are away, and no link with it without its record."""
+        try:
+            if not self._requests.ready:
                 return
-        self.dropped["gossip-record-not-found"] += len(wanted)
+            request = self._requests.seal(0, b"".join(hashes))
+            async with streams.connect(source.host, source.port) as framed:
+                answer = await streams.ask_records(framed, request)
+            records = control.decode_answer_untrusted(self._requests.open_answer(request, answer))
+            if isinstance(records, control.Records):
+                await self._keeper.take(records.records)
+        except (streams.StreamError, EnvelopeError, control.ControlError) as error:
+            log.debug("records not fetched", source=str(source), error=str(error))
 
     def _member_at(self, peer: bytes | Address) -> NodeId | None:
         if not isinstance(peer, Address):

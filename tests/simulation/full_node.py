@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import antientropy, asking, control
-from phantommesh.envelope import FORMAT, Envelope
+from phantommesh.envelope import FORMAT, REQUEST, Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.gossip import Effect as GossipEffect
@@ -46,16 +46,17 @@ from phantommesh.nursery.gossip import (
     ASKERS,
     FETCHERS,
     QUIET,
-    SESSION_WAIT,
     SYNC_QUEUE,
     SYNCERS,
 )
 from phantommesh.nursery.own import AGAIN
 from phantommesh.nursery.streams import Session, Sessions
-from phantommesh.records import Entry, Roster, SignedRecord, settle, sign_record
+from phantommesh.records import HASH_BYTES, Entry, Roster, SignedRecord, settle, sign_record
 from phantommesh.revocation import Revocation, Revocations, revoke
+from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role, TrustError, authority_node, verify_chain
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.wire import Address
 from tests.simulation.full_parts import ADMISSION, addresses, plain_record, sharing, wg_keys
 
 if TYPE_CHECKING:
@@ -66,16 +67,10 @@ class Ask(NamedTuple):
     """A task wants this conversation held with a member; it is sent the result, or None where it failed."""
 
     member: NodeId
-    talk: asking.Talk[object]
+    talk: asking.Talk[Any]
 
 
-class Await(NamedTuple):
-    """A task waits for the next session, so many seconds at most."""
-
-    seconds: float
-
-
-Task = Generator[Ask | Await, object, None]
+Task = Generator[Ask | asking.Pause | asking.CallUnlinked, object, None]
 
 
 class Process:
@@ -104,17 +99,16 @@ class Process:
         self.ring, self.turn = Keyring(), Turn()
         if "keyring" in disk:
             self.ring.restore(disk["keyring"], self.now)
-        self.sessions, self.session_count = Sessions(), 0
+        self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
         self.member = verify_chain(root, machine.authority_cert, machine.node_cert, self.wall)
         self.fetching = asking.Fetching()
         self.busy = {"fetch": 0, "sync": 0, "ask": 0}
         self.to_sync: list[bytes | Address] = []
         self.to_ask: list[AskKeys] = []
-        self.waiting: list[object] = []  # tasks that wait for a session
         self.alarms: list[tuple[float, Alarm]] = []
         self.enrolled: dict[bytes, NodeId] = {}  # by invite, who used it
-        self._links_changed = True
+        self._spread_new = False
         self._renewing = False
         self._renew_after = self._standing_at = self.now
         self._standing_pause = STANDING_FIRST
@@ -131,6 +125,10 @@ class Process:
         envelope = Envelope(
             self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
             at_home=lambda sender, source: source in self.where(sender),
+        )  # fmt: skip
+        self.requests = Envelope(
+            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
+            label=REQUEST,
         )  # fmt: skip
         self.gossip = Gossip(
             self.membership, envelope, where=self.where, digest=self.digest, in_use=self.in_use
@@ -257,8 +255,6 @@ class Process:
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
                     self.sessions.add(Session.of(effect))
-                    self.session_count += 1
-                    self.sim.opened(self, effect)
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))
 
@@ -288,11 +284,14 @@ class Process:
             if node_id == self.me:
                 effects = self.membership.publish(entry.record.seq, entry.hash, now)
             else:
-                effects = self.membership.verified(node_id, entry.record.seq, entry.hash, now)
+                effects = self.membership.verified(
+                    node_id, entry.record.seq, entry.hash, now, spread=self._spread_new
+                )
             self.carry_gossip(self.gossip.seal(effects, now))
         for node_id in [n for n in self.told if n != self.me and n in self.revocations]:
             del self.told[node_id]
             self.carry_gossip(self.gossip.seal(self.membership.expel(node_id, now), now))
+        self._spread_new = True
         self.gossip.forget(set(self.told))
         self.membership.set_seeds(
             address
@@ -384,9 +383,9 @@ class Process:
         machine.version = machine.version if version is None else version
         seq = 1 if held is None else held.record.seq + 1
         record = plain_record(machine.identity, seq, machine.address, machine.version)
-        if held is not None and msgspec.structs.replace(record, seq=held.record.seq) == held.record:
-            if held.signed.node_cert == machine.node_cert:
-                return
+        said = None if held is None else msgspec.structs.replace(held.record, seq=seq)
+        if held is not None and said == record and held.signed.node_cert == machine.node_cert:
+            return
         self.add(sign_record(machine.identity, record, machine.node_cert, machine.authority_cert))
 
     def disputes_own(self) -> bool:
@@ -459,7 +458,26 @@ class Process:
         except PhantomMeshError as error:
             return control.Refused(str(error), error.fix)
 
-    def find_invite(self, invite: bytes, node_id: bytes) -> object:
+    def answer_records(self, sealed: bytes, host: str) -> bytes:
+        """`GossipDriver.answer_records`."""
+        try:
+            asked = self.requests.open(sealed, Address(host, 0, "tcp")).payload
+        except EnvelopeError:
+            return b""
+        hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
+        found = antientropy.records(self.roster, hashes, self.wall)
+        return self.requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
+
+    def take_unlinked(self, request: bytes, answer: bytes) -> None:
+        """The end of `GossipDriver._fetch_unlinked`."""
+        try:
+            records = control.decode_answer_untrusted(self.requests.open_answer(request, answer))
+        except (EnvelopeError, control.ControlError):
+            return
+        if isinstance(records, control.Records):
+            self.take(records.records)
+
+    def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         """The secret of an invite; it is good for one node."""
         if self.enrolled.get(invite, node_id) != node_id:
             return None
@@ -541,20 +559,13 @@ class Process:
             self.sim.spawn(self, "ask", self._ask(self.to_ask.pop(0)))
 
     def _fetch(self, batch: Sequence[FetchRecord]) -> Task:
+        looking = asking.look_for(
+            batch, self.roster, member_at=self.member_at, callable=self.callable, where=self.where
+        )
         try:
-            wanted = {one.record_hash: one.node for one in batch}
-            first = [member for one in batch if (member := self.member_at(one.source)) is not None]
-            members = self.callable(first)
-            if not members:
-                yield Await(SESSION_WAIT)
-                members = self.callable(first)
-            for member in members[: asking.tries(first)]:
-                yield Ask(member, asking.fetch(wanted))
-                held = {e.hash for n in wanted.values() if (e := self.roster.get(NodeId(n))) is not None}
-                wanted = {digest: node for digest, node in wanted.items() if digest not in held}
-                if not wanted:
-                    return
-            self.sim.tally["record-not-found"] += len(wanted)
+            for step in looking:
+                yield Ask(*step) if isinstance(step, asking.Call) else step
+            self.sim.tally["record-not-found"] += len(asking.missing(batch, self.roster))
         finally:
             self.fetching.over(batch)
 
@@ -571,7 +582,9 @@ class Process:
 
         yield Ask(
             member,
-            asking.compare(lambda: self.membership.sync_open(self.now), close, self.roster, lambda: self.wall),
+            asking.compare(
+                lambda: self.membership.sync_open(self.now), close, self.roster, lambda: self.wall
+            ),
         )
         self.sim.tally["syncs"] += 1
 
@@ -633,6 +646,6 @@ class Process:
         self._standing_at = self.now + self._standing_pause * self.rng.uniform(0.75, 1.25)
 
 
-def _renew(mine: bytes, csr: bytes, evidence: bytes) -> asking.Talk[object]:
+def _renew(mine: bytes, csr: bytes, evidence: bytes) -> asking.Talk[Any]:
     yield control.Announce(mine)
     return (yield control.Renew(csr, evidence))

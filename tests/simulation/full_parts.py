@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What simulated nodes stand on: a certified mesh, modelled WireGuard interfaces, rosters that share a start."""
+"""What simulated nodes stand on: a certified mesh, modelled interfaces, rosters that share a start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from ipaddress import IPv4Network
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from cryptography import x509
 
@@ -20,15 +20,14 @@ from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE + 900.0  # when the mesh was made
 ADMISSION = Secret(b"a" * 32)
 REKEY, RETRY = 120.0, 5.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT (s)
-
-K, V = TypeVar("K"), TypeVar("V")
 
 
 @cache
@@ -100,15 +99,15 @@ class Kernel:
             self.dials.discard(peer)
 
 
-class Layered(dict[K, V], Generic[K, V]):
+class Layered(dict[Any, Any]):
     """A dict over another that it never changes; lists in that one are copied when they are looked up."""
 
-    def __init__(self, base: dict[K, V]) -> None:
+    def __init__(self, base: dict[Any, Any]) -> None:
         super().__init__()
         self._base = base
-        self._gone: set[K] = set()
+        self._gone: set[Any] = set()
 
-    def __missing__(self, key: K) -> V:
+    def __missing__(self, key: Any) -> Any:
         if key in self._gone:
             raise KeyError(key)
         value = self._base[key]
@@ -117,30 +116,30 @@ class Layered(dict[K, V], Generic[K, V]):
             self[key] = value
         return value
 
-    def get(self, key: K, default: Any = None) -> Any:
+    def get(self, key: Any, default: Any = None) -> Any:
         """As a dict does."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401
 
     def __contains__(self, key: object) -> bool:
         return super().__contains__(key) or (key in self._base and key not in self._gone)
 
-    def __delitem__(self, key: K) -> None:
+    def __delitem__(self, key: Any) -> None:
         if super().__contains__(key):
             super().__delitem__(key)
         if key in self._base:
             self._gone.add(key)
 
-    def __setitem__(self, key: K, value: V) -> None:
+    def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)
         self._gone.discard(key)
 
-    def setdefault(self, key: K, default: Any = None) -> Any:
+    def setdefault(self, key: Any, default: Any = None) -> Any:
         """As a dict does."""
         if key not in self:
             self[key] = default
         return self[key]
 
-    def _merged(self) -> dict[K, V]:
+    def _merged(self) -> dict[Any, Any]:
         own = dict(super().items())
         if not own and not self._gone:
             return self._base
@@ -160,7 +159,7 @@ class Layered(dict[K, V], Generic[K, V]):
     def __len__(self) -> int:
         return len(self._merged())
 
-    def __iter__(self) -> Iterator[K]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._merged())
 
 
@@ -181,9 +180,7 @@ def verified_once() -> Iterator[None]:
     at every time, the signatures the first time. What fails is not remembered."""
     really = records.open_record
 
-    def open_record(
-        root: x509.Certificate, signed: SignedRecord, now: float
-    ) -> tuple[Member, NodeRecord]:
+    def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tuple[Member, NodeRecord]:
         parts = (signed.body, signed.signature, signed.node_cert, signed.authority_cert)
         name = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
         known = _opened.get(name)
