@@ -182,7 +182,8 @@ class Roster:
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry that is not revoked, by node id, expired ones too."""
-        return (entry for _, entry in sorted(self._entries.items()) if self._stands(entry))
+        ordered = sorted(self._entries.items())
+        return (entry for _, entry in ordered if not self._revocations or self._stands(entry))
 
     def get(self, node_id: NodeId) -> Entry | None:
         """Return the entry, or None for a node that is unknown or revoked. It may have expired."""

@@ -49,6 +49,7 @@ from phantommesh.nursery.gossip import (
     SYNC_QUEUE,
     SYNCERS,
 )
+from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.own import AGAIN
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import HASH_BYTES, Entry, Roster, SignedRecord, settle, sign_record
@@ -101,7 +102,11 @@ class Process:
             self.ring.restore(disk["keyring"], self.now)
         self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
-        self.member = verify_chain(root, machine.authority_cert, machine.node_cert, self.wall)
+        me = self.roster.get(self.me)
+        if me is not None and me.signed.node_cert == machine.node_cert:
+            self.member = me.member
+        else:
+            self.member = verify_chain(root, machine.authority_cert, machine.node_cert, self.wall)
         self.fetching = asking.Fetching()
         self.busy = {"fetch": 0, "sync": 0, "ask": 0}
         self.to_sync: list[bytes | Address] = []
@@ -110,10 +115,9 @@ class Process:
         self.enrolled: dict[bytes, NodeId] = {}  # by invite, who used it
         self._spread_new = False
         self._renewing = False
-        self._renew_after = self._standing_at = self.now
+        self._renew_after = self._standing_at = self._refreshed = self.now
         self._standing_pause = STANDING_FIRST
         machine.generation = max(machine.generation + 1, int(self.wall))
-        me = self.roster.get(self.me)
         self.told: dict[NodeId, bytes] = {} if me is None else {self.me: me.hash}
         if shared is not None:
             self.told = {entry.member.node_id: entry.hash for entry in shared[0]}
@@ -626,6 +630,10 @@ class Process:
         if not self.sim.large:
             self.poll()
             self.save("members")
+        if self.now >= self._refreshed + REFRESH:
+            self._refreshed = self.now
+            self.publish()
+            self.peers_changed()
         if not self._renewing and not self.revoked and self.now >= self._renew_after:
             issuer = authority_node(self.machine.authority_cert)
             if self.disputes_own() or (issuer is not None and issuer in self.revocations):

@@ -111,7 +111,6 @@ class Machine:
         self.disk: dict[str, bytes] = {}
         self.kernel = Kernel()
         self.process: Process | None = None
-        self.kept: tuple[Roster, Revocations, Keyring] | None = None  # a large mesh's disk
         self.joining: _Joining | None = None
         self.generation = 0
         self.life = 0
@@ -170,14 +169,6 @@ class Simulation:
 
     # Set-up.
 
-    def found(self) -> None:
-        """Node 0 makes the mesh: its own certificate, the first group key. It is not started."""
-        machine = self.machines[0]
-        self._certify(machine)
-        assert machine.authority is not None
-        key = make_group_key(machine.authority, 1, Revocations(self.mesh.root), self.wall, self.rng.randbytes)
-        machine.disk["keyring"] = Keyring().encode(key)
-
     def _certify(self, machine: Machine, issuer: Authority | None = None) -> SignedRecord:
         authority = issuer or machine.authority
         assert authority is not None
@@ -189,14 +180,15 @@ class Simulation:
         record = plain_record(node, 1, machine.address)
         return sign_record(node, record, machine.node_cert, machine.authority_cert)
 
-    def start_all(self) -> None:
-        """Start every node as a member of a mesh that has long been running: each has all records, and the
-        group key, on its disk."""
+    def start_all(self, members: int | None = None) -> None:
+        """Start the first so many nodes (None: all) as members of a mesh that has long been running: each has
+        all records, and the group key, on its disk."""
+        machines = self.machines[:members]
         with self._verifying():
             first = self.machines[0].authority
             roster, nothing = Roster(self.mesh.root, Revocations(self.mesh.root)), Revocations(self.mesh.root)
             claims = []
-            for machine in self.machines:
+            for machine in machines:
                 signed = self._certify(machine, first if machine.authority is None else None)
                 roster.add(signed, self.wall)
                 machine.generation = int(self.wall)
@@ -214,7 +206,7 @@ class Simulation:
             if self.large:
                 self._shared = roster, Snapshot(claims)
                 disk.pop("roster")
-            for machine in self.machines:
+            for machine in machines:
                 machine.disk.update(disk)
                 self.start(machine.index)
 
