@@ -67,8 +67,8 @@ def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
     came, wanted = 0, antientropy.wanted(roster, difference)
     for start in range(0, len(wanted), antientropy.MAX_WANTED):
         came += yield from fetch(wanted[start : start + antientropy.MAX_WANTED])
-    for entry in antientropy.surplus(roster, difference, wall()):
-        yield control.Announce(entry.signed.encode())
+    for signed in antientropy.surplus(roster, difference, wall()):
+        yield control.Announce(signed.encode())
     return came
 
 

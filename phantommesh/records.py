@@ -190,6 +190,13 @@ class Roster:
         entry = self._entries.get(node_id)
         return entry if entry is not None and self._stands(entry) else None
 
+    def contradiction(self, entry: Entry) -> SignedRecord | None:
+        """What a member said otherwise under the number of its present record, if it did."""
+        found = self.equivocations.get(entry.member.node_id)
+        if found is None or entry.signed.body not in (found.kept.body, found.other.body):
+            return None
+        return found.other if entry.signed.body == found.kept.body else found.kept
+
     def members(self, now: float) -> list[Member]:
         """The members in good standing at `now`, by node id."""
         return [entry.member for entry in self if entry.valid(now)]
@@ -278,7 +285,7 @@ class Roster:
         if held is not None:
             if held.record.seq == record.seq and held.signed.body != signed.body:
                 kept, other = (signed, held.signed) if entry.rank > held.rank else (held.signed, signed)
-                self.equivocations.setdefault(node_id, Equivocation(kept, other))
+                self.equivocations[node_id] = Equivocation(kept, other)
             if entry.rank <= held.rank:
                 return False
             self._unclaim(held, entry)
