@@ -52,7 +52,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import GossipError, State
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
-from phantommesh.nursery.gossip import TALK
+from phantommesh.nursery.gossip import LOOK_AGAIN, TALK
 from phantommesh.nursery.streams import CONNECT, Session
 from phantommesh.records import CONTEXT, Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations
@@ -65,6 +65,7 @@ from tests.simulation.full_node import Ask, Process, Task
 from tests.simulation.full_parts import (
     BASE,
     MADE,
+    REJECT,
     REKEY,
     RETRY,
     Kernel,
@@ -222,6 +223,8 @@ class Simulation:
         machine.wake = NEVER
         self._schedule(machine)
         self.at_process(process, self.rng.random(), lambda: self._each_second(process))
+        if self.traffic:
+            self._read(process)
 
     def join(self, index: int, authority: int) -> None:
         """Have a new machine join by an invite of this authority: again and again until it is in."""
@@ -570,9 +573,14 @@ class Simulation:
                         for at, who, machine in ((kernel, peer, a.machine), (other, a.me, b)):
                             at.landed[who][i] = self.now
                             at.handshakes[who][i] = self.wall + machine.wall_offset
-            if self.traffic and max(kernel.landed[peer]) > self.now - 180.0:
-                seen = a.membership.traffic_seen(peer, a.now, age=1.0)
-                a.carry_gossip(a.gossip.seal(seen, a.now))
+
+    def _read(self, a: Process) -> None:
+        """`GossipDriver.read_interfaces`, every LOOK_AGAIN. Data flow over all that WireGuard keyed."""
+        for peer, landed in sorted(a.machine.kernel.landed.items()):
+            way = self.network.open(self.by_id[NodeId(peer)].index, a.machine.index)
+            if way and self.by_id[NodeId(peer)].process and max(landed) > self.now - REJECT:
+                a.carry_gossip(a.gossip.seal(a.membership.traffic_seen(peer, a.now, age=LOOK_AGAIN), a.now))
+        self.at_process(a, LOOK_AGAIN, lambda: self._read(a))
 
     # Tasks, and their channels.
 
