@@ -96,15 +96,14 @@ def keys() -> Talk[control.KeysAre]:
 
 def whom(entries: Iterable[Entry], mine: NodeId, first: Sequence[bytes], rng: Random) -> list[NodeId]:
     """The members that have an endpoint: those of ``first``, then authorities, then the others at random."""
+    places = {node_id: place for place, node_id in reversed(list(enumerate(first)))}
     others = [e for e in entries if e.member.node_id != mine and e.record.control]
-    rng.shuffle(others)  # spreads the load, keys nothing
 
-    def order(node_id: NodeId, role: Role) -> tuple[int, bool]:
-        place = first.index(node_id) if node_id in first else len(first)
-        return place, role is not Role.AUTHORITY
+    def order(entry: Entry) -> tuple[int, bool, float]:
+        member = entry.member  # at random it spreads the load, and keys nothing
+        return places.get(member.node_id, len(first)), member.role is not Role.AUTHORITY, rng.random()
 
-    others.sort(key=lambda e: order(e.member.node_id, e.member.role))
-    return [e.member.node_id for e in others]
+    return [entry.member.node_id for entry in sorted(others, key=order)]
 
 
 class Call(NamedTuple):

@@ -126,6 +126,7 @@ class Process:
             record_hash=bytes(16) if me is None else me.hash, rng=Random(self.rng.getrandbits(64)),
             now=self.now, params=sim.params, known=known,
         )  # fmt: skip
+        self.membership._merging._synced = shared is not None  # a mesh that has long been running
         envelope = Envelope(
             self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
             at_home=lambda sender, source: source in self.where(sender),
@@ -366,11 +367,10 @@ class Process:
 
     def take_revocations(self, encoded: bytes) -> bool:
         """`RosterKeeper.take_revocations`."""
-        given = Revocations.decode(encoded, self.sim.mesh.root, self.wall)
-        added = [self.revocations.add(one, self.wall) for one in given]
-        if any(added):
-            self.note_change()
-        return any(added)
+        if not self.revocations.take(encoded, self.wall):
+            return False
+        self.note_change()
+        return True
 
     def note_change(self) -> None:
         """`RosterKeeper._note_change`."""
@@ -390,7 +390,10 @@ class Process:
         said = None if held is None else msgspec.structs.replace(held.record, seq=seq)
         if held is not None and said == record and held.signed.node_cert == machine.node_cert:
             return
-        self.add(sign_record(machine.identity, record, machine.node_cert, machine.authority_cert))
+        try:
+            self.add(sign_record(machine.identity, record, machine.node_cert, machine.authority_cert))
+        except PhantomMeshError:
+            self.sim.tally["own-record-refused"] += 1
 
     def disputes_own(self) -> bool:
         """Whether another member keeps our address or name."""
@@ -593,8 +596,8 @@ class Process:
         self.sim.tally["syncs"] += 1
 
     def _ask(self, wanted: AskKeys) -> Task:
-        members = self.callable(() if wanted.member is None else (wanted.member,))
-        if not members or wanted.member not in (None, members[0]):
+        members = self.callable(()) if wanted.member is None else [wanted.member]
+        if not members or (not self.sim.large and self.sessions.newest(members[0]) is None):
             return
         answer = yield Ask(members[0], asking.keys())
         if isinstance(answer, control.KeysAre):

@@ -25,7 +25,7 @@ from phantommesh.trust import Member, describe_mesh
 from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
-MADE = BASE + 900.0  # when the mesh was made
+MADE = BASE - 86_400.0  # when the mesh was made
 ADMISSION = Secret(b"a" * 32)
 # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT and REJECT_AFTER_TIME (s)
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0
