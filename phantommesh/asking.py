@@ -24,7 +24,7 @@ from phantommesh.wire import Address
 FETCH_QUEUE: Final = 512
 FETCHES_PER_SOURCE: Final = 32  # that wait at one time: what one member can make us look for
 FETCH_BATCH: Final = 64  # records asked for over one channel
-PAUSES: Final = (0.0, 0.2, 0.4)  # s before each round of questions for a record
+PAUSES: Final = (0.0, 0.2, 0.4, 0.8)  # s before each round of questions for a record
 MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
 
 
@@ -137,12 +137,16 @@ def look_for(
     """Look for records: ask those first who said that they exist, then others, until the roster has them.
 
     News run ahead of what they tell of: who passed them on may still be fetching the record itself. So it is
-    asked again a little later, rather than everybody asking the one node that surely has it.
+    asked again a little later. Whose record it is has it for sure, and is asked at the end only: else a large
+    mesh would come to that one node.
     """
     first = [member for one in batch if (member := member_at(one.source)) is not None]
     for pause in PAUSES:
         if pause:
             yield Pause(pause)
+        if pause == PAUSES[-1]:
+            lacking = set(missing(batch, roster))
+            first += [NodeId(one.node) for one in batch if one.record_hash in lacking]
         members = callable(first)
         for member in members[: max(2, len(set(first)) + 1)]:
             if not (wanted := missing(batch, roster)):

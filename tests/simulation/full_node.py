@@ -114,6 +114,7 @@ class Process:
         self.alarms: list[tuple[float, Alarm]] = []
         self.enrolled: dict[bytes, NodeId] = {}  # by invite, who used it
         self._spread_new = False
+        self.authorities: list[NodeId] = []
         self._renewing = False
         self._renew_after = self._standing_at = self._refreshed = self.now
         self._standing_pause = STANDING_FIRST
@@ -268,21 +269,17 @@ class Process:
 
     # Roster, links, interfaces (`Node._peers_changed`, `RosterKeeper`, `GossipDriver.roster_changed`).
 
-    def entries(self) -> list[Entry]:
-        """The other members in good standing."""
-        if self.revoked:
-            return []
-        return [e for e in self.roster if e.member.node_id != self.me and e.valid(self.wall)]
-
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
-        now, wall, entries = self.now, self.wall, self.entries()
+        now, wall, everyone = self.now, self.wall, list(self.roster)
+        valid = [entry for entry in everyone if entry.valid(wall)]
+        entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
         if not self.revoked:
             self.sessions.retain({entry.member.node_id for entry in entries})
         self.set_links(entries)
-        for entry in self.roster:
+        for entry in valid:
             node_id = entry.member.node_id
-            if self.told.get(node_id) == entry.hash or not entry.valid(wall):
+            if self.told.get(node_id) == entry.hash:
                 continue
             self.told[node_id] = entry.hash
             self.fetching.came(entry.hash)
@@ -298,11 +295,9 @@ class Process:
             self.carry_gossip(self.gossip.seal(self.membership.expel(node_id, now), now))
         self._spread_new = True
         self.gossip.forget(set(self.told))
+        self.authorities = [e.member.node_id for e in everyone if e.member.role is Role.AUTHORITY]
         self.membership.set_seeds(
-            address
-            for entry in self.roster
-            if entry.member.role is Role.AUTHORITY and entry.member.node_id != self.me
-            for address in addresses(entry.record.control)
+            address for node_id in self.authorities if node_id != self.me for address in self.where(node_id)
         )
 
     def set_links(self, entries: Sequence[Entry]) -> None:
@@ -544,7 +539,10 @@ class Process:
     # What is asked of others (`GossipDriver`'s services).
 
     def callable(self, first: Sequence[bytes]) -> list[NodeId]:
-        """`Caller.callable`. In a large mesh a link comes about on demand."""
+        """`Caller.callable`. In a large mesh those that are named, and the authorities, can all be called."""
+        if self.sim.large and first:
+            named = dict.fromkeys(NodeId(node_id) for node_id in (*first, *self.authorities))
+            return [n for n in named if n != self.me and self.roster.get(n) is not None]
         ordered = asking.whom(self.roster, self.me, first, self.rng)
         return [m for m in ordered if self.sim.large or self.sessions.newest(m) is not None]
 
@@ -623,11 +621,8 @@ class Process:
             self.save("keyring")
         if self.machine.authority is not None:
             due = next_epoch(self.ring, self.revocations, self.wall) is not None
-            authorities = [
-                e.member.node_id
-                for e in self.roster
-                if e.member.role is Role.AUTHORITY and e.valid(self.wall)
-            ]
+            held = [e for n in self.authorities if (e := self.roster.get(n)) is not None]
+            authorities = [e.member.node_id for e in held if e.valid(self.wall)]
             if self.turn.ours(due, self.me, authorities, self.now):
                 self.make_key()
         if not self.sim.large:
