@@ -94,6 +94,35 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
+class ScatterSection(msgspec.Struct, frozen=True):
+    """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
+
+    ``mode``: where the kernel is told to; ``batch``: packets that the scheduler of that name sends one way in
+    a row; ``flowlet_ms``: the pause after which the scheduler ``flowlet`` may send a flow another way.
+    """
+
+    mode: Annotated[
+        Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
+    ] = "auto"
+    scheduler: Annotated[
+        Literal["packet", "batch", "deck", "flow", "flowlet"],
+        Meta(description='"packet", "batch", "deck", "flow" or "flowlet"'),
+    ] = "deck"
+    epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
+    batch: Annotated[int, Meta(ge=2, le=32, description="a number of packets from 2 to 32")] = 8
+    flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
+
+
 class ApiSection(msgspec.Struct, frozen=True):
     """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
 
@@ -137,6 +166,8 @@ class Config(msgspec.Struct, frozen=True):
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
+    gossip: GossipSection = GossipSection()
+    scatter: ScatterSection = ScatterSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
@@ -237,14 +268,15 @@ def _check(config: Config) -> None:
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
-    for endpoint in node.endpoints:
-        try:
-            parse_endpoint(endpoint, config.control.port)
-        except ValueError as error:
-            raise ConfigError(
-                f"node.endpoints: {_show(endpoint)} is not usable: {error}",
-                fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
-            ) from None
+    for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
+        for endpoint in endpoints:
+            try:
+                parse_endpoint(endpoint, config.control.port)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(endpoint)} is not usable: {error}",
+                    fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
+                ) from None
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
     last_port = wireguard.base_port + DIMENSIONS - 1

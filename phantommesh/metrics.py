@@ -18,6 +18,7 @@ PREFIX = "phantommesh_"
 
 # From under the loopback handshake's goal (5 ms) up to the give-up time of a lossy path.
 _HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_CONVERGENCE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -34,12 +35,22 @@ class WireGuardSample:
     """Unix seconds; 0.0: never."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScatterSample:
+    """One peer's scatter: the share of each dimension by the map in use, and the entropy of what was sent."""
+
+    peer: str
+    weights: tuple[float, ...]
+    entropy_bits: float | None
+
+
 class _DeviceCollector(Collector):
     """Makes series of the last device read and the PSK ages: those of a peer that left go with it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.samples: tuple[WireGuardSample, ...] = ()
+        self.scatter: tuple[ScatterSample, ...] = ()
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -74,6 +85,24 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        weight = GaugeMetricFamily(
+            PREFIX + "scatter_weight",
+            "Share of a peer's traffic that a dimension has by the map in use.",
+            labels=["peer", "dimension"],
+        )
+        entropy = GaugeMetricFamily(
+            PREFIX + "scatter_entropy_bits",
+            "Shannon entropy of the dimensions of the packets sent in this epoch and the one before.",
+            labels=["peer"],
+        )
+        for scattered in self.scatter:
+            for i, share in enumerate(scattered.weights):
+                weight.add_metric([scattered.peer, str(i)], share)
+            if scattered.entropy_bits is not None:
+                entropy.add_metric([scattered.peer], scattered.entropy_bits)
+        yield weight
+        yield entropy
 
 
 class _WithoutCreated(Collector):
@@ -126,9 +155,27 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.gossip_messages = Counter(
+            PREFIX + "gossip_messages_total",
+            "Gossip datagrams by kind and direction.",
+            ["type", "direction"],
+            registry=self.registry,
+        )
+        self.gossip_convergence_seconds = Histogram(
+            PREFIX + "gossip_convergence_seconds",
+            "Seconds from the first word of a new record to its being verified here.",
+            buckets=_CONVERGENCE_BUCKETS,
+            registry=self.registry,
+        )
+        self.membership_changes = Counter(
+            PREFIX + "membership_changes_total",
+            "Changes of other members as this node sees them, by the state after it.",
+            ["state"],
+            registry=self.registry,
+        )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams and DNS queries dropped, by reason.",
+            "Control datagrams, DNS queries and unscattered packets dropped, by reason.",
             ["reason"],
             registry=self.registry,
         )
@@ -173,6 +220,10 @@ class Metrics:
     def set_wireguard(self, samples: Iterable[WireGuardSample]) -> None:
         """Replace what was last read from the devices."""
         self._devices.samples = tuple(samples)
+
+    def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
+        """Replace what is known of the scatter of each peer."""
+        self._devices.scatter = tuple(samples)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format ``accept`` (an Accept header) prefers.
