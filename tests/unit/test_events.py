@@ -186,6 +186,7 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
         assert len(told(alpha, "health.*")) == before  # nothing new to tell
         with capture_logs():
             await alpha.reporter.revoke("beta", force=False, dry_run=False)
+        alpha.scattering.problem = None  # two nodes in one namespace can be in each other's way
         alpha.reporter.measure()
         assert told(alpha, "health.*")[-1].type == "health.well"
         alpha.actual = {}
