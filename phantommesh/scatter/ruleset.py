@@ -189,7 +189,7 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
         _add(table, HITS, [str(slot | bits) for bits in low]),
         _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
         f"add chain {table} peer_{peer.slot}",
-        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(peer)),
+        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(frame, peer)),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
         _add(table, "peers4", [f"{peer.ip4} : goto peer_{peer.slot}"]),
         _add(table, "peers6", [f"{peer.ip6} : goto peer_{peer.slot}"]),
@@ -213,14 +213,14 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _deal(peer: PeerMap) -> list[str]:
+def _deal(frame: Frame, peer: PeerMap) -> list[str]:
     """The rules that give a packet its card."""
     deck, n = f"map @{peer.name}", peer.length
     match peer.scheduler:
         case "packet":
-            return [f"meta mark set numgen random mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen random mod {n} {deck} goto out"]
         case "deck" | "batch":
-            return [f"meta mark set numgen inc mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen inc mod {n} {deck} goto out"]
         case "flow":
             return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
         case "flowlet":
@@ -231,6 +231,17 @@ def _deal(peer: PeerMap) -> list[str]:
             ]
         case _:
             assert_never(peer.scheduler)
+
+
+def _fragments(frame: Frame, peer: PeerMap) -> list[str]:
+    """The rules that keep the fragments of one datagram together. On several ways at once they would be
+    interleaved with those of many others, and Linux gives up a datagram when 64 more of the same sender have
+    begun before it is whole (ipfrag_max_dist)."""
+    return [
+        f"{which} meta mark set {key} map @{peer.name} goto out"
+        for which, key in _flow(frame, peer.length)
+        if "frag" in which
+    ]
 
 
 def _known(frame: Frame) -> list[str]:
