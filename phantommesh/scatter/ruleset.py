@@ -33,6 +33,8 @@ of ways too."""
 _MISSED, _DROPPED = 0, 15  # in a mark's low four bits, where a dimension has its number plus one
 _HASHES: Final = 0xFFFFFFFF
 _FLOWLETS: Final = 65535
+_FOUR: Final = ("ip saddr", "ip daddr")
+_SIX: Final = ("ip6 saddr", "ip6 daddr")
 
 WAYS: Final = "ways"
 HITS: Final = "hits"
@@ -239,8 +241,7 @@ def _fragments(frame: Frame, peer: PeerMap) -> list[str]:
     begun before it is whole (ipfrag_max_dist)."""
     return [
         f"{which} meta mark set {key} map @{peer.name} goto out"
-        for which, key in _flow(frame, peer.length)
-        if "frag" in which
+        for which, key in _fragment(frame, peer.length)
     ]
 
 
@@ -262,20 +263,26 @@ def _learn(frame: Frame) -> list[str]:
 def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
     """What makes a flow, as a match and a hash: the 5-tuple where there are ports, the addresses where there
     are none; all fragments of a datagram go together."""
-
-    def key(*parts: str) -> str:
-        return f"jhash {' . '.join(parts)} mod {modulus} seed {frame.seed:#x}"
-
-    four, six = ("ip saddr", "ip daddr"), ("ip6 saddr", "ip6 daddr")
     ports = ("meta l4proto", "th sport", "th dport")
     return [
-        ("ip frag-off & 0x3fff != 0", key(*four, "ip id")),
-        ("meta protocol ip meta l4proto { tcp, udp }", key(*four, *ports)),
-        ("meta protocol ip", key(*four, "meta l4proto")),
-        ("ip6 nexthdr 44", key(*six, "frag id")),
-        ("meta protocol ip6 meta l4proto { tcp, udp }", key(*six, *ports)),
-        ("meta protocol ip6", key(*six, "meta l4proto")),
+        *_fragment(frame, modulus),
+        ("meta protocol ip meta l4proto { tcp, udp }", _hash(frame, modulus, *_FOUR, *ports)),
+        ("meta protocol ip", _hash(frame, modulus, *_FOUR, "meta l4proto")),
+        ("meta protocol ip6 meta l4proto { tcp, udp }", _hash(frame, modulus, *_SIX, *ports)),
+        ("meta protocol ip6", _hash(frame, modulus, *_SIX, "meta l4proto")),
     ]
+
+
+def _fragment(frame: Frame, modulus: int) -> list[tuple[str, str]]:
+    """What tells one datagram's fragments from another's, as a match and a hash."""
+    return [
+        ("ip frag-off & 0x3fff != 0", _hash(frame, modulus, *_FOUR, "ip id")),
+        ("ip6 nexthdr 44", _hash(frame, modulus, *_SIX, "frag id")),
+    ]
+
+
+def _hash(frame: Frame, modulus: int, *fields: str) -> str:
+    return f"jhash {' . '.join(fields)} mod {modulus} seed {frame.seed:#x}"
 
 
 def _out(frame: Frame) -> list[str]:
