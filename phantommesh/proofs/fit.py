@@ -5,22 +5,31 @@ The test rejects where the chance of such counts, had the plan been followed, is
 ``alpha``: no asymptotics, whatever the number of packets. With G = 2 n KL(counts/n || plan), Agrawal (2020,
 "Finite-sample concentration of the multinomial in relative entropy", IEEE Trans. Inf. Theory 66(10)) bounds
 the moment generating function of G/2 by that of a gamma distribution of shape k - 1 and rate 1, for every n
-and every plan over k dimensions. So P(G/2 >= x) <= e^-x (e x / d)^d for x > d = k - 1, and sums over
-independent epochs obey the same with the sum of their d.
+and every plan over k dimensions. So P(G/2 >= x) <= e^-x (e x / d)^d for x > d = k - 1. Epochs have different
+plans; what they have in common is judged by how far each dimension's packets are from its shares in all of
+them together, with Bernstein's inequality.
 
-What goes round a cycle of shuffled cards is smoother than what is drawn, and is held to the same: a part of a
-cycle is a sample without replacement, whose convex functions have no greater mean than with replacement
-(Hoeffding 1963, theorem 4), whole cycles have exactly the planned shares, and KL is convex. A window has two
-such parts at most, so d is 2 (k - 1). Of runs of ``run`` equal cards a window has two broken ones more, each
-no more than one draw, and n KL is ``run`` times that of the runs.
+``packet`` draws for each packet. ``batch`` goes round a cycle of shuffled runs, and is smoother than what is
+drawn: whole cycles have exactly the planned shares, the rest is a sample of runs without replacement, whose
+convex functions have no greater mean than with replacement (Hoeffding 1963, theorem 4), and KL is convex. A
+window has two broken runs more, each no more than one draw, and n KL is ``run`` times that of the runs; so it
+is judged by G / run and d = 3 (k - 1).
+
+``deck`` deals each dimension's cards evenly, one in each of ``cards[i]`` equal stretches of the cycle. Up to
+any place of the cycle a dimension has its share but for less than one card, and that place is off by less
+than k cards in N; so in any window its count differs by less than 2 (1 + k cards[i] / N) from its share.
+There is no chance in that: the bound is exact, and no G-test is needed.
+
+``flow`` and ``flowlet`` draw for each flow or burst, which the kernel does not count: packets say nothing of
+how they were drawn, and are not tested.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from phantommesh.proofs.statement import Plan
+from phantommesh.proofs.statement import ZEROS, Plan
 
 FALSE_REJECTIONS: Final = 1e-6
 """The chance that honest links are rejected, by all tests of one verification together."""
@@ -28,8 +37,8 @@ FALSE_REJECTIONS: Final = 1e-6
 LARGEST_PACKET: Final = 65_575  # bytes: what a GSO burst can hold, IPv6 header and all
 SMALLEST_PACKET: Final = 20  # an IPv4 header
 
-# Tuning. Packets around the swap of two maps are counted under one and sent under the other.
-SLIP_PACKETS, SLIP_SHARE = 64, 0.001
+# Tuning.
+SLIP = 32  # packets: what other processors had in hand when a map was swapped is counted in a later epoch
 
 
 def entropy_bits(counts: Sequence[int]) -> float:
@@ -78,42 +87,35 @@ def gamma_bound(x: float, shape: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well counts fit a plan. ``excess`` is G/2 a run, ``shape`` the d it is judged by; both are 0 for
-    schedulers whose packets do not tell (``flow``, ``flowlet``): those are not tested."""
+    """How well counts fit a plan. ``excess`` is G/2 a run, ``shape`` the d it is judged by; both are 0 where
+    chance has no part in the verdict (``deck``), or where nothing is tested."""
 
     tested: bool
-    excess: float
-    shape: int
-    p_value: float | None
+    excess: float = 0.0
+    shape: int = 0
+    p_value: float | None = None
     """Of the G-test, by the chi-squared distribution: for people. The verdict goes by ``bound``."""
 
     @property
     def bound(self) -> float:
         """The chance that an honest link shows such counts is at most this."""
-        return gamma_bound(self.excess, self.shape) if self.tested else 1.0
+        return gamma_bound(self.excess, self.shape) if self.shape else 1.0
 
 
 def fit(plan: Plan, packets: Sequence[int]) -> Fit:
     """Judge the packets of one epoch."""
-    used = sum(1 for card in plan.cards if card)
-    if plan.scheduler in ("flow", "flowlet") or used < 2:
-        return Fit(False, 0.0, 0, None)
-    cyclic = plan.scheduler in ("deck", "batch")
-    run = plan.run if cyclic else 1
-    parts = 1 if not cyclic else 2 if run == 1 else 4
-    excess = relative_entropy(packets, plan.cards) / run
-    return Fit(True, excess, parts * (used - 1), chi2_sf(2 * excess, used - 1))
-
-
-def together(fits: Iterable[Fit]) -> Fit:
-    """Judge several independent epochs as one. Its p-value is None: it is the bound that adds up."""
-    tested = [one for one in fits if one.tested]
-    return Fit(bool(tested), math.fsum(f.excess for f in tested), sum(f.shape for f in tested), None)
-
-
-def slip(packets: Sequence[int]) -> float:
-    """How many packets of an epoch may have been sent under the map before or after."""
-    return SLIP_PACKETS + SLIP_SHARE * sum(packets)
+    others = sum(1 for card in plan.cards if card) - 1
+    if plan.scheduler in ("flow", "flowlet") or others < 1:
+        return Fit(False)
+    excess = relative_entropy(packets, plan.cards) / plan.run
+    p_value = chi2_sf(2 * excess, others)
+    match plan.scheduler:
+        case "packet":
+            return Fit(True, excess, others, p_value)
+        case "batch":
+            return Fit(True, excess, 3 * others, p_value)
+        case _:
+            return Fit(True, p_value=p_value)
 
 
 def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: float) -> str | None:
@@ -121,18 +123,14 @@ def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: flo
     ``alpha`` is said to misfit."""
     n, cycle = sum(packets), sum(plan.cards)
     if not cycle:
-        return f"{n} packets were scattered by a plan without cards" if n else None
+        return f"{n} packets were scattered by a plan without cards" if n > SLIP else None
     for i, (count, size, card) in enumerate(zip(packets, octets, plan.cards, strict=True)):
-        share = f"dimension {i} was given {count} of {n} packets, where the plan gives it {card} of {cycle}"
-        if not card and count > slip(packets):
-            return share
         if not SMALLEST_PACKET * count <= size <= LARGEST_PACKET * count:
             return f"dimension {i} was given {count} packets of {size} bytes in all, which cannot be"
-        # In whole cycles each dimension has its exact share, so only two broken ones can differ.
-        if plan.scheduler in ("deck", "batch"):
-            expected, span = n * card / cycle, 2 * card * (cycle - card) / cycle
-            if abs(count - expected) > span + slip(packets):
-                return f"{share}, and a {plan.scheduler} cannot differ so much"
+        if abs(count - n * card / cycle) > _span(plan, card, n) + SLIP:
+            return (
+                f"dimension {i} was given {count} of {n} packets, where the plan gives it {card} of {cycle}"
+            )
     found = fit(plan, packets)
     if found.bound <= alpha / 2:
         return (
@@ -143,19 +141,58 @@ def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: flo
     return _lopsided(plan, octets, alpha / 2) if plan.scheduler == "packet" else None
 
 
+def _span(plan: Plan, card: int, n: int) -> float:
+    """How far a dimension's count can be from its share of ``n``, whatever chance does. Of a dimension
+    without cards: not at all."""
+    cycle = sum(plan.cards)
+    if not card:
+        return 0.0
+    match plan.scheduler:
+        case "deck":
+            return 2 + 2 * sum(1 for other in plan.cards if other) * card / cycle
+        case "batch":
+            return plan.run * (card * (cycle - card) / cycle + 2)
+        case _:
+            return n
+
+
 def _lopsided(plan: Plan, octets: Sequence[int], alpha: float) -> str | None:
-    """The same of bytes, where each packet is drawn: Freedman's inequality (1975; Bernstein's for independent
-    draws), with the largest packet for what is not known of their sizes."""
+    """The same of bytes, where each packet is drawn: of sizes only the largest is known."""
     total, cycle = sum(octets), sum(plan.cards)
     for i, (size, card) in enumerate(zip(octets, plan.cards, strict=True)):
         share = card / cycle
-        off = abs(size - share * total)
         variance = share * (1 - share) * LARGEST_PACKET * total
-        if not off or not card:
-            continue
-        chance = 2 * len(octets) * math.exp(-off * off / (2 * (variance + LARGEST_PACKET * off / 3)))
-        if chance <= alpha:
+        if len(octets) * bernstein(size - share * total, variance, LARGEST_PACKET) <= alpha:
             return (
                 f"dimension {i} was given {size} of {total} bytes, where the plan gives it {card} of {cycle}"
             )
     return None
+
+
+def misfit_together(epochs: Sequence[tuple[Plan, Sequence[int]]], alpha: float) -> str | None:
+    """Say which dimension had more or less than its share in all epochs together, or None: a bias that is too
+    small to be seen in one."""
+    drawn = [(plan, packets) for plan, packets in epochs if plan.scheduler in ("packet", "batch")]
+    for i in range(len(ZEROS)):
+        expected = variance = 0.0
+        for plan, packets in drawn:
+            share, n = plan.cards[i] / (sum(plan.cards) or 1), sum(packets)
+            expected += share * n
+            variance += (
+                share * (1 - share) * (n + 2 * plan.run) * plan.run
+            )  # a run is one draw; two are broken
+        count = sum(packets[i] for _, packets in drawn)
+        largest = max((plan.run for plan, _ in drawn), default=1)
+        off = max(0.0, abs(count - expected) - SLIP)
+        if len(ZEROS) * bernstein(off, variance, largest) <= alpha:
+            return (
+                f"dimension {i} was given {count} packets in all epochs together, where its share was "
+                f"{expected:.0f}"
+            )
+    return None
+
+
+def bernstein(off: float, variance: float, largest: float) -> float:
+    """The chance that a sum of independent terms, none further than ``largest`` from its mean, is so far off,
+    is at most this (Bernstein's inequality; Freedman 1975 for terms that may depend on those before)."""
+    return 2 * math.exp(-off * off / (2 * (variance + largest * abs(off) / 3))) if off else 1.0

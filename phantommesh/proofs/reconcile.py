@@ -26,13 +26,9 @@ LATE_SHARE: Final = 0.25  # of a run of epochs, what may have been sent while co
 MAX_LAG_MS: Final = 3_000  # ms a commitment or the end of an epoch may take to reach the peer
 
 
-def _slack(seconds: float) -> float:
-    return SLACK_BYTES + OWN_BYTES_PER_S * seconds
-
-
 def unsent(statement: Statement, max_loss: float = MAX_LOSS) -> str | None:
     """Say which dimension's scattered bytes are not what WireGuard sent there, or None."""
-    slack = _slack(statement.seconds)
+    slack = SLACK_BYTES + OWN_BYTES_PER_S * statement.seconds
     for i, (given, sent) in enumerate(zip(statement.octets, statement.wire, strict=True)):
         most = given * (1 + SEGMENT_OVERHEAD) + statement.packets[i] * PACKET_OVERHEAD + slack
         if not given * (1 - max_loss) - slack <= sent <= most + statement.late_open[i]:
@@ -49,13 +45,8 @@ def unreceived(statement: Statement, receipt: Receipt, max_loss: float = MAX_LOS
             f"the peer held the commitment for {receipt.held_ms / 1000:.1f} s of an epoch of "
             f"{statement.seconds:.1f} s"
         )
-    return _apart(
-        statement.wire,
-        receipt.received,
-        (statement.late_open, statement.late_close),
-        _slack(statement.seconds),
-        max_loss,
-    )
+    late = statement.late_open, statement.late_close
+    return _apart(statement.wire, receipt.received, late, max_loss)
 
 
 def unreceived_together(pairs: Sequence[tuple[Statement, Receipt]], max_loss: float = MAX_LOSS) -> str | None:
@@ -70,21 +61,19 @@ def unreceived_together(pairs: Sequence[tuple[Statement, Receipt]], max_loss: fl
         [min(bytes_, int(LATE_SHARE * sent)) for bytes_, sent in zip(side, wire, strict=True)]
         for side in (first.late_open, last.late_close)
     ]
-    seconds = sum(statement.seconds for statement, _ in pairs)
-    return _apart(wire, received, (late[0], late[1]), _slack(seconds), max_loss)
+    return _apart(wire, received, (late[0], late[1]), max_loss)
 
 
 def _apart(
     wire: Sequence[int],
     received: Sequence[int],
     late: tuple[Sequence[int], Sequence[int]],
-    slack: float,
     max_loss: float,
 ) -> str | None:
     for i, (sent, came) in enumerate(zip(wire, received, strict=True)):
-        if came > sent + late[1][i] + slack:
+        if came > sent + late[1][i] + SLACK_BYTES:
             return f"{sent} bytes were sent on dimension {i}, but {came} received"
-        if came < (sent - late[0][i]) * (1 - max_loss) - slack:
+        if came < (sent - late[0][i]) * (1 - max_loss) - SLACK_BYTES:
             lost = 1 - came / sent
             return (
                 f"of {sent} bytes sent on dimension {i} {came} were received: {lost:.1%} lost, "

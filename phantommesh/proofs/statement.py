@@ -30,8 +30,6 @@ MAX_LEAF_BYTES: Final = 1_024
 MAX_HEAD_BYTES: Final = 256
 MAX_SIGNED_BYTES: Final = MAX_LEAF_BYTES + MAX_HEAD_BYTES + SIGNATURE_BYTES + 1_024
 
-# `packet`: each packet's dimension is drawn. `deck` and `batch`: packets go round a cycle of shuffled cards,
-# `run` equal ones in a row. `flow` and `flowlet`: each flow's or burst's dimension is drawn.
 Scheduler = Literal["packet", "batch", "deck", "flow", "flowlet"]
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -59,14 +57,21 @@ def decode_part(kind: type[Part], data: bytes, limit: int, what: str) -> Part:
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How a node scatters what it sends to a peer in one epoch: of every ``sum(cards)`` decisions dimension i
-    gets ``cards[i]``."""
+    gets ``cards[i]``. A decision is for one packet, of `batch` for ``run`` packets in a row. ``link`` is the
+    epoch of the link whose keys the map comes from, ``epoch`` the map's number under those."""
 
     sender: NodeBytes
     receiver: NodeBytes
+    link: Count
     epoch: Count
     scheduler: Scheduler
     run: Annotated[int, Meta(ge=1, le=2**16)]
     cards: Seven
+
+    @property
+    def name(self) -> str:
+        """The epoch, for people."""
+        return f"epoch {self.link}.{self.epoch}"
 
     def commitment(self, salt: bytes) -> bytes:
         """SHA3-256 over the plan and 32 random bytes, which hide it until the epoch is over."""

@@ -201,13 +201,13 @@ def _check(proof: Proof, signatures: _Signatures, alpha: float, max_loss: float)
     if not isinstance(statement, Statement):
         raise ProofError(f"{signatures.name(head.node)}, proof round {head.sequence}: not a statement")
     plan = statement.plan
-    where = f"{signatures.name(plan.sender)} to {signatures.name(plan.receiver)}, epoch {plan.epoch}"
+    where = f"{signatures.name(plan.sender)} to {signatures.name(plan.receiver)}, {plan.name}"
     if plan.sender != head.node or plan.sender == plan.receiver:
         raise ProofError(f"{where}: signed by {signatures.name(head.node)}, which is not the sender")
     receipt, receipt_head = None, None
     if proof.receipt is not None:
         receipt_head, leaf = signatures.open(proof.receipt)
-        where = f"{signatures.name(plan.sender)} to {signatures.name(plan.receiver)}, epoch {plan.epoch}"
+        where = f"{signatures.name(plan.sender)} to {signatures.name(plan.receiver)}, {plan.name}"
         receipt = _of_one_kind(leaf, receipt_head, proof.statement.leaf, statement, where)
     found = check_statement(statement, alpha, max_loss)
     if found is None and receipt is not None:
@@ -251,10 +251,10 @@ def _check_chain(proofs: Sequence[Checked], where: str) -> None:
     """Whether the statements of one link follow each other. Raises ProofError."""
     first = proofs[0].statement
     if (first.number == 0) != (first.previous == FIRST):
-        raise ProofError(f"{where}, epoch {first.plan.epoch}: the chain does not begin here")
+        raise ProofError(f"{where}, {first.plan.name}: the chain does not begin here")
     for before, proof in pairwise(proofs):
         if found := _does_not_follow(before, proof):
-            raise ProofError(f"{where}, epoch {proof.statement.plan.epoch}: {found}")
+            raise ProofError(f"{where}, {proof.statement.plan.name}: {found}")
     rounds = [proof.receipt_head.sequence for proof in proofs if proof.receipt_head is not None]
     if rounds != sorted(rounds):
         raise ProofError(f"{where}: the countersignatures are not in the order of the epochs")
@@ -266,8 +266,6 @@ def _does_not_follow(before: Checked, proof: Checked) -> str | None:
         return f"proof {last.number + 1} of the link is missing before proof {this.number}"
     if this.previous != before.hash:
         return "the chain is broken: it does not name the proof before it"
-    if this.plan.epoch <= last.plan.epoch:
-        return f"it comes after epoch {last.plan.epoch}"
     if this.start_ms + OVERLAP_MS < last.end_ms:
         return "it begins before the epoch before it ends"
     if this.start_ms == last.end_ms and this.late_open != last.late_close:
@@ -277,17 +275,12 @@ def _does_not_follow(before: Checked, proof: Checked) -> str | None:
 
 def _check_together(proofs: Sequence[Checked], where: str, alpha: float, max_loss: float) -> None:
     """What no single epoch shows: a bias in all of them, a little taken from each. Raises ProofError."""
-    found = fit.together(fit.fit(p.statement.plan, p.statement.packets) for p in proofs)
-    if found.bound <= alpha:
-        raise ProofError(
-            f"{where}: the packets of all {len(proofs)} epochs together do not fit the plans: the chance is "
-            f"below {found.bound:.1g}"
-        )
+    epochs = [(proof.statement.plan, proof.statement.packets) for proof in proofs]
+    if found := fit.misfit_together(epochs, alpha):
+        raise ProofError(f"{where}: {found}")
     for run in _runs(proofs):
         if lost := unreceived_together(run, max_loss):
-            raise ProofError(
-                f"{where}, epochs {run[0][0].plan.epoch} to {run[-1][0].plan.epoch} together: {lost}"
-            )
+            raise ProofError(f"{where}, {run[0][0].plan.name} to {run[-1][0].plan.name} together: {lost}")
 
 
 def _runs(proofs: Sequence[Checked]) -> Iterator[list[tuple[Statement, Receipt]]]:

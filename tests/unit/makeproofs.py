@@ -43,15 +43,16 @@ def plus(*parts: Sequence[int]) -> Seven:
 def scatter(rng: random.Random, scheduler: Scheduler, run: int, cards: Seven, packets: int) -> Seven:
     """How many of so many packets each dimension gets from an honest scheduler."""
     if scheduler in ("deck", "batch"):
-        cycle = []
-        for _ in range(4):
-            hand = [i for i, card in enumerate(cards) for _ in range(card)]
-            rng.shuffle(hand)
-            cycle += [i for i in hand for _ in range(run)]
-        start = rng.randrange(len(cycle))
-        dealt = [cycle[(start + k) % len(cycle)] for k in range(min(packets, len(cycle)))]
-        whole, rest = divmod(packets, len(cycle))
-        return seven([whole * cycle.count(i) + dealt[:rest].count(i) for i in range(7)])
+        held = [i for i, card in enumerate(cards) for _ in range(card)]
+        places = [place for card in cards for place in range(card)]
+        at = [(places[j] + rng.random()) / cards[i] for j, i in enumerate(held)]
+        order = sorted(range(len(held)), key=at.__getitem__)
+        if scheduler == "batch":
+            rng.shuffle(order)
+        cycle = [held[j] for j in order for _ in range(run)]
+        start, (whole, rest) = rng.randrange(len(cycle)), divmod(packets, len(cycle))
+        dealt = (cycle * 2)[start : start + rest]
+        return seven([whole * cycle.count(i) + dealt.count(i) for i in range(7)])
     if scheduler in ("flow", "flowlet"):
         sizes = [rng.randrange(packets + 1) for _ in range(4)]
         counts = [0] * 7
@@ -79,7 +80,7 @@ class World:
     def plan(
         self, a: str, b: str, scheduler: Scheduler = "packet", run: int = 1, cards: Seven = EQUAL
     ) -> Plan:
-        return Plan(node(a).node_id, node(b).node_id, self.epoch, scheduler, run, cards)
+        return Plan(node(a).node_id, node(b).node_id, 3, self.epoch, scheduler, run, cards)
 
     def turn(
         self, a: str, b: str, plan: Plan | None, counts: tuple[Seven, Seven] | None, *, reached: bool = True
@@ -140,9 +141,20 @@ class World:
             for a, b in links:
                 plan = self.plan(a, b, scheduler, run, cards) if number < epochs else None
                 self.turn(a, b, plan, counts.get((a, b)))
-                counts[a, b] = self.carry(
-                    a, b, scatter(self.rng, scheduler, run, cards, self.rng.randrange(packets)), loss=loss
-                )
+                sent = scatter(self.rng, scheduler, run, cards, self.rng.randint(packets // 2, packets))
+                counts[a, b] = self.carry(a, b, sent, loss=loss)
+            self.round()
+            self.now += EPOCH
+        self.round()
+
+    def steady(self, epochs: int, packets: Seven, loss: float = 0.0) -> None:
+        """Let the first node send the second the same packets in each of so many epochs."""
+        a, b = self.names[:2]
+        counts = None
+        for number in range(epochs + 1):
+            self.epoch += 1
+            self.turn(a, b, self.plan(a, b) if number < epochs else None, counts)
+            counts = self.carry(a, b, packets, loss=loss)
             self.round()
             self.now += EPOCH
         self.round()
