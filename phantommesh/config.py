@@ -113,6 +113,16 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
 class ApiSection(msgspec.Struct, frozen=True):
     """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
 
@@ -157,6 +167,7 @@ class Config(msgspec.Struct, frozen=True):
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
     scatter: ScatterSection = ScatterSection()
+    gossip: GossipSection = GossipSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
@@ -257,14 +268,15 @@ def _check(config: Config) -> None:
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
-    for endpoint in node.endpoints:
-        try:
-            parse_endpoint(endpoint, config.control.port)
-        except ValueError as error:
-            raise ConfigError(
-                f"node.endpoints: {_show(endpoint)} is not usable: {error}",
-                fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
-            ) from None
+    for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
+        for endpoint in endpoints:
+            try:
+                parse_endpoint(endpoint, config.control.port)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(endpoint)} is not usable: {error}",
+                    fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
+                ) from None
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
     last_port = wireguard.base_port + DIMENSIONS - 1

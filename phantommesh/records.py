@@ -40,7 +40,7 @@ MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
 LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
-_MAX_SEQ: Final = 2**63 - 1
+_MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
 class RecordError(PhantomMeshError):

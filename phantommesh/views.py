@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # prometheus-client would double what a command line verb tak
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
 
+MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
+
 Item = TypeVar("Item")
 
 
@@ -34,6 +36,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     peers_total: int
     peers_up: int
     """Peers whose every dimension has a post-quantum PSK and answers."""
+    members: dict[MemberState, int] = {}
+    """The other members by what gossip says of them."""
     degraded: list[str]
     certificate_expires: str
 
@@ -61,6 +65,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     state: LinkState
+    """Of the link."""
+    membership: MemberState = "unknown"
+    """What gossip says of the node."""
+    gossip_rtt_s: float | None = None
     endpoint: str | None
     dimensions: list[DimensionView]
     rx_bytes: int
