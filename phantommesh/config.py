@@ -113,6 +113,12 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class ProofsSection(msgspec.Struct, frozen=True):
+    """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
+
+    keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -167,6 +173,7 @@ class Config(msgspec.Struct, frozen=True):
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
     scatter: ScatterSection = ScatterSection()
+    proofs: ProofsSection = ProofsSection()
     gossip: GossipSection = GossipSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()

@@ -100,6 +100,19 @@ class Shelf:
             if isinstance(statement, Statement):
                 yield statement.number, proof
 
+    def kept(self) -> Iterator[Kept]:
+        """Every proof that can be read, each link's and direction's oldest first."""
+        for peer, direction in self.links():
+            for number, proof in reversed(list(self.newest_first(peer, direction))):
+                statement, receipt = decode_leaf_untrusted(proof.statement.leaf), None
+                if proof.receipt is not None:
+                    try:
+                        receipt = decode_leaf_untrusted(proof.receipt.leaf)
+                    except ProofError:
+                        continue
+                if isinstance(statement, Statement) and not isinstance(receipt, Statement):
+                    yield Kept(peer, direction, number, proof, statement, receipt)
+
     def unbroken(self, peer: NodeId, direction: Direction) -> list[Proof]:
         """The newest proofs of one direction without a gap between them, in order. A peer may have been away,
         or have restarted from an older state."""
