@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import time
+from typing import Protocol, TypeVar
 
 import structlog
 import trio
@@ -21,7 +22,7 @@ from phantommesh import control
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
-from phantommesh.nursery.streams import Client, StreamError
+from phantommesh.nursery.streams import StreamError
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
@@ -41,7 +42,16 @@ QUEUE = 4096  # epochs that wait to be looked at
 
 log = structlog.get_logger("phantommesh.proofs")
 
-Call = Callable[[NodeId], AbstractAsyncContextManager[Client]]
+What = TypeVar("What")
+
+
+class Asks(Protocol):
+    """A channel to a peer: `streams.Client`. Raises `StreamError`."""
+
+    async def ask(self, request: control.Request) -> control.Answer: ...
+
+
+Call = Callable[[NodeId], AbstractAsyncContextManager[Asks]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,6 @@ class Proving:
         self._read_began = -1.0
         self._storing = trio.Lock()
         self._telling: dict[NodeId, trio.CancelScope] = {}
-        self._delivering: set[NodeId] = set()
         self._asked: dict[NodeId, float] = {}
 
     # ---- what others tell it ----
@@ -167,7 +176,7 @@ class Proving:
                 self.review.add(kept)
             self._ledger = Ledger(self._me, os.urandom, chains, heads)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sign_rounds, self._ledger, nursery)
+            nursery.start_soon(self._rounds)
             async for event in self._to_turn.clone():
                 events = [event]
                 while True:
@@ -182,6 +191,11 @@ class Proving:
                     events = [_Event(event.peer, None, None) for event in events]
                 for each in events:
                     self._turn(self._ledger, each, nursery)
+
+    async def _rounds(self) -> None:
+        while True:
+            await trio.sleep(max(self._epoch, SHORTEST))
+            await self.round()
 
     def _turn(self, ledger: Ledger, event: _Event, nursery: trio.Nursery) -> None:
         peer = event.peer
@@ -220,37 +234,33 @@ class Proving:
                 await self._read()
                 self._read_began = began
 
-    async def _sign_rounds(self, ledger: Ledger, nursery: trio.Nursery) -> None:
-        while True:
-            await trio.sleep(max(self._epoch, SHORTEST))
-            made = ledger.gather(int(time() * 1000))
-            if made is not None:
-                sign = self._state.identity.sign
-                signature = await trio.to_thread.run_sync(sign, made.head, CONTEXT)
-                kept = ledger.seal(made, signature)
-                await self._store(kept)
-                try:
-                    await trio.to_thread.run_sync(self._shelf.put_heads, ledger.heads)
-                except PhantomMeshError as error:
-                    log.error("proofs not written", error=str(error), fix=error.fix)
+    async def round(self) -> None:
+        """Sign all that waits, store it, and send each peer its part. What does not arrive goes with the next
+        round."""
+        ledger = self._ledger
+        if ledger is None:
+            return
+        made = ledger.gather(int(time() * 1000))
+        if made is not None:
+            sign = self._state.identity.sign
+            kept = ledger.seal(made, await trio.to_thread.run_sync(sign, made.head, CONTEXT))
+            await self._store(kept)
+            await self._write(self._shelf.put_heads, ledger.heads)
+        async with trio.open_nursery() as nursery:
             for peer in self._tally.peers():
-                if ledger.unsent(peer) and peer not in self._delivering:
+                if ledger.unsent(peer):
                     nursery.start_soon(self._deliver, ledger, peer)
 
     async def _deliver(self, ledger: Ledger, peer: NodeId) -> None:
-        """Send a peer what waits for it. What does not arrive goes with the next round."""
-        self._delivering.add(peer)
-        try:
-            with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(PATIENCE):
+            try:
                 async with self._call(peer) as client:
                     while parts := ledger.unsent(peer)[: control.MAX_PARTS]:
                         if not isinstance(await client.ask(control.Prove(parts)), control.Done):
                             return
                         ledger.sent(peer, parts)
-        except StreamError as error:
-            log.debug("proofs not delivered", error=str(error))
-        finally:
-            self._delivering.discard(peer)
+            except StreamError as error:
+                log.debug("proofs not delivered", error=str(error))
 
     async def _store(self, proofs: Iterable[Kept]) -> None:
         for kept in proofs:
@@ -258,11 +268,15 @@ class Proving:
             self._count(result)
             if problem is not None:
                 log.warning("a scatter proof does not hold", error=problem, direction=kept.direction)
-            async with self._storing:
-                try:
-                    await trio.to_thread.run_sync(self._shelf.put, kept)
-                except PhantomMeshError as error:
-                    log.error("proof not written", error=str(error), fix=error.fix)
+            await self._write(self._shelf.put, kept)
+
+    async def _write(self, write: Callable[[What], None], what: What) -> None:
+        """A full disk costs evidence, not the node."""
+        async with self._storing:
+            try:
+                await trio.to_thread.run_sync(write, what)
+            except PhantomMeshError as error:
+                log.error("proofs not written", error=str(error), fix=error.fix)
 
     async def export(self, wanted: NodeId | None = None) -> bytes:
         """A file of all proofs without gaps, or of those with one peer. Raises ProofError where none is."""
