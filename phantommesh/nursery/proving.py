@@ -94,6 +94,11 @@ class Proving:
         self._telling: dict[NodeId, trio.CancelScope] = {}
         self._asked: dict[NodeId, float] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether what is on disk has been read."""
+        return self._ledger is not None
+
     # ---- what others tell it ----
 
     def look(self, counters: Mapping[NodeId, Sequence[Counters | None]]) -> None:
