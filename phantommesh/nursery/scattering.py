@@ -26,7 +26,7 @@ import trio
 from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import master
+from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
@@ -165,7 +165,7 @@ class Scattering:
         async with self._lock:
             known = self._peers[node_id]
             before, known.scores = known.scores, tuple(scores)
-            if before != known.scores and node_id in self._installed:
+            if before != known.scores and node_id in self._installed and self._seen is not None:
                 await self._rotate([node_id])
 
     def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
@@ -201,8 +201,12 @@ class Scattering:
         if self.settings.mode == "off":
             await self.close()
             return
-        for mode in FAMILY:
-            if await Table(FAMILY[mode], self._name).fingerprint() is not None:
+        for family in FAMILY.values():
+            try:
+                found = await Table(family, self._name).fingerprint() is not None
+            except NftError:
+                found = False  # this kernel has no such family; `_pass` will say what matters
+            if found:
                 self._adopted_until = trio.current_time() + ADOPTED
         delay = self._interval
         while True:
@@ -235,6 +239,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
+            await marking.remove()
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -265,6 +270,8 @@ class Scattering:
             await self._table.replace({WAYS: shown})
             self._ways = shown
             await self._rotate(list(self._installed))  # a dimension without an interface gets no cards
+        if self.mode == "mark":
+            await marking.converge(shown, self._routed)
         await master.converge(self._master_config(), routes=True)
         await self._read()
         if self.problem is not None:
@@ -291,13 +298,22 @@ class Scattering:
         try:
             await self._table.install(text)
         except NftError as error:
+            for found in self._installed.values():
+                found.live = False
+            self._report(ended)
             if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
                 log.info("this kernel cannot scatter on a device's egress; marks will do it")
                 self.mode = "mark"
                 self.kick()
             raise
+        for found in self._installed.values():
+            found.live = True
         self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
         self._report(ended)
+        # What an earlier run in the other mode has left.
+        await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
+        if self.mode == "egress":
+            await marking.remove()
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""
@@ -311,9 +327,10 @@ class Scattering:
         for node_id, known in self._peers.items():
             keying = self._keying(known)
             if node_id not in self._installed and keying is not None:
-                self._installed[node_id] = self._new(known)
-                self._open(node_id, self._installed[node_id], keying)
-                text += render_peer(frame, self._installed[node_id].map)
+                self._installed[node_id] = found = self._new(known)
+                self._open(node_id, found, keying)
+                found.live = True
+                text += render_peer(frame, found.map)
         await self._table.install(text)
         self._seen = await self._table.fingerprint()
         self._report(ended)
@@ -411,12 +428,14 @@ class Scattering:
             self.settings.flowlet_ms,
         )
 
+    @property
+    def _routed(self) -> Sequence[IPv4Network | IPv6Network]:
+        return self._networks if self._ipv6 else self._networks[:1]
+
     def _master_config(self) -> MasterConfig:
         four, six = self._addresses()
         addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
-        networks: list[IPv4Network | IPv6Network] = [self._networks[0]]
         if self._ipv6:
             addresses.add(IPv6Interface(six))
-            networks.append(self._networks[1])
-        routes = frozenset(Route(network, MASTER_METRIC) for network in networks)
+        routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)
