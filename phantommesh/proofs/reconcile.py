@@ -27,11 +27,39 @@ MAX_LAG_MS: Final = 3_000  # ms a commitment or the end of an epoch may take to 
 
 
 def unsent(statement: Statement, max_loss: float = MAX_LOSS) -> str | None:
-    """Say which dimension's scattered bytes are not what WireGuard sent there, or None."""
-    slack = SLACK_BYTES + OWN_BYTES_PER_S * statement.seconds
-    for i, (given, sent) in enumerate(zip(statement.octets, statement.wire, strict=True)):
-        most = given * (1 + SEGMENT_OVERHEAD) + statement.packets[i] * PACKET_OVERHEAD + slack
-        if not given * (1 - max_loss) - slack <= sent <= most + statement.late_open[i]:
+    """Say which dimension's scattered bytes are not what WireGuard sent there, or None. The scatterer's
+    counters are read a little before WireGuard's, about as long as the peer then takes to answer."""
+    late = [sum(pair) for pair in zip(statement.late_open, statement.late_close, strict=True)]
+    return _unlike(statement.packets, statement.octets, statement.wire, late, statement.seconds, max_loss)
+
+
+def unsent_together(statements: Sequence[Statement], max_loss: float = MAX_LOSS) -> str | None:
+    """The same of consecutive epochs as a whole."""
+    packets, octets, wire = (
+        [sum(column) for column in zip(*counts, strict=True)]
+        for counts in (
+            [statement.packets for statement in statements],
+            [statement.octets for statement in statements],
+            [statement.wire for statement in statements],
+        )
+    )
+    ends = zip(statements[0].late_open, statements[-1].late_close, strict=True)
+    late = [min(sum(pair), int(LATE_SHARE * given)) for pair, given in zip(ends, octets, strict=True)]
+    seconds = sum(statement.seconds for statement in statements)
+    return _unlike(packets, octets, wire, late, seconds, max_loss)
+
+
+def _unlike(
+    packets: Sequence[int],
+    octets: Sequence[int],
+    wire: Sequence[int],
+    late: Sequence[int],
+    seconds: float,
+    max_loss: float,
+) -> str | None:
+    for i, (given, sent) in enumerate(zip(octets, wire, strict=True)):
+        most = given * (1 + SEGMENT_OVERHEAD) + packets[i] * PACKET_OVERHEAD + OWN_BYTES_PER_S * seconds
+        if not given * (1 - max_loss) - SLACK_BYTES - late[i] <= sent <= most + SLACK_BYTES + late[i]:
             return f"dimension {i} was given {given} bytes, but WireGuard sent {sent} there"
     return None
 

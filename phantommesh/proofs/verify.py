@@ -18,7 +18,7 @@ from phantommesh.identity import NodeId, format_node_id
 from phantommesh.proofs import fit
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.merkle import leaf_hash
-from phantommesh.proofs.reconcile import MAX_LOSS, unreceived, unreceived_together, unsent
+from phantommesh.proofs.reconcile import MAX_LOSS, unreceived, unreceived_together, unsent, unsent_together
 from phantommesh.proofs.statement import (
     FIRST,
     ZEROS,
@@ -278,6 +278,8 @@ def _check_together(proofs: Sequence[Checked], where: str, alpha: float, max_los
     epochs = [(proof.statement.plan, proof.statement.packets) for proof in proofs]
     if found := fit.misfit_together(epochs, alpha):
         raise ProofError(f"{where}: {found}")
+    if found := unsent_together([proof.statement for proof in proofs], max_loss):
+        raise ProofError(f"{where}, all {len(proofs)} epochs together: {found}")
     for run in _runs(proofs):
         if lost := unreceived_together(run, max_loss):
             raise ProofError(f"{where}, {run[0][0].plan.name} to {run[-1][0].plan.name} together: {lost}")
