@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.sizes import DIMENSIONS
 
-DIMENSIONS: Final = 7
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -94,6 +94,16 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
@@ -117,16 +127,6 @@ class ProofsSection(msgspec.Struct, frozen=True):
     """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
 
     keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
-
-
-class GossipSection(msgspec.Struct, frozen=True):
-    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
-
-    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
-    seeds: Annotated[
-        tuple[str, ...],
-        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
-    ] = ()
 
 
 class ApiSection(msgspec.Struct, frozen=True):
@@ -172,9 +172,9 @@ class Config(msgspec.Struct, frozen=True):
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
+    gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()
-    gossip: GossipSection = GossipSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()

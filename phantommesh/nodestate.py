@@ -22,9 +22,10 @@ from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
+from phantommesh.records import KEY_BYTES, NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
 from phantommesh.wireguard import public_key_of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.events import EventLog
     from phantommesh.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
@@ -194,6 +195,22 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
+
+    A type is ``FAMILY.name``, or ``gap``: then ``data.missed`` events (of any type) up to ``seq`` are lost to
+    this reader, which was too slow, or asked for what is no longer kept.
+    """
+
+    seq: int
+    time: str
+    type: str
+    node: str | None
+    """The name of the member it is about; None: this node."""
+    data: dict[str, object]
+    run: str
+
+
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """One page of a list. Pass ``next_cursor`` as ``cursor`` for the next page; None: this was the last."""
 
@@ -217,6 +234,9 @@ class NodePort(Protocol):
 
     @property
     def metrics(self) -> "Metrics": ...
+
+    @property
+    def events(self) -> "EventLog": ...
 
     def status(self) -> Status: ...
 

@@ -68,6 +68,7 @@ class Links:
         """Keep links with exactly these members. A peer that is gone loses its keys at once."""
         for node_id in [n for n in self._peers if n not in peers]:
             self._forget(self._peers.pop(node_id))
+            self._context.timers.cancel(node_id)
         for node_id, auth in peers.items():
             peer = self._peers.get(node_id)
             if peer is None:
@@ -79,6 +80,8 @@ class Links:
                     self._forget(peer)
                     peer.psk, peer.next_start = self._new_psk(), now + self._spread()
                 peer.auth = auth
+        for peer in self._peers.values():
+            self._context.settle(peer)
         return self.tick(now)
 
     def _spread(self) -> float:
@@ -102,6 +105,7 @@ class Links:
         for node_id in chosen:
             self._peers[node_id].next_start = min(self._peers[node_id].next_start, now)
             self._peers[node_id].timed_by_handshake = True  # so that no read-back puts it off again
+            self._context.settle(self._peers[node_id])
         return chosen
 
     def psks(self, peer: bytes) -> tuple[Secret, ...]:
@@ -138,6 +142,7 @@ class Links:
             newest = max(h for h in handshakes if h is not None)
             known.next_start = max(known.next_start, self._context.after(newest, peer))
         effects = self._answerer.acknowledge(known, installed, now)
+        self._context.settle(known)
         if psk.desired is not wanted or psk.dials != dialled:
             effects.append(Install(peer))
         return effects
@@ -165,10 +170,7 @@ class Links:
     def deadline(self) -> float:
         """When `tick` next has something to do."""
         return min(
-            self._starter.deadline,
-            self._answerer.responses.deadline,
-            self._context.reassembler.deadline,
-            *(peer.psk.deadline for peer in self._peers.values()),
+            self._context.timers.first, self._answerer.responses.deadline, self._context.reassembler.deadline
         )
 
     def tick(self, now: float) -> list[Effect]:
@@ -178,12 +180,15 @@ class Links:
         for missing in self._context.reassembler.tick(now):
             side = self._starter if missing.kind is Kind.RESP else self._answerer
             effects += side.ask_again(missing)
-        for node_id, peer in self._peers.items():
+        for node_id in self._context.timers.due(now):
+            peer = self._peers[node_id]
             changed, alarms = peer.psk.tick(now)
             if changed:
                 effects.append(Install(node_id))
             effects += [Alarm(node_id, kind) for kind in alarms]
-        return effects + self._starter.tick(now)
+            effects += self._starter.tick(peer, now)
+            self._context.settle(peer)
+        return effects
 
     def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take one datagram from the network."""

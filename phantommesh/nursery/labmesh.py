@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import trio
 
-from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.config import load, render
 from phantommesh.dataplane import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
@@ -22,6 +22,7 @@ from phantommesh.nursery.labping import Flow, Traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.scatter.ruleset import FAMILY, table_name
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import ROOT_CERT, StateDir, atomic_write
 from phantommesh.trust import describe_mesh, load_root
 from phantommesh.views import LinkView, Status

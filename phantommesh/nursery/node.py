@@ -29,6 +29,7 @@ from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
@@ -85,6 +86,7 @@ class Node:
         self.names = interface_names(config.wireguard.prefix)
         self.started = trio.current_time()
         self.metrics = Metrics(version=__version__, clock=monotonic)
+        self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed)
         self.keys = GroupKeys(state)
@@ -407,6 +409,7 @@ class Node:
 
     def _restarted(self, service: str) -> None:
         self.metrics.service_restarts.labels(service).inc()
+        self.events.publish("health.restarted", None, {"service": service})
 
     async def _refresh(self) -> None:
         while True:

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from phantommesh import __version__
+from phantommesh.events import EventLog
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
@@ -23,6 +24,7 @@ from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
     DimensionView,
     LinkView,
@@ -38,7 +40,6 @@ from phantommesh.views import (
     ScatterView,
     Status,
 )
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carri
 _UNSCATTERED = "traffic takes dimension 0 alone"
 
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
+TOLD_REASONS = 8  # that an event names; `status` has them all
 
 log = structlog.get_logger("phantommesh.report")
 
@@ -69,11 +71,17 @@ class Reporter:
         self._drops: Counter[str] = Counter()
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
+        self._told: list[str] = []
 
     @property
     def metrics(self) -> Metrics:
         """The node's metrics."""
         return self._node.metrics
+
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+        return self._node.events
 
     def status(self) -> Status:
         """This node at a glance."""
@@ -334,6 +342,7 @@ class Reporter:
         self._finished = trio.Event()
         self.metrics.link_handshake_seconds.observe(opened.seconds)
         self.metrics.psk_rotations.labels("ok").inc()
+        self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
 
     def member_changed(self, change: Changed) -> None:
         """Gossip has news of a member."""
@@ -343,13 +352,31 @@ class Reporter:
         self.metrics.membership_changes.labels(state).inc()
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
         say("member " + change.event, peer=name, state=state)
+        self._publish(f"peer.{change.event}", change.node, {"state": state})
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self.metrics.psk_rotations.labels(alarm.kind).inc()
+        self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
+
+    def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        entry = self._node.keeper.roster.get(NodeId(peer))
+        name = None if entry is None else entry.member.name
+        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
+        self.events.publish(kind, name, data)
+
+    def _tell_health(self) -> None:
+        reasons = list(self._degraded(self.links()))
+        if reasons and reasons != self._told:
+            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            self.events.publish("health.degraded", None, data)
+        elif self._told and not reasons:
+            self.events.publish("health.well", None, {})
+        self._told = reasons
 
     def measure(self) -> None:
-        """Bring the metrics up to what the interfaces and the links say now."""
+        """Bring the metrics and events up to what the interfaces and the links say now."""
+        self._tell_health()
         node = self._node
         entries = node.entries()
         states = {entry.member.name: self._state(entry) for entry in entries}
