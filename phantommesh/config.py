@@ -123,6 +123,12 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class ProofsSection(msgspec.Struct, frozen=True):
+    """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
+
+    keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
+
+
 class ApiSection(msgspec.Struct, frozen=True):
     """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
 
@@ -168,6 +174,7 @@ class Config(msgspec.Struct, frozen=True):
     link: LinkSection = LinkSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
+    proofs: ProofsSection = ProofsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.events import EventLog
     from phantommesh.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
@@ -123,6 +124,48 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: list[ScatterDimension]
 
 
+class ProofEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """One scatter proof. Lists have an entry a dimension; ``packets`` and ``bytes`` are what the scheduler
+    gave to each, ``wire_bytes`` what WireGuard sent there."""
+
+    number: int
+    link_epoch: int
+    epoch: int
+    start: str
+    end: str
+    scheduler: str
+    cards: list[int]
+    packets: list[int]
+    bytes: list[int]
+    wire_bytes: list[int]
+    received_bytes: list[int] | None
+    """None until the receiver has countersigned."""
+    entropy_bits: float
+    min_entropy_bits: float
+    p_value: float | None
+    """Of the G-test against the cards; None for a scheduler whose packets do not tell."""
+    problem: str | None
+    """What does not hold, in words."""
+
+
+class ProofDirection(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of one direction of one link."""
+
+    kept: int
+    countersigned: int
+    newest: ProofEpoch | None
+    """Of those that both ends have signed, if there is one."""
+
+
+class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The scatter proofs of one link, by direction as this node sees it."""
+
+    peer: str
+    node_id: str
+    sent: ProofDirection
+    received: ProofDirection
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one peer's rotation; ``detail`` says why one failed and what to do."""
 
@@ -152,6 +195,22 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
+
+    A type is ``FAMILY.name``, or ``gap``: then ``data.missed`` events (of any type) up to ``seq`` are lost to
+    this reader, which was too slow, or asked for what is no longer kept.
+    """
+
+    seq: int
+    time: str
+    type: str
+    node: str | None
+    """The name of the member it is about; None: this node."""
+    data: dict[str, object]
+    run: str
+
+
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """One page of a list. Pass ``next_cursor`` as ``cursor`` for the next page; None: this was the last."""
 
@@ -176,6 +235,9 @@ class NodePort(Protocol):
     @property
     def metrics(self) -> "Metrics": ...
 
+    @property
+    def events(self) -> "EventLog": ...
+
     def status(self) -> Status: ...
 
     def peers(self) -> list[PeerView]: ...
@@ -183,6 +245,12 @@ class NodePort(Protocol):
     def links(self) -> list[LinkView]: ...
 
     def scatter(self) -> list[ScatterView]: ...
+
+    def proofs(self) -> list[ProofsView]: ...
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        """A file of all scatter proofs, or of those of one peer, by node id."""
+        ...
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the node does its work, and when not, the reasons."""

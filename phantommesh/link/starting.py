@@ -107,7 +107,7 @@ class Starter:
             return self._context.drop(reason)
         if fragment.kind is Kind.RESEND:
             resend = wire.decode_resend_untrusted(fragment.chunk)
-            return sends(initiation.resent(resend), initiation.destination)
+            return sends(initiation.resent(resend, now), initiation.destination)
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if initiation.stage is not awaited:
             return self._context.drop("duplicate")

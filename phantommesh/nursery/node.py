@@ -23,12 +23,13 @@ import msgspec
 import structlog
 import trio
 
-from phantommesh import __version__, envelope
+from phantommesh import __version__, envelope, statedir
 from phantommesh import config as config_file
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
@@ -47,6 +48,7 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
@@ -54,7 +56,9 @@ from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry
+from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
 from phantommesh.trust import Role
@@ -82,6 +86,7 @@ class Node:
         self.names = interface_names(config.wireguard.prefix)
         self.started = trio.current_time()
         self.metrics = Metrics(version=__version__, clock=monotonic)
+        self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed)
         self.keys = GroupKeys(state)
@@ -107,9 +112,20 @@ class Node:
             learned=self.metrics.gossip_convergence_seconds.observe,
             look=lambda: self.reconciler.kick(),
         )  # fmt: skip
+        self.proving = Proving(
+            state,
+            Shelf(state.state.path / statedir.PROOFS, config.proofs.keep),
+            self.keeper.roster,
+            epoch_seconds=config.scatter.epoch_seconds,
+            batch=config.scatter.batch,
+            keep=config.proofs.keep,
+            call=self.caller.call,
+            read=lambda: self.reconciler.converge(),
+            count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
+        )
         self.server = ControlServer(
             state, self.keeper, self.keys, self.desk,
-            sync_answer=self.gossip.sync_answer, sync_finish=self.gossip.sync_finish,
+            sync_answer=self.gossip.sync_answer, sync_finish=self.gossip.sync_finish, proving=self.proving,
         )  # fmt: skip
         self.tcp = streams.TcpPort(
             config.control.port,
@@ -133,6 +149,7 @@ class Node:
             addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
             networks=(state.mesh.network4, state.mesh.network6),
             interval=config.wireguard.reconcile_seconds,
+            on_epoch=self._epoch_over,
         )
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
@@ -278,7 +295,21 @@ class Node:
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
+        self.proving.look({entry.member.node_id: self._counters(entry) for entry in self.entries()})
         self.reporter.measure()
+
+    def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
+        found = self.scattering.snapshot(peer)
+        self.proving.epoch(peer, ended, None if found is None else found.current)
+
+    def _counters(self, entry: Entry) -> list[tuple[bytes, int, int] | None]:
+        """What each dimension's WireGuard has counted of a peer, under which key."""
+        counters: list[tuple[bytes, int, int] | None] = []
+        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
+            device = self.actual.get(name)
+            peer = None if device is None else device.peers.get(key)
+            counters.append(None if peer is None else (key, peer.rx_bytes, peer.tx_bytes))
+        return counters
 
     def _received(self, entry: Entry) -> list[int]:
         """Bytes that each dimension has received from a peer."""
@@ -360,6 +391,7 @@ class Node:
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,
+            "proofs": self.proving.run,
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
@@ -377,6 +409,7 @@ class Node:
 
     def _restarted(self, service: str) -> None:
         self.metrics.service_restarts.labels(service).inc()
+        self.events.publish("health.restarted", None, {"service": service})
 
     async def _refresh(self) -> None:
         while True:

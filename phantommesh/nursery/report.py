@@ -13,12 +13,16 @@ import structlog
 import trio
 
 from phantommesh import __version__
+from phantommesh.events import EventLog
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
+from phantommesh.proofs import fit
+from phantommesh.proofs.review import Shown
+from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
@@ -26,6 +30,9 @@ from phantommesh.views import (
     LinkView,
     MemberState,
     PeerView,
+    ProofDirection,
+    ProofEpoch,
+    ProofsView,
     RevocationResult,
     Rotation,
     RotationResult,
@@ -50,6 +57,7 @@ REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carri
 _UNSCATTERED = "traffic takes dimension 0 alone"
 
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
+TOLD_REASONS = 8  # that an event names; `status` has them all
 
 log = structlog.get_logger("phantommesh.report")
 
@@ -63,11 +71,17 @@ class Reporter:
         self._drops: Counter[str] = Counter()
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
+        self._told: list[str] = []
 
     @property
     def metrics(self) -> Metrics:
         """The node's metrics."""
         return self._node.metrics
+
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+        return self._node.events
 
     def status(self) -> Status:
         """This node at a glance."""
@@ -245,6 +259,27 @@ class Reporter:
             ],
         )
 
+    def proofs(self) -> list[ProofsView]:
+        """What is kept of the scatter proofs of each link, also with nodes that have left."""
+        review, roster = self._node.proving.review, self._node.keeper.roster
+        views = []
+        for peer in review.links():
+            entry = roster.get(peer)
+            sent, received = (_direction(review.link(peer, direction)) for direction in DIRECTIONS)
+            views.append(
+                ProofsView(
+                    peer=format_node_id(peer) if entry is None else entry.member.name,
+                    node_id=format_node_id(peer),
+                    sent=sent,
+                    received=received,
+                )
+            )
+        return views
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""
+        return await self._node.proving.export(None if peer is None else parse_node_id(peer))
+
     async def rotate(self, peer: str | None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
         node = self._node
@@ -307,6 +342,7 @@ class Reporter:
         self._finished = trio.Event()
         self.metrics.link_handshake_seconds.observe(opened.seconds)
         self.metrics.psk_rotations.labels("ok").inc()
+        self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
 
     def member_changed(self, change: Changed) -> None:
         """Gossip has news of a member."""
@@ -316,13 +352,31 @@ class Reporter:
         self.metrics.membership_changes.labels(state).inc()
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
         say("member " + change.event, peer=name, state=state)
+        self._publish(f"peer.{change.event}", change.node, {"state": state})
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self.metrics.psk_rotations.labels(alarm.kind).inc()
+        self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
+
+    def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        entry = self._node.keeper.roster.get(NodeId(peer))
+        name = None if entry is None else entry.member.name
+        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
+        self.events.publish(kind, name, data)
+
+    def _tell_health(self) -> None:
+        reasons = list(self._degraded(self.links()))
+        if reasons and reasons != self._told:
+            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            self.events.publish("health.degraded", None, data)
+        elif self._told and not reasons:
+            self.events.publish("health.well", None, {})
+        self._told = reasons
 
     def measure(self) -> None:
-        """Bring the metrics up to what the interfaces and the links say now."""
+        """Bring the metrics and events up to what the interfaces and the links say now."""
+        self._tell_health()
         node = self._node
         entries = node.entries()
         states = {entry.member.name: self._state(entry) for entry in entries}
@@ -364,3 +418,33 @@ def _up(link: LinkView) -> bool:
 
 def _rfc3339(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _direction(shown: Shown) -> ProofDirection:
+    return ProofDirection(
+        kept=len(shown.whole), countersigned=sum(shown.whole.values()), newest=_epoch(shown)
+    )
+
+
+def _epoch(shown: Shown) -> ProofEpoch | None:
+    if shown.newest is None:
+        return None
+    statement, receipt = shown.newest.statement, shown.newest.receipt
+    plan = statement.plan
+    return ProofEpoch(
+        number=statement.number,
+        link_epoch=plan.link,
+        epoch=plan.epoch,
+        start=_rfc3339(statement.start_ms / 1000),
+        end=_rfc3339(statement.end_ms / 1000),
+        scheduler=plan.scheduler,
+        cards=list(plan.cards),
+        packets=list(statement.packets),
+        bytes=list(statement.octets),
+        wire_bytes=list(statement.wire),
+        received_bytes=None if receipt is None else list(receipt.received),
+        entropy_bits=statement.shannon / 1e6,
+        min_entropy_bits=statement.minimum / 1e6,
+        p_value=fit.fit(plan, statement.packets).p_value,
+        problem=shown.problem,
+    )

@@ -165,7 +165,7 @@ class Scattering:
         async with self._lock:
             known = self._peers[node_id]
             before, known.scores = known.scores, tuple(scores)
-            if before != known.scores and node_id in self._installed:
+            if before != known.scores and node_id in self._installed and self._seen is not None:
                 await self._rotate([node_id])
 
     def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
@@ -201,8 +201,12 @@ class Scattering:
         if self.settings.mode == "off":
             await self.close()
             return
-        for mode in FAMILY:
-            if await Table(FAMILY[mode], self._name).fingerprint() is not None:
+        for family in FAMILY.values():
+            try:
+                found = await Table(family, self._name).fingerprint() is not None
+            except NftError:
+                found = False  # this kernel has no such family; `_pass` will say what matters
+            if found:
                 self._adopted_until = trio.current_time() + ADOPTED
         delay = self._interval
         while True:
@@ -235,8 +239,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
-            if self.mode == "mark":
-                await marking.remove()
+            await marking.remove()
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -295,13 +298,22 @@ class Scattering:
         try:
             await self._table.install(text)
         except NftError as error:
+            for found in self._installed.values():
+                found.live = False
+            self._report(ended)
             if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
                 log.info("this kernel cannot scatter on a device's egress; marks will do it")
                 self.mode = "mark"
                 self.kick()
             raise
+        for found in self._installed.values():
+            found.live = True
         self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
         self._report(ended)
+        # What an earlier run in the other mode has left.
+        await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
+        if self.mode == "egress":
+            await marking.remove()
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""
@@ -315,9 +327,10 @@ class Scattering:
         for node_id, known in self._peers.items():
             keying = self._keying(known)
             if node_id not in self._installed and keying is not None:
-                self._installed[node_id] = self._new(known)
-                self._open(node_id, self._installed[node_id], keying)
-                text += render_peer(frame, self._installed[node_id].map)
+                self._installed[node_id] = found = self._new(known)
+                self._open(node_id, found, keying)
+                found.live = True
+                text += render_peer(frame, found.map)
         await self._table.install(text)
         self._seen = await self._table.fingerprint()
         self._report(ended)

@@ -457,6 +457,8 @@ class Process:
                     effects = self.membership.sync_finish(rest, self.now)
                     self.carry_gossip(self.gossip.seal(effects, self.now))
                     return control.Done()
+                case control.Turn() | control.Prove():
+                    return control.Refused("this node keeps no scatter proofs")
         except PhantomMeshError as error:
             return control.Refused(str(error), error.fix)
 

@@ -6,6 +6,7 @@ from time import time
 
 import msgspec
 import pytest
+import trio
 from structlog.testing import capture_logs
 
 from phantommesh import asking, statedir
@@ -14,7 +15,7 @@ from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import NodeId
-from phantommesh.membership.effects import FetchRecord
+from phantommesh.membership.effects import Effect, FetchRecord
 from phantommesh.membership.messages import State
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
@@ -211,3 +212,30 @@ async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
         node.gossip._carry_out([FetchRecord(b"s" * 16, 1, b"h" * 16, gamma.node_id)])
         await until(lambda: node.gossip.dropped["gossip-record-not-found"] > 0)
         await until(lambda: not node.gossip._fetching)
+
+
+async def test_data_is_a_sign_of_life_and_keepalives_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is one of the time of the reading before: it may have come right after that."""
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node:
+        peer, seen = NodeId(b"p" * 16), list[tuple[bytes, float]]()
+
+        def traffic_seen(who: bytes, now: float, *, age: float) -> list[Effect]:
+            seen.append((who, now - age))
+            return []
+
+        monkeypatch.setattr(node.gossip.membership, "traffic_seen", traffic_seen)
+        node.gossip._known[peer] = b""
+        node.gossip.read_interfaces({peer: [10_000] * 7})  # what came before the first reading says nothing
+        before = trio.current_time()
+        node.gossip.read_interfaces({peer: [10_000 + module.DATA] * 7})
+        after = trio.current_time()
+        assert seen == []
+        await trio.sleep(0.01)
+        node.gossip.read_interfaces({peer: [*[10_000 + module.DATA] * 6, 10_001 + 2 * module.DATA]})
+        assert [who for who, _ in seen] == [peer]
+        assert before <= seen[0][1] <= after
+        node.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
+        assert len(seen) == 1
