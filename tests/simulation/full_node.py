@@ -596,6 +596,8 @@ class Process:
         self.sim.tally["syncs"] += 1
 
     def _ask(self, wanted: AskKeys) -> Task:
+        if self.gossip.moot(wanted):
+            return
         members = self.callable(()) if wanted.member is None else [wanted.member]
         if not members or (not self.sim.large and self.sessions.newest(members[0]) is None):
             return

@@ -16,7 +16,7 @@ import pytest
 from tests.simulation.full_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent.parent
-SEEDS = {"collision": 2, "soak": 6}  # by default one
+SEEDS = {"collision": 2, "soak": 4}  # by default one
 
 
 def runs() -> list[object]:
