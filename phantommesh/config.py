@@ -55,7 +55,11 @@ class ControlSection(msgspec.Struct, frozen=True):
 
 
 class WireguardSection(msgspec.Struct, frozen=True):
-    """The seven interfaces: names `prefix`0..6, UDP ports `base_port`..+6, MTU in bytes."""
+    """The seven interfaces: names `prefix`0..6, MTU in bytes, key pairs no older than `key_seconds`.
+
+    UDP ports are `base_port`..+6 at first. With each new key pair an interface takes the next of its
+    `port_choices` ports, which are 7 apart; 1 leaves it the one it has.
+    """
 
     backend: Annotated[
         Literal["auto", "kernel", "userspace"], Meta(description='"auto", "kernel" or "userspace"')
@@ -70,6 +74,10 @@ class WireguardSection(msgspec.Struct, frozen=True):
     keepalive: Annotated[int, Meta(ge=0, le=65535, description="seconds from 0 (off) to 65535")] = 25
     keep_interfaces: Switch = False
     reconcile_seconds: Annotated[float, Meta(ge=0.1, le=60, description="seconds from 0.1 to 60")] = 2.0
+    key_seconds: Annotated[
+        float, Meta(ge=10, le=2_592_000, description="seconds from 10 to 2592000 (30 days)")
+    ] = 86_400.0
+    port_choices: Annotated[int, Meta(ge=1, le=8, description="a number from 1 to 8")] = 2
 
 
 class OverlaySection(msgspec.Struct, frozen=True):
@@ -247,7 +255,13 @@ def _check(config: Config) -> None:
             ) from None
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
-    last_port = wireguard.base_port + DIMENSIONS - 1
+    last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1
+    if last_port > 65535:
+        raise ConfigError(
+            f"wireguard.base_port = {wireguard.base_port} leaves no room for {DIMENSIONS} interfaces with "
+            f"wireguard.port_choices = {wireguard.port_choices} ports each",
+            fix="lower wireguard.base_port or wireguard.port_choices",
+        )
     if wireguard.base_port <= config.control.port <= last_port:
         raise ConfigError(
             f"control.port = {config.control.port} is one of WireGuard's ports "

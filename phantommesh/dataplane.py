@@ -27,8 +27,9 @@ FIRST_METRIC = 100  # of the overlay routes; dimension 0 has the lowest, so it c
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
     """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
-    goes to host i modulo their number. Without ``dials`` the peer gets no endpoint and no keepalive, so that
-    nothing is sent to it, not even a WireGuard handshake: so it is while its PSKs are random."""
+    goes to host i modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
+    endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
+    its PSK is random."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -37,7 +38,7 @@ class MeshPeer:
     wg_ports: tuple[int, ...]
     hosts: tuple[str, ...]
     psks: tuple[Secret, ...]
-    dials: bool
+    dials: int
 
 
 def interface_names(prefix: str) -> tuple[str, ...]:
@@ -48,18 +49,19 @@ def interface_names(prefix: str) -> tuple[str, ...]:
 def desired_devices(
     settings: WireguardSection,
     private_keys: Sequence[Secret],
+    ports: Sequence[int],
     me: Member,
     networks: Iterable[IPv4Network | IPv6Network],
     peers: Iterable[MeshPeer],
 ) -> dict[str, DeviceConfig]:
-    """Return the seven devices, by name."""
+    """Return the seven devices, by name. ``private_keys`` and UDP ``ports`` are by dimension."""
     everyone, routed = tuple(peers), tuple(networks)
     addresses: frozenset[Interface] = frozenset({IPv4Interface(me.ip4), IPv6Interface(me.ip6)})
     return {
         name: DeviceConfig(
             name=name,
             private_key=private_keys[i],
-            listen_port=settings.base_port + i,
+            listen_port=ports[i],
             mtu=settings.mtu,
             addresses=addresses,
             routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
@@ -70,15 +72,15 @@ def desired_devices(
 
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
-    endpoint = None
-    if peer.dials and peer.hosts:
+    endpoint, dials = None, peer.dials >> dimension & 1
+    if dials and peer.hosts:
         endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
     return PeerConfig(
         peer.wg_keys[dimension],
         peer.psks[dimension],
         endpoint,
         frozenset({peer.ip4, peer.ip6}),
-        keepalive if peer.dials else 0,
+        keepalive if dials else 0,
     )
 
 

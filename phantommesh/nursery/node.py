@@ -114,7 +114,7 @@ class Node:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
         return Links(
             node_id=state.identity.node_id,
-            wg_keys=self.own.wg_public_keys,
+            wg_keys=self.own.wg_keys.public,
             admission=state.admission_key,
             kem=provider(settings.provider),
             random=os.urandom,
@@ -195,11 +195,12 @@ class Node:
                     self.links.dials(member.node_id),
                 )
             )
-        mesh = self.state.mesh
+        mesh, settings = self.state.mesh, self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
-                self.config.wireguard,
-                self.state.wg_keys,
+                settings,
+                self.own.wg_keys.private,
+                self.own.wg_keys.ports(settings.base_port, settings.port_choices),
                 self.own.member,
                 (mesh.network4, mesh.network6),
                 peers,

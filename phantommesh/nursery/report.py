@@ -128,11 +128,14 @@ class Reporter:
 
     def _link(self, entry: Entry) -> LinkView:
         state = self._state(entry)
-        keyed = self._node.links.keyed(entry.member.node_id)
+        bound = self._node.links.bound(entry.member.node_id)
         psks = self._node.links.psks(entry.member.node_id)
         now = time()
         answering = sum(
-            peer is not None and keyed and peer.psk == psks[i] and now - peer.last_handshake < REJECT_AFTER
+            peer is not None
+            and bound >> i & 1
+            and peer.psk == psks[i]
+            and now - peer.last_handshake < REJECT_AFTER
             for i, _, peer in self._devices(entry)
         )
         age = None if state.age is None else round(state.age, 1)
@@ -144,14 +147,14 @@ class Reporter:
             role=state.role or "none",
             dimensions=answering,
             handshake_age_s=age,
-            psk_age_s=age if keyed else None,
+            psk_age_s=age if bound else None,
             chain_reset=state.chain_reset,
             last_error=state.last_error,
         )
 
     def _peer(self, entry: Entry) -> PeerView:
         member, state, now = entry.member, self._state(entry), time()
-        keyed = self._node.links.keyed(member.node_id)
+        bound = self._node.links.bound(member.node_id)
         dimensions = []
         for i, name, peer in self._devices(entry):
             handshake = peer.last_handshake if peer is not None else 0.0
@@ -163,7 +166,7 @@ class Reporter:
                     last_handshake_s=round(now - handshake, 1) if handshake else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
-                    psk_age_s=round(state.age, 1) if keyed and state.age is not None else None,
+                    psk_age_s=round(state.age, 1) if bound >> i & 1 and state.age is not None else None,
                 )
             )
         return PeerView(
