@@ -125,7 +125,9 @@ class Context:
         key, of which ``common`` is the complement, the PSK is random: a record is still under way."""
         agreed = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
         psks = tuple(psk if common >> i & 1 else Secret(self.random(32)) for i, psk in enumerate(agreed))
-        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, now, common)
+        return Agreement(
+            epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now, common
+        )
 
     def opened(
         self,
