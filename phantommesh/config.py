@@ -121,6 +121,14 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class PathsSection(msgspec.Struct, frozen=True):
+    """How the dimensions are watched: by probes to UDP `port` of the peers' overlay addresses, which are
+    `probe_seconds` apart while there is traffic. A mesh has one such port."""
+
+    port: Port = 51801
+    probe_seconds: Annotated[float, Meta(ge=0.02, le=10, description="seconds from 0.02 to 10")] = 0.1
+
+
 class ApiSection(msgspec.Struct, frozen=True):
     """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
 
@@ -165,6 +173,7 @@ class Config(msgspec.Struct, frozen=True):
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
     scatter: ScatterSection = ScatterSection()
+    paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
@@ -291,6 +300,11 @@ def _check(config: Config) -> None:
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
+    if config.paths.port == config.control.port or wireguard.base_port <= config.paths.port <= last_port:
+        raise ConfigError(
+            f"paths.port = {config.paths.port} is taken by this node already",
+            fix="set paths.port to another port, the same on all nodes",
+        )
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'

@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from random import Random
 from time import monotonic, time
 
 import msgspec
@@ -44,13 +45,16 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer, RosterClient
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.paths.machine import Paths
 from phantommesh.records import Entry
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
@@ -115,6 +119,14 @@ class Node:
             networks=(state.mesh.network4, state.mesh.network6),
             interval=config.wireguard.reconcile_seconds,
         )
+        self.paths = PathDriver(
+            Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
+            self.scattering,
+            port=config.paths.port,
+            names=self.names,
+            address=lambda: self.own.member.ip4,
+        )
+        self.rekeying = KeyReplacer(config.wireguard, self.own, self.paths, self._adopt_keys)
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
         self.udp = udp
@@ -212,6 +224,7 @@ class Node:
                 )
             )
         self.scattering.update(scattered)
+        self.paths.set_peers((p.node_id, p.ip4.network_address, p.dials) for p in peers)
         mesh, settings = self.state.mesh, self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
@@ -224,6 +237,12 @@ class Node:
             )
         )
 
+    def _adopt_keys(self) -> None:
+        """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
+        self.driver.carry_out(self.links.set_wg_keys(self.own.wg_keys.public, trio.current_time()))
+        self._install()
+        self.own.publish()
+
     def _disputed(self) -> set[NodeId]:
         """The members that the interfaces are to be without: an address or a key can be one peer's only. Who
         has to give it up gets another certificate; this node itself keeps out who it has to give way to."""
@@ -235,10 +254,12 @@ class Node:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
         self.actual = actual
         self.scattering.devices(actual)
+        self.paths.devices(actual)
         now, wall = trio.current_time(), time()
         for entry in self.entries():
             peer = entry.member.node_id
             reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
+            self.paths.paths.read(peer, reading.counters, now)
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.reporter.measure()
@@ -304,6 +325,8 @@ class Node:
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,
+            "paths": self.paths.run,
+            "wireguard-keys": self.rekeying.run,
             "udp": partial(self.udp.receive, self.driver.receive),
             "roster-disk": self.keeper.keep,
             "roster": self.client.run,

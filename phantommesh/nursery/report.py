@@ -15,11 +15,12 @@ from phantommesh import __version__
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
-from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
+from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 from phantommesh.records import Entry
 from phantommesh.views import (
     DimensionView,
     LinkView,
+    PathView,
     PeerView,
     RevocationResult,
     Rotation,
@@ -87,6 +88,13 @@ class Reporter:
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
                     f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
                 )
+        for peer, dark in self._dark(links).items():
+            yield (
+                f"dark: {', '.join(map(str, dark))} of the dimensions of peer {peer}: probes get no answer, "
+                "its traffic takes the others; check the uplink, and the UDP ports at both ends"
+            )
+        if (problem := node.paths.problem) is not None:
+            yield f"{problem}; {problem.fix}"
         if (problem := node.scattering.problem) is not None:
             yield f"{_UNSCATTERED}: {problem}" + (f"; {problem.fix}" if problem.fix else "")
         if (revoked := node.keeper.revoked) is not None:
@@ -111,9 +119,17 @@ class Reporter:
             error = node.own.renewal_error
             yield f"the certificate could not be renewed: {error}; {error.fix}"
 
+    def _dark(self, links: list[LinkView]) -> dict[str, list[int]]:
+        """The dark dimensions of peers that answer on some other."""
+        dark: dict[str, list[int]] = {}
+        for view in self.paths() if links else ():
+            if view.state in ("dark", "proving") and view.weight == 0.0:
+                dark.setdefault(view.peer, []).append(view.dimension)
+        return dark
+
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
-        bearable = ("could not be renewed", _UNSCATTERED)
+        bearable = ("could not be renewed", _UNSCATTERED, "paths are not measured")
         reasons = [r for r in self._degraded([]) if not any(text in r for text in bearable)]
         return not reasons, reasons
 
@@ -188,6 +204,30 @@ class Reporter:
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
         )
+
+    def paths(self) -> list[PathView]:
+        """Every dimension of each of them."""
+        node, now, views = self._node, trio.current_time(), list[PathView]()
+        for entry in node.entries():
+            found = node.paths.paths.view(entry.member.node_id, now)
+            for (i, name, peer), path in zip(self._devices(entry), found, strict=False):
+                endpoint = peer.endpoint if peer is not None else None
+                views.append(
+                    PathView(
+                        peer=entry.member.name,
+                        node_id=format_node_id(entry.member.node_id),
+                        dimension=i,
+                        interface=name,
+                        endpoint=None if endpoint is None else str(endpoint),
+                        state=path.state.value,
+                        since_s=round(path.since, 1),
+                        rtt_s=None if path.rtt is None else round(path.rtt, 6),
+                        jitter_s=round(path.jitter, 6),
+                        loss=round(path.loss, 4),
+                        weight=path.weight,
+                    )
+                )
+        return views
 
     def scatter(self) -> list[ScatterView]:
         """How the traffic to each of those is scattered that have a map."""
@@ -303,11 +343,17 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
+        self.metrics.set_paths(
+            PathSample(view.peer, view.dimension, view.rtt_s, view.loss)
+            for view in self.paths()
+            if view.state != "closed"
+        )
         self.metrics.set_scatter(
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self.scatter()
         )
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
+        drops += node.paths.dropped + node.paths.paths.drops
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)
