@@ -278,6 +278,7 @@ class Node:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
         try:
+            await self.own.reserve()
             self.own.publish()
             self._peers_changed()
             async with trio.open_nursery() as nursery:

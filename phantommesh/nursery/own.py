@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from time import time
 
 import structlog
@@ -64,11 +65,15 @@ class OwnRecord:
         held = self._keeper.roster.get(self._state.identity.node_id)
         return max(0 if held is None else held.record.seq, self._state.wg_keys.seq) + 1
 
-    async def keep_ages(self) -> None:
-        """Write down that keys of unknown age are new, so that they grow old across restarts too."""
+    async def reserve(self) -> None:
+        """To be called once, before `publish`: write down what record numbers this run may give out, for a
+        run after one that ended before it saved the roster; and that keys of unknown age are new, so that
+        they grow old across restarts too. Where it cannot be written the node does without."""
         dated = self.wg_keys.dated(time())
-        if dated != self.wg_keys:
-            await self._write_keys(dated)
+        try:
+            await self._write_keys(replace(dated, seq=max(dated.seq, self._next_seq() + SEQ_AHEAD)))
+        except PhantomMeshError as error:
+            log.error("record numbers are not reserved", error=str(error), fix=error.fix)
 
     async def replace_key(self, dimension: int, slot: int) -> None:
         """Give one dimension a new WireGuard key and another of its ports. When this returns the key is on

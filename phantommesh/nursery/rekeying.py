@@ -49,7 +49,6 @@ class KeyReplacer:
 
     async def run(self) -> None:
         """Replace keys as they come of age, until cancelled."""
-        await self._own.keep_ages()
         haste = random.uniform(*HASTE)  # noqa: S311  # spreads moments, keys nothing
         while True:
             due, dimension = self._own.wg_keys.next(self._settings.key_seconds, haste)
