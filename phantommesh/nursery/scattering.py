@@ -201,8 +201,12 @@ class Scattering:
         if self.settings.mode == "off":
             await self.close()
             return
-        for mode in FAMILY:
-            if await Table(FAMILY[mode], self._name).fingerprint() is not None:
+        for family in FAMILY.values():
+            try:
+                found = await Table(family, self._name).fingerprint() is not None
+            except NftError:
+                found = False  # this kernel has no such family; `_pass` will say what matters
+            if found:
                 self._adopted_until = trio.current_time() + ADOPTED
         delay = self._interval
         while True:
@@ -235,8 +239,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
-            if self.mode == "mark":
-                await marking.remove()
+            await marking.remove()
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -302,6 +305,10 @@ class Scattering:
             raise
         self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
         self._report(ended)
+        # What an earlier run in the other mode has left.
+        await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
+        if self.mode == "egress":
+            await marking.remove()
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""

@@ -33,6 +33,8 @@ of ways too."""
 _MISSED, _DROPPED = 0, 15  # in a mark's low four bits, where a dimension has its number plus one
 _HASHES: Final = 0xFFFFFFFF
 _FLOWLETS: Final = 65535
+_FOUR: Final = ("ip saddr", "ip daddr")
+_SIX: Final = ("ip6 saddr", "ip6 daddr")
 
 WAYS: Final = "ways"
 HITS: Final = "hits"
@@ -189,7 +191,7 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
         _add(table, HITS, [str(slot | bits) for bits in low]),
         _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
         f"add chain {table} peer_{peer.slot}",
-        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(peer)),
+        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(frame, peer)),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
         _add(table, "peers4", [f"{peer.ip4} : goto peer_{peer.slot}"]),
         _add(table, "peers6", [f"{peer.ip6} : goto peer_{peer.slot}"]),
@@ -213,14 +215,14 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _deal(peer: PeerMap) -> list[str]:
+def _deal(frame: Frame, peer: PeerMap) -> list[str]:
     """The rules that give a packet its card."""
     deck, n = f"map @{peer.name}", peer.length
     match peer.scheduler:
         case "packet":
-            return [f"meta mark set numgen random mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen random mod {n} {deck} goto out"]
         case "deck" | "batch":
-            return [f"meta mark set numgen inc mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen inc mod {n} {deck} goto out"]
         case "flow":
             return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
         case "flowlet":
@@ -231,6 +233,16 @@ def _deal(peer: PeerMap) -> list[str]:
             ]
         case _:
             assert_never(peer.scheduler)
+
+
+def _fragments(frame: Frame, peer: PeerMap) -> list[str]:
+    """The rules that keep the fragments of one datagram together. On several ways at once they would be
+    interleaved with those of many others, and Linux gives up a datagram when 64 more of the same sender have
+    begun before it is whole (ipfrag_max_dist)."""
+    return [
+        f"{which} meta mark set {key} map @{peer.name} goto out"
+        for which, key in _fragment(frame, peer.length)
+    ]
 
 
 def _known(frame: Frame) -> list[str]:
@@ -251,20 +263,26 @@ def _learn(frame: Frame) -> list[str]:
 def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
     """What makes a flow, as a match and a hash: the 5-tuple where there are ports, the addresses where there
     are none; all fragments of a datagram go together."""
-
-    def key(*parts: str) -> str:
-        return f"jhash {' . '.join(parts)} mod {modulus} seed {frame.seed:#x}"
-
-    four, six = ("ip saddr", "ip daddr"), ("ip6 saddr", "ip6 daddr")
     ports = ("meta l4proto", "th sport", "th dport")
     return [
-        ("ip frag-off & 0x3fff != 0", key(*four, "ip id")),
-        ("meta protocol ip meta l4proto { tcp, udp }", key(*four, *ports)),
-        ("meta protocol ip", key(*four, "meta l4proto")),
-        ("ip6 nexthdr 44", key(*six, "frag id")),
-        ("meta protocol ip6 meta l4proto { tcp, udp }", key(*six, *ports)),
-        ("meta protocol ip6", key(*six, "meta l4proto")),
+        *_fragment(frame, modulus),
+        ("meta protocol ip meta l4proto { tcp, udp }", _hash(frame, modulus, *_FOUR, *ports)),
+        ("meta protocol ip", _hash(frame, modulus, *_FOUR, "meta l4proto")),
+        ("meta protocol ip6 meta l4proto { tcp, udp }", _hash(frame, modulus, *_SIX, *ports)),
+        ("meta protocol ip6", _hash(frame, modulus, *_SIX, "meta l4proto")),
     ]
+
+
+def _fragment(frame: Frame, modulus: int) -> list[tuple[str, str]]:
+    """What tells one datagram's fragments from another's, as a match and a hash."""
+    return [
+        ("ip frag-off & 0x3fff != 0", _hash(frame, modulus, *_FOUR, "ip id")),
+        ("ip6 nexthdr 44", _hash(frame, modulus, *_SIX, "frag id")),
+    ]
+
+
+def _hash(frame: Frame, modulus: int, *fields: str) -> str:
+    return f"jhash {' . '.join(fields)} mod {modulus} seed {frame.seed:#x}"
 
 
 def _out(frame: Frame) -> list[str]:
