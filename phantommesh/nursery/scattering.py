@@ -165,7 +165,7 @@ class Scattering:
         async with self._lock:
             known = self._peers[node_id]
             before, known.scores = known.scores, tuple(scores)
-            if before != known.scores and node_id in self._installed:
+            if before != known.scores and node_id in self._installed and self._seen is not None:
                 await self._rotate([node_id])
 
     def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
@@ -298,11 +298,16 @@ class Scattering:
         try:
             await self._table.install(text)
         except NftError as error:
+            for found in self._installed.values():
+                found.live = False
+            self._report(ended)
             if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
                 log.info("this kernel cannot scatter on a device's egress; marks will do it")
                 self.mode = "mark"
                 self.kick()
             raise
+        for found in self._installed.values():
+            found.live = True
         self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
         self._report(ended)
         # What an earlier run in the other mode has left.
@@ -322,9 +327,10 @@ class Scattering:
         for node_id, known in self._peers.items():
             keying = self._keying(known)
             if node_id not in self._installed and keying is not None:
-                self._installed[node_id] = self._new(known)
-                self._open(node_id, self._installed[node_id], keying)
-                text += render_peer(frame, self._installed[node_id].map)
+                self._installed[node_id] = found = self._new(known)
+                self._open(node_id, found, keying)
+                found.live = True
+                text += render_peer(frame, found.map)
         await self._table.install(text)
         self._seen = await self._table.fingerprint()
         self._report(ended)
