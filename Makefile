@@ -13,13 +13,14 @@ test: setup lint
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(BIN)/python -m pytest -m "not kernel and not slow"
 
 # On this machine's kernel where it has WireGuard, else in a small VM. Left to `make test`: what is no matter of
-# the kernel, that is, the lab command itself, other WireGuards and a node's life.
+# the kernel, that is, the lab command itself, other WireGuards and most of a node's life.
 test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root" \
-	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py
+	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py \
+	    $(addprefix tests/lab/test_node.py::test_,sigterm_takes_the_vpn_down kept_interfaces_carry_on_through_a_restart an_interface_that_goes_away_is_made_again)
 
 bench: setup
 	$(SUDO) $(BIN)/python -m benchmarks

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fuzz.conftest import TIMES
 from phantommesh.link.psk import INSTALL_GRACE, PskPhase
 from phantommesh.link.response import HALF_OPEN_PER_PEER
-from phantommesh.wire import DIMENSIONS, Kind
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 which = st.integers(0, 1)

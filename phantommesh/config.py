@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.sizes import DIMENSIONS
 
-DIMENSIONS: Final = 7
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -102,6 +102,16 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
@@ -172,6 +182,7 @@ class Config(msgspec.Struct, frozen=True):
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
+    gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
@@ -274,14 +285,15 @@ def _check(config: Config) -> None:
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
-    for endpoint in node.endpoints:
-        try:
-            parse_endpoint(endpoint, config.control.port)
-        except ValueError as error:
-            raise ConfigError(
-                f"node.endpoints: {_show(endpoint)} is not usable: {error}",
-                fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
-            ) from None
+    for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
+        for endpoint in endpoints:
+            try:
+                parse_endpoint(endpoint, config.control.port)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(endpoint)} is not usable: {error}",
+                    fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
+                ) from None
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
     last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1

@@ -9,8 +9,8 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,

@@ -18,6 +18,7 @@ PREFIX = "phantommesh_"
 
 # From under the loopback handshake's goal (5 ms) up to the give-up time of a lossy path.
 _HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_CONVERGENCE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -180,6 +181,24 @@ class Metrics:
             PREFIX + "psk_rotations_total",
             "PSK installs by result.",
             ["result"],
+            registry=self.registry,
+        )
+        self.gossip_messages = Counter(
+            PREFIX + "gossip_messages_total",
+            "Gossip datagrams by kind and direction.",
+            ["type", "direction"],
+            registry=self.registry,
+        )
+        self.gossip_convergence_seconds = Histogram(
+            PREFIX + "gossip_convergence_seconds",
+            "Seconds from the first word of a new record to its being verified here.",
+            buckets=_CONVERGENCE_BUCKETS,
+            registry=self.registry,
+        )
+        self.membership_changes = Counter(
+            PREFIX + "membership_changes_total",
+            "Changes of other members as this node sees them, by the state after it.",
+            ["state"],
             registry=self.registry,
         )
         self.dropped = Counter(

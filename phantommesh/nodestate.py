@@ -2,7 +2,7 @@
 """What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import Keyring
-from phantommesh.identity import Identity
+from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
+from phantommesh.membership.messages import EVENT_SIZE
+from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -166,6 +168,23 @@ def next_generation(state: StateDir, now: float) -> int:
         )
     state.write(statedir.GENERATION, str(generation).encode("ascii"))
     return generation
+
+
+def encode_members(claims: Iterable[bytes]) -> bytes:
+    """Return what members said of themselves (`Membership.snapshot`) for the state directory."""
+    return b"".join(claims)
+
+
+def load_members(node: NodeState) -> Snapshot:
+    """Read what members last said of themselves: those that are members still. Damage costs only that."""
+    try:
+        data = node.state.read(statedir.MEMBERS) if node.state.has(statedir.MEMBERS) else b""
+        claims = [data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE)]
+        me = node.identity.node_id
+        others = ((c, NodeId(c[:NODE_ID_BYTES])) for c in claims)
+        return Snapshot(c for c, who in others if who != me and node.roster.get(who) is not None)
+    except (StateError, ValueError):
+        return EMPTY
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
 from phantommesh.revocation import Revocations
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
     CLOCK_SKEW,
     MAX_CERTIFICATE_BYTES,
@@ -29,7 +30,6 @@ from phantommesh.trust import (
 )
 
 CONTEXT: Final = b"phantommesh record v1"
-DIMENSIONS: Final = 7
 KEY_BYTES: Final = 32  # X25519
 MAX_CONTROL_ENDPOINTS: Final = 8
 MAX_VERSION_CHARS: Final = 32
@@ -40,7 +40,7 @@ MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
 LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
-_MAX_SEQ: Final = 2**63 - 1
+_MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
 class RecordError(PhantomMeshError):

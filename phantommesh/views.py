@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.events import EventLog
     from phantommesh.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
+
+MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 Item = TypeVar("Item")
 
@@ -34,6 +37,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     peers_total: int
     peers_up: int
     """Peers whose every dimension has a post-quantum PSK and answers."""
+    members: dict[MemberState, int] = {}
+    """The other members by what gossip says of them."""
     degraded: list[str]
     certificate_expires: str
 
@@ -61,6 +66,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     state: LinkState
+    """Of the link."""
+    membership: MemberState = "unknown"
+    """What gossip says of the node."""
+    gossip_rtt_s: float | None = None
     endpoint: str | None
     dimensions: list[DimensionView]
     rx_bytes: int
@@ -164,6 +173,22 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
+
+    A type is ``FAMILY.name``, or ``gap``: then ``data.missed`` events (of any type) up to ``seq`` are lost to
+    this reader, which was too slow, or asked for what is no longer kept.
+    """
+
+    seq: int
+    time: str
+    type: str
+    node: str | None
+    """The name of the member it is about; None: this node."""
+    data: dict[str, object]
+    run: str
+
+
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """One page of a list. Pass ``next_cursor`` as ``cursor`` for the next page; None: this was the last."""
 
@@ -187,6 +212,9 @@ class NodePort(Protocol):
 
     @property
     def metrics(self) -> "Metrics": ...
+
+    @property
+    def events(self) -> "EventLog": ...
 
     def status(self) -> Status: ...
 

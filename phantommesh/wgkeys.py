@@ -14,8 +14,9 @@ from typing import Final, Self
 
 import msgspec
 
-from phantommesh.records import DIMENSIONS, KEY_BYTES
+from phantommesh.records import KEY_BYTES
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import public_key_of
 
 MAX_SLOT: Final = 8  # ports a dimension at most

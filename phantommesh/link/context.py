@@ -15,6 +15,7 @@ from phantommesh.link.fragments import Reassembler
 from phantommesh.link.handshake import Random
 from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
+from phantommesh.link.timers import Timers
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
@@ -60,6 +61,12 @@ class Peer:
         self.next_start = min(self.next_start, moment)
         self.timed_by_handshake = True
 
+    @property
+    def deadline(self) -> float:
+        """When this peer next has something to do: start a handshake, go on with it, age."""
+        start = self.next_start if self.initiation is None else self.initiation.deadline
+        return min(start, self.psk.deadline)
+
 
 @dataclass(slots=True)
 class Context:
@@ -75,6 +82,7 @@ class Context:
     jitter: JitterRandom
     peers: dict[bytes, Peer] = field(default_factory=dict)
     initiations: dict[bytes, Peer] = field(default_factory=dict)
+    timers: Timers[bytes] = field(default_factory=Timers)
     reassembler: Reassembler = field(default_factory=Reassembler)
     drops: Counter[str] = field(default_factory=Counter)
     handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
@@ -148,6 +156,10 @@ class Context:
         if role == "responder":
             key_out, key_in = key_in, key_out
         return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began)
+
+    def settle(self, peer: Peer) -> None:
+        """Note when the peer is due. To be called after anything that may have changed its ``deadline``."""
+        self.timers.set(peer.node_id, peer.deadline)
 
     def end_initiation(self, peer: Peer) -> None:
         """Give up this node's own attempt with a peer, if there is one."""

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS, HASH_SIZE, Init
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2
@@ -30,7 +31,7 @@ _KEY_HASH = 4  # bytes a dimension in the interface hash
 
 def expand(key: bytes, label: bytes, length: int, *parts: bytes) -> bytes:
     """HKDF-Expand with SHA-512; the label and each part go in with their lengths."""
-    info = b"".join(struct.pack("!H", len(part)) + part for part in (label, *parts))
+    info = b"".join([len(part).to_bytes(2) + part for part in (label, *parts)])
     return HKDFExpand(SHA512(), length, info).derive(key)
 
 

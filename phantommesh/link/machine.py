@@ -81,6 +81,8 @@ class Links:
                 peer.auth = auth
                 if replaced:
                     self._unbind(peer, replaced, now + self._spread(), now)
+        for peer in self._peers.values():
+            self._context.settle(peer)
         return self.tick(now)
 
     def set_wg_keys(self, wg_keys: Sequence[bytes], now: float) -> list[Effect]:
@@ -91,6 +93,7 @@ class Links:
             return []
         for peer in self._peers.values():
             self._unbind(peer, replaced, now + RECORD_DELAY + self._spread(), now)
+            self._context.settle(peer)
         return [*(Install(node_id) for node_id in self._peers), *self.tick(now)]
 
     def _unbind(self, peer: Peer, dimensions: int, start: float, now: float) -> None:
@@ -116,6 +119,7 @@ class Links:
 
     def _forget(self, peer: Peer) -> None:
         self._context.end_initiation(peer)
+        self._context.timers.cancel(peer.node_id)
         for response in self._answerer.responses.of_peer(peer.node_id):
             self._answerer.responses.drop(response)
 
@@ -125,6 +129,7 @@ class Links:
         chosen = list(self._peers) if peer is None else [peer]
         for node_id in chosen:
             self._peers[node_id].start_by(now)
+            self._context.settle(self._peers[node_id])
         return chosen
 
     def psks(self, peer: bytes) -> tuple[Secret, ...]:
@@ -166,6 +171,7 @@ class Links:
             newest = max(h for h in handshakes if h is not None)
             known.next_start = max(known.next_start, self._context.after(newest, peer))
         effects = self._answerer.acknowledge(known, installed, now)
+        self._context.settle(known)
         if psk.desired is not wanted or psk.dials != dialled:
             effects.append(Install(peer))
         return effects
@@ -193,10 +199,7 @@ class Links:
     def deadline(self) -> float:
         """When `tick` next has something to do."""
         return min(
-            self._starter.deadline,
-            self._answerer.responses.deadline,
-            self._context.reassembler.deadline,
-            *(peer.psk.deadline for peer in self._peers.values()),
+            self._context.timers.first, self._answerer.responses.deadline, self._context.reassembler.deadline
         )
 
     def tick(self, now: float) -> list[Effect]:
@@ -206,12 +209,15 @@ class Links:
         for missing in self._context.reassembler.tick(now):
             side = self._starter if missing.kind is Kind.RESP else self._answerer
             effects += side.ask_again(missing)
-        for node_id, peer in self._peers.items():
+        for node_id in self._context.timers.due(now):
+            peer = self._peers[node_id]
             changed, alarms = peer.psk.tick(now)
             if changed:
                 effects.append(Install(node_id))
             effects += [Alarm(node_id, kind) for kind in alarms]
-        return effects + self._starter.tick(now)
+            effects += self._starter.tick(peer, now)
+            self._context.settle(peer)
+        return effects
 
     def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take one datagram from the network."""

@@ -17,7 +17,7 @@ from enum import Enum
 
 from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 # Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0

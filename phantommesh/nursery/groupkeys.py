@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from time import time
 
@@ -36,11 +35,11 @@ log = structlog.get_logger("phantommesh.groupkeys")
 
 
 class GroupKeys:
-    """This node's `Keyring`. ``changed`` is called when a key came that others should hear of."""
+    """This node's `Keyring`."""
 
-    def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
+    def __init__(self, node: NodeState) -> None:
         self.ring = Keyring()
-        self._node, self._changed = node, changed
+        self._node = node
         self._dirty = trio.Event()
         self._rotating = trio.Lock()
         self._due_since: float | None = None
@@ -62,9 +61,10 @@ class GroupKeys:
         """The id of the key that this node sends with."""
         return NO_KEY if self.ring.active is None else self.ring.active.id
 
-    def merge(self, keys: bytes, active: bytes) -> None:
-        """Take in what another member gave out, after its revocations. ``active`` is what it sends with: so
-        may we. A key that does not hold is logged and left out. Raises TrustError where none can be read."""
+    def merge(self, keys: bytes, active: bytes) -> bool:
+        """Take in what another member gave out, after its revocations, and say whether a key is new here.
+        ``active`` is what it sends with: so may we. A key that does not hold is logged and left out. Raises
+        TrustError where none can be read."""
         node, now, came = self._node, trio.current_time(), False
         for key in decode_keys_untrusted(keys) if keys else ():
             if self.ring.get(key.id) is not None:
@@ -75,11 +75,15 @@ class GroupKeys:
                 log.warning("group key refused", error=str(error))
                 continue
             came |= self.ring.install(key, now)
-        promoted = self.ring.promote(active, now)
-        if came or promoted:
-            self._dirty.set()
+        self.in_use(active)
         if came:
-            self._changed()
+            self._dirty.set()
+        return came
+
+    def in_use(self, key_id: bytes) -> None:
+        """Another member sends with this key, so we may too."""
+        if self.ring.promote(key_id, trio.current_time()):
+            self._dirty.set()
 
     async def rotate(self) -> GroupKey | None:
         """Make the key that is due, on disk before anybody hears of it. Raises StateError.
@@ -98,7 +102,6 @@ class GroupKeys:
             await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
             self.ring.install(key, trio.current_time())
         log.info("group key made", epoch=epoch, key=key.id.hex())
-        self._changed()
         return key
 
     async def run(self) -> None:

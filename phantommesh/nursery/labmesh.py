@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import trio
 
-from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.config import load, render
 from phantommesh.dataplane import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
@@ -20,6 +20,7 @@ from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
 from phantommesh.scatter.ruleset import FAMILY, table_name
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import atomic_write
 from phantommesh.views import LinkView, Status
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from phantommesh.config import DIMENSIONS
 from phantommesh.nursery.lab import LabResult, running, status
 from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, start
 from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, Traffic, open_traffic
+from phantommesh.sizes import DIMENSIONS
 
 TRAFFIC_S = 10.0
 PING_EVERY_S = 0.05

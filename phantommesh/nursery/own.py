@@ -16,8 +16,8 @@ from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.issuing import make_csr
 from phantommesh.nodestate import NodeState, make_record
+from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.roster import RosterClient
 from phantommesh.records import Dispute, settle, sign_record
 from phantommesh.trust import TrustError, authority_node, verify_chain
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
@@ -89,10 +89,10 @@ class OwnRecord:
         """The Unix time at which the certificate should be renewed."""
         return self.member.not_before + RENEW_AT * (self.member.not_after - self.member.not_before)
 
-    async def renew(self, client: RosterClient) -> None:
+    async def renew(self, caller: Caller) -> None:
         """Renew the certificate whenever two thirds of its life are over, until cancelled."""
         while True:
-            await self.renew_if_due(client)
+            await self.renew_if_due(caller)
             with trio.move_on_after(LOOK):
                 while not self._disputed():
                     await self._keeper.changes()
@@ -117,18 +117,18 @@ class OwnRecord:
             None,
         )
 
-    async def renew_if_due(self, client: RosterClient) -> None:
+    async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
         if self._keeper.revoked is not None or (time() < self.renewal_due() and not self._disputed()):
             return
         try:
-            await self._renew(client)
+            await self._renew(caller)
             self.renewal_error = None
         except PhantomMeshError as error:
             self.renewal_error = error
             log.warning("certificate not renewed", error=str(error), fix=error.fix)
 
-    async def _renew(self, client: RosterClient) -> None:
+    async def _renew(self, caller: Caller) -> None:
         state, member, now = self._state, self.member, time()
         if state.authority is not None:
             authority_cert = state.authority.der
@@ -138,7 +138,7 @@ class OwnRecord:
             dispute = self.dispute()
             winner = None if dispute is None else self._keeper.roster.get(dispute.winner)
             evidence = b"" if winner is None else winner.signed.encode()
-            renewed = await client.renew(make_csr(state.identity, member.name), evidence)
+            renewed = await caller.renew(make_csr(state.identity, member.name), evidence)
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
         renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
         if renewed_member.node_id != member.node_id:

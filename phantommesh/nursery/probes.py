@@ -26,7 +26,7 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h

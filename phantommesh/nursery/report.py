@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from phantommesh import __version__
+from phantommesh.events import EventLog
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
+from phantommesh.membership.effects import Changed
+from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 from phantommesh.records import Entry
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
     DimensionView,
     LinkView,
+    MemberState,
     PathView,
     PeerView,
     RevocationResult,
@@ -29,18 +35,26 @@ from phantommesh.views import (
     ScatterView,
     Status,
 )
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import PeerState
 
 if TYPE_CHECKING:
     from phantommesh.nursery.node import Node
 
+MEMBER_STATES: Mapping[State, MemberState] = {
+    State.ALIVE: "alive",
+    State.SUSPECT: "suspect",
+    State.DEAD: "dead",
+    State.LEFT: "left",
+}
 REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carries nothing
 
 # Tuning.
 _UNSCATTERED = "traffic takes dimension 0 alone"
 
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
+TOLD_REASONS = 8  # that an event names; `status` has them all
+
+log = structlog.get_logger("phantommesh.report")
 
 
 class Reporter:
@@ -51,11 +65,18 @@ class Reporter:
         self._finished = trio.Event()
         self._drops: Counter[str] = Counter()
         self._handshakes: Counter[tuple[Role, str]] = Counter()
+        self._gossiped: Counter[tuple[str, str]] = Counter()
+        self._told: list[str] = []
 
     @property
     def metrics(self) -> Metrics:
         """The node's metrics."""
         return self._node.metrics
+
+    @property
+    def events(self) -> EventLog:
+        """What happened lately."""
+        return self._node.events
 
     def status(self) -> Status:
         """This node at a glance."""
@@ -73,6 +94,7 @@ class Reporter:
             ip6=str(member.ip6),
             peers_total=len(links),
             peers_up=sum(_up(link) for link in links),
+            members=dict(Counter(self._membership(entry) for entry in node.entries())),
             degraded=list(self._degraded(links)),
             certificate_expires=_rfc3339(member.not_after),
         )
@@ -81,8 +103,15 @@ class Reporter:
         node = self._node
         if missing := [name for name in node.names if name not in node.actual]:
             yield f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made"
+        standing = {e.member.name: self._membership(e) for e in node.entries()} if links else {}
         for link in links:
-            if not _up(link):
+            gone = standing.get(link.peer)
+            if gone in ("suspect", "dead"):
+                yield (
+                    f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
+                    f"control port {node.config.control.port} is reachable by UDP from here"
+                )
+            elif gone != "left" and not _up(link):
                 why = f": {link.last_error}" if link.last_error else ""
                 yield (
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
@@ -140,6 +169,10 @@ class Reporter:
     def links(self) -> list[LinkView]:
         """The link to each of them."""
         return [self._link(entry) for entry in self._node.entries()]
+
+    def _membership(self, entry: Entry) -> MemberState:
+        state = self._node.gossip.membership.state(entry.member.node_id)
+        return "unknown" if state is None else MEMBER_STATES[state]
 
     def _state(self, entry: Entry) -> LinkState:
         return self._node.links.state(entry.member.node_id, trio.current_time())
@@ -199,6 +232,8 @@ class Reporter:
             ip4=str(member.ip4),
             ip6=str(member.ip6),
             state=state.phase.value,
+            membership=self._membership(entry),
+            gossip_rtt_s=self._node.gossip.membership.round_trip(member.node_id),
             endpoint=entry.record.control[0] if entry.record.control else None,
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
@@ -323,13 +358,41 @@ class Reporter:
         self._finished = trio.Event()
         self.metrics.link_handshake_seconds.observe(opened.seconds)
         self.metrics.psk_rotations.labels("ok").inc()
+        self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
+
+    def member_changed(self, change: Changed) -> None:
+        """Gossip has news of a member."""
+        entry = self._node.keeper.roster.get(NodeId(change.node))
+        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
+        state = "forgotten" if change.new is None else change.new.name.lower()
+        self.metrics.membership_changes.labels(state).inc()
+        say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
+        say("member " + change.event, peer=name, state=state)
+        self._publish(f"peer.{change.event}", change.node, {"state": state})
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self.metrics.psk_rotations.labels(alarm.kind).inc()
+        self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
+
+    def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        entry = self._node.keeper.roster.get(NodeId(peer))
+        name = None if entry is None else entry.member.name
+        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
+        self.events.publish(kind, name, data)
+
+    def _tell_health(self) -> None:
+        reasons = list(self._degraded(self.links()))
+        if reasons and reasons != self._told:
+            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            self.events.publish("health.degraded", None, data)
+        elif self._told and not reasons:
+            self.events.publish("health.well", None, {})
+        self._told = reasons
 
     def measure(self) -> None:
-        """Bring the metrics up to what the interfaces and the links say now."""
+        """Bring the metrics and events up to what the interfaces and the links say now."""
+        self._tell_health()
         node = self._node
         entries = node.entries()
         states = {entry.member.name: self._state(entry) for entry in entries}
@@ -354,10 +417,17 @@ class Reporter:
         )
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops += node.paths.dropped + node.paths.paths.drops
+        drops += node.gossip.gossip.drops + node.gossip.dropped
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)
         self._drops = drops
+        gossiped = Counter[tuple[str, str]]()
+        for kind, (sent, received) in node.gossip.membership.counts().items():
+            gossiped[kind, "out"], gossiped[kind, "in"] = sent, received
+        for (kind, direction), count in (gossiped - self._gossiped).items():
+            self.metrics.gossip_messages.labels(kind, direction).inc(count)
+        self._gossiped = gossiped
         finished = Counter(node.links.handshakes)
         for (role, result), count in (finished - self._handshakes).items():
             self.metrics.link_handshakes.labels(role, result).inc(count)

@@ -17,7 +17,8 @@ from typing import Final
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
-from phantommesh.wire import DIMENSIONS, DecodeError
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import DecodeError
 
 ALL: Final = (1 << DIMENSIONS) - 1
 FULL: Final = (1.0,) * DIMENSIONS

@@ -23,7 +23,8 @@ from phantommesh.link.context import Timing
 from phantommesh.link.effects import Alarm, Effect, Install, LinkState, Opened, PeerAuth, Send, Sign
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Address
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
 ADMISSION = Secret(b"a" * 32)
@@ -250,11 +251,18 @@ class Simulation:
                     a.kernel.handshakes[theirs][i] = b.kernel.handshakes[mine][i] = self.now
                     a.kernel.reported[theirs][i], b.kernel.reported[mine][i] = a.clock, b.clock
 
+    def _check_timers(self) -> None:
+        """A link whose moment is not noted would sleep through it."""
+        for links in (node.links for node in self.nodes if node.links is not None):
+            moments = [peer.deadline for peer in links._peers.values()]
+            assert links._context.timers.first == min(moments, default=FOREVER)
+
     def run(self, seconds: float) -> None:
         """Let virtual time pass. Each node's kernel is read once a second, as the reconciler would."""
         end = self.now + seconds
         poll = self.now
         while True:
+            self._check_timers()
             deadline = min(
                 (n.links.deadline - n.offset for n in self.nodes if n.links is not None), default=FOREVER
             )

@@ -10,7 +10,8 @@ import pytest
 from phantommesh.link.context import Timing
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskPhase
-from phantommesh.wire import DIMENSIONS, Kind
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 ALL = (1 << DIMENSIONS) - 1

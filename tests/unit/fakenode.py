@@ -4,6 +4,7 @@
 import time
 from collections.abc import Awaitable, Callable
 
+from phantommesh.events import EventLog
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,
@@ -100,6 +101,7 @@ class FakeNode:
 
     def __init__(self, peers: int = 2) -> None:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
+        self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []

@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from phantommesh.cli import base, cli
 from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
 from phantommesh.invites import Invite
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.trust import Role
@@ -64,6 +66,7 @@ def told(result: Result, code: int) -> str:
         ["invite", "--role", "king"],
         ["config", "nothing"],
         ["rotate", "a", "b"],
+        ["events", "--since", "-1"],
         ["lab", "up", "--nodes", "1"],
         ["lab", "up", "--backend", "magic"],
         ["lab", "exec", "1"],
@@ -92,7 +95,10 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert len(result.stdout.splitlines()) > 3
 
 
-@pytest.mark.parametrize("verb", ["status", "peers", "links", "paths", "scatter", "rotate", "revoke pm-2"])
+@pytest.mark.parametrize(
+    "verb",
+    ["status", "peers", "links", "paths", "scatter", "events", "events --follow", "rotate", "revoke pm-2"],
+)
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
     message = told(run("--json", *verb.split(), root=tmp_path), 3)
     assert f"{tmp_path}/api.sock" in message
@@ -373,3 +379,73 @@ def test_starting_does_not_import_what_is_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def some_events(node: FakeNode) -> None:
+    node.events.publish("link.opened", "pm-2", {"peer": "pm-2", "node_id": "id002", "epoch": 3, "detail": ""})
+    node.events.publish("health.degraded", None, {"reasons": ["one", "two\x1b[2J"], "total": 2})
+
+
+async def test_events_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+    some_events(node)
+
+    def check(at: list[str]) -> None:
+        plain = process(*at, "events")
+        assert (plain.returncode, plain.stderr) == (0, "")
+        lines = plain.stdout.splitlines()
+        assert [line.split()[1:] for line in lines[1:]] == [
+            ["link.opened", "pm-2", "epoch=3"],
+            ["health.degraded", "-", "reasons=one;", "two", "[2J", "total=2"],
+        ]
+        shown = json.loads(process(*at, "events", "--json", "--type", "link.*", "--type", "peer.*").stdout)
+        assert [event["seq"] for event in shown["items"]] == [1]
+        assert shown["next_cursor"] is None
+        shown = json.loads(process(*at, "--json", "events", "--since", "1").stdout)
+        assert [event["seq"] for event in shown["items"]] == [2]
+        wrong = process(*at, "events", "--type", "pear.*", "--follow")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert wrong.stderr.startswith("error: 'pear.*' is no type of event\nfix: ")
+
+    await with_node(node, tmp_path, check)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Path, as_json: bool) -> None:
+    node, path, shutdown = FakeNode(), tmp_path / "api.sock", trio.Event()
+    some_events(node)
+    words = [sys.executable, "-m", "phantommesh", "--socket", str(path), "events", "--follow"]
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            serve = partial(serve_api, node, socket_path=path, group="no-such-group-here", shutdown=shutdown)
+            await nursery.start(serve)
+            ends: list[tuple[int, str]] = []
+            for _ in range(2):
+                command = subprocess.Popen(
+                    [*words, *(["--json"] if as_json else [])],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                assert command.stdout is not None
+                lines = [await trio.to_thread.run_sync(command.stdout.readline) for _ in range(2)]
+                node.events.publish("peer.up", "pm-3", {})
+                lines.append(await trio.to_thread.run_sync(command.stdout.readline))
+                if as_json:
+                    kinds = [json.loads(line)["type"] for line in lines]
+                else:
+                    kinds = [line.split()[1] for line in lines]
+                assert kinds == ["link.opened", "health.degraded", "peer.up"]
+                if not ends:
+                    command.send_signal(signal.SIGINT)
+                    node.events = EventLog(run="run2", clock=lambda: 0.0)
+                    some_events(node)
+                else:
+                    shutdown.set()
+                _, told = await trio.to_thread.run_sync(command.communicate)
+                ends.append((command.returncode, told))
+    assert ends[0] == (130, "")
+    status, told = ends[1]
+    assert status == 3
+    assert told.startswith(f"error: the node on {path} stopped\nfix: ")
+    assert len(told.splitlines()) == 2

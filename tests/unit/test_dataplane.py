@@ -7,8 +7,8 @@ import pytest
 from phantommesh.config import WireguardSection
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, read_peer
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
 from tests.unit.wireguard_model import apply

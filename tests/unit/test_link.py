@@ -380,6 +380,27 @@ def test_lost_fragments_are_asked_for_and_only_those_come_again() -> None:
     assert (sim.sent[Kind.RESP], sim.sent[Kind.AUTH]) == (5 + 2, 3 + 1)
 
 
+def test_a_request_to_resend_brings_no_more_than_one_answer_at_a_time() -> None:
+    """It is the one small datagram that large ones answer, and whoever saw it can send it again."""
+    sim = Simulation()
+    sim.network.block = {Kind.AUTH}
+    sim.run(0.2)
+    a, b = sim.nodes
+    assert a.links is not None and b.links is not None
+    (initiation,) = [p.initiation for p in a.links._context.initiations.values()]
+    (response,) = b.links._answerer.responses.of_peer(a.identity.node_id)
+    assert initiation is not None
+    (for_resp,) = initiation.resend_request(0b11111)
+    missing = fragments.Missing(a.address, Kind.AUTH, Mode.MEMBER, response.handshake.own, 0b111)
+    (for_auth,) = b.links._answerer.ask_again(missing)
+    assert isinstance(for_auth, Send)
+    for receiver, datagram, sender, size in ((b, for_resp, a, 5), (a, for_auth.datagram, b, 3)):
+        assert receiver.links is not None
+        for moment in (sim.now, sim.now + 0.11):
+            sent = [receiver.links.receive(datagram, sender.address, moment) for _ in range(20)]
+            assert [len(effects) for effects in sent] == [size, *[0] * 19]
+
+
 def answered_but_not_installed() -> tuple[Simulation, Links]:
     """A second handshake whose responder has verified AUTH and whose kernel took no PSK."""
     sim = Simulation()

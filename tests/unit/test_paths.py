@@ -16,7 +16,8 @@ from phantommesh.paths.machine import ALL, ANSWERS, BUSY_BYTES, FULL, RETURN, SL
 from phantommesh.paths.probe import ON_WIRE, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.quality import WINDOW, Counted, Quality
 from phantommesh.paths.state import MISSES, PROVE, PathState
-from phantommesh.wire import DIMENSIONS, DecodeError
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import DecodeError
 
 A, B = b"a" * 16, b"b" * 16
 INTERVAL, RATE = 0.1, 200.0
