@@ -246,7 +246,7 @@ async def test_a_drain_swaps_the_map_before_it_returns(kernel: Kernel, autojump_
         await scatter.refresh()
         snapshot = scatter.snapshot(peer(2).node_id)
         assert snapshot is not None and snapshot.previous == before
-        assert snapshot.current.scores == (1, 1, 1, 0, 1, 1, 0)
+        assert snapshot.current.scores == (1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)
         assert snapshot.current.hits.packets == (4,) * 7
         assert snapshot.current.epoch.number == before.epoch.number + 1
         await scatter.set_scores(peer(2).node_id, (1, 1, 1, 0, 1, 1, 0))  # no change
