@@ -146,6 +146,7 @@ class Node:
             port=config.paths.port,
             names=self.names,
             address=lambda: self.own.member.ip4,
+            turned=lambda turned: self.reporter.turned(turned),
         )
         self.rekeying = KeyReplacer(config.wireguard, self.own, self.paths, self._adopt_keys)
         self.reporter = Reporter(self)

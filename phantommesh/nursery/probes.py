@@ -84,15 +84,18 @@ class ProbeSocket:
 
 
 class PathDriver:
-    """Runs one `Paths`. ``address`` gives this node's overlay address."""
+    """Runs one `Paths`. ``address`` gives this node's overlay address; ``turned`` is called when a path
+    changes its state."""
 
     def __init__(
         self, paths: Paths, scatterer: Scatterer, *, port: int, names: Sequence[str],
         address: Callable[[], IPv4Address],
+        turned: Callable[[Turned], None] = lambda turned: None,
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
         self.dropped: Counter[str] = Counter()
+        self._turned = turned
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
         self._sources: dict[str, bytes] = {}
@@ -205,6 +208,7 @@ class PathDriver:
                         "path", peer=format_node_id(NodeId(peer)), dimension=dimension, was=before.value,
                         now=after.value,
                     )  # fmt: skip
+                    self._turned(effect)
         self._tell()
         self._woken.set()
 

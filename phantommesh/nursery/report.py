@@ -20,6 +20,7 @@ from phantommesh.link.psk import PskPhase
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
+from phantommesh.paths.effects import Turned
 from phantommesh.records import Entry
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
@@ -51,6 +52,7 @@ REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carri
 # Tuning.
 _UNSCATTERED = "traffic takes dimension 0 alone"
 
+RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
 TOLD_REASONS = 8  # that an event names; `status` has them all
 
@@ -104,6 +106,8 @@ class Reporter:
         if missing := [name for name in node.names if name not in node.actual]:
             yield f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made"
         standing = {e.member.name: self._membership(e) for e in node.entries()} if links else {}
+        paths = self.paths() if links else []
+        renewed = Counter(v.peer for v in paths if v.state in ("closed", "proving") and v.since_s < RENEWAL)
         for link in links:
             gone = standing.get(link.peer)
             if gone in ("suspect", "dead"):
@@ -111,13 +115,15 @@ class Reporter:
                     f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
                     f"control port {node.config.control.port} is reachable by UDP from here"
                 )
+            elif link.state == "fresh" and DIMENSIONS - link.dimensions <= renewed[link.peer]:
+                continue  # nothing is wrong, or a key is being replaced, here or there
             elif gone != "left" and not _up(link):
                 why = f": {link.last_error}" if link.last_error else ""
                 yield (
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
                     f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
                 )
-        for peer, dark in self._dark(links).items():
+        for peer, dark in _dark(paths).items():
             yield (
                 f"dark: {', '.join(map(str, dark))} of the dimensions of peer {peer}: probes get no answer, "
                 "its traffic takes the others; check the uplink, and the UDP ports at both ends"
@@ -147,14 +153,6 @@ class Reporter:
         elif node.own.renewal_error is not None:
             error = node.own.renewal_error
             yield f"the certificate could not be renewed: {error}; {error.fix}"
-
-    def _dark(self, links: list[LinkView]) -> dict[str, list[int]]:
-        """The dark dimensions of peers that answer on some other."""
-        dark: dict[str, list[int]] = {}
-        for view in self.paths() if links else ():
-            if view.state in ("dark", "proving") and view.weight == 0.0:
-                dark.setdefault(view.peer, []).append(view.dimension)
-        return dark
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
@@ -375,6 +373,11 @@ class Reporter:
         self.metrics.psk_rotations.labels(alarm.kind).inc()
         self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
 
+    def turned(self, turned: Turned) -> None:
+        """A path changed its state."""
+        data: dict[str, object] = {"dimension": turned.dimension, "was": turned.before.value}
+        self._publish(f"path.{turned.after.value}", turned.peer, data)
+
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
         entry = self._node.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
@@ -432,6 +435,17 @@ class Reporter:
         for (role, result), count in (finished - self._handshakes).items():
             self.metrics.link_handshakes.labels(role, result).inc(count)
         self._handshakes = finished
+
+
+def _dark(paths: list[PathView]) -> dict[str, list[int]]:
+    """The dark dimensions of peers that answer on some other, and those that prove themselves for long."""
+    dark: dict[str, list[int]] = {}
+    for view in paths:
+        if view.weight == 0.0 and (
+            view.state == "dark" or (view.state == "proving" and view.since_s >= RENEWAL)
+        ):
+            dark.setdefault(view.peer, []).append(view.dimension)
+    return dark
 
 
 def _up(link: LinkView) -> bool:
