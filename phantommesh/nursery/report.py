@@ -440,8 +440,9 @@ class Reporter:
 def _dark(paths: list[PathView]) -> dict[str, list[int]]:
     """The dark dimensions of peers that answer on some other, and those that prove themselves for long."""
     dark: dict[str, list[int]] = {}
+    answering = {view.peer for view in paths if view.state == "up" and view.rtt_s is not None}
     for view in paths:
-        if view.weight == 0.0 and (
+        if view.peer in answering and (
             view.state == "dark" or (view.state == "proving" and view.since_s >= RENEWAL)
         ):
             dark.setdefault(view.peer, []).append(view.dimension)
