@@ -115,8 +115,10 @@ class Reporter:
                     f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
                     f"control port {node.config.control.port} is reachable by UDP from here"
                 )
-            elif link.state == "fresh" and DIMENSIONS - link.dimensions <= renewed[link.peer]:
-                continue  # nothing is wrong, or a key is being replaced, here or there
+            elif (
+                link.state == "fresh" and 0 < DIMENSIONS - link.dimensions <= renewed[link.peer] < DIMENSIONS
+            ):
+                continue  # a key is being replaced, here or there
             elif gone != "left" and not _up(link):
                 why = f": {link.last_error}" if link.last_error else ""
                 yield (
