@@ -70,6 +70,7 @@ class Links:
         """Keep links with exactly these members. A peer that is gone loses its keys at once."""
         for node_id in [n for n in self._peers if n not in peers]:
             self._forget(self._peers.pop(node_id))
+            self._context.timers.cancel(node_id)
         for node_id, auth in peers.items():
             peer = self._peers.get(node_id)
             if peer is None:
@@ -119,7 +120,6 @@ class Links:
 
     def _forget(self, peer: Peer) -> None:
         self._context.end_initiation(peer)
-        self._context.timers.cancel(peer.node_id)
         for response in self._answerer.responses.of_peer(peer.node_id):
             self._answerer.responses.drop(response)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 
 import trio
 from pyroute2 import IPRoute
@@ -20,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.scatter.ruleset import STRANDED
+from phantommesh.wireguard import Network
 
 FIRST_TABLE = 11200  # and the rules' priority: before the main table's, after an administrator's usual ones
 _MASK = 15
@@ -27,7 +27,7 @@ _WAYS = range(1, STRANDED + 1)
 _SCOPE_LINK = 253
 
 
-async def converge(ways: Mapping[int, int], networks: Sequence[IPv4Network | IPv6Network]) -> None:
+async def converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
     """Make the rules and routes: ``ways`` maps a mark's low bits to an interface index. Raises
     BackendError."""
     await trio.to_thread.run_sync(_converge, dict(ways), networks)
@@ -38,40 +38,38 @@ async def remove() -> None:
     await trio.to_thread.run_sync(_converge, {}, ())
 
 
-def _converge(ways: Mapping[int, int], networks: Sequence[IPv4Network | IPv6Network]) -> None:
+def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
     try:
+        have = {
+            (table - FIRST_TABLE, route.network): index
+            for table, index, route in netlink.read_tables()
+            if table - FIRST_TABLE in _WAYS
+        }
+        want = {(way, network): index for way, index in ways.items() for network in networks}
         with IPRoute() as rtnl:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                version = 6 if family == socket.AF_INET6 else 4
-                mine = [network for network in networks if network.version == version]
-                _routes(rtnl, family, ways, mine)
-                _rules(rtnl, family, ways if mine else {})
+            for (way, network), index in have.items():
+                if want.get((way, network)) != index:
+                    rtnl.route("del", **_route(way, network, index))
+            for (way, network), index in want.items():
+                if have.get((way, network)) != index:
+                    rtnl.route("add", **_route(way, network, index))
+            for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+                _rules(rtnl, family, ways if any(n.version == version for n in networks) else {})
     except (NetlinkError, OSError) as error:
         code = error.code if isinstance(error, NetlinkError) else error.errno
         if code != errno.EAFNOSUPPORT:
             raise netlink.failed("rules", "marking", error) from error
 
 
-def _routes(rtnl: IPRoute, family: int, ways: Mapping[int, int], networks: Sequence[object]) -> None:
-    want = {(way, str(network)): index for way, index in ways.items() for network in networks}
-    have = {}
-    for route in rtnl.get_routes(family=family):
-        way = (route.get_attr("RTA_TABLE") or 0) - FIRST_TABLE
-        if way in _WAYS and route["proto"] == ROUTE_PROTOCOL:
-            have[way, f"{route.get_attr('RTA_DST')}/{route['dst_len']}"] = route.get_attr("RTA_OIF")
-    for key in have.keys() - want.keys():
-        rtnl.route("del", table=FIRST_TABLE + key[0], dst=key[1], family=family)
-    for (way, network), index in want.items():
-        if have.get((way, network)) != index:
-            rtnl.route(
-                "replace",
-                table=FIRST_TABLE + way,
-                dst=network,
-                oif=index,
-                family=family,
-                proto=ROUTE_PROTOCOL,
-                **({"scope": _SCOPE_LINK} if family == socket.AF_INET else {}),
-            )
+def _route(way: int, network: Network, index: int) -> dict[str, object]:
+    return {
+        "table": FIRST_TABLE + way,
+        "dst": str(network),
+        "oif": index,
+        "family": socket.AF_INET6 if network.version == 6 else socket.AF_INET,
+        "proto": ROUTE_PROTOCOL,
+        "priority": 1,
+    } | ({"scope": _SCOPE_LINK} if network.version == 4 else {})
 
 
 def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> None:

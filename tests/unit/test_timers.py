@@ -17,7 +17,7 @@ from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskState
 from phantommesh.link.timers import SLACK, Timers
 from phantommesh.wire import Address, Kind, Mode
-from tests.simulation.pair import ADMISSION, FOREVER, identities
+from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 
 moments = st.one_of(st.floats(0, 100), st.just(FOREVER))
 steps = st.lists(st.tuples(st.sampled_from(["set", "cancel", "due"]), st.integers(0, 5), moments))
@@ -48,6 +48,15 @@ def test_moving_a_moment_again_and_again_keeps_nothing() -> None:
         timers.set(1, 1.0 + i)
     assert len(timers._heap) <= 2 * 2 + SLACK + 1
     assert timers.due(FOREVER) == [0, 1]
+
+
+def test_a_peer_that_left_is_never_due_again() -> None:
+    sim = Simulation()
+    links = sim.nodes[0].links
+    assert links is not None and links.deadline < FOREVER
+    links.set_peers({}, sim.now)
+    assert links.deadline == FOREVER
+    assert links.tick(sim.now + 1000.0) == []
 
 
 def test_what_a_datagram_costs_does_not_grow_with_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
