@@ -32,13 +32,11 @@ def pair() -> Iterator[LabSpec]:
 
 def own_keys(node: LabNode) -> list[tuple[str, str]]:
     """Public key and port, by dimension."""
-    return [
-        (
-            run_in(node, "wg", "show", f"pm{i}", "public-key").strip(),
-            run_in(node, "wg", "show", f"pm{i}", "listen-port").strip(),
-        )
-        for i in range(DIMENSIONS)
-    ]
+    keys, ports = (
+        dict(line.split("\t") for line in run_in(node, "wg", "show", "all", what).splitlines())
+        for what in ("public-key", "listen-port")
+    )
+    return [(keys[f"pm{i}"], ports[f"pm{i}"]) for i in range(DIMENSIONS)]
 
 
 def degraded(node: LabNode) -> str:
@@ -112,7 +110,9 @@ async def test_every_key_and_port_is_replaced_under_a_ping_and_none_is_lost(pair
                 for old, new in zip(before[node.name], now[node.name], strict=True)
             )
 
-        await until(replaced)
+        with trio.fail_after(PATIENCE_S):
+            while not await trio.to_thread.run_sync(replaced):
+                await trio.sleep(1.0)
         await traffic.settle(PATIENCE_S)
         assert [flow.sent - flow.received for flow in traffic.flows] == [0] * len(traffic.flows)
         assert min(flow.sent for flow in traffic.flows) > 700
