@@ -151,8 +151,12 @@ class Links:
 
     def dials(self, peer: bytes) -> int:
         """The dimensions on which the peer gets its endpoint, so that this end may start WireGuard
-        handshakes, as a bitmap. Nothing should be sent on the others."""
+        handshakes, as a bitmap."""
         return self._peers[peer].psk.dials
+
+    def ready(self, peer: bytes) -> int:
+        """The dimensions on which something may be sent to the peer, as a bitmap."""
+        return self._peers[peer].psk.ready
 
     def read_back(
         self, peer: bytes, bitmap: int, handshakes: Sequence[float | None], now: float

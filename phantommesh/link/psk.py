@@ -81,6 +81,7 @@ class PskState:
         self._replaced_agreed = 0
         self._dial_after: float | None = None
         self._dial_later = 0
+        self._usable = 0
         self.confirmed = 0
 
     def _fresh_random(self) -> tuple[Secret, ...]:
@@ -123,6 +124,13 @@ class PskState:
         if self._showing_staged and self.staged is not None:
             return self.staged
         return None if self._failed_closed else self.committed
+
+    @property
+    def ready(self) -> int:
+        """On which dimensions something may be sent to the peer, as a bitmap: those that dial, once the
+        kernel has what they dial with. A packet that comes sooner makes WireGuard try without, and then wait
+        5 s. A later PSK does not interrupt it, as sessions outlive that."""
+        return self._usable & self.dials
 
     @property
     def epoch(self) -> int:
@@ -182,6 +190,7 @@ class PskState:
             psks = self._unbound(self.staged.psks, dimensions)
             self.staged = replace(self.staged, psks=psks, bound=self.staged.bound & ~dimensions)
         self._dial_later &= ~dimensions
+        self._usable &= ~dimensions
         self.confirmed &= ~dimensions
         self.installed(self._noted() & ~dimensions, now)
 
@@ -209,6 +218,7 @@ class PskState:
             else:
                 self._installed_at[i] = None
         noted = self._noted()
+        self._usable |= noted & self.dials
         if noted == ALL:
             self._lacking_since = None
         elif self._lacking_since is None:
@@ -301,4 +311,5 @@ class PskState:
     def _fail_closed(self, now: float) -> None:
         self._blank = self._fresh_random()
         self._failed_closed = True
+        self._usable = 0
         self._forget_installs(now)

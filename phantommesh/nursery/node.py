@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from random import Random
 from time import monotonic, time
@@ -152,6 +152,7 @@ class Node:
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
+        self._reached: list[tuple[bytes, IPv4Address]] = []
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -264,7 +265,8 @@ class Node:
                 )
             )
         self.scattering.update(scattered)
-        self.paths.set_peers((p.node_id, p.ip4.network_address, p.dials) for p in peers)
+        self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
+        self._tell_paths()
         mesh, settings = self.state.mesh, self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
@@ -276,6 +278,9 @@ class Node:
                 peers,
             )
         )
+
+    def _tell_paths(self) -> None:
+        self.paths.set_peers((node_id, ip4, self.links.ready(node_id)) for node_id, ip4 in self._reached)
 
     def _adopt_keys(self) -> None:
         """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
@@ -303,6 +308,7 @@ class Node:
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
+        self._tell_paths()
         self.reporter.measure()
 
     def _received(self, entry: Entry) -> list[int]:

@@ -265,6 +265,34 @@ def test_the_responder_leaves_wireguard_to_the_initiator_on_a_new_dimension_alon
     assert state.dials == ALL
 
 
+def ready(state: PskState) -> int:
+    """A call, so that a type checker does not think it constant."""
+    return state.ready
+
+
+def test_nothing_is_sent_before_the_kernel_has_what_to_send_it_with(state: PskState) -> None:
+    state.commit(agreement(1), 0.0)
+    assert ready(state) == 0
+    state.installed(0b111, 0.1)
+    assert ready(state) == 0b111
+    state.installed(ALL, 0.2)
+    assert ready(state) == ALL
+    state.commit(agreement(2, 90.0), 90.0)
+    assert ready(state) == ALL  # the sessions carry on
+    state.unbind(0b10, 100.0)
+    assert ready(state) == ALL & ~0b10
+    state.commit(agreement(3, 101.0), 101.0, responder=True)
+    state.installed(ALL, 101.1)
+    assert ready(state) == ALL & ~0b10  # it leaves the dialling to the other end
+    state.observe([None, 101.2, *[None] * 5], 101.3)
+    state.installed(ALL, 101.4)
+    assert ready(state) == ALL
+    state.tick(1000.0)
+    assert ready(state) == 0
+    state.commit(agreement(4, 1001.0), 1001.0)
+    assert ready(state) == 0
+
+
 def test_with_nothing_bound_there_is_no_link(state: PskState) -> None:
     state.commit(agreement(1), 0.0)
     state.unbind(ALL, 1.0)
