@@ -373,10 +373,10 @@ TCP_BYTES = 1 << 20
 # Reads from one connection until its end, and prints how much that was.
 SINK = """
 import socket, sys
-with socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
-as s:
-    print(s.getsockname()[1], flush=True)
-    with s.accept()[0] as taken:
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], 0), family=family) as server:
+    print(server.getsockname()[1], flush=True)
+    with server.accept()[0] as taken:
         print(sum(iter(lambda: len(taken.recv(65536)), 0)))
 """
 SOURCE = """
