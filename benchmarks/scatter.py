@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
@@ -59,6 +60,7 @@ def _equal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float) -> N
             outcome.one.append(made.tcp_mbps(address, 1, seconds))
             outcome.many.append(made.tcp_mbps(address, FLOWS, seconds))
             outcome.entropy = entropy_bits([a - b for a, b in zip(made.sent(0), before, strict=True)])
+            _tell(outcome)
 
 
 def _unequal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float, rate: float) -> None:
@@ -72,6 +74,7 @@ def _unequal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float, ra
                 paths = [f"10.98.{i}.2" for i in range(DIMENSIONS)]
                 outcome.one.append(max(made.tcp_mbps(path, 1, seconds) for path in paths))
                 outcome.many.append(made.tcp_mbps(PLAIN, FLOWS, seconds))
+                _tell(outcome)
                 continue
             made.scatter(_scheduler(outcome.name))
             before = made.sent(0)
@@ -84,6 +87,12 @@ def _unequal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float, ra
             outcome.lossy.append(made.tcp_mbps(SCATTERED, 1, seconds))
             made.scatter(_scheduler(outcome.name), kept)
             outcome.shed.append(made.tcp_mbps(SCATTERED, 1, seconds))
+            _tell(outcome)
+
+
+def _tell(outcome: Outcome) -> None:
+    last = {key: values[-1] for key, values in asdict(outcome).items() if isinstance(values, list) and values}
+    print(outcome.name, *(f"{key} {value:.2f}" for key, value in last.items()), file=sys.stderr, flush=True)
 
 
 def _scheduler(name: str) -> Scheduler:
