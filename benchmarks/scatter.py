@@ -56,7 +56,7 @@ def _equal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float) -> N
                 made.scatter(_scheduler(outcome.name))
                 address = SCATTERED
             before = made.sent(0)
-            outcome.ping += made.ping_ms(address, PINGS, PING_S)
+            outcome.ping.append(median(made.ping_ms(address, PINGS, PING_S)))
             outcome.one.append(made.tcp_mbps(address, 1, seconds))
             outcome.many.append(made.tcp_mbps(address, FLOWS, seconds))
             outcome.entropy = entropy_bits([a - b for a, b in zip(made.sent(0), before, strict=True)])
@@ -70,9 +70,8 @@ def _unequal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float, ra
     for _ in range(rounds):
         made.shape(clean)
         for outcome in outcomes:
-            if outcome.name == "plain":  # the best of the single paths
-                paths = [f"10.98.{i}.2" for i in range(DIMENSIONS)]
-                outcome.one.append(max(made.tcp_mbps(path, 1, seconds) for path in paths))
+            if outcome.name == "plain":  # the best of the single paths: one of those with the shortest delays
+                outcome.one.append(max(made.tcp_mbps(f"10.98.{i}.2", 1, seconds) for i in (0, 1)))
                 outcome.many.append(made.tcp_mbps(PLAIN, FLOWS, seconds))
                 _tell(outcome)
                 continue
