@@ -37,7 +37,7 @@ async def main():
         except NftError as error:
             result = {"errno": error.code, "fix": error.fix}
         if method == "fingerprint" and result is not None:
-            result = [result.table, sorted(result.rules)]
+            result = [result.table, sorted(result.rules), [len(held) for held in result.elements]]
         results.append(result)
     print(json.dumps(results))
 
@@ -152,6 +152,11 @@ def test_what_others_do_shows_and_errors_are_told(space: list[str]) -> None:
     text = render(frame, ways(index_of(space)), [peer(1)])
     whole = call(space, frame.family, ["install", text], ["fingerprint"])[1]
     tool = [*space, "nft"]
+    sets = ["fingerprint", "ways", "peers4", "peers6"]
+    assert call(space, frame.family, sets)[0][2] == [8, 1, 1]
+    subprocess.run([*tool, "flush", "map", "netdev", frame.table, "peers6"], check=True)
+    assert call(space, frame.family, sets)[0][2] == [8, 1, 0]
+    whole = call(space, frame.family, ["install", text], ["fingerprint"])[1]
     subprocess.run([*tool, "flush", "chain", "netdev", frame.table, "out"], check=True)
     edited = call(space, frame.family, ["fingerprint"])[0]
     assert edited[0] == whole[0] and set(edited[1]) < set(whole[1])

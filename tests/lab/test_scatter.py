@@ -190,6 +190,7 @@ async def test_what_others_remove_is_put_back(nodes: list[LabNode]) -> None:
     rivals = [
         ["nft", "flush", "ruleset"],
         ["nft", "flush", "chain", "netdev", TABLE, "out"],
+        ["nft", "flush", "map", "netdev", TABLE, "peers4"],
         ["ip", "link", "delete", MASTER],
         ["ip", "address", "flush", "dev", MASTER],
         ["ip", "route", "flush", "dev", MASTER],
@@ -205,7 +206,8 @@ async def test_what_others_remove_is_put_back(nodes: list[LabNode]) -> None:
 
 
 def whole_chain(node: LabNode) -> bool:
-    return "fwd to" in run_in(node, "nft", "list", "chain", "netdev", TABLE, "out")
+    listed = run_in(node, "nft", "list", "chain", "netdev", TABLE, "out")
+    return "fwd to" in listed and "goto" in run_in(node, "nft", "list", "map", "netdev", TABLE, "peers4")
 
 
 def addressed(node: LabNode) -> bool:
