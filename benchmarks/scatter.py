@@ -126,7 +126,7 @@ def main() -> None:
             else:
                 _unequal(made, outcomes, rounds, seconds, given.rate)
         except subprocess.CalledProcessError as error:
-            if "netem" not in error.cmd:
+            if "netem" not in (error.stderr or "") and "qdisc" not in (error.stderr or ""):
                 raise
             parser.exit(1, "error: this kernel has no netem\nfix: run it by scripts/kernel-vm\n")
         backend = made.backend
