@@ -29,6 +29,7 @@ from phantommesh.wireguard import public_key_of
 MTU = 1420
 BATCH = 8
 FLOWLET_MS = 60
+QUEUE_MS = 100.0  # an access line's buffer
 MASTER = "pm"
 FOUR = (IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2"))
 SIX = (IPv6Address("fd99::1"), IPv6Address("fd99::2"))
@@ -41,6 +42,12 @@ class PathShape:
     delay_ms: float = 0.0
     rate_mbit: float = 0.0
     loss: float = 0.0
+
+    @property
+    def limit(self) -> int:
+        """Packets that the path holds: those under way, and a queue of QUEUE_MS; without a rate, plenty."""
+        held = self.rate_mbit * 1000.0 * (self.delay_ms + QUEUE_MS) / (8.0 * 1500.0)
+        return max(20, round(held)) if self.rate_mbit else 10_000
 
 
 class Rig:
@@ -104,7 +111,7 @@ class Rig:
         """Give each path its delay, rate and loss. Needs netem."""
         lines = ["set -e"]
         for i, path in enumerate(paths):
-            line = f"tc qdisc replace dev up{i} root netem delay {path.delay_ms}ms limit 2000"
+            line = f"tc qdisc replace dev up{i} root netem delay {path.delay_ms}ms limit {path.limit}"
             line += f" rate {path.rate_mbit}mbit" if path.rate_mbit else ""
             line += f" loss {path.loss}%" if path.loss else ""
             lines.append(line)
