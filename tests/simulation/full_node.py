@@ -328,7 +328,7 @@ class Process:
         kernel, wanted = self.machine.kernel, self.links.psks(peer)
         bitmap, seen = 0, list[float | None]([None] * DIMENSIONS)
         if peer not in self.disputed():
-            kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer))
+            kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer) != 0)
             bitmap = (1 << DIMENSIONS) - 1
             seen = [
                 None if moment is None else self.now - (self.wall - moment)
@@ -458,7 +458,7 @@ class Process:
                     self.carry_gossip(self.gossip.seal(effects, self.now))
                     return control.Done()
                 case control.Turn() | control.Prove():
-                    return control.Refused("this node keeps no scatter proofs")
+                    return control.Refused("no traffic is simulated, so there is nothing to prove")
         except PhantomMeshError as error:
             return control.Refused(str(error), error.fix)
 
