@@ -404,8 +404,8 @@ class Simulation:
         bad = []
         for a, b in itertools.combinations(self.members(), 2):
             mine, theirs = a.machine.kernel.psks.get(b.me), b.machine.kernel.psks.get(a.me)
-            keyed = mine is not None and mine == theirs and bytes(32) not in mine
-            if not (keyed and _fresh(a, b) and _fresh(b, a)):
+            same = mine is not None and mine == theirs and bytes(32) not in mine
+            if not (same and _fresh(a, b) and _fresh(b, a)):
                 bad.append(f"{a.machine.name}-{b.machine.name}")
         return bad
 
@@ -683,9 +683,10 @@ def _table(process: Process) -> list[int]:
 
 
 def _fresh(a: Process, b: Process) -> bool:
-    if b.me not in a.links._peers:
+    """Whether a's end of a link is fresh, and its interfaces have the PSKs of that."""
+    if b.me not in a.links._peers or a.links.state(b.me, a.now).phase is not PskPhase.FRESH:
         return False
-    return a.links.state(b.me, a.now).phase is PskPhase.FRESH
+    return a.machine.kernel.psks.get(b.me) == tuple(psk.reveal() for psk in a.links.psks(b.me))
 
 
 class _Running:
