@@ -14,7 +14,7 @@ from phantommesh.secret import Secret
 from phantommesh.wire import DIMENSIONS
 
 EQUAL = (1.0,) * DIMENSIONS
-_REMEMBERED = 8  # epochs of the link, the highest; an unsure one alternates between two
+_REMEMBERED = 8  # epochs of the link, those used last; an unsure one alternates between two
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,10 @@ class Numbers:
 
     def take(self, link: int) -> Epoch:
         """The next epoch of this epoch of the link."""
-        number = self._next.get(link, 0)
-        self._next = dict(sorted({**self._next, link: number + 1}.items())[-_REMEMBERED:])
+        number = self._next.pop(link, 0)
+        self._next[link] = number + 1
+        if len(self._next) > _REMEMBERED:
+            del self._next[next(iter(self._next))]
         return Epoch(link, number)
 
 
