@@ -47,7 +47,7 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState, Route
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as

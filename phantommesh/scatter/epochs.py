@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 EQUAL = (1.0,) * DIMENSIONS
 _REMEMBERED = 8  # epochs of the link, those used last; an unsure one alternates between two

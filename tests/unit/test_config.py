@@ -131,9 +131,7 @@ def test_a_pasted_token_does_not_show() -> None:
 
 
 def test_redacted_is_the_whole_configuration() -> None:
-    assert redacted(parse(BASE)) == msgspec.to_builtins(parse(BASE)) | {
-        "node": {"name": "alpha", "mesh": "pm", "endpoints": []}
-    }
+    assert redacted(parse(BASE)) == msgspec.json.decode(msgspec.json.encode(parse(BASE)))
 
 
 @pytest.mark.parametrize(

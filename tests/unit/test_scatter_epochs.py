@@ -7,7 +7,7 @@ from phantommesh.scatter.epochs import EQUAL, Keying, Numbers, PeerScatter
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 ONE, TWO = Keying(1, Secret(b"1" * 32)), Keying(2, Secret(b"2" * 32))
 ADDRESSES = IPv4Address("100.64.0.2"), IPv6Address("fd00::2")

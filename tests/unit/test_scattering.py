@@ -23,7 +23,7 @@ from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
