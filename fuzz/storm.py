@@ -30,7 +30,7 @@ from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 #: Every reason there is to drop a datagram.
 REASONS = {
     "malformed", "cookie", "mac", "session", "duplicate", "rate", "quota", "unknown-node", "expired",
-    "interfaces", "glare", "half-open", "replay", "overtaken", "aead", "confirmation", "signature",
+    "glare", "half-open", "replay", "overtaken", "aead", "confirmation", "signature",
     "identity", "x25519", "encapsulation key", "chain", "epoch", "ack", "invite", "invite-proof",
 }  # fmt: skip
 

@@ -36,6 +36,16 @@ class WireGuardSample:
 
 
 @dataclass(frozen=True, slots=True)
+class PathSample:
+    """One peer on one dimension, as its probes measure it; ``rtt`` in seconds, None before the first."""
+
+    peer: str
+    dimension: int
+    rtt: float | None
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class ScatterSample:
     """One peer's scatter: the share of each dimension by the map in use, and the entropy of what was sent."""
 
@@ -51,6 +61,7 @@ class _DeviceCollector(Collector):
         self._clock = clock
         self.samples: tuple[WireGuardSample, ...] = ()
         self.scatter: tuple[ScatterSample, ...] = ()
+        self.paths: tuple[PathSample, ...] = ()
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -85,6 +96,23 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        rtt = GaugeMetricFamily(
+            PREFIX + "path_rtt_seconds",
+            "Smoothed round trip inside a dimension.",
+            labels=["peer", "dimension"],
+        )
+        loss = GaugeMetricFamily(
+            PREFIX + "path_loss_ratio",
+            "Ratio lost of late inside a dimension, of probes or of traffic, whichever is worse.",
+            labels=["peer", "dimension"],
+        )
+        for path in self.paths:
+            loss.add_metric([path.peer, str(path.dimension)], path.loss)
+            if path.rtt is not None:
+                rtt.add_metric([path.peer, str(path.dimension)], path.rtt)
+        yield rtt
+        yield loss
 
         weight = GaugeMetricFamily(
             PREFIX + "scatter_weight",
@@ -175,7 +203,7 @@ class Metrics:
         )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams, DNS queries and unscattered packets dropped, by reason.",
+            "Control datagrams, DNS queries, probes and unscattered packets dropped, by reason.",
             ["reason"],
             registry=self.registry,
         )
@@ -226,6 +254,10 @@ class Metrics:
     def set_wireguard(self, samples: Iterable[WireGuardSample]) -> None:
         """Replace what was last read from the devices."""
         self._devices.samples = tuple(samples)
+
+    def set_paths(self, samples: Iterable[PathSample]) -> None:
+        """Replace what is known of the paths."""
+        self._devices.paths = tuple(samples)
 
     def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
         """Replace what is known of the scatter of each peer."""

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
 
-import base64
 import json
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +20,12 @@ from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.records import KEY_BYTES, NodeRecord, Roster
+from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
-from phantommesh.wireguard import public_key_of
+from phantommesh.wgkeys import WgKeys
 
 ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
@@ -44,7 +41,7 @@ class NodeState:
     mesh: Mesh
     authority_cert: bytes
     node_cert: bytes
-    wg_keys: tuple[Secret, ...]
+    wg_keys: WgKeys
     admission_key: Secret
     roster: Roster
     revocations: Revocations
@@ -82,22 +79,16 @@ class NodeState:
         return f"NodeState({self.state.path})"
 
 
-def new_wg_keys() -> tuple[Secret, ...]:
-    """Return seven X25519 private keys, clamped as RFC 7748 section 5 and `wg genkey` do."""
-    return tuple(Secret(_clamp(secrets.token_bytes(KEY_BYTES))) for _ in range(DIMENSIONS))
-
-
-def make_record(identity: Identity, wg_keys: tuple[Secret, ...], config: Config, seq: int) -> NodeRecord:
+def make_record(identity: Identity, wg_keys: WgKeys, config: Config, seq: int) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration."""
-    base = config.wireguard.base_port
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
         control=tuple(
             format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints
         ),
-        wg_keys=tuple(public_key_of(key) for key in wg_keys),
-        wg_ports=tuple(range(base, base + DIMENSIONS)),
+        wg_keys=wg_keys.public,
+        wg_ports=wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
         version=__version__,
     )
 
@@ -124,7 +115,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         if member.node_id != identity.node_id:
             raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
     with _blame(state, statedir.WIREGUARD_KEYS):
-        wg_keys = decode_wg_keys(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
+        wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
     admission_key = state.read_secret(statedir.ADMISSION_KEY)
     if len(admission_key) != ADMISSION_BYTES:
         path = state.path / statedir.ADMISSION_KEY
@@ -194,25 +185,6 @@ def load_members(node: NodeState) -> Snapshot:
         return Snapshot(c for c, who in others if who != me and node.roster.get(who) is not None)
     except (StateError, ValueError):
         return EMPTY
-
-
-def encode_wg_keys(keys: tuple[Secret, ...]) -> list[str]:
-    """Return the private keys in base64, as `wg` writes them, for a file of mode 0600."""
-    return [base64.b64encode(key.reveal()).decode("ascii") for key in keys]
-
-
-def decode_wg_keys(given: object) -> tuple[Secret, ...]:
-    """Read what `encode_wg_keys` gave. Raises ValueError or TypeError, which quote no key."""
-    if not isinstance(given, list) or len(given) != DIMENSIONS:
-        raise ValueError(f"it does not hold {DIMENSIONS} keys")
-    keys = [base64.b64decode(text, validate=True) for text in given]
-    if any(len(key) != KEY_BYTES or key != _clamp(key) for key in keys) or len(set(keys)) != DIMENSIONS:
-        raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
-    return tuple(Secret(key) for key in keys)
-
-
-def _clamp(key: bytes) -> bytes:
-    return bytes([key[0] & 0xF8]) + key[1:31] + bytes([key[31] & 0x7F | 0x40])
 
 
 @contextmanager

@@ -93,6 +93,26 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
 
 
+class PathView(msgspec.Struct, frozen=True, kw_only=True):
+    """One dimension of one peer, as the probes inside it measure it."""
+
+    peer: str
+    node_id: str
+    dimension: int
+    interface: str
+    endpoint: str | None
+    state: Literal["closed", "proving", "up", "dark"]
+    """``closed``: it has no keys yet. ``dark``: probes get no answer. ``proving``: they do again, and it
+    carries traffic once they have for a while."""
+    since_s: float
+    rtt_s: float | None
+    jitter_s: float
+    loss: float
+    """The ratio lost of late, 0 to 1: of probes on both ways, or of traffic on the way there if worse."""
+    weight: float
+    """What it may carry: 1 is a full share, 0 none."""
+
+
 class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
     """One dimension's part in what goes to one peer."""
 
@@ -251,6 +271,8 @@ class NodePort(Protocol):
     async def export_proofs(self, peer: str | None) -> bytes:
         """A file of all scatter proofs, or of those of one peer, by node id."""
         ...
+
+    def paths(self) -> list[PathView]: ...
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the node does its work, and when not, the reasons."""

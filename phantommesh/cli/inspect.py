@@ -112,6 +112,36 @@ def links(options: Options) -> None:
 @click.command()
 @json_option
 @click.pass_obj
+def paths(options: Options) -> None:
+    """Show every dimension of every peer: whether it answers, how fast, and what it loses."""
+    from phantommesh.views import Page, PathView
+
+    found = client_of(options).get_all("/v1/paths", PathView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    table(
+        ["PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"],
+        [
+            (
+                view.peer,
+                view.dimension,
+                view.state,
+                age(view.since_s),
+                None if view.rtt_s is None else f"{1000 * view.rtt_s:.1f} ms",
+                f"{1000 * view.jitter_s:.1f} ms",
+                f"{100 * view.loss:.1f}%",
+                f"{view.weight:g}",
+                view.endpoint,
+            )
+            for view in sorted(found, key=lambda view: (view.peer, view.dimension))
+        ],
+    )
+
+
+@click.command()
+@json_option
+@click.pass_obj
 def scatter(options: Options) -> None:
     """Show how traffic to each peer is scattered over the dimensions."""
     from phantommesh.views import Page, ScatterView

@@ -112,9 +112,6 @@ class Answerer:
             return self._context.drop("unknown-node")
         if now >= peer.auth.valid_until:
             return self._context.drop("expired")
-        interface_hash = self._context.interface_hash(peer.auth)
-        if not compare_digest(init.interface_hash, interface_hash):
-            return self._context.drop("interfaces")
         if peer.initiation is not None and self._context.starts_with(init.node_id):
             return self._context.drop("glare")
         if not self._admit(init, source):
@@ -130,7 +127,7 @@ class Answerer:
             epoch=epoch,
             chain_id=chain_id,
             chain_key=chain_key,
-            interface_hash=interface_hash,
+            interface_hash=self._context.interface_hash(peer.auth),
         )
         return self._respond(Response(handshake, source, peer.mac_out, now))
 
@@ -194,7 +191,12 @@ class Answerer:
         session = response.handshake.session
         assert session is not None
         agreement = self._context.agreement(
-            peer, session, response.handshake.epoch, by_lower_id=peer.node_id < self._context.node_id, now=now
+            peer,
+            session,
+            response.handshake.epoch,
+            response.handshake.common,
+            by_lower_id=peer.node_id < self._context.node_id,
+            now=now,
         )
         response.verified_at = now
         had_chain = peer.psk.committed is not None

@@ -56,6 +56,11 @@ class Peer:
         """The member's node id."""
         return self.auth.node_id
 
+    def start_by(self, moment: float) -> None:
+        """Start the next handshake then, if not before; no read-back puts it off again."""
+        self.next_start = min(self.next_start, moment)
+        self.timed_by_handshake = True
+
     @property
     def deadline(self) -> float:
         """When this peer next has something to do: start a handshake, go on with it, age."""
@@ -115,11 +120,22 @@ class Context:
         return keys.member_mac_key(self.admission, node_id) if peer is None else peer.mac_out
 
     def agreement(
-        self, peer: Peer, session: keys.SessionKeys, epoch: int, *, by_lower_id: bool, now: float
+        self,
+        peer: Peer,
+        session: keys.SessionKeys,
+        epoch: int,
+        common: int,
+        *,
+        by_lower_id: bool,
+        now: float,
     ) -> Agreement:
-        """What a handshake that got this far agrees on."""
-        psks = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
-        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now)
+        """What a handshake that got this far agrees on. Where the ends do not know each other's WireGuard
+        key, of which ``common`` is the complement, the PSK is random: a record is still under way."""
+        agreed = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
+        psks = tuple(psk if common >> i & 1 else Secret(self.random(32)) for i, psk in enumerate(agreed))
+        return Agreement(
+            epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now, common
+        )
 
     def opened(
         self,

@@ -160,8 +160,9 @@ class Starter:
             return []
         initiation = peer.initiation
         lower = self._context.starts_with(peer.node_id)
+        common = initiation.handshake.common
         agreement = self._context.agreement(
-            peer, initiation.keys, initiation.epoch, by_lower_id=lower, now=now
+            peer, initiation.keys, initiation.epoch, common, by_lower_id=lower, now=now
         )
         if not peer.psk.stage(agreement):
             self._context.end_initiation(peer)

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
+from random import Random
 from time import monotonic, time
 
 import msgspec
@@ -48,14 +49,17 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
@@ -151,9 +155,19 @@ class Node:
             interval=config.wireguard.reconcile_seconds,
             on_epoch=self._epoch_over,
         )
+        self.paths = PathDriver(
+            Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
+            self.scattering,
+            port=config.paths.port,
+            names=self.names,
+            address=lambda: self.own.member.ip4,
+            turned=lambda turned: self.reporter.turned(turned),
+        )
+        self.rekeying = KeyReplacer(config.wireguard, self.own, self.paths, self._adopt_keys)
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
+        self._reached: list[tuple[bytes, IPv4Address]] = []
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -162,7 +176,7 @@ class Node:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
         return Links(
             node_id=state.identity.node_id,
-            wg_keys=self.own.wg_public_keys,
+            wg_keys=self.own.wg_keys.public,
             admission=state.admission_key,
             kem=provider(settings.provider),
             random=os.urandom,
@@ -266,16 +280,28 @@ class Node:
                 )
             )
         self.scattering.update(scattered)
-        mesh = self.state.mesh
+        self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
+        self._tell_paths()
+        mesh, settings = self.state.mesh, self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
-                self.config.wireguard,
-                self.state.wg_keys,
+                settings,
+                self.own.wg_keys.private,
+                self.own.wg_keys.ports(settings.base_port, settings.port_choices),
                 self.own.member,
                 (mesh.network4, mesh.network6),
                 peers,
             )
         )
+
+    def _tell_paths(self) -> None:
+        self.paths.set_peers((node_id, ip4, self.links.ready(node_id)) for node_id, ip4 in self._reached)
+
+    def _adopt_keys(self) -> None:
+        """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
+        self.driver.carry_out(self.links.set_wg_keys(self.own.wg_keys.public, trio.current_time()))
+        self._install()
+        self.own.publish()
 
     def _disputed(self) -> set[NodeId]:
         """The members that the interfaces are to be without: an address or a key can be one peer's only. Who
@@ -288,14 +314,17 @@ class Node:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
         self.actual = actual
         self.scattering.devices(actual)
+        self.paths.devices(actual)
         now, wall = trio.current_time(), time()
         for entry in self.entries():
             peer = entry.member.node_id
             reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
+            self.paths.paths.read(peer, reading.counters, now)
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
         self.proving.look({entry.member.node_id: self._counters(entry) for entry in self.entries()})
+        self._tell_paths()
         self.reporter.measure()
 
     def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
@@ -341,6 +370,7 @@ class Node:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
         try:
+            await self.own.reserve()
             self.own.publish()
             self._peers_changed()
             async with trio.open_nursery() as nursery:
@@ -392,6 +422,8 @@ class Node:
             "link": self.driver.run,
             "scatter": self.scattering.run,
             "proofs": self.proving.run,
+            "paths": self.paths.run,
+            "wireguard-keys": self.rekeying.run,
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
@@ -468,7 +500,7 @@ def _sole_owner(prefix: str) -> Iterator[None]:
     them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
         try:
-            held.bind(f"\0phantommesh-interfaces-{prefix}")
+            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -19,7 +19,8 @@ from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
-from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
+from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
+from phantommesh.paths.effects import Turned
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -29,6 +30,7 @@ from phantommesh.views import (
     DimensionView,
     LinkView,
     MemberState,
+    PathView,
     PeerView,
     ProofDirection,
     ProofEpoch,
@@ -56,6 +58,7 @@ REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carri
 # Tuning.
 _UNSCATTERED = "traffic takes dimension 0 alone"
 
+RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
 TOLD_REASONS = 8  # that an event names; `status` has them all
 
@@ -109,6 +112,8 @@ class Reporter:
         if missing := [name for name in node.names if name not in node.actual]:
             yield f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made"
         standing = {e.member.name: self._membership(e) for e in node.entries()} if links else {}
+        paths = self.paths() if links else []
+        renewed = Counter(v.peer for v in paths if v.state in ("closed", "proving") and v.since_s < RENEWAL)
         for link in links:
             gone = standing.get(link.peer)
             if gone in ("suspect", "dead"):
@@ -116,12 +121,23 @@ class Reporter:
                     f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
                     f"control port {node.config.control.port} is reachable by UDP from here"
                 )
+            elif (
+                link.state == "fresh" and 0 < DIMENSIONS - link.dimensions <= renewed[link.peer] < DIMENSIONS
+            ):
+                continue  # a key is being replaced, here or there
             elif gone != "left" and not _up(link):
                 why = f": {link.last_error}" if link.last_error else ""
                 yield (
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
                     f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
                 )
+        for peer, dark in _dark(paths).items():
+            yield (
+                f"dark: {', '.join(map(str, dark))} of the dimensions of peer {peer}: probes get no answer, "
+                "its traffic takes the others; check the uplink, and the UDP ports at both ends"
+            )
+        if (problem := node.paths.problem) is not None:
+            yield f"{problem}; {problem.fix}"
         if (problem := node.scattering.problem) is not None:
             yield f"{_UNSCATTERED}: {problem}" + (f"; {problem.fix}" if problem.fix else "")
         if (revoked := node.keeper.revoked) is not None:
@@ -148,7 +164,7 @@ class Reporter:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
-        bearable = ("could not be renewed", _UNSCATTERED)
+        bearable = ("could not be renewed", _UNSCATTERED, "paths are not measured")
         reasons = [r for r in self._degraded([]) if not any(text in r for text in bearable)]
         return not reasons, reasons
 
@@ -174,11 +190,14 @@ class Reporter:
 
     def _link(self, entry: Entry) -> LinkView:
         state = self._state(entry)
-        keyed = self._node.links.keyed(entry.member.node_id)
+        bound = self._node.links.bound(entry.member.node_id)
         psks = self._node.links.psks(entry.member.node_id)
         now = time()
         answering = sum(
-            peer is not None and keyed and peer.psk == psks[i] and now - peer.last_handshake < REJECT_AFTER
+            peer is not None
+            and bound >> i & 1
+            and peer.psk == psks[i]
+            and now - peer.last_handshake < REJECT_AFTER
             for i, _, peer in self._devices(entry)
         )
         age = None if state.age is None else round(state.age, 1)
@@ -190,14 +209,14 @@ class Reporter:
             role=state.role or "none",
             dimensions=answering,
             handshake_age_s=age,
-            psk_age_s=age if keyed else None,
+            psk_age_s=age if bound else None,
             chain_reset=state.chain_reset,
             last_error=state.last_error,
         )
 
     def _peer(self, entry: Entry) -> PeerView:
         member, state, now = entry.member, self._state(entry), time()
-        keyed = self._node.links.keyed(member.node_id)
+        bound = self._node.links.bound(member.node_id)
         dimensions = []
         for i, name, peer in self._devices(entry):
             handshake = peer.last_handshake if peer is not None else 0.0
@@ -209,7 +228,7 @@ class Reporter:
                     last_handshake_s=round(now - handshake, 1) if handshake else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
-                    psk_age_s=round(state.age, 1) if keyed and state.age is not None else None,
+                    psk_age_s=round(state.age, 1) if bound >> i & 1 and state.age is not None else None,
                 )
             )
         return PeerView(
@@ -226,6 +245,30 @@ class Reporter:
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
         )
+
+    def paths(self) -> list[PathView]:
+        """Every dimension of each of them."""
+        node, now, views = self._node, trio.current_time(), list[PathView]()
+        for entry in node.entries():
+            found = node.paths.paths.view(entry.member.node_id, now)
+            for (i, name, peer), path in zip(self._devices(entry), found, strict=False):
+                endpoint = peer.endpoint if peer is not None else None
+                views.append(
+                    PathView(
+                        peer=entry.member.name,
+                        node_id=format_node_id(entry.member.node_id),
+                        dimension=i,
+                        interface=name,
+                        endpoint=None if endpoint is None else str(endpoint),
+                        state=path.state.value,
+                        since_s=round(path.since, 1),
+                        rtt_s=None if path.rtt is None else round(path.rtt, 6),
+                        jitter_s=round(path.jitter, 6),
+                        loss=round(path.loss, 4),
+                        weight=path.weight,
+                    )
+                )
+        return views
 
     def scatter(self) -> list[ScatterView]:
         """How the traffic to each of those is scattered that have a map."""
@@ -359,6 +402,11 @@ class Reporter:
         self.metrics.psk_rotations.labels(alarm.kind).inc()
         self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
 
+    def turned(self, turned: Turned) -> None:
+        """A path changed its state."""
+        data: dict[str, object] = {"dimension": turned.dimension, "was": turned.before.value}
+        self._publish(f"path.{turned.after.value}", turned.peer, data)
+
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
         entry = self._node.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
@@ -390,11 +438,17 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
+        self.metrics.set_paths(
+            PathSample(view.peer, view.dimension, view.rtt_s, view.loss)
+            for view in self.paths()
+            if view.state != "closed"
+        )
         self.metrics.set_scatter(
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self.scatter()
         )
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
+        drops += node.paths.dropped + node.paths.paths.drops
         drops += node.gossip.gossip.drops + node.gossip.dropped
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
@@ -410,6 +464,18 @@ class Reporter:
         for (role, result), count in (finished - self._handshakes).items():
             self.metrics.link_handshakes.labels(role, result).inc(count)
         self._handshakes = finished
+
+
+def _dark(paths: list[PathView]) -> dict[str, list[int]]:
+    """The dark dimensions of peers that answer on some other, and those that prove themselves for long."""
+    dark: dict[str, list[int]] = {}
+    answering = {view.peer for view in paths if view.state == "up" and view.rtt_s is not None}
+    for view in paths:
+        if view.peer in answering and (
+            view.state == "dark" or (view.state == "proving" and view.since_s >= RENEWAL)
+        ):
+            dark.setdefault(view.peer, []).append(view.dimension)
+    return dark
 
 
 def _up(link: LinkView) -> bool:

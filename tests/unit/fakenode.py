@@ -9,6 +9,7 @@ from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,
     LinkView,
+    PathView,
     PeerView,
     ProofDirection,
     ProofEpoch,
@@ -60,6 +61,22 @@ def link_view(number: int) -> LinkView:
         psk_age_s=11.0,
         chain_reset=False,
         last_error=None,
+    )
+
+
+def path_view(number: int, dimension: int) -> PathView:
+    return PathView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        dimension=dimension,
+        interface=f"pm{dimension}",
+        endpoint="192.0.2.1:51820" if dimension else None,
+        state="up" if dimension else "dark",
+        since_s=12.5,
+        rtt_s=0.0123 if dimension else None,
+        jitter_s=0.001,
+        loss=0.005,
+        weight=1.0 if dimension else 0.0,
     )
 
 
@@ -146,6 +163,9 @@ class FakeNode:
 
     def links(self) -> list[LinkView]:
         return [link_view(number) for number in range(1, self.count + 1)]
+
+    def paths(self) -> list[PathView]:
+        return [path_view(number, i) for number in range(1, self.count + 1) for i in range(7)]
 
     def scatter(self) -> list[ScatterView]:
         return [scatter_view(number) for number in range(1, self.count + 1)]

@@ -11,7 +11,15 @@ from time import time
 import trio
 
 from phantommesh.bootstrap import Summary, init_mesh
-from phantommesh.config import Config, ControlSection, DnsSection, GossipSection, NodeSection, load
+from phantommesh.config import (
+    Config,
+    ControlSection,
+    DnsSection,
+    GossipSection,
+    NodeSection,
+    ScatterSection,
+    load,
+)
 from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.nursery import enrolment
@@ -42,6 +50,7 @@ def settings(port: int, *, tcp: bool = True) -> Config:
         control=ControlSection(port=port, tcp=tcp),
         gossip=GossipSection(preset="local"),
         dns=DnsSection(serve=False, mode="off"),  # this machine's own resolver is not ours to tell
+        scatter=ScatterSection(mode="off"),  # nor are its packet filter and interfaces
     )
 
 

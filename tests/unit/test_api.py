@@ -28,6 +28,7 @@ from phantommesh.proofs.statement import ProofError
 from phantommesh.views import (
     LinkView,
     Page,
+    PathView,
     PeerView,
     Problem,
     ProofsView,
@@ -63,6 +64,8 @@ async def test_status_peers_and_links() -> None:
     response = await ask(node, "GET", "/v1/status")
     assert msgspec.json.decode(await response.get_data(), type=Status) == node.status()
     assert response.headers["Cache-Control"] == "no-store"
+    response = await ask(node, "GET", "/v1/paths?limit=1000")
+    assert msgspec.json.decode(await response.get_data(), type=Page[PathView]).items == node.paths()
     response = await ask(node, "GET", "/v1/scatter")
     assert msgspec.json.decode(await response.get_data(), type=Page[ScatterView]).items == node.scatter()
     response = await ask(node, "GET", "/v1/proofs")
@@ -265,7 +268,8 @@ async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
     local = {"Host": "127.0.0.1:9000"}
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await ask(app, "GET", path, headers=local)).status_code == 200
-    for path in ("/v1/status", "/v1/peers", "/v1/links", "/v1/scatter", "/v1/proofs", "/v1/proofs/export"):
+    v1 = ("status", "peers", "links", "paths", "scatter", "proofs", "proofs/export")
+    for path in (f"/v1/{name}" for name in v1):
         await problem(await ask(app, "GET", path, headers=local), 401)
     await problem(await ask(app, "POST", "/v1/rotations", headers=local), 401)
     assert node.rotated == []

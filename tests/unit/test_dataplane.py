@@ -23,14 +23,14 @@ PSKS = tuple(Secret(bytes([i + 101]) * 32) for i in range(DIMENSIONS))
 PEER = MeshPeer(
     identity("b").node_id, IPv4Network("100.64.0.2/32"), IPv6Network("fd00::2/128"),
     tuple(bytes([i + 51]) * 32 for i in range(DIMENSIONS)), tuple(range(40000, 40000 + DIMENSIONS)),
-    ("192.0.2.1", "198.51.100.1", "2001:db8::1"), PSKS, True,
+    ("192.0.2.1", "198.51.100.1", "2001:db8::1"), PSKS, 0x7F,
 )  # fmt: skip
 NAMES = interface_names("pm")
 
 
 def devices(*peers: MeshPeer, prefix: str = "pm") -> dict[str, DeviceConfig]:
-    settings = WireguardSection(prefix=prefix, base_port=50000, mtu=1400, keepalive=7)
-    return desired_devices(settings, PRIVATE, ME, NETWORKS, peers)
+    settings = WireguardSection(prefix=prefix, mtu=1400, keepalive=7)
+    return desired_devices(settings, PRIVATE, range(50000, 50007), ME, NETWORKS, peers)
 
 
 def test_seven_devices_with_keys_and_ports_of_their_own() -> None:
@@ -63,13 +63,20 @@ def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:
     assert {peer.keepalive for peer in found} == {7}
 
 
-@pytest.mark.parametrize("change", [{"dials": False}, {"hosts": ()}], ids=["closed", "no-host"])
+@pytest.mark.parametrize("change", [{"dials": 0}, {"hosts": ()}], ids=["closed", "no-host"])
 def test_without_a_place_to_send_to_there_is_no_endpoint(change: dict[str, object]) -> None:
     peer = replace(PEER, **change)  # type: ignore[arg-type]
     found = [device.peers[PEER.wg_keys[i]] for i, device in enumerate(devices(peer).values())]
     assert [one.endpoint for one in found] == [None] * 7
     assert {one.keepalive for one in found} == ({0} if not peer.dials else {7})
     assert [one.psk for one in found] == list(PSKS)
+
+
+def test_a_closed_dimension_has_no_endpoint_and_the_others_keep_theirs() -> None:
+    (before, after) = (devices(replace(PEER, dials=dials)) for dials in (0x7F, 0x7B))
+    for i, (one, other) in enumerate(zip(before.values(), after.values(), strict=True)):
+        (peer,) = other.peers.values()
+        assert (peer.endpoint, peer.keepalive) == (None, 0) if i == 2 else one == other
 
 
 def actual(*peers: MeshPeer) -> dict[str, DeviceState]:

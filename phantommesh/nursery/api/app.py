@@ -195,6 +195,10 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     async def links() -> Response:
         return _json(paginate(node.links(), request.args))
 
+    @app.get("/v1/paths")
+    async def paths() -> Response:
+        return _json(paginate(node.paths(), request.args))
+
     @app.get("/v1/scatter")
     async def scatter() -> Response:
         return _json(paginate(node.scatter(), request.args))
