@@ -301,7 +301,7 @@ def test_a_distribution_that_only_the_sender_saw_is_rejected(
     """The sender's counts are as planned, but that is not how it sent."""
     proof = link(honest(scheduler), "pm-1", "pm-2")[-1]
     received = SKEWS[skew](receipt_of(proof).received, dimension)
-    if max(abs(a - b) for a, b in zip(received, receipt_of(proof).received, strict=True)) < 1_000_000:
+    if max(abs(a - b) for a, b in zip(received, receipt_of(proof).received, strict=True)) < 2_500_000:
         return  # a flow may have had nothing for this dimension
     with pytest.raises(ProofError, match="received"):
         check(honest(), [restate(proof, received=received)])
