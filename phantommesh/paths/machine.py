@@ -263,11 +263,13 @@ class Paths:
 
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
+        # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
+        leaving = bool(self._leaving >> path.dimension & 1) or path.state is PathState.CLOSED
         probe = Probe(
             pong,
             path.dimension,
             number,
-            leaving=bool(self._leaving >> path.dimension & 1),
+            leaving=leaving,
             drained=peer.in_force[path.dimension] == 0.0,
             received=0 if counted is None else counted[1],
             age=None if counted is None else now - counted[0],

@@ -100,11 +100,11 @@ class World:
             self.began[link] = (plan, self.now)
 
     def carry(
-        self, a: str, b: str, packets: Seven, size: int = MTU, loss: float = 0.0
+        self, a: str, b: str, packets: Seven, size: int = MTU, loss: float = 0.0, unsent: float = 0.0
     ) -> tuple[Seven, Seven]:
-        """Send so many packets of that size."""
+        """Send so many packets of that size; ``unsent`` is lost before WireGuard, ``loss`` after it."""
         link = (a, b)
-        sent = seven([count * (size + 47) for count in packets])
+        sent = seven([int(count * (size + 47) * (1 - unsent)) for count in packets])
         came = seven([int(size * (1 - loss)) for size in sent])
         self.wire[link] = plus(self.wire.get(link, ZEROS), sent)
         self.came[link] = plus(self.came.get(link, ZEROS), came)
@@ -147,14 +147,14 @@ class World:
             self.now += EPOCH
         self.round()
 
-    def steady(self, epochs: int, packets: Seven, loss: float = 0.0) -> None:
+    def steady(self, epochs: int, packets: Seven, loss: float = 0.0, unsent: float = 0.0) -> None:
         """Let the first node send the second the same packets in each of so many epochs."""
         a, b = self.names[:2]
         counts = None
         for number in range(epochs + 1):
             self.epoch += 1
             self.turn(a, b, self.plan(a, b) if number < epochs else None, counts)
-            counts = self.carry(a, b, packets, loss=loss)
+            counts = self.carry(a, b, packets, loss=loss, unsent=unsent)
             self.round()
             self.now += EPOCH
         self.round()

@@ -301,7 +301,7 @@ def test_a_distribution_that_only_the_sender_saw_is_rejected(
     """The sender's counts are as planned, but that is not how it sent."""
     proof = link(honest(scheduler), "pm-1", "pm-2")[-1]
     received = SKEWS[skew](receipt_of(proof).received, dimension)
-    if max(abs(a - b) for a, b in zip(received, receipt_of(proof).received, strict=True)) < 1_000_000:
+    if max(abs(a - b) for a, b in zip(received, receipt_of(proof).received, strict=True)) < 2_500_000:
         return  # a flow may have had nothing for this dimension
     with pytest.raises(ProofError, match="received"):
         check(honest(), [restate(proof, received=received)])
@@ -355,10 +355,11 @@ def test_counters_beyond_the_loss_bound_are_rejected(loss: float) -> None:
         assert verify(world.archive(), max_loss=0.1).countersigned == 3
 
 
-def test_a_little_taken_from_every_epoch_is_rejected() -> None:
+@pytest.mark.parametrize("taken", [{"loss": 0.4}, {"unsent": 0.4}], ids=["on the way", "by the sender"])
+def test_a_little_taken_from_every_epoch_is_rejected(taken: dict[str, float]) -> None:
     """In none of them more than the slack."""
     world = World(3)
-    world.steady(40, seven([300] * 7), loss=0.4)
+    world.steady(40, seven([300] * 7), **taken)
     proofs = link(world, "pm-1", "pm-2")
     for proof in proofs:
         check(world, [proof])
@@ -420,12 +421,17 @@ def test_a_broken_chain_is_rejected() -> None:
         with pytest.raises(ProofError, match=what):
             check(honest(), [proofs[i] for i in kept])
     assert check(honest(), proofs[2:]).countersigned == 2  # older ones are thrown away in time
-    for changed, what in (
+    last = statement_of(proofs[3])
+    earlier = {"start_ms": last.start_ms - 9_000, "end_ms": last.end_ms - 9_000}
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"previous": bytes(range(32))}, "chain is broken"),
         ({"number": 5}, "missing"),
         ({"start_ms": 1}, "held the commitment"),
         ({"late_open": (9,) * 7}, "at its beginning"),
-    ):
+        (earlier, "before the epoch before it ends"),
+        ({"start_ms": last.end_ms, "end_ms": last.start_ms}, "ends before it begins"),
+    ]
+    for changed, what in changes:
         with pytest.raises(ProofError, match=what):
             check(honest(), [*proofs[:3], restate(proofs[3], **changed)])
     with pytest.raises(ProofError, match="does not begin"):
@@ -460,6 +466,14 @@ def test_another_links_place_in_the_tree_is_rejected() -> None:
             if wrong != a:
                 with pytest.raises(ProofError, match="not under the signed root"):
                     check(world, [Proof(wrong, mine.receipt)])
+
+
+def test_countersignatures_come_in_order() -> None:
+    proofs = link(honest(), "pm-1", "pm-2")[2:]
+    assert proofs[1].receipt is not None
+    old = sign("pm-2", receipt_of(proofs[1]), proofs[1].receipt, sequence=1)
+    with pytest.raises(ProofError, match="order of the epochs"):
+        check(honest(), [proofs[0], Proof(proofs[1].statement, old)])
 
 
 def test_two_heads_of_one_round_are_rejected() -> None:
