@@ -55,6 +55,7 @@ from phantommesh.wireguard import DeviceState, Route
 ADOPTED = 180.0
 
 # Tuning.
+PATIENCE = 10.0  # s that a start waits for the last of the seven interfaces
 JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
 MAX_BACKOFF = 30.0  # s between attempts while nothing can be installed
 
@@ -128,7 +129,7 @@ class Scattering:
         self._jitter = Random()  # noqa: S311  # spreads timers, keys nothing
         self._peers: dict[bytes, _Known] = {}
         self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
-        self._adopted_until = 0.0
+        self._began = self._adopted_until = 0.0
         # What the table has, as far as this knows.
         self._seen: Fingerprint | None = None
         self._master = 0  # the index of the interface that it hangs on
@@ -210,7 +211,7 @@ class Scattering:
                 found = False  # this kernel has no such family; `_pass` will say what matters
             if found:
                 self._adopted_until = trio.current_time() + ADOPTED
-        delay = self._interval
+        delay, self._began = self._interval, trio.current_time()
         while True:
             self._kicked = trio.Event()
             try:
@@ -265,6 +266,8 @@ class Scattering:
         shown = ways(self._indexes)
         if not shown:
             return  # the dimensions are not there yet: traffic has nowhere to go anyhow
+        if self._seen is None and None in self._indexes and trio.current_time() < self._began + PATIENCE:
+            return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
         if self._seen is None or index != self._master or await self._look() != self._seen:

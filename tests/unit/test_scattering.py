@@ -359,6 +359,17 @@ async def test_an_interface_that_is_gone_gets_no_cards(kernel: Kernel, autojump_
         assert kernel.dimensions() == set(range(7))
 
 
+async def test_a_start_waits_for_all_seven_but_not_for_ever(kernel: Kernel, autojump_clock: object) -> None:
+    scatter = make()
+    scatter.update([peer(2)])
+    scatter.devices(devices({6}))
+    async with running(scatter):
+        await trio.sleep(service.PATIENCE / 2)
+        assert not has_interface(kernel)
+        await trio.sleep(service.PATIENCE)
+        assert has_interface(kernel) and kernel.dimensions() == set(range(6))
+
+
 async def test_where_nothing_can_be_installed_traffic_takes_dimension_0(
     kernel: Kernel, autojump_clock: object
 ) -> None:
