@@ -339,6 +339,8 @@ class GossipDriver:
     async def _ask(self) -> None:
         """Ask for revocations and group keys."""
         async for wanted in self._asks.clone():
+            if self.gossip.moot(wanted):
+                continue
             members = self._caller.callable() if wanted.member is None else [wanted.member]
             if not members or self._caller.sessions.newest(members[0]) is None:
                 continue  # no link with it yet: its next datagram says the same

@@ -29,7 +29,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
+from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Numbers, PeerScatter
 from phantommesh.scatter.maps import Scheduler, entropy_bits
 from phantommesh.scatter.ruleset import (
     FAMILY,
@@ -94,6 +94,7 @@ class _Known:
     scores: tuple[float, ...] = EQUAL
     scheduler: Scheduler | None = None
     keyed_once: bool = False
+    numbers: Numbers = field(default_factory=Numbers)
     provisional: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
 
 
@@ -412,6 +413,7 @@ class Scattering:
             (known.wanted.ip4, known.wanted.ip6),
             known.scheduler or self.settings.scheduler,
             self.settings.batch,
+            known.numbers,
         )
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying) -> None:

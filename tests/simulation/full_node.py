@@ -329,7 +329,8 @@ class Process:
         bitmap, seen = 0, list[float | None]([None] * DIMENSIONS)
         if peer not in self.disputed():
             kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer) != 0)
-            bitmap = (1 << DIMENSIONS) - 1
+            held = kernel.psks[peer]
+            bitmap = sum(1 << i for i in range(DIMENSIONS) if held[i] == wanted[i].reveal())
             seen = [
                 None if moment is None else self.now - (self.wall - moment)
                 for moment in kernel.handshakes[peer]
@@ -596,6 +597,8 @@ class Process:
         self.sim.tally["syncs"] += 1
 
     def _ask(self, wanted: AskKeys) -> Task:
+        if self.gossip.moot(wanted):
+            return
         members = self.callable(()) if wanted.member is None else [wanted.member]
         if not members or (not self.sim.large and self.sessions.newest(members[0]) is None):
             return

@@ -16,20 +16,26 @@ import pytest
 from tests.simulation.full_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent.parent
-SEEDS = {"collision": 2, "soak": 6}  # by default one
+SEEDS = {"collision": 2, "soak": 4}  # by default one
+MORE = {"news": 2, "large": 4, "soak": 60}  # behind ``slow``; by default twelve
 
 
 def runs() -> list[object]:
-    """Each scenario with its seeds: few here, and so many more behind ``slow``."""
+    """Each scenario with its seeds: few here, and more behind ``slow``."""
     cases: list[object] = []
     for name in SCENARIOS:
-        few = 0 if name == "thousand-shut-out" else SEEDS.get(name, 1)
-        many = 2 if name.startswith("thousand") else 60 if name == "soak" else 12
+        few, all_ = SEEDS.get(name, 1), MORE.get(name, 12)
         cases += [pytest.param(name, seed, id=f"{name}-{seed}") for seed in range(few)]
         cases += [
-            pytest.param(name, seed, id=f"{name}-{seed}", marks=pytest.mark.slow) for seed in range(few, many)
+            pytest.param(name, seed, id=f"{name}-{seed}", marks=pytest.mark.slow) for seed in range(few, all_)
         ]
     return cases
+
+
+@pytest.mark.slow
+def test_a_thousand_nodes_shut_a_revoked_one_out() -> None:
+    print("replay: python -m tests.simulation.full_sim large --seed 0 --nodes 1000")
+    SCENARIOS["large"][0](0, 1000)
 
 
 @pytest.mark.parametrize(("name", "seed"), runs())

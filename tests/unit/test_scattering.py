@@ -468,6 +468,7 @@ async def test_a_peer_can_have_a_scheduler_of_its_own(kernel: Kernel, autojump_c
         assert kernel.peers["100.64.0.2"] == "goto peer_1" and kernel.peers["100.64.0.3"] == "goto peer_3"
         snapshot = scatter.snapshot(peer(3).node_id)
         assert snapshot is not None and snapshot.current.scheduler == "packet"
+        assert snapshot.current.epoch.number == 1  # 0 was the deck's
 
 
 async def test_drops_are_counted_once(kernel: Kernel, autojump_clock: object) -> None:
