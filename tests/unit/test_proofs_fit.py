@@ -10,6 +10,8 @@ from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.reconcile import unreceived
 from phantommesh.proofs.statement import Plan, Receipt, Scheduler, Seven, Statement
 from phantommesh.proofs.verify import check_statement
+from phantommesh.scatter import maps
+from phantommesh.secret import Secret
 from tests.unit.makeproofs import EQUAL, UNEQUAL, plus, scatter, seven
 
 ALPHA = fit.FALSE_REJECTIONS / 2
@@ -167,3 +169,22 @@ def test_an_inner_node_is_no_leaf() -> None:
     root, ways = merkle.tree(leaves)
     inner = merkle.leaf_hash(b"a") + merkle.leaf_hash(b"b")
     assert merkle.root_of(inner, 0, 2, ways[0][1:]) != root
+
+
+@pytest.mark.parametrize("scheduler", ["deck", "batch"])
+def test_the_scatterers_own_maps_keep_to_the_span(scheduler: Scheduler) -> None:
+    """In windows of any length, from anywhere in the cycle, at equal and at very unequal scores."""
+    rng = random.Random(3)
+    for scores in ((1.0,) * 7, (9.0, 4.0, 2.0, 1.0, 1.0, 0.1, 0.0)):
+        for number in range(5):
+            keys = maps.epoch_keys(Secret(bytes([number]) * 32), bytes(16), maps.Epoch(1, number))
+            cards = seven(maps.cards(scores, keys.noise, maps.SIZES[scheduler]))
+            dealt = maps.deal(cards, scheduler, keys.stream, 8)
+            committed = plan(scheduler, 8 if scheduler == "batch" else 1, cards)
+            for _ in range(60):
+                n, start = rng.randrange(1, 2 * len(dealt)), rng.randrange(len(dealt))
+                window = (dealt * 3)[start : start + n]
+                packets = seven([window.count(i) for i in range(7)])
+                for count, card in zip(packets, cards, strict=True):
+                    assert abs(count - n * card / sum(cards)) <= fit._span(committed, card, n)
+                assert fit.misfit(committed, packets, seven([100 * p for p in packets]), ALPHA) is None
