@@ -93,9 +93,9 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer. ``bitmap`` has the dimensions whose PSK is the wanted one, ``located``
-    those on which WireGuard knows where the peer is; ``handshakes`` are the Unix times of the last on each
-    (None: never), ``counters`` the bytes sent and received on each (None where the peer is not there)."""
+    """What the devices hold of one peer. ``bitmap``: the dimensions whose PSK is the wanted one; ``located``:
+    those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
+    (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]
