@@ -24,10 +24,12 @@ from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
+from phantommesh.wireguard import public_key_of
 
 MTU = 1420
 BATCH = 8
 FLOWLET_MS = 60
+QUEUE_MS = 100.0  # an access line's buffer
 MASTER = "pm"
 FOUR = (IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2"))
 SIX = (IPv6Address("fd99::1"), IPv6Address("fd99::2"))
@@ -40,6 +42,12 @@ class PathShape:
     delay_ms: float = 0.0
     rate_mbit: float = 0.0
     loss: float = 0.0
+
+    @property
+    def limit(self) -> int:
+        """Packets that the path holds: those under way, and a queue of QUEUE_MS; without a rate, plenty."""
+        held = self.rate_mbit * 1000.0 * (self.delay_ms + QUEUE_MS) / (8.0 * 1500.0)
+        return max(20, round(held)) if self.rate_mbit else 10_000
 
 
 class Rig:
@@ -58,56 +66,57 @@ class Rig:
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=True).stdout
 
     def build(self) -> None:
-        """Make everything but the scatter rules."""
+        """Make everything but the scatter rules, by one shell an end: an emulated machine starts few a
+        second."""
         for space in self.spaces:
             subprocess.run(["ip", "netns", "add", space], check=True)
-        keys = [[secrets.token_bytes(32) for _ in range(DIMENSIONS)] for _ in (0, 1)]
-        private = [[base64.b64encode(key).decode() for key in row] for row in keys]
-        public = [[self.run(0, "wg", "pubkey", stdin=key).strip() for key in row] for row in private]
-        for i in range(DIMENSIONS):
-            self.run(0, *f"ip link add up{i} type veth peer name up{i} netns {self.spaces[1]}".split())
+        keys = [[Secret(secrets.token_bytes(32)) for _ in range(DIMENSIONS)] for _ in (0, 1)]
+        cables = [
+            f"link add up{i} type veth peer name up{i} netns {self.spaces[1]}" for i in range(DIMENSIONS)
+        ]
+        self.run(0, "ip", "-batch", "-", stdin="\n".join(cables))
         for end in (0, 1):
-            self.run(end, "ip", "link", "set", "lo", "up")
-            self.run(end, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")
+            lines = ["set -e", "ip link set lo up", "sysctl -qw net.ipv4.conf.all.rp_filter=2"]
             for i, name in enumerate(self.names[end]):
-                self._dimension(end, i, name, private[end][i], public[1 - end][i])
-            kind = "type wireguard" if self.backend == "kernel" else ""
-            add = f"ip link add {MASTER} {kind}" if kind else f"ip tuntap add dev {MASTER} mode tun"
-            for line in (
-                add,
+                lines += self._dimension(end, i, name, keys[end][i], keys[1 - end][i])
+            kernel = self.backend == "kernel"
+            lines += [
+                f"ip link add {MASTER} type wireguard" if kernel else f"ip tuntap add dev {MASTER} mode tun",
                 f"ip link set {MASTER} mtu {MTU} up",
                 f"ip address add {FOUR[end]}/32 dev {MASTER}",
                 f"ip address add {SIX[end]}/128 dev {MASTER} nodad",
                 f"ip route add {FOUR[1 - end]}/32 dev {MASTER}",
                 f"ip route add {SIX[1 - end]}/128 dev {MASTER}",
-            ):
-                self.run(end, *line.split())
+            ]
+            self.run(end, "sh", stdin="\n".join(lines) + "\n")
         for i in range(DIMENSIONS):
             self.run(0, "ping", "-q", "-c", "3", "-i", "0.2", "-w", "30", f"10.98.{i}.2")
 
-    def _dimension(self, end: int, i: int, name: str, private: str, public: str) -> None:
-        self.run(end, "ip", "address", "add", f"10.97.{i}.{end + 1}/24", "dev", f"up{i}")
-        self.run(end, "ip", "link", "set", f"up{i}", "up")
-        if self.backend == "kernel":
-            self.run(end, "ip", "link", "add", name, "type", "wireguard")
-        else:
-            self.run(end, "wireguard-go", name)
+    def _dimension(self, end: int, i: int, name: str, mine: Secret, theirs: Secret) -> list[str]:
+        private = base64.b64encode(mine.reveal()).decode()
+        public = base64.b64encode(public_key_of(theirs)).decode()
         allowed = f"{FOUR[1 - end]}/32,{SIX[1 - end]}/128,10.98.{i}.{2 - end}/32"
         peer = f"peer {public} endpoint 10.97.{i}.{2 - end}:{52000 + i} allowed-ips {allowed}"
-        settings = f"wg set {name} listen-port {52000 + i} private-key /dev/stdin {peer}"
-        self.run(end, *settings.split(), stdin=private)
-        self.run(end, "ip", "link", "set", name, "mtu", str(MTU), "up")
-        self.run(end, "ip", "address", "add", f"10.98.{i}.{end + 1}/24", "dev", name)
-        self.run(end, "ip", "address", "add", f"{FOUR[end]}/32", "dev", name)
+        return [
+            f"ip address add 10.97.{i}.{end + 1}/24 dev up{i}",
+            f"ip link set up{i} up",
+            f"ip link add {name} type wireguard" if self.backend == "kernel" else f"wireguard-go {name}",
+            f"echo {private} | wg set {name} listen-port {52000 + i} private-key /dev/stdin {peer}",
+            f"ip link set {name} mtu {MTU} up",
+            f"ip address add 10.98.{i}.{end + 1}/24 dev {name}",
+            f"ip address add {FOUR[end]}/32 dev {name}",
+        ]
 
     def shape(self, paths: Sequence[PathShape]) -> None:
         """Give each path its delay, rate and loss. Needs netem."""
+        lines = ["set -e"]
+        for i, path in enumerate(paths):
+            line = f"tc qdisc replace dev up{i} root netem delay {path.delay_ms}ms limit {path.limit}"
+            line += f" rate {path.rate_mbit}mbit" if path.rate_mbit else ""
+            line += f" loss {path.loss}%" if path.loss else ""
+            lines.append(line)
         for end in (0, 1):
-            for i, path in enumerate(paths):
-                line = f"tc qdisc replace dev up{i} root netem delay {path.delay_ms}ms limit 2000"
-                line += f" rate {path.rate_mbit}mbit" if path.rate_mbit else ""
-                line += f" loss {path.loss}%" if path.loss else ""
-                self.run(end, *line.split())
+            self.run(end, "sh", stdin="\n".join(lines) + "\n")
 
     def scatter(self, scheduler: Scheduler, scores: Sequence[float] = (1.0,) * DIMENSIONS) -> None:
         """Install the rules of a node with one peer, at both ends."""

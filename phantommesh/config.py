@@ -131,6 +131,12 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class ProofsSection(msgspec.Struct, frozen=True):
+    """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
+
+    keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
+
+
 class PathsSection(msgspec.Struct, frozen=True):
     """How the dimensions are watched: by probes to UDP `port` of the peers' overlay addresses, which are
     `probe_seconds` apart while there is traffic. A mesh has one such port."""
@@ -184,6 +190,7 @@ class Config(msgspec.Struct, frozen=True):
     link: LinkSection = LinkSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
+    proofs: ProofsSection = ProofsSection()
     paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()

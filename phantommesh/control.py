@@ -7,7 +7,11 @@ newcomer may send, and raise `ControlError` for what is not one of these message
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 
 
 class ControlError(Exception):
@@ -131,6 +135,22 @@ class SyncClose(msgspec.Struct, frozen=True, tag="sync-close"):
     rest: bytes
 
 
+class Turn(msgspec.Struct, frozen=True, tag="turn"):
+    """An epoch of the asker's scatter to this peer is over. The commitments to the plan that it followed and
+    to the next epoch's: each a hash, or empty for none. The answer, once the peer has read its counters, is
+    `Done`."""
+
+    closes: Annotated[bytes, msgspec.Meta(max_length=32)]
+    opens: Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class Prove(msgspec.Struct, frozen=True, tag="prove"):
+    """Statements and receipts that the asker has signed, encoded as `proofs.statement.Signed`. The answer is
+    `Done`, whatever becomes of them."""
+
+    parts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_PARTS)]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -138,7 +158,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     fix: str = ""
 
 
-Request = Enrol | Renew | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose
+Request = Enrol | Renew | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
 Answer = Enrolled | Renewed | Done | KeysAre | Differs | Records | SyncAnswer | Refused
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

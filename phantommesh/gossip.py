@@ -173,6 +173,10 @@ class Gossip:
         self._ask_after[member] = now + pause
         return [AskKeys(member, digest)]
 
+    def moot(self, wanted: AskKeys) -> bool:
+        """Whether what it asks for has come meanwhile: a change is heard of from many members at once."""
+        return wanted.digest == self._digest()
+
     def asked(self, digest: bytes, *, news: bool) -> None:
         """An `AskKeys` was answered. Where it brought nothing, who says the same digest is not asked again:
         it is the one behind, and asks us."""

@@ -213,6 +213,12 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.scatter_proofs = Counter(
+            PREFIX + "scatter_proofs_total",
+            "Steps of scatter proofs by what came of them.",
+            ["result"],
+            registry=self.registry,
+        )
         self.api_request_seconds = Histogram(
             PREFIX + "api_request_seconds",
             "Seconds an API request took, by route pattern, method and status.",

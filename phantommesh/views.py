@@ -144,6 +144,48 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: list[ScatterDimension]
 
 
+class ProofEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """One scatter proof. Lists have an entry a dimension; ``packets`` and ``bytes`` are what the scheduler
+    gave to each, ``wire_bytes`` what WireGuard sent there."""
+
+    number: int
+    link_epoch: int
+    epoch: int
+    start: str
+    end: str
+    scheduler: str
+    cards: list[int]
+    packets: list[int]
+    bytes: list[int]
+    wire_bytes: list[int]
+    received_bytes: list[int] | None
+    """None until the receiver has countersigned."""
+    entropy_bits: float
+    min_entropy_bits: float
+    p_value: float | None
+    """Of the G-test against the cards; None for a scheduler whose packets do not tell."""
+    problem: str | None
+    """What does not hold, in words."""
+
+
+class ProofDirection(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of one direction of one link."""
+
+    kept: int
+    countersigned: int
+    newest: ProofEpoch | None
+    """Of those that both ends have signed, if there is one."""
+
+
+class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The scatter proofs of one link, by direction as this node sees it."""
+
+    peer: str
+    node_id: str
+    sent: ProofDirection
+    received: ProofDirection
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one peer's rotation; ``detail`` says why one failed and what to do."""
 
@@ -223,6 +265,12 @@ class NodePort(Protocol):
     def links(self) -> list[LinkView]: ...
 
     def scatter(self) -> list[ScatterView]: ...
+
+    def proofs(self) -> list[ProofsView]: ...
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        """A file of all scatter proofs, or of those of one peer, by node id."""
+        ...
 
     def paths(self) -> list[PathView]: ...
 

@@ -14,6 +14,7 @@ from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
 from phantommesh.cli.events import events
 from phantommesh.cli.inspect import config, links, paths, peers, revoke, rotate, scatter, status
 from phantommesh.cli.lab import lab
+from phantommesh.cli.proofs import proofs
 from phantommesh.cli.setup import init, invite, join, run
 
 
@@ -52,7 +53,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, status, peers, links, paths, scatter, events, rotate, revoke, config, lab,
+    init, invite, join, run, status, peers, links, paths, scatter, proofs, events, rotate, revoke,
+    config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 

@@ -136,7 +136,7 @@ def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> 
     from phantommesh.nursery import labrun
     from phantommesh.nursery.labnet import LabSpec
 
-    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
+    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend, epoch_s=labrun.EPOCH_S)
     report = trio.run(partial(labrun.run, spec, _console(options)))
     if options.json:
         emit(report)

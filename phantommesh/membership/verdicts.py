@@ -227,7 +227,7 @@ class Verdicts:
             if not case.asking:
                 self.check_soon(case)
         elif len(case.witnesses) >= self.required(node):
-            self.condemn(node, case.key, kind, None)
+            self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
         else:
             self._want_query()
 
@@ -262,9 +262,10 @@ class Verdicts:
                 else:
                     self._claims.adopt(best, witness)
         elif raw[STATE] == ALIVE:
-            case.witnesses.discard(witness)
-        elif raw[ACCUSER] == witness and raw[GENERATION] == case.key[:6]:
-            case.witnesses.add(witness)
+            case.witnesses.pop(witness, None)
+        elif raw[ACCUSER] == witness and raw[GENERATION] >= case.key[:6]:
+            # Perhaps it went down in a later generation than the last that we heard of.
+            case.witnesses[witness] = raw[KEY]
             self.judge(case)
 
     def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:

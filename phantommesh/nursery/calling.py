@@ -7,11 +7,12 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from time import time
+from typing import TypeVar, cast
 
 import structlog
 import trio
 
-from phantommesh import antientropy, control
+from phantommesh import asking, control
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
@@ -26,6 +27,10 @@ PATIENCE = 25.0  # s that a renewal may take at one authority
 STANDING_FIRST, STANDING_MAX = 1.0, 15.0  # s between questions whether this node was revoked
 STANDING_ASKED = 3  # members asked each time
 
+T = TypeVar("T")
+
+_RNG = random.Random()  # noqa: S311  # orders members, keys nothing
+
 log = structlog.get_logger("phantommesh.calling")
 
 
@@ -36,17 +41,9 @@ class Caller:
         self._node, self._keeper, self.sessions = node, keeper, sessions
 
     def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
-        """The members that can be called: those of ``first``, then authorities, then the others at random."""
-        mine, wanted = self._node.identity.node_id, list(first)
-        entries = [e for e in self._keeper.roster if e.member.node_id != mine and e.record.control]
-        random.shuffle(entries)  # spreads the load, keys nothing
-
-        def order(node_id: NodeId, role: Role) -> tuple[int, bool]:
-            place = wanted.index(node_id) if node_id in wanted else len(wanted)
-            return place, role is not Role.AUTHORITY
-
-        entries.sort(key=lambda e: order(e.member.node_id, e.member.role))
-        return [e.member.node_id for e in entries if self.sessions.newest(e.member.node_id) is not None]
+        """The members that can be called, in the order of `asking.whom`."""
+        ordered = asking.whom(self._keeper.roster, self._node.identity.node_id, list(first), _RNG)
+        return [member for member in ordered if self.sessions.newest(member) is not None]
 
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[streams.Client]:
@@ -98,33 +95,24 @@ class Caller:
         )
 
 
-async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
-    """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`.
-
-    What is not acceptable here or there is left out: nothing that a member sends ends this.
-    """
-    asked = antientropy.buckets(keeper.roster, time())
-    answer = await client.ask(control.Compare(asked))
-    if not isinstance(answer, control.Differs):
-        raise streams.StreamError("not an answer to a comparison")
+async def converse(client: streams.Client, keeper: RosterKeeper, talk: asking.Talk[T]) -> T:
+    """Hold one of `asking`'s conversations over a channel. Raises `StreamError`."""
     try:
-        difference = antientropy.parse_difference_untrusted(answer.difference)
-    except antientropy.AntiEntropyError as error:
+        step = next(talk)
+        while True:
+            if isinstance(step, asking.Keep):
+                step = talk.send(await keeper.take(step.records))
+            else:
+                step = talk.send(await client.ask(step))
+    except asking.AskingError as error:
         raise streams.StreamError(str(error)) from error
-    came, wanted = 0, antientropy.wanted(keeper.roster, difference)
-    for start in range(0, len(wanted), antientropy.MAX_WANTED):
-        came += await fetch(client, keeper, wanted[start : start + antientropy.MAX_WANTED])
-    for entry in antientropy.surplus(keeper.roster, difference, time()):
-        await client.ask(control.Announce(entry.signed.encode()))
-    return came
+    except StopIteration as end:
+        return cast("T", end.value)
 
 
-async def fetch(client: streams.Client, keeper: RosterKeeper, hashes: Iterable[bytes]) -> int:
-    """Fetch records by their hashes, and return how many changed the roster. Raises `StreamError`."""
-    fetched = await client.ask(control.Fetch(tuple(hashes)))
-    if not isinstance(fetched, control.Records):
-        raise streams.StreamError("not an answer to a request for records")
-    return await keeper.take(fetched.records)
+async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
+    """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`."""
+    return await converse(client, keeper, asking.reconcile(keeper.roster, time))
 
 
 async def ask_standing(node: NodeState, keeper: RosterKeeper, quiet: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar, assert_never
 import structlog
 import trio
 
-from phantommesh import antientropy, control, envelope, gossip, statedir
+from phantommesh import antientropy, asking, control, envelope, gossip, statedir
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -23,7 +23,7 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.nodestate import NodeState, encode_members, load_members
 from phantommesh.nursery import streams
-from phantommesh.nursery.calling import Caller, fetch, reconcile
+from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
@@ -32,9 +32,7 @@ from phantommesh.wire import Address
 
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
-FETCH_QUEUE, SYNC_QUEUE, ASK_QUEUE = 512, 8, 64
-FETCHES_PER_SOURCE = 32  # that wait at one time: what one member can make us look for
-FETCH_BATCH = 64  # records asked for over one channel
+SYNC_QUEUE, ASK_QUEUE = 8, 64
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
 DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
@@ -105,9 +103,7 @@ class GossipDriver:
         self._woken, self._unsaved = trio.Event(), trio.Event()
         self._generation, self._spread_new = generation, False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
-        self._waiting: Counter[bytes | Address] = Counter()
-        self._fetching: dict[bytes, float] = {}  # by record hash, when it was first heard of
-        self._to_fetch, self._fetches = trio.open_memory_channel[FetchRecord](FETCH_QUEUE)
+        self._fetching, self._wanted = asking.Fetching(), trio.Event()
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
         self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
         self.dropped: Counter[str] = Counter()
@@ -130,7 +126,7 @@ class GossipDriver:
             if self._known.get(node_id) == entry.hash or not entry.valid(wall):
                 continue
             self._known[node_id] = entry.hash
-            heard = self._fetching.pop(entry.hash, None)
+            heard = self._fetching.came(entry.hash)
             if heard is not None:
                 self._learned(now - heard)
             if node_id == self._mine:
@@ -160,6 +156,18 @@ class GossipDriver:
                 seen = self.membership.traffic_seen(node_id, now, age=now - then)
                 self._carry_out(self.gossip.seal(seen, now))
 
+    def _compare(self) -> asking.Talk[int]:
+        return asking.compare(self._sync_open, self._sync_close, self._keeper.roster, time)
+
+    def _sync_open(self) -> bytes:
+        return self.membership.sync_open(trio.current_time())
+
+    def _sync_close(self, answer: bytes) -> bytes:
+        now = trio.current_time()
+        rest, effects = self.membership.sync_close(answer, now)
+        self._carry_out(self.gossip.seal(effects, now))
+        return rest
+
     def sync_answer(self, opening: bytes) -> bytes:
         """Another member opens a full sync. Raises `GossipError`."""
         now = trio.current_time()
@@ -179,7 +187,7 @@ class GossipDriver:
             asked = self._requests.open(sealed, Address(source.host, 0, "tcp")).payload
         except EnvelopeError:
             return b""
-        hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: streams.MAX_ASKED]
+        hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
         found = antientropy.records(self._keeper.roster, hashes, time())
         return self._requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
 
@@ -215,11 +223,11 @@ class GossipDriver:
         return True
 
     def _want(self, wanted: FetchRecord) -> None:
-        if wanted.record_hash in self._fetching or self._waiting[wanted.source] >= FETCHES_PER_SOURCE:
-            return
-        if self._queue(self._to_fetch, wanted, "fetch"):
-            self._waiting[wanted.source] += 1
-            self._fetching[wanted.record_hash] = trio.current_time()
+        if self._fetching.want(wanted, trio.current_time()):
+            self._wanted.set()
+            self._wanted = trio.Event()
+        elif self._fetching.full:  # what matters is asked for again
+            self.dropped["gossip-fetch-queue"] += 1
 
     # Services.
 
@@ -255,52 +263,44 @@ class GossipDriver:
                 self._look()
 
     async def _fetch(self) -> None:
-        """Fetch the records that are said to exist, those of one source together."""
-        channel = self._fetches.clone()
-        async for first in channel:
-            batch = [first]
-            while len(batch) < FETCH_BATCH:
-                try:
-                    batch.append(channel.receive_nowait())
-                except trio.WouldBlock:
-                    break
+        """Fetch the records that are said to exist, those that wait together."""
+        while True:
+            batch = self._fetching.batch()
+            if not batch:
+                await self._wanted.wait()
+                continue
             try:
                 await self._fetch_from_someone(batch)
             finally:
-                for wanted in batch:  # one that nobody had is asked for again by membership
-                    self._fetching.pop(wanted.record_hash, None)
-                self._waiting.subtract(wanted.source for wanted in batch)
-                self._waiting += Counter()  # drops what is zero
+                self._fetching.over(batch)
 
     async def _fetch_from_someone(self, batch: Sequence[FetchRecord]) -> None:
-        """Ask those first who said that the records exist, then others."""
-        wanted = {one.record_hash: one.node for one in batch}
-        first = [member for one in batch if (member := self._member_at(one.source)) is not None]
-        members = self._caller.callable(first)
-        for member in members[: max(2, len(set(first)) + 1)]:
-            try:
-                with trio.move_on_after(TALK):
-                    async with self._caller.call(member) as client:
-                        await fetch(client, self._keeper, wanted)
-            except streams.StreamError as error:
-                log.debug("records not fetched", peer=format_node_id(member), error=str(error))
-            held = {
-                entry.hash for node in wanted.values() if (entry := self._keeper.roster.get(NodeId(node)))
-            }
-            wanted = {digest: node for digest, node in wanted.items() if digest not in held}
-            if not wanted:
-                return
-        for source in {one.source for one in batch}:
-            for address in (source,) if isinstance(source, Address) else self._where(NodeId(source)):
-                if wanted := self._missing(wanted):
-                    await self._fetch_unlinked(address, list(wanted)[: streams.MAX_ASKED])
-        self.dropped["gossip-record-not-found"] += len(self._missing(wanted))
+        looking = asking.look_for(
+            batch,
+            self._keeper.roster,
+            member_at=self._member_at,
+            callable=self._caller.callable,
+            where=self._where,
+        )
+        for step in looking:
+            match step:
+                case asking.Pause(seconds):
+                    await trio.sleep(seconds)
+                case asking.Call(member, talk):
+                    await self._fetch_linked(member, talk)
+                case asking.CallUnlinked(address, hashes):
+                    await self._fetch_unlinked(address, hashes)
+                case _:
+                    assert_never(step)
+        self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
 
-    def _missing(self, wanted: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        """Which of these records, given with their nodes, the roster does not hold."""
-        held = [self._keeper.roster.get(NodeId(node)) for node in wanted.values()]
-        came = {entry.hash for entry in held if entry is not None}
-        return {digest: node for digest, node in wanted.items() if digest not in came}
+    async def _fetch_linked(self, member: NodeId, talk: asking.Talk[int]) -> None:
+        try:
+            with trio.move_on_after(TALK):
+                async with self._caller.call(member) as client:
+                    await converse(client, self._keeper, talk)
+        except streams.StreamError as error:
+            log.debug("records not fetched", peer=format_node_id(member), error=str(error))
 
     async def _fetch_unlinked(self, source: Address, hashes: Sequence[bytes]) -> None:
         """Ask whoever spoke from an address, for its own record above all: there is nobody else to ask while
@@ -332,32 +332,22 @@ class GossipDriver:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(member) as client:
-                        await self._compare(client)
+                        await converse(client, self._keeper, self._compare())
             except (streams.StreamError, GossipError, PhantomMeshError) as error:
                 log.info("tables not compared", peer=format_node_id(member), error=str(error))
-
-    async def _compare(self, client: streams.Client) -> None:
-        answer = await client.ask(control.SyncOpen(self.membership.sync_open(trio.current_time())))
-        if not isinstance(answer, control.SyncAnswer):
-            raise streams.StreamError("not an answer to a sync")
-        now = trio.current_time()
-        rest, effects = self.membership.sync_close(answer.difference, now)
-        self._carry_out(self.gossip.seal(effects, now))
-        await client.ask(control.SyncClose(rest))
-        await reconcile(client, self._keeper)
 
     async def _ask(self) -> None:
         """Ask for revocations and group keys."""
         async for wanted in self._asks.clone():
-            members = self._caller.callable(() if wanted.member is None else (wanted.member,))
-            if not members or wanted.member not in (None, members[0]):
+            if self.gossip.moot(wanted):
+                continue
+            members = self._caller.callable() if wanted.member is None else [wanted.member]
+            if not members or self._caller.sessions.newest(members[0]) is None:
                 continue  # no link with it yet: its next datagram says the same
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(members[0]) as client:
-                        answer = await client.ask(control.AskKeys())
-                        if not isinstance(answer, control.KeysAre):
-                            raise streams.StreamError("not an answer to a request for keys")
+                        answer = await converse(client, self._keeper, asking.keys())
                         news = self._keeper.take_revocations(answer.revocations)
                         news |= self._keys.merge(answer.keys, answer.active_key)
                         self.gossip.asked(wanted.digest, news=news)

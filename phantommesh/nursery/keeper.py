@@ -14,7 +14,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.records import SignedRecord
-from phantommesh.revocation import Revocation, Revocations
+from phantommesh.revocation import Revocation
 from phantommesh.statedir import StateError
 
 # Tuning.
@@ -77,12 +77,10 @@ class RosterKeeper:
     def take_revocations(self, encoded: bytes) -> bool:
         """Add the revocations that another member has; say whether one is new here. Raises TrustError where
         they do not hold."""
-        node, now = self._node, time()
-        given = Revocations.decode(encoded, node.root, now)
-        added = [node.revocations.add(one, now) for one in given]
-        if any(added):
-            self._note_change()
-        return any(added)
+        if not self._node.revocations.take(encoded, time()):
+            return False
+        self._note_change()
+        return True
 
     async def take(self, records: Iterable[bytes]) -> int:
         """Add encoded records that somebody sent; one that does not hold is logged and left out. Return how

@@ -56,13 +56,15 @@ def one_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What to build. ``link`` replaces the nodes' [link] section; ``patience_s`` bounds each wait."""
+    """What to build. ``link`` replaces the nodes' [link] section, ``epoch_s`` how long a scatter epoch lasts;
+    ``patience_s`` bounds each wait."""
 
     name: str = "pm"
     nodes: int = 3
     uplinks: int = 3
     backend: str = "auto"
     link: LinkSection | None = None
+    epoch_s: float | None = None
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:

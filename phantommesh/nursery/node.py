@@ -24,7 +24,7 @@ import msgspec
 import structlog
 import trio
 
-from phantommesh import __version__, envelope
+from phantommesh import __version__, envelope, statedir
 from phantommesh import config as config_file
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
@@ -50,6 +50,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
+from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
@@ -59,7 +60,9 @@ from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.paths.machine import Paths
+from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry
+from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
 from phantommesh.trust import Role
@@ -113,9 +116,20 @@ class Node:
             learned=self.metrics.gossip_convergence_seconds.observe,
             look=lambda: self.reconciler.kick(),
         )  # fmt: skip
+        self.proving = Proving(
+            state,
+            Shelf(state.state.path / statedir.PROOFS, config.proofs.keep),
+            self.keeper.roster,
+            epoch_seconds=config.scatter.epoch_seconds,
+            batch=config.scatter.batch,
+            keep=config.proofs.keep,
+            call=self.caller.call,
+            read=lambda: self.reconciler.converge(),
+            count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
+        )
         self.server = ControlServer(
             state, self.keeper, self.keys, self.desk,
-            sync_answer=self.gossip.sync_answer, sync_finish=self.gossip.sync_finish,
+            sync_answer=self.gossip.sync_answer, sync_finish=self.gossip.sync_finish, proving=self.proving,
         )  # fmt: skip
         self.tcp = streams.TcpPort(
             config.control.port,
@@ -139,6 +153,7 @@ class Node:
             addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
             networks=(state.mesh.network4, state.mesh.network6),
             interval=config.wireguard.reconcile_seconds,
+            on_epoch=self._epoch_over,
         )
         self.paths = PathDriver(
             Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
@@ -314,8 +329,22 @@ class Node:
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
+        self.proving.look({entry.member.node_id: self._counters(entry) for entry in self.entries()})
         self._tell_paths()
         self.reporter.measure()
+
+    def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
+        found = self.scattering.snapshot(peer)
+        self.proving.epoch(peer, ended, None if found is None else found.current)
+
+    def _counters(self, entry: Entry) -> list[tuple[bytes, int, int] | None]:
+        """What each dimension's WireGuard has counted of a peer, under which key."""
+        counters: list[tuple[bytes, int, int] | None] = []
+        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
+            device = self.actual.get(name)
+            peer = None if device is None else device.peers.get(key)
+            counters.append(None if peer is None else (key, peer.rx_bytes, peer.tx_bytes))
+        return counters
 
     def _received(self, entry: Entry) -> list[int]:
         """Bytes that each dimension has received from a peer."""
@@ -398,6 +427,7 @@ class Node:
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,
+            "proofs": self.proving.run,
             "paths": self.paths.run,
             "wireguard-keys": self.rekeying.run,
             "udp": partial(self.udp.receive, self._receive),
@@ -476,7 +506,7 @@ def _sole_owner(prefix: str) -> Iterator[None]:
     them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
         try:
-            held.bind(f"\0phantommesh-interfaces-{prefix}")
+            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -21,6 +21,9 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 from phantommesh.paths.effects import Turned
+from phantommesh.proofs import fit
+from phantommesh.proofs.review import Shown
+from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
@@ -29,6 +32,9 @@ from phantommesh.views import (
     MemberState,
     PathView,
     PeerView,
+    ProofDirection,
+    ProofEpoch,
+    ProofsView,
     RevocationResult,
     Rotation,
     RotationResult,
@@ -296,6 +302,27 @@ class Reporter:
             ],
         )
 
+    def proofs(self) -> list[ProofsView]:
+        """What is kept of the scatter proofs of each link, also with nodes that have left."""
+        review, roster = self._node.proving.review, self._node.keeper.roster
+        views = []
+        for peer in review.links():
+            entry = roster.get(peer)
+            sent, received = (_direction(review.link(peer, direction)) for direction in DIRECTIONS)
+            views.append(
+                ProofsView(
+                    peer=format_node_id(peer) if entry is None else entry.member.name,
+                    node_id=format_node_id(peer),
+                    sent=sent,
+                    received=received,
+                )
+            )
+        return views
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""
+        return await self._node.proving.export(None if peer is None else parse_node_id(peer))
+
     async def rotate(self, peer: str | None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
         node = self._node
@@ -457,3 +484,33 @@ def _up(link: LinkView) -> bool:
 
 def _rfc3339(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _direction(shown: Shown) -> ProofDirection:
+    return ProofDirection(
+        kept=len(shown.whole), countersigned=sum(shown.whole.values()), newest=_epoch(shown)
+    )
+
+
+def _epoch(shown: Shown) -> ProofEpoch | None:
+    if shown.newest is None:
+        return None
+    statement, receipt = shown.newest.statement, shown.newest.receipt
+    plan = statement.plan
+    return ProofEpoch(
+        number=statement.number,
+        link_epoch=plan.link,
+        epoch=plan.epoch,
+        start=_rfc3339(statement.start_ms / 1000),
+        end=_rfc3339(statement.end_ms / 1000),
+        scheduler=plan.scheduler,
+        cards=list(plan.cards),
+        packets=list(statement.packets),
+        bytes=list(statement.octets),
+        wire_bytes=list(statement.wire),
+        received_bytes=None if receipt is None else list(receipt.received),
+        entropy_bits=statement.shannon / 1e6,
+        min_entropy_bits=statement.minimum / 1e6,
+        p_value=fit.fit(plan, statement.packets).p_value,
+        problem=shown.problem,
+    )

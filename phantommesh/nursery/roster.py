@@ -17,6 +17,7 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.proving import Proving
 from phantommesh.records import Entry, SignedRecord
 from phantommesh.trust import TrustError
 from phantommesh.wire import Address
@@ -37,9 +38,11 @@ class ControlServer:
         *,
         sync_answer: Callable[[bytes], bytes],
         sync_finish: Callable[[bytes], None],
+        proving: Proving | None = None,
     ) -> None:
         self._node, self._keeper, self._keys, self._desk = node, keeper, keys, desk
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
+        self._proving = proving
 
     async def serve(
         self, session: streams.Session, request: control.Request, source: Address
@@ -69,6 +72,12 @@ class ControlServer:
                 case control.SyncClose(rest):
                     self._sync_finish(rest)
                     return control.Done()
+                case control.Turn() | control.Prove() if self._proving is None:
+                    return control.Refused("this node keeps no scatter proofs")
+                case control.Turn():
+                    return await self._proving.turn(entry, request)
+                case control.Prove():
+                    return await self._proving.take(entry, request)
         except antientropy.AntiEntropyError as error:
             return control.Refused(str(error))
         except GossipError as error:

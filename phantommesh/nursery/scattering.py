@@ -29,12 +29,13 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
+from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Numbers, PeerScatter
 from phantommesh.scatter.maps import Scheduler, entropy_bits
 from phantommesh.scatter.ruleset import (
     FAMILY,
     FLOWLETS,
     HITS,
+    PEERS,
     WAYS,
     Frame,
     Mode,
@@ -93,6 +94,7 @@ class _Known:
     scores: tuple[float, ...] = EQUAL
     scheduler: Scheduler | None = None
     keyed_once: bool = False
+    numbers: Numbers = field(default_factory=Numbers)
     provisional: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
 
 
@@ -215,12 +217,16 @@ class Scattering:
                 async with self._lock:
                     await self._pass()
                 delay = self._interval
-                await self._rotate_until(trio.current_time() + delay)
             except PhantomMeshError as error:
                 await self._retreat(error)
                 delay = min(max(delay, 0.5) * 2, MAX_BACKOFF)
                 with trio.move_on_after(delay):
                     await self._kicked.wait()
+                continue
+            try:
+                await self._rotate_until(trio.current_time() + delay)
+            except NftError as error:  # most likely the table is gone: see to it at once
+                log.debug("a map could not be changed", error=str(error))
 
     async def _rotate_until(self, end: float) -> None:
         """Change the maps that are due, until it is time for the next pass."""
@@ -261,14 +267,14 @@ class Scattering:
             return  # the dimensions are not there yet: traffic has nowhere to go anyhow
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
-        if self._seen is None or index != self._master or await self._table.fingerprint() != self._seen:
+        if self._seen is None or index != self._master or await self._look() != self._seen:
             await self._install_all(shown)
             self._master = index
         elif any(not self._as_wanted(node_id) for node_id in self._peers.keys() | self._installed.keys()):
             await self._install_changes()
         if shown != self._ways:
             await self._table.replace({WAYS: shown})
-            self._ways = shown
+            self._seen, self._ways = await self._look(), shown
             await self._rotate(list(self._installed))  # a dimension without an interface gets no cards
         if self.mode == "mark":
             await marking.converge(shown, self._routed)
@@ -308,7 +314,7 @@ class Scattering:
             raise
         for found in self._installed.values():
             found.live = True
-        self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
+        self._seen, self._ways, self._counted = await self._look(), shown, Counter()
         self._report(ended)
         # What an earlier run in the other mode has left.
         await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
@@ -332,7 +338,7 @@ class Scattering:
                 found.live = True
                 text += render_peer(frame, found.map)
         await self._table.install(text)
-        self._seen = await self._table.fingerprint()
+        self._seen = await self._look()
         self._report(ended)
 
     async def _rotate(self, peers: Iterable[bytes]) -> None:
@@ -358,13 +364,22 @@ class Scattering:
                 ended.append((node_id, counts))
         self._report(ended)
 
+    async def _look(self) -> Fingerprint | None:
+        """Read all of the table that does not change from epoch to epoch."""
+        return await self._table.fingerprint(WAYS, *PEERS)
+
     async def _read(self) -> None:
         counters = await self._table.counters(HITS)
         for found in self._installed.values():
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
-        self.drops += now - self._counted
+        fresh = now - self._counted
+        self.drops += fresh
         self._counted = now
+        marks = (found.map.elements[0] for found in self._installed.values())
+        if fresh["scatter-missed"] or any(word not in counters for word in marks):
+            self._seen = None  # somebody has emptied a map, or the set of counters
+            self.kick()
 
     def _report(self, ended: Iterable[tuple[bytes, EpochCounts]]) -> None:
         for node_id, counts in ended:
@@ -398,6 +413,7 @@ class Scattering:
             (known.wanted.ip4, known.wanted.ip6),
             known.scheduler or self.settings.scheduler,
             self.settings.batch,
+            known.numbers,
         )
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying) -> None:

@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from phantommesh import control, wire
+from phantommesh.asking import MAX_UNLINKED
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.admission import source_block
@@ -40,7 +41,6 @@ SESSIONS_PER_PEER = 3
 
 ASK_REVOKED = 0x52  # then a node id; the answer is its revocation in msgpack, or empty
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
-MAX_ASKED = 16  # records over one such question
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -204,7 +204,7 @@ async def ask_records(framed: FramedStream, sealed: bytes) -> bytes:
     """Ask with a sealed question for records, and return the sealed answer. Raises `StreamError`."""
     await framed.send(bytes([ASK_RECORDS]) + sealed)
     with trio.move_on_after(CONNECT):
-        return await framed.receive((MAX_ASKED + 1) * MAX_RECORD_BYTES)
+        return await framed.receive((MAX_UNLINKED + 1) * MAX_RECORD_BYTES)
     raise StreamError("the other end does not answer")
 
 

@@ -39,6 +39,7 @@ _SIX: Final = ("ip6 saddr", "ip6 daddr")
 WAYS: Final = "ways"
 HITS: Final = "hits"
 FLOWLETS: Final = "flowlets"
+PEERS: Final = ("peers4", "peers6")
 
 
 def table_name(device: str) -> str:
@@ -157,8 +158,8 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
         f"table {table} {{",
         *_map(WAYS, "type mark : iface_index"),
         *_set(HITS, "type mark", "counter"),
-        *_map("peers4", "type ipv4_addr : verdict"),
-        *_map("peers6", "type ipv6_addr : verdict"),
+        *_map(PEERS[0], "type ipv4_addr : verdict"),
+        *_map(PEERS[1], "type ipv6_addr : verdict"),
         *_map(
             FLOWLETS,
             "typeof numgen inc mod 2 : meta mark",
@@ -193,8 +194,8 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
         f"add chain {table} peer_{peer.slot}",
         *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(frame, peer)),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
-        _add(table, "peers4", [f"{peer.ip4} : goto peer_{peer.slot}"]),
-        _add(table, "peers6", [f"{peer.ip6} : goto peer_{peer.slot}"]),
+        _add(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
+        _add(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -205,8 +206,8 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     slot = peer.slot << 8
     low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
     lines = [
-        f"delete element {table} peers4 {{ {peer.ip4} }}",
-        f"delete element {table} peers6 {{ {peer.ip6} }}",
+        f"delete element {table} {PEERS[0]} {{ {peer.ip4} }}",
+        f"delete element {table} {PEERS[1]} {{ {peer.ip6} }}",
         f"flush chain {table} peer_{peer.slot}",
         f"delete chain {table} peer_{peer.slot}",
         f"delete map {table} {peer.name}",
@@ -312,8 +313,8 @@ def _out(frame: Frame) -> list[str]:
 def _entry(frame: Frame) -> list[str]:
     look_up = [
         "meta mark set 0",
-        "ip daddr vmap @peers4",
-        "ip6 daddr vmap @peers6",
+        f"ip daddr vmap @{PEERS[0]}",
+        f"ip6 daddr vmap @{PEERS[1]}",
         f"meta mark @{HITS}",
     ]
     match frame.mode:

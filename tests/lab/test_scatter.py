@@ -190,6 +190,7 @@ async def test_what_others_remove_is_put_back(nodes: list[LabNode]) -> None:
     rivals = [
         ["nft", "flush", "ruleset"],
         ["nft", "flush", "chain", "netdev", TABLE, "out"],
+        ["nft", "flush", "map", "netdev", TABLE, "peers4"],
         ["ip", "link", "delete", MASTER],
         ["ip", "address", "flush", "dev", MASTER],
         ["ip", "route", "flush", "dev", MASTER],
@@ -205,7 +206,8 @@ async def test_what_others_remove_is_put_back(nodes: list[LabNode]) -> None:
 
 
 def whole_chain(node: LabNode) -> bool:
-    return "fwd to" in run_in(node, "nft", "list", "chain", "netdev", TABLE, "out")
+    listed = run_in(node, "nft", "list", "chain", "netdev", TABLE, "out")
+    return "fwd to" in listed and "goto" in run_in(node, "nft", "list", "map", "netdev", TABLE, "peers4")
 
 
 def addressed(node: LabNode) -> bool:
@@ -373,10 +375,10 @@ TCP_BYTES = 1 << 20
 # Reads from one connection until its end, and prints how much that was.
 SINK = """
 import socket, sys
-with socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
-as s:
-    print(s.getsockname()[1], flush=True)
-    with s.accept()[0] as taken:
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], 0), family=family) as server:
+    print(server.getsockname()[1], flush=True)
+    with server.accept()[0] as taken:
         print(sum(iter(lambda: len(taken.recv(65536)), 0)))
 """
 SOURCE = """

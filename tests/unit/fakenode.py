@@ -11,6 +11,9 @@ from phantommesh.views import (
     LinkView,
     PathView,
     PeerView,
+    ProofDirection,
+    ProofEpoch,
+    ProofsView,
     RevocationResult,
     Rotation,
     RotationResult,
@@ -96,6 +99,32 @@ def scatter_view(number: int) -> ScatterView:
     )
 
 
+def proofs_view(number: int) -> ProofsView:
+    newest = ProofEpoch(
+        number=5,
+        link_epoch=3,
+        epoch=4,
+        start="2030-01-01T00:00:00Z",
+        end="2030-01-01T00:01:00Z",
+        scheduler="deck",
+        cards=[146] * 7,
+        packets=[10] * 7,
+        bytes=[800] * 7,
+        wire_bytes=[1200] * 7,
+        received_bytes=[1200] * 7,
+        entropy_bits=2.807355,
+        min_entropy_bits=2.807355,
+        p_value=1.0,
+        problem=None,
+    )
+    return ProofsView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        sent=ProofDirection(kept=6, countersigned=5, newest=newest),
+        received=ProofDirection(kept=0, countersigned=0, newest=None),
+    )
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
@@ -108,6 +137,7 @@ class FakeNode:
         self.revoked: list[tuple[str, bool]] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
+        self.exported = b"proofs"
 
     def status(self) -> Status:
         if self.failure is not None:
@@ -139,6 +169,14 @@ class FakeNode:
 
     def scatter(self) -> list[ScatterView]:
         return [scatter_view(number) for number in range(1, self.count + 1)]
+
+    def proofs(self) -> list[ProofsView]:
+        return [proofs_view(number) for number in range(1, self.count + 1)]
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        if self.failure is not None:
+            raise self.failure
+        return self.exported if peer is None else peer.encode()
 
     def ready(self) -> tuple[bool, list[str]]:
         return not self.reasons, self.reasons

@@ -25,6 +25,7 @@ from phantommesh.nursery.api.server import serve_api
 from phantommesh.trust import Role
 from phantommesh.views import Rotation, RotationResult
 from tests.unit.fakenode import FakeNode
+from tests.unit.makeproofs import MESH, World
 
 
 def run(*args: str | Path, root: Path | None = None, **options: Any) -> Result:
@@ -97,7 +98,19 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["status", "peers", "links", "paths", "scatter", "events", "events --follow", "rotate", "revoke pm-2"],
+    [
+        "status",
+        "peers",
+        "links",
+        "paths",
+        "scatter",
+        "proofs",
+        "proofs --export x",
+        "events",
+        "events --follow",
+        "rotate",
+        "revoke pm-2",
+    ],
 )
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
     message = told(run("--json", *verb.split(), root=tmp_path), 3)
@@ -254,6 +267,7 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
             ("links", ["PEER", "pm-3", "7/7", "12s"]),
             ("paths", ["DIMENSION", "pm-3", "dark", "12.3 ms", "0.5%", "192.0.2.1:51820"]),
             ("scatter", ["PEER", "pm-3", "deck", "3.4", "2.800", "14.3%"]),
+            ("proofs", ["PEER", "pm-3", "sent", "received", "3.4", "2.807"]),
         ):
             plain = process(*at, verb)
             assert (plain.returncode, plain.stderr) == (0, "")
@@ -268,6 +282,52 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
         ]
 
     await with_node(node, tmp_path, check)
+
+
+async def test_proofs_are_exported_to_a_file_that_verifies(tmp_path: Path) -> None:
+    node, world, file = FakeNode(), World(), tmp_path / "proofs"
+    world.run(2)
+    node.exported = world.archive().encode()
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "proofs", "--export", str(file))
+        assert (done.returncode, done.stdout) == (0, f"4 proofs written to {file}\n")
+        assert MESH.mesh.root_hash.hex() in done.stderr
+        assert file.read_bytes() == node.exported and file.stat().st_mode & 0o777 == 0o600
+
+    await with_node(node, tmp_path, check)
+    verified = run("proofs", "--verify", str(file), root=tmp_path)
+    assert verified.exit_code == 0
+    assert "all 4 proofs of mesh pm hold" in verified.stdout
+    assert MESH.mesh.root_hash.hex() in verified.stderr  # nothing here says that this is the right root
+    pinned = ("--root", MESH.mesh.root_hash.hex(), "--json")
+    shown = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    document = json.loads(shown.stdout)
+    assert (document["proofs"], document["countersigned"], document["pinned"]) == (4, 4, True)
+    assert {link["sender"] for link in document["links"]} == {"pm-1", "pm-2"}
+
+
+def test_what_does_not_hold_of_a_file_is_one_line(tmp_path: Path) -> None:
+    world, file = World(), tmp_path / "proofs"
+    world.run(2, loss=0.5, packets=20_000)
+    good = world.archive().encode()
+    file.write_bytes(good)
+    assert "lost" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert run("proofs", "--verify", str(file), "--max-loss", "60", root=tmp_path).exit_code == 0
+    assert "another mesh" in told(run("proofs", "--verify", str(file), "--root", "0" * 64, root=tmp_path), 1)
+    assert made(tmp_path).exit_code == 0  # now this machine has a mesh of its own, and it is not that one
+    assert "another mesh" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert "is no hash" in told(run("proofs", "--verify", str(file), "--root", "0" * 63, root=tmp_path), 1)
+    for damaged, what in (
+        (good[:-1], "damaged"),
+        (good[:-100] + bytes([good[-100] ^ 1]) + good[-99:], "another mesh"),
+        (b"rubbish", "not a file of proofs"),
+    ):
+        file.write_bytes(damaged)
+        assert what in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert "No such file" in told(run("proofs", "--verify", str(tmp_path / "none"), root=tmp_path), 1)
+    assert run("proofs", "--verify", "a", "--export", "b", root=tmp_path).exit_code == 2
 
 
 async def test_rotate_of_a_node(tmp_path: Path) -> None:

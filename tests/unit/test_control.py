@@ -17,6 +17,8 @@ requests = st.one_of(
     st.builds(control.Announce, bytes_),
     st.builds(control.SyncOpen, bytes_),
     st.builds(control.SyncClose, bytes_),
+    st.builds(control.Turn, st.binary(max_size=32), st.binary(max_size=32)),
+    st.builds(control.Prove, st.lists(bytes_, max_size=control.MAX_PARTS).map(tuple)),
 )
 answers = st.one_of(
     st.builds(control.Enrolled, *[bytes_] * 9),

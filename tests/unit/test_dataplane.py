@@ -5,7 +5,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from phantommesh.config import WireguardSection
-from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, read_peer
+from phantommesh.dataplane import (
+    MASTER_METRIC,
+    MeshPeer,
+    desired_devices,
+    interface_names,
+    master_name,
+    read_peer,
+)
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
@@ -51,7 +58,13 @@ def test_every_device_has_this_nodes_addresses_and_the_first_carries_the_traffic
         assert {route.network for route in device.routes} == set(NETWORKS)
         (metric,) = {route.metric for route in device.routes}
         metrics.append(metric)
-    assert metrics == sorted(set(metrics))
+    assert metrics == sorted(set(metrics)) and metrics[0] > MASTER_METRIC
+
+
+def test_the_interface_that_scatters_is_none_of_the_seven() -> None:
+    for prefix in ("pm", "pm1", "a-2", "z9"):
+        assert master_name(prefix) not in interface_names(prefix)
+    assert master_name("pm") == master_name("pm12") == "pm"
 
 
 def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:

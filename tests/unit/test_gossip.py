@@ -159,6 +159,9 @@ def test_other_revocations_or_keys_are_asked_for_now_and_then() -> None:
         a.tick(0.2)
     assert asked[0] == AskKeys(b.id, b"digest 2")
     assert 1 <= len(asked) <= 2  # in two seconds
+    assert not a.gossip.moot(asked[0])
+    a.digest = b"digest 2"  # another member gave it
+    assert a.gossip.moot(asked[0])
 
 
 @pytest.mark.parametrize("news", [True, False])

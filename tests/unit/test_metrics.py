@@ -25,6 +25,7 @@ NAMES = {
     "phantommesh_path_loss_ratio",
     "phantommesh_path_rtt_seconds",
     "phantommesh_scatter_entropy_bits",
+    "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
     "phantommesh_service_restarts_total",
     "phantommesh_loop_lag_seconds",
@@ -45,6 +46,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
     metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01), PathSample("pm-2", 4, None, 1.0)])
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
+    metrics.scatter_proofs.labels(result="signed").inc()
     metrics.link_handshake_seconds.observe(0.003)
     metrics.link_handshakes.labels(role="initiator", result="ok").inc()
     metrics.psk_rotations.labels(result="ok").inc()

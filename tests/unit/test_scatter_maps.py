@@ -80,6 +80,11 @@ def test_equal_scores_differ_by_noise_alone(noise: list[float], size: int) -> No
     assert all(abs(n - size * f / total) <= 2.5 for n, f in zip(dealt, noise, strict=True))
 
 
+def test_slots_are_in_proportion_to_scores() -> None:
+    assert cards((1, 1, 1, 1, 1, 1, 94), EVEN, 1000) == (10, 10, 10, 10, 10, 10, 940)
+    assert cards((1, 2, 3, 4, 0, 0, 0), EVEN, 1000) == (100, 200, 300, 400, 0, 0, 0)
+
+
 def test_at_equal_scores_the_committed_entropy_is_nearly_whole() -> None:
     for number in range(200):
         noise = keys(Epoch(1, number)).noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -52,6 +52,8 @@ class Kernel:
         self.handle += 1
         if "delete table" in text:
             self.tables[family], self.peers, self.counters = {}, {}, {}
+        for listed in re.findall(rf"add element {family} \S+ hits {{ (.*?) }}", text):
+            self.counters |= {int(word): (0, 0) for word in listed.split(", ")}
         for verb, name, listed in re.findall(rf"(add|delete) element {family} \S+ (\S+) {{ (.*?) }}", text):
             pairs = [one.partition(" : ")[::2] for one in listed.split(", ")]
             if name in ("peers4", "peers6"):
@@ -98,11 +100,16 @@ class FakeTable:
         await trio.lowlevel.checkpoint()
         self.kernel.tables.pop(self.family, None)
 
-    async def fingerprint(self) -> Fingerprint | None:
+    async def fingerprint(self, *sets: str) -> Fingerprint | None:
         await trio.lowlevel.checkpoint()
         if self.family not in self.kernel.tables:
             return None
-        return Fingerprint(self.kernel.handle, frozenset())
+        held = {"ways": self.kernel.tables[self.family].get("ways"), "peers4": self.kernel.peers}
+        return Fingerprint(
+            self.kernel.handle,
+            frozenset(),
+            tuple(frozenset([repr(held.get(name)).encode()]) for name in sets),
+        )
 
     async def counters(self, name: str) -> dict[int, tuple[int, int]]:
         await trio.lowlevel.checkpoint()
@@ -301,6 +308,43 @@ async def test_what_a_rival_removes_is_put_back(kernel: Kernel, autojump_clock: 
         assert len(kernel.texts) == 3
 
 
+async def test_what_a_rival_takes_out_of_a_map_is_put_back(kernel: Kernel, autojump_clock: object) -> None:
+    scatter = make()
+    scatter.update([peer(2)])
+    scatter.devices(devices())
+    async with running(scatter):
+        installs = 1
+        rivals: list[Callable[[], None]] = [
+            lambda: kernel.peers.clear(),
+            lambda: kernel.tables["netdev"]["ways"].clear(),
+            lambda: kernel.counters.clear(),
+            lambda: kernel.counters.update({kernel.deck()[0] & ~0xFF: (3, 300)}),  # missed: the deck is empty
+        ]
+        for rival in rivals:
+            rival()
+            await trio.sleep(2 * INTERVAL + 0.1)
+            installs += 1
+            assert len(kernel.texts) == installs
+            assert kernel.peers and len(kernel.tables["netdev"]["ways"]) == 8 and len(kernel.counters) == 18
+        await trio.sleep(10 * INTERVAL)
+        assert len(kernel.texts) == installs
+
+
+async def test_a_swap_that_finds_no_table_does_not_take_the_interface_down(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    scatter = make(ScatterSection(epoch_seconds=0.5))
+    scatter.update([peer(2)])
+    scatter.devices(devices())
+    async with running(scatter):
+        kernel.refusals["replace"] = NftError("gone", code=errno.ENOENT)
+        await trio.sleep(0.6)
+        assert has_routes(kernel) and problem(scatter) is None
+        del kernel.refusals["replace"]
+        await trio.sleep(3.0)
+        assert kernel.replaced
+
+
 async def test_an_interface_that_is_gone_gets_no_cards(kernel: Kernel, autojump_clock: object) -> None:
     scatter = make()
     scatter.update([peer(2)])
@@ -424,6 +468,7 @@ async def test_a_peer_can_have_a_scheduler_of_its_own(kernel: Kernel, autojump_c
         assert kernel.peers["100.64.0.2"] == "goto peer_1" and kernel.peers["100.64.0.3"] == "goto peer_3"
         snapshot = scatter.snapshot(peer(3).node_id)
         assert snapshot is not None and snapshot.current.scheduler == "packet"
+        assert snapshot.current.epoch.number == 1  # 0 was the deck's
 
 
 async def test_drops_are_counted_once(kernel: Kernel, autojump_clock: object) -> None:

@@ -203,6 +203,23 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     async def scatter() -> Response:
         return _json(paginate(node.scatter(), request.args))
 
+    @app.get("/v1/proofs")
+    async def proofs() -> Response:
+        return _json(paginate(node.proofs(), request.args))
+
+    @app.get("/v1/proofs/export")
+    async def export_proofs() -> Response:
+        """A file for `phantommesh proofs --verify`; ``peer`` (a name or node id) leaves the others out."""
+        wanted = request.args.get("peer")
+        chosen = None
+        if wanted is not None:
+            found = (view.node_id for view in node.proofs() if wanted in (view.node_id, view.peer))
+            if (chosen := next(found, None)) is None:
+                raise ProblemError(
+                    404, "there are no scatter proofs with this peer", fix="see GET /v1/proofs"
+                )
+        return Response(await node.export_proofs(chosen), content_type="application/octet-stream")
+
     @app.post("/v1/rotations")
     async def rotations() -> Response:
         dry_run = _flag("dry_run")
