@@ -93,20 +93,21 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer: the dimensions whose PSK is the wanted one, as a bitmap, the Unix
-    time of the last WireGuard handshake on each (None: never), and the bytes sent and received on each (None
-    where the peer is not there)."""
+    """What the devices hold of one peer. ``bitmap``: the dimensions whose PSK is the wanted one; ``located``:
+    those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
+    (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]
     counters: tuple[tuple[int, int] | None, ...]
+    located: int
 
 
 def read_peer(
     actual: Mapping[str, DeviceState], names: Sequence[str], wg_keys: Sequence[bytes], psks: Sequence[Secret]
 ) -> PeerReading:
     """Compare the devices with the PSKs that one peer should have."""
-    bitmap, handshakes, counters = 0, list[float | None](), list[tuple[int, int] | None]()
+    bitmap, located, handshakes, counters = 0, 0, list[float | None](), list[tuple[int, int] | None]()
     for i, name in enumerate(names):
         device = actual.get(name)
         state = None if device is None else device.peers.get(wg_keys[i])
@@ -114,4 +115,6 @@ def read_peer(
             bitmap |= 1 << i
         handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
         counters.append(None if state is None else (state.tx_bytes, state.rx_bytes))
-    return PeerReading(bitmap, tuple(handshakes), tuple(counters))
+        if state is not None and state.endpoint is not None:
+            located |= 1 << i
+    return PeerReading(bitmap, tuple(handshakes), tuple(counters), located)

@@ -168,6 +168,7 @@ class Node:
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
         self._reached: list[tuple[bytes, IPv4Address]] = []
+        self._located: dict[bytes, int] = {}
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -295,7 +296,11 @@ class Node:
         )
 
     def _tell_paths(self) -> None:
-        self.paths.set_peers((node_id, ip4, self.links.ready(node_id)) for node_id, ip4 in self._reached)
+        """A packet to a peer whose place WireGuard does not know yet would make it wait 5 s, too."""
+        self.paths.set_peers(
+            (node_id, ip4, self.links.ready(node_id) & self._located.get(node_id, 0))
+            for node_id, ip4 in self._reached
+        )
 
     def _adopt_keys(self) -> None:
         """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
@@ -320,6 +325,7 @@ class Node:
             peer = entry.member.node_id
             reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
             self.paths.paths.read(peer, reading.counters, now)
+            self._located[peer] = reading.located
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
         self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})

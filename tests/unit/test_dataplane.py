@@ -99,7 +99,9 @@ def actual(*peers: MeshPeer) -> dict[str, DeviceState]:
 def test_what_is_installed_is_read_back() -> None:
     state = actual(PEER)
     reading = read_peer(state, NAMES, PEER.wg_keys, PSKS)
-    assert reading.bitmap == 0b1111111
+    assert reading.bitmap == reading.located == 0b1111111
+    assert reading.counters == ((0, 0),) * 7
+    assert read_peer(actual(replace(PEER, dials=0b11)), NAMES, PEER.wg_keys, PSKS).located == 0b11
     assert reading.handshakes == (None,) * 7
 
 
