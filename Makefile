@@ -21,7 +21,8 @@ test-kernel:
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root" \
 	    -p no:cacheprovider -p no:hypothesispytest tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py
 
-bench: setup
+bench:
+	scripts/setup bench
 	$(SUDO) $(BIN)/python -m benchmarks
 
 lint: setup
@@ -36,7 +37,8 @@ setup:
 # Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
 lock:
 	rm -rf .venv/lock && python3 -m venv .venv/lock && .venv/lock/bin/pip -q install pip-tools
-	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt"; do \
+	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt" \
+	    "requirements-bench.txt --extra bench -c requirements-dev.txt"; do \
 	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
 	        --no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml -o $$set || exit; \
 	done
