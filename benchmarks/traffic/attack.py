@@ -12,15 +12,13 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.fingerprint import Features, all_groups, no_lengths, times
-from benchmarks.traces import Capture, Packet, Visit, folds
+from benchmarks.traffic.fingerprint import Features, all_groups, no_lengths, times
+from benchmarks.traffic.traces import Visit, folds
 
 # Tuning.
 TREES = 100
 FOLDS = 4
 NEIGHBOURS = 3  # the paper's k
-
-ATTACKERS: dict[str, Features] = {"kfp": all_groups, "kfp_no_lengths": no_lengths, "timing": times}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ Classifier = Callable[[list[list[float]], list[int], list[list[float]]], Sequenc
 
 
 def samples_of_paths(visits: Iterable[Visit], paths: Iterable[int], features: Features) -> list[Sample]:
-    """One sample a load and path: each observer has one path. What he does not see, he has no sample of."""
+    """One sample a load and path: each observer has one path, but may train on any. Seeing nothing is one too."""
     paths = list(paths)
     return [
         Sample(visit.page, visit.repetition, path, features(visit.on(path)))
@@ -123,3 +121,11 @@ def leaves(seed: int, trees: int = TREES) -> Classifier:
         return guesses
 
     return classify
+
+
+ATTACKERS: dict[str, tuple[Features, Callable[[int], Classifier]]] = {
+    "kfp": (all_groups, forest),
+    "kfp_leaves": (all_groups, leaves),
+    "kfp_no_lengths": (no_lengths, forest),
+    "timing": (times, forest),
+}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Load pages as a browser would: the HTML, then what it names, over six connections; nothing cached.
 
-    python -m benchmarks.visitor BASE_URL < visits.json > loads.json
+    python -m benchmarks.traffic.visitor BASE_URL < visits.json > loads.json
 
 A process of its own, in a node's namespace. Each load has connections of its own, and a query that no cache
 knows, of constant length.
@@ -17,7 +17,7 @@ import time
 import httpx
 import trio
 
-from benchmarks.pages import resources_of
+from benchmarks.traffic.pages import resources_of
 
 CONNECTIONS = 6  # what browsers open to a server under HTTP/1.1
 PAUSE = 0.03  # s between loads: what is still under way belongs to the one before

@@ -10,16 +10,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
 
 import msgspec
 import trio
 
-from benchmarks import observer
-from benchmarks.pages import Page, installed
-from benchmarks.traces import Load, Visit, cut
+from benchmarks.traffic import observer
+from benchmarks.traffic.pages import Page, installed
+from benchmarks.traffic.traces import Load, Visit, cut
+from phantommesh.config import load
+from phantommesh.dataplane import interface_names
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
 
@@ -95,7 +97,7 @@ async def serving(node: LabNode, address: str, directory: Path) -> AsyncIterator
 async def observing(spec: LabSpec, client: LabNode, file: Path) -> AsyncIterator[None]:
     """Watch a node's cable on every segment. What was seen is in the file after the block."""
     interfaces = [f"n{client.number}u{uplink}" for uplink in range(spec.uplinks)]
-    command = [*MODULE, "benchmarks.observer", str(client.number), str(file), *interfaces]
+    command = [*MODULE, "benchmarks.traffic.observer", str(client.number), str(file), *interfaces]
     async with running(f"{spec.name}-net", command, talk=True) as process:
         assert process.stdin is not None and process.stdout is not None
         if not await process.stdout.receive_some():  # it says "ready", or ends
@@ -124,14 +126,31 @@ def order(pages: int, repetitions: Sequence[int], seed: int) -> list[tuple[int, 
     return visits
 
 
-async def watch(spec: LabSpec, pages: Sequence[Page], visits: Sequence[tuple[int, int]]) -> list[Visit]:
-    """Make the visits from node 1 to node 2's server and return what was seen of each, on all uplinks."""
+@asynccontextmanager
+async def covering(node: LabNode, peer: str, mode: str) -> AsyncIterator[None]:
+    """Cover traffic from a node to an overlay address; see `benchmarks.traffic.cover`."""
+    names = interface_names(load(node.config).wireguard.prefix)
+    async with running(node.name, [*MODULE, "benchmarks.traffic.cover", mode, peer, *names]):
+        yield
+
+
+async def watch(
+    spec: LabSpec, pages: Sequence[Page], visits: Sequence[tuple[int, int]], cover: str
+) -> list[Visit]:
+    """Make the visits from node 1 to node 2's server and return what was seen of each, on all uplinks.
+
+    ``cover``: none, adaptive or constant.
+    """
     client, server = nodes_of(spec)[:2]
-    address = (await view_of(server)).status.ip4
+    here, address = [(await view_of(node)).status.ip4 for node in (client, server)]
     for node in (client, server):
         await _segment(node, spec.uplinks)
-    with tempfile.TemporaryDirectory() as name:
-        directory, seen = Path(name), Path(name) / "packets"
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        seen = directory / "packets"
+        if cover != "none":
+            await stack.enter_async_context(covering(client, address, cover))
+            await stack.enter_async_context(covering(server, here, cover))
         async with serving(server, address, directory):
             await _load(client, address, [(page.path, 0) for page in pages[:3]])  # warms both ends up
             async with observing(spec, client, seen):
@@ -146,7 +165,7 @@ async def watch(spec: LabSpec, pages: Sequence[Page], visits: Sequence[tuple[int
 async def _load(
     client: LabNode, address: str, visits: Sequence[tuple[str, int]]
 ) -> list[tuple[float, float]]:
-    command = ["ip", "netns", "exec", client.name, *MODULE, "benchmarks.visitor", f"http://{address}"]
+    command = ["ip", "netns", "exec", client.name, *MODULE, "benchmarks.traffic.visitor", f"http://{address}"]
     done = await trio.run_process(
         command, stdin=json.dumps(visits).encode(), capture_stdout=True, check=False
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
-from benchmarks.traces import Packet
+from benchmarks.traffic.traces import Packet
 
 CHUNK = 20  # packets; the paper's
 EDGE = 30  # packets at either end; the paper's
@@ -50,7 +50,7 @@ def times(packets: Sequence[Packet]) -> list[float]:
     found: list[float] = []
     for wanted in (0, 1, -1):
         moments = [packet.time - start for packet in packets if wanted * packet.size >= 0]
-        gaps = [b - a for a, b in zip(moments, moments[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(moments)]
         found += [*_spread(gaps), *_quantiles(gaps), *_quantiles(moments), max(moments, default=0)]
     moments = [packet.time - start for packet in packets]
     slices = [0] * (moments[-1] // SLICE + 1) if moments else []
@@ -109,4 +109,4 @@ def _quantiles(values: Sequence[float]) -> list[float]:
 
 def _binned(values: Sequence[float]) -> list[float]:
     edges = [len(values) * i // BINS for i in range(BINS + 1)]
-    return [float(sum(values[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    return [float(sum(values[a:b])) for a, b in pairwise(edges)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Watch interfaces as one who taps their cables: the time, length and direction of WireGuard's packets.
 
-    python -m benchmarks.observer CLIENT_NUMBER FILE INTERFACE...
+    python -m benchmarks.traffic.observer CLIENT_NUMBER FILE INTERFACE...
 
 A process of its own, in the namespace of the lab's segments. It says "ready" and writes, when stdin ends, one
 record a packet. Fails if the kernel had to drop one. Nothing of a packet but what is said above is kept.
@@ -15,7 +15,7 @@ import struct
 import sys
 from pathlib import Path
 
-from benchmarks.traces import Packet
+from benchmarks.traffic.traces import Packet
 from phantommesh.config import DIMENSIONS, WireguardSection
 
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What observers of the underlay saw of each page load: times, lengths, directions and paths, nothing else."""
+"""What observers of the underlay saw of each page load: times, lengths, directions, paths, and no more."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ WIREGUARD_OWN = frozenset({60, 92, 120, 176})
 
 
 class Packet(NamedTuple):
-    """A packet on an uplink. ``time`` in microseconds; ``size`` in bytes with IP header, negative: inbound."""
+    """A packet on an uplink. ``time`` in microseconds; ``size`` in bytes with IP header, negative if inbound."""
 
     time: int
     size: int
@@ -95,4 +96,4 @@ def folds(repetitions: Iterable[int], number: int) -> list[set[int]]:
     if not 2 <= number <= len(ordered):
         raise ValueError(f"{len(ordered)} repetitions do not make {number} folds")
     edges = [len(ordered) * i // number for i in range(number + 1)]
-    return [set(ordered[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return [set(ordered[a:b]) for a, b in pairwise(edges)]
