@@ -94,6 +94,25 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class ScatterSection(msgspec.Struct, frozen=True):
+    """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
+
+    ``mode``: where the kernel is told to; ``batch``: packets that the scheduler of that name sends one way in
+    a row; ``flowlet_ms``: the pause after which the scheduler ``flowlet`` may send a flow another way.
+    """
+
+    mode: Annotated[
+        Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
+    ] = "auto"
+    scheduler: Annotated[
+        Literal["packet", "batch", "deck", "flow", "flowlet"],
+        Meta(description='"packet", "batch", "deck", "flow" or "flowlet"'),
+    ] = "deck"
+    epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
+    batch: Annotated[int, Meta(ge=2, le=32, description="a number of packets from 2 to 32")] = 8
+    flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
+
+
 class ApiSection(msgspec.Struct, frozen=True):
     """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
 
@@ -137,6 +156,7 @@ class Config(msgspec.Struct, frozen=True):
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
+    scatter: ScatterSection = ScatterSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()

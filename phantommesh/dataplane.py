@@ -21,7 +21,9 @@ from phantommesh.wireguard import (
     peers_by_key,
 )
 
-FIRST_METRIC = 100  # of the overlay routes; dimension 0 has the lowest, so it carries the traffic
+MASTER_METRIC = 50  # of the overlay routes over the interface that scatters
+FIRST_METRIC = 100  # of those over dimension 0; each next one has one more. They are for sockets bound to a
+# dimension, and dimension 0's carries the traffic where nothing can scatter it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class MeshPeer:
 def interface_names(prefix: str) -> tuple[str, ...]:
     """The names of the seven dimensions."""
     return tuple(f"{prefix}{i}" for i in range(DIMENSIONS))
+
+
+def master_name(prefix: str) -> str:
+    """The name of the interface that the overlay's routes point at, from which packets are scattered."""
+    return prefix.rstrip("0123456789") or prefix
 
 
 def desired_devices(

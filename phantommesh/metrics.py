@@ -34,12 +34,22 @@ class WireGuardSample:
     """Unix seconds; 0.0: never."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScatterSample:
+    """One peer's scatter: the share of each dimension by the map in use, and the entropy of what was sent."""
+
+    peer: str
+    weights: tuple[float, ...]
+    entropy_bits: float | None
+
+
 class _DeviceCollector(Collector):
     """Makes series of the last device read and the PSK ages: those of a peer that left go with it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.samples: tuple[WireGuardSample, ...] = ()
+        self.scatter: tuple[ScatterSample, ...] = ()
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -74,6 +84,24 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        weight = GaugeMetricFamily(
+            PREFIX + "scatter_weight",
+            "Share of a peer's traffic that a dimension has by the map in use.",
+            labels=["peer", "dimension"],
+        )
+        entropy = GaugeMetricFamily(
+            PREFIX + "scatter_entropy_bits",
+            "Shannon entropy of the dimensions of the packets sent in this epoch and the one before.",
+            labels=["peer"],
+        )
+        for scattered in self.scatter:
+            for i, share in enumerate(scattered.weights):
+                weight.add_metric([scattered.peer, str(i)], share)
+            if scattered.entropy_bits is not None:
+                entropy.add_metric([scattered.peer], scattered.entropy_bits)
+        yield weight
+        yield entropy
 
 
 class _WithoutCreated(Collector):
@@ -128,7 +156,7 @@ class Metrics:
         )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams and DNS queries dropped, by reason.",
+            "Control datagrams, DNS queries and unscattered packets dropped, by reason.",
             ["reason"],
             registry=self.registry,
         )
@@ -173,6 +201,10 @@ class Metrics:
     def set_wireguard(self, samples: Iterable[WireGuardSample]) -> None:
         """Replace what was last read from the devices."""
         self._devices.samples = tuple(samples)
+
+    def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
+        """Replace what is known of the scatter of each peer."""
+        self._devices.scatter = tuple(samples)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format ``accept`` (an Accept header) prefers.

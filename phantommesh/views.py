@@ -84,6 +84,37 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None
 
 
+class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
+    """One dimension's part in what goes to one peer."""
+
+    index: int
+    interface: str
+    score: float
+    """Its capacity as set, in any unit; 0: drained."""
+    weight: float
+    """Its share by this epoch's secret map, 0 to 1."""
+    packets: int
+    """Sent since the epoch began; a GSO burst counts as one."""
+    bytes: int
+
+
+class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
+    """How traffic to one peer is scattered. A peer that has no keys, or whose traffic takes dimension 0
+    alone, has none."""
+
+    peer: str
+    node_id: str
+    mode: Literal["egress", "mark"]
+    scheduler: str
+    link_epoch: int
+    epoch: int
+    """The number of the map within the link's epoch."""
+    epoch_age_s: float
+    entropy_bits: float | None
+    """Of the packets of this epoch and the one before; None while there are none. 2.807 at equal shares."""
+    dimensions: list[ScatterDimension]
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one peer's rotation; ``detail`` says why one failed and what to do."""
 
@@ -142,6 +173,8 @@ class NodePort(Protocol):
     def peers(self) -> list[PeerView]: ...
 
     def links(self) -> list[LinkView]: ...
+
+    def scatter(self) -> list[ScatterView]: ...
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the node does its work, and when not, the reasons."""

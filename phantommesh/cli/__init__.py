@@ -11,7 +11,7 @@ import click
 
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
-from phantommesh.cli.inspect import config, links, peers, revoke, rotate, status
+from phantommesh.cli.inspect import config, links, peers, revoke, rotate, scatter, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.setup import init, invite, join, run
 
@@ -50,7 +50,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
     ctx.obj = Options(state_dir, socket_path, config, json)
 
 
-for _verb in (init, invite, join, run, status, peers, links, rotate, revoke, config, lab):
+for _verb in (init, invite, join, run, status, peers, links, scatter, rotate, revoke, config, lab):
     cli.add_command(_verb)
 
 

@@ -97,6 +97,34 @@ def links(options: Options) -> None:
 
 
 @click.command()
+@json_option
+@click.pass_obj
+def scatter(options: Options) -> None:
+    """Show how traffic to each peer is scattered over the dimensions."""
+    from phantommesh.views import Page, ScatterView
+
+    found = client_of(options).get_all("/v1/scatter", ScatterView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    table(
+        ["PEER", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"],
+        [
+            (
+                view.peer,
+                view.scheduler,
+                f"{view.link_epoch}.{view.epoch}",
+                age(view.epoch_age_s),
+                None if view.entropy_bits is None else f"{view.entropy_bits:.3f}",
+                " ".join(f"{100 * d.weight:.1f}%" for d in view.dimensions),
+                sum(d.packets for d in view.dimensions),
+            )
+            for view in sorted(found, key=lambda view: view.peer)
+        ],
+    )
+
+
+@click.command()
 @click.argument("peer", required=False)
 @click.option("--dry-run", is_flag=True, help="Show what would be rotated.")
 @json_option

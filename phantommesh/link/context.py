@@ -111,7 +111,7 @@ class Context:
     ) -> Agreement:
         """What a handshake that got this far agrees on."""
         psks = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
-        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, now)
+        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now)
 
     def opened(
         self,

@@ -91,11 +91,13 @@ def handshake_keys(chain_key: bytes, combined: bytes, digest: bytes) -> Handshak
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
-    """What a finished handshake leaves behind. ``channel_*`` key the control streams, by direction."""
+    """What a finished handshake leaves behind. ``channel_*`` key the control streams, by direction;
+    ``scatter`` is what both ends' scatter maps of this epoch come from."""
 
     chain_key: Secret
     chain_id: bytes
     wg_root: Secret
+    scatter: Secret
     ack: Secret
     channel_i: Secret
     channel_r: Secret
@@ -108,6 +110,7 @@ def session_keys(root: bytes, digest: bytes) -> SessionKeys:
         chain_key=Secret(chain_key),
         chain_id=expand(chain_key, b"chain id", CHAIN_ID_SIZE),
         wg_root=Secret(expand(root, b"wireguard", 64, digest)),
+        scatter=Secret(expand(root, b"scatter", 32, digest)),
         ack=Secret(expand(root, b"ack", 32, digest)),
         channel_i=Secret(expand(root, b"channel initiator", 32, digest)),
         channel_r=Secret(expand(root, b"channel responder", 32, digest)),

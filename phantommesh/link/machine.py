@@ -108,6 +108,11 @@ class Links:
         """The preshared key that each dimension of this peer should have now."""
         return self._peers[peer].psk.desired
 
+    def scatter(self, peer: bytes) -> tuple[int, Secret] | None:
+        """The epoch whose keys are in use with this peer and its scatter secret; None while it has none."""
+        agreed = self._peers[peer].psk.agreed
+        return None if agreed is None else (agreed.epoch, agreed.scatter)
+
     def keyed(self, peer: bytes) -> bool:
         """Whether those keys come from a finished handshake."""
         return self._peers[peer].psk.open

@@ -47,6 +47,7 @@ class Agreement:
     chain_id: bytes
     chain_key: Secret
     psks: tuple[Secret, ...] = field(repr=False)
+    scatter: Secret
     born: float
 
     @property
@@ -101,6 +102,13 @@ class PskState:
         handshake that fails is not repeated for 5 s, by either end.
         """
         return self.open and self._dial_after is None
+
+    @property
+    def agreed(self) -> Agreement | None:
+        """The agreement that `desired` comes from; None while it is random."""
+        if self._showing_staged and self.staged is not None:
+            return self.staged
+        return None if self._failed_closed else self.committed
 
     @property
     def epoch(self) -> int:

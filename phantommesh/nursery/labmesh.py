@@ -13,11 +13,13 @@ import msgspec
 import trio
 
 from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.dataplane import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
+from phantommesh.scatter.ruleset import FAMILY, table_name
 from phantommesh.statedir import atomic_write
 from phantommesh.views import LinkView, Status
 
@@ -51,12 +53,29 @@ class NodeView:
 
 
 async def crash(node: LabNode) -> None:
-    """End a node as a power cut would: every process of its namespace, and its WireGuard interfaces."""
+    """End a node as a power cut would: every process of its namespace, its interfaces and its rules."""
     await labnet.kill([node.name])
     prefix = load(node.config).wireguard.prefix
-    for index in range(DIMENSIONS):  # those of a userspace WireGuard went with its process
+    for name in (*interface_names(prefix), master_name(prefix)):
+        # Those of a userspace WireGuard went with its process.
         await trio.run_process(
-            ["ip", "-n", node.name, "link", "delete", f"{prefix}{index}"], check=False, capture_stderr=True
+            ["ip", "-n", node.name, "link", "delete", name], check=False, capture_stderr=True
+        )
+    for family in FAMILY.values():
+        await trio.run_process(
+            [
+                "ip",
+                "netns",
+                "exec",
+                node.name,
+                "nft",
+                "delete",
+                "table",
+                family,
+                table_name(master_name(prefix)),
+            ],
+            check=False,
+            capture_stderr=True,
         )
 
 

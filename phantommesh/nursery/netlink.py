@@ -7,6 +7,7 @@ between short-lived threads leaks a descriptor a thread.
 """
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -44,6 +45,7 @@ _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
 _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_TUN, _NO_PACKET_INFO, _SET_IFF, _SET_PERSIST = 0x1, 0x1000, 0x400454CA, 0x400454CB  # linux/if_tun.h
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
 
 
@@ -144,6 +146,16 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def send(self, request: bytes) -> None:
+        """Send a request, or several."""
+        self._socket.send(request)
+
+    def receive(self) -> list[tuple[int, int, bytes]]:
+        """Wait for answers; return (type, sequence number, payload) of each that came in one piece."""
+        return [
+            (k, sequence, payload) for k, _, sequence, payload in split_messages(self._socket.recv(_BUFFER))
+        ]
 
     def exchange(self, request: bytes) -> list[tuple[int, int, bytes]]:
         """Send a request; return (type, flags, payload) of each answer before the end or acknowledgement."""
@@ -257,6 +269,21 @@ def make_wireguard(name: str, mtu: int) -> None:
         with IPRoute() as rtnl:
             rtnl.link("add", ifname=name, kind="wireguard", mtu=mtu)
     except (NetlinkError, OSError) as error:
+        raise failed(name, "creating", error) from error
+    claim(name, mtu)
+
+
+def make_tun(name: str, mtu: int) -> None:
+    """Make a tun link that no process holds open, marked as ours; ``mtu`` in bytes. Raises BackendError."""
+    request = struct.pack("16sH22x", name.encode(), _TUN | _NO_PACKET_INFO)
+    try:
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(device, _SET_IFF, request)
+            fcntl.ioctl(device, _SET_PERSIST, 1)
+        finally:
+            os.close(device)
+    except OSError as error:
         raise failed(name, "creating", error) from error
     claim(name, mtu)
 

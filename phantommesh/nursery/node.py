@@ -26,7 +26,7 @@ import trio
 from phantommesh import __version__
 from phantommesh import config as config_file
 from phantommesh.config import Config
-from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, read_peer
+from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
@@ -48,6 +48,7 @@ from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer, RosterClient
+from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.records import Entry
@@ -101,6 +102,18 @@ class Node:
         self.client = RosterClient(state, self.keeper, self.keys, self.sessions)
         self.reconciler = Reconciler(
             backend, interval=config.wireguard.reconcile_seconds, on_actual=self._read_back, log=log
+        )
+        self.scattering = Scattering(
+            config.scatter,
+            device=master_name(config.wireguard.prefix),
+            names=self.names,
+            kind="wireguard" if backend.name == "kernel" else "tun",
+            mtu=config.wireguard.mtu,
+            ipv6=backend.ipv6,
+            me=state.identity.node_id,
+            addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
+            networks=(state.mesh.network4, state.mesh.network6),
+            interval=config.wireguard.reconcile_seconds,
         )
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
@@ -176,12 +189,15 @@ class Node:
 
     def _install(self) -> None:
         """Some desired PSK or peer has changed: recompute what the interfaces should be."""
-        peers = []
+        peers, scattered = [], []
         left_out = self._disputed()
         for entry in self.entries():
             member, record = entry.member, entry.record
             if member.node_id in left_out:
                 continue
+            scattered.append(
+                ScatterPeer(member.node_id, member.ip4, member.ip6, self.links.scatter(member.node_id))
+            )
             hosts = (self.resolver.lookup(parse_endpoint(text)[0]) for text in record.control)
             peers.append(
                 MeshPeer(
@@ -195,6 +211,7 @@ class Node:
                     self.links.dials(member.node_id),
                 )
             )
+        self.scattering.update(scattered)
         mesh = self.state.mesh
         self.reconciler.set_desired(
             desired_devices(
@@ -216,6 +233,7 @@ class Node:
     def _read_back(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
         self.actual = actual
+        self.scattering.devices(actual)
         now, wall = trio.current_time(), time()
         for entry in self.entries():
             peer = entry.member.node_id
@@ -262,6 +280,7 @@ class Node:
         finally:
             if not self.config.wireguard.keep_interfaces:
                 with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
+                    await self.scattering.close()
                     await self.backend.close(remove=self.names)
 
     async def _serve_api(
@@ -283,6 +302,7 @@ class Node:
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
+            "scatter": self.scattering.run,
             "udp": partial(self.udp.receive, self.driver.receive),
             "roster-disk": self.keeper.keep,
             "roster": self.client.run,

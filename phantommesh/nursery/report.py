@@ -15,7 +15,7 @@ from phantommesh import __version__
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import Alarm, LinkState, Opened, Role
 from phantommesh.link.psk import PskPhase
-from phantommesh.metrics import Metrics, WireGuardSample
+from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
 from phantommesh.records import Entry
 from phantommesh.views import (
     DimensionView,
@@ -24,6 +24,8 @@ from phantommesh.views import (
     RevocationResult,
     Rotation,
     RotationResult,
+    ScatterDimension,
+    ScatterView,
     Status,
 )
 from phantommesh.wire import DIMENSIONS
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carries nothing
 
 # Tuning.
+_UNSCATTERED = "traffic takes dimension 0 alone"
+
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
 
 
@@ -83,6 +87,8 @@ class Reporter:
                     f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {len(node.names)} "
                     f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
                 )
+        if (problem := node.scattering.problem) is not None:
+            yield f"{_UNSCATTERED}: {problem}" + (f"; {problem.fix}" if problem.fix else "")
         if (revoked := node.keeper.revoked) is not None:
             yield (
                 f"this node was revoked on {_rfc3339(revoked.at)}: to come back, move its state directory "
@@ -107,7 +113,8 @@ class Reporter:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
-        reasons = [r for r in self._degraded([]) if "could not be renewed" not in r]
+        bearable = ("could not be renewed", _UNSCATTERED)
+        reasons = [r for r in self._degraded([]) if not any(text in r for text in bearable)]
         return not reasons, reasons
 
     def peers(self) -> list[PeerView]:
@@ -177,6 +184,38 @@ class Reporter:
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
+        )
+
+    def scatter(self) -> list[ScatterView]:
+        """How the traffic to each of those is scattered that have a map."""
+        return [view for entry in self._node.entries() if (view := self._scatter(entry)) is not None]
+
+    def _scatter(self, entry: Entry) -> ScatterView | None:
+        scattering, node_id = self._node.scattering, entry.member.node_id
+        snapshot = scattering.snapshot(node_id)
+        if snapshot is None:
+            return None
+        now, total = snapshot.current, sum(snapshot.current.cards)
+        return ScatterView(
+            peer=entry.member.name,
+            node_id=format_node_id(node_id),
+            mode=scattering.mode,
+            scheduler=now.scheduler,
+            link_epoch=now.epoch.link,
+            epoch=now.epoch.number,
+            epoch_age_s=round(max(0.0, time() - now.started), 1),
+            entropy_bits=None if (bits := snapshot.entropy_bits) is None else round(bits, 4),
+            dimensions=[
+                ScatterDimension(
+                    index=i,
+                    interface=name,
+                    score=now.scores[i],
+                    weight=round(now.cards[i] / total, 4) if total else 0.0,
+                    packets=now.hits.packets[i],
+                    bytes=now.hits.bytes[i],
+                )
+                for i, name in enumerate(self._node.names)
+            ],
         )
 
     async def rotate(self, peer: str | None) -> RotationResult:
@@ -261,7 +300,11 @@ class Reporter:
             for i, _, peer in self._devices(entry)
             if peer is not None
         )
-        drops = node.links.drops + node.tcp.dropped + node.naming.dropped
+        self.metrics.set_scatter(
+            ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
+            for view in self.scatter()
+        )
+        drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)

@@ -12,6 +12,8 @@ from phantommesh.views import (
     RevocationResult,
     Rotation,
     RotationResult,
+    ScatterDimension,
+    ScatterView,
     Status,
 )
 
@@ -57,6 +59,25 @@ def link_view(number: int) -> LinkView:
     )
 
 
+def scatter_view(number: int) -> ScatterView:
+    return ScatterView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        mode="egress",
+        scheduler="deck",
+        link_epoch=number,
+        epoch=4,
+        epoch_age_s=12.0,
+        entropy_bits=2.8,
+        dimensions=[
+            ScatterDimension(
+                index=index, interface=f"pm{index}", score=1.0, weight=0.143, packets=10, bytes=800
+            )
+            for index in range(7)
+        ],
+    )
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
@@ -93,6 +114,9 @@ class FakeNode:
 
     def links(self) -> list[LinkView]:
         return [link_view(number) for number in range(1, self.count + 1)]
+
+    def scatter(self) -> list[ScatterView]:
+        return [scatter_view(number) for number in range(1, self.count + 1)]
 
     def ready(self) -> tuple[bool, list[str]]:
         return not self.reasons, self.reasons

@@ -24,7 +24,16 @@ from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCac
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
-from phantommesh.views import LinkView, Page, PeerView, Problem, RevocationResult, RotationResult, Status
+from phantommesh.views import (
+    LinkView,
+    Page,
+    PeerView,
+    Problem,
+    RevocationResult,
+    RotationResult,
+    ScatterView,
+    Status,
+)
 from tests.unit.fakenode import FakeNode
 
 NO_GROUP = "no-such-group-here"
@@ -52,6 +61,8 @@ async def test_status_peers_and_links() -> None:
     response = await ask(node, "GET", "/v1/status")
     assert msgspec.json.decode(await response.get_data(), type=Status) == node.status()
     assert response.headers["Cache-Control"] == "no-store"
+    response = await ask(node, "GET", "/v1/scatter")
+    assert msgspec.json.decode(await response.get_data(), type=Page[ScatterView]).items == node.scatter()
     response = await ask(node, "GET", "/v1/links")
     assert msgspec.json.decode(await response.get_data(), type=Page[LinkView]).items == node.links()
     for known in ("pm-2", "id002"):
@@ -239,7 +250,7 @@ async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
     local = {"Host": "127.0.0.1:9000"}
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await ask(app, "GET", path, headers=local)).status_code == 200
-    for path in ("/v1/status", "/v1/peers", "/v1/links"):
+    for path in ("/v1/status", "/v1/peers", "/v1/links", "/v1/scatter"):
         await problem(await ask(app, "GET", path, headers=local), 401)
     await problem(await ask(app, "POST", "/v1/rotations", headers=local), 401)
     assert node.rotated == []

@@ -92,7 +92,7 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert len(result.stdout.splitlines()) > 3
 
 
-@pytest.mark.parametrize("verb", ["status", "peers", "links", "rotate", "revoke pm-2"])
+@pytest.mark.parametrize("verb", ["status", "peers", "links", "scatter", "rotate", "revoke pm-2"])
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
     message = told(run("--json", *verb.split(), root=tmp_path), 3)
     assert f"{tmp_path}/api.sock" in message
@@ -246,6 +246,7 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
             ("status", ["mesh", "lab", "3 of 3 up", "userspace"]),
             ("peers", ["NAME", "pm-3", "100.64.0.3", "192.0.2.3:51820"]),
             ("links", ["PEER", "pm-3", "7/7", "12s"]),
+            ("scatter", ["PEER", "pm-3", "deck", "3.4", "2.800", "14.3%"]),
         ):
             plain = process(*at, verb)
             assert (plain.returncode, plain.stderr) == (0, "")

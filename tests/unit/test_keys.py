@@ -52,6 +52,7 @@ def test_the_schedule_is_hkdf_as_written() -> None:
     assert session.chain_key.reveal() == hkdf_expand(root, prefixed(b"chain", digest), 64)
     assert session.chain_id == hkdf_expand(session.chain_key.reveal(), prefixed(b"chain id"), 16)
     assert session.ack.reveal() == hkdf_expand(root, prefixed(b"ack", digest), 32)
+    assert session.scatter.reveal() == hkdf_expand(root, prefixed(b"scatter", digest), 32)
     wg_root = hkdf_expand(root, prefixed(b"wireguard", digest), 64)
     assert session.wg_root.reveal() == wg_root
     psks = keys.preshared_keys(session.wg_root, OURS, THEIRS, 5)
@@ -67,7 +68,7 @@ def test_every_key_of_a_session_is_another() -> None:
     found += [v.reveal() for f in fields(session) if isinstance(v := getattr(session, f.name), Secret)]
     found += [session.chain_id, *(p.reveal() for p in keys.preshared_keys(session.wg_root, OURS, THEIRS, 1))]
     prefixes = [value[:16] for value in found]
-    assert len(set(prefixes)) == len(prefixes) == 5 + 5 + 1 + 7
+    assert len(set(prefixes)) == len(prefixes) == 5 + 6 + 1 + 7
 
 
 def test_the_chain_key_changes_everything() -> None:

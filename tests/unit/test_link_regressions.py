@@ -21,7 +21,7 @@ from tests.simulation.pair import Node, Simulation
 def agreement(epoch: int, *, by_lower_id: bool = True, born: float = 0.0, fill: int = 0) -> Agreement:
     mark = bytes([epoch, by_lower_id, fill])
     psks = tuple(Secret(mark + bytes([i]) * 29) for i in range(7))
-    return Agreement(epoch, by_lower_id, mark.ljust(16, b"."), Secret(mark * 8), psks, born)
+    return Agreement(epoch, by_lower_id, mark.ljust(16, b"."), Secret(mark * 8), psks, Secret(mark), born)
 
 
 def psk_state() -> PskState:

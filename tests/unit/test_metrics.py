@@ -4,7 +4,7 @@ import re
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from phantommesh.metrics import Metrics, WireGuardSample
+from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
 
 # What INTERFACE promises for the parts that exist.
 NAMES = {
@@ -19,6 +19,8 @@ NAMES = {
     "phantommesh_dns_queries_total",
     "phantommesh_dropped_total",
     "phantommesh_api_request_seconds",
+    "phantommesh_scatter_entropy_bits",
+    "phantommesh_scatter_weight",
     "phantommesh_service_restarts_total",
     "phantommesh_loop_lag_seconds",
 }
@@ -36,6 +38,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_peers({"fresh": 2, "stale": 1})
     metrics.set_psk_ages({"pm-2": 4.0})
     metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
+    metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
     metrics.link_handshake_seconds.observe(0.003)
     metrics.link_handshakes.labels(role="initiator", result="ok").inc()
     metrics.psk_rotations.labels(result="ok").inc()
@@ -63,6 +66,8 @@ def test_labels_are_those_of_the_interface() -> None:
     assert value(metrics, "phantommesh_link_handshakes_total", role="initiator", result="ok") == 1
     assert value(metrics, "phantommesh_wg_bytes_total", peer="pm-2", dimension="3", direction="tx") == 20
     assert value(metrics, "phantommesh_wg_last_handshake_seconds", peer="pm-2", dimension="3") == 1.7e9
+    assert value(metrics, "phantommesh_scatter_weight", peer="pm-2", dimension="2") == 0.6
+    assert value(metrics, "phantommesh_scatter_entropy_bits", peer="pm-2") == 0.97
     assert value(
         metrics, "phantommesh_api_request_seconds_count", route="/v1/status", method="GET", status="200"
     )

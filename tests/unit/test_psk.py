@@ -22,7 +22,8 @@ from phantommesh.secret import Secret
 def agreement(epoch: int, born: float = 0.0, *, by_lower_id: bool = True) -> Agreement:
     rng = random.Random(f"{epoch} {by_lower_id}")
     psks = tuple(Secret(rng.randbytes(32)) for _ in range(7))
-    return Agreement(epoch, by_lower_id, rng.randbytes(16), Secret(rng.randbytes(64)), psks, born)
+    chain, scatter = Secret(rng.randbytes(64)), Secret(rng.randbytes(32))
+    return Agreement(epoch, by_lower_id, rng.randbytes(16), chain, psks, scatter, born)
 
 
 @pytest.fixture

@@ -181,6 +181,10 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     async def links() -> Response:
         return _json(paginate(node.links(), request.args))
 
+    @app.get("/v1/scatter")
+    async def scatter() -> Response:
+        return _json(paginate(node.scatter(), request.args))
+
     @app.post("/v1/rotations")
     async def rotations() -> Response:
         dry_run = _flag("dry_run")

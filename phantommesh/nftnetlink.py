@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What PhantomMesh says to nf_tables over netlink, as bytes: linux/netfilter/nf_tables.h, nfnetlink.h.
+
+Packed by hand, because the maps of a scatter epoch are replaced often: one transaction empties a map and
+fills it again, and no packet sees it empty. Keys and values are 32-bit words in the machine's byte order, as
+marks and numbers are in nf_tables' registers. Nothing here does I/O.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, number
+
+NETFILTER = 12
+"""The netlink protocol NETLINK_NETFILTER (linux/netlink.h)."""
+
+FAMILIES = {"inet": 1, "netdev": 5}
+"""NFPROTO_* of the table families in use (linux/netfilter.h)."""
+
+ELEMENTS_PER_MESSAGE = 1022
+"""Elements put in one message. A list's length is 16 bits wide, and an element takes 28 bytes."""
+
+_REQUEST, _ACK, _DUMP, _CREATE = 1, 4, 0x300, 0x400
+_NESTED = 0x8000
+_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GET_TABLE, _DELETE_TABLE, _GET_RULE, _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 1, 2, 7, 12, 13, 14
+_NAME, _HANDLE = 1, 4  # NFTA_TABLE_NAME, NFTA_TABLE_HANDLE
+_RULE_TABLE, _RULE_HANDLE = 1, 3
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
+_ITEM, _VALUE = 1, 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE
+_KEY, _DATA, _EXPRESSION = 1, 2, 7  # NFTA_SET_ELEM_*
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+
+
+def _message(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:
+    head = struct.pack("=IHHII", 20 + len(body), kind, flags | _REQUEST, sequence, 0)
+    return head + struct.pack("=BB", family, 0) + struct.pack(">H", resource) + body
+
+
+def _text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode("ascii") + b"\0")
+
+
+def _transaction(messages: Sequence[tuple[int, int, bytes]], family: int, sequence: int) -> bytes:
+    """Wrap (type, flags, body) in a batch. Only the last asks for an acknowledgement, so either that comes or
+    errors do."""
+    packed = [_message(_BATCH_BEGIN, 0, sequence, 0, b"", 10)]
+    for i, (kind, flags, body) in enumerate(messages):
+        last = i == len(messages) - 1
+        packed.append(
+            _message(_SUBSYSTEM | kind, flags | (_ACK if last else 0), sequence + 1 + i, family, body)
+        )
+    packed.append(_message(_BATCH_END, 0, sequence + 1 + len(messages), 0, b"", 10))
+    return b"".join(packed)
+
+
+def encode_replace(
+    family: int, table: str, sets: Mapping[str, Mapping[int, int]], *, sequence: int
+) -> tuple[bytes, int]:
+    """One transaction that makes these the elements of these maps. Returns it and the sequence number of the
+    message whose acknowledgement says that it is done."""
+    messages: list[tuple[int, int, bytes]] = []
+    for name, elements in sets.items():
+        head = _text(_LIST_TABLE, table) + _text(_LIST_SET, name)
+        messages.append((_DELETE_ELEMENTS, 0, head))  # without elements: all of them
+        items = [_element(key, value) for key, value in elements.items()]
+        for start in range(0, len(items), ELEMENTS_PER_MESSAGE):
+            some = b"".join(items[start : start + ELEMENTS_PER_MESSAGE])
+            messages.append((_NEW_ELEMENTS, _CREATE, head + attribute(_LIST_ELEMENTS | _NESTED, some)))
+    return _transaction(messages, family, sequence), sequence + len(messages)
+
+
+def _element(key: int, value: int) -> bytes:
+    return attribute(
+        _ITEM | _NESTED,
+        attribute(_KEY | _NESTED, attribute(_VALUE, struct.pack("=I", key)))
+        + attribute(_DATA | _NESTED, attribute(_VALUE, struct.pack("=I", value))),
+    )
+
+
+def encode_delete_table(family: int, table: str, *, sequence: int) -> tuple[bytes, int]:
+    """One transaction that removes a table and all that is in it."""
+    return _transaction([(_DELETE_TABLE, 0, _text(_NAME, table))], family, sequence), sequence + 1
+
+
+def encode_get_table(family: int, table: str, *, sequence: int) -> bytes:
+    """Ask for one table."""
+    return _message(_SUBSYSTEM | _GET_TABLE, _ACK, sequence, family, _text(_NAME, table))
+
+
+def decode_table(payload: bytes) -> int:
+    """Read a table's handle: a number that no other table ever has, so one that was replaced shows."""
+    for kind, value in attributes(payload[4:]):
+        if kind == _HANDLE:
+            return int.from_bytes(value, "big")
+    raise NetlinkFormatError("a table without a handle")
+
+
+def encode_get_rules(family: int, table: str, *, sequence: int) -> bytes:
+    """Ask for a dump of a table's rules."""
+    return _message(_SUBSYSTEM | _GET_RULE, _DUMP, sequence, family, _text(_RULE_TABLE, table))
+
+
+def decode_rules(payloads: Iterable[bytes], table: str) -> frozenset[int]:
+    """Read the handles of a table's rules; the rules of others in the dump are left out."""
+    handles = set()
+    for payload in payloads:
+        fields = dict(attributes(payload[4:]))
+        if fields.get(_RULE_TABLE, b"").rstrip(b"\0") == table.encode("ascii") and _RULE_HANDLE in fields:
+            handles.add(int.from_bytes(fields[_RULE_HANDLE], "big"))
+    return frozenset(handles)
+
+
+def encode_get_elements(family: int, table: str, name: str, *, sequence: int) -> bytes:
+    """Ask for a dump of a set's elements."""
+    body = _text(_LIST_TABLE, table) + _text(_LIST_SET, name)
+    return _message(_SUBSYSTEM | _GET_ELEMENTS, _DUMP, sequence, family, body)
+
+
+def _elements(payloads: Iterable[bytes]) -> Iterator[dict[int, bytes]]:
+    for payload in payloads:
+        for kind, value in attributes(payload[4:]):
+            if kind == _LIST_ELEMENTS:
+                for _, element in attributes(value):
+                    yield dict(attributes(element))
+
+
+def _word(value: bytes) -> int:
+    found = dict(attributes(value)).get(_VALUE, b"")
+    if len(found) != 4:
+        raise NetlinkFormatError("an element that is no 32-bit word")
+    return number(found)
+
+
+def decode_map(payloads: Iterable[bytes]) -> dict[int, int]:
+    """Read the elements of a map of words to words."""
+    return {_word(e.get(_KEY, b"")): _word(e.get(_DATA, b"")) for e in _elements(payloads)}
+
+
+def decode_counters(payloads: Iterable[bytes]) -> dict[int, tuple[int, int]]:
+    """Read the elements of a set of words with counters: (packets, bytes) by word."""
+    counters = {}
+    for element in _elements(payloads):
+        expression = dict(attributes(element.get(_EXPRESSION, b"")))
+        if expression.get(_EXPRESSION_NAME) != b"counter\0":
+            raise NetlinkFormatError("an element without a counter")
+        fields = dict(attributes(expression.get(_EXPRESSION_DATA, b"")))
+        counters[_word(element.get(_KEY, b""))] = (
+            int.from_bytes(fields.get(_COUNTER_PACKETS, b""), "big"),
+            int.from_bytes(fields.get(_COUNTER_BYTES, b""), "big"),
+        )
+    return counters

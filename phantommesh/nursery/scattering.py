@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the kernel scatter each peer's traffic, by maps that change from epoch to epoch.
+
+Level-triggered like the reconciler: what is read of the mesh's own interface and of the table is compared
+with what should be, at every pass. Where the kernel cannot scatter, the interface goes, and with it its
+routes, so that traffic takes dimension 0; `problem` says why.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from itertools import count
+from random import Random
+from time import time
+from typing import Literal
+
+import structlog
+import trio
+
+from phantommesh.config import ScatterSection
+from phantommesh.dataplane import MASTER_METRIC
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery import master
+from phantommesh.nursery.master import MasterConfig
+from phantommesh.nursery.nft import Fingerprint, NftError, Table
+from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
+from phantommesh.scatter.maps import Scheduler, entropy_bits
+from phantommesh.scatter.ruleset import (
+    FAMILY,
+    FLOWLETS,
+    HITS,
+    WAYS,
+    Frame,
+    Mode,
+    dropped,
+    render,
+    render_peer,
+    render_removal,
+    table_name,
+    ways,
+)
+from phantommesh.secret import Secret
+from phantommesh.wire import DIMENSIONS
+from phantommesh.wireguard import DeviceState, Route
+
+# Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
+# long, so a peer that was scattered then is scattered on, by a map of no agreement, until it is keyed.
+ADOPTED = 180.0
+
+# Tuning.
+JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
+MAX_BACKOFF = 30.0  # s between attempts while nothing can be installed
+
+log = structlog.get_logger("phantommesh.scatter")
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterPeer:
+    """A peer as the roster and its link have it now; ``keying`` is None while its keys are random."""
+
+    node_id: bytes
+    ip4: IPv4Address
+    ip6: IPv6Address
+    keying: tuple[int, Secret] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A peer's epoch under way, as last read, and the one before."""
+
+    current: EpochCounts
+    previous: EpochCounts | None
+
+    @property
+    def entropy_bits(self) -> float | None:
+        """Shannon's entropy of the dimensions of the packets sent in both; None where there are none."""
+        before = (0,) * DIMENSIONS if self.previous is None else self.previous.hits.packets
+        sent = [a + b for a, b in zip(self.current.hits.packets, before, strict=True)]
+        return entropy_bits(sent) if any(sent) else None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a peer, scattered or not."""
+
+    wanted: ScatterPeer
+    scores: tuple[float, ...] = EQUAL
+    scheduler: Scheduler | None = None
+    keyed_once: bool = False
+    provisional: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
+
+
+class Scattering:
+    """The scatterer of one node. ``on_epoch`` is called with a peer's node id and each epoch that has
+    ended."""
+
+    def __init__(
+        self,
+        settings: ScatterSection,
+        *,
+        device: str,
+        names: Sequence[str],
+        kind: Literal["wireguard", "tun"],
+        mtu: int,
+        ipv6: bool,
+        me: bytes,
+        addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
+        networks: tuple[IPv4Network, IPv6Network],
+        interval: float,
+        on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
+    ) -> None:
+        self.settings, self.device, self.names = settings, device, tuple(names)
+        self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
+        self.on_epoch = on_epoch
+        self.problem: PhantomMeshError | None = None
+        self.drops: Counter[str] = Counter()
+        self._kind, self._mtu, self._ipv6, self._me = kind, mtu, ipv6, me
+        self._addresses, self._networks, self._interval = addresses, networks, interval
+        self._seed = int.from_bytes(os.urandom(4))
+        self._jitter = Random()  # noqa: S311  # spreads timers, keys nothing
+        self._peers: dict[bytes, _Known] = {}
+        self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
+        self._adopted_until = 0.0
+        # What the table has, as far as this knows.
+        self._seen: Fingerprint | None = None
+        self._master = 0  # the index of the interface that it hangs on
+        self._ways: dict[int, int] = {}
+        self._installed: dict[bytes, PeerScatter] = {}
+        self._slots = count(1)
+        self._counted: Counter[str] = Counter()  # of this table, what `drops` has already
+        self._lock = trio.Lock()
+        self._kicked = trio.Event()
+
+    # ---- what others tell it ----
+
+    def update(self, peers: Iterable[ScatterPeer]) -> None:
+        """Make these the peers, and wake the loop if the table has to change for it."""
+        wanted = {peer.node_id: peer for peer in peers}
+        self._peers = {node_id: self._peers.get(node_id) or _Known(peer) for node_id, peer in wanted.items()}
+        for node_id, known in self._peers.items():
+            known.wanted = wanted[node_id]
+            known.keyed_once = known.keyed_once or known.wanted.keying is not None
+        if any(not self._as_wanted(node_id) for node_id in self._peers.keys() | self._installed.keys()):
+            self.kick()
+
+    def devices(self, actual: Mapping[str, DeviceState]) -> None:
+        """The reconciler has read the dimensions' interfaces."""
+        indexes = tuple(actual[name].index if name in actual else None for name in self.names)
+        if indexes != self._indexes:
+            self._indexes = indexes
+            self.kick()
+
+    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
+        """Set the capacities of a peer's dimensions, in any unit; 0.0 drains one. Returns when the kernel has
+        the new map, which begins a new epoch. Raises ValueError for scores that are none, KeyError for an
+        unknown peer, NftError when the kernel refuses."""
+        if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
+            raise ValueError("seven scores, finite and not negative")
+        async with self._lock:
+            known = self._peers[node_id]
+            before, known.scores = known.scores, tuple(scores)
+            if before != known.scores and node_id in self._installed:
+                await self._rotate([node_id])
+
+    def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
+        """Choose a peer's scheduler; None: the one of the configuration. KeyError for an unknown peer."""
+        self._peers[node_id].scheduler = scheduler
+        self.kick()
+
+    def scores(self, node_id: bytes) -> tuple[float, ...]:
+        """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
+        return self._peers[node_id].scores
+
+    def snapshot(self, node_id: bytes) -> Snapshot | None:
+        """A peer's counts as last read; None while nothing is scattered to it."""
+        found = self._installed.get(node_id)
+        if self._seen is None or found is None or found.current is None:
+            return None
+        return Snapshot(found.current, found.previous)
+
+    async def refresh(self) -> None:
+        """Read the counters now. Raises NftError."""
+        async with self._lock:
+            if self._seen is not None:
+                await self._read()
+
+    def kick(self) -> None:
+        """Start the next pass now."""
+        self._kicked.set()
+
+    # ---- the service ----
+
+    async def run(self) -> None:
+        """Scatter until cancelled. A failure is logged once and tried again; it never ends this."""
+        if self.settings.mode == "off":
+            await self.close()
+            return
+        for mode in FAMILY:
+            if await Table(FAMILY[mode], self._name).fingerprint() is not None:
+                self._adopted_until = trio.current_time() + ADOPTED
+        delay = self._interval
+        while True:
+            self._kicked = trio.Event()
+            try:
+                async with self._lock:
+                    await self._pass()
+                delay = self._interval
+                await self._rotate_until(trio.current_time() + delay)
+            except PhantomMeshError as error:
+                await self._retreat(error)
+                delay = min(max(delay, 0.5) * 2, MAX_BACKOFF)
+                with trio.move_on_after(delay):
+                    await self._kicked.wait()
+
+    async def _rotate_until(self, end: float) -> None:
+        """Change the maps that are due, until it is time for the next pass."""
+        while not self._kicked.is_set() and trio.current_time() < end:
+            due = min((found.due for found in self._installed.values()), default=end)
+            with trio.move_on_at(min(due, end)):
+                await self._kicked.wait()
+            async with self._lock:
+                now = trio.current_time()
+                for node_id in [n for n, found in self._installed.items() if found.due <= now]:
+                    await self._rotate([node_id])
+
+    async def close(self) -> None:
+        """Remove the interface and the table. What cannot be removed is logged."""
+        try:
+            await master.remove(self.device)
+            for family in FAMILY.values():
+                await Table(family, self._name).remove()
+        except PhantomMeshError as error:
+            log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
+
+    async def _retreat(self, error: PhantomMeshError) -> None:
+        """Nothing can be scattered: without the interface's routes traffic takes dimension 0."""
+        if str(self.problem) != str(error):
+            log.warning("traffic is not scattered", error=str(error), fix=error.fix)
+        self.problem, self._seen = error, None
+        try:
+            await master.remove(self.device)
+        except PhantomMeshError as also:
+            log.warning("the mesh's interface could not be removed", error=str(also), fix=also.fix)
+
+    # ---- one pass ----
+
+    async def _pass(self) -> None:
+        shown = ways(self._indexes)
+        if not shown:
+            return  # the dimensions are not there yet: traffic has nowhere to go anyhow
+        # A table that an earlier run left works on until it is replaced, and so must the routes to it.
+        index = await master.converge(self._master_config(), routes=False)
+        if self._seen is None or index != self._master or await self._table.fingerprint() != self._seen:
+            await self._install_all(shown)
+            self._master = index
+        elif any(not self._as_wanted(node_id) for node_id in self._peers.keys() | self._installed.keys()):
+            await self._install_changes()
+        if shown != self._ways:
+            await self._table.replace({WAYS: shown})
+            self._ways = shown
+            await self._rotate(list(self._installed))  # a dimension without an interface gets no cards
+        await master.converge(self._master_config(), routes=True)
+        await self._read()
+        if self.problem is not None:
+            self.problem = None
+            log.info("traffic is scattered again")
+
+    async def _install_all(self, shown: dict[int, int]) -> None:
+        """The table is not there, or not as we left it: put all of it in place in one transaction."""
+        if self._seen is not None:
+            log.warning("somebody else changed the scatter rules; they are installed again")
+        self._seen, now, ended = None, time(), list[tuple[bytes, EpochCounts]]()
+        kept = {node_id: found for node_id, found in self._installed.items() if self._as_wanted(node_id)}
+        self._installed = {}
+        for node_id, known in self._peers.items():
+            keying = self._keying(known)
+            if keying is None:
+                continue
+            found = kept.get(node_id) or self._new(known)
+            self._open(node_id, found, keying)
+            if (counts := found.lost(now)) is not None:
+                ended.append((node_id, counts))
+            self._installed[node_id] = found
+        text = render(self._frame(), shown, [found.map for found in self._installed.values()])
+        try:
+            await self._table.install(text)
+        except NftError as error:
+            if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
+                log.info("this kernel cannot scatter on a device's egress; marks will do it")
+                self.mode = "mark"
+                self.kick()
+            raise
+        self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
+        self._report(ended)
+
+    async def _install_changes(self) -> None:
+        """Add and remove peers, in one transaction."""
+        frame, text, ended = self._frame(), "", list[tuple[bytes, EpochCounts]]()
+        counters = await self._table.counters(HITS)
+        for node_id in [n for n in self._installed if not self._as_wanted(n)]:
+            found = self._installed.pop(node_id)
+            text += render_removal(frame, found.map)
+            if (counts := found.end(counters, time())) is not None:
+                ended.append((node_id, counts))
+        for node_id, known in self._peers.items():
+            keying = self._keying(known)
+            if node_id not in self._installed and keying is not None:
+                self._installed[node_id] = self._new(known)
+                self._open(node_id, self._installed[node_id], keying)
+                text += render_peer(frame, self._installed[node_id].map)
+        await self._table.install(text)
+        self._seen = await self._table.fingerprint()
+        self._report(ended)
+
+    async def _rotate(self, peers: Iterable[bytes]) -> None:
+        """Begin a new epoch with each of these peers: one transaction each."""
+        ended = []
+        for node_id in peers:
+            found, keying = self._installed[node_id], self._keying(self._peers.get(node_id))
+            if keying is None:
+                self.kick()  # it is to leave the table; until then the old map holds
+                found.due = math.inf
+                continue
+            self._open(node_id, found, keying)
+            maps: dict[str, dict[int, int]] = {found.map.name: found.map.elements}
+            if found.scheduler == "flowlet":
+                maps[FLOWLETS] = {}
+            try:
+                await self._table.replace(maps)
+            except NftError:
+                self._seen = None  # whatever the table has now, it is not this
+                self.kick()
+                raise
+            if (counts := found.close(await self._table.counters(HITS), time())) is not None:
+                ended.append((node_id, counts))
+        self._report(ended)
+
+    async def _read(self) -> None:
+        counters = await self._table.counters(HITS)
+        for found in self._installed.values():
+            found.read(counters)
+        now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
+        self.drops += now - self._counted
+        self._counted = now
+
+    def _report(self, ended: Iterable[tuple[bytes, EpochCounts]]) -> None:
+        for node_id, counts in ended:
+            self.on_epoch(node_id, counts)
+
+    def _keying(self, known: _Known | None) -> Keying | None:
+        """What a peer's map is to come from; None for one that gets nothing."""
+        if known is None:
+            return None
+        if known.wanted.keying is not None:
+            return Keying(*known.wanted.keying)
+        if not known.keyed_once and trio.current_time() < self._adopted_until:
+            return Keying(0, known.provisional)
+        return None
+
+    def _as_wanted(self, node_id: bytes) -> bool:
+        """Whether the table has of a peer what it should."""
+        known, found = self._peers.get(node_id), self._installed.get(node_id)
+        if self._keying(known) is None or known is None:
+            return found is None
+        return (
+            found is not None
+            and found.addresses == (known.wanted.ip4, known.wanted.ip6)
+            and found.scheduler == (known.scheduler or self.settings.scheduler)
+        )
+
+    def _new(self, known: _Known) -> PeerScatter:
+        return PeerScatter(
+            self._me,
+            next(self._slots),
+            (known.wanted.ip4, known.wanted.ip6),
+            known.scheduler or self.settings.scheduler,
+            self.settings.batch,
+        )
+
+    def _open(self, node_id: bytes, found: PeerScatter, keying: Keying) -> None:
+        there = (index is not None for index in self._indexes)
+        scores = self._peers[node_id].scores
+        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], time())
+        length = self.settings.epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
+        found.due = trio.current_time() + length
+
+    # ---- values ----
+
+    @property
+    def _name(self) -> str:
+        return table_name(self.device)
+
+    @property
+    def _table(self) -> Table:
+        return Table(FAMILY[self.mode], self._name)
+
+    def _frame(self) -> Frame:
+        return Frame(
+            self.mode,
+            self._name,
+            self.device,
+            self._networks,
+            self._addresses(),
+            self._seed,
+            self.settings.flowlet_ms,
+        )
+
+    def _master_config(self) -> MasterConfig:
+        four, six = self._addresses()
+        addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
+        networks: list[IPv4Network | IPv6Network] = [self._networks[0]]
+        if self._ipv6:
+            addresses.add(IPv6Interface(six))
+            networks.append(self._networks[1])
+        routes = frozenset(Route(network, MASTER_METRIC) for network in networks)
+        return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One peer's scatter: from epoch to epoch, what was committed and what was counted. No I/O; `now` comes
+in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
+from phantommesh.secret import Secret
+from phantommesh.wire import DIMENSIONS
+
+EQUAL = (1.0,) * DIMENSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCounts:
+    """An epoch as its sender knows it. ``cards`` is the committed distribution, ``hits`` what the kernel
+    counted (decisions: a GSO burst is one), times in Unix seconds. ``ended`` is None for the one that is
+    under way, and ``whole`` False for one whose last counts are lost, because somebody removed the table
+    meanwhile. ``scores`` are those in effect: 0.0 too for a dimension whose interface was missing."""
+
+    epoch: Epoch
+    scheduler: Scheduler
+    scores: tuple[float, ...]
+    cards: tuple[int, ...]
+    hits: Hits
+    started: float
+    ended: float | None = None
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Keying:
+    """What a peer's maps come from: the link's epoch and its scatter secret."""
+
+    link: int
+    secret: Secret
+
+
+class PeerScatter:
+    """One keyed peer. ``open`` starts an epoch; its map is to be put in place; then ``close`` ends the one
+    before, with the counters as read after that."""
+
+    def __init__(
+        self,
+        sender: bytes,
+        slot: int,
+        addresses: tuple[IPv4Address, IPv6Address],
+        scheduler: Scheduler,
+        batch: int,
+    ) -> None:
+        self._sender, self._batch = sender, batch
+        self.slot, self.addresses, self.scheduler = slot, addresses, scheduler
+        self.current: EpochCounts | None = None
+        self.previous: EpochCounts | None = None
+        self.due = 0.0
+        self._parity = 0
+        self._stood = [Hits(), Hits()]  # the counters of each parity when its last epoch ended
+        self._map: PeerMap | None = None
+        self._closing: tuple[EpochCounts, int] | None = None
+
+    @property
+    def map(self) -> PeerMap:
+        """The map of the epoch under way. Only after ``open``."""
+        assert self._map is not None
+        return self._map
+
+    def open(self, keying: Keying, scores: Sequence[float], now: float) -> PeerMap:
+        """Start the next epoch and return its map. Raises ValueError for scores that are none."""
+        number = 0
+        before = self.current
+        if before is not None and before.epoch.link == keying.link:
+            number = before.epoch.number + 1
+        epoch = Epoch(keying.link, number)
+        keys = epoch_keys(keying.secret, self._sender, epoch)
+        committed = cards(scores, keys.noise, SIZES[self.scheduler])
+        dealt = deal(committed, self.scheduler, keys.stream, self._batch)
+        if before is not None:
+            self._closing = (before, self._parity)
+        self._parity ^= 1
+        length = length_of(self.scheduler, self._batch)
+        self._map = PeerMap(self.slot, *self.addresses, self.scheduler, length, self._parity, dealt)
+        self.current = EpochCounts(epoch, self.scheduler, tuple(scores), committed, Hits(), now)
+        return self._map
+
+    def close(self, counters: Mapping[int, tuple[int, int]], now: float) -> EpochCounts | None:
+        """End the epoch before the one that ``open`` started, with counters read after the swap."""
+        if self._closing is None:
+            return None
+        (before, parity), self._closing = self._closing, None
+        seen = read_hits(counters, self.slot, parity)
+        hits, self._stood[parity] = seen.since(self._stood[parity]), seen
+        self.previous = _ended(before, hits, now)
+        return self.previous
+
+    def lost(self, now: float) -> EpochCounts | None:
+        """The table and its counters are gone: end the epoch with what was last read, and count from
+        nothing."""
+        self._stood = [Hits(), Hits()]
+        if self._closing is None:
+            return None
+        (before, _), self._closing = self._closing, None
+        self.previous = _ended(before, before.hits, now, whole=False)
+        return self.previous
+
+    def end(self, counters: Mapping[int, tuple[int, int]], now: float) -> EpochCounts | None:
+        """The peer leaves the table: end the epoch under way."""
+        self.read(counters)
+        if self.current is None:
+            return None
+        self.previous, self.current = _ended(self.current, self.current.hits, now), None
+        return self.previous
+
+    def read(self, counters: Mapping[int, tuple[int, int]]) -> None:
+        """Bring the counts of the epoch under way up to date."""
+        if self.current is not None:
+            hits = read_hits(counters, self.slot, self._parity).since(self._stood[self._parity])
+            self.current = _counted(self.current, hits)
+
+
+def _counted(counts: EpochCounts, hits: Hits) -> EpochCounts:
+    return EpochCounts(counts.epoch, counts.scheduler, counts.scores, counts.cards, hits, counts.started)
+
+
+def _ended(counts: EpochCounts, hits: Hits, now: float, *, whole: bool = True) -> EpochCounts:
+    return EpochCounts(
+        counts.epoch, counts.scheduler, counts.scores, counts.cards, hits, counts.started, now, whole
+    )

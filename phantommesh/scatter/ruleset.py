@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The nftables ruleset that scatters, as data and as text for ``nft -f -``.
+
+A packet on its way out of the mesh's own device is looked up by destination; its peer's chain deals it a
+card, which is a mark; one rule counts the mark and forwards the packet to the mark's dimension. A mark holds
+the peer's slot, which of two epochs dealt it, and the dimension, so the counters of an epoch that has ended
+stand still.
+
+Every map has exact keys: flushing and filling an interval map in one transaction loses look-ups (nf_tables).
+nft 1.0.6 wants a line break before a closing brace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, Literal, assert_never
+
+from phantommesh.scatter.maps import SIZES, Scheduler
+from phantommesh.wire import DIMENSIONS
+
+Mode = Literal["egress", "mark"]
+FAMILY: Final[dict[Mode, str]] = {"egress": "netdev", "mark": "inet"}
+
+UNKNOWN: Final = 0
+"""The mark that counts packets to nobody known or keyed, which are dropped."""
+
+STRANDED: Final = 8
+"""The mark that counts packets whose card led nowhere: they take the fallback dimension. Its key in the map
+of ways too."""
+
+_MISSED, _DROPPED = 0, 15  # in a mark's low four bits, where a dimension has its number plus one
+_HASHES: Final = 0xFFFFFFFF
+_FLOWLETS: Final = 65535
+
+WAYS: Final = "ways"
+HITS: Final = "hits"
+FLOWLETS: Final = "flowlets"
+
+
+def table_name(device: str) -> str:
+    """The table of the node whose interface is ``device``."""
+    return f"phantommesh_{device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What of the ruleset is the node's own. ``device`` is the interface that the overlay's routes point at,
+    ``own`` this node's overlay addresses, ``seed`` of the flows' hash, ``flowlet_ms`` the pause after which a
+    flow may change its way."""
+
+    mode: Mode
+    table: str
+    device: str
+    networks: tuple[IPv4Network, IPv6Network]
+    own: tuple[IPv4Address, IPv6Address]
+    seed: int
+    flowlet_ms: int
+
+    @property
+    def family(self) -> str:
+        """The table's family."""
+        return FAMILY[self.mode]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMap:
+    """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
+    ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals."""
+
+    slot: int
+    ip4: IPv4Address
+    ip6: IPv6Address
+    scheduler: Scheduler
+    length: int
+    parity: int
+    dealt: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slot < 1 << 24 or self.parity not in (0, 1):
+            raise ValueError("a slot is 1 to 2**24 - 1, a parity 0 or 1")
+        if self.dealt and len(self.dealt) != self.length:
+            raise ValueError(f"{len(self.dealt)} cards for a map of {self.length}")
+
+    @property
+    def name(self) -> str:
+        """The name of the map of cards."""
+        return f"deck_{self.slot}"
+
+    @property
+    def elements(self) -> dict[int, int]:
+        """The map of cards: number to mark."""
+        if not self.dealt:
+            return dict.fromkeys(range(self.length), self.slot << 8 | _DROPPED)
+        return {i: mark(self.slot, self.parity, dimension) for i, dimension in enumerate(self.dealt)}
+
+
+def length_of(scheduler: Scheduler, batch: int) -> int:
+    """How many cards a scheduler deals."""
+    return SIZES[scheduler] * (batch if scheduler == "batch" else 1)
+
+
+def mark(slot: int, parity: int, dimension: int) -> int:
+    """The mark of a card."""
+    return slot << 8 | parity << 4 | dimension + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What one peer's counters say of one epoch: packets (a GSO burst counts as one) and bytes a
+    dimension."""
+
+    packets: tuple[int, ...] = (0,) * DIMENSIONS
+    bytes: tuple[int, ...] = (0,) * DIMENSIONS
+
+    def since(self, before: Hits) -> Hits:
+        """What came after ``before``."""
+        return Hits(
+            tuple(a - b for a, b in zip(self.packets, before.packets, strict=True)),
+            tuple(a - b for a, b in zip(self.bytes, before.bytes, strict=True)),
+        )
+
+
+def read_hits(counters: Mapping[int, tuple[int, int]], slot: int, parity: int) -> Hits:
+    """Pick the counters of a peer and an epoch's parity."""
+    found = [counters.get(mark(slot, parity, i), (0, 0)) for i in range(DIMENSIONS)]
+    return Hits(tuple(packets for packets, _ in found), tuple(size for _, size in found))
+
+
+def dropped(counters: Mapping[int, tuple[int, int]], slots: Iterable[int]) -> dict[str, int]:
+    """Count what was not scattered, by reason: two kinds are dropped, two took the fallback dimension."""
+    listed = list(slots)
+    return {
+        "scatter-unknown": counters.get(UNKNOWN, (0, 0))[0],
+        "scatter-drained": sum(counters.get(slot << 8 | _DROPPED, (0, 0))[0] for slot in listed),
+        "scatter-missed": sum(counters.get(slot << 8 | _MISSED, (0, 0))[0] for slot in listed),
+        "scatter-stranded": counters.get(STRANDED, (0, 0))[0],
+    }
+
+
+def ways(indexes: Sequence[int | None]) -> dict[int, int]:
+    """The map of ways: a mark's low bits to the interface index of the dimension. A dimension whose interface
+    is missing (None) has none; the fallback is the first that is there."""
+    found = {i + 1: index for i, index in enumerate(indexes) if index is not None}
+    return found | ({STRANDED: next(iter(found.values()))} if found else {})
+
+
+def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> str:
+    """The whole ruleset. It takes the place of what the table held before, in one transaction."""
+    table = f"{frame.family} {frame.table}"
+    lines = [
+        f"add table {table}",
+        f"delete table {table}",
+        f"table {table} {{",
+        *_map(WAYS, "type mark : iface_index"),
+        *_set(HITS, "type mark", "counter"),
+        *_map("peers4", "type ipv4_addr : verdict"),
+        *_map("peers6", "type ipv6_addr : verdict"),
+        *_map(
+            FLOWLETS,
+            "typeof numgen inc mod 2 : meta mark",
+            f"size {_FLOWLETS}",
+            "flags dynamic, timeout",
+            f"timeout {frame.flowlet_ms}ms",
+        ),
+        *_chain("out", *_out(frame)),
+        *_chain("hash_flow", *(f"{which} meta mark set {key} return" for which, key in _flow(frame, 256))),
+        *_chain("known_flow", *_known(frame)),
+        *_chain("learn_flow", *_learn(frame)),
+        *_entry(frame),
+        "}",
+        _add(table, HITS, [f"{UNKNOWN}", f"{STRANDED}"]),
+    ]
+    if way:
+        lines.append(_add(table, WAYS, [f"{key} : {index}" for key, index in way.items()]))
+    return "\n".join(lines) + "\n" + "".join(render_peer(frame, peer) for peer in peers)
+
+
+def render_peer(frame: Frame, peer: PeerMap) -> str:
+    """Add a peer to the ruleset; the last thing in the transaction is that packets find it."""
+    table = f"{frame.family} {frame.table}"
+    slot = peer.slot << 8
+    low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
+    hashed = peer.scheduler == "flow"
+    key = "type mark : mark" if hashed else "typeof numgen inc mod 2 : meta mark"
+    lines = [
+        f"add map {table} {peer.name} {{ {key} ; size {peer.length} ; }}",
+        _add(table, HITS, [str(slot | bits) for bits in low]),
+        _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
+        f"add chain {table} peer_{peer.slot}",
+        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(peer)),
+        f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
+        _add(table, "peers4", [f"{peer.ip4} : goto peer_{peer.slot}"]),
+        _add(table, "peers6", [f"{peer.ip6} : goto peer_{peer.slot}"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_removal(frame: Frame, peer: PeerMap) -> str:
+    """Take a peer out of the ruleset: its packets are dropped and counted from then on."""
+    table = f"{frame.family} {frame.table}"
+    slot = peer.slot << 8
+    low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
+    lines = [
+        f"delete element {table} peers4 {{ {peer.ip4} }}",
+        f"delete element {table} peers6 {{ {peer.ip6} }}",
+        f"flush chain {table} peer_{peer.slot}",
+        f"delete chain {table} peer_{peer.slot}",
+        f"delete map {table} {peer.name}",
+        f"delete element {table} {HITS} {{ {', '.join(str(slot | bits) for bits in low)} }}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _deal(peer: PeerMap) -> list[str]:
+    """The rules that give a packet its card."""
+    deck, n = f"map @{peer.name}", peer.length
+    match peer.scheduler:
+        case "packet":
+            return [f"meta mark set numgen random mod {n} {deck} goto out"]
+        case "deck" | "batch":
+            return [f"meta mark set numgen inc mod {n} {deck} goto out"]
+        case "flow":
+            return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
+        case "flowlet":
+            return [
+                "jump known_flow",
+                f"meta mark set numgen random mod {n} {deck} jump learn_flow",
+                "meta mark != 0 goto out",
+            ]
+        case _:
+            assert_never(peer.scheduler)
+
+
+def _known(frame: Frame) -> list[str]:
+    """The rules that give a packet the mark of its flowlet, and keep the flowlet alive."""
+    return [
+        f"{which} meta mark set {key} map @{FLOWLETS} update @{FLOWLETS} {{ {key} : meta mark }} goto out"
+        for which, key in _flow(frame, _HASHES)
+    ]
+
+
+def _learn(frame: Frame) -> list[str]:
+    """The rules that remember a packet's mark for the rest of its flowlet."""
+    return [
+        f"{which} update @{FLOWLETS} {{ {key} : meta mark }} return" for which, key in _flow(frame, _HASHES)
+    ]
+
+
+def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
+    """What makes a flow, as a match and a hash: the 5-tuple where there are ports, the addresses where there
+    are none; all fragments of a datagram go together."""
+
+    def key(*parts: str) -> str:
+        return f"jhash {' . '.join(parts)} mod {modulus} seed {frame.seed:#x}"
+
+    four, six = ("ip saddr", "ip daddr"), ("ip6 saddr", "ip6 daddr")
+    ports = ("meta l4proto", "th sport", "th dport")
+    return [
+        ("ip frag-off & 0x3fff != 0", key(*four, "ip id")),
+        ("meta protocol ip meta l4proto { tcp, udp }", key(*four, *ports)),
+        ("meta protocol ip", key(*four, "meta l4proto")),
+        ("ip6 nexthdr 44", key(*six, "frag id")),
+        ("meta protocol ip6 meta l4proto { tcp, udp }", key(*six, *ports)),
+        ("meta protocol ip6", key(*six, "meta l4proto")),
+    ]
+
+
+def _out(frame: Frame) -> list[str]:
+    """Count the mark, then send the packet where it says. What has no way takes the fallback, and is
+    counted."""
+    match frame.mode:
+        case "egress":
+            go = f"fwd to meta mark & 15 map @{WAYS}"
+            return [
+                f"meta mark @{HITS} {go}",
+                f"meta mark & 15 == {_DROPPED} drop",
+                f"meta mark set {STRANDED} meta mark @{HITS} {go}",
+                "drop",
+            ]
+        case "mark":
+            numbers = ", ".join(str(i + 1) for i in range(DIMENSIONS))
+            return [
+                f"meta mark @{HITS} meta mark & 15 {{ {numbers} }} accept",
+                f"meta mark & 15 == {_DROPPED} drop",
+                f"meta mark set {STRANDED} meta mark @{HITS} accept",
+                "drop",
+            ]
+        case _:
+            assert_never(frame.mode)
+
+
+def _entry(frame: Frame) -> list[str]:
+    look_up = [
+        "meta mark set 0",
+        "ip daddr vmap @peers4",
+        "ip6 daddr vmap @peers6",
+        f"meta mark @{HITS}",
+    ]
+    match frame.mode:
+        case "egress":
+            hook = f'type filter hook egress device "{frame.device}" priority 0; policy drop;'
+            # Neighbours and routers are none's business here: the kernel asks for them on any IPv6 interface.
+            return _chain("egress", hook, "ip6 daddr ff00::/8 drop", *look_up)
+        case "mark":
+            four, six = frame.networks
+            own4, own6 = frame.own
+            mine = [
+                f"ip daddr {own4} return",
+                f"ip6 daddr {own6} return",
+                f"ip daddr {four} goto overlay",
+                f"ip6 daddr {six} goto overlay",
+            ]
+            return [
+                *_chain("overlay", *look_up, "drop"),
+                *_chain(
+                    "output",
+                    "type route hook output priority mangle; policy accept;",
+                    f'oifname "{frame.device}" jump addressed',
+                ),
+                *_chain(
+                    "prerouting",
+                    "type filter hook prerouting priority mangle; policy accept;",
+                    "jump addressed",
+                ),
+                *_chain("addressed", *mine),
+            ]
+        case _:
+            assert_never(frame.mode)
+
+
+def _add(table: str, name: str, elements: Sequence[str]) -> str:
+    return f"add element {table} {name} {{ {', '.join(elements)} }}"
+
+
+def _map(name: str, *lines: str) -> list[str]:
+    return [f"  map {name} {{", *(f"    {line}" for line in lines), "  }"]
+
+
+def _set(name: str, *lines: str) -> list[str]:
+    return [f"  set {name} {{", *(f"    {line}" for line in lines), "  }"]
+
+
+def _chain(name: str, *lines: str) -> list[str]:
+    return [f"  chain {name} {{", *(f"    {line}" for line in lines), "  }"]
