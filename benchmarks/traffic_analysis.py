@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Can an observer of an uplink tell which page is loaded through the mesh?
 
-    python -m benchmarks.traffic_analysis [--captures DIR] [--only CONDITION]... [--what-if] [--json] [--quick]
+    python -m benchmarks.traffic_analysis [--captures DIR] [--only CONDITION] [--what-if] [--json] [--quick]
 
 Two nodes, seven uplinks, one a dimension. Real pages are loaded from a web server on one node by a client on
 the other; what is seen on each uplink (times, lengths and directions of WireGuard's packets) is kept and then
 attacked, by attackers that were trained on other loads of the same pages. A condition is a scheduler, or
-"plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant" for cover traffic.
+"plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant" for cover traffic and "+mss"
+for TCP segments of another size in each connection.
 
-Captures are kept in DIR and not made again, so that attackers can be run on them anew. ``accuracy_one_path``
-and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths, the latter under the node's default
-scheduler without cover; ``overhead_bytes_ratio`` is that condition's bytes on all uplinks over plain's: 1.0 is
-none. See docs/traffic-analysis.md.
+Captures are kept in DIR and not made again, so that attackers can be run on them anew.
+``accuracy_one_path`` and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths, the latter under the
+node's default scheduler with nothing added; ``overhead_bytes_ratio`` is that condition's bytes on all uplinks
+over plain's: 1.0 is none. See docs/traffic-analysis.md.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from typing import Any
 import msgspec
 import trio
 
-from benchmarks.traffic import attack, pagelab, splitting
 from benchmarks.machine import describe
+from benchmarks.traffic import attack, fingerprint, pagelab, splitting
 from benchmarks.traffic.pages import Page, choose, survey
 from benchmarks.traffic.traces import Capture, load, save
 from phantommesh.config import DIMENSIONS, ScatterSection
@@ -41,7 +42,7 @@ from phantommesh.nursery import lab
 from phantommesh.nursery.labnet import LabSpec
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
-COVERS = ("none", "adaptive", "constant")
+EXTRAS = frozenset({"adaptive", "constant", "mss"})
 DEFAULT = ScatterSection()
 NEEDED = ("httpx", "numpy", "sklearn")
 
@@ -50,7 +51,7 @@ PAGES, QUICK_PAGES = 60, 20
 REPETITIONS, QUICK_REPETITIONS = 12, 4
 EPOCH_SECONDS = 2.0  # many maps in a capture of minutes, where a node's default would give two
 
-# TrafficSliver (De la Cadena et al., CCS 2020): k-fingerprinting on 100 sites over Tor, batched weighted random.
+# TrafficSliver (De la Cadena et al., CCS 2020): 100 sites over Tor, batched weighted random.
 ANCHOR = {"name": "TrafficSliver (published)", "paths": 5, "one_path": 0.98, "one_of_paths_below": 0.16}
 
 WHAT_IF = (
@@ -105,24 +106,25 @@ def conditions(quick: bool) -> list[str]:
     ]
 
 
-def scatter_of(condition: str) -> tuple[ScatterSection, str]:
-    """Return what a condition means: the node's scatter section and the cover. Raises ValueError."""
-    name, _, cover = condition.partition("+")
-    cover = cover or "none"
-    if cover not in COVERS or name not in ("plain", *SCHEDULERS):
-        raise ValueError(f"no condition {condition!r}; one is plain or a scheduler, and may end in +adaptive")
+def parts_of(condition: str) -> tuple[ScatterSection, list[str]]:
+    """Return what a condition means: the nodes' scatter section and what is added. Raises ValueError."""
+    name, *extras = condition.split("+")
+    if name not in ("plain", *SCHEDULERS) or not EXTRAS.issuperset(extras):
+        raise ValueError(
+            f"no condition {condition!r}: say plain or a scheduler, and what is added, as deck+mss"
+        )
     if name == "plain":
-        return ScatterSection(mode="off"), cover
-    return msgspec.convert({"scheduler": name, "epoch_seconds": EPOCH_SECONDS}, ScatterSection), cover
+        return ScatterSection(mode="off"), extras
+    return msgspec.convert({"scheduler": name, "epoch_seconds": EPOCH_SECONDS}, ScatterSection), extras
 
 
 async def make(condition: str, pages: Sequence[Page], settings: Settings) -> Capture:
     """Build a lab and capture one condition."""
-    scatter, cover = scatter_of(condition)
-    spec = LabSpec(f"ta{os.getpid()}", nodes=2, uplinks=DIMENSIONS, backend=settings.backend, scatter=scatter)
+    scatter, extras = parts_of(condition)
+    spec = LabSpec(f"ta{os.getpid()}", 2, DIMENSIONS, settings.backend, scatter=scatter)
     visits = pagelab.order(len(pages), range(settings.repetitions), settings.seed)
     async with lab.running(spec):
-        seen = await pagelab.watch(spec, pages, visits, cover)
+        seen = await pagelab.watch(spec, pages, visits, extras)
     return Capture(condition, DIMENSIONS, [page.path for page in pages], asdict(settings), seen)
 
 
@@ -150,6 +152,7 @@ def seconds(capture: Capture) -> float:
 
 def attack_all(capture: Capture, plain: Capture, seed: int, *, simulated: bool = False) -> list[Row]:
     """Run every attacker on what every observer of this capture has."""
+    print(f"attacking {capture.condition}", file=sys.stderr, flush=True)
     single = capture.condition.startswith("plain")
     observers = ["one path of one"] if single else ["one of seven", "all seven"]
     rows = []
@@ -173,7 +176,6 @@ def attack_all(capture: Capture, plain: Capture, seed: int, *, simulated: bool =
                     simulated,
                 )
             )
-            print(line(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
@@ -210,7 +212,7 @@ def measure(wanted: Sequence[str], settings: Settings, directory: Path, *, what_
         for rule in WHAT_IF:
             split = splitting.split_all(plain, rule, settings.seed)
             rows += attack_all(split, plain, settings.seed, simulated=True)
-    control = attack.shuffled(attack.samples_of_all(plain.visits, attack.all_groups), settings.seed)
+    control = attack.shuffled(attack.samples_of_all(plain.visits, fingerprint.all_groups), settings.seed)
 
     def accuracy(condition: str, observer: str) -> Row | None:
         found = (r for r in rows if (r.condition, r.observer, r.attacker) == (condition, observer, "kfp"))
@@ -263,7 +265,7 @@ def main() -> int:
     wanted = given.only or conditions(given.quick)
     for condition in wanted:
         try:
-            scatter_of(condition)
+            parts_of(condition)
         except ValueError as error:
             parser.error(str(error))
     with tempfile.TemporaryDirectory() as temporary:

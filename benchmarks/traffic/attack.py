@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Attack captures: a random forest over an attacker's features, trained and tested on different repetitions.
 
-The forest is k-fingerprinting's (Hayes and Danezis, 2016, closed world: the forest's vote) and its leaves are
-the fingerprints of the paper's nearest-neighbour variant. Needs scikit-learn; all else of the judging is here.
+The forest is k-fingerprinting's (Hayes and Danezis, 2016, closed world: the forest's vote) and its leaves
+are the fingerprints of the paper's nearest-neighbour variant. Only these two need scikit-learn.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Classifier = Callable[[list[list[float]], list[int], list[list[float]]], Sequenc
 
 
 def samples_of_paths(visits: Iterable[Visit], paths: Iterable[int], features: Features) -> list[Sample]:
-    """One sample a load and path: each observer has one path, but may train on any. Seeing nothing is one too."""
+    """One sample a load and path: an observer has one path, but may train on any. To see nothing is one."""
     paths = list(paths)
     return [
         Sample(visit.page, visit.repetition, path, features(visit.on(path)))
@@ -60,7 +60,7 @@ class Accuracy:
 
 
 def judge(samples: Sequence[Sample], classify: Classifier, number: int = FOLDS) -> Accuracy:
-    """Cross-validate: every repetition is tested once, by a classifier that saw nothing of it, on any path."""
+    """Cross-validate: each repetition is tested once, by a classifier that saw nothing of it on any path."""
     hits: dict[int, list[bool]] = {}
     by_fold = []
     for tested in folds((sample.repetition for sample in samples), number):

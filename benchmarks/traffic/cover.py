@@ -4,8 +4,8 @@
     python -m benchmarks.traffic.cover adaptive|constant PEER_ADDRESS INTERFACE...
 
 A process of its own in each node's namespace, until it is terminated; each takes what the other sends.
-``adaptive`` watches how much its own node sends over the interfaces and adds a share of that, so it costs what
-it may and is there when there is something to hide. ``constant`` sends at its rate whatever happens.
+``adaptive`` watches how much its own node sends over the interfaces and adds a share of that: it costs what
+it may, and is there when there is something to hide. ``constant`` sends at its rate whatever happens.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ INNER, OUTER = 28, 60  # bytes of headers: UDP and IP; and once encrypted WireGu
 def size(rng: random.Random) -> int:
     """Draw a decoy's payload. Short ones are likelier: real packets that tell pages apart are short ones too,
     and the same bytes make more of them."""
-    return round(LEAST * (MOST / LEAST) ** rng.random())
+    drawn: float = LEAST * (MOST / LEAST) ** rng.random()
+    return round(drawn)
 
 
 def sent(interfaces: list[str]) -> int:
     """Return the bytes that have left by these interfaces, as they are on the uplinks."""
-    total = 0
+    total: int = 0
     for name in interfaces:
         counters = Path("/sys/class/net") / name / "statistics"
         total += int((counters / "tx_bytes").read_text())

@@ -45,7 +45,7 @@ def parse(frame: bytes, client: bytes) -> int:
     ports = struct.unpack_from("!HH", frame, ETHERNET + 20)
     if not any(port in PORTS for port in ports) or client not in (source, destination):
         return 0
-    return length if source == client else -length
+    return int(length) if source == client else -int(length)
 
 
 def read_all(file: Path) -> list[Packet]:

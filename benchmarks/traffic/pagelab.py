@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
@@ -48,6 +48,21 @@ http {{
     server {{
         listen {address}:80;
         {locations}
+    }}
+}}
+"""
+
+
+# Each end may be told to send segments of 1128 to 1380 bytes, drawn a connection: the number of full ones and
+# the length of the last then differ from load to load. 1380 is what MTU 1420 has room for.
+_MSS = f"""\
+table inet segments {{
+    chain postrouting {{
+        type filter hook postrouting priority 0;
+        tcp flags syn / syn,rst tcp option maxseg size set numgen random mod 64 map {{ {
+    ", ".join(f"{draw} : {1380 - 4 * draw}" for draw in range(64))
+}
+        }}
     }}
 }}
 """
@@ -117,7 +132,7 @@ def sites() -> dict[str, Path]:
 
 
 def order(pages: int, repetitions: Sequence[int], seed: int) -> list[tuple[int, int]]:
-    """Return (page, repetition) for every load: each repetition is a round over all pages in its own order."""
+    """Return (page, repetition) for each load: a repetition is a round over all pages in its own order."""
     visits = []
     for repetition in repetitions:
         turn = list(range(pages))
@@ -135,11 +150,11 @@ async def covering(node: LabNode, peer: str, mode: str) -> AsyncIterator[None]:
 
 
 async def watch(
-    spec: LabSpec, pages: Sequence[Page], visits: Sequence[tuple[int, int]], cover: str
+    spec: LabSpec, pages: Sequence[Page], visits: Sequence[tuple[int, int]], extras: Collection[str]
 ) -> list[Visit]:
     """Make the visits from node 1 to node 2's server and return what was seen of each, on all uplinks.
 
-    ``cover``: none, adaptive or constant.
+    ``extras``: adaptive or constant, for cover traffic; mss, for segments of another size in each connection.
     """
     client, server = nodes_of(spec)[:2]
     here, address = [(await view_of(node)).status.ip4 for node in (client, server)]
@@ -148,9 +163,11 @@ async def watch(
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         seen = directory / "packets"
-        if cover != "none":
+        for cover in {"adaptive", "constant"}.intersection(extras):
             await stack.enter_async_context(covering(client, address, cover))
             await stack.enter_async_context(covering(server, here, cover))
+        for node in (client, server) if "mss" in extras else ():
+            await trio.run_process(["ip", "netns", "exec", node.name, "nft", "-f", "-"], stdin=_MSS.encode())
         async with serving(server, address, directory):
             await _load(client, address, [(page.path, 0) for page in pages[:3]])  # warms both ends up
             async with observing(spec, client, seen):

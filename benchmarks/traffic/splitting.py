@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What if: divide a capture of one path over several by a rule, as TrafficSliver's authors judged theirs. Pure.
+"""What if: divide a capture of one path over several by a rule, as TrafficSliver's authors judged theirs.
 
-Nothing of the network is simulated: times stay as they were on one path, so what reordering does to TCP is
-missing. For finding rules worth building; the figures that count are those of real captures.
+Pure. Nothing of the network is simulated: times stay as they were on one path, so what reordering does to TCP
+is missing. For finding rules worth building; the figures that count are those of real captures.
 """
 
 from __future__ import annotations

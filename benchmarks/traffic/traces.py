@@ -18,7 +18,7 @@ WIREGUARD_OWN = frozenset({60, 92, 120, 176})
 
 
 class Packet(NamedTuple):
-    """A packet on an uplink. ``time`` in microseconds; ``size`` in bytes with IP header, negative if inbound."""
+    """A packet on an uplink. ``time`` in microseconds; ``size`` in bytes with IP header, inbound below 0."""
 
     time: int
     size: int

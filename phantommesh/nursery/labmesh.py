@@ -182,6 +182,7 @@ def configure(spec: LabSpec, node: LabNode) -> None:
         wireguard=msgspec.structs.replace(config.wireguard, backend=spec.backend),
         api=msgspec.structs.replace(config.api, socket=str(node.socket)),
         link=spec.link or config.link,
+        scatter=spec.scatter or config.scatter,
     )
     atomic_write(node.config, render(config).encode("ascii"), mode=0o644)
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from phantommesh.config import LinkSection
+from phantommesh.config import LinkSection, ScatterSection
 from phantommesh.errors import PhantomMeshError
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
@@ -56,13 +56,15 @@ def one_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What to build. ``link`` replaces the nodes' [link] section; ``patience_s`` bounds each wait."""
+    """What to build. ``link`` and ``scatter`` replace these sections of the nodes' configurations;
+    ``patience_s`` bounds each wait."""
 
     name: str = "pm"
     nodes: int = 3
     uplinks: int = 3
     backend: str = "auto"
     link: LinkSection | None = None
+    scatter: ScatterSection | None = None
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:
