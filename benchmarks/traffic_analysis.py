@@ -62,10 +62,13 @@ WHAT_IF = (
     splitting.Rule("packet, unequal 0.3", alpha=0.3),
     splitting.Rule("packet, unequal 0.1", alpha=0.1),
     splitting.Rule("batch 1-8, unequal 0.3", (1, 8), 0.3),
+    splitting.Rule("batch 8, unequal 0.3", (8, 8), 0.3),
     splitting.Rule("batch 8-32, unequal 0.3", (8, 32), 0.3),
     splitting.Rule("one path a load", (1, 1), 0.001),
-    splitting.Rule("batch 1-8, unequal 0.3, three lengths", (1, 8), 0.3, lengths=(124, 640, 1480)),
-    splitting.Rule("batch 1-8, unequal 0.3, one length", (1, 8), 0.3, lengths=(1480,)),
+    splitting.Rule(
+        "batch 1-8, unequal 0.3, three lengths", (1, 8), 0.3, lengths=(124, 640, splitting.LONGEST)
+    ),
+    splitting.Rule("batch 1-8, unequal 0.3, one length", (1, 8), 0.3, lengths=(splitting.LONGEST,)),
 )
 
 
@@ -102,7 +105,10 @@ def conditions(quick: bool) -> list[str]:
         "plain",
         "plain+adaptive",
         *(s + c for s in SCHEDULERS for c in ("", "+adaptive")),
-        "deck+constant",
+        f"{DEFAULT.scheduler}+constant",
+        "plain+mss",
+        "batch+mss",
+        "batch+adaptive+mss",
     ]
 
 
@@ -132,7 +138,10 @@ def captured(condition: str, settings: Settings, directory: Path) -> Capture:
     """Return a condition's capture, made now unless it is kept already. Raises PhantomMeshError."""
     file = directory / f"{condition}.msgpack"
     if file.exists():
-        capture = load(file)
+        try:
+            capture = load(file)
+        except msgspec.MsgspecError:
+            raise PhantomMeshError(f"{file} is damaged", fix="remove it") from None
         if capture.settings != asdict(settings):
             raise PhantomMeshError(
                 f"{file} was made with {capture.settings}", fix="remove it, or give other --captures"
