@@ -25,7 +25,10 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from benchmarks.traffic.traces import Capture, load, save
 from phantommesh.config import DIMENSIONS, ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
-from phantommesh.nursery.labnet import LabSpec
+from phantommesh.nursery.labnet import LabError, LabSpec
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
 EXTRAS = frozenset({"adaptive", "constant", "mss"})
@@ -134,6 +137,15 @@ async def make(condition: str, pages: Sequence[Page], settings: Settings) -> Cap
     return Capture(condition, DIMENSIONS, [page.path for page in pages], asdict(settings), seen)
 
 
+@cache
+def chosen(number: int, seed: int) -> list[Page]:
+    """Return the pages to load; to read them all takes seconds. Raises LabError."""
+    pages = choose(survey(pagelab.sites()), number, seed)
+    if len(pages) < number:
+        raise LabError(f"the packages have {len(pages)} pages that will do", fix=f"give --pages {len(pages)}")
+    return pages
+
+
 def captured(condition: str, settings: Settings, directory: Path) -> Capture:
     """Return a condition's capture, made now unless it is kept already. Raises PhantomMeshError."""
     file = directory / f"{condition}.msgpack"
@@ -148,7 +160,7 @@ def captured(condition: str, settings: Settings, directory: Path) -> Capture:
             )
         return capture
     print(f"capturing {condition}", file=sys.stderr, flush=True)
-    pages = choose(survey(pagelab.sites()), settings.pages, settings.seed)
+    pages = chosen(settings.pages, settings.seed)
     capture = trio.run(make, condition, pages, settings)
     save(capture, file)
     return capture
@@ -159,33 +171,46 @@ def seconds(capture: Capture) -> float:
     return statistics.median(visit.seconds for visit in capture.visits)
 
 
-def attack_all(capture: Capture, plain: Capture, seed: int, *, simulated: bool = False) -> list[Row]:
+def observers(capture: Capture) -> list[str]:
+    """Return who looks on: with one path in use, there is only one place to look."""
+    if capture.condition.startswith("plain"):
+        return ["one path of one"]
+    return ["one of five" if capture.paths == 5 else "one of seven", "all seven"]
+
+
+def judge(capture: Capture, observer: str, attacker: str, seed: int) -> attack.Accuracy:
+    """Run one attacker on what one observer has of a capture."""
+    features, classifier = attack.ATTACKERS[attacker]
+    if observer.startswith("one of"):
+        samples = attack.samples_of_paths(capture.visits, range(capture.paths), features)
+    else:
+        samples = attack.samples_of_all(capture.visits, features)
+    return attack.judge(samples, classifier(seed))
+
+
+def attack_all(
+    pool: Executor, capture: Capture, plain: Capture, seed: int, *, simulated: bool = False
+) -> list[Row]:
     """Run every attacker on what every observer of this capture has."""
     print(f"attacking {capture.condition}", file=sys.stderr, flush=True)
-    single = capture.condition.startswith("plain")
-    observers = ["one path of one"] if single else ["one of seven", "all seven"]
-    rows = []
-    for observer in observers[: 1 if simulated else 2]:
-        for name, (features, classifier) in attack.ATTACKERS.items():
-            if observer == "one of seven":
-                samples = attack.samples_of_paths(capture.visits, range(capture.paths), features)
-            else:
-                samples = attack.samples_of_all(capture.visits, features)
-            result = attack.judge(samples, classifier(seed))
-            rows.append(
-                Row(
-                    capture.condition,
-                    observer.replace("seven", "five") if capture.paths == 5 else observer,
-                    name,
-                    result.mean,
-                    result.worst_path,
-                    result.folds,
-                    round(capture.bytes / plain.bytes, 4),
-                    round(seconds(capture) / seconds(plain), 3),
-                    simulated,
-                )
-            )
-    return rows
+    # Of a simulated capture, an observer of everything has what he had of the real one.
+    seen = observers(capture)[: 1 if simulated else 2]
+    tasks = [(observer, attacker) for observer in seen for attacker in attack.ATTACKERS]
+    running = [pool.submit(judge, capture, observer, attacker, seed) for observer, attacker in tasks]
+    return [
+        Row(
+            capture.condition,
+            observer,
+            attacker,
+            result.mean,
+            result.worst_path,
+            result.folds,
+            round(capture.bytes / plain.bytes, 4),
+            round(seconds(capture) / seconds(plain), 3),
+            simulated,
+        )
+        for (observer, attacker), result in zip(tasks, (task.result() for task in running), strict=True)
+    ]
 
 
 def line(row: Row) -> str:
@@ -216,11 +241,12 @@ def measure(wanted: Sequence[str], settings: Settings, directory: Path, *, what_
     """Return the document that ``--json`` prints."""
     captures = {each: captured(each, settings, directory) for each in dict.fromkeys(["plain", *wanted])}
     plain = captures["plain"]
-    rows = [row for capture in captures.values() for row in attack_all(capture, plain, settings.seed)]
-    if what_if:
-        for rule in WHAT_IF:
+    # A process a core: the forest's own threads spoil each other's warning filters under load.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        rows = [row for each in captures.values() for row in attack_all(pool, each, plain, settings.seed)]
+        for rule in WHAT_IF if what_if else ():
             split = splitting.split_all(plain, rule, settings.seed)
-            rows += attack_all(split, plain, settings.seed, simulated=True)
+            rows += attack_all(pool, split, plain, settings.seed, simulated=True)
     control = attack.shuffled(attack.samples_of_all(plain.visits, fingerprint.all_groups), settings.seed)
 
     def accuracy(condition: str, observer: str) -> Row | None:

@@ -97,7 +97,7 @@ def forest(seed: int, trees: int = TREES) -> Classifier:
     from sklearn.ensemble import RandomForestClassifier
 
     def classify(train: list[list[float]], labels: list[int], test: list[list[float]]) -> Sequence[int]:
-        model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
+        model = RandomForestClassifier(trees, random_state=seed)
         model.fit(train, labels)
         return [int(guess) for guess in model.predict(test)]
 
@@ -110,7 +110,7 @@ def leaves(seed: int, trees: int = TREES) -> Classifier:
     from sklearn.ensemble import RandomForestClassifier
 
     def classify(train: list[list[float]], labels: list[int], test: list[list[float]]) -> Sequence[int]:
-        model = RandomForestClassifier(trees, random_state=seed, n_jobs=-1)
+        model = RandomForestClassifier(trees, random_state=seed)
         model.fit(train, labels)
         known, asked = model.apply(train), model.apply(test)
         guesses = []
