@@ -7,7 +7,7 @@ import sys
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "machine"}
+NOT_BENCHMARKS = {"__main__", "machine", "rig"}
 
 
 def main() -> None:

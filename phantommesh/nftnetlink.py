@@ -119,6 +119,17 @@ def encode_get_elements(family: int, table: str, name: str, *, sequence: int) ->
     return _message(_SUBSYSTEM | _GET_ELEMENTS, _DUMP, sequence, family, body)
 
 
+def decode_elements(payloads: Iterable[bytes]) -> frozenset[bytes]:
+    """Read a set's elements as they are, to be compared with another reading's."""
+    return frozenset(
+        element
+        for payload in payloads
+        for kind, value in attributes(payload[4:])
+        if kind == _LIST_ELEMENTS
+        for _, element in attributes(value)
+    )
+
+
 def _elements(payloads: Iterable[bytes]) -> Iterator[dict[int, bytes]]:
     for payload in payloads:
         for kind, value in attributes(payload[4:]):

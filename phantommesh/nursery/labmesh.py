@@ -61,19 +61,10 @@ async def crash(node: LabNode) -> None:
         await trio.run_process(
             ["ip", "-n", node.name, "link", "delete", name], check=False, capture_stderr=True
         )
+    inside = ["ip", "netns", "exec", node.name]
     for family in FAMILY.values():
         await trio.run_process(
-            [
-                "ip",
-                "netns",
-                "exec",
-                node.name,
-                "nft",
-                "delete",
-                "table",
-                family,
-                table_name(master_name(prefix)),
-            ],
+            [*inside, "nft", "delete", "table", family, table_name(master_name(prefix))],
             check=False,
             capture_stderr=True,
         )

@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -46,7 +46,7 @@ _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
 _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _TUN, _NO_PACKET_INFO, _SET_IFF, _SET_PERSIST = 0x1, 0x1000, 0x400454CA, 0x400454CB  # linux/if_tun.h
-_RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
 
 
 class BackendError(PhantomMeshError):
@@ -216,18 +216,30 @@ def _read_addresses(rtnl: NetlinkSocket) -> dict[int, set[Interface]]:
 
 def _read_routes(rtnl: NetlinkSocket) -> dict[int, set[Route]]:
     routes: dict[int, set[Route]] = {}
+    for table, index, route in _dump_routes(rtnl, _MAIN_TABLE):
+        if table == _MAIN_TABLE:
+            routes.setdefault(index, set()).add(route)
+    return routes
+
+
+def read_tables() -> list[tuple[int, int, Route]]:
+    """Read our routes of every table: table, interface index, route. Raises OSError."""
+    with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
+        return list(_dump_routes(rtnl, 0))
+
+
+def _dump_routes(rtnl: NetlinkSocket, table: int) -> Iterator[tuple[int, int, Route]]:
+    """Our routes; the kernel sends those of one table, or of all (0)."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _MAIN_TABLE, ROUTE_PROTOCOL, 0, 0, 0)
+        asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, table, ROUTE_PROTOCOL, 0, 0, 0)
         for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, _DUMP, asked)):
-            _, prefix, _, _, table, protocol = struct.unpack_from("=6B", payload)
+            _, prefix, _, _, found, protocol = struct.unpack_from("=6B", payload)
             fields = dict(attributes(payload[12:]))
-            if (table, protocol) == (_MAIN_TABLE, ROUTE_PROTOCOL) and _RTA_OIF in fields:
+            if protocol == ROUTE_PROTOCOL and _RTA_OIF in fields:
                 target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
                 metric = number(fields.get(_RTA_PRIORITY, b"\1"))
-                routes.setdefault(number(fields[_RTA_OIF]), set()).add(
-                    Route(ip_network((target, prefix)), metric)
-                )
-    return routes
+                found = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else found
+                yield found, number(fields[_RTA_OIF]), Route(ip_network((target, prefix)), metric)
 
 
 def _link(

@@ -39,10 +39,12 @@ class NftError(PhantomMeshError):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Which table it is and which rules it has: both change when anybody replaces or edits it."""
+    """Which table it is, its rules, and the elements of the sets that were asked for: one of them changes
+    when anybody replaces or edits it."""
 
     table: int
     rules: frozenset[int]
+    elements: tuple[frozenset[bytes], ...]
 
 
 class Table:
@@ -94,19 +96,20 @@ class Table:
             if error.code not in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP):
                 raise
 
-    async def fingerprint(self) -> Fingerprint | None:
-        """Read what the table is now; None when there is none."""
+    async def fingerprint(self, *sets: str) -> Fingerprint | None:
+        """Read what the table is now, and what these sets hold; None when one of them is not there."""
 
         def run(netlink: NetlinkSocket) -> Fingerprint | None:
             try:
                 answers = netlink.exchange(nftnetlink.encode_get_table(self._number, self.name, sequence=1))
                 handle = nftnetlink.decode_table(answers[0][2])
                 rules = netlink.exchange(nftnetlink.encode_get_rules(self._number, self.name, sequence=2))
+                held = tuple(nftnetlink.decode_elements(self._elements(netlink, name)) for name in sets)
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     return None
                 raise
-            return Fingerprint(handle, nftnetlink.decode_rules((p for _, _, p in rules), self.name))
+            return Fingerprint(handle, nftnetlink.decode_rules((p for _, _, p in rules), self.name), held)
 
         return await self._run("reading", run)
 

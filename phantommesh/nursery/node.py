@@ -375,7 +375,7 @@ def _sole_owner(prefix: str) -> Iterator[None]:
     them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
         try:
-            held.bind(f"\0phantommesh-interfaces-{prefix}")
+            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -26,7 +26,7 @@ import trio
 from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import master
+from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
@@ -35,6 +35,7 @@ from phantommesh.scatter.ruleset import (
     FAMILY,
     FLOWLETS,
     HITS,
+    PEERS,
     WAYS,
     Frame,
     Mode,
@@ -165,7 +166,7 @@ class Scattering:
         async with self._lock:
             known = self._peers[node_id]
             before, known.scores = known.scores, tuple(scores)
-            if before != known.scores and node_id in self._installed:
+            if before != known.scores and node_id in self._installed and self._seen is not None:
                 await self._rotate([node_id])
 
     def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
@@ -201,8 +202,12 @@ class Scattering:
         if self.settings.mode == "off":
             await self.close()
             return
-        for mode in FAMILY:
-            if await Table(FAMILY[mode], self._name).fingerprint() is not None:
+        for family in FAMILY.values():
+            try:
+                found = await Table(family, self._name).fingerprint() is not None
+            except NftError:
+                found = False  # this kernel has no such family; `_pass` will say what matters
+            if found:
                 self._adopted_until = trio.current_time() + ADOPTED
         delay = self._interval
         while True:
@@ -211,12 +216,16 @@ class Scattering:
                 async with self._lock:
                     await self._pass()
                 delay = self._interval
-                await self._rotate_until(trio.current_time() + delay)
             except PhantomMeshError as error:
                 await self._retreat(error)
                 delay = min(max(delay, 0.5) * 2, MAX_BACKOFF)
                 with trio.move_on_after(delay):
                     await self._kicked.wait()
+                continue
+            try:
+                await self._rotate_until(trio.current_time() + delay)
+            except NftError as error:  # most likely the table is gone: see to it at once
+                log.debug("a map could not be changed", error=str(error))
 
     async def _rotate_until(self, end: float) -> None:
         """Change the maps that are due, until it is time for the next pass."""
@@ -235,6 +244,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
+            await marking.remove()
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -256,15 +266,17 @@ class Scattering:
             return  # the dimensions are not there yet: traffic has nowhere to go anyhow
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
-        if self._seen is None or index != self._master or await self._table.fingerprint() != self._seen:
+        if self._seen is None or index != self._master or await self._look() != self._seen:
             await self._install_all(shown)
             self._master = index
         elif any(not self._as_wanted(node_id) for node_id in self._peers.keys() | self._installed.keys()):
             await self._install_changes()
         if shown != self._ways:
             await self._table.replace({WAYS: shown})
-            self._ways = shown
+            self._seen, self._ways = await self._look(), shown
             await self._rotate(list(self._installed))  # a dimension without an interface gets no cards
+        if self.mode == "mark":
+            await marking.converge(shown, self._routed)
         await master.converge(self._master_config(), routes=True)
         await self._read()
         if self.problem is not None:
@@ -291,13 +303,22 @@ class Scattering:
         try:
             await self._table.install(text)
         except NftError as error:
+            for found in self._installed.values():
+                found.live = False
+            self._report(ended)
             if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
                 log.info("this kernel cannot scatter on a device's egress; marks will do it")
                 self.mode = "mark"
                 self.kick()
             raise
-        self._seen, self._ways, self._counted = await self._table.fingerprint(), shown, Counter()
+        for found in self._installed.values():
+            found.live = True
+        self._seen, self._ways, self._counted = await self._look(), shown, Counter()
         self._report(ended)
+        # What an earlier run in the other mode has left.
+        await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
+        if self.mode == "egress":
+            await marking.remove()
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""
@@ -311,11 +332,12 @@ class Scattering:
         for node_id, known in self._peers.items():
             keying = self._keying(known)
             if node_id not in self._installed and keying is not None:
-                self._installed[node_id] = self._new(known)
-                self._open(node_id, self._installed[node_id], keying)
-                text += render_peer(frame, self._installed[node_id].map)
+                self._installed[node_id] = found = self._new(known)
+                self._open(node_id, found, keying)
+                found.live = True
+                text += render_peer(frame, found.map)
         await self._table.install(text)
-        self._seen = await self._table.fingerprint()
+        self._seen = await self._look()
         self._report(ended)
 
     async def _rotate(self, peers: Iterable[bytes]) -> None:
@@ -341,13 +363,22 @@ class Scattering:
                 ended.append((node_id, counts))
         self._report(ended)
 
+    async def _look(self) -> Fingerprint | None:
+        """Read all of the table that does not change from epoch to epoch."""
+        return await self._table.fingerprint(WAYS, *PEERS)
+
     async def _read(self) -> None:
         counters = await self._table.counters(HITS)
         for found in self._installed.values():
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
-        self.drops += now - self._counted
+        fresh = now - self._counted
+        self.drops += fresh
         self._counted = now
+        marks = (found.map.elements[0] for found in self._installed.values())
+        if fresh["scatter-missed"] or any(word not in counters for word in marks):
+            self._seen = None  # somebody has emptied a map, or the set of counters
+            self.kick()
 
     def _report(self, ended: Iterable[tuple[bytes, EpochCounts]]) -> None:
         for node_id, counts in ended:
@@ -411,12 +442,14 @@ class Scattering:
             self.settings.flowlet_ms,
         )
 
+    @property
+    def _routed(self) -> Sequence[IPv4Network | IPv6Network]:
+        return self._networks if self._ipv6 else self._networks[:1]
+
     def _master_config(self) -> MasterConfig:
         four, six = self._addresses()
         addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
-        networks: list[IPv4Network | IPv6Network] = [self._networks[0]]
         if self._ipv6:
             addresses.add(IPv6Interface(six))
-            networks.append(self._networks[1])
-        routes = frozenset(Route(network, MASTER_METRIC) for network in networks)
+        routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)

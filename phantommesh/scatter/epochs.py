@@ -58,6 +58,7 @@ class PeerScatter:
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
         self.due = 0.0
+        self.live = False  # whether the kernel has had the map of the epoch under way
         self._parity = 0
         self._stood = [Hits(), Hits()]  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
@@ -79,7 +80,7 @@ class PeerScatter:
         keys = epoch_keys(keying.secret, self._sender, epoch)
         committed = cards(scores, keys.noise, SIZES[self.scheduler])
         dealt = deal(committed, self.scheduler, keys.stream, self._batch)
-        if before is not None:
+        if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
         length = length_of(self.scheduler, self._batch)

@@ -33,10 +33,13 @@ of ways too."""
 _MISSED, _DROPPED = 0, 15  # in a mark's low four bits, where a dimension has its number plus one
 _HASHES: Final = 0xFFFFFFFF
 _FLOWLETS: Final = 65535
+_FOUR: Final = ("ip saddr", "ip daddr")
+_SIX: Final = ("ip6 saddr", "ip6 daddr")
 
 WAYS: Final = "ways"
 HITS: Final = "hits"
 FLOWLETS: Final = "flowlets"
+PEERS: Final = ("peers4", "peers6")
 
 
 def table_name(device: str) -> str:
@@ -155,8 +158,8 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
         f"table {table} {{",
         *_map(WAYS, "type mark : iface_index"),
         *_set(HITS, "type mark", "counter"),
-        *_map("peers4", "type ipv4_addr : verdict"),
-        *_map("peers6", "type ipv6_addr : verdict"),
+        *_map(PEERS[0], "type ipv4_addr : verdict"),
+        *_map(PEERS[1], "type ipv6_addr : verdict"),
         *_map(
             FLOWLETS,
             "typeof numgen inc mod 2 : meta mark",
@@ -189,10 +192,10 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
         _add(table, HITS, [str(slot | bits) for bits in low]),
         _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
         f"add chain {table} peer_{peer.slot}",
-        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(peer)),
+        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(frame, peer)),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
-        _add(table, "peers4", [f"{peer.ip4} : goto peer_{peer.slot}"]),
-        _add(table, "peers6", [f"{peer.ip6} : goto peer_{peer.slot}"]),
+        _add(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
+        _add(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -203,8 +206,8 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     slot = peer.slot << 8
     low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
     lines = [
-        f"delete element {table} peers4 {{ {peer.ip4} }}",
-        f"delete element {table} peers6 {{ {peer.ip6} }}",
+        f"delete element {table} {PEERS[0]} {{ {peer.ip4} }}",
+        f"delete element {table} {PEERS[1]} {{ {peer.ip6} }}",
         f"flush chain {table} peer_{peer.slot}",
         f"delete chain {table} peer_{peer.slot}",
         f"delete map {table} {peer.name}",
@@ -213,14 +216,14 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _deal(peer: PeerMap) -> list[str]:
+def _deal(frame: Frame, peer: PeerMap) -> list[str]:
     """The rules that give a packet its card."""
     deck, n = f"map @{peer.name}", peer.length
     match peer.scheduler:
         case "packet":
-            return [f"meta mark set numgen random mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen random mod {n} {deck} goto out"]
         case "deck" | "batch":
-            return [f"meta mark set numgen inc mod {n} {deck} goto out"]
+            return [*_fragments(frame, peer), f"meta mark set numgen inc mod {n} {deck} goto out"]
         case "flow":
             return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
         case "flowlet":
@@ -231,6 +234,16 @@ def _deal(peer: PeerMap) -> list[str]:
             ]
         case _:
             assert_never(peer.scheduler)
+
+
+def _fragments(frame: Frame, peer: PeerMap) -> list[str]:
+    """The rules that keep the fragments of one datagram together. On several ways at once they would be
+    interleaved with those of many others, and Linux gives up a datagram when 64 more of the same sender have
+    begun before it is whole (ipfrag_max_dist)."""
+    return [
+        f"{which} meta mark set {key} map @{peer.name} goto out"
+        for which, key in _fragment(frame, peer.length)
+    ]
 
 
 def _known(frame: Frame) -> list[str]:
@@ -251,20 +264,26 @@ def _learn(frame: Frame) -> list[str]:
 def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
     """What makes a flow, as a match and a hash: the 5-tuple where there are ports, the addresses where there
     are none; all fragments of a datagram go together."""
-
-    def key(*parts: str) -> str:
-        return f"jhash {' . '.join(parts)} mod {modulus} seed {frame.seed:#x}"
-
-    four, six = ("ip saddr", "ip daddr"), ("ip6 saddr", "ip6 daddr")
     ports = ("meta l4proto", "th sport", "th dport")
     return [
-        ("ip frag-off & 0x3fff != 0", key(*four, "ip id")),
-        ("meta protocol ip meta l4proto { tcp, udp }", key(*four, *ports)),
-        ("meta protocol ip", key(*four, "meta l4proto")),
-        ("ip6 nexthdr 44", key(*six, "frag id")),
-        ("meta protocol ip6 meta l4proto { tcp, udp }", key(*six, *ports)),
-        ("meta protocol ip6", key(*six, "meta l4proto")),
+        *_fragment(frame, modulus),
+        ("meta protocol ip meta l4proto { tcp, udp }", _hash(frame, modulus, *_FOUR, *ports)),
+        ("meta protocol ip", _hash(frame, modulus, *_FOUR, "meta l4proto")),
+        ("meta protocol ip6 meta l4proto { tcp, udp }", _hash(frame, modulus, *_SIX, *ports)),
+        ("meta protocol ip6", _hash(frame, modulus, *_SIX, "meta l4proto")),
     ]
+
+
+def _fragment(frame: Frame, modulus: int) -> list[tuple[str, str]]:
+    """What tells one datagram's fragments from another's, as a match and a hash."""
+    return [
+        ("ip frag-off & 0x3fff != 0", _hash(frame, modulus, *_FOUR, "ip id")),
+        ("ip6 nexthdr 44", _hash(frame, modulus, *_SIX, "frag id")),
+    ]
+
+
+def _hash(frame: Frame, modulus: int, *fields: str) -> str:
+    return f"jhash {' . '.join(fields)} mod {modulus} seed {frame.seed:#x}"
 
 
 def _out(frame: Frame) -> list[str]:
@@ -294,8 +313,8 @@ def _out(frame: Frame) -> list[str]:
 def _entry(frame: Frame) -> list[str]:
     look_up = [
         "meta mark set 0",
-        "ip daddr vmap @peers4",
-        "ip6 daddr vmap @peers6",
+        f"ip daddr vmap @{PEERS[0]}",
+        f"ip6 daddr vmap @{PEERS[1]}",
         f"meta mark @{HITS}",
     ]
     match frame.mode:

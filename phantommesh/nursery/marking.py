@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a kernel cannot forward on a device's egress: policy rules that send marked packets to a dimension.
+
+A mark's low four bits choose a routing table, and each table has the overlay's routes over one interface.
+Rules and routes carry the routing protocol number that marks ours; other people's marks find no route there
+that is theirs. Two nodes of one network namespace cannot both do this.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+
+import trio
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from phantommesh.nursery import netlink
+from phantommesh.nursery.netlink import ROUTE_PROTOCOL
+from phantommesh.scatter.ruleset import STRANDED
+from phantommesh.wireguard import Network
+
+FIRST_TABLE = 11200  # and the rules' priority: before the main table's, after an administrator's usual ones
+_MASK = 15
+_WAYS = range(1, STRANDED + 1)
+_SCOPE_LINK = 253
+
+
+async def converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
+    """Make the rules and routes: ``ways`` maps a mark's low bits to an interface index. Raises
+    BackendError."""
+    await trio.to_thread.run_sync(_converge, dict(ways), networks)
+
+
+async def remove() -> None:
+    """Remove them all. Raises BackendError."""
+    await trio.to_thread.run_sync(_converge, {}, ())
+
+
+def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
+    try:
+        have = {
+            (table - FIRST_TABLE, route.network): index
+            for table, index, route in netlink.read_tables()
+            if table - FIRST_TABLE in _WAYS
+        }
+        want = {(way, network): index for way, index in ways.items() for network in networks}
+        with IPRoute() as rtnl:
+            for (way, network), index in have.items():
+                if want.get((way, network)) != index:
+                    rtnl.route("del", **_route(way, network, index))
+            for (way, network), index in want.items():
+                if have.get((way, network)) != index:
+                    rtnl.route("add", **_route(way, network, index))
+            for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+                _rules(rtnl, family, ways if any(n.version == version for n in networks) else {})
+    except (NetlinkError, OSError) as error:
+        code = error.code if isinstance(error, NetlinkError) else error.errno
+        if code != errno.EAFNOSUPPORT:
+            raise netlink.failed("rules", "marking", error) from error
+
+
+def _route(way: int, network: Network, index: int) -> dict[str, object]:
+    return {
+        "table": FIRST_TABLE + way,
+        "dst": str(network),
+        "oif": index,
+        "family": socket.AF_INET6 if network.version == 6 else socket.AF_INET,
+        "proto": ROUTE_PROTOCOL,
+        "priority": 1,
+    } | ({"scope": _SCOPE_LINK} if network.version == 4 else {})
+
+
+def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> None:
+    have = {
+        rule.get_attr("FRA_PRIORITY") - FIRST_TABLE
+        for rule in rtnl.get_rules(family=family)
+        if rule.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL
+    }
+    for way in have - ways.keys():
+        rtnl.rule("del", family=family, priority=FIRST_TABLE + way)
+    for way in ways.keys() - have:
+        rtnl.rule(
+            "add",
+            family=family,
+            priority=FIRST_TABLE + way,
+            table=FIRST_TABLE + way,
+            fwmark=way,
+            fwmask=_MASK,
+            protocol=ROUTE_PROTOCOL,
+        )

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from phantommesh.scatter.epochs import EQUAL, Keying, PeerScatter
+from phantommesh.scatter.maps import Epoch
+from phantommesh.scatter.ruleset import Hits, mark
+from phantommesh.secret import Secret
+from phantommesh.wire import DIMENSIONS
+
+ONE, TWO = Keying(1, Secret(b"1" * 32)), Keying(2, Secret(b"2" * 32))
+ADDRESSES = IPv4Address("100.64.0.2"), IPv6Address("fd00::2")
+
+
+class Counters(dict[int, tuple[int, int]]):
+    """What the kernel counts for slot 4."""
+
+    def send(self, parity: int, packets: int) -> None:
+        for i in range(DIMENSIONS):
+            had = self.get(mark(4, parity, i), (0, 0))
+            self[mark(4, parity, i)] = had[0] + packets, had[1] + 100 * packets
+
+
+def scatter() -> PeerScatter:
+    made = PeerScatter(b"n" * 16, 4, ADDRESSES, "deck", 8)
+    made.live = True
+    return made
+
+
+def even(packets: int) -> Hits:
+    return Hits((packets,) * DIMENSIONS, (100 * packets,) * DIMENSIONS)
+
+
+def test_epochs_are_numbered_within_those_of_the_link() -> None:
+    peer, seen = scatter(), []
+    for keying in (ONE, ONE, ONE, TWO, TWO):
+        peer.open(keying, EQUAL, 0.0)
+        assert peer.current is not None
+        seen.append(peer.current.epoch)
+    assert seen == [Epoch(1, 0), Epoch(1, 1), Epoch(1, 2), Epoch(2, 0), Epoch(2, 1)]
+
+
+def test_each_epoch_counts_its_own_packets() -> None:
+    peer, counters = scatter(), Counters()
+    parities = []
+    for number in range(6):
+        parity = peer.open(ONE, EQUAL, 10.0 * number).parity
+        parities.append(parity)
+        if number:
+            counters.send(1 - parity, 3)  # they were dealt before the swap and are counted after it
+            ended = peer.close(counters, 10.0 * number)
+            assert ended is not None
+            assert ended.epoch == Epoch(1, number - 1)
+            assert (ended.started, ended.ended) == (10.0 * (number - 1), 10.0 * number)
+            assert ended.hits == even(3 + number - 1 + (number - 1))
+            assert ended.whole and ended == peer.previous
+        counters.send(parity, number)
+        peer.read(counters)
+        assert peer.current is not None and peer.current.hits == even(number)
+        counters.send(parity, number)
+    assert parities in ([0, 1] * 3, [1, 0] * 3)
+
+
+def test_without_a_swap_nothing_ends() -> None:
+    peer = scatter()
+    peer.open(ONE, EQUAL, 0.0)
+    assert peer.close(Counters(), 1.0) is None
+    assert peer.lost(1.0) is None
+    assert peer.previous is None
+
+
+def test_what_was_read_last_is_kept_when_the_table_is_lost() -> None:
+    peer, counters = scatter(), Counters()
+    parity = peer.open(ONE, EQUAL, 0.0).parity
+    counters.send(parity, 5)
+    peer.read(counters)
+    fresh = Counters()
+    parity = peer.open(ONE, EQUAL, 9.0).parity
+    ended = peer.lost(9.0)
+    assert ended is not None and ended.hits == even(5) and not ended.whole and ended.ended == 9.0
+    fresh.send(parity, 2)
+    peer.read(fresh)
+    assert peer.current is not None and peer.current.hits == even(2)
+
+
+def test_a_peer_that_leaves_ends_its_epoch() -> None:
+    peer, counters = scatter(), Counters()
+    counters.send(peer.open(ONE, EQUAL, 0.0).parity, 5)
+    ended = peer.end(counters, 3.0)
+    assert ended is not None and ended.hits == even(5) and ended.ended == 3.0
+    assert peer.current is None and peer.end(counters, 4.0) is None
+
+
+def test_a_drained_dimension_gets_no_card_and_all_of_them_drop() -> None:
+    peer = scatter()
+    made = peer.open(ONE, (1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0), 0.0)
+    assert set(made.dealt) == {0, 2, 3, 5, 6}
+    assert peer.current is not None and peer.current.cards[1] == peer.current.cards[4] == 0
+    made = peer.open(ONE, (0.0,) * DIMENSIONS, 0.0)
+    assert made.dealt == () and set(made.elements.values()) == {4 << 8 | 15}
+
+
+def test_an_epoch_that_the_kernel_never_had_is_not_reported_and_its_number_not_used_again() -> None:
+    peer = scatter()
+    peer.live = False
+    peer.open(ONE, EQUAL, 0.0)
+    peer.open(ONE, EQUAL, 1.0)
+    assert peer.lost(1.0) is None and peer.close(Counters(), 1.0) is None
+    assert peer.current is not None and peer.current.epoch == Epoch(1, 1)
