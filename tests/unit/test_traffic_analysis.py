@@ -214,7 +214,7 @@ def test_adaptive_cover_stays_within_its_share(sends: list[int], seed: int) -> N
         while budget.take(payload := size(rng)):
             counter += payload + INNER + OUTER
             decoys += payload + INNER + OUTER
-    assert decoys <= SHARE * real
+            assert decoys <= SHARE * real
     assert decoys >= SHARE * real - 1500
 
 
