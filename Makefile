@@ -23,7 +23,8 @@ test-kernel:
 	    $(addprefix tests/lab/test_node.py::test_,sigterm_takes_the_vpn_down an_interface_that_goes_away_is_made_again) \
 	    $(addprefix tests/lab/test_scatter.py::test_,every_dimension_carries_its_share_both_ways one_underlay_carries_no_more_than_its_share what_others_remove_is_put_back forwarded_traffic_is_scattered_too)
 
-bench: setup
+bench:
+	scripts/setup bench
 	$(SUDO) $(BIN)/python -m benchmarks
 
 lint: setup
@@ -38,7 +39,8 @@ setup:
 # Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
 lock:
 	rm -rf .venv/lock && python3 -m venv .venv/lock && .venv/lock/bin/pip -q install pip-tools
-	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt"; do \
+	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt" \
+	    "requirements-bench.txt --extra bench -c requirements-dev.txt"; do \
 	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
 	        --no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml -o $$set || exit; \
 	done

@@ -172,13 +172,12 @@ def endpoints(spec: LabSpec, node: LabNode) -> list[str]:
 def configure(spec: LabSpec, node: LabNode) -> None:
     """Set in the configuration that ``init`` or ``join`` wrote what a user would set with an editor."""
     config = load(node.config)
-    epoch_s = config.scatter.epoch_seconds if spec.epoch_s is None else spec.epoch_s
     config = msgspec.structs.replace(
         config,
-        scatter=msgspec.structs.replace(config.scatter, epoch_seconds=epoch_s),
         wireguard=msgspec.structs.replace(config.wireguard, backend=spec.backend),
         api=msgspec.structs.replace(config.api, socket=str(node.socket)),
         link=spec.link or config.link,
+        scatter=spec.scatter or config.scatter,
     )
     atomic_write(node.config, render(config).encode("ascii"), mode=0o644)
 

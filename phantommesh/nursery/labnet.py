@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from phantommesh.config import LinkSection
+from phantommesh.config import LinkSection, ScatterSection
 from phantommesh.errors import PhantomMeshError
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
@@ -56,7 +56,7 @@ def one_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What to build. ``link`` replaces the nodes' [link] section, ``epoch_s`` how long a scatter epoch lasts;
+    """What to build. ``link`` and ``scatter`` replace these sections of the nodes' configurations;
     ``patience_s`` bounds each wait."""
 
     name: str = "pm"
@@ -64,7 +64,7 @@ class LabSpec:
     uplinks: int = 3
     backend: str = "auto"
     link: LinkSection | None = None
-    epoch_s: float | None = None
+    scatter: ScatterSection | None = None
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:

@@ -87,7 +87,9 @@ async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: f
         ping = Pings(sent=sum(flow.sent for flow in flows), received=sum(flow.received for flow in flows))
         console.log(f"pings between all pairs: {ping.received} of {ping.sent} answered")
         links = (await status(spec.name)).links
-        proofs = await proved(nodes, PROVED_EPOCHS * (spec.epoch_s or 0.0))
+        proofs = await proved(
+            nodes, PROVED_EPOCHS * (0.0 if spec.scatter is None else spec.scatter.epoch_seconds)
+        )
         console.log(f"scatter proofs of {len(proofs)} of {2 * len(links)} directions of links hold")
 
         traffic.resume()

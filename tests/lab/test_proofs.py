@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from phantommesh.config import ScatterSection
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import flows_between, phantommesh, proved, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
@@ -48,7 +49,9 @@ while time.monotonic() < end:
 @pytest.fixture
 def proving() -> LabSpec:
     spec = make_spec("p", nodes=3, uplinks=2)
-    return LabSpec(spec.name, 3, 2, spec.backend, epoch_s=EPOCH_S, patience_s=PATIENCE_S)
+    return LabSpec(
+        spec.name, 3, 2, spec.backend, scatter=ScatterSection(epoch_seconds=EPOCH_S), patience_s=PATIENCE_S
+    )
 
 
 def statements(exported: bytes) -> list[tuple[Statement, Receipt | None]]:
