@@ -20,8 +20,9 @@ class Params:
     """How membership behaves. Times in seconds.
 
     ``probe_timeout`` is how long a first answer may take; with ``adaptive`` it is the ceiling, and the
-    measured round-trip time rules. ``suspicion_mult`` times log10 of the members times ``probe_interval`` is
-    the shortest time from suspicion to death, ``suspicion_max`` times that the longest; ``confirmations``
+    measured round-trip time rules. ``suspicion_mult`` times log10 of the members (``suspicion_floor`` at
+    least: small meshes must not bury who is stalled for 2 s) times ``probe_interval`` is the shortest time
+    from suspicion to death, ``suspicion_max`` times that the longest; ``confirmations``
     accusers after the first make it the shortest. ``verify`` is ours: nobody is dead before this node has
     asked it in vain, and ``accusers`` other members, asked by this node, have said the same; without it a
     rumour kills, as in memberlist. ``lifeguard`` is awareness of one's own
@@ -36,6 +37,7 @@ class Params:
     gossip_nodes: int = 3
     retransmit_mult: int = 4
     suspicion_mult: int = 3
+    suspicion_floor: float = 2.2
     suspicion_max: int = 4
     confirmations: int = 1
     awareness_max: int = 8
@@ -65,8 +67,8 @@ LOCAL: Final = replace(LAN, probe_interval=0.25, probe_timeout=0.05, gossip_inte
 #: memberlist's DefaultLANConfig (its docs, config.go). Its TCP fallback ping is left out: see the benchmark.
 MEMBERLIST_LAN: Final = Params(
     probe_interval=1.0, probe_timeout=0.5, adaptive=False, indirect=3, gossip_interval=0.2, gossip_nodes=3,
-    retransmit_mult=4, suspicion_mult=4, suspicion_max=6, confirmations=2, awareness_max=8, verify=False,
-    sync_interval=30.0, retry_interval=30.0,
+    retransmit_mult=4, suspicion_mult=4, suspicion_floor=1.0, suspicion_max=6, confirmations=2,
+    awareness_max=8, verify=False, sync_interval=30.0, retry_interval=30.0,
 )  # fmt: skip
 
 PRESETS: Final[Mapping[str, Params]] = {

@@ -29,6 +29,7 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.table import Down
 
 ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
+FRESH: Final = 0.6  # s that a failed check counts for in a verdict: a stalled member may be back since then
 
 
 class Verdicts:
@@ -53,7 +54,9 @@ class Verdicts:
         core, params = self._core, self._core.params
         case = self.cases[node] = Case(node, key, kind, core.clock)
         case.least = (
-            params.suspicion_mult * max(1.0, math.log10(max(1, core.table.live))) * params.probe_interval
+            params.suspicion_mult
+            * max(params.suspicion_floor, math.log10(max(1, core.table.live)))
+            * params.probe_interval
         )
         case.most = case.least * params.suspicion_max
         case.accusers.add(accuser)
@@ -223,7 +226,7 @@ class Verdicts:
         if not core.params.verify:
             self.condemn(node, case.key, kind, None)
             return
-        if case.failed is None or not case.checked:
+        if case.failed is None or not case.checked or core.clock - case.failed > FRESH:
             if not case.asking:
                 self.check_soon(case)
         elif len(case.witnesses) >= self.required(node):

@@ -59,6 +59,13 @@ def test_stalled_nodes_are_not_held_for_dead(seed: int) -> None:
     assert result.false_deaths == 0
 
 
+def test_a_small_mesh_buries_nobody_who_was_stalled_either() -> None:
+    """A stall of 2 s is longer than the shortest suspicion that ten members would come to by themselves."""
+    result = scenarios.stalls(10, 1, seconds=120, share=0.1)
+    assert result.false_suspicions > 50  # they were noticed
+    assert result.false_deaths == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_partition_heals(seed: int) -> None:
     assert scenarios.partition(25, seed, cut_for=120) <= 30
