@@ -31,12 +31,13 @@ def pair() -> Iterator[LabSpec]:
 
 
 def own_keys(node: LabNode) -> list[tuple[str, str]]:
-    """Public key and port, by dimension."""
-    keys, ports = (
-        dict(line.split("\t") for line in run_in(node, "wg", "show", "all", what).splitlines())
-        for what in ("public-key", "listen-port")
-    )
-    return [(keys[f"pm{i}"], ports[f"pm{i}"]) for i in range(DIMENSIONS)]
+    """Public key and port, by dimension, each pair as it was at one moment."""
+    found = {}
+    for line in run_in(node, "wg", "show", "all", "dump").splitlines():
+        fields = line.split("\t")
+        if len(fields) == 5:  # an interface's own line: name, private key, public key, port, mark
+            found[fields[0]] = fields[2], fields[3]
+    return [found[f"pm{i}"] for i in range(DIMENSIONS)]
 
 
 def degraded(node: LabNode) -> str:
