@@ -27,12 +27,13 @@ from statistics import median
 import trio
 
 from benchmarks.machine import describe
-from phantommesh.config import DIMENSIONS, ScatterSection
+from phantommesh.config import ScatterSection
 from phantommesh.nursery.netlink import make_tun
 from phantommesh.nursery.nft import Table
 from phantommesh.scatter.maps import SCHEDULERS, SIZES, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 
 BATCH = ScatterSection().batch
 MASTER = "pm"

@@ -21,8 +21,9 @@ from statistics import median
 
 from benchmarks.machine import describe
 from benchmarks.rig import FOUR, PathShape, Rig, rig
-from phantommesh.config import DIMENSIONS, ScatterSection
+from phantommesh.config import ScatterSection
 from phantommesh.scatter.maps import SCHEDULERS, Scheduler, entropy_bits
+from phantommesh.sizes import DIMENSIONS
 
 DEFAULT: Scheduler = ScatterSection().scheduler
 PLAIN = "10.98.0.2"

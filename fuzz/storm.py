@@ -23,13 +23,14 @@ from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.response import HALF_OPEN, SEEN_NONCES
+from phantommesh.sizes import EK_SIZE
 from phantommesh.wire import Address, CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 
 #: Every reason there is to drop a datagram.
 REASONS = {
     "malformed", "cookie", "mac", "session", "duplicate", "rate", "quota", "unknown-node", "expired",
-    "interfaces", "glare", "half-open", "replay", "overtaken", "aead", "confirmation", "signature",
+    "glare", "half-open", "replay", "overtaken", "aead", "confirmation", "signature",
     "identity", "x25519", "encapsulation key", "chain", "epoch", "ack", "invite", "invite-proof",
 }  # fmt: skip
 
@@ -83,17 +84,20 @@ class Storm:
         self.thrown: Counter[str] = Counter()
         self.seen: deque[tuple[bytes, Address, Node]] = deque(maxlen=400)
         self.attempts: dict[bytes, Attempt] = {}
+        self.ahead = 0.0  # how probable it is that a datagram is overtaken by a forged one
         self.sim.network.cut = self._record
         self.crowd = [self.rng.randbytes(16) for _ in range(CROWD)]
         self._admit_doubtful()
         self.sim.run(2)
+        self.ahead = 0.1
         outsider: list[tuple[float, Callable[[], None]]] = [
             (20, self.junk), (20, self.header), (25, self.flipped), (8, self.cut_short), (8, self.replayed),
             (8, self.elsewhere),
         ]  # fmt: skip
         insider: list[tuple[float, Callable[[], None]]] = [
             (4, self.cookie_flood), (4, self.lone_fragment), (2, self.liar), (3, self.resend),
-            (2, self.enrol), (0.002, self.fragment_flood), (0.002, self.half_open_flood),
+            (2, self.enrol), (0.002, self.fragment_flood), (0.002, self.half_open_flood), (6, self.forged),
+            (0.5, self.patchwork),
         ]  # fmt: skip
         self._weights = [weight for weight, _ in outsider + insider]
         self._throws = [throw for _, throw in outsider + insider]
@@ -120,6 +124,10 @@ class Storm:
         for node in self.sim.nodes:
             if node.address == destination:
                 self.seen.append((datagram, source, node))
+                if self.rng.random() < self.ahead:
+                    self.ahead, ahead = 0.0, self.ahead  # what this brings about is left alone
+                    self._forge(datagram, source, node)
+                    self.ahead = ahead
         return False
 
     def run(self, count: int) -> None:
@@ -319,6 +327,47 @@ class Storm:
         piece = wire.fragments(Kind.RESEND, Mode.MEMBER, session, body)[0]
         self.throw("resend", piece.encode(self._key(), self._cookie(source)), source)
 
+    def _right_macs(self, datagram: bytes, source: Address, node: Node) -> bytes:
+        """The same but for its MACs, which are made as a member on the path can make them."""
+        links = node.links
+        assert links is not None
+        key = keys.member_mac_key(ADMISSION, node.identity.node_id)
+        if datagram[1] in (Kind.COOKIE_REQUEST, Kind.COOKIE_REPLY):
+            return wire.sign_first(datagram[: -wire.MAC_SIZE], key)
+        peer = links._context.initiations.get(datagram[8:16])
+        if peer is not None and peer.initiation is not None:
+            cookie = wire.return_cookie(peer.initiation.handshake.init.nonce)
+        else:
+            cookie = links._answerer._cookies.current(source, node.clock)
+        return wire.sign_cookie(wire.sign_first(datagram[: -wire.TRAILER_SIZE], key), cookie)
+
+    def forged(self) -> None:
+        """An earlier datagram changed in header or body, with MACs that hold."""
+        self._forge(*self.rng.choice(self.seen))
+
+    def _forge(self, datagram: bytes, source: Address, node: Node) -> None:
+        rng, bad = self.rng, bytearray(datagram)
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            if rng.random() < 0.5:
+                bad[rng.randrange(wire.HEADER_SIZE)] = rng.choice(
+                    [0, 1, 2, 3, 4, 5, 6, 7, rng.randrange(256)]
+                )
+            elif len(bad) > wire.HEADER_SIZE + wire.TRAILER_SIZE:
+                at = rng.randrange(wire.HEADER_SIZE, len(bad) - wire.TRAILER_SIZE)
+                bad[at] ^= 1 << rng.randrange(8)
+        if bytes(bad) != datagram:
+            self.throw("forged", self._right_macs(bytes(bad), source, node), source, node)
+
+    def patchwork(self) -> None:
+        """One message in fragments that do not agree on its size or kind, or come twice with two contents."""
+        rng, source = self.rng, self._stranger()
+        cookie, session = self._cookie(source), rng.randbytes(8)
+        for _ in range(rng.randrange(2, 8)):
+            kind = rng.choice([Kind.INIT, Kind.AUTH, Kind.RESP, Kind.ACK])
+            size = rng.choice([wire.MAX_BODY[kind], rng.randrange(1, wire.MAX_BODY[kind] + 1)])
+            piece = rng.choice(wire.fragments(kind, rng.choice(list(Mode)), session, rng.randbytes(size)))
+            self.throw("patchwork", piece.encode(self._key(), cookie), source)
+
     def enrol(self) -> None:
         """Enrolment at a node that enrols nobody."""
         source = self._stranger()
@@ -338,7 +387,7 @@ class Storm:
         initiator = self._initiator(name, interface_hash)
         lie = rng.randrange(10)
         if lie == 0:
-            initiator.init = replace(initiator.init, ek=bytes([255]) * wire.EK_SIZE)
+            initiator.init = replace(initiator.init, ek=bytes([255]) * EK_SIZE)
         elif lie == 1:
             initiator.init = replace(initiator.init, share=bytes(32))
         init = initiator.init

@@ -12,6 +12,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quart_trio import QuartTrio
+from structlog.testing import capture_logs
 
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.server import connection_handler
@@ -26,6 +27,7 @@ ROUTES = [
     "/v1/peers",
     "/v1/peers/pm-1",
     "/v1/links",
+    "/v1/events",
     "/v1/rotations",
 ]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"]
@@ -41,7 +43,7 @@ targets = st.one_of(
 queries = st.one_of(
     st.just(b""),
     st.tuples(
-        st.sampled_from([b"limit", b"cursor", b"dry_run", b"x"]),
+        st.sampled_from([b"limit", b"cursor", b"dry_run", b"since", b"types", b"run", b"x"]),
         st.integers().map(lambda n: b"%d" % n) | plain | quoted,
     ).map(lambda pair: b"?" + pair[0] + b"=" + pair[1]),
     (plain | quoted).map(lambda query: b"?" + query),
@@ -107,7 +109,10 @@ class Complaints(logging.Handler):
 async def exchange(
     app: QuartTrio, data: bytes, *, head: bool, ends: bool
 ) -> tuple[h11.Response, bytes] | None:
-    """Send ``data`` over a real socket to the real server; return its first response, if it gave one."""
+    """Send ``data`` over a real socket to the real server; return its first response, if it gave one.
+
+    No WebSocket lasts: the node is stopping.
+    """
     ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
     parser = h11.Connection(h11.CLIENT)
     parser.send(h11.Request(method="HEAD" if head else "GET", target="/", headers=[("Host", "x")]))
@@ -130,7 +135,7 @@ async def exchange(
             except trio.BrokenResourceError:
                 pass
             nursery.cancel_scope.cancel()  # hypercorn's idle timer outlives a connection that it refused
-    if not answer:
+    if not answer or answer.startswith(b"HTTP/1.1 101 "):
         return None
     parser.receive_data(answer)
     parser.receive_data(b"")
@@ -147,10 +152,11 @@ def ask(
 ) -> tuple[h11.Response, bytes] | None:
     complaints = Complaints()
     logging.getLogger().addHandler(complaints)
+    stopping = trio.Event()
+    stopping.set()
+    app = create_app(FakeNode(), trusted=trusted, shutdown=stopping)
     try:
-        answer = trio.run(
-            partial(exchange, create_app(FakeNode(), trusted=trusted), data, head=head, ends=ends)
-        )
+        answer = trio.run(partial(exchange, app, data, head=head, ends=ends))
     finally:
         logging.getLogger().removeHandler(complaints)
     assert complaints.records == []
@@ -240,3 +246,71 @@ def test_any_http2_is_survived(data: bytes) -> None:
     finally:
         logging.getLogger().removeHandler(complaints)
     assert complaints.records == []
+
+
+UPGRADE = (
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+
+
+@settings(deadline=None)
+@given(target=targets, query=queries, host=header_values, trusted=st.booleans())
+def test_any_upgrade_gets_a_proper_answer(target: bytes, query: bytes, host: bytes, trusted: bool) -> None:
+    head = b"GET " + target + query + b" HTTP/1.1\r\nHost: " + host + b"\r\n" + UPGRADE + b"\r\n"
+    answer = ask(trusted, head)
+    if answer is not None:
+        check(*answer, head=False)
+
+
+@settings(deadline=None)
+@given(
+    early=st.booleans(),
+    frames=st.lists(
+        st.binary(max_size=100)
+        | st.tuples(
+            st.sampled_from([0x80, 0x81, 0x82, 0x88, 0x89, 0x8A, 0x01, 0x00, 0xC1, 0x83]),
+            st.binary(max_size=125),
+        ).map(lambda frame: bytes([frame[0], 0x80 | len(frame[1])]) + b"\0\0\0\0" + frame[1]),
+        max_size=12,
+    ),
+    deflate=st.booleans(),
+)
+def test_any_frames_are_survived(early: bool, frames: list[bytes], deflate: bool) -> None:
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
+    offer = b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflate else b""
+    head = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE + offer + b"\r\n"
+    node = FakeNode()
+
+    async def go() -> None:
+        ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+        serve = connection_handler(create_app(node, trusted=True), WorkerContext(None))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+
+                async def talk() -> None:
+                    async with ours:
+                        try:
+                            await ours.send_all(head + b"".join(frames) * early)
+                            await ours.receive_some()
+                            for frame in frames:
+                                await ours.send_all(frame)
+                                node.events.publish("peer.up", None, {})
+                            await ours.send_eof()
+                            async for _ in ours:
+                                pass
+                        except trio.BrokenResourceError:
+                            pass
+
+                nursery.start_soon(talk)
+                await serve(theirs)  # which ends by itself
+
+    try:
+        with capture_logs() as logs:
+            trio.run(go)
+    finally:
+        logging.getLogger().removeHandler(complaints)
+    assert complaints.records == []
+    assert logs == []
+    assert not node.events.wakes

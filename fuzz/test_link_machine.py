@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fuzz.conftest import TIMES
 from phantommesh.link.psk import INSTALL_GRACE, PskPhase
 from phantommesh.link.response import HALF_OPEN_PER_PEER
-from phantommesh.wire import DIMENSIONS, Kind
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 which = st.integers(0, 1)
@@ -104,6 +105,14 @@ class LinkMachine(RuleBasedStateMachine):
             node.links.rotate(None, node.clock)
             self.sim.carry_out(node, node.links.tick(node.clock))
 
+    @rule(index=which, dimension=st.integers(0, DIMENSIONS - 1))
+    def replaces_a_wireguard_key(self, index: int, dimension: int) -> None:
+        self.sim.nodes[index].replace_key(dimension)
+
+    @rule(index=which)
+    def hears_of_the_others_keys(self, index: int) -> None:
+        self.sim.tell(self.sim.nodes[index], self.sim.nodes[1 - index])
+
     @rule(index=which, works=st.booleans())
     def installs(self, index: int, works: bool) -> None:
         self.sim.nodes[index].install_works = works
@@ -124,6 +133,8 @@ class LinkMachine(RuleBasedStateMachine):
             node.install_works = True
             if node.links is None:
                 self.sim.restart(node)
+        self.hears_of_the_others_keys(0)
+        self.hears_of_the_others_keys(1)
         self._run(60.0)
         assert self.sim.agree(), (self.sim.state(0, 1), self.sim.state(1, 0))
         assert self.sim.state(0, 1).phase is self.sim.state(1, 0).phase is PskPhase.FRESH

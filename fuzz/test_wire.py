@@ -60,12 +60,18 @@ messages = st.sampled_from(
 )
 
 
-@given(messages, st.integers(-3, 3), st.binary(max_size=120), st.binary(max_size=3))
+@given(
+    messages,
+    st.integers(-3, 3),
+    st.binary(max_size=120),
+    st.sampled_from([b"\0", b"\x7f"]),
+    st.binary(max_size=3),
+)
 def test_any_body_gives_a_message_or_decode_error(
-    message: tuple[Callable[[bytes], Any], int], more: int, start: bytes, end: bytes
+    message: tuple[Callable[[bytes], Any], int], more: int, start: bytes, fill: bytes, end: bytes
 ) -> None:
     decode, size = message
-    body = (b"\1\1" + start).ljust(size + more, b"\0")[: size + more - len(end)] + end
+    body = (b"\1\1" + start).ljust(size + more, fill)[: size + more - len(end)] + end
     try:
         parsed = decode(body)
     except DecodeError:

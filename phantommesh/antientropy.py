@@ -6,6 +6,8 @@
     the hashes it wants   ->  those records
 
 Then the asker has what the other had, and `surplus` says what the other lacks. Pure: rosters in, bytes out.
+
+A record that contradicts a member's present one travels beside it: so everybody comes to hold the proof.
 """
 
 import hashlib
@@ -14,12 +16,13 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from phantommesh.identity import NODE_ID_BYTES, NodeId
-from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster
+from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster, SignedRecord, record_hash
 
 BUCKETS: Final = 256  # by the first byte of the node id
 DIGEST_BYTES: Final = 8
 MAX_WANTED: Final = 256  # records in one answer, about 4 MB
 
+_CONTRADICTED: Final = b"contradicted"
 _BITMAP_BYTES: Final = BUCKETS // 8
 _PLACE: Final = struct.Struct(f"!{NODE_ID_BYTES}sQ{HASH_BYTES}s")
 
@@ -48,7 +51,7 @@ def buckets(roster: Roster, now: float) -> bytes:
 
     Others are left out because nobody would take them from us.
     """
-    return _digests(_valid(roster, now))
+    return _digests(roster, _valid(roster, now))
 
 
 def differing(roster: Roster, theirs: bytes, now: float) -> bytes:
@@ -59,13 +62,14 @@ def differing(roster: Roster, theirs: bytes, now: float) -> bytes:
     if len(theirs) != BUCKETS * DIGEST_BYTES:
         raise AntiEntropyError("the digests have a wrong length")
     entries = _valid(roster, now)
-    ours = _digests(entries)
+    ours = _digests(roster, entries)
     apart = [i for i in range(BUCKETS) if _slot(ours, i) != _slot(theirs, i)]
     bitmap = sum(1 << i for i in apart).to_bytes(_BITMAP_BYTES)
     return bitmap + b"".join(
-        _PLACE.pack(entry.member.node_id, entry.record.seq, entry.hash)
+        _PLACE.pack(entry.member.node_id, entry.record.seq, digest)
         for entry in entries
         if entry.member.node_id[0] in apart
+        for digest in _held(roster, entry)
     )
 
 
@@ -90,41 +94,52 @@ def wanted(roster: Roster, difference: Difference) -> list[bytes]:
     for place in difference.places:
         held = roster.get(place.node_id)
         if held is None or place.seq > held.record.seq or (
-            place.seq == held.record.seq and place.hash != held.hash
+            place.seq == held.record.seq and place.hash not in _held(roster, held)
         ):  # fmt: skip
             hashes.append(place.hash)
     return hashes
 
 
-def surplus(roster: Roster, difference: Difference, now: float) -> list[Entry]:
+def surplus(roster: Roster, difference: Difference, now: float) -> list[SignedRecord]:
     """What the node that gave this difference lacks of our records."""
-    theirs = {place.node_id: place for place in difference.places}
+    theirs: dict[NodeId, list[Place]] = {}
+    for place in difference.places:
+        theirs.setdefault(place.node_id, []).append(place)
     return [
-        entry
+        signed
         for entry in _valid(roster, now)
-        if entry.member.node_id[0] in difference.buckets and _lacks(theirs.get(entry.member.node_id), entry)
+        if entry.member.node_id[0] in difference.buckets
+        for digest, signed in _held(roster, entry).items()
+        if all(p.hash != digest and p.seq <= entry.record.seq for p in theirs.get(entry.member.node_id, ()))
     ]
 
 
 def records(roster: Roster, hashes: Iterable[bytes], now: float) -> list[bytes]:
     """The encoded records of these hashes, as many as one answer takes; unknown ones are left out."""
     asked = frozenset(hashes)
-    found = [entry for entry in _valid(roster, now) if entry.hash in asked]
-    return [entry.signed.encode() for entry in found[:MAX_WANTED]]
+    held = (item for entry in _valid(roster, now) for item in _held(roster, entry).items())
+    found = [signed for digest, signed in held if digest in asked]
+    return [signed.encode() for signed in found[:MAX_WANTED]]
 
 
-def _lacks(place: Place | None, entry: Entry) -> bool:
-    return place is None or (place.hash != entry.hash and place.seq <= entry.record.seq)
+def _held(roster: Roster, entry: Entry) -> dict[bytes, SignedRecord]:
+    """A member's record by its hash, and one that contradicts it if there is one."""
+    other = roster.contradiction(entry)
+    return (
+        {entry.hash: entry.signed} if other is None else {entry.hash: entry.signed, record_hash(other): other}
+    )
 
 
 def _valid(roster: Roster, now: float) -> list[Entry]:
     return [entry for entry in roster if entry.valid(now)]
 
 
-def _digests(entries: Iterable[Entry]) -> bytes:
+def _digests(roster: Roster, entries: Iterable[Entry]) -> bytes:
     hashes: list[list[bytes]] = [[] for _ in range(BUCKETS)]
     for entry in entries:  # by node id, as a roster iterates
         hashes[entry.member.node_id[0]].append(entry.hash)
+        if roster.contradiction(entry) is not None:  # whichever: one is proof enough
+            hashes[entry.member.node_id[0]].append(_CONTRADICTED)
     return b"".join(hashlib.sha3_256(b"".join(held)).digest()[:DIGEST_BYTES] for held in hashes)
 
 

@@ -24,7 +24,7 @@ from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_ke
 from phantommesh.identity import Identity, IdentityError, NodeId
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
-from phantommesh.nodestate import ADMISSION_BYTES, decode_wg_keys, encode_wg_keys, make_record, new_wg_keys
+from phantommesh.nodestate import ADMISSION_BYTES, make_record
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -40,6 +40,7 @@ from phantommesh.trust import (
     verify_authority,
     verify_chain,
 )
+from phantommesh.wgkeys import WgKeys
 
 _NEW_INVITE: Final = "ask for a new invite"
 
@@ -62,11 +63,11 @@ class Summary:
 class JoinDraft:
     """A joiner's keys, kept from the first attempt, so that a repeated join is the same node.
 
-    `wg_keys` are seven X25519 private keys; `authority_key` is there where the invite makes an authority.
+    `authority_key` is there where the invite makes an authority.
     """
 
     identity: Identity
-    wg_keys: tuple[Secret, ...]
+    wg_keys: WgKeys
     authority_key: Identity | None = None
 
 
@@ -100,7 +101,7 @@ def init_mesh(
     ip4 = choose_ip4(described, identity.node_id, ())
     node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now)
     member = verify_chain(root, authority.der, node_cert, now)
-    wg_keys = new_wg_keys()
+    wg_keys = WgKeys.generate()
     roster = Roster(root, Revocations(root))
     record = make_record(identity, wg_keys, config, seq=1)
     roster.add(sign_record(identity, record, node_cert, authority.der), now)
@@ -136,7 +137,7 @@ def begin_join(state_dir: Path, config_path: Path, invite: Invite, config: Confi
         if invite_id == invite.invite_id:
             return draft
     authority_key = Identity.generate() if invite.role is Role.AUTHORITY else None
-    draft = JoinDraft(Identity.generate(), new_wg_keys(), authority_key)
+    draft = JoinDraft(Identity.generate(), WgKeys.generate(), authority_key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         atomic_write(path, _encode_draft(invite.invite_id, draft))
@@ -260,7 +261,7 @@ def _node_files(
     root: x509.Certificate,
     authority_cert: bytes,
     node_cert: bytes,
-    wg_keys: tuple[Secret, ...],
+    wg_keys: WgKeys,
     admission_key: Secret,
     roster: Roster,
     revocations: Revocations,
@@ -270,7 +271,7 @@ def _node_files(
         statedir.AUTHORITY_CERT: authority_cert,
         statedir.NODE_CERT: node_cert,
         statedir.NODE_KEY: identity.to_pem().reveal(),
-        statedir.WIREGUARD_KEYS: json.dumps(encode_wg_keys(wg_keys)).encode("ascii"),
+        statedir.WIREGUARD_KEYS: json.dumps(wg_keys.encode()).encode("ascii"),
         statedir.ADMISSION_KEY: admission_key.reveal(),
         statedir.ROSTER: roster.encode(),
         statedir.REVOCATIONS: revocations.encode(),
@@ -331,7 +332,7 @@ def _encode_draft(invite_id: bytes, draft: JoinDraft) -> bytes:
     fields = {
         "invite": invite_id.hex(),
         "identity": draft.identity.to_pem().reveal().decode("ascii"),
-        "wireguard": encode_wg_keys(draft.wg_keys),
+        "wireguard": draft.wg_keys.encode(),
     }
     if draft.authority_key is not None:
         fields["authority"] = draft.authority_key.to_pem().reveal().decode("ascii")
@@ -345,7 +346,7 @@ def _read_draft(path: Path) -> tuple[bytes, JoinDraft]:
         fields = json.loads(path.read_bytes())
         identity = Identity.from_pem(fields["identity"].encode("ascii"))
         authority = Identity.from_pem(fields["authority"].encode("ascii")) if "authority" in fields else None
-        draft = JoinDraft(identity, decode_wg_keys(fields["wireguard"]), authority)
+        draft = JoinDraft(identity, WgKeys.decode(fields["wireguard"]), authority)
         return bytes.fromhex(fields["invite"]), draft
     except OSError as error:
         raise cannot(f"read {path}", error) from error

@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.sizes import DIMENSIONS
 
-DIMENSIONS: Final = 7
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -55,7 +55,11 @@ class ControlSection(msgspec.Struct, frozen=True):
 
 
 class WireguardSection(msgspec.Struct, frozen=True):
-    """The seven interfaces: names `prefix`0..6, UDP ports `base_port`..+6, MTU in bytes."""
+    """The seven interfaces: names `prefix`0..6, MTU in bytes, key pairs no older than `key_seconds`.
+
+    UDP ports are `base_port`..+6 at first. With each new key pair an interface takes the next of its
+    `port_choices` ports, which are 7 apart; 1 leaves it the one it has.
+    """
 
     backend: Annotated[
         Literal["auto", "kernel", "userspace"], Meta(description='"auto", "kernel" or "userspace"')
@@ -70,6 +74,10 @@ class WireguardSection(msgspec.Struct, frozen=True):
     keepalive: Annotated[int, Meta(ge=0, le=65535, description="seconds from 0 (off) to 65535")] = 25
     keep_interfaces: Switch = False
     reconcile_seconds: Annotated[float, Meta(ge=0.1, le=60, description="seconds from 0.1 to 60")] = 2.0
+    key_seconds: Annotated[
+        float, Meta(ge=10, le=2_592_000, description="seconds from 10 to 2592000 (30 days)")
+    ] = 86_400.0
+    port_choices: Annotated[int, Meta(ge=1, le=8, description="a number from 1 to 8")] = 2
 
 
 class OverlaySection(msgspec.Struct, frozen=True):
@@ -94,6 +102,16 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
@@ -111,6 +129,20 @@ class ScatterSection(msgspec.Struct, frozen=True):
     epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
     batch: Annotated[int, Meta(ge=2, le=32, description="a number of packets from 2 to 32")] = 8
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
+
+
+class ProofsSection(msgspec.Struct, frozen=True):
+    """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
+
+    keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
+
+
+class PathsSection(msgspec.Struct, frozen=True):
+    """How the dimensions are watched: by probes to UDP `port` of the peers' overlay addresses, which are
+    `probe_seconds` apart while there is traffic. A mesh has one such port."""
+
+    port: Port = 51801
+    probe_seconds: Annotated[float, Meta(ge=0.02, le=10, description="seconds from 0.02 to 10")] = 0.1
 
 
 class ApiSection(msgspec.Struct, frozen=True):
@@ -156,7 +188,10 @@ class Config(msgspec.Struct, frozen=True):
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
     link: LinkSection = LinkSection()
+    gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
+    proofs: ProofsSection = ProofsSection()
+    paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
@@ -257,17 +292,24 @@ def _check(config: Config) -> None:
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
-    for endpoint in node.endpoints:
-        try:
-            parse_endpoint(endpoint, config.control.port)
-        except ValueError as error:
-            raise ConfigError(
-                f"node.endpoints: {_show(endpoint)} is not usable: {error}",
-                fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
-            ) from None
+    for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
+        for endpoint in endpoints:
+            try:
+                parse_endpoint(endpoint, config.control.port)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(endpoint)} is not usable: {error}",
+                    fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
+                ) from None
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
-    last_port = wireguard.base_port + DIMENSIONS - 1
+    last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1
+    if last_port > 65535:
+        raise ConfigError(
+            f"wireguard.base_port = {wireguard.base_port} leaves no room for {DIMENSIONS} interfaces with "
+            f"wireguard.port_choices = {wireguard.port_choices} ports each",
+            fix="lower wireguard.base_port or wireguard.port_choices",
+        )
     if wireguard.base_port <= config.control.port <= last_port:
         raise ConfigError(
             f"control.port = {config.control.port} is one of WireGuard's ports "
@@ -277,6 +319,11 @@ def _check(config: Config) -> None:
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
+    if config.paths.port == config.control.port or wireguard.base_port <= config.paths.port <= last_port:
+        raise ConfigError(
+            f"paths.port = {config.paths.port} is taken by this node already",
+            fix="set paths.port to another port, the same on all nodes",
+        )
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'

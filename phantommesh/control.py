@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-MAX_WAIT = 30.0  # s that a roster request may be held open
+MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 
 
 class ControlError(Exception):
@@ -78,26 +78,6 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Nothing to add."""
 
 
-class AskRoster(msgspec.Struct, frozen=True, tag="ask-roster"):
-    """Ask for the roster once its digest is not ``digest``, or after ``wait`` seconds."""
-
-    digest: bytes
-    wait: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_WAIT)]  # this keeps NaN out, too
-
-
-class RosterIs(msgspec.Struct, frozen=True, tag="roster"):
-    """The digest and, where it differs from the one asked about, all records, revocations and group keys."""
-
-    digest: bytes
-    roster: bytes
-    revocations: bytes
-    keys: bytes = b""
-    active_key: bytes = b""
-
-    def __repr__(self) -> str:
-        return f"RosterIs({self.digest.hex()})"
-
-
 class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
     """Ask any member for the group keys, and for the revocations that they shut out."""
 
@@ -137,6 +117,40 @@ class Records(msgspec.Struct, frozen=True, tag="records"):
     records: tuple[bytes, ...]
 
 
+class SyncOpen(msgspec.Struct, frozen=True, tag="sync-open"):
+    """`Membership.sync_open`: the first of the three messages of a full sync."""
+
+    opening: bytes
+
+
+class SyncAnswer(msgspec.Struct, frozen=True, tag="sync-answer"):
+    """`Membership.sync_answer`."""
+
+    difference: bytes
+
+
+class SyncClose(msgspec.Struct, frozen=True, tag="sync-close"):
+    """`Membership.sync_close`; the answer is `Done`."""
+
+    rest: bytes
+
+
+class Turn(msgspec.Struct, frozen=True, tag="turn"):
+    """An epoch of the asker's scatter to this peer is over. The commitments to the plan that it followed and
+    to the next epoch's: each a hash, or empty for none. The answer, once the peer has read its counters, is
+    `Done`."""
+
+    closes: Annotated[bytes, msgspec.Meta(max_length=32)]
+    opens: Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class Prove(msgspec.Struct, frozen=True, tag="prove"):
+    """Statements and receipts that the asker has signed, encoded as `proofs.statement.Signed`. The answer is
+    `Done`, whatever becomes of them."""
+
+    parts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_PARTS)]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -144,8 +158,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     fix: str = ""
 
 
-Request = Enrol | Renew | Announce | AskRoster | AskKeys | Compare | Fetch
-Answer = Enrolled | Renewed | Done | RosterIs | KeysAre | Differs | Records | Refused
+Request = Enrol | Renew | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
+Answer = Enrolled | Renewed | Done | KeysAre | Differs | Records | SyncAnswer | Refused
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -9,8 +9,8 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,
@@ -29,8 +29,9 @@ FIRST_METRIC = 100  # of those over dimension 0; each next one has one more. The
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
     """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
-    goes to host i modulo their number. Without ``dials`` the peer gets no endpoint and no keepalive, so that
-    nothing is sent to it, not even a WireGuard handshake: so it is while its PSKs are random."""
+    goes to host i modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
+    endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
+    its PSK is random."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -39,7 +40,7 @@ class MeshPeer:
     wg_ports: tuple[int, ...]
     hosts: tuple[str, ...]
     psks: tuple[Secret, ...]
-    dials: bool
+    dials: int
 
 
 def interface_names(prefix: str) -> tuple[str, ...]:
@@ -55,18 +56,19 @@ def master_name(prefix: str) -> str:
 def desired_devices(
     settings: WireguardSection,
     private_keys: Sequence[Secret],
+    ports: Sequence[int],
     me: Member,
     networks: Iterable[IPv4Network | IPv6Network],
     peers: Iterable[MeshPeer],
 ) -> dict[str, DeviceConfig]:
-    """Return the seven devices, by name."""
+    """Return the seven devices, by name. ``private_keys`` and UDP ``ports`` are by dimension."""
     everyone, routed = tuple(peers), tuple(networks)
     addresses: frozenset[Interface] = frozenset({IPv4Interface(me.ip4), IPv6Interface(me.ip6)})
     return {
         name: DeviceConfig(
             name=name,
             private_key=private_keys[i],
-            listen_port=settings.base_port + i,
+            listen_port=ports[i],
             mtu=settings.mtu,
             addresses=addresses,
             routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
@@ -77,36 +79,42 @@ def desired_devices(
 
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
-    endpoint = None
-    if peer.dials and peer.hosts:
+    endpoint, dials = None, peer.dials >> dimension & 1
+    if dials and peer.hosts:
         endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
     return PeerConfig(
         peer.wg_keys[dimension],
         peer.psks[dimension],
         endpoint,
         frozenset({peer.ip4, peer.ip6}),
-        keepalive if peer.dials else 0,
+        keepalive if dials else 0,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer: the dimensions whose PSK is the wanted one, as a bitmap, and the
-    Unix time of the last WireGuard handshake on each (None: never)."""
+    """What the devices hold of one peer. ``bitmap``: the dimensions whose PSK is the wanted one; ``located``:
+    those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
+    (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]
+    counters: tuple[tuple[int, int] | None, ...]
+    located: int
 
 
 def read_peer(
     actual: Mapping[str, DeviceState], names: Sequence[str], wg_keys: Sequence[bytes], psks: Sequence[Secret]
 ) -> PeerReading:
     """Compare the devices with the PSKs that one peer should have."""
-    bitmap, handshakes = 0, list[float | None]()
+    bitmap, located, handshakes, counters = 0, 0, list[float | None](), list[tuple[int, int] | None]()
     for i, name in enumerate(names):
         device = actual.get(name)
         state = None if device is None else device.peers.get(wg_keys[i])
         if state is not None and state.psk == psks[i]:
             bitmap |= 1 << i
         handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
-    return PeerReading(bitmap, tuple(handshakes))
+        counters.append(None if state is None else (state.tx_bytes, state.rx_bytes))
+        if state is not None and state.endpoint is not None:
+            located |= 1 << i
+    return PeerReading(bitmap, tuple(handshakes), tuple(counters), located)

@@ -7,12 +7,16 @@ The header is the AEAD's associated data. ChaCha20-Poly1305 (RFC 8439) under a k
 is SHA3-256 over the group key and the node id; the number is its nonce: a start number that grows with every
 start of the sender, and a counter. What cannot be used costs a look in a table, or one AEAD check at most.
 
+An answer that is too long for a datagram goes over a stream, sealed under a key of its own (`seal_answer`):
+SHA3-256 over the group key, the sealed request and a random salt, which stands before it.
+
 Every member holds the group key, so a member can seal in another's name; nothing that needs to be believed
 may rest on the envelope alone. To shut another out by using up its numbers it has to send from that node's
 address: numbers are remembered by address.
 """
 
 import hashlib
+import secrets
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container
@@ -27,9 +31,12 @@ from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.wire import MAX_DATAGRAM, Address
 
 FORMAT: Final = 0x47  # on the control port, `wire.VERSION` in its place is a handshake
+GOSSIP: Final = b"phantommesh gossip v1"
+REQUEST: Final = b"phantommesh request v1"
 DIGEST_BYTES: Final = 8
 _NUMBER_BYTES: Final = 12
 _TAG_BYTES: Final = 16
+_SALT_BYTES: Final = 16
 _HEAD: Final = struct.Struct(f"!BB{ID_BYTES}s{NODE_ID_BYTES}s{DIGEST_BYTES}s{_NUMBER_BYTES}s")
 OVERHEAD: Final = _HEAD.size + _TAG_BYTES
 MAX_PAYLOAD: Final = MAX_DATAGRAM - OVERHEAD
@@ -111,11 +118,13 @@ class Envelope:
         revoked: Container[NodeId],
         digest: Callable[[], bytes],
         at_home: Callable[[NodeId, Address], bool] = _nowhere,
+        label: bytes = GOSSIP,
     ) -> None:
+        """``label`` sets what is sealed for one purpose apart from what is sealed for another."""
         if not 0 <= start <= _MAX_START:
             raise ValueError("the start number has 32 bits")
         self._node_id, self._keyring = node_id, keyring
-        self._start, self._count = start, 0
+        self._start, self._count, self._label = start, 0, label
         self._revoked, self._digest, self._at_home = revoked, digest, at_home
         self._cipher: tuple[KeyId, ChaCha20Poly1305] | None = None
         self._senders: OrderedDict[NodeId, _Sender] = OrderedDict()
@@ -136,7 +145,7 @@ class Envelope:
             raise ValueError("no group key yet" if active is None else "the payload is too long")
         key_id = active.id
         if self._cipher is None or self._cipher[0] != key_id:
-            self._cipher = key_id, _cipher(active, self._node_id)
+            self._cipher = key_id, _cipher(active, self._node_id, self._label)
         number = self._start.to_bytes(4) + self._count.to_bytes(8)
         self._count += 1
         head = _HEAD.pack(FORMAT, kind, key_id, self._node_id, self._digest(), number)
@@ -149,6 +158,25 @@ class Envelope:
         except EnvelopeError as error:
             self.drops[error.reason] += 1
             raise
+
+    def seal_answer(self, request: bytes, payload: bytes) -> bytes:
+        """Return the answer to a request that `open` has just let in, of any length."""
+        key = self._keyring.get(_HEAD.unpack(request[: _HEAD.size])[2])
+        assert key is not None
+        salt = secrets.token_bytes(_SALT_BYTES)
+        return salt + _answer_cipher(key, request, salt).encrypt(bytes(_NUMBER_BYTES), payload, None)
+
+    def open_answer(self, request: bytes, answer: bytes) -> bytes:
+        """Return what the answer to a request of ours says. Raises EnvelopeError, after counting it."""
+        key = self._keyring.get(_HEAD.unpack(request[: _HEAD.size])[2])
+        salt, sealed = answer[:_SALT_BYTES], answer[_SALT_BYTES:]
+        try:
+            if key is not None:
+                return _answer_cipher(key, request, salt).decrypt(bytes(_NUMBER_BYTES), sealed, None)
+        except InvalidTag:
+            pass
+        self.drops["gossip-answer"] += 1
+        raise EnvelopeError("gossip-answer")
 
     def _open(self, datagram: bytes, source: Address) -> Opened:
         if not OVERHEAD <= len(datagram) <= MAX_DATAGRAM or datagram[0] != FORMAT:
@@ -169,7 +197,7 @@ class Envelope:
             raise EnvelopeError("gossip-replay")
         cipher = None if known is None else known.ciphers.get(key_id)
         if cipher is None:
-            cipher = _cipher(key, sender)
+            cipher = _cipher(key, sender, self._label)
         try:
             payload = cipher.decrypt(number, datagram[_HEAD.size :], head)
         except InvalidTag:
@@ -213,5 +241,10 @@ class Envelope:
         del known.windows[(strangers or others)[0]]
 
 
-def _cipher(key: GroupKey, sender: NodeId) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(hashlib.sha3_256(b"phantommesh gossip v1" + key.key + sender).digest())
+def _cipher(key: GroupKey, sender: NodeId, label: bytes) -> ChaCha20Poly1305:
+    return ChaCha20Poly1305(hashlib.sha3_256(label + key.key + sender).digest())
+
+
+def _answer_cipher(key: GroupKey, request: bytes, salt: bytes) -> ChaCha20Poly1305:
+    secret = hashlib.sha3_256(b"phantommesh answer v1" + key.key + hashlib.sha3_256(request).digest() + salt)
+    return ChaCha20Poly1305(secret.digest())

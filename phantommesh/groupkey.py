@@ -11,7 +11,7 @@ two that rotated apart from each other agree again, on a key that no node revoke
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Final, NewType
 
@@ -19,6 +19,7 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.identity import NodeId
 from phantommesh.issuing import Authority
 from phantommesh.revocation import Revocations
 from phantommesh.trust import TrustError, authority_node, verify_authority
@@ -37,6 +38,7 @@ PROMOTE_AFTER: Final = 10.0  # s
 RETIRE_AFTER: Final = 20.0  # s
 MAX_AGE: Final = 86_400.0  # s
 MAX_KEYS: Final = 16
+PATIENCE: Final = 5.0  # s that each authority gives those before it to make the key that is due
 
 
 class GroupKey(msgspec.Struct, frozen=True, array_like=True):
@@ -58,11 +60,17 @@ class GroupKey(msgspec.Struct, frozen=True, array_like=True):
         return f"GroupKey({self.id.hex()})"
 
 
-def make_group_key(authority: Authority, epoch: int, revocations: Revocations, now: float) -> GroupKey:
+def make_group_key(
+    authority: Authority,
+    epoch: int,
+    revocations: Revocations,
+    now: float,
+    random: Callable[[int], bytes] = secrets.token_bytes,
+) -> GroupKey:
     """Make and sign a new random key. Raises TrustError when the epochs are used up."""
     if not 0 < epoch <= MAX_EPOCH:
         raise TrustError("the mesh has used up its group keys", fix="make the mesh anew")
-    key, revoked, made = secrets.token_bytes(KEY_BYTES), revocations.digest(), int(now)
+    key, revoked, made = random(KEY_BYTES), revocations.digest(), int(now)
     signature = authority.key.sign(_signed(epoch, revoked, made, key), CONTEXT)
     return GroupKey(epoch, revoked, made, key, signature, authority.der)
 
@@ -229,6 +237,53 @@ def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | 
     if newest.revoked == revocations.digest() and now < newest.made + MAX_AGE:
         return None
     return newest.epoch + 1
+
+
+def gossip_digest(revocations: Revocations, keyring: Keyring) -> bytes:
+    """Eight bytes that differ between nodes with other revocations or another newest key."""
+    newest = keyring.newest
+    said = revocations.digest() + (NO_KEY if newest is None else newest.id)
+    return hashlib.sha3_256(b"phantommesh gossip digest" + said).digest()[:8]
+
+
+def take_keys(
+    keyring: Keyring,
+    encoded: bytes,
+    root: x509.Certificate,
+    revocations: Revocations,
+    now: float,
+    wall: float,
+) -> tuple[bool, list[TrustError]]:
+    """Take in what another member gave out, after its revocations: say whether a key is new here, and why
+    others were refused. ``now`` is the ring's clock, ``wall`` unix time. Raises TrustError where none can be
+    read."""
+    came, refused = False, list[TrustError]()
+    for key in decode_keys_untrusted(encoded) if encoded else ():
+        if keyring.get(key.id) is not None:
+            continue
+        try:
+            verify_group_key(key, root, revocations, wall)
+        except TrustError as error:
+            refused.append(error)
+        else:
+            came |= keyring.install(key, now)
+    return came, refused
+
+
+class Turn:
+    """Which authority makes the key that is due: the first by node id, or whoever is next and has waited."""
+
+    def __init__(self) -> None:
+        self._due_since: float | None = None
+
+    def ours(self, due: bool, mine: NodeId, authorities: Iterable[NodeId], now: float) -> bool:
+        """Whether a key has been due for so long that the authorities before us seem to be away."""
+        if not due:
+            self._due_since = None
+            return False
+        if self._due_since is None:
+            self._due_since = now
+        return now >= self._due_since + PATIENCE * sum(other < mine for other in authorities)
 
 
 def _signed(epoch: int, revoked: bytes, made: int, key: bytes) -> bytes:

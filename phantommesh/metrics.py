@@ -18,6 +18,7 @@ PREFIX = "phantommesh_"
 
 # From under the loopback handshake's goal (5 ms) up to the give-up time of a lossy path.
 _HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_CONVERGENCE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -32,6 +33,16 @@ class WireGuardSample:
     tx_bytes: int
     last_handshake: float
     """Unix seconds; 0.0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathSample:
+    """One peer on one dimension, as its probes measure it; ``rtt`` in seconds, None before the first."""
+
+    peer: str
+    dimension: int
+    rtt: float | None
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,7 @@ class _DeviceCollector(Collector):
         self._clock = clock
         self.samples: tuple[WireGuardSample, ...] = ()
         self.scatter: tuple[ScatterSample, ...] = ()
+        self.paths: tuple[PathSample, ...] = ()
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -84,6 +96,23 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        rtt = GaugeMetricFamily(
+            PREFIX + "path_rtt_seconds",
+            "Smoothed round trip inside a dimension.",
+            labels=["peer", "dimension"],
+        )
+        loss = GaugeMetricFamily(
+            PREFIX + "path_loss_ratio",
+            "Ratio lost of late inside a dimension, of probes or of traffic, whichever is worse.",
+            labels=["peer", "dimension"],
+        )
+        for path in self.paths:
+            loss.add_metric([path.peer, str(path.dimension)], path.loss)
+            if path.rtt is not None:
+                rtt.add_metric([path.peer, str(path.dimension)], path.rtt)
+        yield rtt
+        yield loss
 
         weight = GaugeMetricFamily(
             PREFIX + "scatter_weight",
@@ -154,15 +183,39 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.gossip_messages = Counter(
+            PREFIX + "gossip_messages_total",
+            "Gossip datagrams by kind and direction.",
+            ["type", "direction"],
+            registry=self.registry,
+        )
+        self.gossip_convergence_seconds = Histogram(
+            PREFIX + "gossip_convergence_seconds",
+            "Seconds from the first word of a new record to its being verified here.",
+            buckets=_CONVERGENCE_BUCKETS,
+            registry=self.registry,
+        )
+        self.membership_changes = Counter(
+            PREFIX + "membership_changes_total",
+            "Changes of other members as this node sees them, by the state after it.",
+            ["state"],
+            registry=self.registry,
+        )
         self.dropped = Counter(
             PREFIX + "dropped_total",
-            "Control datagrams, DNS queries and unscattered packets dropped, by reason.",
+            "Control datagrams, DNS queries, probes and unscattered packets dropped, by reason.",
             ["reason"],
             registry=self.registry,
         )
         self.dns_queries = Counter(
             PREFIX + "dns_queries_total",
             "Answered queries for the mesh's names, by result.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.scatter_proofs = Counter(
+            PREFIX + "scatter_proofs_total",
+            "Steps of scatter proofs by what came of them.",
             ["result"],
             registry=self.registry,
         )
@@ -201,6 +254,10 @@ class Metrics:
     def set_wireguard(self, samples: Iterable[WireGuardSample]) -> None:
         """Replace what was last read from the devices."""
         self._devices.samples = tuple(samples)
+
+    def set_paths(self, samples: Iterable[PathSample]) -> None:
+        """Replace what is known of the paths."""
+        self._devices.paths = tuple(samples)
 
     def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
         """Replace what is known of the scatter of each peer."""

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
 
-import base64
 import json
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,17 @@ from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import Keyring
-from phantommesh.identity import Identity
+from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
-from phantommesh.records import DIMENSIONS, KEY_BYTES, NodeRecord, Roster
+from phantommesh.membership.messages import EVENT_SIZE
+from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
-from phantommesh.wireguard import public_key_of
+from phantommesh.wgkeys import WgKeys
 
 ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
@@ -41,7 +41,7 @@ class NodeState:
     mesh: Mesh
     authority_cert: bytes
     node_cert: bytes
-    wg_keys: tuple[Secret, ...]
+    wg_keys: WgKeys
     admission_key: Secret
     roster: Roster
     revocations: Revocations
@@ -79,22 +79,16 @@ class NodeState:
         return f"NodeState({self.state.path})"
 
 
-def new_wg_keys() -> tuple[Secret, ...]:
-    """Return seven X25519 private keys, clamped as RFC 7748 section 5 and `wg genkey` do."""
-    return tuple(Secret(_clamp(secrets.token_bytes(KEY_BYTES))) for _ in range(DIMENSIONS))
-
-
-def make_record(identity: Identity, wg_keys: tuple[Secret, ...], config: Config, seq: int) -> NodeRecord:
+def make_record(identity: Identity, wg_keys: WgKeys, config: Config, seq: int) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration."""
-    base = config.wireguard.base_port
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
         control=tuple(
             format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints
         ),
-        wg_keys=tuple(public_key_of(key) for key in wg_keys),
-        wg_ports=tuple(range(base, base + DIMENSIONS)),
+        wg_keys=wg_keys.public,
+        wg_ports=wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
         version=__version__,
     )
 
@@ -121,7 +115,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         if member.node_id != identity.node_id:
             raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
     with _blame(state, statedir.WIREGUARD_KEYS):
-        wg_keys = decode_wg_keys(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
+        wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
     admission_key = state.read_secret(statedir.ADMISSION_KEY)
     if len(admission_key) != ADMISSION_BYTES:
         path = state.path / statedir.ADMISSION_KEY
@@ -176,23 +170,21 @@ def next_generation(state: StateDir, now: float) -> int:
     return generation
 
 
-def encode_wg_keys(keys: tuple[Secret, ...]) -> list[str]:
-    """Return the private keys in base64, as `wg` writes them, for a file of mode 0600."""
-    return [base64.b64encode(key.reveal()).decode("ascii") for key in keys]
+def encode_members(claims: Iterable[bytes]) -> bytes:
+    """Return what members said of themselves (`Membership.snapshot`) for the state directory."""
+    return b"".join(claims)
 
 
-def decode_wg_keys(given: object) -> tuple[Secret, ...]:
-    """Read what `encode_wg_keys` gave. Raises ValueError or TypeError, which quote no key."""
-    if not isinstance(given, list) or len(given) != DIMENSIONS:
-        raise ValueError(f"it does not hold {DIMENSIONS} keys")
-    keys = [base64.b64decode(text, validate=True) for text in given]
-    if any(len(key) != KEY_BYTES or key != _clamp(key) for key in keys) or len(set(keys)) != DIMENSIONS:
-        raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
-    return tuple(Secret(key) for key in keys)
-
-
-def _clamp(key: bytes) -> bytes:
-    return bytes([key[0] & 0xF8]) + key[1:31] + bytes([key[31] & 0x7F | 0x40])
+def load_members(node: NodeState) -> Snapshot:
+    """Read what members last said of themselves: those that are members still. Damage costs only that."""
+    try:
+        data = node.state.read(statedir.MEMBERS) if node.state.has(statedir.MEMBERS) else b""
+        claims = [data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE)]
+        me = node.identity.node_id
+        others = ((c, NodeId(c[:NODE_ID_BYTES])) for c in claims)
+        return Snapshot(c for c, who in others if who != me and node.roster.get(who) is not None)
+    except (StateError, ValueError):
+        return EMPTY
 
 
 @contextmanager

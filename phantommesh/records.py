@@ -16,6 +16,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
 from phantommesh.revocation import Revocations
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
     CLOCK_SKEW,
     MAX_CERTIFICATE_BYTES,
@@ -29,7 +30,6 @@ from phantommesh.trust import (
 )
 
 CONTEXT: Final = b"phantommesh record v1"
-DIMENSIONS: Final = 7
 KEY_BYTES: Final = 32  # X25519
 MAX_CONTROL_ENDPOINTS: Final = 8
 MAX_VERSION_CHARS: Final = 32
@@ -40,7 +40,7 @@ MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
 LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
-_MAX_SEQ: Final = 2**63 - 1
+_MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
 class RecordError(PhantomMeshError):
@@ -182,12 +182,20 @@ class Roster:
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry that is not revoked, by node id, expired ones too."""
-        return (entry for _, entry in sorted(self._entries.items()) if self._stands(entry))
+        ordered = sorted(self._entries.items())
+        return (entry for _, entry in ordered if not self._revocations or self._stands(entry))
 
     def get(self, node_id: NodeId) -> Entry | None:
         """Return the entry, or None for a node that is unknown or revoked. It may have expired."""
         entry = self._entries.get(node_id)
         return entry if entry is not None and self._stands(entry) else None
+
+    def contradiction(self, entry: Entry) -> SignedRecord | None:
+        """What a member said otherwise under the number of its present record, if it did."""
+        found = self.equivocations.get(entry.member.node_id)
+        if found is None or entry.signed.body not in (found.kept.body, found.other.body):
+            return None
+        return found.other if entry.signed.body == found.kept.body else found.kept
 
     def members(self, now: float) -> list[Member]:
         """The members in good standing at `now`, by node id."""
@@ -277,7 +285,7 @@ class Roster:
         if held is not None:
             if held.record.seq == record.seq and held.signed.body != signed.body:
                 kept, other = (signed, held.signed) if entry.rank > held.rank else (held.signed, signed)
-                self.equivocations.setdefault(node_id, Equivocation(kept, other))
+                self.equivocations[node_id] = Equivocation(kept, other)
             if entry.rank <= held.rank:
                 return False
             self._unclaim(held, entry)

@@ -76,6 +76,25 @@ class Revocations:
         self._digest = None
         return held is None
 
+    def take(self, encoded: bytes, now: float) -> bool:
+        """Add those of another's set (`encode`) that are new here, and say whether there were any. Raises
+        TrustError; then nothing has changed. What is known already costs no signature check."""
+        try:
+            entries = msgspec.msgpack.decode(encoded, type=list[Revocation])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise TrustError("the revocation list cannot be read") from error
+        checked = Revocations(self._root)
+        for entry in entries:
+            held = self._entries.get(NodeId(entry.node_id))
+            if held is None or _order(entry) < _order(held):
+                checked.add(entry, now)
+        if len(self) + len(checked) > MAX_REVOCATIONS:
+            raise TrustError("there are too many revocations", fix="make the mesh anew")
+        news = any(node_id not in self._entries for node_id in checked._entries)
+        self._entries |= checked._entries
+        self._digest = None
+        return news
+
     def digest(self) -> bytes:
         """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
         if self._digest is None:

@@ -35,7 +35,9 @@ ROSTER: Final = "roster.bin"
 REVOCATIONS: Final = "revocations.bin"
 KEYRING: Final = "groupkeys.bin"  # there from the first key on; an authority makes it when it first runs
 GENERATION: Final = "generation"  # the number of the last start
+MEMBERS: Final = "members.bin"  # what up to 256 members last said of themselves; no loss if it is lost
 INVITES: Final = "invites"
+PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost
 
 # What every node has from its first moment.
 REQUIRED: Final = (

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.events import EventLog
     from phantommesh.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
+
+MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 Item = TypeVar("Item")
 
@@ -34,6 +37,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     peers_total: int
     peers_up: int
     """Peers whose every dimension has a post-quantum PSK and answers."""
+    members: dict[MemberState, int] = {}
+    """The other members by what gossip says of them."""
     degraded: list[str]
     certificate_expires: str
 
@@ -61,6 +66,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     state: LinkState
+    """Of the link."""
+    membership: MemberState = "unknown"
+    """What gossip says of the node."""
+    gossip_rtt_s: float | None = None
     endpoint: str | None
     dimensions: list[DimensionView]
     rx_bytes: int
@@ -82,6 +91,26 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     chain_reset: bool
     """True when the last handshake could not build on the chain of the one before it."""
     last_error: str | None
+
+
+class PathView(msgspec.Struct, frozen=True, kw_only=True):
+    """One dimension of one peer, as the probes inside it measure it."""
+
+    peer: str
+    node_id: str
+    dimension: int
+    interface: str
+    endpoint: str | None
+    state: Literal["closed", "proving", "up", "dark"]
+    """``closed``: it has no keys yet. ``dark``: probes get no answer. ``proving``: they do again, and it
+    carries traffic once they have for a while."""
+    since_s: float
+    rtt_s: float | None
+    jitter_s: float
+    loss: float
+    """The ratio lost of late, 0 to 1: of probes on both ways, or of traffic on the way there if worse."""
+    weight: float
+    """What it may carry: 1 is a full share, 0 none."""
 
 
 class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +144,48 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: list[ScatterDimension]
 
 
+class ProofEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """One scatter proof. Lists have an entry a dimension; ``packets`` and ``bytes`` are what the scheduler
+    gave to each, ``wire_bytes`` what WireGuard sent there."""
+
+    number: int
+    link_epoch: int
+    epoch: int
+    start: str
+    end: str
+    scheduler: str
+    cards: list[int]
+    packets: list[int]
+    bytes: list[int]
+    wire_bytes: list[int]
+    received_bytes: list[int] | None
+    """None until the receiver has countersigned."""
+    entropy_bits: float
+    min_entropy_bits: float
+    p_value: float | None
+    """Of the G-test against the cards; None for a scheduler whose packets do not tell."""
+    problem: str | None
+    """What does not hold, in words."""
+
+
+class ProofDirection(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of one direction of one link."""
+
+    kept: int
+    countersigned: int
+    newest: ProofEpoch | None
+    """Of those that both ends have signed, if there is one."""
+
+
+class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The scatter proofs of one link, by direction as this node sees it."""
+
+    peer: str
+    node_id: str
+    sent: ProofDirection
+    received: ProofDirection
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one peer's rotation; ``detail`` says why one failed and what to do."""
 
@@ -144,6 +215,22 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
+
+    A type is ``FAMILY.name``, or ``gap``: then ``data.missed`` events (of any type) up to ``seq`` are lost to
+    this reader, which was too slow, or asked for what is no longer kept.
+    """
+
+    seq: int
+    time: str
+    type: str
+    node: str | None
+    """The name of the member it is about; None: this node."""
+    data: dict[str, object]
+    run: str
+
+
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
     """One page of a list. Pass ``next_cursor`` as ``cursor`` for the next page; None: this was the last."""
 
@@ -168,6 +255,9 @@ class NodePort(Protocol):
     @property
     def metrics(self) -> "Metrics": ...
 
+    @property
+    def events(self) -> "EventLog": ...
+
     def status(self) -> Status: ...
 
     def peers(self) -> list[PeerView]: ...
@@ -175,6 +265,14 @@ class NodePort(Protocol):
     def links(self) -> list[LinkView]: ...
 
     def scatter(self) -> list[ScatterView]: ...
+
+    def proofs(self) -> list[ProofsView]: ...
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        """A file of all scatter proofs, or of those of one peer, by node id."""
+        ...
+
+    def paths(self) -> list[PathView]: ...
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the node does its work, and when not, the reasons."""

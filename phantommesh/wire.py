@@ -17,6 +17,8 @@ from hashlib import blake2s
 from hmac import compare_digest
 from typing import NamedTuple
 
+from phantommesh.sizes import CT_SIZE, DIMENSIONS, EK_SIZE
+
 VERSION = 1
 SUITE = 1  # ML-KEM-1024 + X25519, ML-DSA-65, SHA3-256/SHA-512, HKDF-SHA512, ChaCha20-Poly1305
 
@@ -32,15 +34,13 @@ SESSION_ID_SIZE = 8
 NONCE_SIZE = 32
 CHAIN_ID_SIZE = 16
 HASH_SIZE = 32
-EK_SIZE = 1568  # FIPS 203, ML-KEM-1024 encapsulation key
-CT_SIZE = 1568  # FIPS 203, ML-KEM-1024 ciphertext
 X25519_SIZE = 32
 SIGNATURE_SIZE = 3309  # FIPS 204, ML-DSA-65
 CONFIRM_SIZE = 32
 TAG_SIZE = 16
-DIMENSIONS = 7
 
 NO_CHAIN = bytes(CHAIN_ID_SIZE)
+_ALL = (1 << DIMENSIONS) - 1  # as a bitmap
 MAX_EPOCH = 2**63  # exclusive: whatever a peer sends, its successor can still be encoded
 
 _HEADER = struct.Struct("!BBBBHH8s")
@@ -256,16 +256,14 @@ def decode_init_untrusted(body: bytes, mode: Mode) -> Init:
     """Parse an INIT body. Raises `DecodeError`."""
     if len(body) != INIT_SIZE:
         raise DecodeError("init length")
-    version, suite, session, epoch, first, second, node_id, nonce, bitmap, hash_, ek, share = _INIT.unpack(
-        body
-    )
+    version, suite, session, epoch, first, second, node, nonce, bitmap, hash_, ek, share = _INIT.unpack(body)
     if version != VERSION or suite != SUITE:
         raise DecodeError("suite")
-    if bitmap >> DIMENSIONS:
+    if bitmap != (_ALL if mode is Mode.MEMBER else 0):
         raise DecodeError("init bitmap")
     if epoch >= MAX_EPOCH:
         raise DecodeError("init epoch")
-    return Init(mode, session, epoch, first + second, node_id, nonce, bitmap, hash_, ek, share)
+    return Init(mode, session, epoch, first + second, node, nonce, bitmap, hash_, ek, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +309,7 @@ def decode_resp_untrusted(body: bytes) -> Resp:
     version, session, own, nonce, chain, epoch, bitmap, hash_, ct, share = _RESP.unpack_from(body)
     if version != VERSION:
         raise DecodeError("version")
-    if bitmap >> DIMENSIONS:
+    if bitmap != _ALL:
         raise DecodeError("resp bitmap")
     if epoch >= MAX_EPOCH:
         raise DecodeError("resp epoch")
@@ -377,7 +375,7 @@ def decode_ack_untrusted(plain: bytes) -> Ack:
     if len(plain) != _ACK.size:
         raise DecodeError("ack length")
     epoch, bitmap, cookie = _ACK.unpack(plain)
-    if bitmap >> DIMENSIONS:
+    if bitmap > _ALL:
         raise DecodeError("ack bitmap")
     return Ack(epoch, bitmap, cookie)
 

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.traffic.traces import Packet
-from phantommesh.config import DIMENSIONS, WireguardSection
+from phantommesh.config import WireguardSection
+from phantommesh.sizes import DIMENSIONS
 
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
 ETH_P_ALL = 3

@@ -11,8 +11,10 @@ import click
 
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
-from phantommesh.cli.inspect import config, links, peers, revoke, rotate, scatter, status
+from phantommesh.cli.events import events
+from phantommesh.cli.inspect import config, links, paths, peers, revoke, rotate, scatter, status
 from phantommesh.cli.lab import lab
+from phantommesh.cli.proofs import proofs
 from phantommesh.cli.setup import init, invite, join, run
 
 
@@ -50,7 +52,10 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
     ctx.obj = Options(state_dir, socket_path, config, json)
 
 
-for _verb in (init, invite, join, run, status, peers, links, scatter, rotate, revoke, config, lab):
+for _verb in (
+    init, invite, join, run, status, peers, links, paths, scatter, proofs, events, rotate, revoke,
+    config, lab,
+):  # fmt: skip
     cli.add_command(_verb)
 
 

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The verbs that ask a running node, and config."""
 
+from __future__ import annotations
+
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, size, table
+
+if TYPE_CHECKING:
+    from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
@@ -27,7 +34,7 @@ def status(options: Options) -> None:
         ("node", f"{now.node} ({now.role})"),
         ("node id", now.node_id),
         ("addresses", f"{now.ip4}  {now.ip6}"),
-        ("peers", f"{now.peers_up} of {now.peers_total} up"),
+        ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members)}"),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("certificate", f"until {now.certificate_expires}"),
@@ -35,6 +42,11 @@ def status(options: Options) -> None:
     ]
     for key, value in rows:
         click.echo(f"{key:12} {one_line(value)}")
+
+
+def _members(states: Mapping[MemberState, int]) -> str:
+    others = [f"{count} {state}" for state, count in sorted(states.items()) if state != "alive"]
+    return f" ({', '.join(others)})" if others else ""
 
 
 @click.command()
@@ -49,11 +61,12 @@ def peers(options: Options) -> None:
         emit(Page(items=found, next_cursor=None))
         return
     table(
-        ["NAME", "ROLE", "STATE", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"],
+        ["NAME", "ROLE", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"],
         [
             (
                 peer.name,
                 peer.role,
+                peer.membership,
                 peer.state,
                 peer.ip4,
                 peer.ip6,
@@ -92,6 +105,36 @@ def links(options: Options) -> None:
                 link.last_error,
             )
             for link in sorted(found, key=lambda link: link.peer)
+        ],
+    )
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def paths(options: Options) -> None:
+    """Show every dimension of every peer: whether it answers, how fast, and what it loses."""
+    from phantommesh.views import Page, PathView
+
+    found = client_of(options).get_all("/v1/paths", PathView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    table(
+        ["PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"],
+        [
+            (
+                view.peer,
+                view.dimension,
+                view.state,
+                age(view.since_s),
+                None if view.rtt_s is None else f"{1000 * view.rtt_s:.1f} ms",
+                f"{1000 * view.jitter_s:.1f} ms",
+                f"{100 * view.loss:.1f}%",
+                f"{view.weight:g}",
+                view.endpoint,
+            )
+            for view in sorted(found, key=lambda view: (view.peer, view.dimension))
         ],
     )
 

@@ -133,10 +133,12 @@ def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> 
     need_root("lab run")
     import trio
 
+    from phantommesh.config import ScatterSection
     from phantommesh.nursery import labrun
     from phantommesh.nursery.labnet import LabSpec
 
-    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
+    scatter = ScatterSection(epoch_seconds=labrun.EPOCH_S)
+    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend, scatter=scatter)
     report = trio.run(partial(labrun.run, spec, _console(options)))
     if options.json:
         emit(report)

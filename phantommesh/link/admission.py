@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from hashlib import blake2s
 from ipaddress import IPv6Address, ip_address
 
@@ -40,10 +41,10 @@ class Cookies:
         self._rotate(now)
         return _cookie(self._secrets[0], source)
 
-    def accepted(self, source: Address, now: float) -> list[bytes]:
+    def accepted(self, source: Address, now: float) -> Iterator[bytes]:
         """The cookies that ``source`` may key its fragments with, newest first."""
         self._rotate(now)
-        return [_cookie(secret, source) for secret in self._secrets]
+        return (_cookie(secret, source) for secret in self._secrets)
 
 
 def _cookie(secret: bytes, source: Address) -> bytes:

@@ -53,7 +53,7 @@ class Answerer:
         if key is None or not wire.first_mac_ok(datagram, key, with_cookie=True):
             return self._context.drop("mac")
         if fragment.kind is Kind.RESEND:
-            return self._on_resend(fragment, source)
+            return self._on_resend(fragment, source, now)
         if fragment.kind is Kind.INIT:
             return self._on_init_fragment(fragment, source, now)
         response = self.responses.by_own(fragment.session)
@@ -81,14 +81,12 @@ class Answerer:
             response.encode(wire.fragments(Kind.RESEND, missing.mode, session, body)), missing.source
         )
 
-    def _on_resend(self, fragment: Fragment, source: Address) -> list[Effect]:
+    def _on_resend(self, fragment: Fragment, source: Address, now: float) -> list[Effect]:
         resend = wire.decode_resend_untrusted(fragment.chunk)
         response = self.responses.by_initiator(source, fragment.session)
         if response is None:
             return self._context.drop("session")
-        return sends(
-            response.encode([f for f in response.fragments if resend.missing >> f.index & 1]), source
-        )
+        return sends(response.resent(resend.missing, now), source)
 
     def _on_init_fragment(self, fragment: Fragment, source: Address, now: float) -> list[Effect]:
         response = self.responses.by_initiator(source, fragment.session)
@@ -114,9 +112,6 @@ class Answerer:
             return self._context.drop("unknown-node")
         if now >= peer.auth.valid_until:
             return self._context.drop("expired")
-        interface_hash = self._context.interface_hash(peer.auth)
-        if not compare_digest(init.interface_hash, interface_hash):
-            return self._context.drop("interfaces")
         if peer.initiation is not None and self._context.starts_with(init.node_id):
             return self._context.drop("glare")
         if not self._admit(init, source):
@@ -132,7 +127,7 @@ class Answerer:
             epoch=epoch,
             chain_id=chain_id,
             chain_key=chain_key,
-            interface_hash=interface_hash,
+            interface_hash=self._context.interface_hash(peer.auth),
         )
         return self._respond(Response(handshake, source, peer.mac_out, now))
 
@@ -196,7 +191,12 @@ class Answerer:
         session = response.handshake.session
         assert session is not None
         agreement = self._context.agreement(
-            peer, session, response.handshake.epoch, by_lower_id=peer.node_id < self._context.node_id, now=now
+            peer,
+            session,
+            response.handshake.epoch,
+            response.handshake.common,
+            by_lower_id=peer.node_id < self._context.node_id,
+            now=now,
         )
         response.verified_at = now
         had_chain = peer.psk.committed is not None
@@ -206,6 +206,7 @@ class Answerer:
         if peer.initiation is not None and peer.initiation.stage in (Stage.COOKIE, Stage.INIT):
             self._context.end_initiation(peer)  # glare: the other end will not answer that one
         peer.next_start = max(peer.next_start, now + LIFE)  # until ACK goes out and plans the next one
+        self._context.settle(peer)
         effects: list[Effect] = [Install(peer.node_id)]
         peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:

@@ -15,6 +15,7 @@ from phantommesh.link.fragments import Reassembler
 from phantommesh.link.handshake import Random
 from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
+from phantommesh.link.timers import Timers
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
@@ -55,6 +56,17 @@ class Peer:
         """The member's node id."""
         return self.auth.node_id
 
+    def start_by(self, moment: float) -> None:
+        """Start the next handshake then, if not before; no read-back puts it off again."""
+        self.next_start = min(self.next_start, moment)
+        self.timed_by_handshake = True
+
+    @property
+    def deadline(self) -> float:
+        """When this peer next has something to do: start a handshake, go on with it, age."""
+        start = self.next_start if self.initiation is None else self.initiation.deadline
+        return min(start, self.psk.deadline)
+
 
 @dataclass(slots=True)
 class Context:
@@ -70,6 +82,7 @@ class Context:
     jitter: JitterRandom
     peers: dict[bytes, Peer] = field(default_factory=dict)
     initiations: dict[bytes, Peer] = field(default_factory=dict)
+    timers: Timers[bytes] = field(default_factory=Timers)
     reassembler: Reassembler = field(default_factory=Reassembler)
     drops: Counter[str] = field(default_factory=Counter)
     handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
@@ -107,11 +120,22 @@ class Context:
         return keys.member_mac_key(self.admission, node_id) if peer is None else peer.mac_out
 
     def agreement(
-        self, peer: Peer, session: keys.SessionKeys, epoch: int, *, by_lower_id: bool, now: float
+        self,
+        peer: Peer,
+        session: keys.SessionKeys,
+        epoch: int,
+        common: int,
+        *,
+        by_lower_id: bool,
+        now: float,
     ) -> Agreement:
-        """What a handshake that got this far agrees on."""
-        psks = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
-        return Agreement(epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now)
+        """What a handshake that got this far agrees on. Where the ends do not know each other's WireGuard
+        key, of which ``common`` is the complement, the PSK is random: a record is still under way."""
+        agreed = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
+        psks = tuple(psk if common >> i & 1 else Secret(self.random(32)) for i, psk in enumerate(agreed))
+        return Agreement(
+            epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now, common
+        )
 
     def opened(
         self,
@@ -132,6 +156,10 @@ class Context:
         if role == "responder":
             key_out, key_in = key_in, key_out
         return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began)
+
+    def settle(self, peer: Peer) -> None:
+        """Note when the peer is due. To be called after anything that may have changed its ``deadline``."""
+        self.timers.set(peer.node_id, peer.deadline)
 
     def end_initiation(self, peer: Peer) -> None:
         """Give up this node's own attempt with a peer, if there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from phantommesh.link.timers import Timers
 from phantommesh.wire import CHUNK_SIZE, Address, Fragment, Kind, Mode
 
 # Specification (DESIGN section 4).
@@ -36,6 +37,11 @@ class _Partial:
     def reserved(self) -> int:
         return self.count * CHUNK_SIZE
 
+    @property
+    def due(self) -> float:
+        death = self.born + LIFE
+        return death if self.asked >= RESEND_LIMIT else min(death, self.touched + RESEND_AFTER)
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -56,6 +62,7 @@ class Reassembler:
 
     def __init__(self) -> None:
         self._partials: dict[_Key, _Partial] = {}
+        self._timers = Timers[_Key]()
         self._by_source: dict[str, int] = {}
         self._in_all = 0
 
@@ -67,12 +74,7 @@ class Reassembler:
     @property
     def deadline(self) -> float:
         """When `tick` next has something to do."""
-        return min((self._due(p) for p in self._partials.values()), default=float("inf"))
-
-    @staticmethod
-    def _due(partial: _Partial) -> float:
-        death = partial.born + LIFE
-        return death if partial.asked >= RESEND_LIMIT else min(death, partial.touched + RESEND_AFTER)
+        return self._timers.first
 
     def started(self, source: Address, fragment: Fragment) -> bool:
         """Whether a part of this fragment's message is held already."""
@@ -102,6 +104,7 @@ class Reassembler:
             partial.chunks[fragment.index] = fragment.chunk
             partial.touched = now
         if len(partial.chunks) < partial.count:
+            self._timers.set(key, partial.due)
             return None
         body = b"".join(partial.chunks[i] for i in range(partial.count))
         self._drop(key)
@@ -109,6 +112,7 @@ class Reassembler:
 
     def _drop(self, key: _Key) -> None:
         partial = self._partials.pop(key)
+        self._timers.cancel(key)
         self._in_all -= partial.reserved
         left = self._by_source[key[0].host] - partial.reserved
         if left:
@@ -119,12 +123,14 @@ class Reassembler:
     def tick(self, now: float) -> list[Missing]:
         """Forget what is too old, and return what should be asked for again."""
         missing = []
-        for key, partial in list(self._partials.items()):
+        for key in self._timers.due(now):
+            partial = self._partials[key]
             if now >= partial.born + LIFE:
                 self._drop(key)
-            elif partial.asked < RESEND_LIMIT and now >= partial.touched + RESEND_AFTER:
-                partial.asked += 1
-                partial.touched = now
-                bitmap = sum(1 << i for i in range(partial.count) if i not in partial.chunks)
-                missing.append(Missing(key[0], partial.kind, partial.mode, key[1], bitmap))
+                continue
+            partial.asked += 1
+            partial.touched = now
+            self._timers.set(key, partial.due)
+            bitmap = sum(1 << i for i in range(partial.count) if i not in partial.chunks)
+            missing.append(Missing(key[0], partial.kind, partial.mode, key[1], bitmap))
         return missing

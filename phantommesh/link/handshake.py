@@ -117,8 +117,6 @@ class Initiator:
     ) -> tuple[wire.Proof, SigningRequest]:
         """Check RESP under ``chain_key`` (64 bytes: the chain that RESP names). Return the responder's proof
         and what to sign. A failed check changes nothing: a true RESP may still come."""
-        if resp.interface_hash != self.init.interface_hash:
-            raise HandshakeError("interfaces")
         if resp.epoch < self.init.epoch:
             raise HandshakeError("epoch")
         public = resp.encode_public()
@@ -139,6 +137,12 @@ class Initiator:
         self._keys, self.resp = handshake, resp
         self.session = keys.session_keys(handshake.root, self._digest)
         return proof, SigningRequest(self._digest + self.init.node_id, keys.INITIATOR_CONTEXT)
+
+    @property
+    def common(self) -> int:
+        """The dimensions whose WireGuard keys both ends know alike, as a bitmap; there is one after RESP."""
+        assert self.resp is not None
+        return keys.common_interfaces(self.init.interface_hash, self.resp.interface_hash)
 
     def auth(self, signature: bytes, credential: bytes = b"") -> wire.Auth:
         """Return AUTH, given the signature that `on_resp` asked for."""
@@ -200,6 +204,7 @@ class Responder:
         combined = keys.combine(ss_pq, _exchange(x, init.share), ct, share, init.ek, init.share)
         self._keys = keys.handshake_keys(chain_key, combined, self._digest)
         self.own = self._public.own
+        self.common = keys.common_interfaces(init.interface_hash, interface_hash)
         self.chain_id = chain_id
         self.epoch = epoch
         self.session: keys.SessionKeys | None = None

@@ -20,6 +20,7 @@ FIRST_RETRY = 0.25  # s
 RETRY_GROWTH = 1.7
 TRIES = 5  # of each message: 0.25 s growing to about 5 s in all
 COOKIE_DOUBT = 2  # INITs under a cookie from an earlier handshake before a new one is asked for
+RESEND_GAP = 0.1  # s between two answers to RESEND: else a small datagram could be made to bring large ones
 SIGN_BY = 15.0  # s from the start: the responder has forgotten the handshake by then
 
 
@@ -61,6 +62,7 @@ class Initiation:
         self._fragments: list[wire.Fragment] = []
         self._kind = Kind.INIT
         self._tries = 0
+        self._resent_at = float("-inf")
         self.deadline = now
         self.credential = b""
 
@@ -97,10 +99,13 @@ class Initiation:
         body = wire.Resend(Kind.RESP, bitmap).encode()
         return self._encode(wire.fragments(Kind.RESEND, self.handshake.init.mode, self.session, body))
 
-    def resent(self, resend: wire.Resend) -> list[bytes]:
+    def resent(self, resend: wire.Resend, now: float) -> list[bytes]:
         """Answer the responder's request for fragments of our message."""
         if resend.kind is not self._kind or self.stage not in (Stage.INIT, Stage.AUTH):
             return []
+        if now < self._resent_at + RESEND_GAP:
+            return []
+        self._resent_at = now
         return self._encode([f for f in self._fragments if resend.missing >> f.index & 1])
 
     def asked(self, reply: wire.CookieReply) -> bool:

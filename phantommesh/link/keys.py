@@ -18,18 +18,20 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, DIMENSIONS, Init
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2
 
 RESPONDER_CONTEXT = b"PhantomMesh 1 responder"  # FIPS 204 section 5.2: the context separates the two roles
 INITIATOR_CONTEXT = b"PhantomMesh 1 initiator"
+_KEY_HASH = 4  # bytes a dimension in the interface hash
 
 
 def expand(key: bytes, label: bytes, length: int, *parts: bytes) -> bytes:
     """HKDF-Expand with SHA-512; the label and each part go in with their lengths."""
-    info = b"".join(struct.pack("!H", len(part)) + part for part in (label, *parts))
+    info = b"".join([len(part).to_bytes(2) + part for part in (label, *parts)])
     return HKDFExpand(SHA512(), length, info).derive(key)
 
 
@@ -62,8 +64,23 @@ def init_transcript(init: Init) -> Transcript:
 
 
 def interface_hash(ours: Sequence[bytes], theirs: Sequence[bytes]) -> bytes:
-    """SHA3-256 of both ends' WireGuard public keys, sorted, so that either end computes the same 32 bytes."""
-    return sha3_256(b"PhantomMesh 1 interfaces" + b"".join(sorted([*ours, *theirs]))).digest()
+    """What each end says of the WireGuard keys it knows: for each dimension 4 bytes of the SHA3-256 of both
+    ends' public keys, sorted so that either end computes the same; then 4 zero bytes. Chance collisions do no
+    harm: the PSKs are bound to the whole keys."""
+    hashes = (
+        sha3_256(b"PhantomMesh 1 interface" + bytes([i]) + b"".join(sorted((ours[i], theirs[i])))).digest()
+        for i in range(DIMENSIONS)
+    )
+    return b"".join(digest[:_KEY_HASH] for digest in hashes) + bytes(HASH_SIZE - _KEY_HASH * DIMENSIONS)
+
+
+def common_interfaces(one: bytes, other: bytes) -> int:
+    """The dimensions on which two interface hashes agree, as a bitmap."""
+    return sum(
+        1 << i
+        for i in range(DIMENSIONS)
+        if one[_KEY_HASH * i : _KEY_HASH * (i + 1)] == other[_KEY_HASH * i : _KEY_HASH * (i + 1)]
+    )
 
 
 def combine(ss_pq: bytes, ss_x: bytes, ct: bytes, share_r: bytes, ek: bytes, share_i: bytes) -> bytes:

@@ -18,6 +18,7 @@ from phantommesh.link.context import Context, Peer, Timing
 from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkState, PeerAuth, Role
 from phantommesh.link.fragments import QuotaError
 from phantommesh.link.handshake import HandshakeError, Random
+from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import PskState
 from phantommesh.link.starting import Starter
 from phantommesh.secret import Secret
@@ -26,6 +27,7 @@ from phantommesh.wire import Address, Kind
 # Tuning.
 FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast
 START_SPREAD = 0.1  # s
+RECORD_DELAY = 1.5  # s in which a peer hears of a new WireGuard key of ours, and starts the handshake itself
 
 
 class Links:
@@ -68,6 +70,7 @@ class Links:
         """Keep links with exactly these members. A peer that is gone loses its keys at once."""
         for node_id in [n for n in self._peers if n not in peers]:
             self._forget(self._peers.pop(node_id))
+            self._context.timers.cancel(node_id)
         for node_id, auth in peers.items():
             peer = self._peers.get(node_id)
             if peer is None:
@@ -75,11 +78,36 @@ class Links:
                 mac_out = keys.member_mac_key(self._context.admission, node_id)
                 self._peers[node_id] = Peer(auth, self._new_psk(), mac_out, now + delay + self._spread())
             elif peer.auth != auth:
-                if peer.auth.wg_keys != auth.wg_keys:  # PSKs are bound to the keys of both ends: start over
-                    self._forget(peer)
-                    peer.psk, peer.next_start = self._new_psk(), now + self._spread()
+                replaced = _different(peer.auth.wg_keys, auth.wg_keys)
                 peer.auth = auth
+                if replaced:
+                    self._unbind(peer, replaced, now + self._spread(), now)
+        for peer in self._peers.values():
+            self._context.settle(peer)
         return self.tick(now)
+
+    def set_wg_keys(self, wg_keys: Sequence[bytes], now: float) -> list[Effect]:
+        """This node has replaced some of its own WireGuard keys; ``wg_keys`` are all seven public ones."""
+        replaced = _different(self._context.wg_keys, wg_keys)
+        self._context.wg_keys = tuple(wg_keys)
+        if not replaced:
+            return []
+        for peer in self._peers.values():
+            self._unbind(peer, replaced, now + RECORD_DELAY + self._spread(), now)
+            self._context.settle(peer)
+        return [*(Install(node_id) for node_id in self._peers), *self.tick(now)]
+
+    def _unbind(self, peer: Peer, dimensions: int, start: float, now: float) -> None:
+        """PSKs are bound to the keys of both ends: those of these dimensions are void, and so is every
+        handshake under way, for it names the old keys. The next one follows at ``start``."""
+        initiation = peer.initiation
+        unsure = initiation is not None and initiation.stage is Stage.AUTH
+        self._forget(peer)
+        peer.psk.unbind(dimensions, now)
+        if unsure:
+            peer.psk.doubt(now)
+        peer.failures = 0
+        peer.start_by(start)
 
     def _spread(self) -> float:
         return self._context.jitter.uniform(0, START_SPREAD)
@@ -100,8 +128,8 @@ class Links:
         unknown one."""
         chosen = list(self._peers) if peer is None else [peer]
         for node_id in chosen:
-            self._peers[node_id].next_start = min(self._peers[node_id].next_start, now)
-            self._peers[node_id].timed_by_handshake = True  # so that no read-back puts it off again
+            self._peers[node_id].start_by(now)
+            self._context.settle(self._peers[node_id])
         return chosen
 
     def psks(self, peer: bytes) -> tuple[Secret, ...]:
@@ -114,12 +142,21 @@ class Links:
         return None if agreed is None else (agreed.epoch, agreed.scatter)
 
     def keyed(self, peer: bytes) -> bool:
-        """Whether those keys come from a finished handshake."""
-        return self._peers[peer].psk.open
+        """Whether any of those keys comes from a finished handshake."""
+        return bool(self._peers[peer].psk.bound)
 
-    def dials(self, peer: bytes) -> bool:
-        """Whether the peer gets its endpoint, so that this end may start WireGuard handshakes."""
+    def bound(self, peer: bytes) -> int:
+        """The dimensions whose key does, as a bitmap."""
+        return self._peers[peer].psk.bound
+
+    def dials(self, peer: bytes) -> int:
+        """The dimensions on which the peer gets its endpoint, so that this end may start WireGuard
+        handshakes, as a bitmap."""
         return self._peers[peer].psk.dials
+
+    def ready(self, peer: bytes) -> int:
+        """The dimensions on which something may be sent to the peer, as a bitmap."""
+        return self._peers[peer].psk.ready
 
     def read_back(
         self, peer: bytes, bitmap: int, handshakes: Sequence[float | None], now: float
@@ -138,6 +175,7 @@ class Links:
             newest = max(h for h in handshakes if h is not None)
             known.next_start = max(known.next_start, self._context.after(newest, peer))
         effects = self._answerer.acknowledge(known, installed, now)
+        self._context.settle(known)
         if psk.desired is not wanted or psk.dials != dialled:
             effects.append(Install(peer))
         return effects
@@ -165,10 +203,7 @@ class Links:
     def deadline(self) -> float:
         """When `tick` next has something to do."""
         return min(
-            self._starter.deadline,
-            self._answerer.responses.deadline,
-            self._context.reassembler.deadline,
-            *(peer.psk.deadline for peer in self._peers.values()),
+            self._context.timers.first, self._answerer.responses.deadline, self._context.reassembler.deadline
         )
 
     def tick(self, now: float) -> list[Effect]:
@@ -178,12 +213,15 @@ class Links:
         for missing in self._context.reassembler.tick(now):
             side = self._starter if missing.kind is Kind.RESP else self._answerer
             effects += side.ask_again(missing)
-        for node_id, peer in self._peers.items():
+        for node_id in self._context.timers.due(now):
+            peer = self._peers[node_id]
             changed, alarms = peer.psk.tick(now)
             if changed:
                 effects.append(Install(node_id))
             effects += [Alarm(node_id, kind) for kind in alarms]
-        return effects + self._starter.tick(now)
+            effects += self._starter.tick(peer, now)
+            self._context.settle(peer)
+        return effects
 
     def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take one datagram from the network."""
@@ -203,6 +241,10 @@ class Links:
             return self._context.drop("quota")
         except HandshakeError as error:
             return self._context.drop(error.args[0])
+
+
+def _different(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    return sum(1 << i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
 
 
 def _for_initiator(fragment: wire.Fragment) -> bool:

@@ -114,7 +114,7 @@ class Newcomer:
     def _on_fragment(self, fragment: Fragment, now: float) -> list[Effect]:
         if fragment.kind is Kind.RESEND:
             resend = wire.decode_resend_untrusted(fragment.chunk)
-            return sends(self._initiation.resent(resend), self._destination)
+            return sends(self._initiation.resent(resend, now), self._destination)
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if fragment.kind not in (Kind.RESP, Kind.ACK) or self._initiation.stage is not awaited:
             return self._drop("unexpected")

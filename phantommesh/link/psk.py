@@ -4,17 +4,20 @@
 A peer's PSKs are *random* until a handshake has finished (fail closed), then those of the newest agreement.
 Only the initiator can be unsure, between sending AUTH and receiving ACK: then it shows staged and committed
 PSKs in turn until a WireGuard handshake lands on one of them, and whichever was shown is what both ends have.
+
+A PSK is bound to the WireGuard keys of both ends of its dimension. Where one of the two is replaced, or the
+ends name different ones in a handshake, that dimension alone has a random PSK, until the next handshake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 # Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0
@@ -40,7 +43,8 @@ class PskPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What one finished handshake agreed on. ``rank`` orders agreements the same way at both ends."""
+    """What one finished handshake agreed on. ``rank`` orders agreements the same way at both ends; ``bound``
+    is the bitmap of dimensions whose PSK the other end has too: those of the others are random."""
 
     epoch: int
     by_lower_id: bool
@@ -49,6 +53,7 @@ class Agreement:
     psks: tuple[Secret, ...] = field(repr=False)
     scatter: Secret
     born: float
+    bound: int = ALL
 
     @property
     def rank(self) -> tuple[int, bool]:
@@ -73,8 +78,10 @@ class PskState:
         self._toggled = 0.0
         self._installed_at: list[float | None] = [None] * DIMENSIONS
         self._lacking_since: float | None = None
-        self._replaced_agreed = False
+        self._replaced_agreed = 0
         self._dial_after: float | None = None
+        self._dial_later = 0
+        self._usable = 0
         self.confirmed = 0
 
     def _fresh_random(self) -> tuple[Secret, ...]:
@@ -95,13 +102,21 @@ class PskState:
         return self.desired is not self._blank
 
     @property
-    def dials(self) -> bool:
-        """Whether this end should start WireGuard handshakes, that is, has the peer's endpoint and keepalive.
+    def bound(self) -> int:
+        """The dimensions whose PSK comes from a finished handshake, as a bitmap; the others fail closed."""
+        if self._showing_staged and self.staged is not None:
+            return self.staged.bound
+        return 0 if self.committed is None or self._failed_closed else self.committed.bound
 
-        The responder of a first agreement waits: the initiator has not set its PSKs yet, and a WireGuard
-        handshake that fails is not repeated for 5 s, by either end.
+    @property
+    def dials(self) -> int:
+        """On which dimensions this end should start WireGuard handshakes, as a bitmap: there it has the
+        peer's endpoint and keepalive.
+
+        The responder of a dimension's first agreement waits: the initiator has not set its PSKs yet, and a
+        WireGuard handshake that fails is not repeated for 5 s, by either end.
         """
-        return self.open and self._dial_after is None
+        return self.bound & ~self._dial_later
 
     @property
     def agreed(self) -> Agreement | None:
@@ -109,6 +124,13 @@ class PskState:
         if self._showing_staged and self.staged is not None:
             return self.staged
         return None if self._failed_closed else self.committed
+
+    @property
+    def ready(self) -> int:
+        """On which dimensions something may be sent to the peer, as a bitmap: those that dial, once the
+        kernel has what they dial with. A packet that comes sooner makes WireGuard try without, and then wait
+        5 s. A later PSK does not interrupt it, as sessions outlive that."""
+        return self._usable & self.dials
 
     @property
     def epoch(self) -> int:
@@ -146,8 +168,9 @@ class PskState:
         higher rank is already in place: a late message of a handshake that has been overtaken."""
         if self._overtaken(agreement):
             return False
-        self._replaced_agreed = self.open
-        self._dial_after = now + DIAL_AFTER if responder and not self.dials else None
+        self._replaced_agreed = self.bound
+        self._dial_later = agreement.bound & ~self.dials if responder else 0
+        self._dial_after = now + DIAL_AFTER if self._dial_later else None
         self._previous, self.committed = self.committed, agreement
         if self.staged is not None and self.staged.rank <= agreement.rank:
             self.staged = None
@@ -156,6 +179,25 @@ class PskState:
         self._forget_installs(now)
         return True
 
+    def unbind(self, dimensions: int, now: float) -> None:
+        """The WireGuard key of these dimensions, a bitmap, was replaced at one end: what was agreed for them
+        holds no more. The other dimensions and the chain stay as they are."""
+        self._blank = self._unbound(self._blank, dimensions)
+        if self.committed is not None:
+            psks = self._unbound(self.committed.psks, dimensions)
+            self.committed = replace(self.committed, psks=psks, bound=self.committed.bound & ~dimensions)
+        if self.staged is not None:
+            psks = self._unbound(self.staged.psks, dimensions)
+            self.staged = replace(self.staged, psks=psks, bound=self.staged.bound & ~dimensions)
+        self._dial_later &= ~dimensions
+        self._usable &= ~dimensions
+        self.confirmed &= ~dimensions
+        self.installed(self._noted() & ~dimensions, now)
+
+    def _unbound(self, psks: tuple[Secret, ...], dimensions: int) -> tuple[Secret, ...]:
+        random = self._fresh_random()
+        return tuple(random[i] if dimensions >> i & 1 else psk for i, psk in enumerate(psks))
+
     def _forget_installs(self, now: float) -> None:
         self._installed_at = [None] * DIMENSIONS
         if self._lacking_since is None:
@@ -163,7 +205,7 @@ class PskState:
         self.confirmed = 0
 
     def _show(self, staged: bool, now: float) -> None:
-        self._replaced_agreed = self.open
+        self._replaced_agreed = self.bound
         self._showing_staged, self._toggled = staged, now
         self._forget_installs(now)
 
@@ -175,20 +217,26 @@ class PskState:
                     self._installed_at[i] = now
             else:
                 self._installed_at[i] = None
-        noted = sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+        noted = self._noted()
+        self._usable |= noted & self.dials
         if noted == ALL:
             self._lacking_since = None
         elif self._lacking_since is None:
             self._lacking_since = now
         return noted
 
+    def _noted(self) -> int:
+        return sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+
     def observe(self, handshakes: Sequence[float | None], now: float) -> None:
         """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
         newer than the set confirms that the other end has the same PSK. One in the future confirms nothing:
         the clock that the kernel stamps them with was set back."""
-        margin = SAME_HANDSHAKE if self._replaced_agreed else 0.0
         for i, (seen, set_at) in enumerate(zip(handshakes, self._installed_at, strict=True)):
-            if seen is not None and set_at is not None and set_at + margin <= seen <= now:
+            if seen is None or set_at is None or not self.bound >> i & 1:
+                continue
+            margin = SAME_HANDSHAKE if self._replaced_agreed >> i & 1 else 0.0
+            if set_at + margin <= seen <= now:
                 self.confirmed |= 1 << i
         if self.confirmed and self._unsure_since is not None:
             staged, confirmed = self.staged, self.confirmed
@@ -198,9 +246,9 @@ class PskState:
                     self._installed_at, self.confirmed = installs, confirmed
             else:
                 self._unsure_since = None  # the other end has the old ones; AUTH may yet arrive: keep staged
-        if self.confirmed:
-            self._dial_after = None
-        if self.confirmed == ALL:
+        if self.confirmed & self._dial_later:  # so the initiator has set them all
+            self._dial_after, self._dial_later = None, 0
+        if self.confirmed and self.confirmed == self.bound:
             self._previous = None
 
     def age(self, now: float) -> float | None:
@@ -209,7 +257,7 @@ class PskState:
 
     def phase(self, now: float) -> PskPhase:
         """How the link stands."""
-        if self.committed is None:
+        if self.committed is None or not (self.committed.bound or self._failed_closed):
             return PskPhase.UNSURE if self._showing_staged else PskPhase.NONE
         if self._failed_closed:
             return PskPhase.UNSURE if self._showing_staged else PskPhase.RANDOM
@@ -240,7 +288,7 @@ class PskState:
         """Return whether `desired` or `dials` changed, and the alarms to raise: ``stale``, ``random``."""
         changed, alarms = False, list[str]()
         if self._dial_after is not None and now >= self._dial_after:
-            self._dial_after, changed = None, True
+            self._dial_after, self._dial_later, changed = None, 0, True
         if self.committed is not None:
             age = now - self.committed.born
             if self._previous is not None and age >= FORGET_OLD_AFTER:
@@ -263,4 +311,5 @@ class PskState:
     def _fail_closed(self, now: float) -> None:
         self._blank = self._fresh_random()
         self._failed_closed = True
+        self._usable = 0
         self._forget_installs(now)

@@ -33,6 +33,7 @@ class Response:
     verified_at: float | None = None
     ack: list[wire.Fragment] | None = None
     sent_at: float = float("-inf")
+    resent_at: float = float("-inf")
 
     @property
     def peer(self) -> bytes:
@@ -55,6 +56,13 @@ class Response:
             return []
         self.sent_at = now
         return self.encode(self.fragments if self.ack is None else self.ack)
+
+    def resent(self, missing: int, now: float) -> list[bytes]:
+        """Send again the fragments of RESP that the initiator asked for."""
+        if now < self.resent_at + REPEAT_GAP:
+            return []
+        self.resent_at = now
+        return self.encode([fragment for fragment in self.fragments if missing >> fragment.index & 1])
 
     def to_initiator(self, kind: Kind, body: bytes, now: float) -> list[wire.Fragment]:
         """Cut a message for the initiator into fragments, and note that it is sent now."""
@@ -115,10 +123,10 @@ class Responses:
 
     @property
     def deadline(self) -> float:
-        """When the oldest handshake is to be forgotten."""
-        return min((r.born + LIFE for r in self._by_own.values()), default=float("inf"))
+        """When the oldest handshake, the first one in the table, is to be forgotten."""
+        return next((r.born + LIFE for r in self._by_own.values()), float("inf"))
 
     def tick(self, now: float) -> None:
         """Forget handshakes that are too old."""
-        for response in [r for r in self._by_own.values() if now >= r.born + LIFE]:
-            self.drop(response)
+        while now >= self.deadline:
+            self.drop(next(iter(self._by_own.values())))

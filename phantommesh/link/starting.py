@@ -24,27 +24,15 @@ class Starter:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    @property
-    def deadline(self) -> float:
-        """When `tick` next has something to do."""
-        return min(
-            (
-                p.next_start if p.initiation is None else p.initiation.deadline
-                for p in self._context.peers.values()
-            ),
-            default=float("inf"),
-        )
-
-    def tick(self, now: float) -> list[Effect]:
-        """Start what is due, send again what got no answer, give up what got none for too long."""
-        effects: list[Effect] = []
-        for peer in self._context.peers.values():
-            if peer.initiation is None and now >= peer.next_start:
-                self._start(peer, now)
-            if peer.initiation is not None:
-                effects += sends(peer.initiation.tick(now), peer.initiation.destination)
-                if peer.initiation.stage is Stage.FAILED:
-                    effects += self._failed(peer, peer.initiation, now)
+    def tick(self, peer: Peer, now: float) -> list[Effect]:
+        """Start if it is due, send again what got no answer, give up what got none for too long."""
+        if peer.initiation is None and now >= peer.next_start:
+            self._start(peer, now)
+        if peer.initiation is None:
+            return []
+        effects = sends(peer.initiation.tick(now), peer.initiation.destination)
+        if peer.initiation.stage is Stage.FAILED:
+            effects += self._failed(peer, peer.initiation, now)
         return effects
 
     def _start(self, peer: Peer, now: float) -> None:
@@ -103,7 +91,9 @@ class Starter:
         for peer in self._context.initiations.values():
             initiation = peer.initiation
             if initiation is not None and initiation.asked(reply):
-                return sends(initiation.on_cookie(reply, now), initiation.destination)
+                datagrams = initiation.on_cookie(reply, now)
+                self._context.settle(peer)
+                return sends(datagrams, initiation.destination)
         return self._context.drop("session")
 
     def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:
@@ -117,16 +107,19 @@ class Starter:
             return self._context.drop(reason)
         if fragment.kind is Kind.RESEND:
             resend = wire.decode_resend_untrusted(fragment.chunk)
-            return sends(initiation.resent(resend), initiation.destination)
+            return sends(initiation.resent(resend, now), initiation.destination)
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if initiation.stage is not awaited:
             return self._context.drop("duplicate")
         body = self._context.reassembler.add(source, fragment, now)
         if body is None:
             return []
-        if fragment.kind is Kind.ACK:
-            return self._on_ack(peer, initiation, body, now)
-        return self._on_resp(peer, initiation, wire.decode_resp_untrusted(body), now)
+        try:
+            if fragment.kind is Kind.ACK:
+                return self._on_ack(peer, initiation, body, now)
+            return self._on_resp(peer, initiation, wire.decode_resp_untrusted(body), now)
+        finally:
+            self._context.settle(peer)
 
     def ask_again(self, missing: Missing) -> list[Effect]:
         """Ask for the rest of a RESP."""
@@ -167,13 +160,17 @@ class Starter:
             return []
         initiation = peer.initiation
         lower = self._context.starts_with(peer.node_id)
+        common = initiation.handshake.common
         agreement = self._context.agreement(
-            peer, initiation.keys, initiation.epoch, by_lower_id=lower, now=now
+            peer, initiation.keys, initiation.epoch, common, by_lower_id=lower, now=now
         )
         if not peer.psk.stage(agreement):
             self._context.end_initiation(peer)
+            self._context.settle(peer)
             return self._context.drop("overtaken")
-        return sends(initiation.on_signed(signature, now), initiation.destination)
+        datagrams = initiation.on_signed(signature, now)
+        self._context.settle(peer)
+        return sends(datagrams, initiation.destination)
 
     def _on_ack(self, peer: Peer, initiation: Initiation, body: bytes, now: float) -> list[Effect]:
         ack = initiation.on_ack(body)

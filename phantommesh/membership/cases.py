@@ -34,7 +34,7 @@ class Case:
         self.checked = False
         self.asking = False
         self.visible = False
-        self.witnesses: set[bytes] = set()
+        self.witnesses: dict[bytes, bytes] = {}  # and the key of which each says it
         self.vouchers: dict[bytes, bytes] = {}
         self.queries = 0
         self.next_query = now

@@ -61,7 +61,7 @@ class Claims:
     def _fetch(self, raw: bytes, source: bytes | Address) -> None:
         self._core.out.append(FetchRecord(raw[:16], int.from_bytes(raw[26:32]), raw[32:], source))
 
-    def verified(self, node: bytes, record: bytes) -> bool:
+    def verified(self, node: bytes, record: bytes, spread: bool) -> bool:
         """The owner holds this verified record now; say whether a node becomes a member by it."""
         core = self._core
         if node == core.node or node in self.expelled:
@@ -74,7 +74,7 @@ class Claims:
         raw = node + bytes(9) + bytes((ALIVE,)) + record if heard is None else heard[0]
         core.table.put(raw)
         core.out.append(Changed(node, None, State.ALIVE, "joined"))
-        if heard is not None:
+        if heard is not None or spread:
             core.spread(raw)
         return True
 

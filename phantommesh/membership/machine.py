@@ -120,10 +120,13 @@ class Membership:
 
     # What the owner says.
 
-    def verified(self, node: bytes, record_seq: int, record_hash: bytes, now: float) -> list[Effect]:
-        """This record is verified and kept: its node may be a member. Raises ValueError for bad numbers."""
+    def verified(
+        self, node: bytes, record_seq: int, record_hash: bytes, now: float, *, spread: bool = False
+    ) -> list[Effect]:
+        """This record is verified and kept: its node may be a member. With ``spread`` others are to hear of
+        it, though it has not spoken up itself. Raises ValueError for bad numbers."""
         self._core.advance(now)
-        if self._probing.claims.verified(node, _record(record_seq, record_hash)):
+        if self._probing.claims.verified(node, _record(record_seq, record_hash), spread):
             self._probing.verdicts.ask_soon(node)
         return self._core.flush()
 
@@ -135,11 +138,11 @@ class Membership:
         core.say(core.incarnation + 1)
         return core.flush()
 
-    def traffic_seen(self, node: bytes, now: float) -> list[Effect]:
-        """WireGuard has authenticated data from this member, just now."""
+    def traffic_seen(self, node: bytes, now: float, *, age: float = 0.0) -> list[Effect]:
+        """WireGuard has authenticated data from this member, at most ``age`` seconds ago."""
         self._core.advance(now)
         if self._core.table.get(node) is not None:
-            self._probing.verdicts.traffic(node)
+            self._probing.verdicts.traffic(node, self._core.clock - age)
         return self._core.flush()
 
     def expel(self, node: bytes, now: float) -> list[Effect]:
@@ -149,9 +152,9 @@ class Membership:
         self._probing.verdicts.forget(node, "expelled")
         return self._core.flush()
 
-    def add_seeds(self, seeds: Iterable[Address]) -> None:
-        """Try these addresses too, for ever."""
-        self._merging.add_seeds(seeds)
+    def set_seeds(self, seeds: Iterable[Address]) -> None:
+        """Try these addresses from now on, for ever."""
+        self._merging.set_seeds(seeds)
 
     def leave(self, now: float) -> list[Effect]:
         """Say goodbye. Go on with `receive` and `tick` until ``left_at``: members ask whether it is true."""
@@ -207,6 +210,11 @@ class Membership:
     def drops(self) -> Counter[str]:
         """Datagrams and claims not taken in, by reason."""
         return self._core.drops
+
+    @property
+    def unsure(self) -> bool:
+        """Whether there is a member of which traffic would now be a sign of life."""
+        return any(case.kind is not State.ALIVE for case in self._probing.verdicts.cases.values())
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Datagrams sent and received, by kind."""

@@ -10,6 +10,7 @@ from phantommesh.membership.core import Core
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.membership.messages import (
     LEFT,
+    MAX_REST_EVENTS,
     MAX_SYNC_EVENTS,
     GossipError,
     State,
@@ -45,9 +46,9 @@ class Merging:
         core.at(core.clock + rng.random() * params.sync_interval, self._sync)
         core.at(core.clock + rng.random() * params.retry_interval, self._retry)
 
-    def add_seeds(self, seeds: Iterable[Address]) -> None:
-        """Add addresses to try."""
-        self._seeds += [seed for seed in seeds if seed not in self._seeds]
+    def set_seeds(self, seeds: Iterable[Address]) -> None:
+        """Replace the addresses to try."""
+        self._seeds = list(seeds)
 
     def _alone(self) -> bool:
         return self._core.table.live <= 1
@@ -122,7 +123,7 @@ class Merging:
     def close(self, answer: bytes) -> bytes:
         """Take in what they hold, and return what we do."""
         message = self._decode(answer, SyncKind.DIFFERENCE)
-        mine = self._events(message.buckets)
+        mine = self._events(message.buckets, MAX_REST_EVENTS)
         self._rumours.hear(message.events, message.sender)
         return encode_events(SyncKind.REST, self._core.node, message.buckets, mine)
 
@@ -137,7 +138,9 @@ class Merging:
             raise GossipError("kind")
         return message
 
-    def _events(self, buckets: list[int]) -> list[bytes]:
+    def _events(self, buckets: list[int], limit: int = MAX_SYNC_EVENTS) -> list[bytes]:
+        """What we hold in these buckets; over the limit a part of it drawn at random, so that none is always
+        left out."""
         table, me = self._core.table, self._core.node
         events = []
         for bucket in buckets:
@@ -149,4 +152,4 @@ class Merging:
                     events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
                 elif claim is not None:
                     events.append(claim)
-        return events[:MAX_SYNC_EVENTS]
+        return events if len(events) <= limit else self._core.rng.sample(events, limit)

@@ -186,16 +186,17 @@ class Verdicts:
         self.confirm(case, core.node)
         core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
 
-    def traffic(self, node: bytes) -> None:
-        """Authenticated WireGuard traffic of this member has just been seen."""
+    def traffic(self, node: bytes, when: float) -> None:
+        """WireGuard has authenticated traffic of this member, of this time of `Core.clock`. What is older
+        than the accusation does not speak against it."""
         core = self._core
-        core.traffic[node] = core.clock
+        core.traffic[node] = max(when, core.traffic.get(node, -math.inf))
         case = self.cases.get(node)
-        if case is not None and case.kind is State.SUSPECT:
+        if case is not None and case.kind is State.SUSPECT and when >= case.started:
             self.clear(node, "vetoed")
             self._check(node, False)  # tells it of the accusation, so that it refutes it for all
         down = core.table.down.get(node)
-        if down is not None:
+        if down is not None and when >= down.since:
             self.ask_whether_back(node, down.key)
 
     # Verdicts.
@@ -226,7 +227,7 @@ class Verdicts:
             if not case.asking:
                 self.check_soon(case)
         elif len(case.witnesses) >= self.required(node):
-            self.condemn(node, case.key, kind, None)
+            self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
         else:
             self._want_query()
 
@@ -261,9 +262,10 @@ class Verdicts:
                 else:
                     self._claims.adopt(best, witness)
         elif raw[STATE] == ALIVE:
-            case.witnesses.discard(witness)
-        elif raw[ACCUSER] == witness and raw[GENERATION] == case.key[:6]:
-            case.witnesses.add(witness)
+            case.witnesses.pop(witness, None)
+        elif raw[ACCUSER] == witness and raw[GENERATION] >= case.key[:6]:
+            # Perhaps it went down in a later generation than the last that we heard of.
+            case.witnesses[witness] = raw[KEY]
             self.judge(case)
 
     def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:

@@ -6,6 +6,8 @@ On the standard library alone: importing an HTTP client library would take longe
 
 import http.client
 import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlencode
@@ -34,13 +36,46 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(str(self._path))
-        except BaseException:
-            self.sock.close()
-            raise
+        self.sock = connect(self._path, self.timeout)
+
+
+def connect(path: Path, timeout: float | None) -> socket.socket:
+    """Return a connection to a node's socket. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextmanager
+def explaining(path: Path, timeout: float) -> Iterator[None]:
+    """Turn what can go wrong on a node's socket into NodeNotRunningError or ApiError."""
+    try:
+        yield
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NodeNotRunningError(
+            f"the node is not running: nothing answers on {path}",
+            fix="start it with `phantommesh run` (or its service), or pass --socket",
+        ) from None
+    except PermissionError:
+        raise ApiError(
+            f"no permission to use {path}",
+            fix="run this with sudo, or add your user to the group phantommesh",
+        ) from None
+    except TimeoutError:
+        raise ApiError(
+            f"the node did not answer on {path} within {timeout:g} s",
+            fix="look at its log; restart it if it hangs",
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ApiError(
+            f"no usable answer on {path}: {type(error).__name__} {error}".rstrip(),
+            fix="check that this is a PhantomMesh node's socket",
+        ) from None
 
 
 class NodeClient:
@@ -54,7 +89,7 @@ class NodeClient:
         return self.get("/v1/status", Status)
 
     def rotate(self, peer: str | None, *, dry_run: bool, idempotency_key: str) -> RotationResult:
-        return self._decode(
+        return decode(
             self.request(
                 "POST",
                 "/v1/rotations" + ("?dry_run=true" if dry_run else ""),
@@ -65,7 +100,7 @@ class NodeClient:
         )
 
     def revoke(self, node: str, *, force: bool, dry_run: bool, idempotency_key: str) -> RevocationResult:
-        return self._decode(
+        return decode(
             self.request(
                 "POST",
                 "/v1/revocations" + ("?dry_run=true" if dry_run else ""),
@@ -76,15 +111,16 @@ class NodeClient:
         )
 
     def get(self, path: str, kind: type[T]) -> T:
-        return self._decode(self.request("GET", path), kind)
+        return decode(self.request("GET", path), kind)
 
-    def get_all(self, path: str, item: type[T]) -> list[T]:
-        """Every item of a list, however many pages it has."""
+    def get_all(self, path: str, item: type[T], query: Mapping[str, str] | None = None) -> list[T]:
+        """Every item of a list, however many pages it has. ``query`` narrows it, as the path allows."""
         items: list[T] = []
         cursor: str | None = ""
         while cursor is not None:
-            query = urlencode({"limit": PAGE_LIMIT} | ({"cursor": cursor} if cursor else {}))
-            page = self._decode(self.request("GET", f"{path}?{query}"), Page[item])  # type: ignore[valid-type]
+            asked = dict(query or {}) | {"limit": str(PAGE_LIMIT)} | ({"cursor": cursor} if cursor else {})
+            answer = self.request("GET", f"{path}?{urlencode(asked, quote_via=quote)}")
+            page = decode(answer, Page[item])  # type: ignore[valid-type]
             items += page.items
             cursor = page.next_cursor
         return items
@@ -98,46 +134,30 @@ class NodeClient:
         """
         connection = _UnixConnection(self.socket_path, self.timeout)
         try:
-            connection.request(method, quote(path, safe="/?&=%"), body=body, headers=headers or {})
-            response = connection.getresponse()
-            content = response.read()
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NodeNotRunningError(
-                f"the node is not running: nothing answers on {self.socket_path}",
-                fix="start it with `phantommesh run` (or its service), or pass --socket",
-            ) from None
-        except PermissionError:
-            raise ApiError(
-                f"no permission to use {self.socket_path}",
-                fix="run this with sudo, or add your user to the group phantommesh",
-            ) from None
-        except TimeoutError:
-            raise ApiError(
-                f"the node did not answer on {self.socket_path} within {self.timeout:g} s",
-                fix="look at its log; restart it if it hangs",
-            ) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise ApiError(
-                f"no usable answer on {self.socket_path}: {type(error).__name__} {error}".rstrip(),
-                fix="check that this is a PhantomMesh node's socket",
-            ) from None
+            with explaining(self.socket_path, self.timeout):
+                connection.request(method, quote(path, safe="/?&=%"), body=body, headers=headers or {})
+                response = connection.getresponse()
+                content = response.read()
         finally:
             connection.close()
         if response.status // 100 != 2:
-            raise _error_of(response.status, content)
+            raise error_of(response.status, content)
         return content
 
-    def _decode(self, content: bytes, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(content, type=kind)
-        except msgspec.MsgspecError as error:
-            raise ApiError(
-                f"the node's answer is not understood: {error}",
-                fix="use the command line of the version that the node runs",
-            ) from None
+
+def decode(content: bytes | str, kind: type[T]) -> T:
+    """Read what a node said. Raises ApiError."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ApiError(
+            f"the node's answer is not understood: {error}",
+            fix="use the command line of the version that the node runs",
+        ) from None
 
 
-def _error_of(status: int, content: bytes) -> ApiError:
+def error_of(status: int, content: bytes) -> ApiError:
+    """What to raise for an answer that is an error."""
     try:
         problem = msgspec.json.decode(content, type=Problem)
     except msgspec.MsgspecError:

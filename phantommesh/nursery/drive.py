@@ -38,7 +38,7 @@ class LinkDriver:
         self.tcp: TcpPort | None = None
         self._identity, self._udp = identity, udp
         self._install, self._opened, self._alarmed = install, opened, alarmed
-        self._woken = trio.Event()
+        self._woken, self._sleeps_until = trio.Event(), float("inf")
         self._to_sign, self._signing = trio.open_memory_channel[Sign](1024)
         self._log: FilteringBoundLogger = structlog.get_logger("phantommesh.link")
 
@@ -47,8 +47,9 @@ class LinkDriver:
         self.carry_out(self.links.receive(datagram, source, trio.current_time()))
 
     def wake(self) -> None:
-        """Look at the deadlines again: something from outside may have changed them."""
-        self._woken.set()
+        """Look at the deadlines again: something may be due earlier than was known."""
+        if self.links.deadline < self._sleeps_until:
+            self._woken.set()
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
@@ -82,8 +83,8 @@ class LinkDriver:
             for _ in range(2):
                 nursery.start_soon(self._sign)
             while True:
-                self._woken = trio.Event()
-                with trio.move_on_at(self.links.deadline):
+                self._woken, self._sleeps_until = trio.Event(), self.links.deadline
+                with trio.move_on_at(self._sleeps_until):
                     await self._woken.wait()
                 now = trio.current_time()
                 if now >= self.links.deadline:

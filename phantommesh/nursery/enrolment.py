@@ -153,7 +153,7 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
 async def _enrol(
     framed: streams.FramedStream, session: streams.Session, draft: JoinDraft, config: Config
 ) -> control.Enrolled:
-    record = make_record(draft.identity, draft.wg_keys, config, seq=1)
+    record = make_record(draft.identity, draft.wg_keys, config, seq=int(time() * 1000))  # one a try
     body = msgspec.msgpack.encode(record)
 
     def sign() -> control.Enrol:

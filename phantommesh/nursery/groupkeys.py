@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from functools import partial
 from time import time
 
@@ -12,16 +10,16 @@ import structlog
 import trio
 
 from phantommesh import statedir
-from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import (
     NO_KEY,
     GroupKey,
     Keyring,
-    decode_keys_untrusted,
+    Turn,
     encode_keys,
+    gossip_digest,
     make_group_key,
     next_epoch,
-    verify_group_key,
+    take_keys,
 )
 from phantommesh.nodestate import NodeState
 from phantommesh.statedir import StateError
@@ -29,29 +27,26 @@ from phantommesh.trust import Role
 
 # Tuning.
 LOOK = 1.0  # s between looks at whether a key is due
-PATIENCE = 5.0  # s that each authority gives those before it to make the key that is due
 SAVE_AGAIN = 5.0  # s after the disk refused
 
 log = structlog.get_logger("phantommesh.groupkeys")
 
 
 class GroupKeys:
-    """This node's `Keyring`. ``changed`` is called when a key came that others should hear of."""
+    """This node's `Keyring`."""
 
-    def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
+    def __init__(self, node: NodeState) -> None:
         self.ring = Keyring()
-        self._node, self._changed = node, changed
+        self._node = node
         self._dirty = trio.Event()
         self._rotating = trio.Lock()
-        self._due_since: float | None = None
+        self._turn = Turn()
         if node.keyring:
             self.ring.restore(node.keyring, trio.current_time())
 
     def digest(self) -> bytes:
         """Eight bytes that differ between nodes with other revocations or another newest key."""
-        newest = self.ring.newest
-        said = self._node.revocations.digest() + (NO_KEY if newest is None else newest.id)
-        return hashlib.sha3_256(b"phantommesh gossip digest" + said).digest()[:8]
+        return gossip_digest(self._node.revocations, self.ring)
 
     def encode(self) -> bytes:
         """Every key, for a member in good standing."""
@@ -62,24 +57,23 @@ class GroupKeys:
         """The id of the key that this node sends with."""
         return NO_KEY if self.ring.active is None else self.ring.active.id
 
-    def merge(self, keys: bytes, active: bytes) -> None:
-        """Take in what another member gave out, after its revocations. ``active`` is what it sends with: so
-        may we. A key that does not hold is logged and left out. Raises TrustError where none can be read."""
-        node, now, came = self._node, trio.current_time(), False
-        for key in decode_keys_untrusted(keys) if keys else ():
-            if self.ring.get(key.id) is not None:
-                continue
-            try:
-                verify_group_key(key, node.root, node.revocations, time())
-            except PhantomMeshError as error:
-                log.warning("group key refused", error=str(error))
-                continue
-            came |= self.ring.install(key, now)
-        promoted = self.ring.promote(active, now)
-        if came or promoted:
-            self._dirty.set()
+    def merge(self, keys: bytes, active: bytes) -> bool:
+        """Take in what another member gave out, after its revocations, and say whether a key is new here.
+        ``active`` is what it sends with: so may we. A key that does not hold is logged and left out. Raises
+        TrustError where none can be read."""
+        node = self._node
+        came, refused = take_keys(self.ring, keys, node.root, node.revocations, trio.current_time(), time())
+        for error in refused:
+            log.warning("group key refused", error=str(error))
+        self.in_use(active)
         if came:
-            self._changed()
+            self._dirty.set()
+        return came
+
+    def in_use(self, key_id: bytes) -> None:
+        """Another member sends with this key, so we may too."""
+        if self.ring.promote(key_id, trio.current_time()):
+            self._dirty.set()
 
     async def rotate(self) -> GroupKey | None:
         """Make the key that is due, on disk before anybody hears of it. Raises StateError.
@@ -98,7 +92,6 @@ class GroupKeys:
             await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
             self.ring.install(key, trio.current_time())
         log.info("group key made", epoch=epoch, key=key.id.hex())
-        self._changed()
         return key
 
     async def run(self) -> None:
@@ -132,17 +125,13 @@ class GroupKeys:
             raise
 
     def _is_ours_to_make(self) -> bool:
-        """Whether a key has been due for so long that the authorities before us seem to be away."""
-        node, now = self._node, trio.current_time()
-        if node.authority is None or next_epoch(self.ring, node.revocations, time()) is None:
-            self._due_since = None
+        node, wall = self._node, time()
+        if node.authority is None:
             return False
-        if self._due_since is None:
-            self._due_since = now
-        before = sum(
-            entry.member.role is Role.AUTHORITY
-            and entry.valid(time())
-            and entry.member.node_id < node.identity.node_id
+        due = next_epoch(self.ring, node.revocations, wall) is not None
+        authorities = [
+            entry.member.node_id
             for entry in node.roster
-        )
-        return now >= self._due_since + PATIENCE * before
+            if entry.member.role is Role.AUTHORITY and entry.valid(wall)
+        ]
+        return self._turn.ours(due, node.identity.node_id, authorities, trio.current_time())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from time import time
 
@@ -14,8 +13,8 @@ from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
-from phantommesh.records import SignedRecord, decode_records_untrusted
-from phantommesh.revocation import Revocation, Revocations
+from phantommesh.records import SignedRecord
+from phantommesh.revocation import Revocation
 from phantommesh.statedir import StateError
 
 # Tuning.
@@ -27,18 +26,13 @@ log = structlog.get_logger("phantommesh.roster")
 class RosterKeeper:
     """This node's roster. ``changed`` is called after every change, which is then also on its way to disk."""
 
-    def __init__(
-        self, node: NodeState, changed: Callable[[], None], security: Callable[[], bytes] = bytes
-    ) -> None:
-        """``security`` gives the digest of revocations and group keys: `GroupKeys.digest`."""
+    def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
         self.roster = node.roster
-        self._security = security
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
         self._change = trio.Event()
         self._dirty = trio.Event()
         self._saving = trio.Lock()
-        self._digest: bytes | None = None
 
     def add(self, signed: SignedRecord) -> bool:
         """Keep a record if it is newer. Raises TrustError or RecordError."""
@@ -61,18 +55,11 @@ class RosterKeeper:
         return self._node.revocations.get(self._node.identity.node_id)
 
     async def changes(self) -> None:
-        """Return at the next change of anything that `digest` covers."""
+        """Return at the next change of roster or revocations."""
         await self._change.wait()
-
-    def tell(self) -> None:
-        """Wake those who wait for a change: the group keys have changed."""
-        self._digest = None
-        self._change.set()
-        self._change = trio.Event()
 
     def _note_change(self) -> None:
         self._report_equivocations()
-        self._digest = None
         self._change.set()
         self._change = trio.Event()
         self._dirty.set()
@@ -87,43 +74,13 @@ class RosterKeeper:
                 fix="find out which, and revoke it if in doubt",
             )
 
-    def digest(self) -> bytes:
-        """The digest of roster, revocations and newest group key, computed once a change."""
-        if self._digest is None:
-            said = self.roster.digest() + self._security()
-            self._digest = hashlib.sha3_256(said).digest()
-        return self._digest
-
-    async def wait_for_other(self, digest: bytes, seconds: float) -> bytes:
-        """Return the roster's digest as soon as it differs, or after so many seconds."""
-        with trio.move_on_after(seconds):
-            while self.digest() == digest:
-                await self._change.wait()
-        return self.digest()
-
-    async def merge(self, records: bytes, revocations: bytes) -> None:
-        """Add what an authority gave out: first its revocations, then every record that is new here. One that
-        does not hold is logged and left out. Raises TrustError or RecordError where nothing can be read."""
-        node, now = self._node, time()
-        given = decode_records_untrusted(records)
-        revoked = [node.revocations.add(one, now) for one in Revocations.decode(revocations, node.root, now)]
-        changed = any(revoked)
-        held = {entry.signed.signature for entry in self.roster}
-        evidence = len(self.roster.equivocations)
-        try:
-            for signed in given:
-                if signed.signature in held:
-                    continue
-                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
-                try:
-                    changed |= self.roster.add(signed, time())
-                except PhantomMeshError as error:
-                    log.warning("record refused", error=str(error))
-        finally:
-            if len(self.roster.equivocations) > evidence:
-                self._report_equivocations()
-            if changed:  # once for all of them: everything that depends on the roster is computed anew
-                self._note_change()
+    def take_revocations(self, encoded: bytes) -> bool:
+        """Add the revocations that another member has; say whether one is new here. Raises TrustError where
+        they do not hold."""
+        if not self._node.revocations.take(encoded, time()):
+            return False
+        self._note_change()
+        return True
 
     async def take(self, records: Iterable[bytes]) -> int:
         """Add encoded records that somebody sent; one that does not hold is logged and left out. Return how

@@ -12,15 +12,19 @@ from typing import Final
 import msgspec
 import trio
 
-from phantommesh.config import DIMENSIONS, load, render
+from phantommesh.config import load, render
 from phantommesh.dataplane import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
+from phantommesh.proofs.archive import Archive
+from phantommesh.proofs.verify import Report, verify
 from phantommesh.scatter.ruleset import FAMILY, table_name
-from phantommesh.statedir import atomic_write
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.statedir import ROOT_CERT, StateDir, atomic_write
+from phantommesh.trust import describe_mesh, load_root
 from phantommesh.views import LinkView, Status
 
 _COMMAND: Final = (sys.executable, "-m", "phantommesh")
@@ -197,6 +201,32 @@ async def view_of(node: LabNode) -> NodeView:
         return NodeView(client.status(), {link.peer: link for link in links})
 
     return await trio.to_thread.run_sync(ask)
+
+
+async def proved(nodes: Sequence[LabNode], patience_s: float) -> dict[tuple[str, str], int]:
+    """Wait until every node has proofs of what it sends on each link that hold and both ends have signed, and
+    return how many by (sender, receiver). After ``patience_s`` seconds it is those that are there by then; a
+    file that does not hold counts for nothing."""
+    found: dict[tuple[str, str], int] = {}
+    wanted = {(a.name, b.name) for a in nodes for b in nodes if a != b}
+    with trio.move_on_after(patience_s):
+        while not wanted <= found.keys():
+            for node in nodes:
+                try:
+                    report = await trio.to_thread.run_sync(_verified, node)
+                except PhantomMeshError:
+                    continue  # there are none yet
+                for link in report.links:
+                    if link.sender == node.name and link.countersigned:
+                        found[link.sender, link.receiver] = link.countersigned
+            await trio.sleep(POLL_S)
+    return found
+
+
+def _verified(node: LabNode) -> Report:
+    root = load_root(StateDir.open(node.state_dir).read(ROOT_CERT))
+    exported = NodeClient(node.socket).request("GET", "/v1/proofs/export")
+    return verify(Archive.decode_untrusted(exported), root_hash=describe_mesh(root).root_hash)
 
 
 def links_between(nodes: Sequence[LabNode], views: Mapping[str, NodeView]) -> list[LabLink]:

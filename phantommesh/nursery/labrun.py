@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from phantommesh.config import DIMENSIONS
 from phantommesh.nursery.lab import LabResult, running, status
-from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, start
+from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, proved, start
 from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, Traffic, open_traffic
+from phantommesh.sizes import DIMENSIONS
 
 TRAFFIC_S = 10.0
+EPOCH_S = 3.0  # of the scatter, so that there is something to prove
+PROVED_EPOCHS = 6  # that proofs are waited for: one to begin, one to prove, a round at each end
 PING_EVERY_S = 0.05
 DOWN_S = 1.0
 _REFRESH_S = 0.5
@@ -35,7 +37,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``failover_s``: from the kill of a whole node until every pair's pings were answered again; for ``down_s``
     of it the node was left down. ``return_s``: from its start until all its links were whole. ``joins``: from
-    the start of ``join`` to the node's first ping of node 1.
+    the start of ``join`` to the node's first ping of node 1. ``proofs_verified``: of how many directions of
+    links there are scatter proofs that both ends have signed, were exported and hold.
     """
 
     nodes: int
@@ -84,6 +87,10 @@ async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: f
         ping = Pings(sent=sum(flow.sent for flow in flows), received=sum(flow.received for flow in flows))
         console.log(f"pings between all pairs: {ping.received} of {ping.sent} answered")
         links = (await status(spec.name)).links
+        proofs = await proved(
+            nodes, PROVED_EPOCHS * (0.0 if spec.scatter is None else spec.scatter.epoch_seconds)
+        )
+        console.log(f"scatter proofs of {len(proofs)} of {2 * len(links)} directions of links hold")
 
         traffic.resume()
         console.log(f"killing {victim.name}: its process, and its WireGuard")
@@ -108,6 +115,7 @@ async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: f
         down_s=round(started - killed, 3),
         return_s=round(return_s, 3),
         joins=result.joins,
+        proofs_verified=len(proofs),
     )
 
 

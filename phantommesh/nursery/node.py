@@ -11,49 +11,61 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
+from random import Random
 from time import monotonic, time
 
 import msgspec
 import structlog
 import trio
 
-from phantommesh import __version__
+from phantommesh import __version__, envelope, statedir
 from phantommesh import config as config_file
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
 from phantommesh.link.machine import Links
+from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
-from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.backend import Backend, choose
+from phantommesh.nursery.calling import Caller, ask_standing
 from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.probes import PathDriver
+from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
-from phantommesh.nursery.roster import ControlServer, RosterClient
+from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.paths.machine import Paths
+from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry
+from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
+from phantommesh.trust import Role
 from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
@@ -61,6 +73,7 @@ from phantommesh.wireguard import DeviceState
 REFRESH = 30.0  # s between looks at the clock: certificates that ran out, names that resolve elsewhere
 LAG_PROBE = 1.0  # s
 GRACE = 2.0  # s for API requests under way at shutdown
+LEAVE = 4.0  # s to say goodbye to the mesh
 STOP = 8.0  # s to take the interfaces down; longer than a WireGuard process is waited for before it is killed
 
 log = structlog.get_logger("phantommesh.node")
@@ -69,16 +82,21 @@ log = structlog.get_logger("phantommesh.node")
 class Node:
     """One node's live parts, wired. `serve` runs them until cancelled."""
 
-    def __init__(self, config: Config, state: NodeState, backend: Backend, udp: UdpPort) -> None:
-        self.config, self.state, self.backend = config, state, backend
+    def __init__(
+        self, config: Config, state: NodeState, backend: Backend, udp: UdpPort, *, generation: int
+    ) -> None:
+        """``generation`` is greater than at any start before: `nodestate.next_generation`."""
+        self.config, self.state, self.backend, self.udp = config, state, backend, udp
         self.names = interface_names(config.wireguard.prefix)
         self.started = trio.current_time()
         self.metrics = Metrics(version=__version__, clock=monotonic)
+        self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed)
-        self.keys = GroupKeys(state, lambda: self.keeper.tell())
-        self.keeper = RosterKeeper(state, self._peers_changed, self.keys.digest)
+        self.keys = GroupKeys(state)
+        self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
+        self.caller = Caller(state, self.keeper, self.sessions)
         self.naming = Naming(
             config.dns,
             state.mesh,
@@ -91,15 +109,36 @@ class Node:
             self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
         )
         self.desk = AuthorityDesk(state, self.keeper, self.keys)
-        self.server = ControlServer(state, self.keeper, self.keys, self.desk)
+        self.gossip = GossipDriver(
+            state, self.keeper, self.keys, self.caller, udp,
+            generation=generation, params=PRESETS[config.gossip.preset], seeds=self._seeds, where=self._where,
+            changed=lambda change: self.reporter.member_changed(change),
+            learned=self.metrics.gossip_convergence_seconds.observe,
+            look=lambda: self.reconciler.kick(),
+        )  # fmt: skip
+        self.proving = Proving(
+            state,
+            Shelf(state.state.path / statedir.PROOFS, config.proofs.keep),
+            self.keeper.roster,
+            epoch_seconds=config.scatter.epoch_seconds,
+            batch=config.scatter.batch,
+            keep=config.proofs.keep,
+            call=self.caller.call,
+            read=lambda: self.reconciler.converge(),
+            count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
+        )
+        self.server = ControlServer(
+            state, self.keeper, self.keys, self.desk,
+            sync_answer=self.gossip.sync_answer, sync_finish=self.gossip.sync_finish, proving=self.proving,
+        )  # fmt: skip
         self.tcp = streams.TcpPort(
             config.control.port,
             sessions=self.sessions,
             dispatch=self.driver.receive,
             serve=self.server.serve,
             revocation=self._revocation,
+            records=self.gossip.answer_records,
         )
-        self.client = RosterClient(state, self.keeper, self.keys, self.sessions)
         self.reconciler = Reconciler(
             backend, interval=config.wireguard.reconcile_seconds, on_actual=self._read_back, log=log
         )
@@ -114,11 +153,22 @@ class Node:
             addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
             networks=(state.mesh.network4, state.mesh.network6),
             interval=config.wireguard.reconcile_seconds,
+            on_epoch=self._epoch_over,
         )
+        self.paths = PathDriver(
+            Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
+            self.scattering,
+            port=config.paths.port,
+            names=self.names,
+            address=lambda: self.own.member.ip4,
+            turned=lambda turned: self.reporter.turned(turned),
+        )
+        self.rekeying = KeyReplacer(config.wireguard, self.own, self.paths, self._adopt_keys)
         self.reporter = Reporter(self)
         self.actual: Mapping[str, DeviceState] = {}
-        self.udp = udp
         self._entries: list[Entry] = []
+        self._reached: list[tuple[bytes, IPv4Address]] = []
+        self._located: dict[bytes, int] = {}
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -127,7 +177,7 @@ class Node:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
         return Links(
             node_id=state.identity.node_id,
-            wg_keys=self.own.wg_public_keys,
+            wg_keys=self.own.wg_keys.public,
             admission=state.admission_key,
             kem=provider(settings.provider),
             random=os.urandom,
@@ -151,6 +201,28 @@ class Node:
         found = self.state.revocations.get(NodeId(node_id))
         return b"" if found is None else msgspec.msgpack.encode(found)
 
+    def _where(self, node_id: NodeId) -> Sequence[Address]:
+        """The addresses of a member's control port, as its record names them and as far as they resolve."""
+        entry = self.keeper.roster.get(node_id)
+        return () if entry is None else self._resolved(entry.record.control)
+
+    def _resolved(self, endpoints: Iterable[str]) -> tuple[Address, ...]:
+        found = ((self.resolver.lookup(host), port) for host, port in map(parse_endpoint, endpoints))
+        return tuple(Address(ip, port) for ip, port in found if ip is not None)
+
+    def _seeds(self) -> Sequence[Address]:
+        """Where to find the mesh again: what the config says, and the authorities."""
+        configured = [
+            format_endpoint(*parse_endpoint(e, self.config.control.port)) for e in self.config.gossip.seeds
+        ]
+        authorities = [
+            endpoint
+            for entry in self.keeper.roster
+            if entry.member.role is Role.AUTHORITY and entry.member.node_id != self.state.identity.node_id
+            for endpoint in entry.record.control
+        ]
+        return self._resolved([*configured, *authorities])
+
     def entries(self) -> list[Entry]:
         """The other members that were in good standing at the last look: those that `links` knows."""
         return self._entries
@@ -168,23 +240,20 @@ class Node:
         self.tcp.close_channels(self.state.revocations)
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
-            hosts = [
-                (ip, port)
-                for host, port in map(parse_endpoint, entry.record.control)
-                if (ip := self.resolver.lookup(host))
-            ]
+            addresses = self._resolved(entry.record.control)
             peers[entry.member.node_id] = PeerAuth(
                 entry.member.node_id,
                 entry.member.public_key,
                 now + entry.member.not_after - wall,
                 entry.record.wg_keys,
-                tuple(Address(ip, port, transport) for transport in ("udp", "tcp") for ip, port in hosts),
+                addresses + tuple(address._replace(transport="tcp") for address in addresses),
             )
         if self.keeper.revoked is None:  # else the news of it still has to go out to the others
             self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
+        self.gossip.roster_changed()
         self._install()
 
     def _install(self) -> None:
@@ -212,16 +281,32 @@ class Node:
                 )
             )
         self.scattering.update(scattered)
-        mesh = self.state.mesh
+        self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
+        self._tell_paths()
+        mesh, settings = self.state.mesh, self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
-                self.config.wireguard,
-                self.state.wg_keys,
+                settings,
+                self.own.wg_keys.private,
+                self.own.wg_keys.ports(settings.base_port, settings.port_choices),
                 self.own.member,
                 (mesh.network4, mesh.network6),
                 peers,
             )
         )
+
+    def _tell_paths(self) -> None:
+        """A packet to a peer whose place WireGuard does not know yet would make it wait 5 s, too."""
+        self.paths.set_peers(
+            (node_id, ip4, self.links.ready(node_id) & self._located.get(node_id, 0))
+            for node_id, ip4 in self._reached
+        )
+
+    def _adopt_keys(self) -> None:
+        """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
+        self.driver.carry_out(self.links.set_wg_keys(self.own.wg_keys.public, trio.current_time()))
+        self._install()
+        self.own.publish()
 
     def _disputed(self) -> set[NodeId]:
         """The members that the interfaces are to be without: an address or a key can be one peer's only. Who
@@ -234,13 +319,48 @@ class Node:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
         self.actual = actual
         self.scattering.devices(actual)
+        self.paths.devices(actual)
         now, wall = trio.current_time(), time()
         for entry in self.entries():
             peer = entry.member.node_id
             reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
+            self.paths.paths.read(peer, reading.counters, now)
+            self._located[peer] = reading.located
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
+        self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
+        self.proving.look({entry.member.node_id: self._counters(entry) for entry in self.entries()})
+        self._tell_paths()
         self.reporter.measure()
+
+    def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
+        found = self.scattering.snapshot(peer)
+        self.proving.epoch(peer, ended, None if found is None else found.current)
+
+    def _counters(self, entry: Entry) -> list[tuple[bytes, int, int] | None]:
+        """What each dimension's WireGuard has counted of a peer, under which key."""
+        counters: list[tuple[bytes, int, int] | None] = []
+        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
+            device = self.actual.get(name)
+            peer = None if device is None else device.peers.get(key)
+            counters.append(None if peer is None else (key, peer.rx_bytes, peer.tx_bytes))
+        return counters
+
+    def _received(self, entry: Entry) -> list[int]:
+        """Bytes that each dimension has received from a peer."""
+        received = []
+        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
+            device = self.actual.get(name)
+            peer = None if device is None else device.peers.get(key)
+            received.append(0 if peer is None else peer.rx_bytes)
+        return received
+
+    def _receive(self, datagram: bytes, source: Address) -> None:
+        """What comes to the control port is a handshake, or gossip."""
+        if datagram[:1] == bytes([envelope.FORMAT]):
+            self.gossip.receive(datagram, source)
+        else:
+            self.driver.receive(datagram, source)
 
     def _opened(self, opened: Opened) -> None:
         self.sessions.add(streams.Session.of(opened))
@@ -256,6 +376,7 @@ class Node:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
         try:
+            await self.own.reserve()
             self.own.publish()
             self._peers_changed()
             async with trio.open_nursery() as nursery:
@@ -274,7 +395,10 @@ class Node:
                 stop_api.set()
                 with trio.move_on_after(2 * GRACE):
                     await api_stopped.wait()
+                with trio.move_on_after(LEAVE):
+                    await self.gossip.leave()
                 with trio.move_on_after(GRACE), suppress(PhantomMeshError):
+                    await self.gossip.save()
                     await self.keeper.save()
                 nursery.cancel_scope.cancel()
         finally:
@@ -303,13 +427,17 @@ class Node:
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,
-            "udp": partial(self.udp.receive, self.driver.receive),
+            "proofs": self.proving.run,
+            "paths": self.paths.run,
+            "wireguard-keys": self.rekeying.run,
+            "udp": partial(self.udp.receive, self._receive),
+            "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
-            "roster": self.client.run,
+            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet),
             "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,
-            "certificate": partial(self.own.renew, self.client),
+            "certificate": partial(self.own.renew, self.caller),
             "loop-lag": self._watch_lag,
             **self.naming.services(),
         }
@@ -319,6 +447,7 @@ class Node:
 
     def _restarted(self, service: str) -> None:
         self.metrics.service_restarts.labels(service).inc()
+        self.events.publish("health.restarted", None, {"service": service})
 
     async def _refresh(self) -> None:
         while True:
@@ -363,10 +492,12 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
     config = config_file.load(config_path)
     with StateDir.open(state_dir).lock():
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
+        generation = await trio.to_thread.run_sync(next_generation, state.state, time())
         backend = await choose(config.wireguard.backend)
         # ---- above this line nothing outside the state directory has changed ----
         with UdpPort(config.control.port) as udp, _sole_owner(config.wireguard.prefix):
-            await Node(config, state, backend, udp).serve(socket_path or Path(config.api.socket), leave)
+            node = Node(config, state, backend, udp, generation=generation)
+            await node.serve(socket_path or Path(config.api.socket), leave)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from time import time
 
 import structlog
@@ -14,10 +16,11 @@ from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.issuing import make_csr
 from phantommesh.nodestate import NodeState, make_record
+from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.roster import RosterClient
 from phantommesh.records import Dispute, settle, sign_record
 from phantommesh.trust import TrustError, authority_node, verify_chain
+from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
 
 RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
 
@@ -35,7 +38,7 @@ class OwnRecord:
         self._config, self._state, self._keeper = config, state, keeper
         self._node_cert, self._authority_cert = state.node_cert, state.authority_cert
         self.member = state.member_at_issue()
-        self.wg_public_keys = make_record(state.identity, state.wg_keys, config, seq=0).wg_keys
+        self.wg_keys = state.wg_keys
         self.renewal_error: PhantomMeshError | None = None
 
     def publish(self) -> None:
@@ -45,9 +48,7 @@ class OwnRecord:
         if self._keeper.revoked is not None:
             return
         held = self._keeper.roster.get(state.identity.node_id)
-        record = make_record(
-            state.identity, state.wg_keys, self._config, 1 if held is None else held.record.seq + 1
-        )
+        record = make_record(state.identity, self.wg_keys, self._config, self._next_seq())
         same_words = held is not None and structs.replace(record, seq=held.record.seq) == held.record
         if same_words and held is not None and held.signed.node_cert == self._node_cert:
             return
@@ -58,14 +59,40 @@ class OwnRecord:
         except PhantomMeshError as error:  # the old one still stands
             log.error("our own record is not acceptable", error=str(error), fix=error.fix)
 
+    def _next_seq(self) -> int:
+        """A number for our next record: above those in the roster, and above those that were given out with
+        the present keys by a run that ended before it could save the roster."""
+        held = self._keeper.roster.get(self._state.identity.node_id)
+        return max(0 if held is None else held.record.seq, self._state.wg_keys.seq) + 1
+
+    async def reserve(self) -> None:
+        """To be called once, before `publish`: write down what record numbers this run may give out, for a
+        run after one that ended before it saved the roster; and that keys of unknown age are new, so that
+        they grow old across restarts too. Where it cannot be written the node does without."""
+        dated = self.wg_keys.dated(time())
+        try:
+            await self._write_keys(replace(dated, seq=max(dated.seq, self._next_seq() + SEQ_AHEAD)))
+        except PhantomMeshError as error:
+            log.error("record numbers are not reserved", error=str(error), fix=error.fix)
+
+    async def replace_key(self, dimension: int, slot: int) -> None:
+        """Give one dimension a new WireGuard key and another of its ports. When this returns the key is on
+        disk and in ``wg_keys``, and nobody was told of it yet. Raises StateError; then the old one stands."""
+        await self._write_keys(self.wg_keys.replaced(dimension, slot, time(), self._next_seq() + SEQ_AHEAD))
+
+    async def _write_keys(self, keys: WgKeys) -> None:
+        data = json.dumps(keys.encode()).encode("ascii")
+        await trio.to_thread.run_sync(self._state.state.write, statedir.WIREGUARD_KEYS, data)
+        self.wg_keys = keys
+
     def renewal_due(self) -> float:
         """The Unix time at which the certificate should be renewed."""
         return self.member.not_before + RENEW_AT * (self.member.not_after - self.member.not_before)
 
-    async def renew(self, client: RosterClient) -> None:
+    async def renew(self, caller: Caller) -> None:
         """Renew the certificate whenever two thirds of its life are over, until cancelled."""
         while True:
-            await self.renew_if_due(client)
+            await self.renew_if_due(caller)
             with trio.move_on_after(LOOK):
                 while not self._disputed():
                     await self._keeper.changes()
@@ -90,18 +117,18 @@ class OwnRecord:
             None,
         )
 
-    async def renew_if_due(self, client: RosterClient) -> None:
+    async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
         if self._keeper.revoked is not None or (time() < self.renewal_due() and not self._disputed()):
             return
         try:
-            await self._renew(client)
+            await self._renew(caller)
             self.renewal_error = None
         except PhantomMeshError as error:
             self.renewal_error = error
             log.warning("certificate not renewed", error=str(error), fix=error.fix)
 
-    async def _renew(self, client: RosterClient) -> None:
+    async def _renew(self, caller: Caller) -> None:
         state, member, now = self._state, self.member, time()
         if state.authority is not None:
             authority_cert = state.authority.der
@@ -111,7 +138,7 @@ class OwnRecord:
             dispute = self.dispute()
             winner = None if dispute is None else self._keeper.roster.get(dispute.winner)
             evidence = b"" if winner is None else winner.signed.encode()
-            renewed = await client.renew(make_csr(state.identity, member.name), evidence)
+            renewed = await caller.renew(make_csr(state.identity, member.name), evidence)
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
         renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
         if renewed_member.node_id != member.node_id:

@@ -29,7 +29,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, PeerScatter
+from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Numbers, PeerScatter
 from phantommesh.scatter.maps import Scheduler, entropy_bits
 from phantommesh.scatter.ruleset import (
     FAMILY,
@@ -47,7 +47,7 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState, Route
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
@@ -55,6 +55,7 @@ from phantommesh.wireguard import DeviceState, Route
 ADOPTED = 180.0
 
 # Tuning.
+PATIENCE = 10.0  # s that a start waits for the last of the seven interfaces
 JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
 MAX_BACKOFF = 30.0  # s between attempts while nothing can be installed
 
@@ -94,6 +95,7 @@ class _Known:
     scores: tuple[float, ...] = EQUAL
     scheduler: Scheduler | None = None
     keyed_once: bool = False
+    numbers: Numbers = field(default_factory=Numbers)
     provisional: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
 
 
@@ -127,7 +129,7 @@ class Scattering:
         self._jitter = Random()  # noqa: S311  # spreads timers, keys nothing
         self._peers: dict[bytes, _Known] = {}
         self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
-        self._adopted_until = 0.0
+        self._began = self._adopted_until = 0.0
         # What the table has, as far as this knows.
         self._seen: Fingerprint | None = None
         self._master = 0  # the index of the interface that it hangs on
@@ -209,7 +211,7 @@ class Scattering:
                 found = False  # this kernel has no such family; `_pass` will say what matters
             if found:
                 self._adopted_until = trio.current_time() + ADOPTED
-        delay = self._interval
+        delay, self._began = self._interval, trio.current_time()
         while True:
             self._kicked = trio.Event()
             try:
@@ -264,6 +266,8 @@ class Scattering:
         shown = ways(self._indexes)
         if not shown:
             return  # the dimensions are not there yet: traffic has nowhere to go anyhow
+        if self._seen is None and None in self._indexes and trio.current_time() < self._began + PATIENCE:
+            return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
         if self._seen is None or index != self._master or await self._look() != self._seen:
@@ -412,6 +416,7 @@ class Scattering:
             (known.wanted.ip4, known.wanted.ip6),
             known.scheduler or self.settings.scheduler,
             self.settings.batch,
+            known.numbers,
         )
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying) -> None:

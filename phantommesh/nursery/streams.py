@@ -4,7 +4,8 @@
 Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
 that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
 one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
-was has no link to hear it on, and a revocation is signed.
+was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RECORDS` asks for
+records, which two members need of each other before they can link; it is sealed under the group key.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import structlog
 import trio
 
 from phantommesh import control, wire
+from phantommesh.asking import MAX_UNLINKED
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
+from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_REVOCATION_BYTES
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
 # Tuning.
-IDLE = 60.0  # s a connection may stay silent, or not take what is sent; longer than a roster request waits
+IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
 MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
@@ -37,6 +40,7 @@ SESSIONS_KEPT = 4096
 SESSIONS_PER_PEER = 3
 
 ASK_REVOKED = 0x52  # then a node id; the answer is its revocation in msgpack, or empty
+ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -75,6 +79,11 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
+        self._added = trio.Event()
+
+    async def added(self) -> None:
+        """Return when the next session comes."""
+        await self._added.wait()
 
     def add(self, session: Session) -> None:
         """Keep a session, and drop the oldest of its peer. The initiator chose the name: one that took
@@ -83,6 +92,8 @@ class Sessions:
         if known is not None and known.peer != session.peer:
             return
         self._by_name[session.name] = session
+        self._added.set()
+        self._added = trio.Event()
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
             del self._by_name[name]
@@ -189,6 +200,14 @@ async def ask_revoked(framed: FramedStream, node_id: bytes) -> bytes:
     raise StreamError("the other end does not answer")
 
 
+async def ask_records(framed: FramedStream, sealed: bytes) -> bytes:
+    """Ask with a sealed question for records, and return the sealed answer. Raises `StreamError`."""
+    await framed.send(bytes([ASK_RECORDS]) + sealed)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive((MAX_UNLINKED + 1) * MAX_RECORD_BYTES)
+    raise StreamError("the other end does not answer")
+
+
 class Client:
     """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
     is gone: one that lost its power never closes a connection."""
@@ -242,9 +261,11 @@ class TcpPort:
         dispatch: Dispatch,
         serve: Serve,
         revocation: Callable[[bytes], bytes] = lambda node_id: b"",
+        records: Callable[[bytes, Address], bytes] = lambda sealed, source: b"",
     ) -> None:
-        """``revocation`` gives the revocation of a node id in msgpack, or nothing."""
-        self._port, self._revocation = port, revocation
+        """``revocation`` gives the revocation of a node id in msgpack, or nothing; ``records`` the sealed
+        answer to a sealed question."""
+        self._port, self._revocation, self._records = port, revocation, records
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
@@ -342,6 +363,8 @@ class TcpPort:
                     self._dispatch(frame, framed.address)
                 elif frame[:1] == bytes([ASK_REVOKED]):
                     await framed.send(self._revocation(frame[1:]))
+                elif frame[:1] == bytes([ASK_RECORDS]):
+                    await framed.send(self._records(frame[1:], framed.address))
                 else:
                     await self._channel(framed, frame)
         except (StreamError, trio.TooSlowError):

@@ -11,9 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 EQUAL = (1.0,) * DIMENSIONS
+_REMEMBERED = 8  # epochs of the link, those used last; an unsure one alternates between two
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,22 @@ class Keying:
     secret: Secret
 
 
+class Numbers:
+    """Numbers a peer's epochs within each of the link's, so that none is ever used twice: a link that is
+    unsure goes back and forth between two of its epochs, and a peer may leave the table and come back."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, int] = {}
+
+    def take(self, link: int) -> Epoch:
+        """The next epoch of this epoch of the link."""
+        number = self._next.pop(link, 0)
+        self._next[link] = number + 1
+        if len(self._next) > _REMEMBERED:
+            del self._next[next(iter(self._next))]
+        return Epoch(link, number)
+
+
 class PeerScatter:
     """One keyed peer. ``open`` starts an epoch; its map is to be put in place; then ``close`` ends the one
     before, with the counters as read after that."""
@@ -52,8 +69,9 @@ class PeerScatter:
         addresses: tuple[IPv4Address, IPv6Address],
         scheduler: Scheduler,
         batch: int,
+        numbers: Numbers,
     ) -> None:
-        self._sender, self._batch = sender, batch
+        self._sender, self._batch, self._numbers = sender, batch, numbers
         self.slot, self.addresses, self.scheduler = slot, addresses, scheduler
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
@@ -72,11 +90,7 @@ class PeerScatter:
 
     def open(self, keying: Keying, scores: Sequence[float], now: float) -> PeerMap:
         """Start the next epoch and return its map. Raises ValueError for scores that are none."""
-        number = 0
-        before = self.current
-        if before is not None and before.epoch.link == keying.link:
-            number = before.epoch.number + 1
-        epoch = Epoch(keying.link, number)
+        before, epoch = self.current, self._numbers.take(keying.link)
         keys = epoch_keys(keying.secret, self._sender, epoch)
         committed = cards(scores, keys.noise, SIZES[self.scheduler])
         dealt = deal(committed, self.scheduler, keys.stream, self._batch)

@@ -15,7 +15,7 @@ from typing import Final, Literal, assert_never, get_args
 
 from phantommesh.link.keys import expand
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 Scheduler = Literal["packet", "batch", "deck", "flow", "flowlet"]
 SCHEDULERS: Final[tuple[Scheduler, ...]] = get_args(Scheduler)

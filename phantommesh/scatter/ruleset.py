@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
 from phantommesh.scatter.maps import SIZES, Scheduler
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 Mode = Literal["egress", "mark"]
 FAMILY: Final[dict[Mode, str]] = {"egress": "netdev", "mark": "inet"}

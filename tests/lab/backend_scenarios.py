@@ -32,6 +32,7 @@ from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,
@@ -42,7 +43,6 @@ from phantommesh.wireguard import (
     public_key_of,
 )
 
-DIMENSIONS = 7
 RANDOM = Random(1)
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000  # linux/sched.h
 PATIENCE = 30.0  # seconds; only a guard against waiting for ever

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.config import DIMENSIONS
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.labmesh import (
     answered,
@@ -26,6 +25,7 @@ from phantommesh.nursery.labmesh import (
 )
 from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
+from phantommesh.sizes import DIMENSIONS
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab

@@ -13,13 +13,15 @@ import msgspec
 import pytest
 import trio
 
-from phantommesh.config import DIMENSIONS, load, render
+from benchmarks import restart
+from phantommesh.config import load, render
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, kill, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
+from phantommesh.sizes import DIMENSIONS
 from tests.lab.conftest import BACKEND, PATIENCE_S
-from tests.lab.test_lab import INTERFACES, is_gone, run_in, until
+from tests.lab.test_lab import INTERFACES, check_psks, is_gone, run_in, until
 
 pytestmark = pytest.mark.lab
 
@@ -126,18 +128,18 @@ async def test_kept_interfaces_carry_on_through_a_restart(spec: LabSpec, node: L
         await stop(node)
         await start(node)
         await whole(spec)
-        async with open_traffic(await flows_between(nodes_of(spec)), 0.05) as traffic:
-            await answered(traffic, -1.0, PATIENCE_S)
-            held = wireguards(node)
-            await stop(node)
-            assert interfaces(node) == INTERFACES
-            assert wireguards(node) == held
-            await answered(traffic, trio.current_time(), PATIENCE_S)  # with nobody at the wheel
-            await start(node)
-            await whole(spec)
-            assert wireguards(node) == held
-            await traffic.settle(PATIENCE_S)
-            assert [flow.sent - flow.received for flow in traffic.flows] == [0] * len(traffic.flows)
+    async with open_traffic(await flows_between(nodes_of(spec)), 0.05) as traffic:
+        await answered(traffic, -1.0, PATIENCE_S)
+        held = wireguards(node)
+        await stop(node)
+        assert interfaces(node) == INTERFACES
+        assert wireguards(node) == held
+        await answered(traffic, trio.current_time(), PATIENCE_S)  # with nobody at the wheel
+        await start(node)
+        await whole(spec)
+        assert wireguards(node) == held
+        await traffic.settle(PATIENCE_S)
+        assert [flow.sent - flow.received for flow in traffic.flows] == [0] * len(traffic.flows)
     after = (await view_of(node)).status
     assert (after.node_id, after.ip4) == (before.node_id, before.ip4)
 
@@ -226,6 +228,20 @@ async def test_links_are_made_over_tcp_where_udp_is_blocked(spec: LabSpec, node:
     await crash(node)
     await start(node)
     await whole(spec)
+
+
+@pytest.mark.parametrize("moment", [name for name in restart.MOMENTS if name != "first_run"])
+async def test_killed_at_any_moment_it_comes_back_as_itself(
+    spec: LabSpec, node: LabNode, moment: str
+) -> None:
+    await restart.come_back(restart.Round(spec, node), moment)
+    await whole(spec)
+    check_psks(spec)
+
+
+async def test_killed_in_its_first_run_it_comes_back_as_itself(other: LabSpec) -> None:
+    await lab.up(other)
+    await restart.come_back(restart.Round(other, nodes_of(other)[1]), "first_run")
 
 
 async def test_an_interface_that_goes_away_is_made_again(spec: LabSpec, node: LabNode) -> None:

@@ -3,8 +3,8 @@
 
 The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory,
 and each has a clock of its own. The WireGuard model knows what matters here: a handshake
-succeeds if and only if both ends hold the same PSK at that moment, rekeys are due 120 s after the last, and
-failed attempts are repeated every 5 s.
+succeeds if and only if both ends hold the same PSK and each other's public key at that moment, rekeys are due
+120 s after the last, and failed attempts are repeated every 5 s. A key that is replaced ends its sessions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from phantommesh.link.context import Timing
 from phantommesh.link.effects import Alarm, Effect, Install, LinkState, Opened, PeerAuth, Send, Sign
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS, Address
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Address
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
 ADMISSION = Secret(b"a" * 32)
@@ -55,7 +56,10 @@ class Kernel:
         self.handshakes: dict[bytes, list[float | None]] = {}
         self.reported: dict[bytes, list[float | None]] = {}  # the same on the node's own clock
         self.attempts: dict[bytes, list[float]] = {}
-        self.keyed: set[bytes] = set()
+        self.keyed: dict[bytes, int] = {}
+        self.own: tuple[bytes, ...] = ()
+        self.dead: set[tuple[bytes, int]] = set()  # the session ended with a key
+        self.theirs: dict[bytes, tuple[bytes, ...]] = {}
 
     def add(self, peer: bytes) -> None:
         self.psks.setdefault(peer, [None] * DIMENSIONS)
@@ -76,9 +80,18 @@ class Node:
         self.alarmed_at: list[tuple[float, str]] = []
         self.opened: list[Opened] = []
         self.life = 0
+        self.replaced = 64 * (index + 1)
         self.install_works = True
         self.links: Links | None = None
         self.start()
+
+    def replace_key(self, dimension: int) -> None:
+        """Take another WireGuard key in one dimension. The others have to be told (`Simulation.tell`)."""
+        self.replaced += 1
+        new = bytes([self.replaced, dimension]) * 16
+        self.wg_keys = tuple(new if i == dimension else key for i, key in enumerate(self.wg_keys))
+        if self.links is not None:
+            self.sim.carry_out(self, self.links.set_wg_keys(self.wg_keys, self.clock))
 
     def auth(self) -> PeerAuth:
         identity = self.identity
@@ -132,6 +145,15 @@ class Simulation:
         self.carry_out(node, node.links.set_peers(peers, node.clock))
         self.reconcile(node)
 
+    def tell(self, node: Node, about: Node) -> None:
+        """Let a node have another's newest record."""
+        if node.links is None:
+            return
+        known = {p: peer.auth for p, peer in node.links._peers.items()}
+        known[about.identity.node_id] = about.auth()
+        self.carry_out(node, node.links.set_peers(known, node.clock))
+        self.reconcile(node)
+
     def restart(self, node: Node) -> None:
         node.start()
         self.introduce(node)
@@ -179,26 +201,41 @@ class Simulation:
 
     def reconcile(self, node: Node) -> None:
         """The level-triggered part: make the modelled kernel as desired, and report what it holds."""
+        if node.links is not None and node.install_works:
+            self._swap_keys(node, node.links)
         for peer, psks in node.kernel.psks.items():
             if node.links is None:
                 return
             wanted = node.links.psks(peer)
             if node.install_works:
                 psks[:] = [psk.reveal() for psk in wanted]
-                if node.links.dials(peer):
-                    node.kernel.keyed.add(peer)
+                node.kernel.keyed[peer] = node.links.dials(peer)
             bitmap = sum(1 << i for i in range(DIMENSIONS) if psks[i] == wanted[i].reveal())
             seen = node.kernel.reported[peer]
             self.carry_out(node, node.links.read_back(peer, bitmap, seen, node.clock))
 
+    def _swap_keys(self, node: Node, links: Links) -> None:
+        """Take over the WireGuard keys as the node knows them; the sessions under old ones are gone."""
+        kernel = node.kernel
+        for peer, known in links._peers.items():
+            before = kernel.theirs.get(peer, known.auth.wg_keys)
+            for i in range(DIMENSIONS):
+                if before[i] != known.auth.wg_keys[i]:
+                    kernel.handshakes[peer][i] = kernel.reported[peer][i] = None
+                if before[i] != known.auth.wg_keys[i] or (kernel.own and kernel.own[i] != node.wg_keys[i]):
+                    kernel.attempts[peer][i] = -FOREVER
+                    kernel.dead.add((peer, i))
+            kernel.theirs[peer] = known.auth.wg_keys
+        kernel.own = node.wg_keys
+
     def _wireguard(self) -> None:
         for a, b in itertools.permutations(self.nodes, 2):
             mine, theirs = a.identity.node_id, b.identity.node_id
-            if theirs not in a.kernel.keyed:
-                continue
             for i in range(DIMENSIONS):
                 last = a.kernel.handshakes[theirs][i]
-                if last is not None and self.now - last < REKEY:
+                if not a.kernel.keyed.get(theirs, 0) >> i & 1:
+                    continue
+                if last is not None and self.now - last < REKEY and (theirs, i) not in a.kernel.dead:
                     continue
                 if self.now - a.kernel.attempts[theirs][i] < RETRY:
                     continue
@@ -206,15 +243,26 @@ class Simulation:
                 if (
                     a.kernel.psks[theirs][i] == b.kernel.psks[mine][i]
                     and a.kernel.psks[theirs][i] is not None
+                    and (a.kernel.own[i], a.kernel.theirs[theirs][i])
+                    == (b.kernel.theirs[mine][i], b.kernel.own[i])
                 ):
+                    a.kernel.dead.discard((theirs, i))
+                    b.kernel.dead.discard((mine, i))
                     a.kernel.handshakes[theirs][i] = b.kernel.handshakes[mine][i] = self.now
                     a.kernel.reported[theirs][i], b.kernel.reported[mine][i] = a.clock, b.clock
+
+    def _check_timers(self) -> None:
+        """A link whose moment is not noted would sleep through it."""
+        for links in (node.links for node in self.nodes if node.links is not None):
+            moments = [peer.deadline for peer in links._peers.values()]
+            assert links._context.timers.first == min(moments, default=FOREVER)
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass. Each node's kernel is read once a second, as the reconciler would."""
         end = self.now + seconds
         poll = self.now
         while True:
+            self._check_timers()
             deadline = min(
                 (n.links.deadline - n.offset for n in self.nodes if n.links is not None), default=FOREVER
             )
@@ -256,6 +304,18 @@ class Simulation:
         return (
             first.kernel.psks[second.identity.node_id] == second.kernel.psks[first.identity.node_id]
             and None not in first.kernel.psks[second.identity.node_id]
+        )
+
+    def alive(self, a: int = 0, b: int = 1) -> int:
+        """The dimensions with a WireGuard session between two nodes under their present keys, as a bitmap."""
+        (ka, na), (kb, nb) = ((n.kernel, n.identity.node_id) for n in (self.nodes[a], self.nodes[b]))
+        return sum(
+            1 << i
+            for i in range(DIMENSIONS)
+            if ka.handshakes[nb][i] is not None
+            and kb.handshakes[na][i] is not None
+            and (nb, i) not in ka.dead
+            and (na, i) not in kb.dead
         )
 
     def state(self, a: int = 0, b: int = 1) -> LinkState:

@@ -14,8 +14,9 @@ import pytest
 
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import LAN, LOCAL, MEMBERLIST_LAN, WAN, Params
+from phantommesh.membership.table import Snapshot
 from tests.simulation import gossip_scenarios as scenarios
-from tests.simulation.gossip_sim import Network, Simulation
+from tests.simulation.gossip_sim import Network, Simulation, claim, record_hash
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,23 @@ def test_a_leaving_node_is_gone_at_once_and_not_dead(seed: int) -> None:
     assert sim.run(4, lambda: all(sim.state(i, 4) is State.LEFT for i in range(20) if i != 4))
     sim.start(4, seeds=(sim.nodes[0].address,))
     assert sim.run(5, sim.agreed)
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_member_that_died_before_this_node_heard_of_it_is_dead_here_too(generation: int) -> None:
+    """This node has its record only, or what it said before its last start; the others saw it die later."""
+    sim = Simulation(8, seed=1, network=scenarios.bad_network())
+    sim.nodes[4].generation = 1
+    sim.start_all()
+    sim.run(3)
+    sim.crash(0)
+    sim.crash(4)
+    sim.run(10)
+    old = sim.nodes[4].id + generation.to_bytes(6) + bytes(3) + b"\1" + (1).to_bytes(6) + record_hash(4, 1)
+    claims = [claim(i) for i in range(8) if i not in (0, 4)]
+    sim.start(0, known=Snapshot([*claims, old]), seeds=(sim.nodes[1].address,))
+    assert sim.run(30, lambda: sim.state(0, 4) is State.DEAD)
+    assert sim.run(10, sim.agreed)
 
 
 @pytest.mark.parametrize("seed", range(2))

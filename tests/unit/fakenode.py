@@ -4,11 +4,16 @@
 import time
 from collections.abc import Awaitable, Callable
 
+from phantommesh.events import EventLog
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,
     LinkView,
+    PathView,
     PeerView,
+    ProofDirection,
+    ProofEpoch,
+    ProofsView,
     RevocationResult,
     Rotation,
     RotationResult,
@@ -59,6 +64,22 @@ def link_view(number: int) -> LinkView:
     )
 
 
+def path_view(number: int, dimension: int) -> PathView:
+    return PathView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        dimension=dimension,
+        interface=f"pm{dimension}",
+        endpoint="192.0.2.1:51820" if dimension else None,
+        state="up" if dimension else "dark",
+        since_s=12.5,
+        rtt_s=0.0123 if dimension else None,
+        jitter_s=0.001,
+        loss=0.005,
+        weight=1.0 if dimension else 0.0,
+    )
+
+
 def scatter_view(number: int) -> ScatterView:
     return ScatterView(
         peer=f"pm-{number}",
@@ -78,17 +99,45 @@ def scatter_view(number: int) -> ScatterView:
     )
 
 
+def proofs_view(number: int) -> ProofsView:
+    newest = ProofEpoch(
+        number=5,
+        link_epoch=3,
+        epoch=4,
+        start="2030-01-01T00:00:00Z",
+        end="2030-01-01T00:01:00Z",
+        scheduler="deck",
+        cards=[146] * 7,
+        packets=[10] * 7,
+        bytes=[800] * 7,
+        wire_bytes=[1200] * 7,
+        received_bytes=[1200] * 7,
+        entropy_bits=2.807355,
+        min_entropy_bits=2.807355,
+        p_value=1.0,
+        problem=None,
+    )
+    return ProofsView(
+        peer=f"pm-{number}",
+        node_id=f"id{number:03}",
+        sent=ProofDirection(kept=6, countersigned=5, newest=newest),
+        received=ProofDirection(kept=0, countersigned=0, newest=None),
+    )
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
     def __init__(self, peers: int = 2) -> None:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
+        self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []
         self.revoked: list[tuple[str, bool]] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
+        self.exported = b"proofs"
 
     def status(self) -> Status:
         if self.failure is not None:
@@ -115,8 +164,19 @@ class FakeNode:
     def links(self) -> list[LinkView]:
         return [link_view(number) for number in range(1, self.count + 1)]
 
+    def paths(self) -> list[PathView]:
+        return [path_view(number, i) for number in range(1, self.count + 1) for i in range(7)]
+
     def scatter(self) -> list[ScatterView]:
         return [scatter_view(number) for number in range(1, self.count + 1)]
+
+    def proofs(self) -> list[ProofsView]:
+        return [proofs_view(number) for number in range(1, self.count + 1)]
+
+    async def export_proofs(self, peer: str | None) -> bytes:
+        if self.failure is not None:
+            raise self.failure
+        return self.exported if peer is None else peer.encode()
 
     def ready(self) -> tuple[bool, list[str]]:
         return not self.reasons, self.reasons

@@ -11,9 +11,17 @@ from time import time
 import trio
 
 from phantommesh.bootstrap import Summary, init_mesh
-from phantommesh.config import Config, ControlSection, DnsSection, NodeSection, load
+from phantommesh.config import (
+    Config,
+    ControlSection,
+    DnsSection,
+    GossipSection,
+    NodeSection,
+    ScatterSection,
+    load,
+)
 from phantommesh.invites import Invite
-from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.nursery import enrolment
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
@@ -40,7 +48,9 @@ def settings(port: int, *, tcp: bool = True) -> Config:
     return Config(
         node=NodeSection(name="unset", mesh="unset"),
         control=ControlSection(port=port, tcp=tcp),
+        gossip=GossipSection(preset="local"),
         dns=DnsSection(serve=False, mode="off"),  # this machine's own resolver is not ours to tell
+        scatter=ScatterSection(mode="off"),  # nor are its packet filter and interfaces
     )
 
 
@@ -92,7 +102,11 @@ async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) 
     config = load(at / "pm.toml")
     state = await trio.to_thread.run_sync(load_node, at / "state", time())
     with UdpPort(config.control.port) as udp:
-        node = Node(config, state, FakeBackend(), udp)
+        generation = await trio.to_thread.run_sync(next_generation, state.state, time())
+        node = Node(config, state, FakeBackend(), udp, generation=generation)
+        # It knows no other kernel than this machine's, which is not ours to change.
+        node.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:

@@ -39,7 +39,7 @@ def test_cookies_of_steady_use_rotate() -> None:
     jar = cookies()
     seen = {jar.current(HERE, now) for now in range(0, 2400, 10)}
     assert len(seen) == 10
-    assert all(len(jar.accepted(HERE, 2400.0 + i)) == 2 for i in range(5))
+    assert all(len(list(jar.accepted(HERE, 2400.0 + i))) == 2 for i in range(5))
 
 
 def test_a_source_is_an_ipv4_address_or_an_ipv6_64() -> None:

@@ -67,7 +67,7 @@ def meet(asker: Roster, answerer: Roster) -> int:
         take(asker, records(answerer, hashes, NOW))
         messages += 2
     if theirs:
-        take(answerer, [entry.signed.encode() for entry in theirs])
+        take(answerer, [signed.encode() for signed in theirs])
         messages += 2
     return messages
 
@@ -94,7 +94,7 @@ def test_any_two_rosters_agree_after_one_meeting(mine: list[int], theirs: list[i
     assert a.digest() == b.digest() == holding(mine + theirs).digest()
     assert meet(b, a) == 0
     for node_id in lies:
-        assert node_id in a.equivocations  # who asked has the proof
+        assert node_id in a.equivocations and node_id in b.equivocations
 
 
 @settings(max_examples=40, deadline=None)
@@ -161,3 +161,17 @@ def test_junk_raises_one_error(junk: bytes) -> None:
         assert all(0 <= bucket < BUCKETS for bucket in difference.buckets)
     with pytest.raises(AntiEntropyError):
         differing(roster([]), junk, NOW)
+
+
+def test_a_proof_of_equivocation_reaches_who_only_saw_the_record_that_was_kept() -> None:
+    liar, (_, first, second, _, _) = NODES[0].node_id, WORDS[0]
+    witness, other = roster([first, second]), roster([first])
+    kept = witness.equivocations[liar].kept
+    late, last = roster([kept]), roster([kept])
+    assert witness.digest() == late.digest() == last.digest()
+    meet(late, witness)  # the asker had not seen it
+    meet(late, last)  # the answerer had not
+    meet(other, last)  # has the one that was given up
+    for held in (witness, late, last, other):
+        assert liar in held.equivocations
+        assert meet(held, witness) == 0

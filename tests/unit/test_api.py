@@ -24,11 +24,14 @@ from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCac
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
+from phantommesh.proofs.statement import ProofError
 from phantommesh.views import (
     LinkView,
     Page,
+    PathView,
     PeerView,
     Problem,
+    ProofsView,
     RevocationResult,
     RotationResult,
     ScatterView,
@@ -61,8 +64,12 @@ async def test_status_peers_and_links() -> None:
     response = await ask(node, "GET", "/v1/status")
     assert msgspec.json.decode(await response.get_data(), type=Status) == node.status()
     assert response.headers["Cache-Control"] == "no-store"
+    response = await ask(node, "GET", "/v1/paths?limit=1000")
+    assert msgspec.json.decode(await response.get_data(), type=Page[PathView]).items == node.paths()
     response = await ask(node, "GET", "/v1/scatter")
     assert msgspec.json.decode(await response.get_data(), type=Page[ScatterView]).items == node.scatter()
+    response = await ask(node, "GET", "/v1/proofs")
+    assert msgspec.json.decode(await response.get_data(), type=Page[ProofsView]).items == node.proofs()
     response = await ask(node, "GET", "/v1/links")
     assert msgspec.json.decode(await response.get_data(), type=Page[LinkView]).items == node.links()
     for known in ("pm-2", "id002"):
@@ -244,13 +251,25 @@ async def test_requests_are_timed_with_bounded_labels() -> None:
     assert b"coffee" not in await response.get_data()
 
 
+async def test_proofs_are_exported_whole_or_of_one_peer() -> None:
+    node = FakeNode()
+    for query, exported in (("", b"proofs"), ("?peer=pm-2", b"id002"), ("?peer=id001", b"id001")):
+        response = await ask(node, "GET", f"/v1/proofs/export{query}")
+        assert response.content_type == "application/octet-stream"
+        assert await response.get_data() == exported
+    await problem(await ask(node, "GET", "/v1/proofs/export?peer=nobody"), 404)
+    node.failure = ProofError("there are no scatter proofs yet")
+    await problem(await ask(node, "GET", "/v1/proofs/export"), 409)
+
+
 async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
     node = FakeNode()
     app = app_of(node, trusted=False)
     local = {"Host": "127.0.0.1:9000"}
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await ask(app, "GET", path, headers=local)).status_code == 200
-    for path in ("/v1/status", "/v1/peers", "/v1/links", "/v1/scatter"):
+    v1 = ("status", "peers", "links", "paths", "scatter", "proofs", "proofs/export")
+    for path in (f"/v1/{name}" for name in v1):
         await problem(await ask(app, "GET", path, headers=local), 401)
     await problem(await ask(app, "POST", "/v1/rotations", headers=local), 401)
     assert node.rotated == []

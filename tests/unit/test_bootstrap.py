@@ -16,10 +16,11 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId
 from phantommesh.invites import Invite
 from phantommesh.issuing import choose_ip4, issue_authority
-from phantommesh.nodestate import NodeState, load_node, new_wg_keys, next_generation
+from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.secret import Secret
 from phantommesh.statedir import REQUIRED, StateError
 from phantommesh.trust import DAY, Role, TrustError
+from phantommesh.wgkeys import WgKeys
 from phantommesh.wireguard import public_key_of
 from tests.unit.makemesh import NOW, identity, make_mesh
 
@@ -98,7 +99,7 @@ def test_init_makes_a_whole_node(tmp_path: Path) -> None:
     entry = node.roster.get(summary.node_id)
     assert entry is not None
     assert entry.record.control == ("192.0.2.1:51800",)
-    assert entry.record.wg_keys == tuple(public_key_of(key) for key in node.wg_keys)
+    assert entry.record.wg_keys == tuple(public_key_of(key) for key in node.wg_keys.private)
     assert load(tmp_path / "pm.toml").node == NodeSection("alpha", "pm", ("192.0.2.1",))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pm.toml", "state"]
 
@@ -388,13 +389,13 @@ def test_no_secret_shows(joiner: Joiner) -> None:
     config = join_config(joiner.invite, name="beta", endpoints=())
     draft = begin_join(joiner.at / "other", joiner.at / "pm.toml", joiner.invite, config)
     shown = repr(node) + repr(draft) + repr(joiner.authority) + repr(joiner.invite)
-    for secret in (node.admission_key, *node.wg_keys, *draft.wg_keys, joiner.invite.secret):
+    for secret in (node.admission_key, *node.wg_keys.private, *draft.wg_keys.private, joiner.invite.secret):
         assert repr(secret.reveal())[2:-1] not in shown
         assert secret.reveal().hex() not in shown
 
 
 def test_wireguard_keys_are_clamped_and_derive() -> None:
-    keys = new_wg_keys()
+    keys = WgKeys.generate().private
     assert len(set(map(public_key_of, keys))) == 7
     for key in keys:
         raw = key.reveal()

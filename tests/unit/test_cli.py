@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from click.testing import CliRunner, Result
 
 from phantommesh.cli import base, cli
 from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
 from phantommesh.invites import Invite
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.trust import Role
 from phantommesh.views import Rotation, RotationResult
 from tests.unit.fakenode import FakeNode
+from tests.unit.makeproofs import MESH, World
 
 
 def run(*args: str | Path, root: Path | None = None, **options: Any) -> Result:
@@ -64,6 +67,7 @@ def told(result: Result, code: int) -> str:
         ["invite", "--role", "king"],
         ["config", "nothing"],
         ["rotate", "a", "b"],
+        ["events", "--since", "-1"],
         ["lab", "up", "--nodes", "1"],
         ["lab", "up", "--backend", "magic"],
         ["lab", "exec", "1"],
@@ -92,7 +96,22 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     assert len(result.stdout.splitlines()) > 3
 
 
-@pytest.mark.parametrize("verb", ["status", "peers", "links", "scatter", "rotate", "revoke pm-2"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "status",
+        "peers",
+        "links",
+        "paths",
+        "scatter",
+        "proofs",
+        "proofs --export x",
+        "events",
+        "events --follow",
+        "rotate",
+        "revoke pm-2",
+    ],
+)
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
     message = told(run("--json", *verb.split(), root=tmp_path), 3)
     assert f"{tmp_path}/api.sock" in message
@@ -246,7 +265,9 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
             ("status", ["mesh", "lab", "3 of 3 up", "userspace"]),
             ("peers", ["NAME", "pm-3", "100.64.0.3", "192.0.2.3:51820"]),
             ("links", ["PEER", "pm-3", "7/7", "12s"]),
+            ("paths", ["DIMENSION", "pm-3", "dark", "12.3 ms", "0.5%", "192.0.2.1:51820"]),
             ("scatter", ["PEER", "pm-3", "deck", "3.4", "2.800", "14.3%"]),
+            ("proofs", ["PEER", "pm-3", "sent", "received", "3.4", "2.807"]),
         ):
             plain = process(*at, verb)
             assert (plain.returncode, plain.stderr) == (0, "")
@@ -261,6 +282,52 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
         ]
 
     await with_node(node, tmp_path, check)
+
+
+async def test_proofs_are_exported_to_a_file_that_verifies(tmp_path: Path) -> None:
+    node, world, file = FakeNode(), World(), tmp_path / "proofs"
+    world.run(2)
+    node.exported = world.archive().encode()
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "proofs", "--export", str(file))
+        assert (done.returncode, done.stdout) == (0, f"4 proofs written to {file}\n")
+        assert MESH.mesh.root_hash.hex() in done.stderr
+        assert file.read_bytes() == node.exported and file.stat().st_mode & 0o777 == 0o600
+
+    await with_node(node, tmp_path, check)
+    verified = run("proofs", "--verify", str(file), root=tmp_path)
+    assert verified.exit_code == 0
+    assert "all 4 proofs of mesh pm hold" in verified.stdout
+    assert MESH.mesh.root_hash.hex() in verified.stderr  # nothing here says that this is the right root
+    pinned = ("--root", MESH.mesh.root_hash.hex(), "--json")
+    shown = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    document = json.loads(shown.stdout)
+    assert (document["proofs"], document["countersigned"], document["pinned"]) == (4, 4, True)
+    assert {link["sender"] for link in document["links"]} == {"pm-1", "pm-2"}
+
+
+def test_what_does_not_hold_of_a_file_is_one_line(tmp_path: Path) -> None:
+    world, file = World(), tmp_path / "proofs"
+    world.run(2, loss=0.5, packets=20_000)
+    good = world.archive().encode()
+    file.write_bytes(good)
+    assert "lost" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert run("proofs", "--verify", str(file), "--max-loss", "60", root=tmp_path).exit_code == 0
+    assert "another mesh" in told(run("proofs", "--verify", str(file), "--root", "0" * 64, root=tmp_path), 1)
+    assert made(tmp_path).exit_code == 0  # now this machine has a mesh of its own, and it is not that one
+    assert "another mesh" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert "is no hash" in told(run("proofs", "--verify", str(file), "--root", "0" * 63, root=tmp_path), 1)
+    for damaged, what in (
+        (good[:-1], "damaged"),
+        (good[:-100] + bytes([good[-100] ^ 1]) + good[-99:], "another mesh"),
+        (b"rubbish", "not a file of proofs"),
+    ):
+        file.write_bytes(damaged)
+        assert what in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    assert "No such file" in told(run("proofs", "--verify", str(tmp_path / "none"), root=tmp_path), 1)
+    assert run("proofs", "--verify", "a", "--export", "b", root=tmp_path).exit_code == 2
 
 
 async def test_rotate_of_a_node(tmp_path: Path) -> None:
@@ -372,3 +439,73 @@ def test_starting_does_not_import_what_is_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def some_events(node: FakeNode) -> None:
+    node.events.publish("link.opened", "pm-2", {"peer": "pm-2", "node_id": "id002", "epoch": 3, "detail": ""})
+    node.events.publish("health.degraded", None, {"reasons": ["one", "two\x1b[2J"], "total": 2})
+
+
+async def test_events_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+    some_events(node)
+
+    def check(at: list[str]) -> None:
+        plain = process(*at, "events")
+        assert (plain.returncode, plain.stderr) == (0, "")
+        lines = plain.stdout.splitlines()
+        assert [line.split()[1:] for line in lines[1:]] == [
+            ["link.opened", "pm-2", "epoch=3"],
+            ["health.degraded", "-", "reasons=one;", "two", "[2J", "total=2"],
+        ]
+        shown = json.loads(process(*at, "events", "--json", "--type", "link.*", "--type", "peer.*").stdout)
+        assert [event["seq"] for event in shown["items"]] == [1]
+        assert shown["next_cursor"] is None
+        shown = json.loads(process(*at, "--json", "events", "--since", "1").stdout)
+        assert [event["seq"] for event in shown["items"]] == [2]
+        wrong = process(*at, "events", "--type", "pear.*", "--follow")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert wrong.stderr.startswith("error: 'pear.*' is no type of event\nfix: ")
+
+    await with_node(node, tmp_path, check)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Path, as_json: bool) -> None:
+    node, path, shutdown = FakeNode(), tmp_path / "api.sock", trio.Event()
+    some_events(node)
+    words = [sys.executable, "-m", "phantommesh", "--socket", str(path), "events", "--follow"]
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            serve = partial(serve_api, node, socket_path=path, group="no-such-group-here", shutdown=shutdown)
+            await nursery.start(serve)
+            ends: list[tuple[int, str]] = []
+            for _ in range(2):
+                command = subprocess.Popen(
+                    [*words, *(["--json"] if as_json else [])],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                assert command.stdout is not None
+                lines = [await trio.to_thread.run_sync(command.stdout.readline) for _ in range(2)]
+                node.events.publish("peer.up", "pm-3", {})
+                lines.append(await trio.to_thread.run_sync(command.stdout.readline))
+                if as_json:
+                    kinds = [json.loads(line)["type"] for line in lines]
+                else:
+                    kinds = [line.split()[1] for line in lines]
+                assert kinds == ["link.opened", "health.degraded", "peer.up"]
+                if not ends:
+                    command.send_signal(signal.SIGINT)
+                    node.events = EventLog(run="run2", clock=lambda: 0.0)
+                    some_events(node)
+                else:
+                    shutdown.set()
+                _, told = await trio.to_thread.run_sync(command.communicate)
+                ends.append((command.returncode, told))
+    assert ends[0] == (130, "")
+    status, told = ends[1]
+    assert status == 3
+    assert told.startswith(f"error: the node on {path} stopped\nfix: ")
+    assert len(told.splitlines()) == 2

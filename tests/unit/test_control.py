@@ -15,7 +15,10 @@ requests = st.one_of(
     st.builds(control.Compare, bytes_),
     st.builds(control.Fetch, st.lists(bytes_, max_size=3).map(tuple)),
     st.builds(control.Announce, bytes_),
-    st.builds(control.AskRoster, bytes_, st.floats(0, control.MAX_WAIT)),
+    st.builds(control.SyncOpen, bytes_),
+    st.builds(control.SyncClose, bytes_),
+    st.builds(control.Turn, st.binary(max_size=32), st.binary(max_size=32)),
+    st.builds(control.Prove, st.lists(bytes_, max_size=control.MAX_PARTS).map(tuple)),
 )
 answers = st.one_of(
     st.builds(control.Enrolled, *[bytes_] * 9),
@@ -24,7 +27,7 @@ answers = st.one_of(
     st.builds(control.Records, st.lists(bytes_, max_size=3).map(tuple)),
     st.builds(control.Renewed, bytes_, bytes_),
     st.just(control.Done()),
-    st.builds(control.RosterIs, *[bytes_] * 5),
+    st.builds(control.SyncAnswer, bytes_),
     st.builds(control.Refused, st.text(), st.text()),
 )
 trees = st.recursive(
@@ -89,13 +92,6 @@ def test_deep_nesting_is_refused() -> None:
     deep = b"\x82\xa4type\xa8announce\xa1x" + b"\x91" * 100_000 + b"\xc0"
     with pytest.raises(ControlError):
         control.decode_request_untrusted(deep)
-
-
-@pytest.mark.parametrize("wait", [float("nan"), float("inf"), -1.0, control.MAX_WAIT + 1])
-def test_a_wait_that_is_no_time_to_wait_is_refused(wait: float) -> None:
-    data = msgspec.msgpack.encode({"type": "ask-roster", "digest": b"", "wait": wait})
-    with pytest.raises(ControlError):
-        control.decode_request_untrusted(data)
 
 
 def test_the_admission_secret_is_not_shown() -> None:

@@ -5,10 +5,17 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from phantommesh.config import WireguardSection
-from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, read_peer
+from phantommesh.dataplane import (
+    MASTER_METRIC,
+    MeshPeer,
+    desired_devices,
+    interface_names,
+    master_name,
+    read_peer,
+)
 from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
-from phantommesh.wire import DIMENSIONS
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
 from tests.unit.wireguard_model import apply
@@ -23,14 +30,14 @@ PSKS = tuple(Secret(bytes([i + 101]) * 32) for i in range(DIMENSIONS))
 PEER = MeshPeer(
     identity("b").node_id, IPv4Network("100.64.0.2/32"), IPv6Network("fd00::2/128"),
     tuple(bytes([i + 51]) * 32 for i in range(DIMENSIONS)), tuple(range(40000, 40000 + DIMENSIONS)),
-    ("192.0.2.1", "198.51.100.1", "2001:db8::1"), PSKS, True,
+    ("192.0.2.1", "198.51.100.1", "2001:db8::1"), PSKS, 0x7F,
 )  # fmt: skip
 NAMES = interface_names("pm")
 
 
 def devices(*peers: MeshPeer, prefix: str = "pm") -> dict[str, DeviceConfig]:
-    settings = WireguardSection(prefix=prefix, base_port=50000, mtu=1400, keepalive=7)
-    return desired_devices(settings, PRIVATE, ME, NETWORKS, peers)
+    settings = WireguardSection(prefix=prefix, mtu=1400, keepalive=7)
+    return desired_devices(settings, PRIVATE, range(50000, 50007), ME, NETWORKS, peers)
 
 
 def test_seven_devices_with_keys_and_ports_of_their_own() -> None:
@@ -51,7 +58,13 @@ def test_every_device_has_this_nodes_addresses_and_the_first_carries_the_traffic
         assert {route.network for route in device.routes} == set(NETWORKS)
         (metric,) = {route.metric for route in device.routes}
         metrics.append(metric)
-    assert metrics == sorted(set(metrics))
+    assert metrics == sorted(set(metrics)) and metrics[0] > MASTER_METRIC
+
+
+def test_the_interface_that_scatters_is_none_of_the_seven() -> None:
+    for prefix in ("pm", "pm1", "a-2", "z9"):
+        assert master_name(prefix) not in interface_names(prefix)
+    assert master_name("pm") == master_name("pm12") == "pm"
 
 
 def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:
@@ -63,13 +76,20 @@ def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:
     assert {peer.keepalive for peer in found} == {7}
 
 
-@pytest.mark.parametrize("change", [{"dials": False}, {"hosts": ()}], ids=["closed", "no-host"])
+@pytest.mark.parametrize("change", [{"dials": 0}, {"hosts": ()}], ids=["closed", "no-host"])
 def test_without_a_place_to_send_to_there_is_no_endpoint(change: dict[str, object]) -> None:
     peer = replace(PEER, **change)  # type: ignore[arg-type]
     found = [device.peers[PEER.wg_keys[i]] for i, device in enumerate(devices(peer).values())]
     assert [one.endpoint for one in found] == [None] * 7
     assert {one.keepalive for one in found} == ({0} if not peer.dials else {7})
     assert [one.psk for one in found] == list(PSKS)
+
+
+def test_a_closed_dimension_has_no_endpoint_and_the_others_keep_theirs() -> None:
+    (before, after) = (devices(replace(PEER, dials=dials)) for dials in (0x7F, 0x7B))
+    for i, (one, other) in enumerate(zip(before.values(), after.values(), strict=True)):
+        (peer,) = other.peers.values()
+        assert (peer.endpoint, peer.keepalive) == (None, 0) if i == 2 else one == other
 
 
 def actual(*peers: MeshPeer) -> dict[str, DeviceState]:
@@ -79,7 +99,9 @@ def actual(*peers: MeshPeer) -> dict[str, DeviceState]:
 def test_what_is_installed_is_read_back() -> None:
     state = actual(PEER)
     reading = read_peer(state, NAMES, PEER.wg_keys, PSKS)
-    assert reading.bitmap == 0b1111111
+    assert reading.bitmap == reading.located == 0b1111111
+    assert reading.counters == ((0, 0),) * 7
+    assert read_peer(actual(replace(PEER, dials=0b11)), NAMES, PEER.wg_keys, PSKS).located == 0b11
     assert reading.handshakes == (None,) * 7
 
 

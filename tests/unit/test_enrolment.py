@@ -326,7 +326,7 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
 
     async def ask_all(framed: streams.FramedStream, session: streams.Session, *_: object) -> control.Enrolled:
         client = await streams.Client.open(framed, session)
-        for request in (control.AskRoster(b"", 0.0), control.Renew(b""), control.Announce(b"")):
+        for request in (control.AskKeys(), control.Renew(b""), control.Announce(b"")):
             asked.append(await client.ask(request))
         raise JoinError("enough")
 

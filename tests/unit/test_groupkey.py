@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from phantommesh.groupkey import (
     MAX_AGE,
     MAX_KEYS,
+    PATIENCE,
     PROMOTE_AFTER,
     RETIRE_AFTER,
     GroupKey,
     Keyring,
+    Turn,
     decode_keys_untrusted,
     encode_keys,
     make_group_key,
     next_epoch,
+    take_keys,
     verify_group_key,
 )
 from phantommesh.revocation import Revocations, revoke
@@ -96,6 +99,32 @@ def test_when_an_authority_makes_a_key() -> None:
     assert next_epoch(keys, revocations, NOW) == 2
     keys.install(make_group_key(MESH.authority, 2, revocations, NOW), 0.0)
     assert next_epoch(keys, revocations, NOW) is None  # though it is not sent with yet
+
+
+def test_each_authority_gives_those_before_it_time_to_make_the_key() -> None:
+    ids = sorted(identity(name).node_id for name in "abc")
+    turns = [Turn() for _ in ids]
+
+    def whose(due: bool, now: float) -> list[bool]:
+        return [turn.ours(due, mine, ids, now) for turn, mine in zip(turns, ids, strict=True)]
+
+    assert whose(False, 0.0) == [False] * 3
+    assert whose(True, 100.0) == [True, False, False]
+    assert whose(True, 100.0 + PATIENCE) == [True, True, False]
+    assert whose(False, 101.0 + PATIENCE) == [False] * 3  # somebody made it
+    assert whose(True, 200.0) == [True, False, False]
+    assert whose(True, 200.0 + 2 * PATIENCE) == [True] * 3
+
+
+def test_keys_of_others_are_taken_in_and_what_does_not_hold_is_left_out() -> None:
+    revocations, keys = Revocations(MESH.root), Keyring()
+    forged = msgspec.structs.replace(KEY, epoch=9)
+    came, refused = take_keys(keys, encode_keys([forged, KEY]), MESH.root, revocations, 0.0, NOW)
+    assert came and len(refused) == 1 and keys.keys == [KEY]
+    assert take_keys(keys, encode_keys([KEY]), MESH.root, revocations, 0.0, NOW) == (False, [])
+    assert take_keys(keys, b"", MESH.root, revocations, 0.0, NOW) == (False, [])
+    with pytest.raises(TrustError):
+        take_keys(keys, b"junk", MESH.root, revocations, 0.0, NOW)
 
 
 def test_authorities_that_rotated_apart_agree_on_a_key_that_no_revoked_node_has() -> None:

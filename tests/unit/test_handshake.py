@@ -173,10 +173,10 @@ def test_confirmation_is_mandatory(monkeypatch: pytest.MonkeyPatch) -> None:
         run.responder.on_auth(forged, verify_with(ALICE))
 
 
-def test_interfaces_and_epoch_of_resp_must_fit() -> None:
+def test_what_resp_says_of_interfaces_cannot_be_changed_and_its_epoch_must_fit() -> None:
     run = Run()
     resp = run.resp(run.init())
-    with pytest.raises(HandshakeError, match="interfaces"):
+    with pytest.raises(HandshakeError, match="aead"):
         run.initiator.on_resp(replace(resp, interface_hash=b"i" * 32), run.chain_i, verify_with(BOB))
     with pytest.raises(HandshakeError, match="epoch"):
         run.initiator.on_resp(replace(resp, epoch=1), run.chain_i, verify_with(BOB))

@@ -84,7 +84,16 @@ def test_both_ends_derive_the_same_psks_and_another_epoch_others() -> None:
         keys.preshared_keys(root, OURS, THEIRS, 2)
     )
     assert keys.interface_hash(OURS, THEIRS) == keys.interface_hash(THEIRS, OURS)
-    assert keys.interface_hash(OURS, THEIRS) != keys.interface_hash(OURS, [*THEIRS[:6], b"z" * 32])
+
+
+def test_the_interface_hash_tells_which_keys_differ() -> None:
+    whole = keys.interface_hash(OURS, THEIRS)
+    assert len(whole) == 32 and keys.common_interfaces(whole, whole) == 0x7F
+    for i in range(7):
+        other = [*THEIRS[:i], b"z" * 32, *THEIRS[i + 1 :]]
+        assert keys.common_interfaces(whole, keys.interface_hash(OURS, other)) == 0x7F & ~(1 << i)
+    swapped = [THEIRS[1], THEIRS[0], *THEIRS[2:]]
+    assert keys.common_interfaces(whole, keys.interface_hash(OURS, swapped)) == 0x7C
 
 
 def set_of(psks: tuple[Secret, ...]) -> set[bytes]:

@@ -4,7 +4,7 @@ import re
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from phantommesh.metrics import Metrics, ScatterSample, WireGuardSample
+from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 
 # What INTERFACE promises for the parts that exist.
 NAMES = {
@@ -17,9 +17,15 @@ NAMES = {
     "phantommesh_wg_bytes_total",
     "phantommesh_wg_last_handshake_seconds",
     "phantommesh_dns_queries_total",
+    "phantommesh_gossip_messages_total",
+    "phantommesh_gossip_convergence_seconds",
+    "phantommesh_membership_changes_total",
     "phantommesh_dropped_total",
     "phantommesh_api_request_seconds",
+    "phantommesh_path_loss_ratio",
+    "phantommesh_path_rtt_seconds",
     "phantommesh_scatter_entropy_bits",
+    "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
     "phantommesh_service_restarts_total",
     "phantommesh_loop_lag_seconds",
@@ -38,7 +44,9 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_peers({"fresh": 2, "stale": 1})
     metrics.set_psk_ages({"pm-2": 4.0})
     metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
+    metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01), PathSample("pm-2", 4, None, 1.0)])
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
+    metrics.scatter_proofs.labels(result="signed").inc()
     metrics.link_handshake_seconds.observe(0.003)
     metrics.link_handshakes.labels(role="initiator", result="ok").inc()
     metrics.psk_rotations.labels(result="ok").inc()
@@ -66,6 +74,9 @@ def test_labels_are_those_of_the_interface() -> None:
     assert value(metrics, "phantommesh_link_handshakes_total", role="initiator", result="ok") == 1
     assert value(metrics, "phantommesh_wg_bytes_total", peer="pm-2", dimension="3", direction="tx") == 20
     assert value(metrics, "phantommesh_wg_last_handshake_seconds", peer="pm-2", dimension="3") == 1.7e9
+    assert value(metrics, "phantommesh_path_rtt_seconds", peer="pm-2", dimension="3") == 0.02
+    assert value(metrics, "phantommesh_path_rtt_seconds", peer="pm-2", dimension="4") is None
+    assert value(metrics, "phantommesh_path_loss_ratio", peer="pm-2", dimension="4") == 1.0
     assert value(metrics, "phantommesh_scatter_weight", peer="pm-2", dimension="2") == 0.6
     assert value(metrics, "phantommesh_scatter_entropy_bits", peer="pm-2") == 0.97
     assert value(

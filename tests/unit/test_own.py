@@ -15,11 +15,10 @@ from phantommesh.config import Config, load
 from phantommesh.control import Renewed
 from phantommesh.nodestate import NodeState, load_node, make_record
 from phantommesh.nursery import own
-from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
-from phantommesh.nursery.roster import RosterClient
 from phantommesh.nursery.streams import Sessions
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
@@ -55,8 +54,7 @@ class Parts:
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
         self.own = OwnRecord(config, state, self.keeper)
-        keys = GroupKeys(state, self.keeper.tell)
-        self.client = RosterClient(state, self.keeper, keys, Sessions())
+        self.caller = Caller(state, self.keeper, Sessions())
 
     def _changed(self) -> None:
         self.changes += 1
@@ -159,10 +157,10 @@ async def test_an_authority_renews_its_own_certificate(
     it = parts(tmp_path)
     before = it.own.member
     clock.ahead = NODE_LIFE * 0.6
-    await it.own.renew_if_due(it.client)
+    await it.own.renew_if_due(it.caller)
     assert it.own.member == before
     clock.ahead = NODE_LIFE * 0.7
-    await it.own.renew_if_due(it.client)
+    await it.own.renew_if_due(it.caller)
     after = it.own.member
     assert after.not_after > before.not_after
     assert (after.node_id, after.name, after.role, after.ip4) == (
@@ -172,7 +170,7 @@ async def test_an_authority_renews_its_own_certificate(
     assert it.held.record.seq == 2
     assert validity((tmp_path / "state" / statedir.NODE_CERT).read_bytes())[1] == after.not_after
     assert it.own.renewal_error is None
-    await it.own.renew_if_due(it.client)
+    await it.own.renew_if_due(it.caller)
     assert it.own.member == after
 
 
@@ -180,7 +178,7 @@ async def test_an_expired_authority_renews_itself(state: NodeState, tmp_path: Pa
     it = parts(tmp_path)
     clock.ahead = NODE_LIFE * 3
     it.own.publish()
-    await it.own.renew_if_due(it.client)
+    await it.own.renew_if_due(it.caller)
     assert it.own.member.not_after > clock()
     assert it.held.member == it.own.member
 
@@ -197,11 +195,11 @@ async def test_a_renewal_that_cannot_be_written_is_tried_again(
 
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(StateDir, "write", refuse)
-        await it.own.renew_if_due(it.client)
+        await it.own.renew_if_due(it.caller)
     assert it.own.member == before
     assert isinstance(it.own.renewal_error, StateError)
     assert [entry["fix"] for entry in logs] == ["free some space"]
-    await it.own.renew_if_due(it.client)
+    await it.own.renew_if_due(it.caller)
     assert it.own.member.not_after > before.not_after
 
 
@@ -212,7 +210,7 @@ async def test_without_an_authority_to_ask_the_reason_is_kept(tmp_path: Path, cl
     it = parts(tmp_path / "b")
     clock.ahead = NODE_LIFE * 0.7
     with capture_logs():
-        await it.own.renew_if_due(it.client)
+        await it.own.renew_if_due(it.caller)
     assert it.own.renewal_error is not None
     assert "no authority renewed the certificate" in str(it.own.renewal_error)
 
@@ -230,10 +228,10 @@ async def test_another_nodes_certificate_is_not_taken(tmp_path: Path, clock: Clo
         assert state.authority is not None
         return Renewed(cert, state.authority.der)
 
-    it.client.renew = wrong  # type: ignore[method-assign]
+    it.caller.renew = wrong  # type: ignore[method-assign]
     clock.ahead = NODE_LIFE * 0.7
     with capture_logs():
-        await it.own.renew_if_due(it.client)
+        await it.own.renew_if_due(it.caller)
     assert "another node's key" in str(it.own.renewal_error)
     assert load_node(tmp_path / "b" / "state", time()).name == "beta"
 

@@ -208,7 +208,7 @@ def test_keys_out_of_the_kernel_are_not_fresh_for_long(state: PskState) -> None:
 
 def dials(state: PskState) -> bool:
     """A call, so that a type checker does not think it constant."""
-    return state.dials
+    return state.dials == ALL
 
 
 def test_the_responder_of_a_first_agreement_leaves_wireguard_to_the_initiator(state: PskState) -> None:
@@ -230,6 +230,76 @@ def test_a_wireguard_handshake_ends_the_wait_and_initiators_never_wait(state: Ps
     other = PskState(random.Random(2).randbytes, alarm_after=180.0, random_after=300.0)
     other.commit(agreement(1), 0.0)
     assert dials(other)
+
+
+def test_an_unbound_dimension_fails_closed_and_the_others_do_not_notice(state: PskState) -> None:
+    one, two = agreement(1), agreement(2, 90.0)
+    state.commit(one, 0.0)
+    state.installed(ALL, 0.1)
+    state.observe(handshakes(0.2), 0.3)
+    state.stage(two)
+    state.unbind(0b100, 10.0)
+    assert state.bound == state.dials == state.confirmed == ALL & ~0b100
+    kept = [psk for i, psk in enumerate(one.psks) if i != 2]
+    assert [psk for i, psk in enumerate(state.desired) if i != 2] == kept
+    assert state.desired[2] not in (*one.psks, *two.psks, Secret(bytes(32)))
+    assert state.installed(ALL & ~0b100, 10.1) == ALL & ~0b100
+    state.installed(ALL, 11.0)
+    state.observe(handshakes(12.0), 12.1)  # one that began under the old keys may still be told of
+    assert state.confirmed == ALL & ~0b100
+    state.doubt(95.0)  # the staged agreement names the old keys too
+    assert state.bound == ALL & ~0b100 and state.desired[2] not in (*one.psks, *two.psks)
+    assert chains(state) == [two.chain_id, one.chain_id]
+    assert state.phase(96.0) is PskPhase.UNSURE
+
+
+def test_the_responder_leaves_wireguard_to_the_initiator_on_a_new_dimension_alone(state: PskState) -> None:
+    state.commit(agreement(1), 0.0)
+    state.unbind(0b11, 10.0)
+    assert state.commit(agreement(2, 10.0), 10.0, responder=True)
+    assert state.dials == ALL & ~0b11 and state.deadline == 10.0 + DIAL_AFTER
+    state.installed(ALL, 10.1)
+    state.observe([None, None, *[12.0] * 5], 12.1)  # an old dimension says nothing of the new ones
+    assert state.dials == ALL & ~0b11
+    state.observe([10.2, None, *[12.0] * 5], 12.2)  # nothing could have shaken hands under a random key
+    assert state.dials == ALL
+
+
+def ready(state: PskState) -> int:
+    """A call, so that a type checker does not think it constant."""
+    return state.ready
+
+
+def test_nothing_is_sent_before_the_kernel_has_what_to_send_it_with(state: PskState) -> None:
+    state.commit(agreement(1), 0.0)
+    assert ready(state) == 0
+    state.installed(0b111, 0.1)
+    assert ready(state) == 0b111
+    state.installed(ALL, 0.2)
+    assert ready(state) == ALL
+    state.commit(agreement(2, 90.0), 90.0)
+    assert ready(state) == ALL  # the sessions carry on
+    state.unbind(0b10, 100.0)
+    assert ready(state) == ALL & ~0b10
+    state.commit(agreement(3, 101.0), 101.0, responder=True)
+    state.installed(ALL, 101.1)
+    assert ready(state) == ALL & ~0b10  # it leaves the dialling to the other end
+    state.observe([None, 101.2, *[None] * 5], 101.3)
+    state.installed(ALL, 101.4)
+    assert ready(state) == ALL
+    state.tick(1000.0)
+    assert ready(state) == 0
+    state.commit(agreement(4, 1001.0), 1001.0)
+    assert ready(state) == 0
+
+
+def test_with_nothing_bound_there_is_no_link(state: PskState) -> None:
+    state.commit(agreement(1), 0.0)
+    state.unbind(ALL, 1.0)
+    assert state.phase(1.0) is PskPhase.NONE and not state.dials
+    assert chains(state) == [agreement(1).chain_id]  # the next handshake builds on it
+    assert state.commit(agreement(2, 2.0), 2.0)
+    assert state.phase(2.0) is PskPhase.FRESH
 
 
 def test_nothing_secret_shows(state: PskState) -> None:

@@ -16,13 +16,15 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4, make_csr
+from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery.authority import AuthorityDesk
+from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.roster import ControlServer, reconcile
+from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
@@ -34,7 +36,6 @@ from tests.unit.loopback import join, make_authority, make_invite, serving, unti
 from tests.unit.makemesh import identity, plain_record
 
 SOURCE = Address("127.0.0.1", 4000, "tcp")
-NO_REVOCATIONS = msgspec.msgpack.encode([])
 
 
 class Mesh:
@@ -43,10 +44,13 @@ class Mesh:
     def __init__(self, at: Path) -> None:
         self.state: NodeState = make_authority(at)
         self.changes = 0
-        self.keys = GroupKeys(self.state, lambda: self.keeper.tell())
-        self.keeper = RosterKeeper(self.state, self._changed, self.keys.digest)
+        self.keys = GroupKeys(self.state)
+        self.keeper = RosterKeeper(self.state, self._changed)
         self.desk = AuthorityDesk(self.state, self.keeper, self.keys)
-        self.server = ControlServer(self.state, self.keeper, self.keys, self.desk)
+        self.server = ControlServer(
+            self.state, self.keeper, self.keys, self.desk,
+            sync_answer=lambda opening: b"answer to " + opening, sync_finish=lambda rest: None,
+        )  # fmt: skip
 
     def _changed(self) -> None:
         self.changes += 1
@@ -76,10 +80,6 @@ def mesh(tmp_path: Path) -> Mesh:
 
 
 B, C = identity("b"), identity("c")
-
-
-def batch(*records: SignedRecord) -> bytes:
-    return msgspec.msgpack.encode(list(records))
 
 
 # --- the keeper
@@ -141,11 +141,12 @@ async def test_a_batch_is_merged_and_told_once(mesh: Mesh) -> None:
     stranger = Identity.generate()
     bad = replace_signature(mesh.record(stranger, "bad"))
     with capture_logs() as logs:
-        await mesh.keeper.merge(batch(mesh.record(B, "beta"), bad, mesh.record(C, "gamma")), NO_REVOCATIONS)
+        batch = [signed.encode() for signed in (mesh.record(B, "beta"), bad, mesh.record(C, "gamma"))]
+        assert await mesh.keeper.take([*batch, b"junk"]) == 2
     assert mesh.names() == ["alpha", "beta", "gamma"]
     assert mesh.changes == 1
-    assert [entry["event"] for entry in logs] == ["record refused"]
-    await mesh.keeper.merge(mesh.keeper.roster.encode(), NO_REVOCATIONS)
+    assert [entry["event"] for entry in logs] == ["record refused"] * 2
+    assert await mesh.keeper.take([batch[0], batch[2]]) == 0
     assert mesh.changes == 1
 
 
@@ -159,59 +160,30 @@ async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
     assert authority is not None
     revocations = Revocations(mesh.state.root)
     revocations.add(revoke(authority, B.node_id, time()), time())
+    assert mesh.keeper.take_revocations(revocations.encode())
+    assert not mesh.keeper.take_revocations(revocations.encode())
     with capture_logs():
-        await mesh.keeper.merge(batch(mesh.record(B, "beta", seq=9)), revocations.encode())
+        assert await mesh.keeper.take([mesh.record(B, "beta", seq=9).encode()]) == 0
     assert mesh.names() == ["alpha"]
     assert mesh.changes == 2
     await mesh.keeper.save()
     assert mesh.on_disk() == ["alpha"]
 
 
-@pytest.mark.parametrize(
-    ("records", "revocations"),
-    [(b"junk", NO_REVOCATIONS), (batch(), b"junk"), (b"\x91" * 5000, NO_REVOCATIONS)],
-)
-async def test_what_cannot_be_read_changes_nothing(mesh: Mesh, records: bytes, revocations: bytes) -> None:
+@pytest.mark.parametrize("revocations", [b"junk", b"\x91" * 5000])
+async def test_revocations_that_cannot_be_read_change_nothing(mesh: Mesh, revocations: bytes) -> None:
     with pytest.raises(PhantomMeshError):
-        await mesh.keeper.merge(records, revocations)
+        mesh.keeper.take_revocations(revocations)
     assert mesh.changes == 0
-
-
-async def test_waiting_ends_with_the_change_or_the_time(mesh: Mesh) -> None:
-    before = mesh.keeper.digest()
-    assert await mesh.keeper.wait_for_other(before, 0.01) == before
-    assert await mesh.keeper.wait_for_other(b"other", 1000.0) == before
-    found = []
-
-    async def wait() -> None:
-        found.append(await mesh.keeper.wait_for_other(before, 1000.0))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        assert not found
-        mesh.keeper.add(mesh.record(B, "beta"))
-    assert found == [mesh.keeper.digest()] != [before]
 
 
 # --- the server
 
 
-async def test_a_member_gets_the_roster_once_it_differs(mesh: Mesh) -> None:
-    mesh.keeper.add(mesh.record(B, "beta"))
-    answer = await mesh.ask(B, control.AskRoster(b"", 0.0))
-    assert isinstance(answer, control.RosterIs)
-    assert answer.digest == mesh.keeper.digest()
-    given = Roster.decode_untrusted(answer.roster, mesh.state.root, Revocations(mesh.state.root), time())
-    assert [entry.member.name for entry in given] == [entry.member.name for entry in mesh.keeper.roster]
-    assert await mesh.ask(B, control.AskRoster(answer.digest, 0.0)) == control.RosterIs(
-        answer.digest, b"", b""
-    )
-
-
 REQUESTS = [
-    control.AskRoster(b"", 0.0),
     control.AskKeys(),
+    control.SyncOpen(b""),
+    control.SyncClose(b""),
     control.Compare(bytes(2048)),
     control.Fetch(()),
     control.Announce(b""),
@@ -238,22 +210,21 @@ async def test_nor_does_a_member_whose_certificate_has_expired(mesh: Mesh, reque
     assert ("has expired" in answer.message) != isinstance(request_, control.Enrol)
 
 
-async def test_a_member_revoked_while_it_waits_gets_no_roster(mesh: Mesh) -> None:
+async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
-    authority = mesh.state.authority
-    assert authority is not None
-    answers = []
+    assert await mesh.ask(B, control.SyncOpen(b"x")) == control.SyncAnswer(b"answer to x")
+    assert await mesh.ask(B, control.SyncClose(b"y")) == control.Done()
 
-    async def wait() -> None:
-        answers.append(await mesh.ask(B, control.AskRoster(mesh.keeper.digest(), 30.0)))
 
-    revocations = Revocations(mesh.state.root)
-    revocations.add(revoke(authority, B.node_id, time()), time())
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        await mesh.keeper.merge(batch(), revocations.encode())
-    assert [type(answer) for answer in answers] == [control.Refused]
+async def test_what_is_no_message_of_a_sync_is_refused(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+
+    def cannot(_: bytes) -> bytes:
+        raise GossipError("length")
+
+    mesh.server._sync_answer = cannot
+    answer = await mesh.ask(B, control.SyncOpen(b"x"))
+    assert answer == control.Refused("not a message of a sync (length)")
 
 
 async def test_a_newer_record_is_taken_from_anybody_who_is_a_member(mesh: Mesh) -> None:
@@ -308,8 +279,9 @@ async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
     answer = await mesh.ask(B, control.AskKeys())
     assert isinstance(answer, control.KeysAre)
     assert (decode_keys_untrusted(answer.keys), answer.active_key) == ([made], made.id)
-    other = GroupKeys(replace(mesh.state, keyring=b""), lambda: None)
-    other.merge(answer.keys, answer.active_key)
+    other = GroupKeys(replace(mesh.state, keyring=b""))
+    assert other.merge(answer.keys, answer.active_key)
+    assert not other.merge(answer.keys, answer.active_key)
     assert other.ring.active == made
     assert other.digest() == mesh.keys.digest()
     with capture_logs() as logs:
@@ -359,7 +331,7 @@ async def test_a_new_member_is_known_to_all_and_linked(tmp_path: Path) -> None:
                     return sorted(link.peer for link in node.reporter.links() if link.state == "fresh")
 
                 await until(lambda: all(linked(n) == sorted({*nodes} - {name}) for name, n in nodes.items()))
-                await until(lambda: len({node.keeper.digest() for node in nodes.values()}) == 1)
+                await until(lambda: len({node.keeper.roster.digest() for node in nodes.values()}) == 1)
 
 
 @pytest.mark.parametrize("direction", ["joiner", "authority"])
@@ -392,7 +364,7 @@ async def test_an_authority_that_restarts_is_followed_again(tmp_path: Path) -> N
             await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
         async with serving(tmp_path / "a") as authority:
             await join(tmp_path / "c", make_invite(state), "gamma")
-            await until(lambda: node.keeper.digest() == authority.keeper.digest())
+            await until(lambda: node.keeper.roster.digest() == authority.keeper.roster.digest())
             assert len(node.keeper.roster) == 3
 
 
@@ -409,7 +381,7 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
             revocations = Revocations(state.root)
             revocations.add(revoke(signer, joined.node_id, time()), time())
             mine = session.newest(state.identity.node_id)
-            await authority.keeper.merge(batch(), revocations.encode())
+            authority.keeper.take_revocations(revocations.encode())
             assert authority.reporter.links() == []
             assert authority.sessions.newest(joined.node_id) is None
             assert not any(device.peers for device in authority.reconciler.desired.values())

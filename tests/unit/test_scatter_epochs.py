@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
-from phantommesh.scatter.epochs import EQUAL, Keying, PeerScatter
+from phantommesh.scatter.epochs import EQUAL, Keying, Numbers, PeerScatter
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 
 ONE, TWO = Keying(1, Secret(b"1" * 32)), Keying(2, Secret(b"2" * 32))
 ADDRESSES = IPv4Address("100.64.0.2"), IPv6Address("fd00::2")
@@ -23,7 +23,7 @@ class Counters(dict[int, tuple[int, int]]):
 
 
 def scatter() -> PeerScatter:
-    made = PeerScatter(b"n" * 16, 4, ADDRESSES, "deck", 8)
+    made = PeerScatter(b"n" * 16, 4, ADDRESSES, "deck", 8, Numbers())
     made.live = True
     return made
 
@@ -39,6 +39,24 @@ def test_epochs_are_numbered_within_those_of_the_link() -> None:
         assert peer.current is not None
         seen.append(peer.current.epoch)
     assert seen == [Epoch(1, 0), Epoch(1, 1), Epoch(1, 2), Epoch(2, 0), Epoch(2, 1)]
+
+
+def test_no_number_is_used_twice() -> None:
+    numbers = Numbers()
+    taken = [numbers.take(link) for link in (5, 6, 5, 6, 7, 5, 7)]
+    assert taken == [
+        Epoch(5, 0),
+        Epoch(6, 0),
+        Epoch(5, 1),
+        Epoch(6, 1),
+        Epoch(7, 0),
+        Epoch(5, 2),
+        Epoch(7, 1),
+    ]
+    for link in range(1000, 8, -1):
+        numbers.take(link)
+    assert numbers.take(9) == Epoch(9, 1)
+    assert len(numbers._next) <= 8
 
 
 def test_each_epoch_counts_its_own_packets() -> None:

@@ -22,7 +22,7 @@ from phantommesh.scatter.maps import (
     epoch_keys,
 )
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from tests.unit.test_keys import hkdf_expand, prefixed
 
 SECRET = Secret(b"s" * 32)

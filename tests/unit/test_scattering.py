@@ -23,7 +23,7 @@ from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
@@ -359,6 +359,17 @@ async def test_an_interface_that_is_gone_gets_no_cards(kernel: Kernel, autojump_
         assert kernel.dimensions() == set(range(7))
 
 
+async def test_a_start_waits_for_all_seven_but_not_for_ever(kernel: Kernel, autojump_clock: object) -> None:
+    scatter = make()
+    scatter.update([peer(2)])
+    scatter.devices(devices({6}))
+    async with running(scatter):
+        await trio.sleep(service.PATIENCE / 2)
+        assert not has_interface(kernel)
+        await trio.sleep(service.PATIENCE)
+        assert has_interface(kernel) and kernel.dimensions() == set(range(6))
+
+
 async def test_where_nothing_can_be_installed_traffic_takes_dimension_0(
     kernel: Kernel, autojump_clock: object
 ) -> None:
@@ -468,6 +479,7 @@ async def test_a_peer_can_have_a_scheduler_of_its_own(kernel: Kernel, autojump_c
         assert kernel.peers["100.64.0.2"] == "goto peer_1" and kernel.peers["100.64.0.3"] == "goto peer_3"
         snapshot = scatter.snapshot(peer(3).node_id)
         assert snapshot is not None and snapshot.current.scheduler == "packet"
+        assert snapshot.current.epoch.number == 1  # 0 was the deck's
 
 
 async def test_drops_are_counted_once(kernel: Kernel, autojump_clock: object) -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa
@@ -431,6 +432,25 @@ def test_revocations_only_grow_and_survive_a_restart() -> None:
     again = Revocations.decode(revoked.encode(), MESH.root, NOW)
     assert NODE.node_id in again
     assert again.digest() == revoked.digest() != Revocations(MESH.root).digest()
+
+
+def test_what_is_known_of_anothers_revocations_is_not_verified_again() -> None:
+    mine, theirs = Revocations(MESH.root), Revocations(MESH.root)
+    for number in range(3):
+        theirs.add(revoke(MESH.authority, NodeId(bytes([number]) * 16), NOW), NOW)
+    assert mine.take(theirs.encode(), NOW) and mine.digest() == theirs.digest()
+    spoilt = [msgspec.structs.replace(one, signature=bytes(3309)) for one in theirs]
+    later = [msgspec.structs.replace(one, at=one.at + 1) for one in spoilt]
+    assert not mine.take(msgspec.msgpack.encode(later), NOW)
+    new = msgspec.structs.replace(spoilt[0], node_id=b"n" * 16)
+    fourth = revoke(MESH.authority, NodeId(b"4" * 16), NOW)
+    for bad in (msgspec.msgpack.encode([fourth, new]), b"junk"):
+        with pytest.raises(TrustError):
+            mine.take(bad, NOW)
+        assert mine.digest() == theirs.digest()
+    earlier = revoke(MESH.authority, NodeId(bytes(16)), NOW - 9)
+    assert not mine.take(msgspec.msgpack.encode([earlier]), NOW)  # no news, but the one to keep
+    assert mine.get(NodeId(bytes(16))) == earlier
 
 
 def test_a_revocation_needs_an_authority_of_this_mesh() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import pytest
 
@@ -133,11 +134,14 @@ def change(body: bytes, at: int, value: bytes) -> bytes:
         (decode_init, change(INIT.encode(), 0, b"\2"), "suite"),
         (decode_init, change(INIT.encode(), 1, b"\2"), "suite"),
         (decode_init, change(INIT.encode(), 10, b"\x80"), "init epoch"),
-        (decode_init, change(INIT.encode(), 98, b"\x80"), "init bitmap"),
+        (decode_init, change(INIT.encode(), 98, b"\xff"), "init bitmap"),
+        (decode_init, change(INIT.encode(), 98, b"\x7e"), "init bitmap"),
+        (partial(wire.decode_init_untrusted, mode=Mode.ENROL), INIT.encode(), "init bitmap"),
         (wire.decode_resp_untrusted, RESP.encode()[:-1], "resp length"),
         (wire.decode_resp_untrusted, change(RESP.encode(), 0, b"\2"), "version"),
         (wire.decode_resp_untrusted, change(RESP.encode(), 65, b"\x80"), "resp epoch"),
-        (wire.decode_resp_untrusted, change(RESP.encode(), 73, b"\x80"), "resp bitmap"),
+        (wire.decode_resp_untrusted, change(RESP.encode(), 73, b"\xff"), "resp bitmap"),
+        (wire.decode_resp_untrusted, change(RESP.encode(), 73, b"\x7e"), "resp bitmap"),
         (wire.decode_auth_untrusted, b"s" * (8 + 3372), "auth length"),
         (wire.decode_proof_untrusted, b"p" * 3356, "proof length"),
         (wire.decode_proof_untrusted, b"p" * (3357 + 2049), "proof length"),

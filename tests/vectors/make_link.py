@@ -21,7 +21,8 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.handshake import Initiator, Responder
 from phantommesh.secret import Secret
-from phantommesh.wire import DIMENSIONS, Kind, Mode
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import Kind, Mode
 
 FILE = Path(__file__).with_name("link.json")
 

@@ -3,16 +3,17 @@
 
 import ipaddress
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 import structlog
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
-from quart import Response, g, request
+from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
 from phantommesh.nursery.api import problems
+from phantommesh.nursery.api.events import add_events
 from phantommesh.nursery.api.idempotency import IdempotencyCache
 from phantommesh.nursery.api.paging import paginate
 from phantommesh.nursery.api.problems import ProblemError
@@ -24,6 +25,8 @@ Body = TypeVar("Body")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Routes that need no scope, so that a loopback TCP listener may serve them without a token.
 _OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+# How ASGI names the messages of a response, by what was asked for.
+_RESPONSES = {"http": "http.response", "websocket": "websocket.http.response"}
 
 
 class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,10 +58,10 @@ class _App(QuartTrio):
         try:
             await super().asgi_app(scope, receive, watched)
         except Exception as error:
-            if started or scope["type"] != "http":
+            if started or scope["type"] not in _RESPONSES:
                 raise
             structlog.get_logger("phantommesh.api").debug("unusable API request", error=repr(error))
-            await _send_bad_request(send)
+            await _send_bad_request(send, _RESPONSES[scope["type"]])
 
     async def make_default_options_response(self) -> Response:
         response = await super().make_default_options_response()
@@ -67,7 +70,7 @@ class _App(QuartTrio):
         return response
 
 
-async def _send_bad_request(send: ASGISendCallable) -> None:
+async def _send_bad_request(send: ASGISendCallable, prefix: str) -> None:
     body = msgspec.json.encode(
         Problem(status=400, title="Bad Request", detail="the request cannot be read", fix="check its target")
     )
@@ -75,12 +78,15 @@ async def _send_bad_request(send: ASGISendCallable) -> None:
         (b"content-type", problems.PROBLEM_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
     ]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    for message in (
+        {"type": f"{prefix}.start", "status": 400, "headers": headers},
+        {"type": f"{prefix}.body", "body": body, "more_body": False},
+    ):
+        await send(cast("ASGISendEvent", message))
 
 
-def create_app(node: NodePort, *, trusted: bool) -> QuartTrio:
-    """Return the ASGI application.
+def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = None) -> QuartTrio:
+    """Return the ASGI application. ``shutdown`` ends what would otherwise go on for ever: WebSockets.
 
     ``trusted``: whoever connects was let in by the socket's file mode and may do all. Otherwise (TCP) only
     the routes that need no scope answer; API tokens come with a later version.
@@ -97,6 +103,7 @@ def create_app(node: NodePort, *, trusted: bool) -> QuartTrio:
         _refuse_strangers(app)
     _add_probes(app, node)
     _add_v1(app, node)
+    add_events(app, node, trio.Event() if shutdown is None else shutdown)
     return app
 
 
@@ -123,14 +130,21 @@ def _route_label(rule: str) -> str:
 
 
 def _refuse_strangers(app: QuartTrio) -> None:
-    @app.before_request
-    async def check() -> None:
+    def check(asked: Request | Websocket) -> None:
         # A web page that a browser on this machine has open can reach loopback under a name of its own.
-        if not _is_loopback(request.host):
+        if not _is_loopback(asked.host):
             raise ProblemError(421, "this host name is not the node's", fix="ask for 127.0.0.1 or localhost")
-        rule = request.url_rule
+        rule = asked.url_rule
         if rule is not None and rule.rule not in _OPEN_ROUTES:
             raise ProblemError(401, "this needs the node's Unix socket", fix="use api.socket")
+
+    @app.before_request
+    async def check_request() -> None:
+        check(request)
+
+    @app.before_websocket
+    async def check_websocket() -> None:
+        check(websocket)
 
 
 def _is_loopback(host: str) -> bool:
@@ -181,9 +195,30 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     async def links() -> Response:
         return _json(paginate(node.links(), request.args))
 
+    @app.get("/v1/paths")
+    async def paths() -> Response:
+        return _json(paginate(node.paths(), request.args))
+
     @app.get("/v1/scatter")
     async def scatter() -> Response:
         return _json(paginate(node.scatter(), request.args))
+
+    @app.get("/v1/proofs")
+    async def proofs() -> Response:
+        return _json(paginate(node.proofs(), request.args))
+
+    @app.get("/v1/proofs/export")
+    async def export_proofs() -> Response:
+        """A file for `phantommesh proofs --verify`; ``peer`` (a name or node id) leaves the others out."""
+        wanted = request.args.get("peer")
+        chosen = None
+        if wanted is not None:
+            found = (view.node_id for view in node.proofs() if wanted in (view.node_id, view.peer))
+            if (chosen := next(found, None)) is None:
+                raise ProblemError(
+                    404, "there are no scatter proofs with this peer", fix="see GET /v1/proofs"
+                )
+        return Response(await node.export_proofs(chosen), content_type="application/octet-stream")
 
     @app.post("/v1/rotations")
     async def rotations() -> Response:

@@ -11,6 +11,7 @@ from phantommesh.views import Page
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+CURSOR_FIX = "pass next_cursor of the page before"
 
 
 class _HasNodeId(Protocol):
@@ -23,15 +24,16 @@ Item = TypeVar("Item", bound=_HasNodeId)
 
 def paginate(items: Sequence[Item], args: Mapping[str, str]) -> Page[Item]:
     """Return the page that ``args`` ask for, in order of node id. Raises ProblemError (400)."""
-    limit = _limit(args.get("limit"))
-    after = _after(args.get("cursor"))
+    limit = limit_of(args.get("limit"))
+    after = decode_cursor(args.get("cursor")) or ""
     rest = sorted((item for item in items if item.node_id > after), key=lambda item: item.node_id)
     page = rest[:limit]
     more = len(rest) > limit
-    return Page(items=page, next_cursor=_cursor(page[-1].node_id) if more else None)
+    return Page(items=page, next_cursor=encode_cursor(page[-1].node_id) if more else None)
 
 
-def _limit(text: str | None) -> int:
+def limit_of(text: str | None) -> int:
+    """Read ``limit``. Raises ProblemError (400)."""
     if text is None:
         return DEFAULT_LIMIT
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT):
@@ -39,14 +41,16 @@ def _limit(text: str | None) -> int:
     return int(text)
 
 
-def _cursor(node_id: str) -> str:
-    return base64.urlsafe_b64encode(node_id.encode()).decode().rstrip("=")
+def encode_cursor(place: str) -> str:
+    """Make a place in a list something that clients do not look into."""
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
 
 
-def _after(cursor: str | None) -> str:
+def decode_cursor(cursor: str | None) -> str | None:
+    """Return the place, None where there is no cursor. Raises ProblemError (400)."""
     if not cursor:
-        return ""
+        return None
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise ProblemError(400, "cursor is not usable", fix="pass next_cursor of the page before") from None
+        raise ProblemError(400, "cursor is not usable", fix=CURSOR_FIX) from None

@@ -12,11 +12,17 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
+import h11
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     ASGIFramework,
@@ -28,13 +34,18 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
+from wsproto.connection import ConnectionState as WebSocketState
 
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix
 from phantommesh.views import NodePort
 
 GROUP = "phantommesh"
+
+# Tuning.
 MAX_CONNECTIONS = 256
+MAX_MESSAGE_BYTES = 4096  # in a WebSocket, from a client, which has nothing to say
+SEND_TIMEOUT_S = 30.0  # for a client to take what is in one write
 _CLOSE_TIMEOUT_S = 10.0
 
 
@@ -73,10 +84,10 @@ async def _serve(
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
     connections = _Connections()
-    served = [(unix.listener, create_app(node, trusted=True))]
+    served = [(unix.listener, create_app(node, trusted=True, shutdown=shutdown))]
     addresses = [f"unix:{unix.path}"]
     if tcp is not None:
-        served.append((tcp, create_app(node, trusted=False)))
+        served.append((tcp, create_app(node, trusted=False, shutdown=shutdown)))
         host, port = tcp.getsockname()[:2]
         addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     async with trio.open_nursery() as handlers:
@@ -114,7 +125,12 @@ def _closing(app: QuartTrio) -> ASGIFramework:
         async def whole_send(message: ASGISendEvent) -> None:
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             with trio.move_on_after(_CLOSE_TIMEOUT_S if last else math.inf, shield=last):
-                await send(message)
+                try:
+                    await send(message)
+                except h11.LocalProtocolError:
+                    if scope["type"] != "websocket":
+                        raise
+                    # hypercorn answers by itself a client that sends frames before the upgrade.
 
         await app(scope, receive, whole_send)
 
@@ -122,10 +138,46 @@ def _closing(app: QuartTrio) -> ASGIFramework:
 
 
 class _Connection(TCPServer):
+    """One connection. hypercorn's, but one that its client has left, or takes nothing from, ends."""
+
     async def _read_data(self) -> None:
-        await super()._read_data()
-        # Else a connection that its client closed lives on until the keep-alive timeout.
-        await self.idle_task.stop()
+        data = b"something"
+        while data and not _is_over(self.protocol.protocol):
+            try:
+                data = bytes(await self.stream.receive_some(MAX_RECV))
+                await self.protocol.handle(RawData(data))
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                break
+            except h11.LocalProtocolError:
+                break  # two answers to one handshake: see _closing
+        await self.protocol.handle(Closed())
+        # Else it lives on until the keep-alive timeout, or for ever where nobody told the application.
+        assert self._task_group._nursery is not None
+        self._task_group._nursery.cancel_scope.cancel()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                with trio.fail_after(SEND_TIMEOUT_S, shield=True):
+                    await self.stream.send_all(event.data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                _cut(cast("trio.SocketStream", self.stream))  # which ends the reading as well
+                await self.protocol.handle(Closed())
+            except trio.BusyResourceError:
+                pass  # it is just being closed
+
+
+def _is_over(protocol: H11Protocol | H2Protocol) -> bool:
+    """Whether a WebSocket broke the rules. hypercorn would read and store on what its client sends."""
+    streams = protocol.streams.values() if isinstance(protocol, H2Protocol) else [protocol.stream]
+    return any(
+        stream.closed or (stream.handshake.accepted and stream.connection.state is not WebSocketState.OPEN)
+        for stream in streams
+        if isinstance(stream, WSStream)
+    )
 
 
 def connection_handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
@@ -133,6 +185,7 @@ def connection_handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
+    config.websocket_max_message_size = MAX_MESSAGE_BYTES
     return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context, ConnectionState({}))
 
 
@@ -168,5 +221,9 @@ class _Connections:
     def cut(self) -> None:
         """Shut every connection down, which also ends a write that is shielded from cancellation."""
         for stream in self._open:
-            with contextlib.suppress(OSError):
-                stream.socket.shutdown(socket.SHUT_RDWR)
+            _cut(stream)
+
+
+def _cut(stream: trio.SocketStream) -> None:
+    with contextlib.suppress(OSError):
+        stream.socket.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node asks of other members over its channels: of whom, in which order, how much at a time. Pure.
+
+A conversation is a generator. It yields what to ask, and is sent the answer; or it yields records that came,
+and is sent how many of them changed the roster. Its owner has the channel and the roster's keeper; it raises
+`AskingError` for an answer that is not one to the question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from random import Random
+from typing import Final, NamedTuple, TypeVar
+
+from phantommesh import antientropy, control
+from phantommesh.identity import NodeId
+from phantommesh.membership.effects import FetchRecord
+from phantommesh.records import Entry, Roster
+from phantommesh.trust import Role
+from phantommesh.wire import Address
+
+# Tuning.
+FETCH_QUEUE: Final = 512
+FETCHES_PER_SOURCE: Final = 32  # that wait at one time: what one member can make us look for
+FETCH_BATCH: Final = 64  # records asked for over one channel
+PAUSES: Final = (0.0, 0.2, 0.4, 0.8)  # s before each round of questions for a record
+MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
+
+
+class AskingError(Exception):
+    """The other end answered something else than what was asked."""
+
+
+class Keep(NamedTuple):
+    """Verify these encoded records and keep those that are newer."""
+
+    records: Sequence[bytes]
+
+
+T = TypeVar("T")
+Talk = Generator[control.Request | Keep, control.Answer | int, T]
+
+
+def fetch(hashes: Iterable[bytes]) -> Talk[int]:
+    """Fetch records by their hashes; return how many changed the roster."""
+    answer = yield control.Fetch(tuple(hashes))
+    if not isinstance(answer, control.Records):
+        raise AskingError("not an answer to a request for records")
+    came = yield Keep(answer.records)
+    assert isinstance(came, int)
+    return came
+
+
+def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
+    """Exchange with one member the records that either lacks; return how many came. ``wall`` is unix time.
+
+    What is not acceptable here or there is left out: nothing that a member sends ends this.
+    """
+    answer = yield control.Compare(antientropy.buckets(roster, wall()))
+    if not isinstance(answer, control.Differs):
+        raise AskingError("not an answer to a comparison")
+    try:
+        difference = antientropy.parse_difference_untrusted(answer.difference)
+    except antientropy.AntiEntropyError as error:
+        raise AskingError(str(error)) from error
+    came, wanted = 0, antientropy.wanted(roster, difference)
+    for start in range(0, len(wanted), antientropy.MAX_WANTED):
+        came += yield from fetch(wanted[start : start + antientropy.MAX_WANTED])
+    for signed in antientropy.surplus(roster, difference, wall()):
+        yield control.Announce(signed.encode())
+    return came
+
+
+def compare(
+    sync_open: Callable[[], bytes],
+    sync_close: Callable[[bytes], bytes],
+    roster: Roster,
+    wall: Callable[[], float],
+) -> Talk[int]:
+    """Compare tables, then records. The first two are `Membership`'s; they may raise `GossipError`."""
+    answer = yield control.SyncOpen(sync_open())
+    if not isinstance(answer, control.SyncAnswer):
+        raise AskingError("not an answer to a sync")
+    yield control.SyncClose(sync_close(answer.difference))
+    return (yield from reconcile(roster, wall))
+
+
+def keys() -> Talk[control.KeysAre]:
+    """Ask for revocations and group keys."""
+    answer = yield control.AskKeys()
+    if not isinstance(answer, control.KeysAre):
+        raise AskingError("not an answer to a request for keys")
+    return answer
+
+
+def whom(entries: Iterable[Entry], mine: NodeId, first: Sequence[bytes], rng: Random) -> list[NodeId]:
+    """The members that have an endpoint: those of ``first``, then authorities, then the others at random."""
+    places = {node_id: place for place, node_id in reversed(list(enumerate(first)))}
+    others = [e for e in entries if e.member.node_id != mine and e.record.control]
+
+    def order(entry: Entry) -> tuple[int, bool, float]:
+        member = entry.member  # at random it spreads the load, and keys nothing
+        return places.get(member.node_id, len(first)), member.role is not Role.AUTHORITY, rng.random()
+
+    return [entry.member.node_id for entry in sorted(others, key=order)]
+
+
+class Call(NamedTuple):
+    """Hold this conversation with a member, over a channel."""
+
+    member: NodeId
+    talk: Talk[int]
+
+
+class CallUnlinked(NamedTuple):
+    """Ask whoever is at this address for these records, without a channel."""
+
+    address: Address
+    hashes: Sequence[bytes]
+
+
+class Pause(NamedTuple):
+    """Wait so long."""
+
+    seconds: float
+
+
+def look_for(
+    batch: Sequence[FetchRecord],
+    roster: Roster,
+    *,
+    member_at: Callable[[bytes | Address], NodeId | None],
+    callable: Callable[[Sequence[bytes]], Sequence[NodeId]],  # noqa: A002
+    where: Callable[[NodeId], Sequence[Address]],
+) -> Iterator[Call | CallUnlinked | Pause]:
+    """Look for records: ask those first who said that they exist, then others, until the roster has them.
+
+    News run ahead of what they tell of: who passed them on may still be fetching the record itself. So it is
+    asked again a little later. Whose record it is has it for sure, and is asked at the end only: else a large
+    mesh would come to that one node.
+    """
+    first = [member for one in batch if (member := member_at(one.source)) is not None]
+    for pause in PAUSES:
+        if pause:
+            yield Pause(pause)
+        if pause == PAUSES[-1]:
+            lacking = set(missing(batch, roster))
+            first += [NodeId(one.node) for one in batch if one.record_hash in lacking]
+        members = callable(first)
+        for member in members[: max(2, len(set(first)) + 1)]:
+            if not (wanted := missing(batch, roster)):
+                return
+            yield Call(member, fetch(wanted))
+    for source in dict.fromkeys(one.source for one in batch):
+        for address in (source,) if isinstance(source, Address) else where(NodeId(source)):
+            if not (wanted := missing(batch, roster)):
+                return
+            yield CallUnlinked(address, wanted[:MAX_UNLINKED])
+
+
+def missing(batch: Iterable[FetchRecord], roster: Roster) -> list[bytes]:
+    """The hashes of those of these records that the roster does not hold, nor a later one."""
+
+    def lacks(one: FetchRecord) -> bool:
+        held = roster.get(NodeId(one.node))
+        if held is None or held.record.seq < one.record_seq:
+            return True
+        return held.record.seq == one.record_seq and held.hash != one.record_hash
+
+    return [one.record_hash for one in batch if lacks(one)]
+
+
+class Fetching:
+    """The records that are being looked for. What one source can have us look for is bounded."""
+
+    def __init__(self) -> None:
+        self._queue: deque[FetchRecord] = deque()
+        self._of_source: Counter[bytes | Address] = Counter()
+        self._heard: dict[bytes, float] = {}  # by record hash, when it was first heard of
+
+    def __len__(self) -> int:
+        return len(self._heard)
+
+    def want(self, wanted: FetchRecord, now: float) -> bool:
+        """Queue a record, unless it is being looked for; say whether it was. Membership asks again for what
+        there was no room for."""
+        if wanted.record_hash in self._heard or self._of_source[wanted.source] >= FETCHES_PER_SOURCE:
+            return False
+        if self.full:
+            return False
+        self._queue.append(wanted)
+        self._of_source[wanted.source] += 1
+        self._heard[wanted.record_hash] = now
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room."""
+        return len(self._queue) >= FETCH_QUEUE
+
+    def batch(self) -> list[FetchRecord]:
+        """Take what is to be asked for over one channel. Hand it to `over` in the end."""
+        return [self._queue.popleft() for _ in range(min(FETCH_BATCH, len(self._queue)))]
+
+    def came(self, record_hash: bytes) -> float | None:
+        """A record is here now: return when it was first heard of, if it was looked for."""
+        return self._heard.pop(record_hash, None)
+
+    def over(self, batch: Iterable[FetchRecord]) -> None:
+        """These were looked for. One that nobody had is asked for again by membership."""
+        for wanted in batch:
+            self._heard.pop(wanted.record_hash, None)
+            self._of_source[wanted.source] -= 1
+            if not self._of_source[wanted.source]:
+                del self._of_source[wanted.source]

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verb proofs: what there is, as a file, and whether a file holds."""
+
+import warnings
+from pathlib import Path
+
+import click
+
+from phantommesh.cli.base import CliError, Options, client_of, json_option
+from phantommesh.cli.output import emit, size, table
+
+EXPORT_TIMEOUT_S = 60.0
+_HASH_CHARACTERS = 64
+
+
+@click.command()
+@click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help="Check a file of proofs.")
+@click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the proofs to a file.")
+@click.option("--peer", help="With --export: those with one peer (a name or node id) only.")
+@click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 100),
+    default=5.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="With --verify: how much of what was sent may be lost, of each dimension and epoch.",
+)
+@json_option
+@click.pass_obj
+def proofs(
+    options: Options,
+    verify: Path | None,
+    export: Path | None,
+    peer: str | None,
+    root: str | None,
+    max_loss: float,
+) -> None:
+    """Show the scatter proofs of this node, export them, or check an exported file.
+
+    --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names;
+    where there is neither, the one in the file, and says so.
+    """
+    if verify is not None and export is not None:
+        raise click.UsageError("give --verify or --export, not both")
+    if verify is not None:
+        _verify(options, verify, root, max_loss / 100)
+    elif export is not None:
+        _export(options, export, peer)
+    else:
+        _list(options)
+
+
+def _list(options: Options) -> None:
+    from phantommesh.views import Page, ProofsView
+
+    found = client_of(options).get_all("/v1/proofs", ProofsView)
+    if options.json:
+        emit(Page(items=found, next_cursor=None))
+        return
+    rows = [
+        (view.peer, name, direction)
+        for view in sorted(found, key=lambda view: view.peer)
+        for name, direction in (("sent", view.sent), ("received", view.received))
+    ]
+    table(
+        [
+            "PEER",
+            "DIRECTION",
+            "KEPT",
+            "SIGNED BY BOTH",
+            "NEWEST",
+            "PACKETS",
+            "BYTES",
+            "ENTROPY",
+            "P",
+            "PROBLEM",
+        ],
+        [
+            (
+                peer,
+                name,
+                direction.kept,
+                direction.countersigned,
+                f"{newest.link_epoch}.{newest.epoch}",
+                sum(newest.packets),
+                size(sum(newest.bytes)),
+                f"{newest.entropy_bits:.3f}",
+                None if newest.p_value is None else f"{newest.p_value:.2g}",
+                newest.problem,
+            )
+            if (newest := direction.newest) is not None
+            else (peer, name, direction.kept, direction.countersigned, *[None] * 6)
+            for peer, name, direction in rows
+        ],
+    )
+
+
+def _export(options: Options, path: Path, peer: str | None) -> None:
+    from urllib.parse import urlencode
+
+    from phantommesh.proofs.archive import Archive
+    from phantommesh.statedir import atomic_write
+    from phantommesh.trust import describe_mesh, load_root
+
+    query = "" if peer is None else "?" + urlencode({"peer": peer})
+    data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")
+    archive = Archive.decode_untrusted(data)
+    mesh = describe_mesh(load_root(archive.root))
+    atomic_write(path, data)
+    if options.json:
+        emit({"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()})
+    else:
+        click.echo(f"{len(archive.proofs)} proofs written to {path}")
+        click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
+
+
+def _verify(options: Options, path: Path, root: str | None, max_loss: float) -> None:
+    from phantommesh.proofs.archive import MAX_ARCHIVE_BYTES, Archive
+    from phantommesh.proofs.verify import verify
+
+    with path.open("rb") as file:
+        data = file.read(MAX_ARCHIVE_BYTES + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cryptography's, of odd certificates: whether it holds is said below
+        report = verify(Archive.decode_untrusted(data), root_hash=_pinned(options, root), max_loss=max_loss)
+    if not report.pinned:
+        click.echo(
+            f"note: this machine knows no mesh, so the root in the file is believed: is its hash "
+            f"{report.root_hash.hex()}?",
+            err=True,
+        )
+    if options.json:
+        emit(
+            {
+                "file": str(path),
+                "mesh": report.mesh,
+                "root_hash": report.root_hash.hex(),
+                "pinned": report.pinned,
+                "proofs": report.proofs,
+                "countersigned": report.countersigned,
+                "links": report.links,
+            }
+        )
+        return
+    table(
+        [
+            "FROM",
+            "TO",
+            "PROOFS",
+            "SIGNED BY BOTH",
+            "TESTED",
+            "PACKETS",
+            "BYTES",
+            "ENTROPY",
+            "MIN-ENTROPY",
+            "LEAST P",
+        ],
+        [
+            (
+                link.sender,
+                link.receiver,
+                link.proofs,
+                link.countersigned,
+                link.tested,
+                link.packets,
+                size(link.octets),
+                f"{link.shannon_bits:.3f}",
+                f"{link.minimum_bits:.3f}",
+                None if link.least_p_value is None else f"{link.least_p_value:.2g}",
+            )
+            for link in report.links
+        ],
+    )
+    half = report.proofs - report.countersigned
+    click.echo(
+        f"all {report.proofs} proofs of mesh {report.mesh} hold"
+        + (f"; {half} of them only their sender has signed" if half else "")
+    )
+
+
+def _pinned(options: Options, root: str | None) -> bytes | None:
+    """The root key's hash to believe in: what the operator says, else this machine's mesh, if it has one."""
+    from phantommesh.errors import PhantomMeshError
+    from phantommesh.statedir import ROOT_CERT
+    from phantommesh.trust import describe_mesh, load_root
+
+    if root is not None:
+        try:
+            if len(root) == _HASH_CHARACTERS:
+                return bytes.fromhex(root)
+        except ValueError:
+            pass
+        raise CliError(
+            f"--root {root[:80]} is no hash", fix="give the 64 hex characters that --export printed"
+        )
+    try:
+        return describe_mesh(load_root((options.state_dir / ROOT_CERT).read_bytes())).root_hash
+    except (OSError, PhantomMeshError):
+        return None

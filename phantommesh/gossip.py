@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Membership behind its envelope: sealed datagrams in; sealed datagrams and other wishes out. Sans-I/O.
+
+It adds to `Membership` what that leaves to its owner: the group key, which of a member's addresses to use,
+who really sent a datagram, and whom to ask when a header tells of other revocations or keys than ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Final, NamedTuple
+
+from phantommesh.envelope import Envelope, EnvelopeError
+from phantommesh.identity import NodeId
+from phantommesh.membership import effects
+from phantommesh.membership.machine import Membership
+from phantommesh.membership.messages import HEADER_SIZE, NODE_ID_SIZE
+from phantommesh.wire import Address
+
+KIND: Final = 1  # of the envelope: the payload is a datagram of `membership.messages`
+_SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZE)
+
+# Tuning.
+HEARD: Final = 1.0  # s for which the address that a member was last heard from is used without a thought
+ASK_AGAIN: Final = 1.0  # s between two requests for one member's keys and revocations
+KEYLESS_AGAIN: Final = 3.0  # s between two requests that nothing but unreadable datagrams are the reason for
+MAX_KNOWN: Final = 1024  # digests of which it is known that they hold nothing new
+
+
+class Datagram(NamedTuple):
+    """Send these bytes there."""
+
+    data: bytes
+    to: Address
+
+
+class AskKeys(NamedTuple):
+    """Ask for revocations and group keys: this member, which has others than we do, or (None) any: datagrams
+    come that no key of ours opens. Answer with `Gossip.asked`."""
+
+    member: NodeId | None
+    digest: bytes
+
+
+Effect = Datagram | AskKeys | effects.Changed | effects.FetchRecord | effects.Sync | effects.Persist
+
+
+class _Route:
+    """Where a member was last heard from, and which of its addresses is tried next while it is silent."""
+
+    __slots__ = ("heard", "last", "turn")
+
+    def __init__(self) -> None:
+        self.last: Address | None = None
+        self.heard = -inf
+        self.turn = 0
+
+
+class Gossip:
+    """The membership of one node on the wire.
+
+    ``where`` gives the addresses in a member's signed record; ``digest`` the 8 bytes that tell of our
+    revocations and keys; ``in_use`` is told the id of each key that a genuine datagram was sealed with. The
+    clock is the owner's throughout.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        envelope: Envelope,
+        *,
+        where: Callable[[NodeId], Sequence[Address]],
+        digest: Callable[[], bytes],
+        in_use: Callable[[bytes], None],
+    ) -> None:
+        self.membership = membership
+        self.heard_at = -inf
+        self._envelope, self._where, self._digest, self._in_use = envelope, where, digest, in_use
+        self._routes: dict[NodeId, _Route] = {}
+        self._ask_after: dict[NodeId | None, float] = {}
+        self._nothing_new: OrderedDict[bytes, None] = OrderedDict()
+        self._drops: Counter[str] = Counter()
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Datagrams and claims not taken in, by reason."""
+        inner = Counter({f"gossip-{reason}": n for reason, n in self.membership.drops.items()})
+        return self._drops + self._envelope.drops + inner
+
+    # The protocol's shape.
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is due."""
+        return self.membership.deadline
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due."""
+        return self.seal(self.membership.tick(now), now)
+
+    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
+        """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`."""
+        try:
+            opened = self._envelope.open(datagram, source)
+        except EnvelopeError as error:
+            return self._keyless(now) if error.reason == "gossip-key" else []
+        # Whose cipher it is has been checked; the datagram inside must be the same node's.
+        if opened.kind != KIND or opened.payload[_SENDER] != opened.sender:
+            self._drops["gossip-kind" if opened.kind != KIND else "gossip-impostor"] += 1
+            return []
+        self.heard_at = now
+        self._in_use(opened.key)
+        self._heard(opened.sender, source, now)
+        wanted: list[Effect] = []
+        if opened.digest != self._digest():
+            wanted = self._ask(opened.sender, opened.digest, ASK_AGAIN, now)
+        return wanted + self.seal(self.membership.receive(opened.payload, source, now), now)
+
+    def seal(self, wanted: Sequence[effects.Effect], now: float) -> list[Effect]:
+        """Turn what membership wants into what its owner can do."""
+        out: list[Effect] = []
+        for effect in wanted:
+            if not isinstance(effect, effects.Send):
+                out.append(effect)
+            elif not self._envelope.ready:
+                self._drops["gossip-unkeyed"] += 1
+            elif (address := self._address(effect.to, now)) is not None:
+                out.append(Datagram(self._envelope.seal(KIND, effect.datagram), address))
+            else:
+                self._drops["gossip-nowhere"] += 1
+        return out
+
+    # Where members are.
+
+    def _heard(self, sender: NodeId, source: Address, now: float) -> None:
+        """Any member can seal in another's name, so only an address that the sender's record names counts;
+        where it names none, the sender is where it speaks from."""
+        known = self._where(sender)
+        if source in known or not known:
+            route = self._routes.setdefault(sender, _Route())
+            route.last, route.heard = source, now
+
+    def _address(self, to: bytes | Address, now: float) -> Address | None:
+        if isinstance(to, Address):
+            return to
+        member = NodeId(to)
+        known, route = self._where(member), self._routes.setdefault(member, _Route())
+        if route.last is not None and (not known or (now - route.heard < HEARD and route.last in known)):
+            return route.last
+        if not known:
+            return None
+        route.turn += 1  # silent: perhaps another of its uplinks works
+        return known[route.turn % len(known)]
+
+    def forget(self, members: set[NodeId]) -> None:
+        """Keep nothing of nodes other than these."""
+        self._routes = {member: route for member, route in self._routes.items() if member in members}
+        self._ask_after = {
+            who: when for who, when in self._ask_after.items() if who is None or who in members
+        }
+
+    # Who has other keys or revocations.
+
+    def _keyless(self, now: float) -> list[Effect]:
+        """Anyone can send what no key opens, so this is no more than a reason to ask a member some time."""
+        return self._ask(None, b"", KEYLESS_AGAIN, now)
+
+    def _ask(self, member: NodeId | None, digest: bytes, pause: float, now: float) -> list[Effect]:
+        if digest in self._nothing_new or now < self._ask_after.get(member, -inf):
+            return []
+        self._ask_after[member] = now + pause
+        return [AskKeys(member, digest)]
+
+    def moot(self, wanted: AskKeys) -> bool:
+        """Whether what it asks for has come meanwhile: a change is heard of from many members at once."""
+        return wanted.digest == self._digest()
+
+    def asked(self, digest: bytes, *, news: bool) -> None:
+        """An `AskKeys` was answered. Where it brought nothing, who says the same digest is not asked again:
+        it is the one behind, and asks us."""
+        if news:
+            self._nothing_new.clear()
+        elif digest:
+            self._nothing_new[digest] = None
+            if len(self._nothing_new) > MAX_KNOWN:
+                self._nothing_new.popitem(last=False)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Channels to other members, opened on the sessions that links left behind; and what is asked over them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from time import time
+from typing import TypeVar, cast
+
+import structlog
+import trio
+
+from phantommesh import asking, control
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery import streams
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.revocation import decode_revocation_untrusted
+from phantommesh.trust import Role, TrustError
+
+# Tuning.
+PATIENCE = 25.0  # s that a renewal may take at one authority
+STANDING_FIRST, STANDING_MAX = 1.0, 15.0  # s between questions whether this node was revoked
+STANDING_ASKED = 3  # members asked each time
+
+T = TypeVar("T")
+
+_RNG = random.Random()  # noqa: S311  # orders members, keys nothing
+
+log = structlog.get_logger("phantommesh.calling")
+
+
+class Caller:
+    """Opens channels to members. A member can be called once a link with it has left a session."""
+
+    def __init__(self, node: NodeState, keeper: RosterKeeper, sessions: streams.Sessions) -> None:
+        self._node, self._keeper, self.sessions = node, keeper, sessions
+
+    def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
+        """The members that can be called, in the order of `asking.whom`."""
+        ordered = asking.whom(self._keeper.roster, self._node.identity.node_id, list(first), _RNG)
+        return [member for member in ordered if self.sessions.newest(member) is not None]
+
+    @asynccontextmanager
+    async def call(self, member: NodeId) -> AsyncIterator[streams.Client]:
+        """Open a channel to a member, at the first of its endpoints that answers. Raises `StreamError`, also
+        inside the block where the channel breaks."""
+        session, entry = self.sessions.newest(member), self._keeper.roster.get(member)
+        if session is None or entry is None:
+            raise streams.StreamError("there is no link with this member")
+        failure = streams.StreamError("its record names no endpoint")
+        for endpoint in entry.record.control:
+            opened = False
+            try:
+                async with streams.connect(*parse_endpoint(endpoint)) as framed:
+                    client = await streams.Client.open(framed, session)
+                    opened = True
+                    yield client
+                    return
+            except streams.StreamError as error:
+                if opened:
+                    raise
+                failure = streams.StreamError(f"{endpoint}: {error}")
+        raise failure
+
+    async def renew(self, csr: bytes, evidence: bytes = b"") -> control.Renewed:
+        """Ask the authorities for a new certificate, one after the other. Raises `TrustError`."""
+        reasons = []
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        for member in self.callable():
+            entry = self._keeper.roster.get(member)
+            if entry is None or entry.member.role is not Role.AUTHORITY:
+                continue
+            try:
+                with trio.fail_after(PATIENCE):
+                    async with self.call(member) as client:
+                        if mine is not None:
+                            await client.ask(control.Announce(mine.signed.encode()))
+                        answer = await client.ask(control.Renew(csr, evidence))
+            except (streams.StreamError, trio.TooSlowError) as error:
+                reasons.append(f"{entry.member.name}: {str(error) or 'no answer'}")
+                continue
+            if isinstance(answer, control.Renewed):
+                return answer
+            reasons.append(
+                answer.message if isinstance(answer, control.Refused) else "no certificate in the answer"
+            )
+        raise TrustError(
+            "no authority renewed the certificate: " + ("; ".join(reasons) or "there is no link to any yet"),
+            fix="start an authority, and check that its control port is open for TCP from here",
+        )
+
+
+async def converse(client: streams.Client, keeper: RosterKeeper, talk: asking.Talk[T]) -> T:
+    """Hold one of `asking`'s conversations over a channel. Raises `StreamError`."""
+    try:
+        step = next(talk)
+        while True:
+            if isinstance(step, asking.Keep):
+                step = talk.send(await keeper.take(step.records))
+            else:
+                step = talk.send(await client.ask(step))
+    except asking.AskingError as error:
+        raise streams.StreamError(str(error)) from error
+    except StopIteration as end:
+        return cast("T", end.value)
+
+
+async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
+    """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`."""
+    return await converse(client, keeper, asking.reconcile(keeper.roster, time))
+
+
+async def ask_standing(node: NodeState, keeper: RosterKeeper, quiet: Callable[[], bool]) -> None:
+    """While it is ``quiet``, ask members whether this node was revoked, until it was or is cancelled: who was
+    hears it from nobody else, as nobody links with it or gossips to it any more."""
+    pause = STANDING_FIRST
+    while keeper.revoked is None:
+        await trio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # spreads questions, keys nothing
+        if not quiet():
+            pause = STANDING_FIRST
+            continue
+        pause = min(STANDING_MAX, pause * 1.5)
+        entries = [e for e in keeper.roster if e.member.node_id != node.identity.node_id]
+        for entry in random.sample(entries, min(len(entries), STANDING_ASKED)):
+            for endpoint in entry.record.control:
+                answer = b""
+                with suppress(streams.StreamError):
+                    async with streams.connect(*parse_endpoint(endpoint)) as framed:
+                        answer = await streams.ask_revoked(framed, node.identity.node_id)
+                if answer:
+                    with suppress(PhantomMeshError):
+                        keeper.revoke(decode_revocation_untrusted(answer))

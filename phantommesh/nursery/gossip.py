@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gives gossip its socket, its clock, its disk and its channels to other members."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from time import time
+from typing import TypeVar, assert_never
+
+import structlog
+import trio
+
+from phantommesh import antientropy, asking, control, envelope, gossip, statedir
+from phantommesh.envelope import Envelope, EnvelopeError
+from phantommesh.errors import PhantomMeshError
+from phantommesh.gossip import AskKeys, Datagram, Gossip
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
+from phantommesh.membership.machine import Membership
+from phantommesh.membership.messages import GossipError
+from phantommesh.membership.presets import Params
+from phantommesh.nodestate import NodeState, encode_members, load_members
+from phantommesh.nursery import streams
+from phantommesh.nursery.calling import Caller, converse
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.udp import UdpPort
+from phantommesh.records import HASH_BYTES
+from phantommesh.wire import Address
+
+# Tuning.
+FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
+SYNC_QUEUE, ASK_QUEUE = 8, 64
+TALK = 15.0  # s that one conversation may take
+LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
+DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
+SAVE_EVERY, SAVE_AGAIN = 30.0, 5.0  # s
+QUIET = 5.0  # s without a genuine datagram
+
+Item = TypeVar("Item")
+
+log = structlog.get_logger("phantommesh.gossip")
+
+
+class GossipDriver:
+    """Runs one `Gossip`. ``changed`` hears of every change of a member's state, and ``learned`` of how many
+    seconds passed from first word of a record to its being verified here."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        keeper: RosterKeeper,
+        keys: GroupKeys,
+        caller: Caller,
+        udp: UdpPort,
+        *,
+        generation: int,
+        params: Params,
+        seeds: Callable[[], Sequence[Address]],
+        where: Callable[[NodeId], Sequence[Address]],
+        changed: Callable[[Changed], None],
+        learned: Callable[[float], None],
+        look: Callable[[], None],
+    ) -> None:
+        """``where`` gives the addresses of a member's record, ``seeds`` those to try for ever; ``look`` has
+        the interfaces read soon."""
+        self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
+        self._where, self._changed, self._learned, self._look = where, changed, learned, look
+        self._mine, self._seeds = node.identity.node_id, seeds
+        me = node.roster.get(self._mine)
+        self._known: dict[NodeId, bytes] = {}  # by member, the hash of the record that membership was told of
+        self.membership = Membership(
+            node=self._mine,
+            generation=generation,
+            record_seq=0 if me is None else me.record.seq,
+            record_hash=bytes(16) if me is None else me.hash,
+            rng=random.SystemRandom(),
+            now=trio.current_time(),
+            params=params,
+            known=load_members(node),
+        )
+        if me is not None:
+            self._known[self._mine] = me.hash
+        sealed = Envelope(
+            self._mine,
+            keys.ring,
+            start=generation,
+            revoked=node.revocations,
+            digest=keys.digest,
+            at_home=lambda sender, source: source in where(sender),
+        )
+        self._requests = Envelope(
+            self._mine,
+            keys.ring,
+            start=generation,
+            revoked=node.revocations,
+            digest=keys.digest,
+            label=envelope.REQUEST,
+        )
+        self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
+        self._woken, self._unsaved = trio.Event(), trio.Event()
+        self._generation, self._spread_new = generation, False
+        self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
+        self._fetching, self._wanted = asking.Fetching(), trio.Event()
+        self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
+        self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
+        self.dropped: Counter[str] = Counter()
+
+    # Told from outside.
+
+    def receive(self, datagram: bytes, source: Address) -> None:
+        """Take one datagram from the network."""
+        self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
+
+    def quiet(self) -> bool:
+        """Whether nobody has been heard for a while."""
+        return trio.current_time() - self.gossip.heard_at > QUIET
+
+    def roster_changed(self) -> None:
+        """Tell membership of records that are new here, and of members that were revoked."""
+        now, wall = trio.current_time(), time()
+        for entry in self._keeper.roster:
+            node_id = entry.member.node_id
+            if self._known.get(node_id) == entry.hash or not entry.valid(wall):
+                continue
+            self._known[node_id] = entry.hash
+            heard = self._fetching.came(entry.hash)
+            if heard is not None:
+                self._learned(now - heard)
+            if node_id == self._mine:
+                effects = self.membership.publish(entry.record.seq, entry.hash, now)
+            else:
+                effects = self.membership.verified(
+                    node_id, entry.record.seq, entry.hash, now, spread=self._spread_new
+                )
+            self._carry_out(self.gossip.seal(effects, now))
+        for node_id in [n for n in self._known if n != self._mine and n in self._node.revocations]:
+            del self._known[node_id]
+            self._carry_out(self.gossip.seal(self.membership.expel(node_id, now), now))
+        # Others know what this node starts with. What comes later they should hear of while it is here to be
+        # asked for it: whom it enrolled may have nobody else to vouch for it.
+        self._spread_new = True
+        self.gossip.forget(set(self._known))
+        self._rx = {node_id: seen for node_id, seen in self._rx.items() if node_id in self._known}
+
+    def read_interfaces(self, received: Mapping[NodeId, Sequence[int]]) -> None:
+        """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life, and it
+        came after the reading before this one. Keepalives and handshakes are WireGuard's own."""
+        now = trio.current_time()
+        for node_id, counts in received.items():
+            before, then = self._rx.get(node_id, (counts, now))
+            self._rx[node_id] = counts, now
+            if any(count - last > DATA for count, last in zip(counts, before, strict=True)):
+                seen = self.membership.traffic_seen(node_id, now, age=now - then)
+                self._carry_out(self.gossip.seal(seen, now))
+
+    def _compare(self) -> asking.Talk[int]:
+        return asking.compare(self._sync_open, self._sync_close, self._keeper.roster, time)
+
+    def _sync_open(self) -> bytes:
+        return self.membership.sync_open(trio.current_time())
+
+    def _sync_close(self, answer: bytes) -> bytes:
+        now = trio.current_time()
+        rest, effects = self.membership.sync_close(answer, now)
+        self._carry_out(self.gossip.seal(effects, now))
+        return rest
+
+    def sync_answer(self, opening: bytes) -> bytes:
+        """Another member opens a full sync. Raises `GossipError`."""
+        now = trio.current_time()
+        answer, effects = self.membership.sync_answer(opening, now)
+        self._carry_out(self.gossip.seal(effects, now))
+        return answer
+
+    def sync_finish(self, rest: bytes) -> None:
+        """And closes it. Raises `GossipError`."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, now), now))
+
+    def answer_records(self, sealed: bytes, source: Address) -> bytes:
+        """Somebody who holds the group key and has no link with us asks for records: answer, if need be
+        with nothing."""
+        try:
+            asked = self._requests.open(sealed, Address(source.host, 0, "tcp")).payload
+        except EnvelopeError:
+            return b""
+        hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
+        found = antientropy.records(self._keeper.roster, hashes, time())
+        return self._requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
+
+    # Carrying out.
+
+    def _carry_out(self, effects: list[gossip.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Datagram(data, to):
+                    self._udp.send(data, to)
+                case Changed():
+                    self._unsaved.set()
+                    self._changed(effect)
+                case FetchRecord():
+                    self._want(effect)
+                case Sync(peer):
+                    self._queue(self._to_sync, peer, "sync")
+                case AskKeys():
+                    self._queue(self._to_ask, effect, "ask")
+                case Persist(generation):
+                    self._generation = generation
+                    self._unsaved.set()
+                case _:
+                    assert_never(effect)
+        self._woken.set()
+
+    def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> bool:
+        try:
+            channel.send_nowait(item)
+        except trio.WouldBlock:  # what matters is asked for again
+            self.dropped[f"gossip-{what}-queue"] += 1
+            return False
+        return True
+
+    def _want(self, wanted: FetchRecord) -> None:
+        if self._fetching.want(wanted, trio.current_time()):
+            self._wanted.set()
+            self._wanted = trio.Event()
+        elif self._fetching.full:  # what matters is asked for again
+            self.dropped["gossip-fetch-queue"] += 1
+
+    # Services.
+
+    async def run(self) -> None:
+        """Tick, fetch, compare, ask and save until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for workers, work in ((FETCHERS, self._fetch), (SYNCERS, self._sync), (ASKERS, self._ask)):
+                for _ in range(workers):
+                    nursery.start_soon(work)
+            nursery.start_soon(self._save)
+            nursery.start_soon(self._watch)
+            while True:
+                self._woken = trio.Event()
+                with trio.move_on_at(self.gossip.deadline):
+                    await self._woken.wait()
+                now = trio.current_time()
+                if now >= self.gossip.deadline:
+                    self._carry_out(self.gossip.tick(now))
+
+    async def leave(self) -> None:
+        """Say goodbye, and stay until those who ask whether it is true have been answered."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.leave(now), now))
+        if self.membership.left_at is not None and len(self.membership) > 1:
+            await trio.sleep_until(self.membership.left_at)
+
+    async def _watch(self) -> None:
+        """Keep the seeds up to date; have the interfaces read while traffic there could clear a suspect."""
+        while True:
+            self.membership.set_seeds(self._seeds())
+            await trio.sleep(LOOK_AGAIN)
+            if self.membership.unsure:
+                self._look()
+
+    async def _fetch(self) -> None:
+        """Fetch the records that are said to exist, those that wait together."""
+        while True:
+            batch = self._fetching.batch()
+            if not batch:
+                await self._wanted.wait()
+                continue
+            try:
+                await self._fetch_from_someone(batch)
+            finally:
+                self._fetching.over(batch)
+
+    async def _fetch_from_someone(self, batch: Sequence[FetchRecord]) -> None:
+        looking = asking.look_for(
+            batch,
+            self._keeper.roster,
+            member_at=self._member_at,
+            callable=self._caller.callable,
+            where=self._where,
+        )
+        for step in looking:
+            match step:
+                case asking.Pause(seconds):
+                    await trio.sleep(seconds)
+                case asking.Call(member, talk):
+                    await self._fetch_linked(member, talk)
+                case asking.CallUnlinked(address, hashes):
+                    await self._fetch_unlinked(address, hashes)
+                case _:
+                    assert_never(step)
+        self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
+
+    async def _fetch_linked(self, member: NodeId, talk: asking.Talk[int]) -> None:
+        try:
+            with trio.move_on_after(TALK):
+                async with self._caller.call(member) as client:
+                    await converse(client, self._keeper, talk)
+        except streams.StreamError as error:
+            log.debug("records not fetched", peer=format_node_id(member), error=str(error))
+
+    async def _fetch_unlinked(self, source: Address, hashes: Sequence[bytes]) -> None:
+        """Ask whoever spoke from an address, for its own record above all: there is nobody else to ask while
+        those who know it are away, and no link with it without its record."""
+        try:
+            if not self._requests.ready:
+                return
+            request = self._requests.seal(0, b"".join(hashes))
+            async with streams.connect(source.host, source.port) as framed:
+                answer = await streams.ask_records(framed, request)
+            records = control.decode_answer_untrusted(self._requests.open_answer(request, answer))
+            if isinstance(records, control.Records):
+                await self._keeper.take(records.records)
+        except (streams.StreamError, EnvelopeError, control.ControlError) as error:
+            log.debug("records not fetched", source=str(source), error=str(error))
+
+    def _member_at(self, peer: bytes | Address) -> NodeId | None:
+        if not isinstance(peer, Address):
+            return NodeId(peer)
+        return next((node_id for node_id in self._known if peer in self._where(node_id)), None)
+
+    async def _sync(self) -> None:
+        """Compare tables, and then records and keys, with a member over a channel."""
+        async for peer in self._syncs.clone():
+            member = self._member_at(peer)
+            if member is None or self._caller.sessions.newest(member) is None:
+                self.dropped["gossip-sync-unlinked"] += 1
+                continue
+            try:
+                with trio.move_on_after(TALK):
+                    async with self._caller.call(member) as client:
+                        await converse(client, self._keeper, self._compare())
+            except (streams.StreamError, GossipError, PhantomMeshError) as error:
+                log.info("tables not compared", peer=format_node_id(member), error=str(error))
+
+    async def _ask(self) -> None:
+        """Ask for revocations and group keys."""
+        async for wanted in self._asks.clone():
+            if self.gossip.moot(wanted):
+                continue
+            members = self._caller.callable() if wanted.member is None else [wanted.member]
+            if not members or self._caller.sessions.newest(members[0]) is None:
+                continue  # no link with it yet: its next datagram says the same
+            try:
+                with trio.move_on_after(TALK):
+                    async with self._caller.call(members[0]) as client:
+                        answer = await converse(client, self._keeper, asking.keys())
+                        news = self._keeper.take_revocations(answer.revocations)
+                        news |= self._keys.merge(answer.keys, answer.active_key)
+                        self.gossip.asked(wanted.digest, news=news)
+            except (streams.StreamError, PhantomMeshError) as error:
+                log.info("group keys not fetched", peer=format_node_id(members[0]), error=str(error))
+
+    async def _save(self) -> None:
+        """Keep on disk what the next start should know. A full disk does not end the node."""
+        while True:
+            await self._unsaved.wait()
+            try:
+                await self.save()
+                await trio.sleep(SAVE_EVERY)
+            except PhantomMeshError as error:
+                log.error("members not written", error=str(error), fix=error.fix)
+                await trio.sleep(SAVE_AGAIN)
+
+    async def save(self) -> None:
+        """Write the generation and what members last said of themselves. Raises StateError."""
+        self._unsaved = trio.Event()
+        try:
+            generation, claims = (
+                str(self._generation).encode("ascii"),
+                encode_members(self.membership.snapshot()),
+            )
+            for name, data in ((statedir.GENERATION, generation), (statedir.MEMBERS, claims)):
+                await trio.to_thread.run_sync(self._node.state.write, name, data)
+        except BaseException:
+            self._unsaved.set()
+            raise

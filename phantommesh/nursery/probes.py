@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gives the paths protocol its socket, its clock and its scatterer.
+
+One UDP socket on the overlay address serves all dimensions: each probe names the interface to leave by, and
+each that arrives says by which it came (IP_PKTINFO, ip(7)). The dimension's own route leads there, whatever
+the route that traffic takes; and one that did not come through a dimension is nobody's.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
+from typing import Protocol, Self
+
+import structlog
+import trio
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.scattering import Snapshot
+from phantommesh.paths.effects import Effect, Rescore, Send, Turned
+from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.probe import SIZE
+from phantommesh.paths.state import PathState
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wireguard import DeviceState
+
+_FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
+_INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
+_ONLY_FIRST = (1.0,) + (0.0,) * (DIMENSIONS - 1)
+
+# Tuning.
+BATCH = 256  # probes read in a row before other tasks have their turn
+RETRY = 1.0  # s between attempts at what failed
+
+log = structlog.get_logger("phantommesh.paths")
+
+
+class Scatterer(Protocol):
+    """What is needed of `Scattering`."""
+
+    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None: ...
+
+    def snapshot(self, node_id: bytes) -> Snapshot | None: ...
+
+
+class ProbeSocket:
+    """The socket, bound to this node's overlay address. Raises OSError."""
+
+    def __init__(self, address: IPv4Address, port: int) -> None:
+        self.address = address
+        self._local, self._port = address.packed, port
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self.socket.setsockopt(socket.IPPROTO_IP, _FREEBIND, 1)
+            self.socket.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+            self.socket.bind((str(address), port))
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, datagram: bytes, to: str, interface: int) -> None:
+        """Send one probe to an overlay address by an interface, given by its index. Raises OSError."""
+        info = _INFO.pack(interface, self._local, bytes(4))
+        self.socket.sendmsg([datagram], [(socket.IPPROTO_IP, _PKTINFO, info)], 0, (to, self._port))
+
+    def receive(self) -> tuple[bytes, str, int]:
+        """Return a probe, its source and the index of the interface that it came by. Raises OSError."""
+        datagram, control, _, source = self.socket.recvmsg(SIZE + 1, socket.CMSG_SPACE(_INFO.size))
+        for level, kind, data in control:
+            if (level, kind) == (socket.IPPROTO_IP, _PKTINFO):
+                return datagram, source[0], _INFO.unpack(data[: _INFO.size])[0]
+        return datagram, source[0], 0
+
+
+class PathDriver:
+    """Runs one `Paths`. ``address`` gives this node's overlay address; ``turned`` is called when a path
+    changes its state."""
+
+    def __init__(
+        self, paths: Paths, scatterer: Scatterer, *, port: int, names: Sequence[str],
+        address: Callable[[], IPv4Address],
+        turned: Callable[[Turned], None] = lambda turned: None,
+    ) -> None:  # fmt: skip
+        self.paths = paths
+        self.problem: PhantomMeshError | None = None
+        self.dropped: Counter[str] = Counter()
+        self._turned = turned
+        self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
+        self._addresses: dict[bytes, str] = {}
+        self._sources: dict[str, bytes] = {}
+        self._indexes: list[int] = [0] * DIMENSIONS
+        self._dimensions: dict[int, int] = {}
+        self._to_apply: dict[bytes, tuple[float, ...]] = {}
+        self._applied: dict[bytes, tuple[float, ...]] = {}
+        self._socket: ProbeSocket | None = None
+        self._woken, self._apply_now, self._changed = trio.Event(), trio.Event(), trio.Event()
+
+    # --- what the node tells it ---
+
+    def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
+        """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used."""
+        known = {node_id: (str(address), ready) for node_id, address, ready in peers}
+        self._addresses = {node_id: address for node_id, (address, _) in known.items()}
+        self._sources = {address: node_id for node_id, address in self._addresses.items()}
+        for gone in self._applied.keys() - known.keys():
+            del self._applied[gone]
+        ready = {node_id: ready for node_id, (_, ready) in known.items()}
+        self.carry_out(self.paths.set_peers(ready, trio.current_time()))
+
+    def devices(self, actual: Mapping[str, DeviceState]) -> None:
+        """The reconciler has read the interfaces."""
+        self._indexes = [actual[name].index if name in actual else 0 for name in self._names]
+        self._dimensions = {index: i for i, index in enumerate(self._indexes) if index}
+        for node_id in self._addresses:
+            self._tell_force(node_id)
+        self._tell()
+
+    def leave(self, dimensions: int) -> None:
+        """Take these dimensions, a bitmap, out of use at both ends, and give the others back."""
+        self.carry_out(self.paths.leave(dimensions, trio.current_time()))
+
+    async def wait(self, wanted: Callable[[], bool]) -> None:
+        """Return once this is so; it is asked again whenever something has changed."""
+        while not wanted():
+            await self._changed.wait()
+
+    # --- the services ---
+
+    async def run(self) -> None:
+        """Probe until cancelled. A socket that cannot be had is logged once and tried again."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._apply)
+            while True:
+                try:
+                    with ProbeSocket(self._address(), self._port) as self._socket:
+                        self.problem = None
+                        await self._serve(self._socket)
+                except OSError as error:
+                    if self.problem is None:
+                        self.problem = BackendError(
+                            f"paths are not measured: UDP port {self._port} of {self._address()}: "
+                            f"{error.strerror or error}",
+                            fix="stop what uses it, or set paths.port in the config",
+                        )
+                        log.warning(str(self.problem), fix=self.problem.fix)
+                finally:
+                    self._socket = None
+                await trio.sleep(RETRY)
+
+    async def _serve(self, sock: ProbeSocket) -> None:
+        """Serve until this node's address changes."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick, sock)
+            while self._address() == sock.address:
+                with trio.move_on_after(RETRY):
+                    await trio.lowlevel.wait_readable(sock.socket)
+                self._receive(sock)
+            nursery.cancel_scope.cancel()
+
+    async def _tick(self, sock: ProbeSocket) -> None:
+        while True:
+            self._woken = trio.Event()
+            with trio.move_on_at(self.paths.deadline):
+                await self._woken.wait()
+            self._receive(sock)  # an answer that is here already is not missing
+            now = trio.current_time()
+            if now >= self.paths.deadline:
+                self.carry_out(self.paths.tick(now))
+
+    def _receive(self, sock: ProbeSocket) -> None:
+        for _ in range(BATCH):
+            try:
+                datagram, source, index = sock.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                self.dropped["probe-unread"] += 1
+                continue
+            dimension, node_id = self._dimensions.get(index), self._sources.get(source)
+            if dimension is None or node_id is None:
+                self.dropped["probe-source"] += 1
+                continue
+            self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
+
+    def carry_out(self, effects: list[Effect]) -> None:
+        """Do what the protocol asked for."""
+        for effect in effects:
+            match effect:
+                case Send(peer, dimension, datagram):
+                    self._send(peer, dimension, datagram)
+                case Rescore(peer, scores):
+                    self._to_apply[peer] = scores
+                    self._apply_now.set()
+                case Turned(peer, dimension, before, after):
+                    level = log.info if PathState.DARK in (before, after) else log.debug
+                    level(
+                        "path", peer=format_node_id(NodeId(peer)), dimension=dimension, was=before.value,
+                        now=after.value,
+                    )  # fmt: skip
+                    self._turned(effect)
+        self._tell()
+        self._woken.set()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _send(self, peer: bytes, dimension: int, datagram: bytes) -> None:
+        to, index = self._addresses.get(peer), self._indexes[dimension]
+        if self._socket is None or to is None or not index:
+            self.dropped["probe-unsent"] += 1
+            return
+        try:
+            self._socket.send(datagram, to, index)
+        except OSError:  # the interface is down or its queue full: the probe is lost, as others would be
+            self.dropped["probe-unsent"] += 1
+
+    async def _apply(self) -> None:
+        """Have the kernel scatter by the newest weights, one peer after the other."""
+        while True:
+            self._apply_now = trio.Event()
+            while self._to_apply:
+                node_id = next(iter(self._to_apply))
+                scores = self._to_apply.pop(node_id)
+                try:
+                    await self._scatterer.set_scores(node_id, scores)
+                except KeyError:
+                    continue  # it is no peer any more
+                except PhantomMeshError as error:
+                    log.warning("the weights could not be set", error=str(error), fix=error.fix)
+                    self._to_apply.setdefault(node_id, scores)
+                    await trio.sleep(RETRY)
+                    continue
+                self._applied[node_id] = scores
+                self._tell_force(node_id)
+                self._tell()
+            await self._apply_now.wait()
+
+    def _tell_force(self, node_id: bytes) -> None:
+        """What the kernel sends by: without a map of the peer's, dimension 0 alone."""
+        scattered = self._scatterer.snapshot(node_id) is not None
+        self.paths.in_force(node_id, self._applied.get(node_id, FULL) if scattered else _ONLY_FIRST)

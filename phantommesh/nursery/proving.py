@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Proves what the scatterer does: commits to each epoch, states what was sent, has the peers countersign.
+
+`Ledger` keeps the books; this reads counters for it, carries its messages, signs and stores. Nothing waits
+for a peer: what an absent one has not said is missing from the proof, which says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from time import time
+from typing import Protocol, TypeVar
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from phantommesh import control
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery.streams import StreamError
+from phantommesh.proofs.archive import Archive, Certificates
+from phantommesh.proofs.ledger import Closed, Kept, Ledger
+from phantommesh.proofs.review import Review
+from phantommesh.proofs.shelf import Shelf
+from phantommesh.proofs.statement import CONTEXT, VERSION, Plan, Proof, ProofError, Seven, Signed
+from phantommesh.proofs.tally import Counters, Tally
+from phantommesh.records import Entry, Roster
+from phantommesh.scatter.epochs import EpochCounts
+
+SHORTEST: float = 1.0
+"""Seconds an epoch must last to be proved: both ends read their counters when it ends."""
+
+# Tuning.
+PATIENCE = 2.5  # s a peer has to answer; within the lag that a proof may have
+OFTEN = 0.25  # s between two turns that a peer may ask for: each has its counters read
+QUEUE = 4096  # epochs that wait to be looked at
+
+log = structlog.get_logger("phantommesh.proofs")
+
+What = TypeVar("What")
+
+
+class Asks(Protocol):
+    """A channel to a peer: `streams.Client`. Raises `StreamError`."""
+
+    async def ask(self, request: control.Request) -> control.Answer: ...
+
+
+Call = Callable[[NodeId], AbstractAsyncContextManager[Asks]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A link's epoch is over; ``plan`` is of the one that has begun."""
+
+    peer: NodeId
+    closed: Closed | None
+    plan: Plan | None
+
+
+class Proving:
+    """One node's proofs. ``read`` has the interfaces' counters read and told to `look`; ``count`` is given
+    each result."""
+
+    def __init__(
+        self,
+        state: NodeState,
+        shelf: Shelf,
+        roster: Roster,
+        *,
+        epoch_seconds: float,
+        batch: int,
+        keep: int,
+        call: Call,
+        read: Callable[[], Awaitable[object]],
+        count: Callable[[str], None],
+    ) -> None:
+        self._state, self._shelf, self._roster = state, shelf, roster
+        self._me = state.identity.node_id
+        self._epoch, self._batch = epoch_seconds, batch
+        self._call, self._read, self._count = call, read, count
+        self._tally = Tally()
+        self._ledger: Ledger | None = None
+        self.review = Review(keep)
+        self._ended, self._to_turn = trio.open_memory_channel[_Event](QUEUE)
+        self._reading = trio.Lock()
+        self._read_began = -1.0
+        self._storing = trio.Lock()
+        self._telling: dict[NodeId, trio.CancelScope] = {}
+        self._asked: dict[NodeId, float] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is on disk has been read."""
+        return self._ledger is not None
+
+    # ---- what others tell it ----
+
+    def look(self, counters: Mapping[NodeId, Sequence[Counters | None]]) -> None:
+        """The interfaces were read: these are the counters of each peer, a dimension each."""
+        self._tally.retain(counters.keys())
+        for peer, readings in counters.items():
+            self._tally.look(peer, readings)
+        for known in self._asked.keys() - counters.keys():
+            del self._asked[known]
+        if self._ledger is not None:
+            self._ledger.retain(counters.keys())
+
+    def epoch(self, peer: bytes, ended: EpochCounts, current: EpochCounts | None) -> None:
+        """An epoch of the scatter to a peer has ended, and the next is under way, if there is one."""
+        if self._epoch < SHORTEST:
+            return
+        plan = None if current is None else self._plan(peer, current)
+        stopped = ended.ended if current is None else current.started
+        closed = None
+        if ended.whole and stopped is not None and int(ended.started * 1000) < int(stopped * 1000):
+            closed = Closed(
+                self._plan(peer, ended),
+                int(ended.started * 1000),
+                int(stopped * 1000),
+                _seven(ended.hits.packets),
+                _seven(ended.hits.bytes),
+            )
+        try:
+            self._ended.send_nowait(_Event(NodeId(peer), closed, plan))
+        except trio.WouldBlock:
+            self._count("dropped")
+
+    def _plan(self, peer: bytes, counts: EpochCounts) -> Plan:
+        run = self._batch if counts.scheduler == "batch" else 1
+        epoch, cards = counts.epoch, _seven(counts.cards)
+        return Plan(self._me, peer, epoch.link, epoch.number, counts.scheduler, run, cards)
+
+    # ---- what peers ask ----
+
+    async def turn(self, entry: Entry, request: control.Turn) -> control.Answer:
+        """A peer's epoch is over: read what has come from it."""
+        peer, now = entry.member.node_id, trio.current_time()
+        if self._ledger is None or now - self._asked.get(peer, -OFTEN) < OFTEN:
+            return control.Refused("not now", "ask again for the next epoch")
+        self._asked[peer] = now
+        await self._fresh()
+        self._ledger.turned(
+            peer, request.closes, request.opens, self._tally.received(peer), trio.current_time()
+        )
+        return control.Done()
+
+    async def take(self, entry: Entry, request: control.Prove) -> control.Answer:
+        """A peer has signed statements and receipts. What does not hold is counted and left out."""
+        if self._ledger is None:
+            return control.Refused("not now", "send it again later")
+        verified: set[tuple[bytes, bytes]] = set()
+        for part in request.parts:
+            await trio.lowlevel.checkpoint()  # each signature takes a fraction of a millisecond to verify
+            try:
+                signed = Signed.decode_untrusted(part)
+                if (signed.head, signed.signature) not in verified:
+                    signed.check_signature(entry.member.public_key)
+                    verified.add((signed.head, signed.signature))
+                kept = self._ledger.take(entry.member.node_id, signed)
+            except ProofError as error:
+                self._count("refused")
+                log.warning("part of a proof refused", peer=entry.member.name, error=str(error))
+                continue
+            if kept is not None:
+                await self._store([kept])
+        return control.Done()
+
+    # ---- the service ----
+
+    async def run(self) -> None:
+        """Prove until cancelled."""
+        if self._ledger is None:
+            chains, heads = await trio.to_thread.run_sync(self._shelf.load)
+            for kept in await trio.to_thread.run_sync(list, self._shelf.kept()):
+                self.review.add(kept)
+            self._ledger = Ledger(self._me, os.urandom, chains, heads)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._rounds)
+            async for event in self._to_turn.clone():
+                events = [event]
+                while True:
+                    try:
+                        events.append(self._to_turn.receive_nowait())
+                    except trio.WouldBlock:
+                        break
+                try:
+                    await self._fresh()
+                except PhantomMeshError as error:
+                    log.debug("epochs are not proved: the interfaces cannot be read", error=str(error))
+                    events = [_Event(event.peer, None, None) for event in events]
+                for each in events:
+                    self._turn(self._ledger, each, nursery)
+
+    async def _rounds(self) -> None:
+        while True:
+            await trio.sleep(max(self._epoch, SHORTEST))
+            await self.round()
+
+    def _turn(self, ledger: Ledger, event: _Event, nursery: trio.Nursery) -> None:
+        peer = event.peer
+        if (before := self._telling.pop(peer, None)) is not None:
+            before.cancel()  # it has not answered for an epoch
+        closes, opens = ledger.turn(peer, event.closed, event.plan, self._tally.sent(peer))
+        if closes or opens:
+            nursery.start_soon(self._tell, ledger, peer, control.Turn(closes, opens))
+
+    async def _tell(self, ledger: Ledger, peer: NodeId, request: control.Turn) -> None:
+        """Tell a peer that an epoch is over, and read again when it has done its part."""
+        wire: Seven | None = None
+        with trio.move_on_after(PATIENCE) as scope:
+            self._telling[peer] = scope
+            try:
+                async with self._call(peer) as client:
+                    answer = await client.ask(request)
+                if isinstance(answer, control.Done):
+                    await self._fresh()
+                    wire = self._tally.sent(peer)
+            except (StreamError, PhantomMeshError) as error:
+                log.debug("a peer was not told of an epoch", error=str(error))
+        if self._telling.get(peer) is scope:
+            del self._telling[peer]
+            ledger.answered(peer, wire)
+            if wire is None:
+                self._count("unwitnessed")
+
+    async def _fresh(self) -> None:
+        """Have the counters read, from now on: one reading serves all who asked before it began. Raises
+        PhantomMeshError."""
+        asked = trio.current_time()
+        async with self._reading:
+            if self._read_began < asked:
+                began = trio.current_time()
+                await self._read()
+                self._read_began = began
+
+    async def round(self) -> None:
+        """Sign all that waits, store it, and send each peer its part. What does not arrive goes with the next
+        round."""
+        ledger = self._ledger
+        if ledger is None:
+            return
+        made = ledger.gather(int(time() * 1000))
+        if made is not None:
+            sign = self._state.identity.sign
+            kept = ledger.seal(made, await trio.to_thread.run_sync(sign, made.head, CONTEXT))
+            await self._store(kept)
+            await self._write(self._shelf.put_heads, ledger.heads)
+        async with trio.open_nursery() as nursery:
+            for peer in self._tally.peers():
+                if ledger.unsent(peer):
+                    nursery.start_soon(self._deliver, ledger, peer)
+
+    async def _deliver(self, ledger: Ledger, peer: NodeId) -> None:
+        with trio.move_on_after(PATIENCE):
+            try:
+                async with self._call(peer) as client:
+                    while parts := ledger.unsent(peer)[: control.MAX_PARTS]:
+                        if not isinstance(await client.ask(control.Prove(parts)), control.Done):
+                            return
+                        ledger.sent(peer, parts)
+            except StreamError as error:
+                log.debug("proofs not delivered", error=str(error))
+
+    async def _store(self, proofs: Iterable[Kept]) -> None:
+        for kept in proofs:
+            result, problem = self.review.add(kept)
+            self._count(result)
+            if problem is not None:
+                log.warning("a scatter proof does not hold", error=problem, direction=kept.direction)
+            await self._write(self._shelf.put, kept)
+
+    async def _write(self, write: Callable[[What], None], what: What) -> None:
+        """A full disk costs evidence, not the node."""
+        async with self._storing:
+            try:
+                await trio.to_thread.run_sync(write, what)
+            except PhantomMeshError as error:
+                log.error("proofs not written", error=str(error), fix=error.fix)
+
+    async def export(self, wanted: NodeId | None = None) -> bytes:
+        """A file of all proofs without gaps, or of those with one peer. Raises ProofError where none is."""
+        async with self._storing:
+            found = await trio.to_thread.run_sync(self._unbroken, wanted)
+        certificates, proofs = dict[bytes, Certificates](), list[Proof]()
+        mine = self._roster.get(self._me)
+        for peer, run in found:
+            entry = self._roster.get(peer)
+            if entry is None or mine is None:  # without its certificate nobody could check them
+                continue
+            proofs += run
+            for known in (entry, mine):
+                certified = Certificates(known.signed.node_cert, known.signed.authority_cert)
+                certificates[bytes(known.member.node_id)] = certified
+        if not proofs:
+            raise ProofError("there are no scatter proofs yet", fix="wait until an epoch has ended")
+        root = self._state.root.public_bytes(Encoding.DER)
+        return await trio.to_thread.run_sync(Archive(VERSION, root, certificates, tuple(proofs)).encode)
+
+    def _unbroken(self, wanted: NodeId | None) -> list[tuple[NodeId, list[Proof]]]:
+        return [
+            (peer, self._shelf.unbroken(peer, direction))
+            for peer, direction in self._shelf.links()
+            if wanted in (None, peer)
+        ]
+
+
+def _seven(values: Sequence[int]) -> Seven:
+    a, b, c, d, e, f, g = values
+    return a, b, c, d, e, f, g

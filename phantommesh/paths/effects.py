@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the paths protocol wants done, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phantommesh.paths.state import PathState
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a probe to the peer inside this dimension, and in no other."""
+
+    peer: bytes
+    dimension: int
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rescore:
+    """How much of the traffic to a peer each dimension should carry: seven weights, 0.0 for none at all.
+    ``Paths.in_force`` has to be told when it is so."""
+
+    peer: bytes
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A path changed its state."""
+
+    peer: bytes
+    dimension: int
+    before: PathState
+    after: PathState
+
+
+Effect = Send | Rescore | Turned
+
+
+@dataclass(frozen=True, slots=True)
+class PathView:
+    """A path as reported. ``rtt``, ``jitter`` and ``since`` in seconds; ``weight`` of 1 is a full share."""
+
+    state: PathState
+    since: float
+    rtt: float | None
+    jitter: float
+    loss: float
+    weight: float

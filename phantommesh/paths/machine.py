@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All of a node's paths as one protocol: probes, counters, keys and time in; probes and weights out.
+
+It never raises for anything that came from the network: what it cannot use is counted in `drops`, by reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from typing import Final
+
+from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
+from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
+from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wire import DecodeError
+
+ALL: Final = (1 << DIMENSIONS) - 1
+FULL: Final = (1.0,) * DIMENSIONS
+
+# Tuning.
+SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
+RETURN: Final = 1.0  # s between probes of a dark path of a peer that answers on others
+BUDGET: Final = 500.0  # fast probes a second at most, over all peers
+SLOW_BUDGET: Final = 20.0  # slow ones
+SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
+BUSY_BYTES: Final = 1000  # sent to a peer between two readings, probes aside, that count as traffic
+BUSY_FOR: Final = 10.0  # s that it stays so after the last such reading
+ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of as many
+STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
+WEIGH: Final = 1.0  # s between two looks at the shares
+STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
+
+
+@dataclass(slots=True)
+class _Peer:
+    paths: list[Path]
+    scores: tuple[float, ...] = FULL
+    in_force: tuple[float, ...] = FULL
+    busy_until: float = 0.0
+    answered: float = float("-inf")  # when the newest answered ping was sent, on any path
+    sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
+    probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
+    received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
+    allowance: list[tuple[float, float]] = field(default_factory=lambda: [(ANSWERS, 0.0)] * DIMENSIONS)
+
+
+class Paths:
+    """Every path of one node. ``now`` is seconds on any clock that only goes forward; ``interval`` is the
+    time between probes of a path under traffic."""
+
+    def __init__(self, *, random: Random, interval: float) -> None:
+        self._random, self._interval = random, interval
+        self._peers: dict[bytes, _Peer] = {}
+        self._leaving = 0
+        self._queue: list[tuple[float, int, Path]] = []
+        self._order = count()
+        self._weigh_at = float("inf")
+        self._hold = float("-inf")
+        self.drops: Counter[str] = Counter()
+
+    # --- what the node knows ---
+
+    def set_peers(self, peers: Mapping[bytes, int], now: float) -> list[Effect]:
+        """Keep paths with exactly these peers, open on the dimensions of each bitmap: where both ends have
+        keys, so that something may be sent."""
+        effects: list[Effect] = []
+        for gone in self._peers.keys() - peers.keys():
+            for path in self._peers.pop(gone).paths:
+                path.close(now)
+        for node_id, ready in peers.items():
+            peer = self._peers.get(node_id)
+            if peer is None:
+                numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
+                peer = self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
+            first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
+            for i, path in enumerate(peer.paths):
+                before = path.state
+                if ready >> i & 1 and before is PathState.CLOSED:
+                    path.open(now, first=first)
+                    self._schedule(path)
+                elif not ready >> i & 1 and before is not PathState.CLOSED:
+                    path.close(now)
+                if path.state is not before:
+                    effects.append(Turned(node_id, i, before, path.state))
+            effects += self._rescore(node_id, peer)
+        return effects
+
+    def read(self, node_id: bytes, counters: Sequence[tuple[int, int] | None], now: float) -> None:
+        """Take in WireGuard's counters of a peer: bytes sent and received on each dimension."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return
+        carried = 0
+        for i, counted in enumerate(counters):
+            path, before = peer.paths[i], peer.sent[i]
+            if counted is None:
+                peer.sent[i] = peer.received[i] = None
+                continue
+            sent, received = counted
+            peer.received[i] = (now, received)
+            path.quality.counted.sent(sent, now)
+            if before is not None and sent > before:
+                carried += sent - before - ON_WIRE * (path.probes - peer.probes[i])
+            peer.sent[i], peer.probes[i] = sent, path.probes
+        if carried >= BUSY_BYTES:
+            if not self._busy(peer, now):
+                for path in peer.paths:
+                    if path.state is PathState.UP:
+                        path.next_probe = min(path.next_probe, now + self._random.uniform(0, self._interval))
+                        self._schedule(path)
+            peer.busy_until = now + BUSY_FOR
+            self._weigh_at = min(self._weigh_at, now + WEIGH)
+
+    def leave(self, dimensions: int, now: float) -> list[Effect]:
+        """Take these dimensions, a bitmap, out of use with all peers, and give the others back."""
+        changed, self._leaving = self._leaving ^ dimensions, dimensions
+        effects: list[Effect] = []
+        for node_id, peer in self._peers.items():
+            for path in peer.paths:
+                if changed >> path.dimension & 1 and path.state in (PathState.UP, PathState.PROVING):
+                    path.next_probe = now  # so that the peer hears of it
+                    self._schedule(path)
+            effects += self._rescore(node_id, peer)
+        return effects
+
+    def in_force(self, node_id: bytes, scores: tuple[float, ...]) -> None:
+        """The kernel sends by these weights now."""
+        if (peer := self._peers.get(node_id)) is not None:
+            peer.in_force = scores
+
+    def drained(self, dimension: int) -> bool:
+        """Whether neither end of any working path sends on this dimension."""
+        return all(
+            peer.in_force[dimension] == 0.0 and path.peer_drained
+            for peer in self._peers.values()
+            if (path := peer.paths[dimension]).state in (PathState.UP, PathState.PROVING)
+        )
+
+    def restored(self, dimension: int) -> bool:
+        """Whether this dimension works again with every peer that answers on some other."""
+        return all(
+            peer.paths[dimension].state is PathState.UP
+            for peer in self._peers.values()
+            if any(path.state is PathState.UP for path in peer.paths)
+        )
+
+    # --- the protocol ---
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        while self._queue and self._queue[0][0] != self._queue[0][2].due:
+            heapq.heappop(self._queue)
+        first = self._queue[0][0] if self._queue else float("inf")
+        return min(first, self._weigh_at)
+
+    def receive(self, datagram: bytes, node_id: bytes, dimension: int, now: float) -> list[Effect]:
+        """Take a probe that came in through this dimension from this peer."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return self._drop("probe-peer")
+        try:
+            probe = decode_probe_untrusted(datagram)
+        except DecodeError:
+            return self._drop("probe-malformed")
+        if probe.dimension != dimension:
+            return self._drop("probe-dimension")
+        path, effects = peer.paths[dimension], list[Effect]()
+        if not probe.pong:
+            if not self._allow(peer, dimension, now):
+                return self._drop("probe-rate")
+            if path.state is PathState.DARK and path.misses:
+                path.misses = 0  # it answers no more, but may by now: ask at once
+                path.next_probe = min(path.next_probe, now)
+                self._schedule(path)
+            path.probes += 1
+            effects.append(self._probe(peer, path, probe.number, pong=True, now=now))
+        else:
+            before = path.state
+            sent = path.answered(probe.number, now)
+            if sent is None:
+                return self._drop("probe-late")
+            peer.answered = max(peer.answered, sent)
+            if before is not path.state:
+                effects.append(Turned(node_id, dimension, before, path.state))
+            if path.state is PathState.PROVING and before is PathState.DARK:
+                path.next_probe = now + self._spread(self._fast(now))
+            self._schedule(path)
+            if probe.age is not None and path.quality.rtt is not None:
+                path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
+        path.peer_leaving, path.peer_drained = probe.leaving, probe.drained
+        return effects + self._rescore(node_id, peer)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Send the probes that are due, and count those whose answers are."""
+        effects: list[Effect] = []
+        if now - self.deadline > STALL:
+            self._hold = now + self._interval
+        while self.deadline <= now:
+            if self._weigh_at <= now:
+                self._weigh(now)
+                for node_id, peer in self._peers.items():
+                    effects += self._rescore(node_id, peer)
+                continue
+            path = heapq.heappop(self._queue)[2]
+            peer = self._peers[path.peer]
+            before = path.state
+            path.overdue(now, self._hold)
+            if path.misses:
+                path.judge(peer.answered, now)
+            if path.state is not before:
+                effects.append(Turned(path.peer, path.dimension, before, path.state))
+                effects += self._rescore(path.peer, peer)
+            pause = self._pause(peer, path, now)
+            if path.misses:
+                path.next_probe = min(path.next_probe, now + pause)
+            if path.next_probe <= now:
+                number = path.ping(now, max(self._interval, path.quality.timeout))
+                effects.append(self._probe(peer, path, number, pong=False, now=now))
+                path.next_probe = now + self._spread(pause)
+            self._schedule(path)
+        return effects
+
+    def _pause(self, peer: _Peer, path: Path, now: float) -> float:
+        """How long until the next probe."""
+        unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
+        leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
+        new = path.quality.rtt is None or path.state is PathState.PROVING
+        if unsure or (new and path.misses < MISSES):
+            return self._fast(now)
+        if path.state is PathState.UP and (leaving or path.peer_leaving or self._busy(peer, now)):
+            return self._fast(now)
+        slow = max(SLOW, len(self._peers) * DIMENSIONS / SLOW_BUDGET)
+        alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
+        return RETURN if path.state is PathState.DARK and alive else slow
+
+    def _fast(self, now: float) -> float:
+        busy = sum(self._busy(peer, now) for peer in self._peers.values())
+        return max(self._interval, busy * DIMENSIONS / BUDGET)
+
+    def _busy(self, peer: _Peer, now: float) -> bool:
+        return now < peer.busy_until
+
+    def _spread(self, pause: float) -> float:
+        return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)
+
+    def _schedule(self, path: Path) -> None:
+        due = path.due
+        if due < float("inf"):
+            heapq.heappush(self._queue, (due, next(self._order), path))
+
+    def _allow(self, peer: _Peer, dimension: int, now: float) -> bool:
+        left, since = peer.allowance[dimension]
+        left = min(ANSWERS, left + ANSWERS * (now - since))
+        peer.allowance[dimension] = (max(0.0, left - 1), now)
+        return left >= 1
+
+    def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
+        counted = peer.received[path.dimension]
+        # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
+        leaving = bool(self._leaving >> path.dimension & 1) or path.state is PathState.CLOSED
+        probe = Probe(
+            pong,
+            path.dimension,
+            number,
+            leaving=leaving,
+            drained=peer.in_force[path.dimension] == 0.0,
+            received=0 if counted is None else counted[1],
+            age=None if counted is None else now - counted[0],
+        )
+        return Send(path.peer, path.dimension, probe.encode())
+
+    def _drop(self, reason: str) -> list[Effect]:
+        self.drops[reason] += 1
+        return []
+
+    # --- weights ---
+
+    def _weigh(self, now: float) -> None:
+        """Move the shares of all peers with traffic."""
+        busy = [peer for peer in self._peers.values() if self._busy(peer, now)]
+        self._weigh_at = now + WEIGH if busy else float("inf")
+        for peer in busy:
+            up = [path for path in peer.paths if path.state is PathState.UP]
+            probes = min((path.quality.bounds[1] for path in up), default=0.0)
+            counted = min((path.quality.counted.bounds[1] for path in up), default=0.0)
+            for path in up:
+                path.weigh(probes, counted)
+
+    def scores(self, node_id: bytes) -> tuple[float, ...]:
+        """The weights of a peer's dimensions, by capacity and loss; delay does not count. There is always one
+        that is not zero: where no path is up, the likeliest carry the traffic."""
+        return self._peers[node_id].scores
+
+    def _rescore(self, node_id: bytes, peer: _Peer) -> list[Effect]:
+        scores = tuple(self._score(path) for path in peer.paths)
+        if not any(scores):
+            scores = self._last_resort(peer.paths)
+        if scores == peer.scores:
+            return []
+        peer.scores = scores
+        return [Rescore(node_id, scores)]
+
+    def _score(self, path: Path) -> float:
+        if path.state is not PathState.UP or self._leaves(path) or path.share < SHARE_FLOOR:
+            return 0.0
+        return max(1, round(path.share * STEPS)) / STEPS
+
+    def _leaves(self, path: Path) -> bool:
+        return path.peer_leaving or bool(self._leaving >> path.dimension & 1)
+
+    def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
+        stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]
+        for chosen in (
+            [path for path in stays if path.state is PathState.UP],  # all shed: then none is better
+            [path for path in stays if path.state is PathState.PROVING],
+            stays,
+            [path for path in paths if path.state is not PathState.CLOSED],
+        ):
+            if chosen:
+                return tuple(float(path in chosen) for path in paths)
+        return FULL
+
+    def view(self, node_id: bytes, now: float) -> list[PathView]:
+        """What to report of a peer's paths, by dimension."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return []
+        return [
+            PathView(
+                path.state, now - path.since, path.quality.rtt, path.quality.jitter, path.quality.loss, score
+            )
+            for path, score in zip(peer.paths, peer.scores, strict=True)
+        ]

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's books: what it has committed to, what it holds of its peers' commitments, what waits to be signed.
+
+Sans-I/O. All byte totals are `Seven` running totals by dimension that never go back; the ledger takes the
+differences. One epoch of one link goes like this, A sending to B:
+
+1. A's epoch is over: A reads its totals, `turn` gives two commitments, the one to close and the next, and A
+   tells B both. B reads its totals (`turned`), and answers. A reads again (`answered`): now its statement is
+   complete.
+2. A's round signs the statement with everything else that waits (`gather`, `seal`), and A sends it to B.
+3. B checks it and writes a receipt (`take`), which B's next round signs, and B sends it to A (`take`).
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import msgspec
+
+from phantommesh.identity import NodeId
+from phantommesh.proofs import fit, merkle
+from phantommesh.proofs.statement import (
+    FIRST,
+    SALT_BYTES,
+    VERSION,
+    ZEROS,
+    Head,
+    Plan,
+    Proof,
+    Receipt,
+    Seven,
+    Signed,
+    Statement,
+    head_hash,
+)
+
+Direction = Literal["sent", "received"]  # what this node sent to the peer, or received from it
+
+# Tuning: how much of each peer is kept while the peer, or this node's next round, is waited for.
+MAX_WINDOWS: Final = 8
+MAX_HALVES: Final = 32
+MAX_UNSENT: Final = 16
+MAX_WAITING: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """One finished epoch of one link, as the scatterer counted it. Times are Unix milliseconds."""
+
+    plan: Plan
+    start_ms: int
+    end_ms: int
+    packets: Seven
+    octets: Seven
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Where a chain has got to: the next number, and the hash of the last one."""
+
+    next: int = 0
+    last: bytes = FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A proof to store: ``number`` is the sender's. A proof of the same number takes its place."""
+
+    peer: NodeId
+    direction: Direction
+    number: int
+    proof: Proof
+    statement: Statement
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one signature is for."""
+
+    head: bytes
+    leaves: tuple[bytes, ...]
+    paths: tuple[tuple[bytes, ...], ...]
+
+
+@dataclass(slots=True)
+class _Open:
+    """An epoch under way: the plan committed to, and the totals at its beginning."""
+
+    plan: Plan
+    salt: bytes
+    wire: Seven
+    late: Seven = ZEROS
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A finished epoch, while the peer is told."""
+
+    opened: _Open
+    closed: Closed
+    wire: Seven
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A peer's commitment, this node's received totals when it came, and when that was."""
+
+    commitment: bytes
+    received: Seven
+    at: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A leaf for the next round; of a receipt, the statement it is of, and the sender's number."""
+
+    peer: NodeId
+    leaf: bytes
+    statement: Statement
+    receipt: Receipt | None = None
+    signed: Signed | None = None
+
+
+@dataclass(slots=True)
+class _Peer:
+    """All about one peer."""
+
+    chain: Chain = field(default_factory=Chain)
+    open: _Open | None = None
+    draft: _Draft | None = None
+    totals: Seven = ZEROS
+    held: _Held | None = None
+    windows: OrderedDict[bytes, tuple[int, Seven]] = field(default_factory=OrderedDict)
+    halves: OrderedDict[bytes, tuple[Statement, Signed]] = field(default_factory=OrderedDict)
+    unsent: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_UNSENT))
+
+
+class Ledger:
+    """One node's. ``chains`` and ``heads`` say where it left off; ``random`` gives so many random bytes."""
+
+    def __init__(
+        self, me: NodeId, random: Callable[[int], bytes], chains: Mapping[NodeId, Chain], heads: Chain
+    ) -> None:
+        self._me, self._random, self.heads = me, random, heads
+        self._peers = {peer: _Peer(chain) for peer, chain in chains.items()}
+        self._waiting: list[_Waiting] = []
+
+    def retain(self, peers: Collection[NodeId]) -> None:
+        """Forget what is under way with others; where their chains have got to is kept."""
+        for node_id, peer in self._peers.items():
+            if node_id not in peers and (peer.open or peer.held or peer.unsent or peer.windows):
+                self._peers[node_id] = _Peer(peer.chain)
+
+    # ---- what this node sends ----
+
+    def turn(
+        self, peer: NodeId, closed: Closed | None, plan: Plan | None, wire: Seven
+    ) -> tuple[bytes, bytes]:
+        """An epoch is over, another begins (or none). Return the commitments to tell the peer, the one that
+        closes and the one that opens; empty where there is none."""
+        known = self._peer(peer)
+        if known.draft is not None:
+            self._complete(peer, ZEROS)
+        opened, closes, opens = known.open, b"", b""
+        if opened is not None and closed is not None and closed.plan == opened.plan:
+            known.draft = _Draft(opened, closed, _less(wire, opened.wire))
+            closes = opened.plan.commitment(opened.salt)
+        known.open, known.totals = None, wire
+        if plan is not None:
+            known.open = _Open(plan, self._random(SALT_BYTES), wire)
+            opens = plan.commitment(known.open.salt)
+        return closes, opens
+
+    def answered(self, peer: NodeId, wire: Seven | None) -> None:
+        """The peer has read its counters, and ``wire`` was read after that; None: it did not answer."""
+        known = self._peer(peer)
+        late = ZEROS if wire is None else _less(wire, known.totals)
+        if known.open is not None:
+            known.open.late = late
+        if known.draft is not None:
+            self._complete(peer, late)
+
+    def _complete(self, peer: NodeId, late: Seven) -> None:
+        known = self._peer(peer)
+        draft, known.draft = known.draft, None
+        if draft is None or sum(w.peer == peer for w in self._waiting) >= 2 * MAX_WAITING:
+            return
+        opened, closed = draft.opened, draft.closed
+        statement = Statement(
+            plan=opened.plan,
+            salt=opened.salt,
+            number=known.chain.next,
+            previous=known.chain.last,
+            start_ms=closed.start_ms,
+            end_ms=closed.end_ms,
+            packets=closed.packets,
+            octets=closed.octets,
+            wire=draft.wire,
+            late_open=opened.late,
+            late_close=late,
+            shannon=fit.millionths(fit.entropy_bits(closed.packets)),
+            minimum=fit.millionths(fit.min_entropy_bits(closed.packets)),
+        )
+        leaf = msgspec.msgpack.encode(statement)
+        known.chain = Chain(statement.number + 1, merkle.leaf_hash(leaf))
+        self._waiting.append(_Waiting(peer, leaf, statement))
+
+    # ---- what peers send ----
+
+    def turned(self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float) -> None:
+        """A peer's epoch is over: it closes one commitment and opens another. ``now`` is in seconds, by any
+        clock that never goes back."""
+        known = self._peer(peer)
+        held = known.held
+        if held is not None and closes == held.commitment:
+            known.windows[closes] = round((now - held.at) * 1000), _less(received, held.received)
+            if len(known.windows) > MAX_WINDOWS:
+                known.windows.popitem(last=False)
+        known.held = _Held(opens, received, now) if opens else None
+
+    def take(self, peer: NodeId, signed: Signed) -> Kept | None:
+        """Take what a peer has signed; the caller has checked its signature. A statement is noted for a
+        receipt; a receipt completes the proof that is returned. Anything else is left out.
+
+        Raises ProofError for what is not under its own head.
+        """
+        head, leaf = signed.open()
+        known = self._peer(peer)
+        if head.node != peer:
+            return None
+        if isinstance(leaf, Receipt):
+            half = known.halves.get(leaf.statement)
+            if half is None or (leaf.witness, leaf.sender) != (peer, self._me):
+                return None
+            del known.halves[leaf.statement]
+            statement, ours = half
+            return Kept(peer, "sent", statement.number, Proof(ours, signed), statement, leaf)
+        plan = leaf.plan
+        if (plan.sender, plan.receiver) != (peer, self._me):
+            return None
+        commitment = plan.commitment(leaf.salt)
+        window = known.windows.pop(commitment, None)
+        if window is not None and sum(w.peer == peer for w in self._waiting) < 2 * MAX_WAITING:
+            receipt = Receipt(self._me, peer, merkle.leaf_hash(signed.leaf), commitment, *window)
+            self._waiting.append(_Waiting(peer, msgspec.msgpack.encode(receipt), leaf, receipt, signed))
+        return None
+
+    # ---- rounds ----
+
+    def gather(self, now_ms: int) -> Round | None:
+        """Return what is to be signed, if anything is. Nothing changes until `seal`."""
+        if not self._waiting:
+            return None
+        leaves = tuple(waiting.leaf for waiting in self._waiting)
+        root, paths = merkle.tree(leaves)
+        head = Head(VERSION, self._me, self.heads.next, self.heads.last, len(leaves), root, now_ms)
+        return Round(msgspec.msgpack.encode(head), leaves, tuple(paths))
+
+    def seal(self, made: Round, signature: bytes) -> list[Kept]:
+        """The round's head is signed: return the proofs to store. Their parts wait in `unsent`."""
+        waiting, self._waiting = self._waiting[: len(made.leaves)], self._waiting[len(made.leaves) :]
+        self.heads = Chain(self.heads.next + 1, head_hash(made.head))
+        kept = []
+        for index, (one, path) in enumerate(zip(waiting, made.paths, strict=True)):
+            signed = Signed(one.leaf, index, path, made.head, signature)
+            known = self._peer(one.peer)
+            known.unsent.append(signed.encode())
+            if one.signed is not None:
+                proof = Proof(one.signed, signed)
+                number = one.statement.number
+                kept.append(Kept(one.peer, "received", number, proof, one.statement, one.receipt))
+                continue
+            known.halves[merkle.leaf_hash(one.leaf)] = (one.statement, signed)
+            if len(known.halves) > MAX_HALVES:
+                known.halves.popitem(last=False)
+            kept.append(Kept(one.peer, "sent", one.statement.number, Proof(signed), one.statement, None))
+        return kept
+
+    def unsent(self, peer: NodeId) -> tuple[bytes, ...]:
+        """What is to be sent to a peer: `Signed` parts, encoded."""
+        return tuple(self._peer(peer).unsent)
+
+    def sent(self, peer: NodeId, parts: Collection[bytes]) -> None:
+        """The peer has these."""
+        known = self._peer(peer)
+        known.unsent = deque((part for part in known.unsent if part not in parts), maxlen=MAX_UNSENT)
+
+    def _peer(self, peer: NodeId) -> _Peer:
+        return self._peers.setdefault(peer, _Peer())
+
+
+def _less(now: Seven, before: Seven) -> Seven:
+    """The difference of two totals; totals never go back."""
+    a, b, c, d, e, f, g = (max(0, x - y) for x, y in zip(now, before, strict=True))
+    return a, b, c, d, e, f, g

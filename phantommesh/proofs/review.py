@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node remembers of the proofs that it has stored: how many, the newest, and whether that holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from phantommesh.identity import NodeId
+from phantommesh.proofs import fit
+from phantommesh.proofs.ledger import Direction, Kept
+from phantommesh.proofs.reconcile import unreceived
+from phantommesh.proofs.verify import check_statement
+
+Result = Literal["signed", "countersigned", "witnessed", "mismatch"]
+
+
+@dataclass(slots=True)
+class Shown:
+    """One direction of one link. ``whole`` says of each number whether both ends have signed."""
+
+    whole: dict[int, bool] = field(default_factory=dict)
+    newest: Kept | None = None
+    problem: str | None = None
+
+
+class Review:
+    """Of the ``keep`` newest proofs of each link and direction."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._links: dict[tuple[NodeId, Direction], Shown] = {}
+
+    def add(self, kept: Kept) -> tuple[Result, str | None]:
+        """Note a proof; return what became of it, and what of it does not hold by the counters."""
+        shown = self._links.setdefault((kept.peer, kept.direction), Shown())
+        shown.whole[kept.number] = kept.receipt is not None
+        for old in sorted(shown.whole)[: -self._keep]:
+            del shown.whole[old]
+        if kept.receipt is None:
+            if shown.newest is None:
+                shown.newest = kept
+            return "signed", None
+        problem = check_statement(kept.statement, fit.FALSE_REJECTIONS / 2 / self._keep)
+        problem = problem or unreceived(kept.statement, kept.receipt)
+        newer = shown.newest is None or shown.newest.receipt is None or shown.newest.number <= kept.number
+        if newer:
+            shown.newest, shown.problem = kept, problem
+        if problem is not None:
+            return "mismatch", problem
+        return ("countersigned" if kept.direction == "sent" else "witnessed"), None
+
+    def link(self, peer: NodeId, direction: Direction) -> Shown:
+        """What is known of one direction of a link."""
+        return self._links.get((peer, direction), Shown())
+
+    def links(self) -> Iterator[NodeId]:
+        """The peers of which there are proofs."""
+        return iter(sorted({peer for peer, _ in self._links}))

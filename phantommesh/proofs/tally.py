@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running totals of what WireGuard sent and received a peer and dimension, across keys and interfaces.
+
+WireGuard's counters begin anew when a peer gets another key or its interface is made again; these totals do
+not. What came between the last look and such a change is not in them: dimensions are drained before that.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from phantommesh.identity import NodeId
+from phantommesh.proofs.statement import ZEROS, Seven
+
+Counters = tuple[bytes, int, int]  # the peer's WireGuard key, bytes received, bytes sent
+
+
+@dataclass(slots=True)
+class _Totals:
+    last: dict[int, Counters] = field(default_factory=dict)
+    received: list[int] = field(default_factory=lambda: list(ZEROS))
+    sent: list[int] = field(default_factory=lambda: list(ZEROS))
+
+
+class Tally:
+    """The totals of all peers, from the first look on."""
+
+    def __init__(self) -> None:
+        self._peers: dict[NodeId, _Totals] = {}
+
+    def retain(self, peers: Collection[NodeId]) -> None:
+        """Forget all others."""
+        for peer in self._peers.keys() - set(peers):
+            del self._peers[peer]
+
+    def peers(self) -> list[NodeId]:
+        """Whom there are totals of."""
+        return list(self._peers)
+
+    def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> None:
+        """Take in one look at a peer's counters, one a dimension; None for one that is not there now."""
+        totals = self._peers.setdefault(peer, _Totals())
+        for dimension, reading in enumerate(readings):
+            if reading is None:
+                continue
+            key, received, sent = reading
+            last = totals.last.get(dimension, reading)  # what was there before the first look does not count
+            if last[0] != key or received < last[1] or sent < last[2]:
+                last = (key, 0, 0)
+            totals.received[dimension] += received - last[1]
+            totals.sent[dimension] += sent - last[2]
+            totals.last[dimension] = reading
+
+    def received(self, peer: NodeId) -> Seven:
+        """Bytes received from a peer so far."""
+        return _seven(self._peers.get(peer, _Totals()).received)
+
+    def sent(self, peer: NodeId) -> Seven:
+        """Bytes sent to a peer so far."""
+        return _seven(self._peers.get(peer, _Totals()).sent)
+
+
+def _seven(values: Sequence[int]) -> Seven:
+    a, b, c, d, e, f, g = values
+    return a, b, c, d, e, f, g

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's seven WireGuard key pairs: their file, their ports, and when which of them is to be replaced.
+
+A replaced dimension gets another port with its new key, so that who watches one sees neither go on. Ports
+take turns: dimension i has ``base_port + i``, or that plus 7, 14, ... as many as the configuration says.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
+
+import msgspec
+
+from phantommesh.records import KEY_BYTES
+from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.wireguard import public_key_of
+
+MAX_SLOT: Final = 8  # ports a dimension at most
+
+# Tuning.
+SPARE: Final = 1 / (DIMENSIONS + 1)
+"""Of a key's longest life: the gap between two replacements. Seven fit into it and leave one to spare."""
+SEQ_AHEAD: Final = 16  # record numbers that a file of keys reserves for the records made with these keys
+
+
+@dataclass(frozen=True, slots=True)
+class WgKey:
+    """One dimension's private key, which of its ports it has, and when it was made (None: not known)."""
+
+    private: Secret = field(repr=False)
+    slot: int = 0
+    made: float | None = None
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    keys: list[str]
+    slots: list[int]
+    made: list[float | None]
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class WgKeys:
+    """All seven. ``seq`` bounds the record numbers that may have been used with them, after a crash too."""
+
+    keys: tuple[WgKey, ...]
+    seq: int = 0
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make seven new ones."""
+        return cls(tuple(WgKey(new_private_key()) for _ in range(DIMENSIONS)))
+
+    @property
+    def private(self) -> tuple[Secret, ...]:
+        """The private keys, by dimension."""
+        return tuple(key.private for key in self.keys)
+
+    @property
+    def public(self) -> tuple[bytes, ...]:
+        """The public keys, by dimension."""
+        return tuple(public_key_of(key.private) for key in self.keys)
+
+    def ports(self, base: int, choices: int) -> tuple[int, ...]:
+        """The UDP ports, by dimension, where each has ``choices`` of them."""
+        return tuple(port(base, i, key.slot % choices) for i, key in enumerate(self.keys))
+
+    def dated(self, now: float) -> Self:
+        """These keys, those of unknown age taken to be made now (Unix seconds)."""
+        return replace(
+            self, keys=tuple(replace(k, made=now if k.made is None else k.made) for k in self.keys)
+        )
+
+    def replaced(self, dimension: int, slot: int, now: float, seq: int) -> Self:
+        """These keys with a new one in one dimension, for records up to number ``seq``."""
+        new = WgKey(new_private_key(), slot, now)
+        return replace(
+            self,
+            keys=tuple(new if i == dimension else key for i, key in enumerate(self.keys)),
+            seq=max(self.seq, seq),
+        )
+
+    def next(self, longest: float, haste: float) -> tuple[float, int]:
+        """When (Unix seconds) to replace which dimension, so that no key gets older than ``longest`` seconds.
+
+        The oldest goes first, one ``SPARE`` of that life after the newest was made, times ``haste`` (0 to 1;
+        the caller's dice, so that nobody can tell the moment), and at once where its life is over.
+        """
+        made = [0.0 if key.made is None else key.made for key in self.keys]
+        oldest = min(range(DIMENSIONS), key=lambda i: (made[i], i))
+        return min(made[oldest] + longest, max(made) + longest * SPARE * haste), oldest
+
+    def encode(self) -> dict[str, object]:
+        """Return plain data for JSON, for a file of mode 0600: the keys in base64, as `wg` writes them."""
+        keys = [base64.b64encode(key.private.reveal()).decode("ascii") for key in self.keys]
+        found: dict[str, object] = msgspec.to_builtins(
+            _File(keys, [key.slot for key in self.keys], [key.made for key in self.keys], self.seq)
+        )
+        return found
+
+    @classmethod
+    def decode(cls, given: object) -> Self:
+        """Read what `encode` gave, or a bare list of seven keys. Raises ValueError, which quotes no key."""
+        if isinstance(given, list):
+            given = {"keys": given, "slots": [0] * DIMENSIONS, "made": [None] * DIMENSIONS, "seq": 0}
+        try:
+            file = msgspec.convert(given, _File)
+            keys = [base64.b64decode(text, validate=True) for text in file.keys]
+        except (ValueError, msgspec.ValidationError):
+            raise ValueError("it does not hold WireGuard keys") from None
+        if not len(keys) == len(file.slots) == len(file.made) == DIMENSIONS or len(set(keys)) != DIMENSIONS:
+            raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
+        if any(len(key) != KEY_BYTES or key != _clamp(key) for key in keys):
+            raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
+        if file.seq < 0 or any(not 0 <= slot < MAX_SLOT for slot in file.slots):
+            raise ValueError("its numbers are out of range")
+        return cls(
+            tuple(map(WgKey, map(Secret, keys), file.slots, file.made)),
+            file.seq,
+        )
+
+
+def port(base: int, dimension: int, slot: int) -> int:
+    """The UDP port of a dimension's slot."""
+    return base + dimension + DIMENSIONS * slot
+
+
+def new_private_key() -> Secret:
+    """Return an X25519 private key, clamped as RFC 7748 section 5 and `wg genkey` do."""
+    return Secret(_clamp(secrets.token_bytes(KEY_BYTES)))
+
+
+def _clamp(key: bytes) -> bytes:
+    return bytes([key[0] & 0xF8]) + key[1:31] + bytes([key[31] & 0x7F | 0x40])

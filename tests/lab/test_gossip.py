@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What gossip does in a real mesh: deaths and returns, a node cut off, a revocation."""
+
+import pytest
+import trio
+
+from benchmarks.healing import CUT, seen_by
+from phantommesh.nursery import lab
+from phantommesh.nursery.labmesh import converged, crash, start, view_of
+from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from tests.lab.conftest import PATIENCE_S
+from tests.lab.test_lab import INTERFACES, run_in, until
+
+pytestmark = pytest.mark.lab
+
+
+async def all_see(nodes: list[LabNode], who: LabNode, state: str) -> None:
+    with trio.fail_after(PATIENCE_S):
+        for node in nodes:
+            while node != who and (await trio.to_thread.run_sync(seen_by, node)).get(who.name) != state:
+                await trio.sleep(0.1)
+
+
+async def test_a_dead_node_is_reported_and_its_return_too(mesh: lab.LabResult, spec: LabSpec) -> None:
+    nodes = nodes_of(spec)
+    victim = nodes[1]
+    await crash(victim)
+    await all_see(nodes, victim, "dead")
+    status = (await view_of(nodes[0])).status
+    assert status.members == {"alive": 1, "dead": 1}
+    assert any(f"peer {victim.name} is dead" in reason for reason in status.degraded)
+    await start(victim)
+    await all_see(nodes, victim, "alive")
+    await converged(nodes, PATIENCE_S)
+    assert (await view_of(nodes[0])).status.degraded == []
+
+
+async def test_a_node_that_was_cut_off_is_found_again(mesh: lab.LabResult, spec: LabSpec) -> None:
+    nodes = nodes_of(spec)
+    victim = nodes[2]
+    await trio.run_process([*victim.inside(["nft", "-f", "-"])], stdin=CUT.encode())
+    try:
+        await all_see(nodes, victim, "dead")
+    finally:
+        run_in(victim, "nft", "delete", "table", "inet", "cut")
+    for node in nodes:
+        await all_see(nodes, node, "alive")
+    await converged(nodes, PATIENCE_S)
+
+
+async def test_a_revoked_node_is_gone_from_every_interface_and_told_why(other: LabSpec) -> None:
+    await lab.up(other)
+    first, second = nodes_of(other)
+    assert len(run_in(first, "wg", "show", "all", "peers").splitlines()) == len(INTERFACES)
+    run_in(first, "phantommesh", "revoke", second.name)
+    await until(lambda: run_in(first, "wg", "show", "all", "peers").split() == [])
+    with trio.fail_after(PATIENCE_S):
+        while not any("was revoked" in reason for reason in (await view_of(second)).status.degraded):
+            await trio.sleep(0.2)
+    await until(lambda: run_in(second, "wg", "show", "all", "peers").split() == [])

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What simulated nodes stand on: a certified mesh, modelled interfaces, rosters that share a start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from functools import cache
+from ipaddress import IPv4Network
+from typing import Any
+
+from cryptography import x509
+
+from phantommesh import records
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.identity import Identity
+from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
+from phantommesh.records import NodeRecord, Roster, SignedRecord
+from phantommesh.revocation import Revocations
+from phantommesh.secret import Secret
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.trust import Member, describe_mesh
+from phantommesh.wire import Address
+
+BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
+MADE = BASE - 86_400.0  # when the mesh was made
+ADMISSION = Secret(b"a" * 32)
+# WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT and REJECT_AFTER_TIME (s)
+REKEY, RETRY, REJECT = 120.0, 5.0, 180.0
+
+
+@cache
+def identity(label: str) -> Identity:
+    """An identity from a fixed seed."""
+    return Identity.from_seed(hashlib.sha256(label.encode()).digest())
+
+
+def wg_keys(node: Identity) -> tuple[bytes, ...]:
+    """Seven public keys that nobody has the private halves of: the model does not need them."""
+    return tuple(hashlib.sha256(node.node_id + bytes([i])).digest() for i in range(DIMENSIONS))
+
+
+def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
+    """A node's record, unsigned."""
+    control = (f"{address.host}:{address.port}",)
+    return NodeRecord(node.node_id, seq, control, wg_keys(node), tuple(range(51820, 51827)), version)
+
+
+@cache
+def addresses(control: tuple[str, ...]) -> tuple[Address, ...]:
+    """The addresses that a record names."""
+    return tuple(Address(*parse_endpoint(text)) for text in control)
+
+
+class Mesh:
+    """The root, and who may certify."""
+
+    def __init__(self, network4: IPv4Network = NETWORK4) -> None:
+        self.root_key = identity("root")
+        self.root = make_root(self.root_key, "sim", MADE, network4)
+        self.described = describe_mesh(self.root)
+
+    def authority(self, label: str, holder: Identity) -> Authority:
+        """An authority key for this node, certified by the root."""
+        key = identity(f"{label} authority")
+        certificate = issue_authority(self.root, self.root_key, key.spki, holder.node_id, MADE)
+        return Authority(self.root, certificate, key)
+
+
+class Kernel:
+    """One node's seven interfaces: per peer and dimension the PSK and the last handshake's unix time. A
+    handshake succeeds if and only if both ends hold the same PSK at that moment."""
+
+    def __init__(self) -> None:
+        self.psks: dict[bytes, tuple[bytes, ...]] = {}
+        self.dials: set[bytes] = set()
+        self.handshakes: dict[bytes, list[float | None]] = {}
+        self.landed: dict[bytes, list[float]] = {}  # the same in the simulation's time
+        self.attempts: dict[bytes, list[float]] = {}
+
+    def keep(self, peers: Iterable[bytes]) -> None:
+        """Remove all other peers."""
+        kept = set(peers)
+        for peer in [peer for peer in self.psks if peer not in kept]:
+            for held in (self.psks, self.handshakes, self.landed, self.attempts):
+                del held[peer]
+            self.dials.discard(peer)
+
+    def set(self, peer: bytes, psks: tuple[bytes, ...], dials: bool) -> None:
+        """Make one peer as desired."""
+        self.psks[peer] = psks
+        self.handshakes.setdefault(peer, [None] * DIMENSIONS)
+        self.landed.setdefault(peer, [float("-inf")] * DIMENSIONS)
+        self.attempts.setdefault(peer, [float("-inf")] * DIMENSIONS)
+        if dials:
+            self.dials.add(peer)
+        else:
+            self.dials.discard(peer)
+
+
+class Layered(dict[Any, Any]):
+    """A dict over another that it never changes; lists in that one are copied when they are looked up."""
+
+    def __init__(self, base: dict[Any, Any]) -> None:
+        super().__init__()
+        self._base = base
+        self._gone: set[Any] = set()
+
+    def __missing__(self, key: Any) -> Any:
+        if key in self._gone:
+            raise KeyError(key)
+        value = self._base[key]
+        if isinstance(value, list):
+            value = copy(value)
+            self[key] = value
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As a dict does."""
+        return self[key] if key in self else default  # noqa: SIM401
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (key in self._base and key not in self._gone)
+
+    def __delitem__(self, key: Any) -> None:
+        if super().__contains__(key):
+            super().__delitem__(key)
+        if key in self._base:
+            self._gone.add(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._gone.discard(key)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """As a dict does."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def _merged(self) -> dict[Any, Any]:
+        own = dict(super().items())
+        if not own and not self._gone:
+            return self._base
+        merged = {**self._base, **own}
+        for key in self._gone:
+            merged.pop(key, None)
+        return merged
+
+    def items(self) -> Any:
+        """As a dict does."""
+        return self._merged().items()
+
+    def values(self) -> Any:
+        """As a dict does."""
+        return self._merged().values()
+
+    def __len__(self) -> int:
+        return len(self._merged())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._merged())
+
+
+def sharing(template: Roster, root: x509.Certificate, revocations: Revocations) -> Roster:
+    """A roster that holds what the template does, and shares it: a thousand of a thousand fit in memory."""
+    roster = Roster(root, revocations)
+    roster._entries = Layered(template._entries)
+    roster._claims = Layered(template._claims)
+    return roster
+
+
+_opened: dict[bytes, tuple[Member, NodeRecord]] = {}
+
+
+@contextmanager
+def verified_once() -> Iterator[None]:
+    """Within it each distinct record is really verified once a process: the certificates' times are looked
+    at every time, the signatures the first time. What fails is not remembered."""
+    really = records.open_record
+
+    def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tuple[Member, NodeRecord]:
+        parts = (signed.body, signed.signature, signed.node_cert, signed.authority_cert)
+        name = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+        known = _opened.get(name)
+        if known is None or not known[0].not_before <= now <= known[0].not_after:
+            known = _opened[name] = really(root, signed, now)
+        return known
+
+    records.open_record = open_record
+    try:
+        yield
+    finally:
+        records.open_record = really

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole nodes on loopback whose news go from member to member, with no authority to ask."""
+
+from pathlib import Path
+from time import time
+
+import msgspec
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from phantommesh import asking, statedir
+from phantommesh.bootstrap import Summary
+from phantommesh.control import Records, decode_answer_untrusted
+from phantommesh.envelope import REQUEST, Envelope
+from phantommesh.groupkey import Keyring
+from phantommesh.identity import NodeId
+from phantommesh.membership.effects import Effect, FetchRecord
+from phantommesh.membership.messages import State
+from phantommesh.nodestate import NodeState, load_members, load_node
+from phantommesh.nursery import gossip as module
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.streams import ask_records, connect
+from phantommesh.statedir import StateDir, StateError
+from tests.unit.loopback import join, make_authority, make_invite, serving, until
+
+
+async def make_mesh(at: Path) -> tuple[NodeState, Summary, Summary]:
+    """An authority alpha and two members beta and gamma, of which none runs."""
+    state = make_authority(at / "a")
+    async with serving(at / "a"):
+        beta = await join(at / "b", make_invite(state), "beta")
+        gamma = await join(at / "c", make_invite(state), "gamma")
+    return state, beta, gamma
+
+
+def sees(node: Node, other: Summary | NodeState, state: State | None = State.ALIVE) -> bool:
+    other_id = other.node_id if isinstance(other, Summary) else other.identity.node_id
+    return node.gossip.membership.state(other_id) is state
+
+
+def linked(node: Node, other: NodeId) -> bool:
+    return node.keeper.roster.get(other) is not None and node.links.keyed(other)
+
+
+async def test_a_newcomers_record_is_with_the_others_before_it_runs(tmp_path: Path) -> None:
+    """The authority sees to it, so it may be away when the newcomer starts."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a"):
+        beta = await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b") as node:
+            await until(lambda: linked(node, state.identity.node_id))
+            gamma = await join(tmp_path / "c", make_invite(state), "gamma")
+            await until(lambda: node.keeper.roster.get(gamma.node_id) is not None)
+    async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as newcomer:
+        await until(lambda: linked(node, gamma.node_id) and linked(newcomer, beta.node_id))
+        assert sees(node, gamma) and sees(newcomer, beta)
+
+
+async def test_two_that_have_only_heard_of_each_other_link_all_the_same(tmp_path: Path) -> None:
+    """Beta was away while gamma joined, and alpha is now: nobody but gamma can give beta gamma's record."""
+    _, beta, gamma = await make_mesh(tmp_path)
+    assert load_node(tmp_path / "b" / "state", time()).roster.get(gamma.node_id) is None
+    async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
+        await until(lambda: linked(node, gamma.node_id) and linked(other, beta.node_id))
+        assert sees(node, gamma) and sees(other, beta)
+
+
+async def test_a_stranger_gets_no_record(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    me = state.roster.get(state.identity.node_id)
+    assert me is not None
+    async with serving(tmp_path / "a") as node:
+        await until(lambda: node.keys.ring.active is not None)
+        key = node.keys.ring.active
+        assert key is not None
+        ours, theirs = Keyring(), Keyring()
+        ours.install(key, 0.0)
+        theirs.install(msgspec.structs.replace(key, key=bytes(32)), 0.0)
+        answers = []
+        for ring in (ours, theirs):
+            asker = Envelope(
+                NodeId(b"s" * 16), ring, start=1, revoked=(), digest=lambda: bytes(8), label=REQUEST
+            )
+            request = asker.seal(0, me.hash)
+            for again in (request, request):  # nor does who heard a member ask
+                async with connect("127.0.0.1", node.config.control.port) as framed:
+                    answers.append((asker, request, await ask_records(framed, again)))
+        opened = [asker.open_answer(request, answer) for asker, request, answer in answers if answer]
+        assert [decode_answer_untrusted(answer) for answer in opened] == [Records((me.signed.encode(),))]
+
+
+async def test_a_changed_record_reaches_members_without_an_authority(tmp_path: Path) -> None:
+    _, _, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
+        await until(lambda: linked(node, gamma.node_id) and sees(node, gamma))
+        before = other.keeper.roster.get(gamma.node_id)
+        assert before is not None
+        section = msgspec.structs.replace(other.config.node, endpoints=("127.0.0.9", *before.record.control))
+        other.own._config = msgspec.structs.replace(other.config, node=section)
+        other.own.publish()
+
+        def seq() -> int:
+            entry = node.keeper.roster.get(gamma.node_id)
+            assert entry is not None
+            return entry.record.seq
+
+        await until(lambda: seq() == before.record.seq + 1)
+        assert node.metrics.registry.get_sample_value("phantommesh_gossip_convergence_seconds_count")
+
+
+async def test_a_revocation_and_the_next_key_go_on_without_the_authority(tmp_path: Path) -> None:
+    """Alpha revokes gamma and tells only beta of it; delta hears it from beta."""
+    state, beta, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "a"):
+        delta = await join(tmp_path / "d", make_invite(state), "delta")
+    async with serving(tmp_path / "b") as second:
+        async with serving(tmp_path / "a") as first:
+            await until(lambda: linked(first, beta.node_id))
+            await first.reporter.revoke("gamma", force=False, dry_run=False)
+            await until(lambda: gamma.node_id in second.state.revocations)
+            await until(lambda: second.keys.ring.newest == first.keys.ring.newest)
+        async with serving(tmp_path / "d") as fourth:
+            assert gamma.node_id not in fourth.state.revocations
+            await until(lambda: gamma.node_id in fourth.state.revocations)
+            await until(lambda: fourth.keys.ring.newest == second.keys.ring.newest)
+            assert sees(fourth, gamma, None) and fourth.keeper.roster.get(gamma.node_id) is None
+            assert delta.node_id not in second.state.revocations
+
+
+async def test_who_leaves_is_seen_to_leave_and_who_returns_to_return(tmp_path: Path) -> None:
+    _, beta, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "b") as node:
+        async with serving(tmp_path / "c"):
+            await until(lambda: sees(node, gamma))
+            await until(lambda: linked(node, gamma.node_id))
+        await until(lambda: sees(node, gamma, State.LEFT))
+        assert not any("gamma" in reason for reason in node.reporter.status().degraded)
+        async with serving(tmp_path / "c") as again:
+            await until(lambda: sees(node, gamma) and sees(again, beta))
+        changes = node.metrics.registry.get_sample_value
+        assert changes("phantommesh_membership_changes_total", {"state": "left"}) == 2
+
+
+async def test_what_members_said_is_kept_and_a_later_start_has_a_greater_generation(tmp_path: Path) -> None:
+    _, _, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
+        view = node.gossip.membership.member
+        await until(
+            lambda: (
+                (seen := view(gamma.node_id)) is not None
+                and seen.generation == other.gossip.membership.generation
+            )
+        )
+        first = node.gossip.membership.generation
+        await node.gossip.save()
+        kept = load_members(load_node(tmp_path / "b" / "state", time()))
+    assert gamma.node_id in kept.ids
+    async with serving(tmp_path / "b") as node:
+        assert node.gossip.membership.generation > first
+
+
+@pytest.mark.parametrize("damage", [b"x", b"x" * 48, bytes(47)])
+async def test_damage_to_what_they_said_costs_no_more_than_that(tmp_path: Path, damage: bytes) -> None:
+    state = make_authority(tmp_path / "a")
+    state.state.write(statedir.MEMBERS, damage)
+    assert load_members(state).ids == ()
+
+
+async def test_what_strangers_said_is_not_taken_from_the_disk(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    claim = b"s" * 16 + bytes(9) + b"\1" + bytes(22)
+    state.state.write(statedir.MEMBERS, claim)
+    assert load_members(state).ids == ()
+
+
+async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make_authority(tmp_path / "a")
+    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    write, refused = StateDir.write, list[str]()
+
+    def refuse(self: StateDir, name: str, data: bytes) -> None:
+        if name == statedir.MEMBERS and len(refused) < 2:
+            refused.append(name)
+            raise StateError("cannot write it: No space left on device", fix="free some space")
+        write(self, name, data)
+
+    monkeypatch.setattr(StateDir, "write", refuse)
+    with capture_logs() as logs:
+        async with serving(tmp_path / "a") as node:
+            node.gossip._unsaved.set()
+            await until(lambda: state.state.has(statedir.MEMBERS))
+    assert [entry["fix"] for entry in logs if entry["event"] == "members not written"] == [
+        "free some space"
+    ] * 2
+
+
+async def test_one_member_cannot_have_us_look_for_ever_more_records(tmp_path: Path) -> None:
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node:
+        liar = NodeId(b"l" * 16)
+        for i in range(10 * asking.FETCHES_PER_SOURCE):
+            wanted = FetchRecord(bytes([i % 256]) * 16, 1, i.to_bytes(16), liar)
+            node.gossip._carry_out([wanted, wanted])
+        assert len(node.gossip._fetching) == asking.FETCHES_PER_SOURCE
+
+
+async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
+    _, _, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "b") as node, serving(tmp_path / "c"):
+        await until(lambda: node.sessions.newest(gamma.node_id) is not None)
+        node.gossip._carry_out([FetchRecord(b"s" * 16, 1, b"h" * 16, gamma.node_id)])
+        await until(lambda: node.gossip.dropped["gossip-record-not-found"] > 0)
+        await until(lambda: not node.gossip._fetching)
+
+
+async def test_data_is_a_sign_of_life_and_keepalives_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is one of the time of the reading before: it may have come right after that."""
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node:
+        peer, seen = NodeId(b"p" * 16), list[tuple[bytes, float]]()
+
+        def traffic_seen(who: bytes, now: float, *, age: float) -> list[Effect]:
+            seen.append((who, now - age))
+            return []
+
+        monkeypatch.setattr(node.gossip.membership, "traffic_seen", traffic_seen)
+        node.gossip._known[peer] = b""
+        node.gossip.read_interfaces({peer: [10_000] * 7})  # what came before the first reading says nothing
+        before = trio.current_time()
+        node.gossip.read_interfaces({peer: [10_000 + module.DATA] * 7})
+        after = trio.current_time()
+        assert seen == []
+        await trio.sleep(0.01)
+        node.gossip.read_interfaces({peer: [*[10_000 + module.DATA] * 6, 10_001 + 2 * module.DATA]})
+        assert [who for who, _ in seen] == [peer]
+        assert before <= seen[0][1] <= after
+        node.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
+        assert len(seen) == 1

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The probes' socket and driver, on the loopback device: two nodes, whose dimension 3 it is."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery import probes
+from phantommesh.nursery.probes import PathDriver, ProbeSocket
+from phantommesh.nursery.scattering import Snapshot
+from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.probe import Probe
+from phantommesh.paths.state import PathState
+from phantommesh.wireguard import DeviceState
+from tests.unit.loopback import free_port, until
+
+A, B = b"a" * 16, b"b" * 16
+ADDRESSES = {A: IPv4Address("127.0.0.1"), B: IPv4Address("127.0.0.2")}
+NAMES = tuple(f"pm{i}" for i in range(7))
+LOOPBACK = socket.if_nametoindex("lo")
+DEVICE = DeviceState("pm3", LOOPBACK, True, bytes(32), 1, 1420, frozenset(), frozenset(), {})
+
+
+class FakeScatterer:
+    """Remembers the weights; ``refuses`` so many times first."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.set: list[tuple[bytes, tuple[float, ...]]] = []
+        self.refuses = refuses
+
+    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
+        await trio.lowlevel.checkpoint()
+        if node_id == b"gone":
+            raise KeyError(node_id)
+        if self.refuses:
+            self.refuses -= 1
+            raise PhantomMeshError("not now")
+        self.set.append((node_id, tuple(scores)))
+
+    def snapshot(self, node_id: bytes) -> Snapshot | None:
+        return None
+
+
+def driver(me: bytes, peer: bytes, port: int, scatterer: FakeScatterer | None = None) -> PathDriver:
+    paths = Paths(random=random.Random(1), interval=0.05)
+    made = PathDriver(
+        paths, scatterer or FakeScatterer(), port=port, names=NAMES, address=lambda: ADDRESSES[me]
+    )
+    made.devices({"pm3": DEVICE})
+    made.set_peers([(peer, ADDRESSES[peer], 0b1000)])
+    return made
+
+
+def states(it: PathDriver, peer: bytes) -> list[PathState]:
+    return [view.state for view in it.paths.view(peer, trio.current_time())]
+
+
+async def test_two_nodes_measure_the_dimension_between_them() -> None:
+    port = free_port()
+    a, b = driver(A, B, port), driver(B, A, port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await until(lambda: a.paths.view(B, trio.current_time())[3].rtt is not None)
+        await until(lambda: b.paths.view(A, trio.current_time())[3].rtt is not None)
+        assert states(a, B) == [PathState.CLOSED] * 3 + [PathState.UP] + [PathState.CLOSED] * 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_probes_that_did_not_come_through_a_dimension_are_nobodys() -> None:
+    port = free_port()
+    a = driver(A, B, port)
+    a.devices({"pm3": replace(DEVICE, index=LOOPBACK + 1000)})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        with ProbeSocket(ADDRESSES[B], port) as sock:
+
+            def sent(reason: str, count: int) -> bool:
+                try:
+                    sock.send(Probe(False, 3, 1).encode(), str(ADDRESSES[A]), LOOPBACK)
+                except OSError:
+                    pass  # a is not listening yet
+                return a.dropped[reason] >= count
+
+            await until(lambda: sent("probe-source", 3))
+            a.devices({"pm3": DEVICE})
+            with ProbeSocket(IPv4Address("127.0.0.9"), port) as stranger:
+                before = a.dropped["probe-source"]
+
+                def strange() -> bool:
+                    stranger.send(Probe(False, 3, 1).encode(), str(ADDRESSES[A]), LOOPBACK)
+                    return a.dropped["probe-source"] > before
+
+                await until(strange)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interface_that_is_not_there_costs_a_counted_probe() -> None:
+    a = driver(A, B, free_port())
+    a.devices({})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        await until(lambda: a.dropped["probe-unsent"] >= 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_that_somebody_has_is_said_once_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "RETRY", 0.02)
+    port = free_port()
+    a = driver(A, B, port)
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            with ProbeSocket(ADDRESSES[A], port):
+                nursery.start_soon(a.run)
+                await until(lambda: a.problem is not None)
+                await trio.sleep(0.1)
+            assert a.problem is not None and "paths.port" in a.problem.fix
+            await until(lambda: a.problem is None)
+            nursery.cancel_scope.cancel()
+    assert len([entry for entry in logs if "not measured" in entry["event"]]) == 1
+
+
+async def test_weights_are_set_again_until_the_kernel_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "RETRY", 0.02)
+    scatterer = FakeScatterer(refuses=2)
+    a = driver(A, B, free_port(), scatterer)
+    drained = (1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
+    a._to_apply = {b"gone": FULL, B: drained}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        await until(lambda: (B, drained) in scatterer.set)
+        nursery.cancel_scope.cancel()
+
+
+def test_without_a_map_dimension_0_alone_carries_the_traffic() -> None:
+    async def main() -> None:
+        a = driver(A, B, free_port())
+        a.devices({"pm3": DEVICE})
+        assert a.paths._peers[B].in_force == (1.0, *[0.0] * 6)
+        await trio.lowlevel.checkpoint()
+
+    trio.run(main)

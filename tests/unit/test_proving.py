@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Proofs in the node: told, signed, countersigned, stored; with peers away and damaged disks."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from phantommesh import control
+from phantommesh.identity import NodeId
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery import proving as module
+from phantommesh.nursery.proving import Proving
+from phantommesh.nursery.streams import StreamError
+from phantommesh.proofs.archive import Archive
+from phantommesh.proofs.shelf import HEADS, Shelf
+from phantommesh.proofs.statement import ZEROS, ProofError
+from phantommesh.proofs.verify import Report, verify
+from phantommesh.records import Roster, sign_record
+from phantommesh.revocation import Revocations
+from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.scatter.maps import Epoch
+from phantommesh.scatter.ruleset import Hits
+from tests.unit.makemesh import identity, make_mesh, plain_record
+from tests.unit.makeproofs import EQUAL, plus, seven
+
+MESH = make_mesh("proving", now=time.time())
+SHARE = seven([300] * 7)
+
+
+class State:
+    """What `Proving` uses of a node's state."""
+
+    def __init__(self, name: str) -> None:
+        self.identity, self.root = identity(name), MESH.root
+
+
+class End:
+    """One node: a real service over a WireGuard that only counts."""
+
+    def __init__(self, name: str, at: Path, *, keep: int = 60) -> None:
+        self.name, self.at, self.keep = name, at, keep
+        self.id = NodeId(identity(name).node_id)
+        self.roster = Roster(MESH.root, Revocations(MESH.root))
+        self.results: Counter[str] = Counter()
+        self.sent = self.received = ZEROS
+        self.away = self.hangs = False
+        self.other: End = self
+        self.epochs = self.reads = self.asked = self.calls = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.proving = Proving(
+            cast("NodeState", State(self.name)), Shelf(self.at, self.keep), self.roster, epoch_seconds=3600.0,
+            batch=8, keep=self.keep, call=self.call, read=self.read,
+            count=lambda result: self.results.update([result]),
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def call(self, peer: NodeId) -> AsyncIterator["End"]:
+        await trio.lowlevel.checkpoint()
+        try:
+            if self.other.away:
+                raise StreamError("nobody there")
+            yield self
+        finally:
+            self.calls += 1
+
+    async def ask(self, request: control.Request) -> control.Answer:
+        request = control.decode_request_untrusted(control.encode(request))
+        other = self.other
+        self.asked += 1
+        if other.hangs:
+            await trio.sleep_forever()
+        entry = other.roster.get(self.id)
+        assert entry is not None
+        if isinstance(request, control.Turn):
+            return await other.proving.turn(entry, request)
+        assert isinstance(request, control.Prove)
+        return await other.proving.take(entry, request)
+
+    async def read(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        counters = [(bytes(32), came, sent) for came, sent in zip(self.received, self.sent, strict=True)]
+        self.proving.look({self.other.id: counters})
+
+    def carry(self, packets: tuple[int, ...] = SHARE) -> Hits:
+        """Send the other so many packets."""
+        sent = seven([count * 1467 for count in packets])
+        self.sent, self.other.received = plus(self.sent, sent), plus(self.other.received, sent)
+        return Hits(tuple(packets), tuple(count * 1420 for count in packets))
+
+    def turn(self, hits: Hits | None = None) -> None:
+        """The scatterer goes on to the next epoch."""
+        begun = time.time() - 10
+        ended = EpochCounts(
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, hits or Hits(), begun + 2 * self.epochs
+        )
+        self.epochs += 1
+        current = EpochCounts(
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, Hits(), begun + 2 * self.epochs
+        )
+        self.proving.epoch(self.other.id, ended, current)
+
+    async def verified(self) -> Report:
+        exported = await self.proving.export()
+        return verify(Archive.decode_untrusted(exported), root_hash=MESH.mesh.root_hash)
+
+
+Pair = tuple[End, End]
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
+    monkeypatch.setattr(module, "OFTEN", 0.0)
+    a, b = End("pm-1", tmp_path / "a"), End("pm-2", tmp_path / "b")
+    a.other, b.other = b, a
+    for end in (a, b):
+        for name in ("pm-1", "pm-2"):
+            node, now = identity(name), time.time()
+            certificate = MESH.certify(node, name, now=now)
+            end.roster.add(sign_record(node, plain_record(node), certificate, MESH.authority.der), now)
+    async with trio.open_nursery() as nursery:
+        for end in (a, b):
+            nursery.start_soon(end.proving.run)
+            await until(lambda: end.proving.ready)  # noqa: B023
+            await end.read()
+        yield a, b
+        nursery.cancel_scope.cancel()
+
+
+async def until(seen: Callable[[], object]) -> None:
+    with trio.fail_after(30):
+        while not seen():
+            await trio.sleep(0.005)
+
+
+async def prove(a: End, epochs: int) -> None:
+    """Let so many epochs pass at one end, and both ends sign."""
+    for _ in range(epochs):
+        await step(a, a.carry())
+        await rounds(a)
+
+
+async def step(a: End, hits: Hits | None = None) -> None:
+    before = a.calls
+    a.turn(hits)
+    await until(lambda: a.calls > before and not a.proving._telling)
+
+
+async def rounds(a: End) -> None:
+    for end in (a, a.other, a):
+        await end.proving.round()
+
+
+async def test_both_ends_prove_what_one_sent(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 4)
+    for end, direction in ((a, "sent"), (b, "received")):
+        (link,) = (await end.verified()).links
+        assert (link.sender, link.receiver, link.proofs, link.countersigned) == ("pm-1", "pm-2", 4, 4)
+        assert link.packets == 4 * sum(SHARE)
+        shown = end.proving.review.link(end.other.id, "sent" if direction == "sent" else "received")
+        assert list(shown.whole.values()) == [True] * 4 and shown.problem is None
+    assert a.results == {"signed": 4, "countersigned": 4}
+    assert b.results == {"witnessed": 4}
+
+
+async def test_both_directions_at_once(pair: Pair) -> None:
+    a, b = pair
+    for end in pair:
+        await step(end)
+    for _ in range(3):
+        for end in pair:
+            await step(end, end.carry())
+        await rounds(a)
+    await rounds(b)
+    for end in pair:
+        report = await end.verified()
+        assert sorted((link.sender, link.countersigned) for link in report.links) == [
+            ("pm-1", 3),
+            ("pm-2", 3),
+        ]
+
+
+async def test_a_peer_that_is_away_leaves_half_a_proof_and_the_chain_goes_on(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 2)
+    b.away = True
+    await prove(a, 2)
+    shown = a.proving.review.link(b.id, "sent")
+    assert list(shown.whole.values()) == [True, True, False, False]
+    assert a.results["unwitnessed"] == 2
+    b.away = False
+    await prove(a, 3)
+    # The first of them closes a commitment that the peer has never had.
+    assert list(shown.whole.values()) == [True, True, False, False, False, True, True]
+    (link,) = (await a.verified()).links
+    assert (link.proofs, link.countersigned) == (7, 4)
+    assert (await b.verified()).links[0].countersigned == 2  # since the gap
+
+
+async def test_a_receipt_that_could_not_be_delivered_comes_later(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await step(a, a.carry())
+    await a.proving.round()
+    a.away = True
+    await b.proving.round()
+    assert a.results == {"signed": 1}
+    a.away = False
+    await b.proving.round()
+    assert a.results == {"signed": 1, "countersigned": 1}
+
+
+async def test_a_peer_that_does_not_answer_holds_nothing_up(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    b.hangs = True
+    for _ in range(3):
+        asked = a.asked
+        a.turn(a.carry())
+        await until(lambda: a.asked > asked)  # noqa: B023
+    b.hangs = False
+    await step(a, a.carry())
+    await a.proving.round()
+    assert a.results["signed"] == 4
+
+
+async def test_the_chain_goes_on_after_a_restart(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 2)
+    a.restart()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.proving.run)
+        await until(lambda: a.proving.ready)
+        assert list(a.proving.review.link(b.id, "sent").whole.values()) == [True, True]
+        await a.read()
+        await step(a)
+        await prove(a, 2)
+        (link,) = (await a.verified()).links
+        assert (link.proofs, link.countersigned) == (4, 4)
+        nursery.cancel_scope.cancel()
+
+
+async def test_so_many_are_kept_and_no_more(pair: Pair, tmp_path: Path) -> None:
+    a, b = pair
+    a.keep = b.keep = 3
+    for end in pair:
+        end.proving._shelf = Shelf(end.at, 3)
+    await step(a)
+    await prove(a, 5)
+    assert (await a.verified()).proofs == (await b.verified()).proofs == 3
+    files = sorted(path.name for path in tmp_path.rglob("*-*") if path.is_file())
+    assert len(files) == 6 and all(name.endswith(("2", "3", "4")) for name in files)
+
+
+async def test_what_is_damaged_on_disk_is_left_out(pair: Pair) -> None:
+    a, _ = pair
+    await step(a)
+    await prove(a, 4)
+    files = sorted(path for path in a.at.rglob("sent-*"))
+    files[1].write_bytes(b"rubbish")
+    (a.at / HEADS).write_bytes(b"rubbish")
+    (a.at / "not a node").mkdir()
+    (link,) = (await a.verified()).links
+    assert link.proofs == 2
+    chains, heads = Shelf(a.at, 60).load()
+    assert heads.next == 0 and [chain.next for chain in chains.values()] == [4]
+
+
+async def test_a_loss_is_told(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    hits = a.carry(seven([3000] * 7))
+    b.received = seven([came if i != 3 else 0 for i, came in enumerate(b.received)])
+    await step(a, hits)
+    await rounds(a)
+    assert a.results["mismatch"] == b.results["mismatch"] == 1
+    assert "dimension 3" in str(a.proving.review.link(b.id, "sent").problem)
+    with pytest.raises(ProofError, match="dimension 3"):
+        await a.verified()
+
+
+async def test_what_peers_send_is_not_believed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pair
+    await step(a)
+    await step(a, a.carry())
+    a.away = b.away = True
+    await a.proving.round()
+    assert a.proving._ledger is not None
+    (part,) = a.proving._ledger.unsent(b.id)
+    mine, theirs = b.roster.get(b.id), b.roster.get(a.id)
+    assert mine is not None and theirs is not None
+    for entry, parts in (
+        (mine, (part,)),
+        (theirs, (part[:-1], b"", part[:300] + bytes([part[300] ^ 1]) + part[301:])),
+    ):
+        assert await b.proving.take(entry, control.Prove(parts)) == control.Done()
+    assert b.results["refused"] == 4
+    await b.proving.take(theirs, control.Prove((part, part)))  # once is enough
+    await b.proving.round()
+    assert b.results["witnessed"] == 1
+    monkeypatch.setattr(module, "OFTEN", 60.0)
+    assert isinstance(await b.proving.turn(theirs, control.Turn(b"", b"")), control.Refused)
+
+
+async def test_counters_that_begin_anew_do_not_go_back(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 1)
+    a.sent = a.received = b.sent = b.received = ZEROS  # the interfaces were made again
+    for end in pair:
+        await end.read()
+    await prove(a, 2)
+    assert (await a.verified()).countersigned == 3
+
+
+async def test_one_reading_serves_all_who_asked_before_it(pair: Pair) -> None:
+    a, _ = pair
+    before = a.reads
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(a.proving._fresh)
+    assert a.reads - before <= 2
+
+
+async def test_nothing_to_export_is_an_error(pair: Pair) -> None:
+    with pytest.raises(ProofError, match="no scatter proofs yet"):
+        await pair[0].proving.export()
+
+
+async def test_epochs_that_are_too_short_are_not_proved(tmp_path: Path) -> None:
+    end = End("pm-1", tmp_path)
+    end.proving._epoch = 0.05
+    end.turn(Hits())
+    assert end.proving._to_turn.statistics().current_buffer_used == 0

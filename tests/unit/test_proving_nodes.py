@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scatter proofs between whole nodes, over their control ports and a model of WireGuard."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from phantommesh.identity import NodeId
+from phantommesh.nursery import proving as module
+from phantommesh.nursery.node import Node
+from phantommesh.proofs.archive import Archive
+from phantommesh.proofs.statement import Seven
+from phantommesh.proofs.verify import verify
+from phantommesh.records import Entry
+from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.scatter.maps import Epoch
+from phantommesh.scatter.ruleset import Hits
+from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.unit.makeproofs import EQUAL
+from tests.unit.test_reconciler import FakeBackend
+
+PACKETS = (3000,) * 7
+
+
+def entry_of(node: Node, other: Node) -> Entry | None:
+    return node.keeper.roster.get(NodeId(other.state.identity.node_id))
+
+
+def count(node: Node, other: Node, *, received: int = 0, sent: int = 0) -> None:
+    """Have a node's WireGuard count bytes in every dimension."""
+    entry, backend = entry_of(node, other), cast("FakeBackend", node.backend)
+    assert entry is not None
+    for name, key in zip(node.names, entry.record.wg_keys, strict=True):
+        device = backend.state[name]
+        peer = device.peers[key]
+        counted = replace(peer, rx_bytes=peer.rx_bytes + received, tx_bytes=peer.tx_bytes + sent)
+        backend.state[name] = replace(device, peers={**device.peers, key: counted})
+
+
+def epoch(node: Node, other: Node, number: int, began: float) -> None:
+    """What the scatterer says at the end of an epoch of two seconds."""
+    hits = Hits(PACKETS, tuple(n * 1380 for n in PACKETS)) if number else Hits()
+    ended, current = (
+        EpochCounts(Epoch(1, n), "deck", (1.0,) * 7, EQUAL, counted, began + 2 * n)
+        for n, counted in ((number, hits), (number + 1, Hits()))
+    )
+    node.proving.epoch(other.state.identity.node_id, ended, current)
+
+
+def answered(node: Node) -> list[Seven | None]:
+    """What a node's ledger hears of peers that were told of an epoch."""
+    ledger, answers = node.proving._ledger, list[Seven | None]()
+    assert ledger is not None
+    hear = ledger.answered
+
+    def listen(peer: NodeId, wire: Seven | None) -> None:
+        hear(peer, wire)
+        answers.append(wire)
+
+    ledger.answered = listen  # type: ignore[method-assign]
+    return answers
+
+
+async def test_nodes_prove_to_each_other_over_their_control_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OFTEN", 0.0)
+    authority = make_authority(tmp_path / "a")
+    invite = make_invite(authority)
+    async with serving(tmp_path / "a"):
+        await join(tmp_path / "b", invite, "beta")
+    async with serving(tmp_path / "a") as a, serving(tmp_path / "b") as b:
+        peer = NodeId(b.state.identity.node_id)
+        await until(lambda: bool(a.sessions.newest(peer)) and len(linked(a, b)) == len(linked(b, a)) == 7)
+        answers = answered(a)
+        began = time.time()
+        for number in range(4):
+            if number:
+                count(a, b, sent=3000 * 1420)
+                count(b, a, received=3000 * 1420)
+            epoch(a, b, number, began)
+            await until(lambda: len(answers) > number)  # noqa: B023
+            await a.proving.round()
+            await b.proving.round()
+        shown = a.reporter.proofs()[0]
+        assert (shown.peer, shown.sent.kept, shown.sent.countersigned) == ("beta", 3, 3)
+        assert shown.sent.newest is not None and shown.sent.newest.problem is None
+        assert shown.sent.newest.received_bytes == [3000 * 1420] * 7
+        for node in (a, b):
+            exported = await node.reporter.export_proofs(None)
+            report = verify(Archive.decode_untrusted(exported), root_hash=authority.mesh.root_hash)
+            assert [(link.sender, link.receiver, link.countersigned) for link in report.links] == [
+                ("alpha", "beta", 3)
+            ]
+
+
+def linked(node: Node, other: Node) -> list[str]:
+    """The interfaces that know the other node."""
+    entry, backend = entry_of(node, other), cast("FakeBackend", node.backend)
+    if entry is None:
+        return []
+    keys = dict(zip(node.names, entry.record.wg_keys, strict=True))
+    return [name for name, device in backend.state.items() if keys.get(name) in device.peers]
