@@ -298,6 +298,8 @@ def main() -> int:
         given.seed,
         given.backend,
     )
+    if settings.pages < 2 or settings.repetitions < attack.FOLDS:
+        parser.error(f"--pages from 2 and --repetitions from {attack.FOLDS}, for as many folds")
     wanted = given.only or conditions(given.quick)
     for condition in wanted:
         try:
