@@ -207,7 +207,7 @@ def test_the_accused_is_told_first() -> None:
 def test_a_member_that_answers_nobody_is_dead_when_enough_others_say_so() -> None:
     driver = Driver(make(), {C, D})
     driver.accuse = {C: {B}, D: {B}}
-    assert changes(driver.run(15), B) == ["suspected", "dead"]
+    assert changes(driver.run(20), B) == ["suspected", "dead"]
     assert driver.member.state(B) is State.DEAD
 
 
