@@ -49,10 +49,11 @@ import socket, sys, time
 host, port, count, size, gap = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM) as out:
-    begin = time.monotonic()
+    due = time.monotonic()
     for number in range(count):
         out.sendto(number.to_bytes(8, "big").ljust(size, b"."), (host, port))
-        time.sleep(max(0.0, begin + (number + 1) * gap - time.monotonic()))
+        due = max(due + gap, time.monotonic() - 5 * gap)  # a late one is not made up for by a long burst
+        time.sleep(max(0.0, due - time.monotonic()))
 """
 # Receives datagrams until there is silence, and prints how many different ones there were.
 RECEIVE = """
