@@ -334,6 +334,7 @@ ADDRESSES: dict[str, tuple[IPv4Address, IPv6Address]] = {}
 SCATTERING: tuple[Scheduler, ...] = ("packet", "deck", "batch")
 
 
+@pytest.mark.slow  # a busy machine drops some of its many fragments
 async def test_every_scheduler_carries_every_kind_of_packet(other: LabSpec) -> None:
     """The nodes are killed: what they have set up goes on, and nobody puts the tables back."""
     await lab.up(other)
