@@ -132,8 +132,6 @@ async def test_a_node_that_is_killed_again_and_again_while_it_replaces_keys_come
         await trio.sleep(1.0)
         seen.add((nodes[0].state_dir / WIREGUARD_KEYS).read_bytes())
     assert len(seen) > 1
-    async with open_traffic(await flows_between(nodes), 0.05) as traffic:
-        await answered(traffic, trio.current_time(), PATIENCE_S)
     for node in nodes:
         text = node.config.read_text()
         node.config.write_text(text.replace("key_seconds = 10.0", "key_seconds = 3600.0"))
@@ -142,3 +140,5 @@ async def test_a_node_that_is_killed_again_and_again_while_it_replaces_keys_come
         await start(node)
     await converged(nodes, PATIENCE_S)
     await whole(nodes)
+    async with open_traffic(await flows_between(nodes), 0.05) as traffic:
+        await answered(traffic, trio.current_time(), PATIENCE_S)
