@@ -486,6 +486,8 @@ async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Pa
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
+                    # A job in the background of a script ignores it, and so would the command.
+                    preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
                 )
                 assert command.stdout is not None
                 lines = [await trio.to_thread.run_sync(command.stdout.readline) for _ in range(2)]
