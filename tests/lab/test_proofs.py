@@ -96,7 +96,12 @@ async def test_proofs_of_all_links_are_exported_and_verify(proving: LabSpec, tmp
             assert {(link["sender"], link["receiver"]) for link in links} >= {
                 (node.name, other) for other in names - {node.name}
             }
-            assert all(link["tested"] == link["proofs"] for link in links)  # the default scheduler tells
+            # The default scheduler tells, wherever there was a choice: while paths come up there may be none.
+            plans = [statement.plan.cards for statement, _ in statements(file.read_bytes())]
+            assert sum(link["tested"] for link in links) == sum(
+                len(plan) - plan.count(0) > 1 for plan in plans
+            )
+            assert all(link["tested"] for link in links)
         exported = (tmp_path / nodes[0].name).read_bytes()
         heavy = max(statements(exported), key=lambda pair: sum(pair[0].octets))
         statement, receipt = heavy
