@@ -26,7 +26,10 @@ FULL: Final = (1.0,) * DIMENSIONS
 # Tuning.
 SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
 RETURN: Final = 1.0  # s between probes of a dark path of a peer that answers on others
-BUDGET: Final = 500.0  # fast probes a second at most, over all peers
+BUDGET: Final = (
+    150.0  # fast probes a second at most, over all peers: each is answered by a node that is as busy
+)
+COUNT: Final = 0.25  # s between two counts of the peers that are probed fast
 SLOW_BUDGET: Final = 20.0  # slow ones
 SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
 BUSY_BYTES: Final = 1000  # sent to a peer between two readings, probes aside, that count as traffic
@@ -56,6 +59,7 @@ class Paths:
 
     def __init__(self, *, random: Random, interval: float) -> None:
         self._random, self._interval = random, interval
+        self._eager = (float("-inf"), 0)  # when they were counted, and how many peers are probed fast
         self._peers: dict[bytes, _Peer] = {}
         self._leaving = 0
         self._queue: list[tuple[float, int, Path]] = []
@@ -231,8 +235,7 @@ class Paths:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
         leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
-        new = path.quality.rtt is None or path.state is PathState.PROVING
-        if unsure or (new and path.misses < MISSES):
+        if unsure or (_new(path) and path.misses < MISSES):
             return self._fast(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving or self._busy(peer, now)):
             return self._fast(now)
@@ -241,8 +244,11 @@ class Paths:
         return RETURN if path.state is PathState.DARK and alive else slow
 
     def _fast(self, now: float) -> float:
-        busy = sum(self._busy(peer, now) for peer in self._peers.values())
-        return max(self._interval, busy * DIMENSIONS / BUDGET)
+        counted_at, eager = self._eager
+        if now >= counted_at + COUNT:
+            eager = sum(self._busy(peer, now) or any(map(_new, peer.paths)) for peer in self._peers.values())
+            self._eager = now, eager
+        return max(self._interval, eager * DIMENSIONS / BUDGET)
 
     def _busy(self, peer: _Peer, now: float) -> bool:
         return now < peer.busy_until
@@ -338,3 +344,8 @@ class Paths:
             )
             for path, score in zip(peer.paths, peer.scores, strict=True)
         ]
+
+
+def _new(path: Path) -> bool:
+    """Whether a path has to show first that it carries anything."""
+    return path.state is PathState.PROVING or path.quality.rtt is None
