@@ -214,13 +214,11 @@ class GossipDriver:
                     assert_never(effect)
         self._woken.set()
 
-    def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> bool:
+    def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> None:
         try:
             channel.send_nowait(item)
         except trio.WouldBlock:  # what matters is asked for again
             self.dropped[f"gossip-{what}-queue"] += 1
-            return False
-        return True
 
     def _want(self, wanted: FetchRecord) -> None:
         if self._fetching.want(wanted, trio.current_time()):

@@ -321,39 +321,28 @@ class Node:
         self.scattering.devices(actual)
         self.paths.devices(actual)
         now, wall = trio.current_time(), time()
+        received: dict[NodeId, list[int]] = {}
+        counted: dict[NodeId, list[tuple[bytes, int, int] | None]] = {}
         for entry in self.entries():
             peer = entry.member.node_id
             reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
             self.paths.paths.read(peer, reading.counters, now)
             self._located[peer] = reading.located
+            received[peer] = [0 if moved is None else moved[1] for moved in reading.counters]
+            counted[peer] = [
+                None if moved is None else (key, moved[1], moved[0])
+                for key, moved in zip(entry.record.wg_keys, reading.counters, strict=True)
+            ]
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
-        self.gossip.read_interfaces({entry.member.node_id: self._received(entry) for entry in self.entries()})
-        self.proving.look({entry.member.node_id: self._counters(entry) for entry in self.entries()})
+        self.gossip.read_interfaces(received)
+        self.proving.look(counted)
         self._tell_paths()
         self.reporter.measure()
 
     def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
         found = self.scattering.snapshot(peer)
         self.proving.epoch(peer, ended, None if found is None else found.current)
-
-    def _counters(self, entry: Entry) -> list[tuple[bytes, int, int] | None]:
-        """What each dimension's WireGuard has counted of a peer, under which key."""
-        counters: list[tuple[bytes, int, int] | None] = []
-        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
-            device = self.actual.get(name)
-            peer = None if device is None else device.peers.get(key)
-            counters.append(None if peer is None else (key, peer.rx_bytes, peer.tx_bytes))
-        return counters
-
-    def _received(self, entry: Entry) -> list[int]:
-        """Bytes that each dimension has received from a peer."""
-        received = []
-        for name, key in zip(self.names, entry.record.wg_keys, strict=True):
-            device = self.actual.get(name)
-            peer = None if device is None else device.peers.get(key)
-            received.append(0 if peer is None else peer.rx_bytes)
-        return received
 
     def _receive(self, datagram: bytes, source: Address) -> None:
         """What comes to the control port is a handshake, or gossip."""
