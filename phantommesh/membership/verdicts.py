@@ -29,6 +29,7 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.table import Down
 
 ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
+MANY: Final = 100  # members, from which on not all of them ask an accused at once
 FRESH: Final = 0.6  # s that a failed check counts for in a verdict: a stalled member may be back since then
 
 
@@ -67,7 +68,8 @@ class Verdicts:
                 self._show(case)
         core.at(case.deadline, self.judge, case)
         if params.verify:
-            core.at(core.clock + case.least * (0.35 + 0.4 * core.rng.random()), self.check_soon, case)
+            wait = case.least * (0.35 + 0.4 * core.rng.random()) * min(1.0, core.table.live / MANY)
+            core.at(core.clock + wait, self.check_soon, case)
         return case
 
     def _wanted(self) -> int:

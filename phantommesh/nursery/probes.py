@@ -105,6 +105,7 @@ class PathDriver:
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
         self._woken, self._apply_now, self._changed = trio.Event(), trio.Event(), trio.Event()
+        self._wakes_at = float("inf")
 
     # --- what the node tells it ---
 
@@ -171,7 +172,8 @@ class PathDriver:
     async def _tick(self, sock: ProbeSocket) -> None:
         while True:
             self._woken = trio.Event()
-            with trio.move_on_at(self.paths.deadline):
+            self._wakes_at = self.paths.deadline
+            with trio.move_on_at(self._wakes_at):
                 await self._woken.wait()
             self._receive(sock)  # an answer that is here already is not missing
             now = trio.current_time()
@@ -210,7 +212,8 @@ class PathDriver:
                     )  # fmt: skip
                     self._turned(effect)
         self._tell()
-        self._woken.set()
+        if self.paths.deadline < self._wakes_at:
+            self._woken.set()
 
     def _tell(self) -> None:
         self._changed.set()

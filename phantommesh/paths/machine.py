@@ -15,6 +15,7 @@ from random import Random
 from typing import Final
 
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
+from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.sizes import DIMENSIONS
@@ -29,11 +30,9 @@ RETURN: Final = 1.0  # s between probes of a dark path of a peer that answers on
 BUDGET: Final = (
     150.0  # fast probes a second at most, over all peers: each is answered by a node that is as busy
 )
-COUNT: Final = 0.25  # s between two counts of the peers that are probed fast
+COUNT: Final = 0.25  # s between two counts of what probing fast would take
 SLOW_BUDGET: Final = 20.0  # slow ones
 SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
-BUSY_BYTES: Final = 1000  # sent to a peer between two readings, probes aside, that count as traffic
-BUSY_FOR: Final = 10.0  # s that it stays so after the last such reading
 ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of as many
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
@@ -45,7 +44,7 @@ class _Peer:
     paths: list[Path]
     scores: tuple[float, ...] = FULL
     in_force: tuple[float, ...] = FULL
-    busy_until: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
@@ -59,7 +58,7 @@ class Paths:
 
     def __init__(self, *, random: Random, interval: float) -> None:
         self._random, self._interval = random, interval
-        self._eager = (float("-inf"), 0)  # when they were counted, and how many peers are probed fast
+        self._thrift = (float("-inf"), 1.0)  # when it was counted, and by how much fast probes are too many
         self._peers: dict[bytes, _Peer] = {}
         self._leaving = 0
         self._queue: list[tuple[float, int, Path]] = []
@@ -112,13 +111,13 @@ class Paths:
             if before is not None and sent > before:
                 carried += sent - before - ON_WIRE * (path.probes - peer.probes[i])
             peer.sent[i], peer.probes[i] = sent, path.probes
-        if carried >= BUSY_BYTES:
-            if not self._busy(peer, now):
-                for path in peer.paths:
-                    if path.state is PathState.UP:
-                        path.next_probe = min(path.next_probe, now + self._random.uniform(0, self._interval))
-                        self._schedule(path)
-            peer.busy_until = now + BUSY_FOR
+        if peer.pace.carried(carried, now):
+            pause = peer.pace.pause(self._interval) * self._too_many(now)
+            for path in peer.paths:
+                if path.state is PathState.UP:
+                    path.next_probe = min(path.next_probe, now + self._random.uniform(0, pause))
+                    self._schedule(path)
+        if peer.pace.busy(now):
             self._weigh_at = min(self._weigh_at, now + WEIGH)
 
     def leave(self, dimensions: int, now: float) -> list[Effect]:
@@ -194,7 +193,7 @@ class Paths:
             if before is not path.state:
                 effects.append(Turned(node_id, dimension, before, path.state))
             if path.state is PathState.PROVING and before is PathState.DARK:
-                path.next_probe = now + self._spread(self._fast(now))
+                path.next_probe = now + self._spread(self._interval * self._too_many(now))
             self._schedule(path)
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
@@ -236,22 +235,29 @@ class Paths:
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
         leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
         if unsure or (_new(path) and path.misses < MISSES):
-            return self._fast(now)
-        if path.state is PathState.UP and (leaving or path.peer_leaving or self._busy(peer, now)):
-            return self._fast(now)
+            return self._interval * self._too_many(now)
+        if path.state is PathState.UP and (leaving or path.peer_leaving):
+            return self._interval * self._too_many(now)
+        if path.state is PathState.UP and peer.pace.busy(now):
+            return peer.pace.pause(self._interval) * self._too_many(now)
         slow = max(SLOW, len(self._peers) * DIMENSIONS / SLOW_BUDGET)
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
 
-    def _fast(self, now: float) -> float:
-        counted_at, eager = self._eager
+    def _too_many(self, now: float) -> float:
+        """By how much pauses have to be longer so that all fast probes stay within `BUDGET`; 1 or more."""
+        counted_at, factor = self._thrift
         if now >= counted_at + COUNT:
-            eager = sum(self._busy(peer, now) or any(map(_new, peer.paths)) for peer in self._peers.values())
-            self._eager = now, eager
-        return max(self._interval, eager * DIMENSIONS / BUDGET)
+            wanted = sum(DIMENSIONS / pause for peer in self._peers.values() if (pause := self._eager(peer, now)))
+            factor = max(1.0, wanted / BUDGET)
+            self._thrift = now, factor
+        return factor
 
-    def _busy(self, peer: _Peer, now: float) -> bool:
-        return now < peer.busy_until
+    def _eager(self, peer: _Peer, now: float) -> float:
+        """The seconds between a peer's fast probes; 0 where there are none."""
+        if any(map(_new, peer.paths)):
+            return self._interval
+        return peer.pace.pause(self._interval) if peer.pace.busy(now) else 0.0
 
     def _spread(self, pause: float) -> float:
         return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)
@@ -290,7 +296,7 @@ class Paths:
 
     def _weigh(self, now: float) -> None:
         """Move the shares of all peers with traffic."""
-        busy = [peer for peer in self._peers.values() if self._busy(peer, now)]
+        busy = [peer for peer in self._peers.values() if peer.pace.busy(now)]
         self._weigh_at = now + WEIGH if busy else float("inf")
         for peer in busy:
             up = [path for path in peer.paths if path.state is PathState.UP]

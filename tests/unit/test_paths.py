@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
-from phantommesh.paths.machine import ALL, ANSWERS, BUSY_BYTES, FULL, RETURN, SLOW, Paths
+from phantommesh.paths.machine import ALL, ANSWERS, FULL, RETURN, SLOW, Paths
+from phantommesh.paths.pace import BUSY_RATE, LIGHT, READ
 from phantommesh.paths.probe import ON_WIRE, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.quality import WINDOW, Counted, Quality
 from phantommesh.paths.state import MISSES, PROVE, PathState
@@ -243,6 +244,28 @@ def test_three_uplinks_of_seven_go_together() -> None:
     assert world.a.paths.scores(B) == (0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)
     moved = [at for at, s in world.a.rescored if at > start and s == (0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)]
     assert moved[0] - start <= 0.45
+
+
+@pytest.mark.parametrize(("rate", "pause"), [(20.0, INTERVAL), (10.0, 0.171), (2.0, 0.857), (0.8, LIGHT)])
+def test_the_less_traffic_the_fewer_probes(rate: float, pause: float) -> None:
+    """Packets of 1,400 bytes a second: what is sent in probes is a fraction of what is sent."""
+    world = World()
+    world.rate = rate
+    world.run(10)
+    before = world.a.probes + world.b.probes
+    world.run(60)
+    assert (world.a.probes + world.b.probes - before) / 60 == pytest.approx(2 * 2 * 7 / pause, rel=0.2)
+
+
+def test_a_light_flow_leaves_a_dark_path_too() -> None:
+    world = World()
+    world.rate = 2.0
+    world.run(10)
+    world.cut, start = 1 << 2, world.now
+    world.run(LIGHT + 1)
+    assert world.a.paths.scores(B)[2] == 0.0
+    (at,) = [at for at, t in world.a.turned if at > start and t.after is PathState.DARK]
+    assert at - start <= 0.857 * 1.15 + 0.5
 
 
 def test_an_idle_node_probes_seldom_and_a_busy_one_every_tenth_of_a_second() -> None:
@@ -530,4 +553,4 @@ def test_counters_of_another_key_start_over_and_little_traffic_says_nothing() ->
 
 def test_the_constants_fit_together() -> None:
     assert MISSES * INTERVAL < 0.5
-    assert BUSY_BYTES > 7 * ON_WIRE  # one probe a path that was not counted yet is no traffic
+    assert BUSY_RATE * READ > 7 * ON_WIRE  # one probe a path that was not counted yet is no traffic
