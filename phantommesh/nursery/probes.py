@@ -43,7 +43,7 @@ log = structlog.get_logger("phantommesh.paths")
 class Scatterer(Protocol):
     """What is needed of `Scattering`."""
 
-    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None: ...
+    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None: ...
 
     def snapshot(self, node_id: bytes) -> Snapshot | None: ...
 
@@ -230,23 +230,21 @@ class PathDriver:
             self.dropped["probe-unsent"] += 1
 
     async def _apply(self) -> None:
-        """Have the kernel scatter by the newest weights, one peer after the other."""
+        """Have the kernel scatter by the newest weights: those that came meanwhile, together."""
         while True:
             self._apply_now = trio.Event()
             while self._to_apply:
-                node_id = next(iter(self._to_apply))
-                scores = self._to_apply.pop(node_id)
+                wanted, self._to_apply = self._to_apply, {}
                 try:
-                    await self._scatterer.set_scores(node_id, scores)
-                except KeyError:
-                    continue  # it is no peer any more
+                    await self._scatterer.set_scores(wanted)
                 except PhantomMeshError as error:
                     log.warning("the weights could not be set", error=str(error), fix=error.fix)
-                    self._to_apply.setdefault(node_id, scores)
+                    self._to_apply = wanted | self._to_apply
                     await trio.sleep(RETRY)
                     continue
-                self._applied[node_id] = scores
-                self._tell_force(node_id)
+                for node_id in wanted.keys() & self._addresses.keys():
+                    self._applied[node_id] = wanted[node_id]
+                    self._tell_force(node_id)
                 self._tell()
             await self._apply_now.wait()
 

@@ -117,14 +117,19 @@ class Reconciler:
     async def _apply(self, changes: list[DeviceDiff]) -> set[str]:
         """Create and change; return the names that failed."""
         failures: dict[str, PhantomMeshError] = {}
-        for change in changes:
-            if change.create:
-                try:
-                    # Seen through even while the node leaves: a half-made interface would stay for ever.
-                    with trio.CancelScope(shield=True):
-                        await self._backend.create(change.name, change.mtu or 0)
-                except PhantomMeshError as error:
-                    failures[change.name] = error
+
+        async def create(change: DeviceDiff) -> None:
+            try:
+                await self._backend.create(change.name, change.mtu or 0)
+            except PhantomMeshError as error:
+                failures[change.name] = error
+
+        # Seen through even while the node leaves: a half-made interface would stay for ever.
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for change in changes:
+                    if change.create:
+                        nursery.start_soon(create, change)
         try:
             await self._backend.apply([change for change in changes if change.name not in failures])
         except ApplyError as error:

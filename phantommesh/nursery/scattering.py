@@ -159,17 +159,22 @@ class Scattering:
             self._indexes = indexes
             self.kick()
 
-    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
-        """Set the capacities of a peer's dimensions, in any unit; 0.0 drains one. Returns when the kernel has
-        the new map, which begins a new epoch. Raises ValueError for scores that are none, KeyError for an
-        unknown peer, NftError when the kernel refuses."""
-        if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
-            raise ValueError("seven scores, finite and not negative")
+    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+        """Set the capacities of these peers' dimensions, in any unit; 0.0 drains one. Returns when the kernel
+        has the new maps, each of which begins a new epoch. Who is no peer any more is left out. Raises
+        ValueError for scores that are none, NftError when the kernel refuses."""
+        for scores in wanted.values():
+            if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
+                raise ValueError("seven scores, finite and not negative")
         async with self._lock:
-            known = self._peers[node_id]
-            before, known.scores = known.scores, tuple(scores)
-            if before != known.scores and node_id in self._installed and self._seen is not None:
-                await self._rotate([node_id])
+            changed = []
+            for node_id, scores in wanted.items():
+                known = self._peers.get(node_id)
+                if known is not None and known.scores != tuple(scores):
+                    known.scores = tuple(scores)
+                    changed.append(node_id)
+            if self._seen is not None:
+                await self._rotate([node_id for node_id in changed if node_id in self._installed])
 
     def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
         """Choose a peer's scheduler; None: the one of the configuration. KeyError for an unknown peer."""
@@ -237,8 +242,7 @@ class Scattering:
                 await self._kicked.wait()
             async with self._lock:
                 now = trio.current_time()
-                for node_id in [n for n, found in self._installed.items() if found.due <= now]:
-                    await self._rotate([node_id])
+                await self._rotate([n for n, found in self._installed.items() if found.due <= now])
 
     async def close(self) -> None:
         """Remove the interface and the table. What cannot be removed is logged."""
@@ -345,8 +349,8 @@ class Scattering:
         self._report(ended)
 
     async def _rotate(self, peers: Iterable[bytes]) -> None:
-        """Begin a new epoch with each of these peers: one transaction each."""
-        ended = []
+        """Begin a new epoch with each of these peers, in one transaction."""
+        rotated, maps = list[tuple[bytes, PeerScatter]](), dict[str, dict[int, int]]()
         for node_id in peers:
             found, keying = self._installed[node_id], self._keying(self._peers.get(node_id))
             if keying is None:
@@ -354,18 +358,21 @@ class Scattering:
                 found.due = math.inf
                 continue
             self._open(node_id, found, keying)
-            maps: dict[str, dict[int, int]] = {found.map.name: found.map.elements}
+            rotated.append((node_id, found))
+            maps[found.map.name] = found.map.elements
             if found.scheduler == "flowlet":
                 maps[FLOWLETS] = {}
-            try:
-                await self._table.replace(maps)
-            except NftError:
-                self._seen = None  # whatever the table has now, it is not this
-                self.kick()
-                raise
-            if (counts := found.close(await self._table.counters(HITS), time())) is not None:
-                ended.append((node_id, counts))
-        self._report(ended)
+        if not rotated:
+            return
+        try:
+            await self._table.replace(maps)
+        except NftError:
+            self._seen = None  # whatever the table has now, it is not this
+            self.kick()
+            raise
+        counters, now = await self._table.counters(HITS), time()
+        closed = [(node_id, found.close(counters, now)) for node_id, found in rotated]
+        self._report((node_id, counts) for node_id, counts in closed if counts is not None)
 
     async def _look(self) -> Fingerprint | None:
         """Read all of the table that does not change from epoch to epoch."""

@@ -175,6 +175,7 @@ class Paths:
         if probe.dimension != dimension:
             return self._drop("probe-dimension")
         path, effects = peer.paths[dimension], list[Effect]()
+        was = path.state, path.share, self._leaves(path)
         if not probe.pong:
             if not self._allow(peer, dimension, now):
                 return self._drop("probe-rate")
@@ -198,7 +199,9 @@ class Paths:
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
         path.peer_leaving, path.peer_drained = probe.leaving, probe.drained
-        return effects + self._rescore(node_id, peer)
+        if (path.state, path.share, self._leaves(path)) != was:
+            effects += self._rescore(node_id, peer)
+        return effects
 
     def tick(self, now: float) -> list[Effect]:
         """Send the probes that are due, and count those whose answers are."""
@@ -248,8 +251,8 @@ class Paths:
         """By how much pauses have to be longer so that all fast probes stay within `BUDGET`; 1 or more."""
         counted_at, factor = self._thrift
         if now >= counted_at + COUNT:
-            wanted = sum(DIMENSIONS / pause for peer in self._peers.values() if (pause := self._eager(peer, now)))
-            factor = max(1.0, wanted / BUDGET)
+            pauses = (self._eager(peer, now) for peer in self._peers.values())
+            factor = max(1.0, sum(DIMENSIONS / pause for pause in pauses if pause) / BUDGET)
             self._thrift = now, factor
         return factor
 

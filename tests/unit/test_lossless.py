@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -53,9 +53,9 @@ class Scatterer:
     def __init__(self) -> None:
         self.force: dict[bytes, tuple[float, ...]] = {}
 
-    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
+    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
         await trio.sleep(0.005)
-        self.force[node_id] = tuple(scores)
+        self.force |= {node_id: tuple(scores) for node_id, scores in wanted.items()}
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         return cast("Snapshot", self)

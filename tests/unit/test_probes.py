@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -37,14 +37,12 @@ class FakeScatterer:
         self.set: list[tuple[bytes, tuple[float, ...]]] = []
         self.refuses = refuses
 
-    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
+    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
         await trio.lowlevel.checkpoint()
-        if node_id == b"gone":
-            raise KeyError(node_id)
         if self.refuses:
             self.refuses -= 1
             raise PhantomMeshError("not now")
-        self.set.append((node_id, tuple(scores)))
+        self.set += [(node_id, tuple(scores)) for node_id, scores in wanted.items()]
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         return None

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -37,7 +37,7 @@ from tests.unit.loopback import make_authority
 
 
 class NoScatter:
-    async def set_scores(self, node_id: bytes, scores: Sequence[float]) -> None:
+    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
         raise AssertionError("there are no peers")
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:

@@ -44,6 +44,7 @@ class Kernel:
     refusals: dict[str, NftError] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
+    swaps: int = 0
 
     def run(self, family: str, text: str) -> None:
         if family in self.refusals:
@@ -92,6 +93,7 @@ class FakeTable:
         await trio.lowlevel.checkpoint()
         if "replace" in self.kernel.refusals:
             raise self.kernel.refusals["replace"]
+        self.kernel.swaps += 1
         for name, elements in maps.items():
             self.kernel.tables[self.family][name] = dict(elements)
             self.kernel.replaced.append(name)
@@ -244,7 +246,7 @@ async def test_a_drain_swaps_the_map_before_it_returns(kernel: Kernel, autojump_
     scatter.devices(devices())
     async with running(scatter):
         kernel.send(9)
-        await scatter.set_scores(peer(2).node_id, (1, 1, 1, 0, 1, 1, 0))
+        await scatter.set_scores({peer(2).node_id: (1, 1, 1, 0, 1, 1, 0)})
         assert kernel.dimensions() == {0, 1, 2, 4, 5}
         assert kernel.replaced == ["deck_1"]
         (before,) = ended
@@ -256,16 +258,29 @@ async def test_a_drain_swaps_the_map_before_it_returns(kernel: Kernel, autojump_
         assert snapshot.current.scores == (1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)
         assert snapshot.current.hits.packets == (4,) * 7
         assert snapshot.current.epoch.number == before.epoch.number + 1
-        await scatter.set_scores(peer(2).node_id, (1, 1, 1, 0, 1, 1, 0))  # no change
+        await scatter.set_scores({peer(2).node_id: (1, 1, 1, 0, 1, 1, 0)})  # no change
         assert len(ended) == 1
-        await scatter.set_scores(peer(2).node_id, (0.0,) * 7)
+        await scatter.set_scores({peer(2).node_id: (0.0,) * 7})
         assert kernel.dimensions() == {14}
         with pytest.raises(ValueError, match="seven"):
-            await scatter.set_scores(peer(2).node_id, (1.0,) * 6)
+            await scatter.set_scores({peer(2).node_id: (1.0,) * 6})
         with pytest.raises(ValueError, match="seven"):
-            await scatter.set_scores(peer(2).node_id, (*(1.0,) * 6, -1.0))
-        with pytest.raises(KeyError):
-            await scatter.set_scores(b"nobody", (1.0,) * 7)
+            await scatter.set_scores({peer(2).node_id: (*(1.0,) * 6, -1.0)})
+        await scatter.set_scores({b"nobody": (1.0,) * 7})
+        assert len(ended) == 2
+
+
+async def test_what_changes_together_is_swapped_in_one_transaction(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    scatter = make()
+    scatter.update([peer(2), peer(3)])
+    scatter.devices(devices())
+    async with running(scatter):
+        swaps, drained = kernel.swaps, (1, 1, 1, 0, 1, 1, 0)
+        await scatter.set_scores({peer(2).node_id: drained, peer(3).node_id: drained})
+        assert kernel.swaps == swaps + 1
+        assert sorted(kernel.replaced[-2:]) == ["deck_1", "deck_2"]
 
 
 async def test_maps_change_with_every_epoch_and_secrets_with_the_link(
@@ -381,7 +396,7 @@ async def test_where_nothing_can_be_installed_traffic_takes_dimension_0(
         assert problem(scatter) == "the command nft is missing"
         assert not has_interface(kernel) and not has_routes(kernel)
         assert scatter.snapshot(peer(2).node_id) is None
-        await scatter.set_scores(peer(2).node_id, (0, 1, 1, 1, 1, 1, 1))  # remembered
+        await scatter.set_scores({peer(2).node_id: (0, 1, 1, 1, 1, 1, 1)})  # remembered
         del kernel.refusals["netdev"]
         await trio.sleep(60)
         assert problem(scatter) is None and has_routes(kernel)
@@ -395,7 +410,7 @@ async def test_a_refused_swap_is_made_good(kernel: Kernel, autojump_clock: objec
     async with running(scatter):
         kernel.refusals["replace"] = NftError("no memory", code=errno.ENOMEM)
         with pytest.raises(NftError):
-            await scatter.set_scores(peer(2).node_id, (0, 1, 1, 1, 1, 1, 1))
+            await scatter.set_scores({peer(2).node_id: (0, 1, 1, 1, 1, 1, 1)})
         del kernel.refusals["replace"]
         await settle()
         assert kernel.dimensions() == set(range(1, 7))
