@@ -3,8 +3,8 @@
 
     python -m benchmarks.healing [--nodes N] [--cut SECONDS] [--runs R] [--backend B] [--json] [--quick]
 
-A lab of real nodes. One is ended as by a power cut, its WireGuard too, and the others' APIs are read four
-times a second for the moment at which each calls it suspect, and dead. Then it is started again, until every
+A lab of real nodes. One is ended as by a power cut, its WireGuard too: when each of the others called it
+suspect, and dead, is read from its events, which carry the time. Then it is started again, until every
 other answers a ping over the overlay. Then nftables cuts a node off in both directions, on every uplink, and
 lets it through again, until all see all others alive and all links are whole. Each figure is the slowest
 node's; over several runs the median of these.
@@ -17,6 +17,8 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from time import time
 
 import trio
 
@@ -27,7 +29,7 @@ from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.views import PeerView
+from phantommesh.views import Event, PeerView
 
 LOOK = 0.25  # s between looks at the APIs
 PATIENCE = 120.0  # s
@@ -44,6 +46,27 @@ FIGURES = ("suspected_s", "dead_s", "returned_s", "cut_noticed_s", "cut_healed_s
 def seen_by(node: LabNode) -> dict[str, str]:
     """What one node says of each other one."""
     return {peer.name: peer.membership for peer in NodeClient(node.socket).get_all("/v1/peers", PeerView)}
+
+
+def heard_by(node: LabNode, victim: LabNode, since: float, kinds: Sequence[str]) -> float | None:
+    """How many seconds after ``since``, in Unix time, one node published the first such event about another;
+    None: not yet."""
+    events = NodeClient(node.socket).get_all("/v1/events", Event, {"types": ",".join(kinds)})
+    times = (datetime.fromisoformat(event.time).timestamp() for event in events if event.node == victim.name)
+    return min((round(moment - since, 2) for moment in times if moment >= since), default=None)
+
+
+async def all_heard(nodes: Sequence[LabNode], victim: LabNode, since: float, *kinds: str) -> float:
+    """The same of the slowest node, once all have."""
+    slowest = 0.0
+    with trio.fail_after(PATIENCE):
+        for node in nodes:
+            found = None
+            while found is None:
+                await trio.sleep(LOOK)
+                found = await trio.to_thread.run_sync(heard_by, node, victim, since, kinds)
+            slowest = max(slowest, found)
+    return slowest
 
 
 async def when(nodes: Sequence[LabNode], holds: Callable[[dict[str, str]], bool]) -> float:
@@ -67,14 +90,10 @@ async def death_and_return(nodes: Sequence[LabNode], victim: LabNode) -> dict[st
     others = [node for node in nodes if node != victim]
     found = {}
     async with open_traffic(await flows_between(nodes), PING) as traffic:
+        ended = time()
         await crash(victim)
-
-        async def watch(name: str, *states: str) -> None:
-            found[name] = await when(others, lambda seen: seen.get(victim.name) in states)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, "suspected_s", "suspect", "dead")
-            nursery.start_soon(watch, "dead_s", "dead")
+        found["dead_s"] = await all_heard(others, victim, ended, "peer.dead")
+        found["suspected_s"] = await all_heard(others, victim, ended, "peer.suspected", "peer.dead")
         began = trio.current_time()
         await start(victim)
         await answered(traffic, began, PATIENCE)
@@ -87,9 +106,9 @@ async def cut_and_heal(nodes: Sequence[LabNode], victim: LabNode, seconds: float
     """Cut a node off for some time."""
     others = [node for node in nodes if node != victim]
     found = {}
+    began, cut = trio.current_time(), time()
     await _nft(victim, CUT)
-    began = trio.current_time()
-    found["cut_noticed_s"] = await when(others, lambda seen: seen.get(victim.name) == "dead")
+    found["cut_noticed_s"] = await all_heard(others, victim, cut, "peer.dead")
     await trio.sleep_until(began + seconds)
     await _nft(victim, "delete table inet cut\n")
     began = trio.current_time()
