@@ -21,11 +21,11 @@ from statistics import median
 
 from benchmarks.machine import describe
 from benchmarks.rig import FOUR, PathShape, Rig, rig
-from phantommesh.config import ScatterSection
+from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.maps import SCHEDULERS, Scheduler, entropy_bits
 from phantommesh.sizes import DIMENSIONS
 
-DEFAULT: Scheduler = ScatterSection().scheduler
+DEFAULT: Scheduler = MANNERS["speed"].scheduler
 PLAIN = "10.98.0.2"
 SCATTERED = str(FOUR[1])
 DELAYS_MS = (5, 10, 15, 20, 25, 30, 35)

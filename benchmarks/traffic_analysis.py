@@ -5,14 +5,14 @@
 
 Two nodes, seven uplinks, one a dimension. Real pages are loaded from a web server on one node by a client on
 the other; what is seen on each uplink (times, lengths and directions of WireGuard's packets) is kept and then
-attacked, by attackers that were trained on other loads of the same pages. A condition is a scheduler, or
-"plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant" for cover traffic and "+mss"
-for TCP segments of another size in each connection.
+attacked, by attackers that were trained on other loads of the same pages. A condition is a scheduler,
+"private" for the intent, or "plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant"
+for cover traffic and "+mss" for TCP segments of another size in each connection.
 
 Captures are kept in DIR and not made again, so that attackers can be run on them anew.
 ``accuracy_one_path`` and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths, the latter under the
-node's default scheduler with nothing added; ``overhead_bytes_ratio`` is that condition's bytes on all uplinks
-over plain's: 1.0 is none. See docs/traffic-analysis.md.
+node's default intent with nothing added; ``overhead_bytes_ratio`` is that condition's bytes on all uplinks
+over plain's: 1.0 is none. Those in ``_private`` are the same under that intent. See docs/traffic-analysis.md.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ from phantommesh.config import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
 from phantommesh.nursery.labnet import LabError, LabSpec
+from phantommesh.scatter.intents import MANNERS
 from phantommesh.sizes import DIMENSIONS
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
 EXTRAS = frozenset({"adaptive", "constant", "mss"})
-DEFAULT = ScatterSection()
+DEFAULT, PRIVATE = MANNERS["speed"].scheduler, "private"
 NEEDED = ("httpx", "numpy", "sklearn")
 
 # Tuning.
@@ -104,28 +105,31 @@ class Row:
 def conditions(quick: bool) -> list[str]:
     """Return the conditions of a whole run."""
     if quick:
-        return ["plain", DEFAULT.scheduler, f"{DEFAULT.scheduler}+adaptive"]
+        return ["plain", DEFAULT, PRIVATE]
     return [
         "plain",
         "plain+adaptive",
         *(s + c for s in SCHEDULERS for c in ("", "+adaptive")),
-        f"{DEFAULT.scheduler}+constant",
+        f"{DEFAULT}+constant",
         "plain+mss",
         "batch+mss",
         "batch+adaptive+mss",
+        PRIVATE,
+        f"{PRIVATE}+adaptive",
     ]
 
 
 def parts_of(condition: str) -> tuple[ScatterSection, list[str]]:
     """Return what a condition means: the nodes' scatter section and what is added. Raises ValueError."""
     name, *extras = condition.split("+")
-    if name not in ("plain", *SCHEDULERS) or not EXTRAS.issuperset(extras):
+    if name not in ("plain", PRIVATE, *SCHEDULERS) or not EXTRAS.issuperset(extras):
         raise ValueError(
-            f"no condition {condition!r}: say plain or a scheduler, and what is added, as deck+mss"
+            f"no condition {condition!r}: say plain, private or a scheduler, and what is added, as deck+mss"
         )
     if name == "plain":
         return ScatterSection(mode="off"), extras
-    return msgspec.convert({"scheduler": name, "epoch_seconds": EPOCH_SECONDS}, ScatterSection), extras
+    choice = {"intent": name} if name == PRIVATE else {"scheduler": name}
+    return msgspec.convert(choice | {"epoch_seconds": EPOCH_SECONDS}, ScatterSection), extras
 
 
 async def make(condition: str, pages: Sequence[Page], settings: Settings) -> Capture:
@@ -254,18 +258,21 @@ def measure(wanted: Sequence[str], settings: Settings, directory: Path, *, what_
         found = (r for r in rows if (r.condition, r.observer, r.attacker) == (condition, observer, "kfp"))
         return next(found, None)
 
-    one, seven = accuracy("plain", "one path of one"), accuracy(DEFAULT.scheduler, "one of seven")
+    one, seven = accuracy("plain", "one path of one"), accuracy(DEFAULT, "one of seven")
+    private = accuracy(PRIVATE, "one of seven")
     return {
         "name": "traffic_analysis",
         "machine": describe(),
         "runs": sum(len(capture.visits) for capture in captures.values()),
         **asdict(settings),
-        "scheduler": DEFAULT.scheduler,
+        "scheduler": DEFAULT,
         "accuracy_one_path": one and one.accuracy,
         "accuracy_one_of_seven": seven and seven.accuracy,
         "accuracy_chance": round(1 / settings.pages, 4),
         "accuracy_shuffled_control": attack.judge(control, attack.forest(settings.seed)).mean,
         "overhead_bytes_ratio": seven and seven.bytes_ratio,
+        "accuracy_one_of_seven_private": private and private.accuracy,
+        "overhead_bytes_ratio_private": private and private.bytes_ratio,
         "anchor": ANCHOR,
         "captures": {each: shape(capture) for each, capture in captures.items()},
         "rows": [asdict(row) for row in rows],

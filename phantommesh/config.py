@@ -23,6 +23,7 @@ from phantommesh.sizes import DIMENSIONS
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PEER_INTENT: Final = re.compile(_LABEL.pattern + "=(speed|order|private)")
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
@@ -115,17 +116,23 @@ class GossipSection(msgspec.Struct, frozen=True):
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
-    ``mode``: where the kernel is told to; ``batch``: packets that the scheduler of that name sends one way in
-    a row; ``flowlet_ms``: the pause after which the scheduler ``flowlet`` may send a flow another way.
+    ``intent``: what for (docs/scatter.md says which when); ``peers``: other intents for some peers, as
+    "NAME=INTENT"; ``scheduler``: in place of the intent's. ``mode``: where the kernel is told to; ``batch``:
+    packets that the scheduler of that name sends one way in a row; ``flowlet_ms``: the pause after which the
+    scheduler ``flowlet`` may send a flow another way.
     """
 
     mode: Annotated[
         Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
     ] = "auto"
+    intent: Annotated[
+        Literal["speed", "order", "private"], Meta(description='"speed", "order" or "private"')
+    ] = "speed"
+    peers: list[str] = []
     scheduler: Annotated[
-        Literal["packet", "batch", "deck", "flow", "flowlet"],
-        Meta(description='"packet", "batch", "deck", "flow" or "flowlet"'),
-    ] = "deck"
+        Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],
+        Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),
+    ] = "auto"
     epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
     batch: Annotated[int, Meta(ge=2, le=32, description="a number of packets from 2 to 32")] = 8
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
@@ -301,6 +308,12 @@ def _check(config: Config) -> None:
                     f"{key}: {_show(endpoint)} is not usable: {error}",
                     fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
                 ) from None
+    for text in config.scatter.peers:
+        if not _PEER_INTENT.fullmatch(text):
+            raise ConfigError(
+                f"scatter.peers: {_show(text)} is not usable",
+                fix='write each as "NAME=INTENT", where INTENT is speed, order or private',
+            )
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
     last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1

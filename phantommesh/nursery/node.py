@@ -63,6 +63,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.scatter.intents import manner_of
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
 from phantommesh.trust import Role
@@ -259,13 +260,19 @@ class Node:
     def _install(self) -> None:
         """Some desired PSK or peer has changed: recompute what the interfaces should be."""
         peers, scattered = [], []
-        left_out = self._disputed()
+        left_out, scatter = self._disputed(), self.config.scatter
         for entry in self.entries():
             member, record = entry.member, entry.record
             if member.node_id in left_out:
                 continue
             scattered.append(
-                ScatterPeer(member.node_id, member.ip4, member.ip6, self.links.scatter(member.node_id))
+                ScatterPeer(
+                    member.node_id,
+                    member.ip4,
+                    member.ip6,
+                    self.links.scatter(member.node_id),
+                    manner_of(member.name, scatter.intent, scatter.peers, scatter.scheduler),
+                )
             )
             hosts = (self.resolver.lookup(parse_endpoint(text)[0]) for text in record.control)
             peers.append(

@@ -30,7 +30,8 @@ from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Numbers, PeerScatter
-from phantommesh.scatter.maps import Scheduler, entropy_bits
+from phantommesh.scatter.intents import Manner
+from phantommesh.scatter.maps import entropy_bits
 from phantommesh.scatter.ruleset import (
     FAMILY,
     FLOWLETS,
@@ -64,12 +65,14 @@ log = structlog.get_logger("phantommesh.scatter")
 
 @dataclass(frozen=True, slots=True)
 class ScatterPeer:
-    """A peer as the roster and its link have it now; ``keying`` is None while its keys are random."""
+    """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
+    keys are random."""
 
     node_id: bytes
     ip4: IPv4Address
     ip6: IPv6Address
     keying: tuple[int, Secret] | None
+    manner: Manner
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,6 @@ class _Known:
 
     wanted: ScatterPeer
     scores: tuple[float, ...] = EQUAL
-    scheduler: Scheduler | None = None
     keyed_once: bool = False
     numbers: Numbers = field(default_factory=Numbers)
     provisional: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
@@ -175,11 +177,6 @@ class Scattering:
                     changed.append(node_id)
             if self._seen is not None:
                 await self._rotate([node_id for node_id in changed if node_id in self._installed])
-
-    def set_scheduler(self, node_id: bytes, scheduler: Scheduler | None) -> None:
-        """Choose a peer's scheduler; None: the one of the configuration. KeyError for an unknown peer."""
-        self._peers[node_id].scheduler = scheduler
-        self.kick()
 
     def scores(self, node_id: bytes) -> tuple[float, ...]:
         """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
@@ -360,7 +357,7 @@ class Scattering:
             self._open(node_id, found, keying)
             rotated.append((node_id, found))
             maps[found.map.name] = found.map.elements
-            if found.scheduler == "flowlet":
+            if found.manner.scheduler == "flowlet":
                 maps[FLOWLETS] = {}
         if not rotated:
             return
@@ -413,7 +410,7 @@ class Scattering:
         return (
             found is not None
             and found.addresses == (known.wanted.ip4, known.wanted.ip6)
-            and found.scheduler == (known.scheduler or self.settings.scheduler)
+            and found.manner == known.wanted.manner
         )
 
     def _new(self, known: _Known) -> PeerScatter:
@@ -421,7 +418,7 @@ class Scattering:
             self._me,
             next(self._slots),
             (known.wanted.ip4, known.wanted.ip6),
-            known.scheduler or self.settings.scheduler,
+            known.wanted.manner,
             self.settings.batch,
             known.numbers,
         )

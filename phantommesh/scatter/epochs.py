@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from phantommesh.scatter.intents import Manner
 from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
@@ -67,12 +68,12 @@ class PeerScatter:
         sender: bytes,
         slot: int,
         addresses: tuple[IPv4Address, IPv6Address],
-        scheduler: Scheduler,
+        manner: Manner,
         batch: int,
         numbers: Numbers,
     ) -> None:
         self._sender, self._batch, self._numbers = sender, batch, numbers
-        self.slot, self.addresses, self.scheduler = slot, addresses, scheduler
+        self.slot, self.addresses, self.manner = slot, addresses, manner
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
         self.due = 0.0
@@ -91,15 +92,18 @@ class PeerScatter:
     def open(self, keying: Keying, scores: Sequence[float], now: float) -> PeerMap:
         """Start the next epoch and return its map. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
-        keys = epoch_keys(keying.secret, self._sender, epoch)
-        committed = cards(scores, keys.noise, SIZES[self.scheduler])
-        dealt = deal(committed, self.scheduler, keys.stream, self._batch)
+        scheduler = self.manner.scheduler
+        keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.manner.unequal)
+        committed = cards(scores, keys.noise, SIZES[scheduler])
+        dealt = deal(committed, scheduler, keys.stream, self._batch)
         if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
-        length = length_of(self.scheduler, self._batch)
-        self._map = PeerMap(self.slot, *self.addresses, self.scheduler, length, self._parity, dealt)
-        self.current = EpochCounts(epoch, self.scheduler, tuple(scores), committed, Hits(), now)
+        length = length_of(scheduler, self._batch)
+        self._map = PeerMap(
+            self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.manner.segments
+        )
+        self.current = EpochCounts(epoch, scheduler, tuple(scores), committed, Hits(), now)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: float) -> EpochCounts | None:

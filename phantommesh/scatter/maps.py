@@ -49,15 +49,21 @@ class EpochKeys:
     stream: Secret
 
 
-def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch) -> EpochKeys:
+def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch, *, unequal: bool = False) -> EpochKeys:
     """Derive an epoch's keys from the link's scatter secret. ``sender`` is the node id of who sends by the
-    map, so the two directions have different ones."""
+    map, so the two directions have different ones.
+
+    The factors are uniform around 1, or with ``unequal`` the cubes of numbers from 0 to 1, whose shares are
+    much like a draw from Dirichlet(1/3): two or three of the seven have most of it. A cube is the same number
+    on every machine, as a fractional power might not be.
+    """
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a scatter secret has {SECRET_BYTES} bytes")
     key = expand(secret.reveal(), b"scatter", 64, sender, epoch.link.to_bytes(8), epoch.number.to_bytes(8))
     draws = expand(key, b"noise", 4 * DIMENSIONS)
-    noise = (int.from_bytes(draws[4 * i : 4 * i + 4]) / 2**32 for i in range(DIMENSIONS))
-    return EpochKeys(tuple(1.0 - NOISE + 2.0 * NOISE * n for n in noise), Secret(expand(key, b"order", 64)))
+    noise = [int.from_bytes(draws[4 * i : 4 * i + 4]) / 2**32 for i in range(DIMENSIONS)]
+    factors = (n * n * n if unequal else 1.0 - NOISE + 2.0 * NOISE * n for n in noise)
+    return EpochKeys(tuple(factors), Secret(expand(key, b"order", 64)))
 
 
 def cards(scores: Sequence[float], noise: Sequence[float], size: int) -> tuple[int, ...]:

@@ -36,6 +36,10 @@ _FLOWLETS: Final = 65535
 _FOUR: Final = ("ip saddr", "ip daddr")
 _SIX: Final = ("ip6 saddr", "ip6 daddr")
 
+# Tuning.
+SEGMENT: Final = 1380  # bytes of TCP's in a packet of 1420 over IPv4; 20 less over IPv6
+SEGMENT_STEP, SEGMENT_SIZES = 4, 64  # down to 1128
+
 WAYS: Final = "ways"
 HITS: Final = "hits"
 FLOWLETS: Final = "flowlets"
@@ -70,7 +74,8 @@ class Frame:
 @dataclass(frozen=True, slots=True)
 class PeerMap:
     """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
-    ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals."""
+    ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals; ``segments``:
+    each TCP connection is told a size of segment of its own."""
 
     slot: int
     ip4: IPv4Address
@@ -79,6 +84,7 @@ class PeerMap:
     length: int
     parity: int
     dealt: tuple[int, ...]
+    segments: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.slot < 1 << 24 or self.parity not in (0, 1):
@@ -192,7 +198,7 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
         _add(table, HITS, [str(slot | bits) for bits in low]),
         _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
         f"add chain {table} peer_{peer.slot}",
-        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in _deal(frame, peer)),
+        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in (*_segments(peer), *_deal(frame, peer))),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
         _add(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
         _add(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
@@ -234,6 +240,17 @@ def _deal(frame: Frame, peer: PeerMap) -> list[str]:
             ]
         case _:
             assert_never(peer.scheduler)
+
+
+def _segments(peer: PeerMap) -> list[str]:
+    """The rule by which the other end is to send segments of another size in each connection, so that neither
+    their number nor the length of the last one is the same from load to load. A size that is small already is
+    somebody's need, and stays."""
+    if not peer.segments:
+        return []
+    sizes = ", ".join(f"{i} : {SEGMENT - SEGMENT_STEP * i}" for i in range(SEGMENT_SIZES))
+    full = f"tcp flags & (syn | rst) == syn tcp option maxseg size >= {SEGMENT - 20}"
+    return [f"{full} tcp option maxseg size set numgen random mod {SEGMENT_SIZES} map {{ {sizes} }}"]
 
 
 def _fragments(frame: Frame, peer: PeerMap) -> list[str]:

@@ -403,6 +403,45 @@ def tcp(a: LabNode, b: LabNode, host: str, size: int = TCP_BYTES) -> int:
         return int(process.communicate()[0])
 
 
+# Takes so many connections, and prints the largest segment that each may be sent.
+SEGMENTS = """
+import socket, sys
+with socket.create_server((sys.argv[1], 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    taken = [server.accept()[0] for _ in range(int(sys.argv[2]))]
+    print(*(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for each in taken))
+"""
+
+
+async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(other: LabSpec) -> None:
+    await lab.up(other)
+    a, b = nodes_of(other)
+    edit(a.config, scatter={"peers": [f"{b.name}=private"]})
+    await stop(a)
+    await start(a)
+    await converged([a, b], PATIENCE_S)
+    await scattered([a, b])
+    assert {node.name: scatter_of(node)[peer.name].scheduler for node, peer in ((a, b), (b, a))} == {
+        a.name: "batch",
+        b.name: "deck",
+    }
+    weights = [dimension.weight for dimension in scatter_of(a)[b.name].dimensions]
+    assert max(weights) > 1.4 / DIMENSIONS and min(weights) < 0.6 / DIMENSIONS
+    connections = 12
+    for here, there, many in ((a, b, True), (b, a, False)):
+        host = addresses(there)[0]
+        sink = there.inside([sys.executable, "-c", SEGMENTS, host, str(connections)])
+        with subprocess.Popen(sink, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            for _ in range(connections):
+                run_in(here, sys.executable, "-c", SOURCE, host, port, "1")
+            sizes = [int(word) + 12 for word in process.communicate()[0].split()]  # 12: time stamps
+        assert len(sizes) == connections and all(1128 <= size <= 1380 for size in sizes)
+        assert len(set(sizes)) > 5 if many else set(sizes) == {1380}
+    assert tcp(a, b, addresses(b)[0]) == tcp(b, a, addresses(a)[0]) == TCP_BYTES
+
+
 @pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.slow)])
 async def test_maps_that_change_twenty_times_a_second_lose_nothing(other: LabSpec, seconds: float) -> None:
     await lab.up(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 
 from phantommesh.scatter.epochs import EQUAL, Keying, Numbers, PeerScatter
+from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
 from phantommesh.secret import Secret
@@ -23,7 +24,7 @@ class Counters(dict[int, tuple[int, int]]):
 
 
 def scatter() -> PeerScatter:
-    made = PeerScatter(b"n" * 16, 4, ADDRESSES, "deck", 8, Numbers())
+    made = PeerScatter(b"n" * 16, 4, ADDRESSES, MANNERS["speed"], 8, Numbers())
     made.live = True
     return made
 

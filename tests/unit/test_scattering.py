@@ -21,6 +21,7 @@ from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.nft import Fingerprint, NftError
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
 from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
@@ -156,7 +157,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def peer(number: int, link: int | None = 1) -> ScatterPeer:
     ip4, ip6 = IPv4Address("100.64.0.0") + number, IPv6Address("fd00::") + number
     keying = None if link is None else (link, Secret(bytes([number, link]) * 16))
-    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying)
+    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying, MANNERS["speed"])
 
 
 def devices(missing: set[int] = set()) -> dict[str, DeviceState]:  # noqa: B006  # never changed
@@ -482,18 +483,19 @@ async def test_off_removes_what_was_left(kernel: Kernel, autojump_clock: object)
         assert problem(scatter) is None
 
 
-async def test_a_peer_can_have_a_scheduler_of_its_own(kernel: Kernel, autojump_clock: object) -> None:
+async def test_a_peer_can_have_an_intent_of_its_own(kernel: Kernel, autojump_clock: object) -> None:
     scatter = make()
     scatter.update([peer(2), peer(3)])
     scatter.devices(devices())
     async with running(scatter):
-        scatter.set_scheduler(peer(3).node_id, "packet")
+        scatter.update([peer(2), replace(peer(3), manner=MANNERS["private"])])
         await settle()
         text = kernel.texts[-1]
-        assert "numgen random" in text and "numgen inc mod 1022" not in text
+        assert "numgen inc mod 1024" in text and "maxseg size set" in text and "mod 1022" not in text
         assert kernel.peers["100.64.0.2"] == "goto peer_1" and kernel.peers["100.64.0.3"] == "goto peer_3"
         snapshot = scatter.snapshot(peer(3).node_id)
-        assert snapshot is not None and snapshot.current.scheduler == "packet"
+        assert snapshot is not None and snapshot.current.scheduler == "batch"
+        assert max(snapshot.current.cards) > 2 * min(snapshot.current.cards)
         assert snapshot.current.epoch.number == 1  # 0 was the deck's
 
 
