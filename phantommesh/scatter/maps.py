@@ -53,7 +53,7 @@ def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch, *, unequal: bool = F
     """Derive an epoch's keys from the link's scatter secret. ``sender`` is the node id of who sends by the
     map, so the two directions have different ones.
 
-    The factors are uniform around 1, or with ``unequal`` the cubes of numbers from 0 to 1, whose shares are
+    The factors are uniform around 1, or with ``unequal`` the cubes of numbers above 0 to 1, whose shares are
     much like a draw from Dirichlet(1/3): two or three of the seven have most of it. A cube is the same number
     on every machine, as a fractional power might not be.
     """
@@ -61,9 +61,12 @@ def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch, *, unequal: bool = F
         raise ValueError(f"a scatter secret has {SECRET_BYTES} bytes")
     key = expand(secret.reveal(), b"scatter", 64, sender, epoch.link.to_bytes(8), epoch.number.to_bytes(8))
     draws = expand(key, b"noise", 4 * DIMENSIONS)
-    noise = [int.from_bytes(draws[4 * i : 4 * i + 4]) / 2**32 for i in range(DIMENSIONS)]
-    factors = (n * n * n if unequal else 1.0 - NOISE + 2.0 * NOISE * n for n in noise)
-    return EpochKeys(tuple(factors), Secret(expand(key, b"order", 64)))
+    drawn = [int.from_bytes(draws[4 * i : 4 * i + 4]) for i in range(DIMENSIONS)]
+    if unequal:
+        noise = tuple((part := (n + 1) / 2**32) * part * part for n in drawn)
+    else:
+        noise = tuple(1.0 - NOISE + 2.0 * NOISE * (n / 2**32) for n in drawn)
+    return EpochKeys(noise, Secret(expand(key, b"order", 64)))
 
 
 def cards(scores: Sequence[float], noise: Sequence[float], size: int) -> tuple[int, ...]:

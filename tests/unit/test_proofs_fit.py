@@ -177,7 +177,8 @@ def test_the_scatterers_own_maps_keep_to_the_span(scheduler: Scheduler) -> None:
     rng = random.Random(3)
     for scores in ((1.0,) * 7, (9.0, 4.0, 2.0, 1.0, 1.0, 0.1, 0.0)):
         for number in range(5):
-            keys = maps.epoch_keys(Secret(bytes([number]) * 32), bytes(16), maps.Epoch(1, number))
+            secret, unequal = Secret(bytes([number]) * 32), number % 2 == 1
+            keys = maps.epoch_keys(secret, bytes(16), maps.Epoch(1, number), unequal=unequal)
             cards = seven(maps.cards(scores, keys.noise, maps.SIZES[scheduler]))
             dealt = maps.deal(cards, scheduler, keys.stream, 8)
             committed = plan(scheduler, 8 if scheduler == "batch" else 1, cards)

@@ -31,6 +31,7 @@ EVEN = (1.0,) * DIMENSIONS
 
 scores = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e9)), min_size=7, max_size=7)
 noises = st.lists(st.floats(1 - NOISE, 1 + NOISE), min_size=7, max_size=7)
+all_noises = st.one_of(noises, st.lists(st.floats(2.0**-96, 1.0), min_size=7, max_size=7))
 
 
 def keys(epoch: Epoch = Epoch(1, 0), sender: bytes = SENDER, secret: Secret = SECRET) -> EpochKeys:
@@ -43,6 +44,21 @@ def test_an_epochs_key_is_hkdf_of_secret_sender_and_number() -> None:
     assert made.stream.reveal() == hkdf_expand(key, prefixed(b"order"), 64)
     draws = hkdf_expand(key, prefixed(b"noise"), 28)
     assert made.noise[6] == pytest.approx(0.8 + 0.4 * int.from_bytes(draws[24:]) / 2**32)
+
+
+def test_unequal_factors_are_cubes_and_leave_each_dimension_a_slot() -> None:
+    key = hkdf_expand(b"s" * 32, prefixed(b"scatter", SENDER, (1).to_bytes(8), (0).to_bytes(8)), 64)
+    draws = hkdf_expand(key, prefixed(b"noise"), 28)
+    made = epoch_keys(SECRET, SENDER, Epoch(1, 0), unequal=True)
+    part = (int.from_bytes(draws[:4]) + 1) / 2**32
+    assert made.noise[0] == part * part * part
+    assert made.stream.reveal() == keys().stream.reveal()
+    largest = []
+    for number in range(200):
+        dealt = cards(EVEN, epoch_keys(SECRET, SENDER, Epoch(1, number), unequal=True).noise, SIZES["batch"])
+        assert sum(dealt) == SIZES["batch"] and min(dealt) >= 1
+        largest.append(max(dealt) / sum(dealt))
+    assert 0.35 < sorted(largest)[100] < 0.55  # of seven equal ones it would be a seventh
 
 
 def test_epochs_senders_and_secrets_have_maps_of_their_own() -> None:
@@ -63,7 +79,7 @@ def test_a_secret_of_another_size_is_refused() -> None:
         keys(secret=Secret(b"short"))
 
 
-@given(scores, noises, st.integers(7, 2000))
+@given(scores, all_noises, st.integers(7, 2000))
 def test_cards_fill_the_map_and_leave_out_only_the_drained(
     given_scores: list[float], noise: list[float], size: int
 ) -> None:
