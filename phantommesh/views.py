@@ -134,6 +134,7 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     node_id: str
     mode: Literal["egress", "mark"]
+    intent: str
     scheduler: str
     link_epoch: int
     epoch: int

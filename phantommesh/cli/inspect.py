@@ -151,10 +151,11 @@ def scatter(options: Options) -> None:
         emit(Page(items=found, next_cursor=None))
         return
     table(
-        ["PEER", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"],
+        ["PEER", "INTENT", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"],
         [
             (
                 view.peer,
+                view.intent,
                 view.scheduler,
                 f"{view.link_epoch}.{view.epoch}",
                 age(view.epoch_age_s),

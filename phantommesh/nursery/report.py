@@ -25,6 +25,7 @@ from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
+from phantommesh.scatter.intents import intent_of
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import (
     DimensionView,
@@ -280,10 +281,12 @@ class Reporter:
         if snapshot is None:
             return None
         now, total = snapshot.current, sum(snapshot.current.cards)
+        settings = self._node.config.scatter
         return ScatterView(
             peer=entry.member.name,
             node_id=format_node_id(node_id),
             mode=scattering.mode,
+            intent=intent_of(entry.member.name, settings.intent, settings.peers),
             scheduler=now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,

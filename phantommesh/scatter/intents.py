@@ -9,7 +9,7 @@ behind each choice are in docs/scatter.md and docs/traffic-analysis.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from phantommesh.scatter.maps import Scheduler
@@ -44,13 +44,17 @@ def read_peer_intent(text: str) -> tuple[str, Intent]:
     return name, intent
 
 
+def intent_of(name: str, intent: Intent, peers: Sequence[str]) -> Intent:
+    """What is wanted of the traffic to the peer of this name: its own intent in ``peers`` (``NAME=INTENT``
+    each; the last one counts), or else ``intent``."""
+    return dict(map(read_peer_intent, peers)).get(name, intent)
+
+
 def manner_of(
     name: str, intent: Intent, peers: Sequence[str], scheduler: Scheduler | Literal["auto"]
 ) -> Manner:
-    """How to scatter to the peer of this name: by its own intent in ``peers`` (``NAME=INTENT`` each; the last
-    one counts), or else by ``intent``, with ``scheduler`` in place of the intent's where it is not auto."""
-    own = dict(map(read_peer_intent, peers)).get(name)
-    if own is not None:
-        return MANNERS[own]
-    found = MANNERS[intent]
-    return found if scheduler == "auto" else Manner(scheduler, found.unequal, found.segments)
+    """How to scatter to the peer of this name. Where ``scheduler`` is not auto it takes the place of that of
+    ``intent``, but not of a peer's own."""
+    found = MANNERS[intent_of(name, intent, peers)]
+    own = name in dict(map(read_peer_intent, peers))
+    return found if own or scheduler == "auto" else replace(found, scheduler=scheduler)

@@ -425,6 +425,7 @@ async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(ot
         a.name: "batch",
         b.name: "deck",
     }
+    assert (scatter_of(a)[b.name].intent, scatter_of(b)[a.name].intent) == ("private", "speed")
     weights = [dimension.weight for dimension in scatter_of(a)[b.name].dimensions]
     assert max(weights) > 1.4 / DIMENSIONS and min(weights) < 0.6 / DIMENSIONS
     connections = 12

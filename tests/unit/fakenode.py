@@ -85,6 +85,7 @@ def scatter_view(number: int) -> ScatterView:
         peer=f"pm-{number}",
         node_id=f"id{number:03}",
         mode="egress",
+        intent="speed",
         scheduler="deck",
         link_epoch=number,
         epoch=4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from phantommesh.scatter.intents import INTENTS, MANNERS, Manner, manner_of, read_peer_intent
+from phantommesh.scatter.intents import INTENTS, MANNERS, Manner, intent_of, manner_of, read_peer_intent
 
 
 def test_a_peers_own_intent_comes_first_then_the_scheduler_then_the_intent() -> None:
@@ -14,6 +14,7 @@ def test_a_peers_own_intent_comes_first_then_the_scheduler_then_the_intent() -> 
     assert manner_of("db", "private", [], "packet") == Manner("packet", unequal=True, segments=True)
     assert manner_of("db", "speed", ["dbx=order", "db=private"], "packet") == MANNERS["private"]
     assert manner_of("db", "speed", ["db=private", "db=order"], "auto") == MANNERS["order"]
+    assert intent_of("db", "speed", ["db=private"]) == "private" and intent_of("x", "order", []) == "order"
     assert MANNERS.keys() == set(INTENTS)
 
 
