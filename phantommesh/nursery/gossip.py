@@ -114,6 +114,15 @@ class GossipDriver:
         """Take one datagram from the network."""
         self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
 
+    @property
+    def drops(self) -> Counter[str]:
+        """What came and could not be used, by reason; requests for records under the group key apart."""
+        refused = {
+            f"records-{reason.removeprefix('gossip-')}": count
+            for reason, count in self._requests.drops.items()
+        }
+        return self.gossip.drops + self.dropped + Counter(refused)
+
     def quiet(self) -> bool:
         """Whether nobody has been heard for a while."""
         return trio.current_time() - self.gossip.heard_at > QUIET

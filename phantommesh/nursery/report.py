@@ -452,7 +452,7 @@ class Reporter:
         )
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops += node.paths.dropped + node.paths.paths.drops
-        drops += node.gossip.gossip.drops + node.gossip.dropped
+        drops += node.gossip.drops
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self.metrics.dropped.labels(reason).inc(count)

@@ -22,6 +22,7 @@ from phantommesh.nursery import gossip as module
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
+from phantommesh.wire import Address
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 
@@ -212,6 +213,10 @@ async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
         await until(lambda: node.sessions.newest(gamma.node_id) is not None)
         node.gossip._carry_out([FetchRecord(b"s" * 16, 1, b"h" * 16, gamma.node_id)])
         await until(lambda: node.gossip.dropped["gossip-record-not-found"] > 0)
+        before = node.gossip.drops
+        assert node.gossip.answer_records(bytes(200), Address("203.0.113.9", 1)) == b""
+        (reason,) = node.gossip.drops - before
+        assert reason.startswith("records-")
         await until(lambda: not node.gossip._fetching)
 
 
