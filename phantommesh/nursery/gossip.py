@@ -101,6 +101,7 @@ class GossipDriver:
         )
         self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
         self._woken, self._unsaved = trio.Event(), trio.Event()
+        self._wakes_at = float("inf")  # or sooner, when it is woken
         self._generation, self._spread_new = generation, False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._fetching, self._wanted = asking.Fetching(), trio.Event()
@@ -221,7 +222,8 @@ class GossipDriver:
                     self._unsaved.set()
                 case _:
                     assert_never(effect)
-        self._woken.set()
+        if self.gossip.deadline < self._wakes_at:
+            self._woken.set()
 
     def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> None:
         try:
@@ -247,8 +249,8 @@ class GossipDriver:
             nursery.start_soon(self._save)
             nursery.start_soon(self._watch)
             while True:
-                self._woken = trio.Event()
-                with trio.move_on_at(self.gossip.deadline):
+                self._woken, self._wakes_at = trio.Event(), self.gossip.deadline
+                with trio.move_on_at(self._wakes_at):
                     await self._woken.wait()
                 now = trio.current_time()
                 if now >= self.gossip.deadline:

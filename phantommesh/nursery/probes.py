@@ -105,7 +105,7 @@ class PathDriver:
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
         self._woken, self._apply_now, self._changed = trio.Event(), trio.Event(), trio.Event()
-        self._wakes_at = float("inf")
+        self._wakes_at = float("inf")  # or sooner, when it is woken
 
     # --- what the node tells it ---
 
