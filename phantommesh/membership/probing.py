@@ -179,7 +179,12 @@ class Probing:
         probe.done = True
         core.at(core.clock + MEMORY, self._forget, probe.nonces)
         if probe.thorough and core.params.lifeguard:
-            core.health.adjust(probe.relays - probe.nacks if probe.relays else 1)
+            missing = probe.relays - probe.nacks if probe.relays else 1
+            if core.params.verify:
+                # Lifeguard counts each missing nack. But one that came says that we hear and are heard,
+                # and those of our second round have little time: a death cost its finder up to six points.
+                missing = 0 if probe.nacks else min(missing, core.params.indirect)
+            core.health.adjust(missing)
         self.verdicts.failed(probe.target)
 
     def _forget(self, nonces: list[bytes]) -> None:
@@ -238,7 +243,9 @@ class Probing:
             return
         probe.done = True
         self._core.at(self._core.clock + MEMORY, self._forget, probe.nonces)
-        if probe.thorough and self._core.params.lifeguard:
+        # Any answer says that we hear and are heard: by turns alone a node that was cut off would be slow to
+        # judge for half a minute after.
+        if (probe.thorough or self._core.params.verify) and self._core.params.lifeguard:
             self._core.health.adjust(-1)
 
     def refused(self, message: Message) -> None:

@@ -90,6 +90,21 @@ def test_a_cut_off_node_is_dead_and_comes_back(seed: int) -> None:
     assert sim.run(30, sim.agreed)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_that_was_cut_off_soon_trusts_itself_again(seed: int) -> None:
+    """Who doubts itself asks seldom and waits long: that would hide a death for half a minute."""
+    sim = Simulation(10, seed=seed, params=LAN, network=scenarios.bad_network())
+    sim.start_all()
+    sim.run(5)
+    sim.network.cut = lambda a, b: (a == 3) != (b == 3)
+    sim.run(30)
+    node = sim.nodes[3].member
+    assert node is not None and node._core.health.score == LAN.awareness_max - 1
+    sim.network.cut = None
+    sim.run(4)
+    assert node._core.health.score == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_link_that_works_one_way_only_kills_nobody(seed: int) -> None:
     sim = mesh(12, seed)
