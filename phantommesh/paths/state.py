@@ -15,8 +15,11 @@ MISSES: Final = 3  # probes in a row without an answer that make a path dark
 
 # Tuning.
 SILENT: Final = 10  # the same where no other path of the peer answers either: it may be the peer itself
-PROVE_PLANNED: Final = 3  # answers in a row before a path that was taken out on purpose carries traffic
-PROVE: Final = 10  # the same after it went dark
+PROVE_PLANNED: Final = (
+    3  # answers in a row before a path that was taken out on purpose, or was silent with its
+)
+# peer, carries traffic
+PROVE: Final = 10  # the same after it alone went dark
 STEADY: Final = 60.0  # s up, below which going dark again doubles what the path has to prove
 MOST_FLAPS: Final = 6  # doublings at most: 640 answers, about a minute
 LATE_KEPT: Final = 32  # unanswered probes that a late answer is still recognised for
@@ -64,6 +67,7 @@ class Path:
     _needed: int = PROVE_PLANNED
     _streak: int = 0
     _flaps: int = 0
+    _with_peer: bool = False  # it went dark as all others did: that says nothing of the path
 
     @property
     def due(self) -> float:
@@ -111,7 +115,7 @@ class Path:
         self._streak += 1
         if self.state is PathState.DARK:
             self.state, self.since, self._streak = PathState.PROVING, now, 1
-            self._needed = PROVE << self._flaps
+            self._needed = PROVE_PLANNED if self._with_peer else PROVE << self._flaps
             self.next_probe = now
         if self.state is PathState.PROVING and self._streak >= self._needed:
             self.state, self.since, self.share = PathState.UP, now, 1.0
@@ -142,7 +146,8 @@ class Path:
         enough = MISSES if siblings_answered >= self.first_missed else SILENT
         if self.misses < enough or self.state not in (PathState.UP, PathState.PROVING):
             return
-        if self.state is PathState.UP:
+        self._with_peer = enough == SILENT
+        if self.state is PathState.UP and not self._with_peer:
             self._flaps = min(self._flaps + 1, MOST_FLAPS) if now - self.since < STEADY else 0
         self.state, self.since = PathState.DARK, now
 

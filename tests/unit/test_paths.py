@@ -225,6 +225,17 @@ def test_when_nothing_answers_it_is_the_peer_and_no_dimension_is_left() -> None:
     world.cut = 0
     world.run(20)
     assert world.a.states() == [PathState.UP] * 7
+    # Nor does a path have to prove more for it, however often the peer is away.
+    for _ in range(5):
+        world.cut = ALL
+        world.run(5)
+        world.cut, world.rate = 0, RATE
+        world.run(12)
+        assert world.a.states() == [PathState.UP] * 7
+    proving = [at for at, t in world.a.turned if t.before is PathState.DARK]
+    proved = [at for at, t in world.a.turned if t.after is PathState.UP]
+    assert len(proving) == 6 * DIMENSIONS == len(proved) - DIMENSIONS
+    assert proved[-1] - proving[-1] <= 4 * INTERVAL
 
 
 @pytest.mark.parametrize("stall", [0.3, 1.0, 5.0])
