@@ -15,10 +15,9 @@ MISSES: Final = 3  # probes in a row without an answer that make a path dark
 
 # Tuning.
 SILENT: Final = 10  # the same where no other path of the peer answers either: it may be the peer itself
-PROVE_PLANNED: Final = (
-    3  # answers in a row before a path that was taken out on purpose, or was silent with its
-)
-# peer, carries traffic
+# Answers in a row before a path carries traffic that was taken out on purpose, or fell silent as all of its
+# peer's did.
+PROVE_PLANNED: Final = 3
 PROVE: Final = 10  # the same after it alone went dark
 STEADY: Final = 60.0  # s up, below which going dark again doubles what the path has to prove
 MOST_FLAPS: Final = 6  # doublings at most: 640 answers, about a minute
