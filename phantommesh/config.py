@@ -128,7 +128,7 @@ class ScatterSection(msgspec.Struct, frozen=True):
     intent: Annotated[
         Literal["speed", "order", "private"], Meta(description='"speed", "order" or "private"')
     ] = "speed"
-    peers: list[str] = []
+    peers: Annotated[list[str], Meta(description='a list of "NAME=INTENT"')] = []
     scheduler: Annotated[
         Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],
         Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),

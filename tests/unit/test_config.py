@@ -44,6 +44,7 @@ def test_render_reads_back_equal() -> None:
         ('[scatter]\nscheduler = "decks"', 'scatter.scheduler = "decks"', '"deck", "flow" or "flowlet"'),
         ('[scatter]\nintent = "fast"', 'scatter.intent = "fast"', '"speed", "order" or "private"'),
         ('[scatter]\npeers = ["db=privat"]', 'scatter.peers: "db=privat"', "speed, order or private"),
+        ('[scatter]\npeers = "db=private"', 'scatter.peers = "db=private"', 'a list of "NAME=INTENT"'),
         ('[scatter]\npeers = ["=private"]', 'scatter.peers: "=private"', "NAME=INTENT"),
         ("[scatter]\nepoch_seconds = 0.01", "scatter.epoch_seconds = 0.01", "from 0.05 to 3600"),
         ("[scatter]\nbatch = 1", "scatter.batch = 1", "from 2 to 32"),
