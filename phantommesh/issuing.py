@@ -43,6 +43,9 @@ MAX_CSR_BYTES: Final = 8_192
 NETWORK4: Final = IPv4Network("100.64.0.0/10")  # RFC 6598
 
 _PROOF_CONTEXT: Final = b"phantommesh authority key v1"
+# A random serial number has 159 bits (RFC 5280, 4.1.2.2: 20 octets at most); with this one they are always 20
+# octets. Shorter now and then, they made what a simulation counts differ from run to run.
+_SERIAL_FLOOR: Final = 1 << 158
 _MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A.1: ub-common-name
 
 
@@ -202,7 +205,7 @@ def _builder(
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(public_key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(x509.random_serial_number() | _SERIAL_FLOOR)
         .not_valid_before(datetime.fromtimestamp(int(now - CLOCK_SKEW), UTC))
         .not_valid_after(datetime.fromtimestamp(int(until), UTC))
         .add_extension(x509.BasicConstraints(is_ca, path_length), critical=True)

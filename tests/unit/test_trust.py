@@ -86,6 +86,11 @@ def test_a_good_chain_gives_the_member() -> None:
     member.public_key.verify(signature, b"data", b"context")
 
 
+def test_every_certificate_has_a_serial_number_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x509, "random_serial_number", lambda: 1)
+    assert make_root(MESH.root_key, "pm", NOW).serial_number.bit_length() == 159
+
+
 def test_the_forger_makes_good_certificates_too() -> None:
     """Else every refusal below could be for another reason than the one it tests."""
     assert verify_chain(MESH.root, MESH.authority.der, forge(names()), NOW).name == "alpha"
