@@ -238,9 +238,7 @@ class Paths:
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
         leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
         if unsure or (_new(path) and path.misses < MISSES):
-            # Some may be lost any time, so ask again soon: but once so many are, it is the peer.
-            again = 2 if 0 < path.misses < MISSES else 1
-            return self._interval / again * self._too_many(now)
+            return self._interval * self._too_many(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):

@@ -157,8 +157,14 @@ def test_one_underlay_carries_no_more_than_its_share(nodes: list[LabNode], spec:
 
 async def test_what_is_reported_is_what_was_sent(nodes: list[LabNode]) -> None:
     node, peer = nodes[0], nodes[2]
-    # A path that missed three probes in the flood before has to prove itself.
-    await until(lambda: {d.score for d in scatter_of(node)[peer.name].dimensions} == {1.0})
+    # A path that lost probes in the floods before has to prove itself, under traffic.
+    address = addresses(peer)[0]
+    await until(
+        lambda: (
+            ping(node, address, 20) == 20
+            and {d.score for d in scatter_of(node)[peer.name].dimensions} == {1.0}
+        )
+    )
     assert abs(sum(d.weight for d in scatter_of(node)[peer.name].dimensions) - 1.0) < 0.001
     assert await trio.to_thread.run_sync(ping, node, addresses(peer)[0]) == PACKETS
     # A new map may have begun meanwhile; what is reported of entropy spans two.

@@ -170,7 +170,7 @@ def test_a_cut_dimension_is_left_within_half_a_second_and_loses_no_more_than_its
     assert world.a.paths.scores(B) == tuple(float(i != dimension) for i in range(7))
     for end in world.ends:
         moved = next(at for at, scores in end.rescored if at >= start and scores[dimension] == 0.0)
-        assert moved - start <= 0.4
+        assert moved - start <= 0.45
     assert {lost for _, lost in world.lost[before:]} == {dimension}
     assert max(at for at, _ in world.lost) - start <= 0.46
     assert len(world.lost) - before <= 2 * RATE * 0.46 / 7 * 1.5
@@ -254,7 +254,7 @@ def test_three_uplinks_of_seven_go_together() -> None:
     world.run(1)
     assert world.a.paths.scores(B) == (0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)
     moved = [at for at, s in world.a.rescored if at > start and s == (0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0)]
-    assert moved[0] - start <= 0.4
+    assert moved[0] - start <= 0.45
 
 
 @pytest.mark.parametrize(("rate", "pause"), [(20.0, INTERVAL), (10.0, 0.143), (2.0, 0.714), (0.6, LIGHT)])
@@ -276,7 +276,7 @@ def test_a_light_flow_leaves_a_dark_path_too() -> None:
     world.run(LIGHT + 1)
     assert world.a.paths.scores(B)[2] == 0.0
     (at,) = [at for at, t in world.a.turned if at > start and t.after is PathState.DARK]
-    assert at - start <= 0.714 * 1.15 + 0.4
+    assert at - start <= 0.714 * 1.15 + 0.5
 
 
 def test_an_idle_node_probes_seldom_and_a_busy_one_every_tenth_of_a_second() -> None:
