@@ -55,6 +55,6 @@ def manner_of(
 ) -> Manner:
     """How to scatter to the peer of this name. Where ``scheduler`` is not auto it takes the place of that of
     ``intent``, but not of a peer's own."""
-    found = MANNERS[intent_of(name, intent, peers)]
-    own = name in dict(map(read_peer_intent, peers))
+    own = dict(map(read_peer_intent, peers)).get(name)
+    found = MANNERS[own or intent]
     return found if own or scheduler == "auto" else replace(found, scheduler=scheduler)

@@ -171,12 +171,17 @@ async def test_what_is_reported_is_what_was_sent(nodes: list[LabNode]) -> None:
     await until(lambda: (scatter_of(node)[peer.name].entropy_bits or 0.0) >= 2.6)
     shown = await trio.to_thread.run_sync(run_in, node, "phantommesh", "scatter")
     assert peer.name in shown and "deck" in shown
-    client = NodeClient(node.socket)
-    for name in (
+    names = {
         f'phantommesh_scatter_weight{{dimension="6",peer="{peer.name}"}}',
         f'phantommesh_scatter_entropy_bits{{peer="{peer.name}"}}',
-    ):  # as of the last look at the interfaces
-        await until(lambda name=name: name in client.request("GET", "/metrics").decode())  # type: ignore[misc]
+    }
+
+    def measured() -> bool:
+        """As of the last look at the interfaces."""
+        metrics = NodeClient(node.socket).request("GET", "/metrics").decode()
+        return all(name in metrics for name in names)
+
+    await until(measured)
 
 
 def test_what_is_for_nobody_is_dropped_and_counted(nodes: list[LabNode]) -> None:
