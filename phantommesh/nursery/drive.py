@@ -15,6 +15,7 @@ from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
 from phantommesh.link.handshake import SigningRequest
 from phantommesh.link.machine import Links
+from phantommesh.nursery.due import Due
 from phantommesh.nursery.streams import TcpPort
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.wire import Address
@@ -38,7 +39,7 @@ class LinkDriver:
         self.tcp: TcpPort | None = None
         self._identity, self._udp = identity, udp
         self._install, self._opened, self._alarmed = install, opened, alarmed
-        self._woken, self._sleeps_until = trio.Event(), float("inf")
+        self._due = Due(lambda: links.deadline)
         self._to_sign, self._signing = trio.open_memory_channel[Sign](1024)
         self._log: FilteringBoundLogger = structlog.get_logger("phantommesh.link")
 
@@ -48,8 +49,7 @@ class LinkDriver:
 
     def wake(self) -> None:
         """Look at the deadlines again: something may be due earlier than was known."""
-        if self.links.deadline < self._sleeps_until:
-            self._woken.set()
+        self._due.look()
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
@@ -83,12 +83,8 @@ class LinkDriver:
             for _ in range(2):
                 nursery.start_soon(self._sign)
             while True:
-                self._woken, self._sleeps_until = trio.Event(), self.links.deadline
-                with trio.move_on_at(self._sleeps_until):
-                    await self._woken.wait()
-                now = trio.current_time()
-                if now >= self.links.deadline:
-                    self.carry_out(self.links.tick(now))
+                await self._due.sleep()
+                self.carry_out(self.links.tick(trio.current_time()))
 
     async def _sign(self) -> None:
         async for job in self._signing.clone():

@@ -24,6 +24,7 @@ from phantommesh.membership.presets import Params
 from phantommesh.nodestate import NodeState, encode_members, load_members
 from phantommesh.nursery import streams
 from phantommesh.nursery.calling import Caller, converse
+from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
@@ -100,8 +101,7 @@ class GossipDriver:
             label=envelope.REQUEST,
         )
         self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
-        self._woken, self._unsaved = trio.Event(), trio.Event()
-        self._wakes_at = float("inf")  # or sooner, when it is woken
+        self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
         self._generation, self._spread_new = generation, False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._fetching, self._wanted = asking.Fetching(), trio.Event()
@@ -222,8 +222,7 @@ class GossipDriver:
                     self._unsaved.set()
                 case _:
                     assert_never(effect)
-        if self.gossip.deadline < self._wakes_at:
-            self._woken.set()
+        self._due.look()
 
     def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> None:
         try:
@@ -249,12 +248,8 @@ class GossipDriver:
             nursery.start_soon(self._save)
             nursery.start_soon(self._watch)
             while True:
-                self._woken, self._wakes_at = trio.Event(), self.gossip.deadline
-                with trio.move_on_at(self._wakes_at):
-                    await self._woken.wait()
-                now = trio.current_time()
-                if now >= self.gossip.deadline:
-                    self._carry_out(self.gossip.tick(now))
+                await self._due.sleep()
+                self._carry_out(self.gossip.tick(trio.current_time()))
 
     async def leave(self) -> None:
         """Say goodbye, and stay until those who ask whether it is true have been answered."""

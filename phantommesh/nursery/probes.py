@@ -20,6 +20,7 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
@@ -104,8 +105,8 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._woken, self._apply_now, self._changed = trio.Event(), trio.Event(), trio.Event()
-        self._wakes_at = float("inf")  # or sooner, when it is woken
+        self._apply_now, self._changed = trio.Event(), trio.Event()
+        self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
 
@@ -171,10 +172,7 @@ class PathDriver:
 
     async def _tick(self, sock: ProbeSocket) -> None:
         while True:
-            self._woken = trio.Event()
-            self._wakes_at = self.paths.deadline
-            with trio.move_on_at(self._wakes_at):
-                await self._woken.wait()
+            await self._due.sleep()
             self._receive(sock)  # an answer that is here already is not missing
             now = trio.current_time()
             if now >= self.paths.deadline:
@@ -212,8 +210,7 @@ class PathDriver:
                     )  # fmt: skip
                     self._turned(effect)
         self._tell()
-        if self.paths.deadline < self._wakes_at:
-            self._woken.set()
+        self._due.look()
 
     def _tell(self) -> None:
         self._changed.set()

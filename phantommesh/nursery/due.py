@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a task sleeps that ticks a protocol: until something is due there, wherever that moment moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+
+class Due:
+    """The sleep of the one task that ticks a protocol. ``deadline`` says when something is next to be done
+    there, in seconds on trio's clock; infinity is never."""
+
+    def __init__(self, deadline: Callable[[], float]) -> None:
+        self._deadline = deadline
+        self._until, self._moved = float("inf"), trio.Event()
+
+    async def sleep(self) -> None:
+        """Sleep until the deadline."""
+        await trio.lowlevel.checkpoint()
+        while (deadline := self._deadline()) > trio.current_time():
+            self._until, self._moved = deadline, trio.Event()
+            with trio.move_on_at(deadline):
+                await self._moved.wait()
+
+    def look(self) -> None:
+        """The deadline may be another. Who sleeps is woken only if it is earlier: most datagrams move it the
+        other way."""
+        if self._deadline() < self._until:
+            self._moved.set()
