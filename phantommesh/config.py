@@ -23,13 +23,13 @@ from phantommesh.sizes import DIMENSIONS
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_PEER_INTENT: Final = re.compile(_LABEL.pattern + "=(speed|order|private)")
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
+Intent = Literal["speed", "order", "private"]  # what traffic is scattered for
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
@@ -116,8 +116,8 @@ class GossipSection(msgspec.Struct, frozen=True):
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
-    ``intent``: what for (docs/scatter.md says which when); ``peers``: other intents for some peers, as
-    "NAME=INTENT"; ``scheduler``: in place of the intent's. ``mode``: where the kernel is told to; ``batch``:
+    ``intent``: what for (docs/scatter.md says which when); ``peers``: other intents for some peers,
+    by name; ``scheduler``: in place of the intent's. ``mode``: where the kernel is told to; ``batch``:
     packets that the scheduler of that name sends one way in a row; ``flowlet_ms``: the pause after which the
     scheduler ``flowlet`` may send a flow another way.
     """
@@ -125,10 +125,10 @@ class ScatterSection(msgspec.Struct, frozen=True):
     mode: Annotated[
         Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
     ] = "auto"
-    intent: Annotated[
-        Literal["speed", "order", "private"], Meta(description='"speed", "order" or "private"')
-    ] = "speed"
-    peers: Annotated[list[str], Meta(description='a list of "NAME=INTENT"')] = []
+    intent: Annotated[Intent, Meta(description='"speed", "order" or "private"')] = "speed"
+    peers: Annotated[
+        dict[str, Intent], Meta(description='a table of names, each = "speed", "order" or "private"')
+    ] = {}
     scheduler: Annotated[
         Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],
         Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),
@@ -248,9 +248,14 @@ def render(config: Config) -> str:
     for section in msgspec.structs.fields(Config):
         lines.append(f"\n[{section.name}]")
         for key, value in msgspec.to_builtins(getattr(config, section.name)).items():
-            # TOML's basic strings are JSON's, but for DEL, which _check lets into no value
-            lines.append(f"# {key} = not set" if value is None else f"{key} = {json.dumps(value)}")
+            lines.append(f"# {key} = not set" if value is None else f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)  # TOML's basic strings are JSON's, but for DEL, which _check lets into no value
 
 
 def redacted(config: Config) -> dict[str, Any]:
@@ -308,12 +313,9 @@ def _check(config: Config) -> None:
                     f"{key}: {_show(endpoint)} is not usable: {error}",
                     fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
                 ) from None
-    for text in config.scatter.peers:
-        if not _PEER_INTENT.fullmatch(text):
-            raise ConfigError(
-                f"scatter.peers: {_show(text)} is not usable",
-                fix='write each as "NAME=INTENT", where INTENT is speed, order or private',
-            )
+    for peer in config.scatter.peers:
+        if not _LABEL.fullmatch(peer):
+            raise ConfigError(f"scatter.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
     last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1

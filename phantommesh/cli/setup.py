@@ -153,10 +153,10 @@ def run(options: Options) -> None:
     import trio
 
     from phantommesh import config as config_file
-    from phantommesh.nursery import logs, node
+    from phantommesh.nursery import logs, process
 
     gc.freeze()
     gc.enable()
     config = config_file.load(options.config)
     logs.configure(config.log.level, config.log.format)
-    trio.run(partial(node.run, options.state_dir, options.config, socket_path=options.socket))
+    trio.run(partial(process.run, options.state_dir, options.config, socket_path=options.socket))

@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The node: every service under one nursery, and how they hang together. Start reading here.
-
-Above the line in `run` nothing outside the process has changed: configuration and state are read and checked.
-Below it sockets are bound, interfaces made and peers spoken to.
-"""
+"""The node: every service under one nursery, and how they hang together. Start reading here."""
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -25,7 +18,6 @@ import structlog
 import trio
 
 from phantommesh import __version__, envelope, statedir
-from phantommesh import config as config_file
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
 from phantommesh.endpoint import format_endpoint, parse_endpoint
@@ -38,10 +30,10 @@ from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
-from phantommesh.nodestate import NodeState, load_node, next_generation
+from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.backend import Backend, choose
+from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.calling import Caller, ask_standing
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
@@ -52,6 +44,7 @@ from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.nursery.recording import Recorder
 from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
@@ -65,7 +58,6 @@ from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.intents import manner_of
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir
 from phantommesh.trust import Role
 from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
@@ -113,7 +105,7 @@ class Node:
         self.gossip = GossipDriver(
             state, self.keeper, self.keys, self.caller, udp,
             generation=generation, params=PRESETS[config.gossip.preset], seeds=self._seeds, where=self._where,
-            changed=lambda change: self.reporter.member_changed(change),
+            changed=lambda change: self.recorder.member_changed(change),
             learned=self.metrics.gossip_convergence_seconds.observe,
             look=lambda: self.reconciler.kick(),
         )  # fmt: skip
@@ -162,10 +154,11 @@ class Node:
             port=config.paths.port,
             names=self.names,
             address=lambda: self.own.member.ip4,
-            turned=lambda turned: self.reporter.turned(turned),
+            turned=lambda turned: self.recorder.turned(turned),
         )
         self.rekeying = KeyReplacer(config.wireguard, self.own, self.paths, self._adopt_keys)
         self.reporter = Reporter(self)
+        self.recorder = Recorder(self, self.reporter)
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
         self._reached: list[tuple[bytes, IPv4Address]] = []
@@ -260,7 +253,7 @@ class Node:
     def _install(self) -> None:
         """Some desired PSK or peer has changed: recompute what the interfaces should be."""
         peers, scattered = [], []
-        left_out, scatter = self._disputed(), self.config.scatter
+        left_out = self._disputed()
         for entry in self.entries():
             member, record = entry.member, entry.record
             if member.node_id in left_out:
@@ -271,7 +264,7 @@ class Node:
                     member.ip4,
                     member.ip6,
                     self.links.scatter(member.node_id),
-                    manner_of(member.name, scatter.intent, scatter.peers, scatter.scheduler),
+                    manner_of(member.name, self.config.scatter),
                 )
             )
             hosts = (self.resolver.lookup(parse_endpoint(text)[0]) for text in record.control)
@@ -345,7 +338,7 @@ class Node:
         self.gossip.read_interfaces(received)
         self.proving.look(counted)
         self._tell_paths()
-        self.reporter.measure()
+        self.recorder.measure()
 
     def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
         found = self.scattering.snapshot(peer)
@@ -361,10 +354,11 @@ class Node:
     def _opened(self, opened: Opened) -> None:
         self.sessions.add(streams.Session.of(opened))
         if not opened.invite:
-            self.reporter.opened(opened)
+            self.recorder.opened(opened)
+            self.reporter.handshake_finished()
 
     def _alarmed(self, alarm: Alarm) -> None:
-        self.reporter.alarmed(alarm)
+        self.recorder.alarmed(alarm)
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
@@ -456,58 +450,3 @@ class Node:
             due = trio.current_time() + LAG_PROBE
             await trio.sleep_until(due)
             self.metrics.loop_lag_seconds.observe(trio.current_time() - due)
-
-
-async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
-    """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
-    try:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                leave = trio.Event()
-                nursery.start_soon(_leave_when_asked, signals, leave)
-                await _run(state_dir, config_path, socket_path, leave)
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        known, other = group.split(PhantomMeshError)
-        if known is None or other is not None:
-            raise
-        raise _first(known) from group
-
-
-async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
-    async for _ in signals:
-        leave.set()
-
-
-def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> None:
-    config = config_file.load(config_path)
-    with StateDir.open(state_dir).lock():
-        state = await trio.to_thread.run_sync(load_node, state_dir, time())
-        generation = await trio.to_thread.run_sync(next_generation, state.state, time())
-        backend = await choose(config.wireguard.backend)
-        # ---- above this line nothing outside the state directory has changed ----
-        with UdpPort(config.control.port) as udp, _sole_owner(config.wireguard.prefix):
-            node = Node(config, state, backend, udp, generation=generation)
-            await node.serve(socket_path or Path(config.api.socket), leave)
-
-
-@contextmanager
-def _sole_owner(prefix: str) -> Iterator[None]:
-    """Hold the interfaces' names against a second node in this network namespace, which would fight over
-    them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        try:
-            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PhantomMeshError(
-                f"another node here has the interfaces {prefix}0 to {prefix}6",
-                fix="stop it first, or set wireguard.prefix and wireguard.base_port in the config",
-            ) from None
-        yield

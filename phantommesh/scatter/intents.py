@@ -8,14 +8,11 @@ behind each choice are in docs/scatter.md and docs/traffic-analysis.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final
 
+from phantommesh.config import Intent, ScatterSection
 from phantommesh.scatter.maps import Scheduler
-
-Intent = Literal["speed", "order", "private"]
-INTENTS: Final[tuple[Intent, ...]] = get_args(Intent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +32,15 @@ MANNERS: Final[dict[Intent, Manner]] = {
 }
 
 
-def read_peer_intent(text: str) -> tuple[str, Intent]:
-    """Read ``NAME=INTENT``. Raises ValueError."""
-    name, _, given = text.partition("=")
-    intent = next((intent for intent in INTENTS if intent == given), None)
-    if not name or intent is None:
-        raise ValueError(f"{text!r} is not NAME=INTENT")
-    return name, intent
+def intent_of(name: str, settings: ScatterSection) -> Intent:
+    """What is wanted of the traffic to the peer of this name: its own intent, or else everybody's."""
+    return settings.peers.get(name, settings.intent)
 
 
-def intent_of(name: str, intent: Intent, peers: Sequence[str]) -> Intent:
-    """What is wanted of the traffic to the peer of this name: its own intent in ``peers`` (``NAME=INTENT``
-    each; the last one counts), or else ``intent``."""
-    return dict(map(read_peer_intent, peers)).get(name, intent)
-
-
-def manner_of(
-    name: str, intent: Intent, peers: Sequence[str], scheduler: Scheduler | Literal["auto"]
-) -> Manner:
-    """How to scatter to the peer of this name. Where ``scheduler`` is not auto it takes the place of that of
-    ``intent``, but not of a peer's own."""
-    own = dict(map(read_peer_intent, peers)).get(name)
-    found = MANNERS[own or intent]
-    return found if own or scheduler == "auto" else replace(found, scheduler=scheduler)
+def manner_of(name: str, settings: ScatterSection) -> Manner:
+    """How to scatter to the peer of this name. A scheduler that is not auto takes the place of that of
+    everybody's intent, but not of a peer's own."""
+    found = MANNERS[intent_of(name, settings)]
+    if settings.scheduler == "auto" or name in settings.peers:
+        return found
+    return replace(found, scheduler=settings.scheduler)

@@ -427,7 +427,7 @@ with socket.create_server((sys.argv[1], 0)) as server:
 async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(other: LabSpec) -> None:
     await lab.up(other)
     a, b = nodes_of(other)
-    edit(a.config, scatter={"peers": [f"{b.name}=private"]})
+    edit(a.config, scatter={"peers": {b.name: "private"}})
     await stop(a)
     await start(a)
     await converged([a, b], PATIENCE_S)

@@ -23,8 +23,10 @@ def test_render_reads_back_equal() -> None:
         'endpoints = ["192.0.2.1", "[2001:db8::1]:7"]\n[control]\nport = 4\ntcp = false\n'
         '[wireguard]\nprefix = "wg-x_1"\nreconcile_seconds = 3\n[overlay]\ncidr4 = "10.0.0.0/8"\n'
         '[api]\nsocket = "/tmp/a \\"b\\\\.sock"\nlisten = "[::1]:8480"\n[log]\nformat = "json"\n'
+        '[scatter.peers]\ndb = "order"\n0-a = "private"\n'
     )
     config = parse(text)
+    assert config.scatter.peers == {"db": "order", "0-a": "private"}
     assert config.api.listen == "[::1]:8480"
     assert parse(render(config)) == config
     assert parse(render(parse(BASE))) == parse(BASE)
@@ -43,9 +45,9 @@ def test_render_reads_back_equal() -> None:
         ('[wireguard]\nbackend = "kernl"', 'wireguard.backend = "kernl"', '"auto", "kernel" or "userspace"'),
         ('[scatter]\nscheduler = "decks"', 'scatter.scheduler = "decks"', '"deck", "flow" or "flowlet"'),
         ('[scatter]\nintent = "fast"', 'scatter.intent = "fast"', '"speed", "order" or "private"'),
-        ('[scatter]\npeers = ["db=privat"]', 'scatter.peers: "db=privat"', "speed, order or private"),
-        ('[scatter]\npeers = "db=private"', 'scatter.peers = "db=private"', 'a list of "NAME=INTENT"'),
-        ('[scatter]\npeers = ["=private"]', 'scatter.peers: "=private"', "NAME=INTENT"),
+        ('[scatter.peers]\ndb = "privat"', 'scatter.peers = {"db": "privat"}', "a table of names"),
+        ('[scatter]\npeers = "db"', 'scatter.peers = "db"', '"speed", "order" or "private"'),
+        ('[scatter.peers]\n"d b" = "order"', 'scatter.peers: "d b" is no name', "phantommesh peers"),
         ("[scatter]\nepoch_seconds = 0.01", "scatter.epoch_seconds = 0.01", "from 0.05 to 3600"),
         ("[scatter]\nbatch = 1", "scatter.batch = 1", "from 2 to 32"),
         ("[wireguard]\nmtu = 100", "wireguard.mtu = 100", "1280 to 9000"),

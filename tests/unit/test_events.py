@@ -2,6 +2,7 @@
 """The event log: numbers, the ring, gaps, choices of types."""
 
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from phantommesh.config import Intent, ScatterSection
 from phantommesh.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
 from phantommesh.identity import format_node_id
 from phantommesh.link.effects import Alarm
 from phantommesh.nursery.node import Node
+from phantommesh.records import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.views import Event
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
@@ -180,15 +183,24 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
             await until(lambda: any("peer beta" in str(e.data) for e in told(alpha, "health.degraded")))
         await until(lambda: bool(told(alpha, "peer.left")))
         assert {event.node for event in told(alpha, "peer.*")} == {"beta"}
-        alpha.reporter.measure()
+        alpha.recorder.measure()
         before = len(told(alpha, "health.*"))
-        alpha.reporter.measure()
+        alpha.recorder.measure()
         assert len(told(alpha, "health.*")) == before  # nothing new to tell
+        alpha.keeper.roster.equivocations[joined.node_id] = cast("Equivocation", None)
+        assert any("beta signed two different" in reason for reason in alpha.reporter.degraded())
+        assert alpha.reporter.ready() == (True, [])  # one member's lie puts no other out of service
         with capture_logs():
             await alpha.reporter.revoke("beta", force=False, dry_run=False)
         alpha.scattering.problem = None  # two nodes in one namespace can be in each other's way
-        alpha.reporter.measure()
+        alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].type == "health.well"
+        peers: dict[str, Intent] = {"alpha": "order", "gama": "private"}
+        scatter = msgspec.structs.replace(alpha.config.scatter, peers=peers)
+        alpha.config = msgspec.structs.replace(alpha.config, scatter=scatter)
+        [reason] = alpha.reporter.status().degraded
+        assert "gama, who is no member" in reason and alpha.reporter.ready() == (True, [])
+        alpha.config = msgspec.structs.replace(alpha.config, scatter=ScatterSection())
         alpha.actual = {}
-        alpha.reporter.measure()
+        alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].data["total"] == 1

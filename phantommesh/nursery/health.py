@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with a node, each fault with what to do about it: `degraded` of its status, and /readyz."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import TYPE_CHECKING
+
+from phantommesh.sizes import DIMENSIONS
+from phantommesh.views import LinkView, MemberState, PathView, rfc3339
+
+if TYPE_CHECKING:
+    from phantommesh.nursery.node import Node
+
+# Tuning.
+RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``bearable``: the node does its own work all the same, so that it is ready."""
+
+    text: str
+    bearable: bool = True
+
+
+def own_faults(node: Node) -> Iterator[Fault]:
+    """What is wrong with the node itself, or with what it was told."""
+    if missing := [name for name in node.names if name not in node.actual]:
+        yield Fault(
+            f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made", bearable=False
+        )
+    if (problem := node.paths.problem) is not None:
+        yield Fault(f"{problem}; {problem.fix}")
+    if (problem := node.scattering.problem) is not None:
+        fix = f"; {problem.fix}" if problem.fix else ""
+        yield Fault(f"traffic takes dimension 0 alone: {problem}{fix}")
+    if (revoked := node.keeper.revoked) is not None:
+        yield Fault(
+            f"this node was revoked on {rfc3339(revoked.at)}: to come back, move its state directory "
+            "away and join again with a new invite",
+            bearable=False,
+        )
+        return
+    roster = node.keeper.roster
+    if (dispute := node.own.dispute()) is not None:
+        winner = roster.get(dispute.winner)
+        whose = "another member" if winner is None else winner.member.name
+        yield Fault(
+            f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another",
+            bearable=False,
+        )
+    for node_id in roster.equivocations:
+        if (entry := roster.get(node_id)) is not None:
+            yield Fault(
+                f"{entry.member.name} signed two different records with one number: it was copied, or it "
+                "lies; find out which, and revoke it if in doubt"
+            )
+    if node.config.scatter.peers:
+        names = {node.own.member.name, *(entry.member.name for entry in roster)}
+        for name in sorted(node.config.scatter.peers.keys() - names):
+            yield Fault(f"scatter.peers names {name}, who is no member: correct the name, or let it join")
+    if node.own.member.not_after <= time():
+        yield Fault(
+            "this node's certificate has expired: it must join again with a new invite", bearable=False
+        )
+    elif node.own.renewal_error is not None:
+        error = node.own.renewal_error
+        yield Fault(f"the certificate could not be renewed: {error}; {error.fix}")
+
+
+def peer_faults(
+    standing: Mapping[str, MemberState],
+    links: Sequence[LinkView],
+    paths: Sequence[PathView],
+    control_port: int,
+) -> Iterator[Fault]:
+    """What is wrong between the node and its peers; ``standing`` is what gossip says of each, by name."""
+    renewed = Counter(v.peer for v in paths if v.state in ("closed", "proving") and v.since_s < RENEWAL)
+    for link in links:
+        gone = standing.get(link.peer)
+        if gone in ("suspect", "dead"):
+            yield Fault(
+                f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
+                f"control port {control_port} is reachable by UDP from here"
+            )
+        elif link.state == "fresh" and 0 < DIMENSIONS - link.dimensions <= renewed[link.peer] < DIMENSIONS:
+            continue  # a key is being replaced, here or there
+        elif gone != "left" and not is_up(link):
+            why = f": {link.last_error}" if link.last_error else ""
+            yield Fault(
+                f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {DIMENSIONS} "
+                f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
+            )
+    for name, dark in _dark(paths).items():
+        yield Fault(
+            f"dark: {', '.join(map(str, dark))} of the dimensions of peer {name}: probes get no answer, "
+            "its traffic takes the others; check the uplink, and the UDP ports at both ends"
+        )
+
+
+def is_up(link: LinkView) -> bool:
+    """Whether a peer answers on every dimension, by keys that both ends agreed on."""
+    return link.state == "fresh" and link.dimensions == DIMENSIONS
+
+
+def _dark(paths: Sequence[PathView]) -> dict[str, list[int]]:
+    """The dark dimensions of peers that answer on some other, and those that prove themselves for long."""
+    dark: dict[str, list[int]] = {}
+    answering = {view.peer for view in paths if view.state == "up" and view.rtt_s is not None}
+    for view in paths:
+        if view.peer in answering and (
+            view.state == "dark" or (view.state == "proving" and view.since_s >= RENEWAL)
+        ):
+            dark.setdefault(view.peer, []).append(view.dimension)
+    return dark

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node as a process: what it reads first, what it holds while it runs, and the signals that end it.
+
+Above the line in `_run` nothing outside the process has changed: configuration and state are read and
+checked. Below it sockets are bound, interfaces made and peers spoken to.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import time
+
+import trio
+
+from phantommesh import config as config_file
+from phantommesh.dataplane import master_name
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nodestate import load_node, next_generation
+from phantommesh.nursery.backend import choose
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.udp import UdpPort
+from phantommesh.statedir import StateDir
+
+
+async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
+    """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                leave = trio.Event()
+                nursery.start_soon(_leave_when_asked, signals, leave)
+                await _run(state_dir, config_path, socket_path, leave)
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        known, other = group.split(PhantomMeshError)
+        if known is None or other is not None:
+            raise
+        raise _first(known) from group
+
+
+async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
+    async for _ in signals:
+        leave.set()
+
+
+def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> None:
+    config = config_file.load(config_path)
+    with StateDir.open(state_dir).lock():
+        state = await trio.to_thread.run_sync(load_node, state_dir, time())
+        generation = await trio.to_thread.run_sync(next_generation, state.state, time())
+        backend = await choose(config.wireguard.backend)
+        # ---- above this line nothing outside the state directory has changed ----
+        with UdpPort(config.control.port) as udp, _sole_owner(config.wireguard.prefix):
+            node = Node(config, state, backend, udp, generation=generation)
+            await node.serve(socket_path or Path(config.api.socket), leave)
+
+
+@contextmanager
+def _sole_owner(prefix: str) -> Iterator[None]:
+    """Hold the interfaces' names against a second node in this network namespace, which would fight over
+    them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        try:
+            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise PhantomMeshError(
+                f"another node here has the interfaces {prefix}0 to {prefix}6",
+                fix="stop it first, or set wireguard.prefix and wireguard.base_port in the config",
+            ) from None
+        yield

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What happened in the node, as events and metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.link.effects import Alarm, Opened, Role
+from phantommesh.membership.effects import Changed
+from phantommesh.membership.messages import State
+from phantommesh.metrics import PathSample, ScatterSample, WireGuardSample
+from phantommesh.nursery.report import Reporter
+from phantommesh.paths.effects import Turned
+
+if TYPE_CHECKING:
+    from phantommesh.nursery.node import Node
+
+# Tuning.
+TOLD_REASONS = 8  # that an event names; `status` has them all
+
+log = structlog.get_logger("phantommesh.report")
+
+
+class Recorder:
+    """Publishes the node's events and keeps its metrics. What there is to see it reads by ``reporter``."""
+
+    def __init__(self, node: Node, reporter: Reporter) -> None:
+        self._node, self._reporter, self._metrics = node, reporter, node.metrics
+        self._drops: Counter[str] = Counter()
+        self._handshakes: Counter[tuple[Role, str]] = Counter()
+        self._gossiped: Counter[tuple[str, str]] = Counter()
+        self._told: list[str] = []
+
+    def opened(self, opened: Opened) -> None:
+        """A handshake finished."""
+        self._metrics.link_handshake_seconds.observe(opened.seconds)
+        self._metrics.psk_rotations.labels("ok").inc()
+        self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
+
+    def member_changed(self, change: Changed) -> None:
+        """Gossip has news of a member."""
+        entry = self._node.keeper.roster.get(NodeId(change.node))
+        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
+        state = "forgotten" if change.new is None else change.new.name.lower()
+        self._metrics.membership_changes.labels(state).inc()
+        say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
+        say("member " + change.event, peer=name, state=state)
+        self._publish(f"peer.{change.event}", change.node, {"state": state})
+
+    def alarmed(self, alarm: Alarm) -> None:
+        """A link needs attention."""
+        self._metrics.psk_rotations.labels(alarm.kind).inc()
+        self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
+
+    def turned(self, turned: Turned) -> None:
+        """A path changed its state."""
+        data: dict[str, object] = {"dimension": turned.dimension, "was": turned.before.value}
+        self._publish(f"path.{turned.after.value}", turned.peer, data)
+
+    def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        entry = self._node.keeper.roster.get(NodeId(peer))
+        name = None if entry is None else entry.member.name
+        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
+        self._node.events.publish(kind, name, data)
+
+    def _tell_health(self) -> None:
+        reasons = self._reporter.degraded()
+        if reasons and reasons != self._told:
+            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            self._node.events.publish("health.degraded", None, data)
+        elif self._told and not reasons:
+            self._node.events.publish("health.well", None, {})
+        self._told = reasons
+
+    def measure(self) -> None:
+        """Bring the metrics and events up to what the interfaces and the links say now."""
+        self._tell_health()
+        node = self._node
+        entries, now = node.entries(), trio.current_time()
+        states = {entry.member.name: node.links.state(entry.member.node_id, now) for entry in entries}
+        self._metrics.set_peers(Counter(state.phase.value for state in states.values()))
+        self._metrics.set_psk_ages(
+            {name: state.age for name, state in states.items() if state.age is not None}
+        )
+        self._metrics.set_wireguard(
+            WireGuardSample(entry.member.name, i, peer.rx_bytes, peer.tx_bytes, peer.last_handshake)
+            for entry in entries
+            for i, _, peer in self._reporter.devices(entry)
+            if peer is not None
+        )
+        self._metrics.set_paths(
+            PathSample(view.peer, view.dimension, view.rtt_s, view.loss)
+            for view in self._reporter.paths()
+            if view.state != "closed"
+        )
+        self._metrics.set_scatter(
+            ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
+            for view in self._reporter.scatter()
+        )
+        drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
+        drops += node.paths.dropped + node.paths.paths.drops
+        drops += node.gossip.drops
+        drops["datagram-unsent"] += node.udp.unsent
+        for reason, count in (drops - self._drops).items():
+            self._metrics.dropped.labels(reason).inc(count)
+        self._drops = drops
+        gossiped = Counter[tuple[str, str]]()
+        for kind, (sent, received) in node.gossip.membership.counts().items():
+            gossiped[kind, "out"], gossiped[kind, "in"] = sent, received
+        for (kind, direction), count in (gossiped - self._gossiped).items():
+            self._metrics.gossip_messages.labels(kind, direction).inc(count)
+        self._gossiped = gossiped
+        finished = Counter(node.links.handshakes)
+        for (role, result), count in (finished - self._handshakes).items():
+            self._metrics.link_handshakes.labels(role, result).inc(count)
+        self._handshakes = finished
