@@ -31,7 +31,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
     """What is wrong with the node itself, or with what it was told."""
     if missing := [name for name in node.names if name not in node.actual]:
         yield Fault(
-            f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made", bearable=False
+            f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
+            bearable=False,
         )
     if (problem := node.paths.problem) is not None:
         yield Fault(f"{problem}; {problem.fix}")
