@@ -298,10 +298,16 @@ class Paths:
     # --- weights ---
 
     def _weigh(self, now: float) -> None:
-        """Move the shares of all peers with traffic."""
-        busy = [peer for peer in self._peers.values() if peer.pace.busy(now)]
-        self._weigh_at = now + WEIGH if busy else float("inf")
-        for peer in busy:
+        """Move the shares of all peers with traffic, and of those whose paths have some to win back: what was
+        lost may be long ago by the next traffic."""
+        moving = [
+            peer
+            for peer in self._peers.values()
+            if peer.pace.busy(now)
+            or any(path.state is PathState.UP and path.share < 1.0 for path in peer.paths)
+        ]
+        self._weigh_at = now + WEIGH if moving else float("inf")
+        for peer in moving:
             up = [path for path in peer.paths if path.state is PathState.UP]
             probes = min((path.quality.bounds[1] for path in up), default=0.0)
             counted = min((path.quality.counted.bounds[1] for path in up), default=0.0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import sqrt
+from math import exp, sqrt
 from typing import Final
 
 # Specification: RFC 6298 section 2 (smoothed round trip), RFC 3550 section 6.4.1 (jitter).
@@ -14,7 +14,9 @@ ALPHA, BETA, VARIATIONS = 1 / 8, 1 / 4, 4
 JITTER_GAIN: Final = 1 / 16
 
 # Tuning.
-WINDOW: Final = 600  # probes that loss is remembered over: a minute of them at 100 ms
+WINDOW: Final = 600  # probes that loss is remembered over at most: a minute of them at 100 ms
+MEMORY: Final = 120.0  # s that it is remembered over at most, so that a bad hour is not held against a path
+LEAST_PROBES: Final = 20  # that it is remembered over in any case
 CONFIDENCE: Final = 1.28  # standard errors to either side: nine tenths of a normal distribution each
 YOUNG: Final = 30  # probes, among which a much faster answer is taken for the first true one
 COUNTED_OVER: Final = 60.0  # s that counters are compared over
@@ -27,7 +29,7 @@ READINGS: Final = 64  # of our own counter, kept to compare with
 
 @dataclass(slots=True)
 class Quality:
-    """Round trips in seconds, loss as a ratio. Fed by the owner; it knows no clock."""
+    """Round trips in seconds, loss as a ratio. ``now`` is seconds on any clock that only goes forward."""
 
     rtt: float | None = None
     variation: float = 0.0
@@ -35,6 +37,7 @@ class Quality:
     _last: float | None = None
     _sent: float = 0.0
     _lost: float = 0.0
+    _at: float = float("-inf")  # when the newest of them was settled
     counted: Counted = field(default_factory=lambda: Counted())
 
     @property
@@ -42,7 +45,7 @@ class Quality:
         """How long an answer may take before it counts as missing."""
         return 0.0 if self.rtt is None else self.rtt + VARIATIONS * self.variation
 
-    def answered(self, rtt: float) -> None:
+    def answered(self, rtt: float, now: float) -> None:
         """Take in a round trip. The first ones may have waited for a WireGuard handshake."""
         if self.rtt is None or (self._sent < YOUNG and rtt < self.rtt / 2):
             self.rtt, self.variation = rtt, rtt / 2
@@ -52,19 +55,21 @@ class Quality:
         if self._last is not None:
             self.jitter += JITTER_GAIN * (abs(rtt - self._last) - self.jitter)
         self._last = rtt
-        self._outcome(0.0)
+        self._outcome(0.0, now)
 
-    def missed(self) -> None:
+    def missed(self, now: float) -> None:
         """No answer came in time."""
-        self._outcome(1.0)
+        self._outcome(1.0, now)
 
     def came_late(self) -> None:
         """One that counted as missing came after all."""
         self._lost = max(0.0, self._lost - 1.0)
 
-    def _outcome(self, lost: float) -> None:
-        keep = 1 - 1 / WINDOW
-        self._sent, self._lost = self._sent * keep + 1.0, self._lost * keep + lost
+    def _outcome(self, lost: float, now: float) -> None:
+        keep = min(1 - 1 / WINDOW, exp((self._at - now) / MEMORY))
+        if self._sent * keep < LEAST_PROBES:
+            keep = min(1.0, LEAST_PROBES / self._sent) if self._sent else 0.0
+        self._sent, self._lost, self._at = self._sent * keep + 1.0, self._lost * keep + lost, now
 
     def forget_loss(self) -> None:
         """Start to count anew: what was lost while the path was dark says nothing of what it is now."""

@@ -109,7 +109,7 @@ class Path:
             if sent is None:
                 return None
             self.quality.came_late()
-        self.quality.answered(now - sent.at)
+        self.quality.answered(now - sent.at, now)
         self.misses = 0
         self._streak += 1
         if self.state is PathState.DARK:
@@ -137,7 +137,7 @@ class Path:
                 self.first_missed = sent.at
             self.misses += 1
             self._streak = 0
-            self.quality.missed()
+            self.quality.missed(now)
         return self.misses
 
     def judge(self, siblings_answered: float, now: float) -> None:
@@ -151,8 +151,9 @@ class Path:
         self.state, self.since = PathState.DARK, now
 
     def weigh(self, probes: float, counted: float) -> None:
-        """Once a second under traffic: let go of a path that loses more than the best one does at most, by
-        probes, which tell of both ways, or by counters, which tell of one; step by step.
+        """Once a second under traffic, and until the share is whole again: let go of a path that loses more
+        than the best one does at most, by probes, which tell of both ways, or by counters, which tell of one;
+        step by step.
 
         A path whose loss comes from too much traffic finds the share that it can carry; one that loses
         whatever it carries ends with none.

@@ -15,7 +15,7 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import ALL, ANSWERS, FULL, RETURN, SLOW, Paths
 from phantommesh.paths.pace import BUSY_RATE, LIGHT, READ
 from phantommesh.paths.probe import ON_WIRE, SIZE, Probe, decode_probe_untrusted
-from phantommesh.paths.quality import WINDOW, Counted, Quality
+from phantommesh.paths.quality import LEAST_PROBES, MEMORY, WINDOW, Counted, Quality
 from phantommesh.paths.state import MISSES, PROVE, PathState
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import DecodeError
@@ -369,6 +369,17 @@ def test_lossy_paths_are_shed_and_slow_ones_are_not() -> None:
     assert world.a.paths.scores(B) == FULL
 
 
+@pytest.mark.parametrize("rate", [0.0, 2.0])
+def test_a_share_that_was_shed_comes_back_without_much_traffic(rate: float) -> None:
+    world = busy()
+    world.loss[4] = 0.1
+    world.run(60)
+    assert world.a.paths.scores(B)[4] == 0.0
+    world.loss[4], world.rate = 0.0, rate
+    world.run(600)
+    assert world.a.paths.scores(B) == FULL and world.a.paths.deadline > world.now
+
+
 def test_loss_everywhere_sheds_nothing() -> None:
     world = busy()
     world.loss = [0.02] * 7
@@ -494,10 +505,10 @@ def test_whatever_happens_there_is_a_way_and_all_is_well_in_the_end(data: st.Dat
 
 def test_round_trips_are_smoothed_as_rfc_6298_has_it() -> None:
     quality = Quality()
-    quality.answered(0.1)
+    quality.answered(0.1, 1.0)
     assert (quality.rtt, quality.variation) == (0.1, 0.05)
     assert quality.timeout == pytest.approx(0.3)
-    quality.answered(0.2)
+    quality.answered(0.2, 1.1)
     assert quality.rtt == pytest.approx(0.1125) and quality.variation == pytest.approx(0.0625)
     assert quality.jitter == pytest.approx(0.1 / 16)
 
@@ -505,22 +516,42 @@ def test_round_trips_are_smoothed_as_rfc_6298_has_it() -> None:
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.05, 0.3]))
 def test_probe_loss_is_estimated_and_its_lower_bound_lower(seed: int, loss: float) -> None:
     rng, quality = random.Random(seed), Quality()
-    for _ in range(10 * WINDOW):
+    for number in range(10 * WINDOW):
         if rng.random() < loss:
-            quality.missed()
+            quality.missed(number * INTERVAL)
         else:
-            quality.answered(0.01)
+            quality.answered(0.01, number * INTERVAL)
     assert abs(quality.probe_loss - loss) <= 6 * (loss / WINDOW) ** 0.5
     low, high = quality.bounds
     assert 0.0 <= low <= quality.probe_loss <= high and (loss > 0 or low == 0.0)
     assert low - 0.02 <= loss <= high + 0.02
 
 
+@pytest.mark.parametrize("pause", [INTERVAL, 2.0, 10.0, 3600.0])
+def test_what_was_lost_long_ago_weighs_little(pause: float) -> None:
+    quality, now = Quality(), 0.0
+    for number in range(WINDOW):
+        now += INTERVAL
+        if number % 2:
+            quality.missed(now)
+        else:
+            quality.answered(0.01, now)
+    probes = min(WINDOW, LEAST_PROBES + MEMORY / pause)
+    for _ in range(round(3 * probes)):
+        now += pause
+        quality.answered(0.01, now)
+    assert quality.probe_loss < 0.08
+    for _ in range(LEAST_PROBES):
+        now += pause
+        quality.missed(now)
+    assert quality.probe_loss < 0.7  # nor is what came before forgotten at once
+
+
 def test_a_late_answer_takes_the_loss_back() -> None:
     quality = Quality()
-    quality.missed()
+    quality.missed(1.0)
     quality.came_late()
-    quality.answered(0.3)
+    quality.answered(0.3, 1.1)
     assert quality.probe_loss == 0.0
 
 
