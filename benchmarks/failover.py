@@ -5,8 +5,9 @@
 
 Two nodes ping each other every 5 ms, over all seven dimensions. nftables then drops, at one of them, all that
 comes and goes on one dimension's WireGuard port; one dimension after the other. ``cut_to_moved_s`` is the
-time from just before the cut to the last ping that was lost by it, as the traffic sees it; each ping crosses
-the mesh twice, so two in seven are exposed: ``share`` is what was lost of those sent until then.
+time from the first ping that was lost by the cut to the last, as the traffic sees it, and one interval more;
+each ping crosses the mesh twice, so two in seven are exposed: ``share`` is what was lost of those sent until
+then.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ WARM = 8.0  # s of traffic before the first cut: it is noticed within two readin
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What one cut did: until the last loss, pings lost of those sent meanwhile, and those sent after it."""
+    """What one cut did: for how long pings were lost, how many of those sent meanwhile, and how many later
+    than half of the time that was watched."""
 
     dimension: int
     moved_s: float
@@ -110,7 +112,7 @@ async def cut_one(node: LabNode, dimension: int, traffic: Traffic, watch: float)
         now = trio.current_time()
         sent = sum(flow.sent for flow in traffic.flows) - sent_before
         missing = sorted(at for flow in traffic.flows for at in flow.pending.values() if at < now - 1.0)
-    moved = missing[-1] - began if missing else 0.0
+    moved = missing[-1] - missing[0] + traffic.interval if missing else 0.0
     exposed = round(min(rate, sent / watch) * moved)
     return Cut(dimension, moved, len(missing), exposed, sum(at > began + watch / 2 for at in missing))
 

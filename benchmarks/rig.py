@@ -142,6 +142,14 @@ class Rig:
         found = {link["ifname"]: link["stats64"]["tx"]["packets"] for link in links}
         return [found[name] for name in self.names[end]]
 
+    def tcp_segments(self, end: int) -> tuple[int, int]:
+        """TCP segments that an end has sent, and those of them that it had sent before (RFC 4022)."""
+        names, values = (
+            line.split() for line in self.run(end, "cat", "/proc/net/snmp").splitlines() if "Tcp:" in line
+        )
+        found = dict(zip(names, values, strict=True))
+        return int(found["OutSegs"]), int(found["RetransSegs"])
+
     def tcp_mbps(self, address: str, flows: int, seconds: float) -> float:
         """TCP from end 0 to end 1: Mbit/s received, all flows together, without the first second's start."""
         with subprocess.Popen(

@@ -5,7 +5,8 @@
                                  [--seconds N] [--rounds N] [--json] [--quick]
 
 ``equal``: seven paths without limits; the CPU is the limit. One plain WireGuard and each scheduler take
-turns, and every ratio is of medians. ``unequal``: paths of 5 to 35 ms, each of the same rate (needs netem, so
+turns, and every ratio is of medians; ACKs for each segment, and segments sent again, tell what packets that
+overtake each other cost TCP. ``unequal``: paths of 5 to 35 ms, each of the same rate (needs netem, so
 a kernel that has it, or the VM of ``make test-kernel``): one TCP flow and fourteen against the best single
 path, and one flow when three paths also lose 1.5 %, with and without those three drained.
 """
@@ -46,6 +47,8 @@ class Outcome:
     lossy: list[float] = field(default_factory=list)
     shed: list[float] = field(default_factory=list)
     ping: list[float] = field(default_factory=list)
+    acks: list[float] = field(default_factory=list)  # that came back for each segment
+    again: list[float] = field(default_factory=list)  # of the segments, those sent once more
     entropy: float | None = None
 
 
@@ -58,9 +61,13 @@ def _equal(made: Rig, outcomes: list[Outcome], rounds: int, seconds: float) -> N
                 address = SCATTERED
             before = made.sent(0)
             outcome.ping.append(median(made.ping_ms(address, PINGS, PING_S)))
+            segments = made.tcp_segments(0), made.tcp_segments(1)
             outcome.one.append(made.tcp_mbps(address, 1, seconds))
             outcome.many.append(made.tcp_mbps(address, FLOWS, seconds))
             outcome.entropy = entropy_bits([a - b for a, b in zip(made.sent(0), before, strict=True)])
+            sent, again = (b - a for a, b in zip(segments[0], made.tcp_segments(0), strict=True))
+            outcome.acks.append((made.tcp_segments(1)[0] - segments[1][0]) / sent)
+            outcome.again.append(again / sent)
             _tell(outcome)
 
 
@@ -138,6 +145,7 @@ def main() -> None:
             f"{o.name:8} 1 flow {median(o.one):8.1f} ({_ratio(o.one, plain.one)}x)"
             f"  {FLOWS} flows {median(o.many):8.1f} ({_ratio(o.many, plain.many)}x)"
             + (f"  ping {median(o.ping):.3f} ms ({_ratio(o.ping, plain.ping)}x)" if o.ping else "")
+            + (f"  ACKs {median(o.acks):.3f}, again {median(o.again):.2%}" if o.acks else "")
             + (f"  lossy {_ratio(o.lossy, plain.one)}x, shed {_ratio(o.shed, plain.one)}x" if o.shed else "")
             + (f"  entropy {o.entropy:.3f}" if o.entropy is not None and o.name != "plain" else "")
         )
@@ -156,6 +164,7 @@ def main() -> None:
             "one_flow_ratio": _ratio(best.one, plain.one),
             "one_flow_lossy_ratio": _ratio(best.shed, plain.one),
             "latency_ratio": _ratio(best.ping, plain.ping),
+            "acks_ratio": _ratio(best.acks, plain.acks),
             "entropy_bits": None if best.entropy is None else round(best.entropy, 4),
             "best_single_mbps": round(median(plain.one), 2) if unequal else None,
         }
