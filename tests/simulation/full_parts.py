@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What simulated nodes stand on: a certified mesh, modelled interfaces, rosters that share a start."""
+"""What simulated nodes stand on: a certified mesh, records, rosters that share a start."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -27,8 +27,6 @@ from phantommesh.wire import Address
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE - 86_400.0  # when the mesh was made
 ADMISSION = Secret(b"a" * 32)
-# WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT and REJECT_AFTER_TIME (s)
-REKEY, RETRY, REJECT = 120.0, 5.0, 180.0
 
 
 @cache
@@ -67,37 +65,6 @@ class Mesh:
         key = identity(f"{label} authority")
         certificate = issue_authority(self.root, self.root_key, key.spki, holder.node_id, MADE)
         return Authority(self.root, certificate, key)
-
-
-class Kernel:
-    """One node's seven interfaces: per peer and dimension the PSK and the last handshake's unix time. A
-    handshake succeeds if and only if both ends hold the same PSK at that moment."""
-
-    def __init__(self) -> None:
-        self.psks: dict[bytes, tuple[bytes, ...]] = {}
-        self.dials: set[bytes] = set()
-        self.handshakes: dict[bytes, list[float | None]] = {}
-        self.landed: dict[bytes, list[float]] = {}  # the same in the simulation's time
-        self.attempts: dict[bytes, list[float]] = {}
-
-    def keep(self, peers: Iterable[bytes]) -> None:
-        """Remove all other peers."""
-        kept = set(peers)
-        for peer in [peer for peer in self.psks if peer not in kept]:
-            for held in (self.psks, self.handshakes, self.landed, self.attempts):
-                del held[peer]
-            self.dials.discard(peer)
-
-    def set(self, peer: bytes, psks: tuple[bytes, ...], dials: bool) -> None:
-        """Make one peer as desired."""
-        self.psks[peer] = psks
-        self.handshakes.setdefault(peer, [None] * DIMENSIONS)
-        self.landed.setdefault(peer, [float("-inf")] * DIMENSIONS)
-        self.attempts.setdefault(peer, [float("-inf")] * DIMENSIONS)
-        if dials:
-            self.dials.add(peer)
-        else:
-            self.dials.discard(peer)
 
 
 class Layered(dict[Any, Any]):

@@ -20,8 +20,20 @@ from phantommesh.membership.effects import Changed
 from phantommesh.nursery.streams import Session
 from phantommesh.records import sign_record
 from phantommesh.secret import Secret
+from tests.simulation.full_joining import join
+from tests.simulation.full_machines import Network
 from tests.simulation.full_parts import Mesh, identity, plain_record
-from tests.simulation.full_sim import Network, Simulation
+from tests.simulation.full_sim import Simulation
+from tests.simulation.full_views import (
+    agreed,
+    disagreement,
+    lacking,
+    members,
+    settled,
+    spread,
+    still_in,
+    unkeyed,
+)
 
 SMALL = IPv4Network("10.99.0.0/24")
 
@@ -41,12 +53,12 @@ def mesh(seed: int, nodes: int, **options: bool | int) -> Simulation:
 
 def settle(sim: Simulation, seconds: float) -> None:
     """Within so many seconds there is one view, and every link is keyed."""
-    assert sim.run(seconds, sim.settled), (sim.disagreement(), sim.unkeyed()[:5])
+    assert sim.run(seconds, lambda: settled(sim)), (disagreement(sim), unkeyed(sim)[:5])
 
 
 def shut_out(sim: Simulation, index: int, seconds: float) -> None:
     """Within so many seconds a revoked node is shut out."""
-    assert sim.run(seconds, lambda: not sim.shut_out(index)), sim.shut_out(index)
+    assert sim.run(seconds, lambda: not still_in(sim, index)), still_in(sim, index)
 
 
 def deaths(sim: Simulation) -> list[str]:
@@ -73,17 +85,17 @@ def newcomers(seed: int, nodes: int) -> Simulation:
     sim.start_all(nodes - 4)
     settle(sim, 30)
     for index in range(nodes - 4, nodes - 1):
-        sim.join(index, 0)
+        join(sim, index, 0)
     assert sim.run(30, lambda: len(sim.running()) == nodes - 1, every=0.01), "they did not get in"
     sim.crash(0)
     settle(sim, 40)
-    assert len(sim.members()) == nodes - 2
-    sim.join(nodes - 1, 1)
+    assert len(members(sim)) == nodes - 2
+    join(sim, nodes - 1, 1)
     assert sim.run(30, lambda: sim.machines[-1].process is not None), "the last one did not get in"
     settle(sim, 40)
     sim.start(0)
     settle(sim, 40)
-    assert len(sim.members()) == nodes
+    assert len(members(sim)) == nodes
     return sim
 
 
@@ -98,10 +110,10 @@ def updates(seed: int, nodes: int) -> Simulation:
     sim.crash(nodes - 1)
     for version in ("v2", "v3"):
         sim.publish(3, version)
-        assert sim.run(4, lambda: sim.spread(3)), "not everybody has the record"
+        assert sim.run(4, lambda: spread(sim, 3)), "not everybody has the record"
     sim.start(nodes - 1)
     for process in sim.running():
-        answer = process.serve(
+        answer = process.desk.serve(
             Session(sim.machines[2].identity.node_id, b"", Secret(b""), Secret(b"")),
             control.Announce(old.signed.encode()),
         )
@@ -109,14 +121,14 @@ def updates(seed: int, nodes: int) -> Simulation:
     settle(sim, 30)
 
     def versions() -> set[str]:
-        return {e.record.version for p in sim.members() if (e := p.roster.get(subject)) is not None}
+        return {e.record.version for p in members(sim) if (e := p.roster.get(subject)) is not None}
 
     assert versions() == {"v3"}
     sim.crash(3)
     sim.machines[3].disk = backup
     sim.machines[3].version = "restored"
     sim.start(3)
-    assert sim.run(60, lambda: versions() == {"restored"} and sim.agreed()), versions()
+    assert sim.run(60, lambda: versions() == {"restored"} and agreed(sim)), versions()
     settle(sim, 60)
     return sim
 
@@ -134,7 +146,7 @@ def equivocation(seed: int, nodes: int) -> Simulation:
                 sim.tell(index, lambda process, signed=signed: process.add(signed))  # type: ignore[misc]
 
     def noticed() -> int:
-        return sum(liar.identity.node_id in p.roster.equivocations for p in sim.members())
+        return sum(liar.identity.node_id in p.roster.equivocations for p in members(sim))
 
     assert sim.run(60, lambda: noticed() == nodes), f"noticed by {noticed()}"
     settle(sim, 60)
@@ -167,18 +179,19 @@ def revoked_is_shut_out(seed: int, nodes: int) -> Simulation:
     gone = nodes - 1
     outsider = sim.process(gone)
     outsider.take_revocations = lambda encoded: False  # type: ignore[method-assign]  # it does not listen
-    sim.ask_revoked = lambda process, of: None  # type: ignore[method-assign]
+    for process in sim.running():
+        process.asker.ask_revoked = lambda of: None  # type: ignore[method-assign]
     sim.revoke(0, gone)
     shut_out(sim, gone, 40)
     settle(sim, 30)
-    before = [p.gossip.drops + p.links.drops for p in sim.members()]
+    before = [p.gossip.drops + p.links.drops for p in members(sim)]
     sim.run(30)
     reasons = {"gossip-revoked", "gossip-key", "unknown-node"}
-    for process, then in zip(sim.members(), before, strict=True):
+    for process, then in zip(members(sim), before, strict=True):
         dropped = process.gossip.drops + process.links.drops - then
         assert sum(dropped[reason] for reason in reasons) > 0
     settle(sim, 10)
-    assert not sim.shut_out(gone)
+    assert not still_in(sim, gone)
     return sim
 
 
@@ -196,7 +209,7 @@ def revoker_crashes(seed: int, nodes: int, *, authorities: int = 2) -> Simulatio
     sim.network.cut = None
     if authorities == 1:
         assert sim.run(30, lambda: all(node_id in p.revocations for p in sim.running()))
-        assert all(node_id not in p.machine.kernel.psks for p in sim.members())
+        assert all(node_id not in p.machine.kernel.psks for p in members(sim))
         sim.start(0)  # its revocation was on its disk, and its next key is due
     shut_out(sim, gone, 60)
     settle(sim, 60)
@@ -221,7 +234,7 @@ def rotation(seed: int, nodes: int) -> Simulation:
             sim.step_clock(index, MAX_AGE)
         assert sim.run(60, lambda old=newest: _all_send_with_another(sim, old.id))  # type: ignore[misc]
         sim.run(25)
-        for process in sim.members():
+        for process in members(sim):
             assert process.gossip.drops["gossip-key"] == 0
             assert process.ring.get(newest.id) is None, "the old key is still received with"
     assert not dead, dead
@@ -230,7 +243,7 @@ def rotation(seed: int, nodes: int) -> Simulation:
 
 
 def _all_send_with_another(sim: Simulation, old: bytes) -> bool:
-    return all(p.ring.active is not None and p.ring.active.id > old for p in sim.members())
+    return all(p.ring.active is not None and p.ring.active.id > old for p in members(sim))
 
 
 def partition(seed: int, nodes: int) -> Simulation:
@@ -250,8 +263,8 @@ def partition(seed: int, nodes: int) -> Simulation:
     settle(sim, 60)
     for gone in (left[-1], right[-1]):
         shut_out(sim, gone, 60)
-    assert sim.spread(left[1]) and sim.spread(right[1])
-    assert len(sim.members()) == nodes - 2
+    assert spread(sim, left[1]) and spread(sim, right[1])
+    assert len(members(sim)) == nodes - 2
     settle(sim, 30)
     return sim
 
@@ -270,7 +283,7 @@ def mass_restart(seed: int, nodes: int) -> Simulation:
     sim.run(1)
     settle(sim, 60)
     shut_out(sim, nodes - 1, 30)
-    assert sim.spread(2)
+    assert spread(sim, 2)
     return sim
 
 
@@ -282,7 +295,7 @@ def asymmetric(seed: int, nodes: int) -> Simulation:
     sim.publish(2, "heard")
     sim.run(120)
     assert not dead, dead
-    assert sim.spread(2)
+    assert spread(sim, 2)
     sim.network.cut = None
     settle(sim, 60)
     return sim
@@ -349,25 +362,25 @@ def collision(seed: int, nodes: int) -> Simulation:
     """Two authorities on two sides of a cut give one address to two newcomers. When it is over the lower node
     id keeps it, the other gets another certificate, and the two link."""
     lower, higher = colliding()
-    members = [identity(f"node {i}") for i in range(nodes - 2)]
+    others = [identity(f"node {i}") for i in range(nodes - 2)]
     pair = [lower, higher] if seed % 2 else [higher, lower]
-    sim = Simulation(nodes, seed=seed, network=bad_network(), mesh=Mesh(SMALL), identities=[*members, *pair])
+    sim = Simulation(nodes, seed=seed, network=bad_network(), mesh=Mesh(SMALL), identities=[*others, *pair])
     sim.start_all(nodes - 2)
     settle(sim, 30)
     side = {0, *range(2, nodes // 2), nodes - 2}
     sim.network.cut = lambda a, b: (a in side) != (b in side)
-    sim.join(nodes - 2, 0)
-    sim.join(nodes - 1, 1)
+    join(sim, nodes - 2, 0)
+    join(sim, nodes - 1, 1)
     assert sim.run(30, lambda: len(sim.running()) == nodes), "they did not get in"
     ip4 = overlay_ip4(SMALL, lower.node_id)
-    assert [sim.process(i).member.ip4 for i in (nodes - 2, nodes - 1)] == [ip4, ip4]
+    assert [sim.process(i).own.member.ip4 for i in (nodes - 2, nodes - 1)] == [ip4, ip4]
     sim.run(20)
     sim.network.cut = None
     settle(sim, 90)
     kept, moved = (sim.by_id[node.node_id].process for node in (lower, higher))
     assert kept is not None and moved is not None
-    assert kept.member.ip4 == ip4 and moved.member.ip4 != ip4
-    assert not any(p.roster.disputes(p.wall) for p in sim.members())
+    assert kept.own.member.ip4 == ip4 and moved.own.member.ip4 != ip4
+    assert not any(p.roster.disputes(p.wall) for p in members(sim))
     return sim
 
 
@@ -428,7 +441,9 @@ def news(seed: int, nodes: int) -> Simulation:
     dead = deaths(sim)
     sim.publish(5, "news")
     sim.crash(7)
-    assert sim.run(4, lambda: sim.lacking(5) <= nodes // 100, every=0.25), f"{sim.lacking(5)} lack the record"
+    assert sim.run(4, lambda: lacking(sim, 5) <= nodes // 100, every=0.25), (
+        f"{lacking(sim, 5)} lack the record"
+    )
     assert sim.run(5, lambda: len(dead) >= 0.99 * (nodes - 1), every=0.25), f"{len(dead)} know of the death"
     assert {d.split()[0] for d in dead} == {sim.machines[7].name}
     return sim
@@ -441,12 +456,12 @@ def large(seed: int, nodes: int) -> Simulation:
     gone, newest = sim.machines[9].identity.node_id, sim.process(0).ring.newest
 
     def known() -> bool:
-        return all(gone in p.revocations and p.ring.newest == newest for p in sim.members())
+        return all(gone in p.revocations and p.ring.newest == newest for p in members(sim))
 
     assert sim.run(6, known, every=0.25), "not everybody has the revocation and the key"
     shut_out(sim, 9, 30)
-    assert not sim.lacking(5)
-    assert sim.run(60, sim.agreed, every=1.0), sim.disagreement()
+    assert not lacking(sim, 5)
+    assert sim.run(60, lambda: agreed(sim), every=1.0), disagreement(sim)
     return sim
 
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a new machine joins the mesh of `full_sim`: a real `Newcomer` with an invite, then an enrolment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from phantommesh import asking, control
+from phantommesh.groupkey import Keyring, take_keys
+from phantommesh.issuing import make_csr
+from phantommesh.link.effects import Effect, Opened, Send, Sign
+from phantommesh.link.newcomer import Newcomer
+from phantommesh.nursery.streams import Session
+from phantommesh.records import CONTEXT
+from phantommesh.revocation import Revocations
+from phantommesh.secret import Secret
+from tests.simulation.full_calls import Call
+from tests.simulation.full_machines import NEVER, Machine
+from tests.simulation.full_parts import plain_record
+
+if TYPE_CHECKING:
+    from tests.simulation.full_sim import Simulation
+
+
+@dataclass(frozen=True)
+class Joining:
+    """A machine that is joining, at which authority."""
+
+    newcomer: Newcomer
+    authority: int
+
+
+def join(sim: Simulation, index: int, authority: int) -> None:
+    """Have a new machine join by an invite of this authority: again and again until it is in."""
+    machine, at = sim.machines[index], sim.machines[authority]
+    invite, secret = sim.rng.randbytes(16), Secret(sim.rng.randbytes(32))
+    sim.invites[invite] = secret
+
+    def attempt() -> None:
+        if machine.process is not None or (machine.joining and not machine.joining.newcomer.failed):
+            return
+        newcomer = Newcomer(
+            node_id=machine.identity.node_id, spki=machine.identity.spki, authority=at.identity.node_id,
+            root_hash=sim.mesh.described.root_hash, invite=invite, secret=secret,
+            destination=at.address._replace(transport="tcp"), kem=sim.kem, random=sim.rng.randbytes,
+            now=sim.now,
+        )  # fmt: skip
+        machine.joining = Joining(newcomer, authority)
+        carry_join(sim, machine, newcomer.tick(sim.now))
+        sim.later(0.5, lambda: _tick_join(sim, machine, newcomer, attempt))
+
+    attempt()
+
+
+def _tick_join(sim: Simulation, machine: Machine, newcomer: Newcomer, again: Callable[[], None]) -> None:
+    if machine.process is not None or machine.joining is None or machine.joining.newcomer is not newcomer:
+        return
+    if newcomer.deadline <= sim.now:
+        carry_join(sim, machine, newcomer.tick(sim.now))
+    if newcomer.failed or newcomer.deadline == NEVER:
+        again()
+    sim.later(0.5, lambda: _tick_join(sim, machine, newcomer, again))
+
+
+def carry_join(sim: Simulation, machine: Machine, effects: list[Effect]) -> None:
+    """Carry out what a joining machine's `Newcomer` wants."""
+    joining = machine.joining
+    assert joining is not None
+    for effect in effects:
+        match effect:
+            case Send(datagram, destination):
+                sim.transmit(machine, datagram, destination)
+            case Sign(_, request):
+                signature = machine.identity.sign(request.data, request.context)
+                newcomer = joining.newcomer
+                sim.later(
+                    0.002,
+                    lambda n=newcomer, s=signature: carry_join(sim, machine, n.signed(s, sim.now)),  # type: ignore[misc]
+                )
+            case Opened():
+                _enrol(sim, machine, joining, Session.of(effect))
+
+
+def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session) -> None:
+    record = plain_record(machine.identity, 1, machine.address)
+    body = msgspec.msgpack.encode(record)
+    csr = make_csr(machine.identity, machine.name)
+    request = control.Enrol(csr, body, machine.identity.sign(body, CONTEXT))
+
+    def talk() -> asking.Talk[Any]:
+        return (yield request)
+
+    def done(answer: object) -> None:
+        if not isinstance(answer, control.Enrolled):
+            machine.joining = None
+            sim.later(1.0, lambda: join(sim, machine.index, joining.authority))
+            return
+        revocations = Revocations.decode(answer.revocations, sim.mesh.root, sim.wall)
+        ring = Keyring()
+        take_keys(ring, answer.keys, sim.mesh.root, revocations, sim.now, sim.wall)
+        ring.promote(answer.active_key, sim.now)
+        machine.node_cert, machine.authority_cert = answer.node_cert, answer.authority_cert
+        machine.disk.update(roster=answer.roster, revocations=answer.revocations, keyring=ring.encode())
+        machine.joining = None
+        sim.start(machine.index)
+
+    Call(sim, machine, sim.machines[joining.authority], session, talk(), done)

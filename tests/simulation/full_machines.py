@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the nodes of `full_sim` run on: their machines, and the network between those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phantommesh.identity import Identity
+from phantommesh.issuing import Authority
+from phantommesh.wire import Address
+from tests.simulation.full_wireguard import Kernel
+
+if TYPE_CHECKING:
+    from tests.simulation.full_joining import Joining
+    from tests.simulation.full_node import Process
+
+NEVER = float("inf")
+
+
+@dataclass
+class Network:
+    """Probabilities per datagram; one-way delays in seconds, uniform. ``cut`` says which ways are closed to
+    everything, ``deaf`` which are closed to UDP on the control port only."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    delay: tuple[float, float] = (0.005, 0.04)
+    cut: Callable[[int, int], bool] | None = None
+    deaf: Callable[[int, int], bool] | None = None
+
+    def open(self, a: int, b: int) -> bool:
+        """Whether anything gets from a to b."""
+        return self.cut is None or not self.cut(a, b)
+
+    def both(self, a: int, b: int) -> bool:
+        """Whether a stream between the two works."""
+        return self.open(a, b) and self.open(b, a)
+
+
+class Machine:
+    """What outlives a process: the identity, the disk, the kernel's interfaces, the clock."""
+
+    def __init__(self, index: int, node: Identity) -> None:
+        self.index, self.identity = index, node
+        self.name = f"n{index}"
+        self.address = Address(f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}", 51800)
+        self.authority: Authority | None = None
+        self.node_cert = self.authority_cert = b""
+        self.version = "sim"
+        self.disk: dict[str, bytes] = {}
+        self.kernel = Kernel()
+        self.process: Process | None = None
+        self.joining: Joining | None = None
+        self.generation = 0
+        self.life = 0
+        self.offset = self.wall_offset = 0.0
+        self.wake = NEVER
+        self.stalled = self.missed = False
+        self.backlog: list[tuple[bytes, Address]] = []
