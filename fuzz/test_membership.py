@@ -91,15 +91,15 @@ def test_a_member_takes_any_datagrams_at_any_time(steps: list[tuple[bytes, float
 @settings(max_examples=100)
 @given(st.lists(datagrams, max_size=20), st.binary(max_size=3000))
 def test_any_sync_is_taken_in_or_refused(steps: list[bytes], junk: bytes) -> None:
-    one, other = member(), member()
+    one, other, me = member(), member(), node_id(0)
     for datagram in steps:
         one.receive(datagram, NOWHERE, 0.0)
-    reply, _ = other.sync_answer(one.sync_open(0.0), 0.0)
-    closing, _ = one.sync_close(reply, 0.0)
-    other.sync_finish(closing, 0.0)
+    reply, _ = other.sync_answer(one.sync_open(0.0), me, 0.0)
+    closing, _ = one.sync_close(reply, me, 0.0)
+    other.sync_finish(closing, me, 0.0)
     for step in (one.sync_answer, one.sync_close, one.sync_finish):
         try:
-            step(junk, 0.0)
+            step(junk, me, 0.0)
         except GossipError:
             pass
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The envelope of every gossip datagram: sealed under the mesh's group key, numbered, and told from replays.
+"""The envelope of every gossip datagram: sealed under the mesh's group key, and told from a copy.
 
     format 1 | kind 1 | key id 8 | sender 16 | digest 8 | number 12 | sealed payload | tag 16
 
@@ -11,8 +11,10 @@ An answer that is too long for a datagram goes over a stream, sealed under a key
 SHA3-256 over the group key, the sealed request and a random salt, which stands before it.
 
 Every member holds the group key, so a member can seal in another's name; nothing that needs to be believed
-may rest on the envelope alone. To shut another out by using up its numbers it has to send from that node's
-address: numbers are remembered by address.
+may rest on the envelope alone. Hence no window of numbers, as other protocols have against replays: one
+datagram with the greatest number, in a member's name, would shut that member out. What came before is told by
+its tag, as long as it is among the latest `SEEN`. What is older is taken in once more, and changes nothing:
+claims are ordered by generation and incarnation, and an answer counts only for the nonce of an open question.
 """
 
 import hashlib
@@ -20,7 +22,7 @@ import secrets
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -28,7 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh.groupkey import ID_BYTES, GroupKey, KeyId, Keyring
 from phantommesh.identity import NODE_ID_BYTES, NodeId
-from phantommesh.wire import MAX_DATAGRAM, Address
+from phantommesh.wire import MAX_DATAGRAM
 
 FORMAT: Final = 0x47  # on the control port, `wire.VERSION` in its place is a handshake
 GOSSIP: Final = b"phantommesh gossip v1"
@@ -43,9 +45,8 @@ MAX_PAYLOAD: Final = MAX_DATAGRAM - OVERHEAD
 _MAX_START: Final = 2**32 - 1
 
 # Tuning.
-WINDOW: Final = 1024  # numbers behind the newest that may still come
-MAX_SENDERS: Final = 16_384
-MAX_ADDRESSES: Final = 4  # of one sender
+SEEN: Final = 16_384  # datagrams, of all senders together, that are known again
+MAX_SENDERS: Final = 16_384  # whose ciphers are kept
 
 
 class EnvelopeError(Exception):
@@ -67,46 +68,12 @@ class Opened:
     payload: bytes
 
 
-@dataclass(slots=True)
-class _Window:
-    """The numbers seen from one address: the greatest, and a bitmap of those behind it (bit 0 is it)."""
-
-    top: int
-    bits: int = 1
-
-    def fresh(self, number: int) -> bool:
-        behind = self.top - number
-        return behind < 0 or (behind < WINDOW and not self.bits >> behind & 1)
-
-    def note(self, number: int) -> None:
-        behind = self.top - number
-        if behind >= 0:
-            self.bits |= 1 << behind
-            return
-        self.bits = (self.bits << -behind | 1) & _WINDOW_MASK if -behind < WINDOW else 1
-        self.top = number
-
-
-_WINDOW_MASK: Final = (1 << WINDOW) - 1
-
-
-@dataclass(slots=True)
-class _Sender:
-    windows: OrderedDict[Address, _Window] = field(default_factory=OrderedDict)
-    ciphers: dict[KeyId, ChaCha20Poly1305] = field(default_factory=dict)
-
-
-def _nowhere(sender: NodeId, source: Address) -> bool:
-    return False
-
-
 class Envelope:
     """Seals what this node sends and opens what it receives. Sans-I/O; `drops` counts refusals by reason.
 
     ``start`` must be greater than at any earlier start of this node: it keeps numbers from coming twice.
     ``revoked`` holds nodes whose datagrams are refused; ``digest`` gives the 8 bytes that tell of our
-    revocations and keys; ``at_home`` says whether a node's signed record names an address, so that a member
-    which used up numbers in its name elsewhere does not shut it out.
+    revocations and keys.
     """
 
     def __init__(
@@ -117,7 +84,6 @@ class Envelope:
         start: int,
         revoked: Container[NodeId],
         digest: Callable[[], bytes],
-        at_home: Callable[[NodeId, Address], bool] = _nowhere,
         label: bytes = GOSSIP,
     ) -> None:
         """``label`` sets what is sealed for one purpose apart from what is sealed for another."""
@@ -125,9 +91,10 @@ class Envelope:
             raise ValueError("the start number has 32 bits")
         self._node_id, self._keyring = node_id, keyring
         self._start, self._count, self._label = start, 0, label
-        self._revoked, self._digest, self._at_home = revoked, digest, at_home
+        self._revoked, self._digest = revoked, digest
         self._cipher: tuple[KeyId, ChaCha20Poly1305] | None = None
-        self._senders: OrderedDict[NodeId, _Sender] = OrderedDict()
+        self._ciphers: OrderedDict[NodeId, dict[KeyId, ChaCha20Poly1305]] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self.drops: Counter[str] = Counter()
 
     @property
@@ -151,10 +118,10 @@ class Envelope:
         head = _HEAD.pack(FORMAT, kind, key_id, self._node_id, self._digest(), number)
         return head + self._cipher[1].encrypt(number, payload, head)
 
-    def open(self, datagram: bytes, source: Address) -> Opened:
+    def open(self, datagram: bytes) -> Opened:
         """Return what a datagram from the network says. Raises EnvelopeError only, after counting it."""
         try:
-            return self._open(datagram, source)
+            return self._open(datagram)
         except EnvelopeError as error:
             self.drops[error.reason] += 1
             raise
@@ -178,10 +145,10 @@ class Envelope:
         self.drops["gossip-answer"] += 1
         raise EnvelopeError("gossip-answer")
 
-    def _open(self, datagram: bytes, source: Address) -> Opened:
+    def _open(self, datagram: bytes) -> Opened:
         if not OVERHEAD <= len(datagram) <= MAX_DATAGRAM or datagram[0] != FORMAT:
             raise EnvelopeError("gossip-malformed")
-        head = datagram[: _HEAD.size]
+        head, tag = datagram[: _HEAD.size], datagram[-_TAG_BYTES:]
         _, kind, key_bytes, sender_bytes, digest, number = _HEAD.unpack(head)
         key_id, sender = KeyId(key_bytes), NodeId(sender_bytes)
         key = self._keyring.get(key_id)
@@ -191,54 +158,24 @@ class Envelope:
             raise EnvelopeError("gossip-own")
         if sender in self._revoked:
             raise EnvelopeError("gossip-revoked")
-        known = self._senders.get(sender)
-        count = int.from_bytes(number)
-        if known is not None and not self._fresh(known, sender, source, count):
+        if tag in self._seen:
             raise EnvelopeError("gossip-replay")
-        cipher = None if known is None else known.ciphers.get(key_id)
-        if cipher is None:
-            cipher = _cipher(key, sender, self._label)
+        known = self._ciphers.get(sender, {})
+        cipher = known.get(key_id) or _cipher(key, sender, self._label)
         try:
             payload = cipher.decrypt(number, datagram[_HEAD.size :], head)
         except InvalidTag:
             raise EnvelopeError("gossip-seal") from None
-        self._note(sender, source, count, key_id, cipher)
+        self._seen[tag] = None
+        if len(self._seen) > SEEN:
+            self._seen.popitem(last=False)
+        if key_id not in known:
+            kept = {held: old for held, old in known.items() if self._keyring.get(held)}
+            self._ciphers[sender] = kept | {key_id: cipher}
+        self._ciphers.move_to_end(sender)
+        if len(self._ciphers) > MAX_SENDERS:
+            self._ciphers.popitem(last=False)
         return Opened(kind, sender, digest, key_id, payload)
-
-    def _fresh(self, known: _Sender, sender: NodeId, source: Address, count: int) -> bool:
-        window = known.windows.get(source)
-        if window is not None:
-            return window.fresh(count)
-        if self._at_home(sender, source):
-            return True
-        return all(count > other.top for other in known.windows.values())
-
-    def _note(
-        self, sender: NodeId, source: Address, count: int, key_id: KeyId, cipher: ChaCha20Poly1305
-    ) -> None:
-        """Remember a genuine datagram. What falls out of the tables could be replayed by a member only after
-        it sent in many names, which it can do without."""
-        known = self._senders.setdefault(sender, _Sender())
-        self._senders.move_to_end(sender)
-        if len(self._senders) > MAX_SENDERS:
-            self._senders.popitem(last=False)
-        if key_id not in known.ciphers:
-            known.ciphers = {held: old for held, old in known.ciphers.items() if self._keyring.get(held)}
-            known.ciphers[key_id] = cipher
-        window = known.windows.get(source)
-        if window is None:
-            known.windows[source] = _Window(count)
-            if len(known.windows) > MAX_ADDRESSES:
-                self._forget_address(known, sender)
-        else:
-            window.note(count)
-            known.windows.move_to_end(source)
-
-    def _forget_address(self, known: _Sender, sender: NodeId) -> None:
-        """Forget the address longest silent, one that the node's record does not name if there is one."""
-        others = list(known.windows)[:-1]
-        strangers = [address for address in others if not self._at_home(sender, address)]
-        del known.windows[(strangers or others)[0]]
 
 
 def _cipher(key: GroupKey, sender: NodeId, label: bytes) -> ChaCha20Poly1305:

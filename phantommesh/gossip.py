@@ -26,6 +26,7 @@ _SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZ
 HEARD: Final = 1.0  # s for which the address that a member was last heard from is used without a thought
 ASK_AGAIN: Final = 1.0  # s between two requests for one member's keys and revocations
 KEYLESS_AGAIN: Final = 3.0  # s between two requests that nothing but unreadable datagrams are the reason for
+KEYLESS_HEARD: Final = 60.0  # s between them while others are heard, whose headers would tell of new keys too
 MAX_KNOWN: Final = 1024  # digests of which it is known that they hold nothing new
 
 
@@ -76,7 +77,7 @@ class Gossip:
         in_use: Callable[[bytes], None],
     ) -> None:
         self.membership = membership
-        self.heard_at = -inf
+        self.heard_at = self._keyless_at = -inf
         self._envelope, self._where, self._digest, self._in_use = envelope, where, digest, in_use
         self._routes: dict[NodeId, _Route] = {}
         self._ask_after: dict[NodeId | None, float] = {}
@@ -103,7 +104,7 @@ class Gossip:
     def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`."""
         try:
-            opened = self._envelope.open(datagram, source)
+            opened = self._envelope.open(datagram)
         except EnvelopeError as error:
             return self._keyless(now) if error.reason == "gossip-key" else []
         # Whose cipher it is has been checked; the datagram inside must be the same node's.
@@ -112,11 +113,12 @@ class Gossip:
             return []
         self.heard_at = now
         self._in_use(opened.key)
-        self._heard(opened.sender, source, now)
+        at_home = self._heard(opened.sender, source, now)
         wanted: list[Effect] = []
         if opened.digest != self._digest():
             wanted = self._ask(opened.sender, opened.digest, ASK_AGAIN, now)
-        return wanted + self.seal(self.membership.receive(opened.payload, source, now), now)
+        heard = self.membership.receive(opened.payload, source, now, at_home=at_home)
+        return wanted + self.seal(heard, now)
 
     def seal(self, wanted: Sequence[effects.Effect], now: float) -> list[Effect]:
         """Turn what membership wants into what its owner can do."""
@@ -134,13 +136,14 @@ class Gossip:
 
     # Where members are.
 
-    def _heard(self, sender: NodeId, source: Address, now: float) -> None:
+    def _heard(self, sender: NodeId, source: Address, now: float) -> bool:
         """Any member can seal in another's name, so only an address that the sender's record names counts;
-        where it names none, the sender is where it speaks from."""
+        where it names none, the sender is where it speaks from. Return whether the record names it."""
         known = self._where(sender)
         if source in known or not known:
             route = self._routes.setdefault(sender, _Route())
             route.last, route.heard = source, now
+        return source in known
 
     def _address(self, to: bytes | Address, now: float) -> Address | None:
         if isinstance(to, Address):
@@ -165,7 +168,13 @@ class Gossip:
 
     def _keyless(self, now: float) -> list[Effect]:
         """Anyone can send what no key opens, so this is no more than a reason to ask a member some time."""
-        return self._ask(None, b"", KEYLESS_AGAIN, now)
+        heard = now - self.heard_at < KEYLESS_AGAIN
+        if heard and now - self._keyless_at < KEYLESS_HEARD:
+            return []
+        wanted = self._ask(None, b"", KEYLESS_AGAIN, now)
+        if wanted:
+            self._keyless_at = now
+        return wanted
 
     def _ask(self, member: NodeId | None, digest: bytes, pause: float, now: float) -> list[Effect]:
         if digest in self._nothing_new or now < self._ask_after.get(member, -inf):

@@ -85,8 +85,9 @@ class Membership:
         self._core.run_due()
         return self._core.flush()
 
-    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
-        """Take in a datagram whose envelope proved that its sender holds the group key. Never raises."""
+    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
+        """Take in a datagram whose envelope proved that its sender holds the group key. ``at_home``: the
+        source is an address of the sender's signed record. Never raises."""
         core, probing = self._core, self._probing
         core.advance(now)
         try:
@@ -100,7 +101,8 @@ class Membership:
             return core.flush()
         core.received[kind] += 1
         if kind == messages.GOSSIP:
-            self._rumours.hear(message.events, sender if core.table.get(sender) else source)
+            # What a member can have us look for is counted by its name, which others could write too.
+            self._rumours.hear(message.events, sender if at_home and core.table.get(sender) else source)
             probing.hint(sender)
         elif kind == messages.PING:
             probing.pinged(message, source)
@@ -173,20 +175,21 @@ class Membership:
         self._core.advance(now)
         return self._merging.open()
 
-    def sync_answer(self, opening: bytes, now: float) -> tuple[bytes, list[Effect]]:
-        """Take in an opening, and return the answer. Raises `GossipError`: then close the stream."""
+    def sync_answer(self, opening: bytes, peer: bytes, now: float) -> tuple[bytes, list[Effect]]:
+        """Take in an opening from the member at the other end of the stream, and return the answer. Raises
+        `GossipError`: then close the stream."""
         self._core.advance(now)
-        return self._merging.answer(opening), self._core.flush()
+        return self._merging.answer(opening, peer), self._core.flush()
 
-    def sync_close(self, answer: bytes, now: float) -> tuple[bytes, list[Effect]]:
+    def sync_close(self, answer: bytes, peer: bytes, now: float) -> tuple[bytes, list[Effect]]:
         """Take in the answer, and return what closes the exchange. Raises `GossipError`."""
         self._core.advance(now)
-        return self._merging.close(answer), self._core.flush()
+        return self._merging.close(answer, peer), self._core.flush()
 
-    def sync_finish(self, closing: bytes, now: float) -> list[Effect]:
+    def sync_finish(self, closing: bytes, peer: bytes, now: float) -> list[Effect]:
         """Take in the closing message. Raises `GossipError`."""
         self._core.advance(now)
-        self._merging.finish(closing)
+        self._merging.finish(closing, peer)
         return self._core.flush()
 
     # What there is to see.

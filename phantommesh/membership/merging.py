@@ -111,31 +111,33 @@ class Merging:
         """Return our digest."""
         return encode_digest(self._core.node, self._core.table.hashes(), self._core.own)
 
-    def answer(self, opening: bytes) -> bytes:
+    def answer(self, opening: bytes, peer: bytes) -> bytes:
         """Return what we hold in the buckets that differ."""
-        message = self._decode(opening, SyncKind.DIGEST)
+        message = self._decode(opening, SyncKind.DIGEST, peer)
         self._rumours.hear(message.events, message.sender)
         self._probing.hint(message.sender)
         mine = self._core.table.hashes()
         differing = [b for b, theirs in enumerate(message.hashes) if theirs != mine[b]]
         return encode_events(SyncKind.DIFFERENCE, self._core.node, differing, self._events(differing))
 
-    def close(self, answer: bytes) -> bytes:
+    def close(self, answer: bytes, peer: bytes) -> bytes:
         """Take in what they hold, and return what we do."""
-        message = self._decode(answer, SyncKind.DIFFERENCE)
+        message = self._decode(answer, SyncKind.DIFFERENCE, peer)
         mine = self._events(message.buckets, MAX_REST_EVENTS)
         self._rumours.hear(message.events, message.sender)
         return encode_events(SyncKind.REST, self._core.node, message.buckets, mine)
 
-    def finish(self, closing: bytes) -> None:
+    def finish(self, closing: bytes, peer: bytes) -> None:
         """Take in what they hold."""
-        message = self._decode(closing, SyncKind.REST)
+        message = self._decode(closing, SyncKind.REST, peer)
         self._rumours.hear(message.events, message.sender)
 
-    def _decode(self, data: bytes, kind: SyncKind) -> SyncMessage:
+    def _decode(self, data: bytes, kind: SyncKind, peer: bytes) -> SyncMessage:
         message = decode_sync_untrusted(data)
         if message.kind is not kind:
             raise GossipError("kind")
+        if message.sender != peer:
+            raise GossipError("impostor")
         return message
 
     def _events(self, buckets: list[int], limit: int = MAX_SYNC_EVENTS) -> list[bytes]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import time
 from typing import TypeVar, assert_never
 
@@ -90,7 +91,6 @@ class GossipDriver:
             start=generation,
             revoked=node.revocations,
             digest=keys.digest,
-            at_home=lambda sender, source: source in where(sender),
         )
         self._requests = Envelope(
             self._mine,
@@ -166,35 +166,35 @@ class GossipDriver:
                 seen = self.membership.traffic_seen(node_id, now, age=now - then)
                 self._carry_out(self.gossip.seal(seen, now))
 
-    def _compare(self) -> asking.Talk[int]:
-        return asking.compare(self._sync_open, self._sync_close, self._keeper.roster, time)
+    def _compare(self, peer: NodeId) -> asking.Talk[int]:
+        return asking.compare(self._sync_open, partial(self._sync_close, peer), self._keeper.roster, time)
 
     def _sync_open(self) -> bytes:
         return self.membership.sync_open(trio.current_time())
 
-    def _sync_close(self, answer: bytes) -> bytes:
+    def _sync_close(self, peer: NodeId, answer: bytes) -> bytes:
         now = trio.current_time()
-        rest, effects = self.membership.sync_close(answer, now)
+        rest, effects = self.membership.sync_close(answer, peer, now)
         self._carry_out(self.gossip.seal(effects, now))
         return rest
 
-    def sync_answer(self, opening: bytes) -> bytes:
+    def sync_answer(self, opening: bytes, peer: NodeId) -> bytes:
         """Another member opens a full sync. Raises `GossipError`."""
         now = trio.current_time()
-        answer, effects = self.membership.sync_answer(opening, now)
+        answer, effects = self.membership.sync_answer(opening, peer, now)
         self._carry_out(self.gossip.seal(effects, now))
         return answer
 
-    def sync_finish(self, rest: bytes) -> None:
+    def sync_finish(self, rest: bytes, peer: NodeId) -> None:
         """And closes it. Raises `GossipError`."""
         now = trio.current_time()
-        self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, now), now))
+        self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, peer, now), now))
 
     def answer_records(self, sealed: bytes, source: Address) -> bytes:
         """Somebody who holds the group key and has no link with us asks for records: answer, if need be
         with nothing."""
         try:
-            asked = self._requests.open(sealed, Address(source.host, 0, "tcp")).payload
+            asked = self._requests.open(sealed).payload
         except EnvelopeError:
             return b""
         hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
@@ -336,7 +336,7 @@ class GossipDriver:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(member) as client:
-                        await converse(client, self._keeper, self._compare())
+                        await converse(client, self._keeper, self._compare(member))
             except (streams.StreamError, GossipError, PhantomMeshError) as error:
                 log.info("tables not compared", peer=format_node_id(member), error=str(error))
 

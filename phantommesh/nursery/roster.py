@@ -36,8 +36,8 @@ class ControlServer:
         keys: GroupKeys,
         desk: AuthorityDesk,
         *,
-        sync_answer: Callable[[bytes], bytes],
-        sync_finish: Callable[[bytes], None],
+        sync_answer: Callable[[bytes, NodeId], bytes],
+        sync_finish: Callable[[bytes, NodeId], None],
         proving: Proving | None = None,
     ) -> None:
         self._node, self._keeper, self._keys, self._desk = node, keeper, keys, desk
@@ -68,9 +68,9 @@ class ControlServer:
                     found = antientropy.records(self._keeper.roster, hashes, time())
                     return control.Records(tuple(found))
                 case control.SyncOpen(opening):
-                    return control.SyncAnswer(self._sync_answer(opening))
+                    return control.SyncAnswer(self._sync_answer(opening, entry.member.node_id))
                 case control.SyncClose(rest):
-                    self._sync_finish(rest)
+                    self._sync_finish(rest, entry.member.node_id)
                     return control.Done()
                 case control.Turn() | control.Prove() if self._proving is None:
                     return control.Refused("this node keeps no scatter proofs")

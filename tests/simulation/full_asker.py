@@ -100,7 +100,7 @@ class Asker:
             return
 
         def close(answer: bytes) -> bytes:
-            rest, effects = process.membership.sync_close(answer, process.now)
+            rest, effects = process.membership.sync_close(answer, member, process.now)
             process.carry_gossip(process.gossip.seal(effects, process.now))
             return rest
 

@@ -18,7 +18,6 @@ from phantommesh.records import HASH_BYTES, Entry, SignedRecord, settle
 from phantommesh.revocation import Revocation, revoke
 from phantommesh.secret import Secret
 from phantommesh.trust import Role, TrustError
-from phantommesh.wire import Address
 from tests.simulation.full_parts import ADMISSION
 
 if TYPE_CHECKING:
@@ -57,11 +56,11 @@ class Desk:
                     found = antientropy.records(process.roster, hashes, process.wall)
                     return control.Records(tuple(found))
                 case control.SyncOpen(opening):
-                    answer, effects = process.membership.sync_answer(opening, process.now)
+                    answer, effects = process.membership.sync_answer(opening, session.peer, process.now)
                     process.carry_gossip(process.gossip.seal(effects, process.now))
                     return control.SyncAnswer(answer)
                 case control.SyncClose(rest):
-                    effects = process.membership.sync_finish(rest, process.now)
+                    effects = process.membership.sync_finish(rest, session.peer, process.now)
                     process.carry_gossip(process.gossip.seal(effects, process.now))
                     return control.Done()
                 case control.Turn() | control.Prove():
@@ -73,7 +72,7 @@ class Desk:
         """`GossipDriver.answer_records`."""
         process = self.process
         try:
-            asked = process.requests.open(sealed, Address(host, 0, "tcp")).payload
+            asked = process.requests.open(sealed).payload
         except EnvelopeError:
             return b""
         hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]

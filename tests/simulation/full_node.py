@@ -99,7 +99,6 @@ class Process:
         self.membership._merging._synced = shared is not None  # a mesh that has long been running
         envelope = Envelope(
             self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
-            at_home=lambda sender, source: source in self.where(sender),
         )  # fmt: skip
         self.requests = Envelope(
             self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,

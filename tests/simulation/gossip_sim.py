@@ -285,7 +285,7 @@ class Simulation:
                         node.backlog.append((what, extra))  # type: ignore[arg-type]
                     continue
                 self.trace = crc32(what, (self.trace + index) & 0xFFFFFFFF)  # type: ignore[arg-type]
-                effects = member.receive(what, nodes[extra].address, self.now + node.offset)  # type: ignore[arg-type]
+                effects = member.receive(what, nodes[extra].address, self.now + node.offset, at_home=True)  # type: ignore[arg-type]
             if effects:
                 self._do(node, effects)
             due = member.deadline - node.offset
@@ -312,7 +312,12 @@ class Simulation:
             self._do(node, node.member.tick(self.now + node.offset))
         backlog, node.backlog = node.backlog, []
         for datagram, source in backlog:
-            self._do(node, node.member.receive(datagram, self.nodes[source].address, self.now + node.offset))
+            self._do(
+                node,
+                node.member.receive(
+                    datagram, self.nodes[source].address, self.now + node.offset, at_home=True
+                ),
+            )
         self._schedule(node)
 
     def _do(self, node: Node, effects: list[Effect]) -> None:
@@ -412,11 +417,11 @@ class Simulation:
             self.later(self._hop(), lambda: there(step, to))
 
         def answer(member: Membership, now: float) -> list[Effect]:
-            reply, effects = member.sync_answer(opening, now)
+            reply, effects = member.sync_answer(opening, node.id, now)
 
             def close(member: Membership, now: float) -> list[Effect]:
-                closing, effects = member.sync_close(reply, now)
-                carry(closing, peer, lambda m, t: m.sync_finish(closing, t))
+                closing, effects = member.sync_close(reply, peer.id, now)
+                carry(closing, peer, lambda m, t: m.sync_finish(closing, node.id, t))
                 return effects
 
             carry(reply, node, close)

@@ -14,9 +14,9 @@ from phantommesh.envelope import FORMAT, MAX_PAYLOAD, OVERHEAD, Envelope
 from phantommesh.gossip import KIND, AskKeys, Datagram, Effect, Gossip
 from phantommesh.groupkey import GroupKey, Keyring
 from phantommesh.identity import NodeId
-from phantommesh.membership.effects import Changed
+from phantommesh.membership.effects import Changed, FetchRecord
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import MAX_MESSAGE, State
+from phantommesh.membership.messages import GOSSIP, MAX_MESSAGE, State, encode
 from phantommesh.wire import Address
 
 KEY = GroupKey(1, bytes(32), 0, b"k" * 32, b"", b"")
@@ -49,7 +49,6 @@ class End:
         )
         self.envelope = Envelope(
             self.id, self.ring, start=1, revoked=self.revoked, digest=lambda: self.digest,
-            at_home=lambda who, source: source in self.where(who),
         )  # fmt: skip
         self.gossip = Gossip(
             self.membership, self.envelope, where=self.where, digest=lambda: self.digest,
@@ -75,6 +74,20 @@ class End:
 
     def take(self, datagram: bytes, source: Address) -> list[Effect]:
         return self.gossip.receive(datagram, source, self.now)
+
+
+def pass_on(ends: Mapping[str, End], seconds: float) -> list[tuple[str, bytes, Address]]:
+    """Let nodes talk over a perfect network. Return what came: to whom, the datagram, its source."""
+    came = []
+    for _ in range(round(seconds / 0.1)):
+        under_way = [(name, effect) for name, end in ends.items() for effect in end.tick(0.1)]
+        while under_way:
+            name, effect = under_way.pop(0)
+            if isinstance(effect, Datagram):
+                to = next(other for other in ends if effect.to in HOMES[other])
+                came.append((to, effect.data, HOMES[name][0]))
+                under_way += [(to, answer) for answer in ends[to].take(effect.data, HOMES[name][0])]
+    return came
 
 
 def sent(effects: list[Effect], to: str) -> list[Datagram]:
@@ -132,11 +145,66 @@ def test_who_has_no_address_is_where_it_speaks_from() -> None:
     assert ELSEWHERE in {e.to for e in a.tick(1) if isinstance(e, Datagram)}
 
 
+def test_no_number_shuts_a_member_out() -> None:
+    """A member sends one datagram in another's name, with the greatest number there is, from its address."""
+    names = "abcd"
+    ends = {name: End(name, KEY).knows(*names.replace(name, "")) for name in names}
+    forger = End("d", KEY).envelope
+    forger._start, forger._count = 2**32 - 1, 2**64 - 1
+    forged = forger.seal(KIND, encode(GOSSIP, bytes(8), node_id("d"), bytes(16), []))
+    for name in "abc":
+        ends[name].take(forged, HOMES["d"][0])
+    pass_on(ends, 20.0)
+    for name in "abc":
+        assert ends[name].membership.state(node_id("d")) is State.ALIVE
+        assert ends[name].gossip.drops["gossip-replay"] == 0
+        ends[name].take(forged, HOMES["d"][0])
+        assert ends[name].gossip.drops["gossip-replay"] == 1
+
+
+def test_what_was_recorded_long_ago_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even what is no longer known again: all that was said for 20 s, once more, in disorder."""
+    monkeypatch.setattr("phantommesh.envelope.SEEN", 1)
+    ends = {name: End(name, KEY).knows(*"abc".replace(name, "")) for name in "abc"}
+    recorded = pass_on(ends, 20.0)
+    before = {name: end.membership.snapshot() for name, end in ends.items()}
+    Random(1).shuffle(recorded)
+    changes = [e for name, data, source in recorded for e in ends[name].take(data, source)]
+    assert not [effect for effect in changes if isinstance(effect, Changed)]
+    assert {name: end.membership.snapshot() for name, end in ends.items()} == before
+    pass_on(ends, 10.0)
+    assert all(
+        end.membership.state(node_id(other)) is State.ALIVE for end in ends.values() for other in "abc"
+    )
+
+
+@pytest.mark.parametrize("source", [HOMES["b"][0], ELSEWHERE])
+def test_what_is_said_in_a_members_name_counts_as_its_own_only_from_its_address(source: Address) -> None:
+    a = End("a", KEY).knows("b")
+    claim = node_id("x") + (1).to_bytes(6) + bytes(3) + bytes([State.ALIVE]) + (1).to_bytes(6) + bytes(16)
+    said = encode(GOSSIP, bytes(8), node_id("b"), bytes(16), [claim])
+    effects = a.take(End("b", KEY).envelope.seal(KIND, said), source)
+    [wanted] = [effect for effect in effects if isinstance(effect, FetchRecord)]
+    assert wanted.source == (source if source == ELSEWHERE else node_id("b"))
+
+
+def test_junk_makes_nobody_ask_while_others_are_heard() -> None:
+    a, b = End("a", KEY).knows("b"), End("b", KEY).knows("a")
+    junk = End("b", NEXT).envelope.seal(KIND, b"")
+    asked = 0
+    for _ in range(100):
+        pass_on({"a": a, "b": b}, 0.5)
+        asked += a.take(junk, ELSEWHERE).count(AskKeys(None, b""))
+    assert asked == 1
+    a.now += 10.0  # now nobody else is heard
+    assert a.take(junk, ELSEWHERE) == [AskKeys(None, b"")]
+
+
 def test_a_datagram_in_anothers_name_inside_its_own_envelope_is_dropped() -> None:
     a, c = End("a", KEY).knows("b", "c"), End("c", KEY)
     forger = End("b", KEY).knows("a")
     ping = sent(forger.tick(1), "a")[0].data
-    payload = End("d", KEY).envelope.open(ping, ELSEWHERE).payload
+    payload = End("d", KEY).envelope.open(ping).payload
     before = a.membership.counts()
     assert a.take(c.envelope.seal(KIND, payload), HOMES["c"][0]) == []
     assert a.gossip.drops == {"gossip-impostor": 1}

@@ -124,7 +124,7 @@ def test_nothing_is_sent_to_an_address_that_a_datagram_names() -> None:
 
 def test_an_update_is_passed_on_and_its_record_fetched() -> None:
     member = make()
-    effects = member.receive(gossip(alive(C, 1, 1, 2, b"n" * 16)), HERE, NOW)
+    effects = member.receive(gossip(alive(C, 1, 1, 2, b"n" * 16)), HERE, NOW, at_home=True)
     assert FetchRecord(C, 2, b"n" * 16, B) in effects
     assert changes(effects, C) == ["updated"]
     passed = [e for m, _ in sends(member.tick(NOW + 0.2)) for e in m.events]
@@ -149,7 +149,7 @@ def test_a_record_that_is_not_newer_than_the_verified_one_is_not_fetched() -> No
 
 def test_an_unknown_node_is_a_member_only_once_its_record_is_verified() -> None:
     member, e = make(), node_id(9)
-    effects = member.receive(gossip(alive(e, 3, 2, 1, record_hash(9, 1))), HERE, NOW)
+    effects = member.receive(gossip(alive(e, 3, 2, 1, record_hash(9, 1))), HERE, NOW, at_home=True)
     assert effects == [FetchRecord(e, 1, record_hash(9, 1), B)]
     assert member.state(e) is None
     assert changes(member.verified(e, 1, record_hash(9, 1), NOW), e) == ["joined"]
@@ -437,15 +437,15 @@ def test_a_sync_makes_two_tables_one() -> None:
         node=B, generation=1, record_seq=1, record_hash=record_hash(1, 1), rng=random.Random(2), now=NOW,
         known=Snapshot([claim(1), claim(2), claim(3)]),
     )  # fmt: skip
-    reply, effects = other.sync_answer(one.sync_open(NOW), NOW)
+    reply, effects = other.sync_answer(one.sync_open(NOW), A, NOW)
     assert {e.node for e in effects if isinstance(e, FetchRecord)} == {A}
-    closing, effects = one.sync_close(reply, NOW)
+    closing, effects = one.sync_close(reply, B, NOW)
     assert {e.node for e in effects if isinstance(e, FetchRecord)} == {C, D}
-    other.sync_finish(closing, NOW)
+    other.sync_finish(closing, A, NOW)
     for member, missing in ((one, (2, 3)), (other, (0,))):
         for index in missing:
             member.verified(node_id(index), 1, record_hash(index, 1), NOW)
-    reply, _ = other.sync_answer(one.sync_open(NOW), NOW)
+    reply, _ = other.sync_answer(one.sync_open(NOW), A, NOW)
     assert len(reply) == len(messages.encode_events(messages.SyncKind.DIFFERENCE, B, [], []))
 
 
@@ -453,9 +453,11 @@ def test_bad_sync_bytes_raise_one_error() -> None:
     member = make()
     for step in (member.sync_answer, member.sync_close, member.sync_finish):
         with pytest.raises(messages.GossipError):
-            step(b"junk", NOW)
-    with pytest.raises(messages.GossipError):
-        member.sync_close(member.sync_open(NOW), NOW)
+            step(b"junk", B, NOW)
+    with pytest.raises(messages.GossipError, match="kind"):
+        member.sync_close(member.sync_open(NOW), A, NOW)
+    with pytest.raises(messages.GossipError, match="impostor"):  # the channel's other end is somebody else
+        make(2).sync_answer(member.sync_open(NOW), B, NOW)
 
 
 def test_a_snapshot_is_what_the_next_start_needs() -> None:

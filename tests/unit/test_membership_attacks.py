@@ -64,7 +64,7 @@ class Liar(Membership):
     says = State.DEAD
     incarnation_shift = 0
 
-    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
+    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
         message = decode_untrusted(datagram)
         if message.kind == messages.QUERY:
             lies = [accusation(e[:16], e[16:25], self.says, self._core.node) for e in message.events]
@@ -74,7 +74,7 @@ class Liar(Membership):
             return [Send(answer, source)]
         if message.kind == messages.PING_REQ:  # vouches for the dead, and never for the living
             return [Send(encode(messages.NACK, message.nonce, self._core.node, message.target, []), source)]
-        return super().receive(datagram, source, now)
+        return super().receive(datagram, source, now, at_home=at_home)
 
 
 def turn(mesh: Mesh, *indices: int) -> None:

@@ -49,7 +49,7 @@ class Mesh:
         self.desk = AuthorityDesk(self.state, self.keeper, self.keys)
         self.server = ControlServer(
             self.state, self.keeper, self.keys, self.desk,
-            sync_answer=lambda opening: b"answer to " + opening, sync_finish=lambda rest: None,
+            sync_answer=lambda opening, peer: b"answer to " + opening, sync_finish=lambda rest, peer: None,
         )  # fmt: skip
 
     def _changed(self) -> None:
@@ -219,7 +219,7 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
 async def test_what_is_no_message_of_a_sync_is_refused(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
 
-    def cannot(_: bytes) -> bytes:
+    def cannot(_: bytes, peer: bytes) -> bytes:
         raise GossipError("length")
 
     mesh.server._sync_answer = cannot
