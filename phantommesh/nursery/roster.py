@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import time
 
 import structlog
+import trio
 
 from phantommesh import antientropy, control
 from phantommesh.errors import PhantomMeshError
@@ -21,6 +22,10 @@ from phantommesh.nursery.proving import Proving
 from phantommesh.records import Entry, SignedRecord
 from phantommesh.trust import TrustError
 from phantommesh.wire import Address
+
+# Tuning.
+RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
+RECORDS_RATE = 20.0  # a second after that: each takes about a millisecond to verify, and one that is new more
 
 log = structlog.get_logger("phantommesh.roster")
 
@@ -43,6 +48,7 @@ class ControlServer:
         self._node, self._keeper, self._keys, self._desk = node, keeper, keys, desk
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving = proving
+        self._allowance: dict[NodeId, tuple[float, float]] = {}
 
     async def serve(
         self, session: streams.Session, request: control.Request, source: Address
@@ -56,6 +62,7 @@ class ControlServer:
                 case control.Renew():
                     return await self._desk.renew(entry, request)
                 case control.Announce(record):
+                    await self._pace(entry.member.node_id)
                     self._keeper.add(SignedRecord.decode_untrusted(record))
                     return control.Done()
                 case control.AskKeys():
@@ -87,6 +94,15 @@ class ControlServer:
                 "request refused", request=type(request).__name__, source=str(source), error=str(error)
             )
             return control.Refused(str(error), error.fix)
+
+    async def _pace(self, peer: NodeId) -> None:
+        """Wait for as long as this member has brought records too fast; its channel waits too."""
+        now = trio.current_time()
+        left, since = self._allowance.get(peer, (RECORDS_AT_ONCE, now))
+        left = min(RECORDS_AT_ONCE, left + RECORDS_RATE * (now - since)) - 1.0
+        self._allowance[peer] = left, now
+        if left < 0.0:
+            await trio.sleep(-left / RECORDS_RATE)
 
     def _member(self, session: streams.Session) -> Entry:
         entry = self._keeper.roster.get(NodeId(session.peer))

@@ -19,6 +19,7 @@ from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import keeper as module
+from phantommesh.nursery import roster
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -214,6 +215,25 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
     assert await mesh.ask(B, control.SyncOpen(b"x")) == control.SyncAnswer(b"answer to x")
     assert await mesh.ask(B, control.SyncClose(b"y")) == control.Done()
+
+
+async def test_a_member_that_brings_ever_more_records_is_slowed(
+    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "RECORDS_AT_ONCE", 5.0)
+    for who, name in ((B, "beta"), (C, "gamma")):
+        mesh.keeper.add(mesh.record(who, name))
+    record = mesh.record(B, "beta").encode()
+    start = trio.current_time()
+    for _ in range(5):
+        assert await mesh.ask(B, control.Announce(record)) == control.Done()
+    assert trio.current_time() == start
+    for _ in range(40):
+        await mesh.ask(B, control.Announce(record))
+    assert trio.current_time() - start == pytest.approx(40 / roster.RECORDS_RATE)
+    now = trio.current_time()
+    await mesh.ask(C, control.Announce(record))
+    assert trio.current_time() == now  # nobody else waits
 
 
 async def test_what_is_no_message_of_a_sync_is_refused(mesh: Mesh) -> None:
