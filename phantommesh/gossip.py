@@ -26,7 +26,7 @@ _SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZ
 HEARD: Final = 1.0  # s for which the address that a member was last heard from is used without a thought
 ASK_AGAIN: Final = 1.0  # s between two requests for one member's keys and revocations
 KEYLESS_AGAIN: Final = 3.0  # s between two requests that nothing but unreadable datagrams are the reason for
-KEYLESS_HEARD: Final = 60.0  # s between them while others are heard, whose headers would tell of new keys too
+KEYLESS_LEAST: Final = 60.0  # s that these grow to while they bring nothing and others are heard meanwhile
 MAX_KNOWN: Final = 1024  # digests of which it is known that they hold nothing new
 
 
@@ -77,7 +77,8 @@ class Gossip:
         in_use: Callable[[bytes], None],
     ) -> None:
         self.membership = membership
-        self.heard_at = self._keyless_at = -inf
+        self.heard_at = -inf
+        self._keyless_pause = KEYLESS_AGAIN
         self._envelope, self._where, self._digest, self._in_use = envelope, where, digest, in_use
         self._routes: dict[NodeId, _Route] = {}
         self._ask_after: dict[NodeId | None, float] = {}
@@ -168,13 +169,8 @@ class Gossip:
 
     def _keyless(self, now: float) -> list[Effect]:
         """Anyone can send what no key opens, so this is no more than a reason to ask a member some time."""
-        heard = now - self.heard_at < KEYLESS_AGAIN
-        if heard and now - self._keyless_at < KEYLESS_HEARD:
-            return []
-        wanted = self._ask(None, b"", KEYLESS_AGAIN, now)
-        if wanted:
-            self._keyless_at = now
-        return wanted
+        alone = now - self.heard_at > KEYLESS_AGAIN
+        return self._ask(None, b"", KEYLESS_AGAIN if alone else self._keyless_pause, now)
 
     def _ask(self, member: NodeId | None, digest: bytes, pause: float, now: float) -> list[Effect]:
         if digest in self._nothing_new or now < self._ask_after.get(member, -inf):
@@ -191,7 +187,10 @@ class Gossip:
         it is the one behind, and asks us."""
         if news:
             self._nothing_new.clear()
-        elif digest:
+            self._keyless_pause = KEYLESS_AGAIN
+        elif not digest:
+            self._keyless_pause = min(KEYLESS_LEAST, 2 * self._keyless_pause)
+        else:
             self._nothing_new[digest] = None
             if len(self._nothing_new) > MAX_KNOWN:
                 self._nothing_new.popitem(last=False)

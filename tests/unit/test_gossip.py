@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -188,15 +189,18 @@ def test_what_is_said_in_a_members_name_counts_as_its_own_only_from_its_address(
     assert wanted.source == (source if source == ELSEWHERE else node_id("b"))
 
 
-def test_junk_makes_nobody_ask_while_others_are_heard() -> None:
+def test_junk_makes_a_node_ask_ever_more_seldom_while_others_are_heard() -> None:
     a, b = End("a", KEY).knows("b"), End("b", KEY).knows("a")
     junk = End("b", NEXT).envelope.seal(KIND, b"")
-    asked = 0
-    for _ in range(100):
+    asked = []
+    for _ in range(600):
         pass_on({"a": a, "b": b}, 0.5)
-        asked += a.take(junk, ELSEWHERE).count(AskKeys(None, b""))
-    assert asked == 1
-    a.now += 10.0  # now nobody else is heard
+        if AskKeys(None, b"") in a.take(junk, ELSEWHERE):
+            asked.append(a.now)
+            a.gossip.asked(b"", news=False)
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert pauses == pytest.approx([3, 6, 12, 24, 48, 60, 60, 60], abs=0.6)
+    a.now += 30.0  # now nobody else is heard
     assert a.take(junk, ELSEWHERE) == [AskKeys(None, b"")]
 
 
