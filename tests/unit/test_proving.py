@@ -27,10 +27,11 @@ from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from tests.unit.makemesh import identity, make_mesh, plain_record
-from tests.unit.makeproofs import EQUAL, plus, seven
+from tests.unit.makeproofs import cards_of, plus, seven
 
 MESH = make_mesh("proving", now=time.time())
 SHARE = seven([300] * 7)
+CARDS = cards_of("packet")
 
 
 class State:
@@ -100,11 +101,11 @@ class End:
         """The scatterer goes on to the next epoch."""
         begun = time.time() - 10
         ended = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, hits or Hits(), begun + 2 * self.epochs
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, hits or Hits(), begun + 2 * self.epochs
         )
         self.epochs += 1
         current = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, Hits(), begun + 2 * self.epochs
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, Hits(), begun + 2 * self.epochs
         )
         self.proving.epoch(self.other.id, ended, current)
 
