@@ -129,7 +129,9 @@ class World:
             for other in self.names:
                 parts = ledger.unsent(node(other).node_id) if deliver and other != name else ()
                 for part in parts:
-                    kept_there = self.ledgers[other].take(node(name).node_id, Signed.decode_untrusted(part))
+                    kept_there = self.ledgers[other].take(
+                        node(name).node_id, Signed.decode_untrusted(part), int(self.now * 1000)
+                    )
                     if kept_there is not None:
                         self._keep(other, kept_there)
                 ledger.sent(node(other).node_id, parts)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.archive import MAGIC, Archive, Certificates
+from phantommesh.proofs.ledger import Chain, Seen
 from phantommesh.proofs.statement import (
     CONTEXT,
     Head,
@@ -27,6 +28,7 @@ from phantommesh.proofs.statement import (
     decode_leaf_untrusted,
 )
 from phantommesh.proofs.verify import Report, verify
+from phantommesh.views import rfc3339
 from tests.unit.makemesh import make_mesh
 from tests.unit.makeproofs import EQUAL, MESH, NAMES, UNEQUAL, World, certificate, node, seven
 
@@ -561,6 +563,87 @@ def test_a_round_signed_after_the_certificate_ran_out_is_rejected() -> None:
     at = int((MESH.root.not_valid_after_utc.timestamp() - 10) * 1000)
     with pytest.raises(ProofError, match="had no certificate"):
         check(honest(), [Proof(sign("pm-1", statement_of(proof), proof.statement, at_ms=at), proof.receipt)])
+
+
+# ---- what is taken of peers ----
+
+
+def numbered(world: World, number: int) -> None:
+    """Let an epoch pass, whose statement the first node gives this number."""
+    ledger, peer = world.ledgers["pm-1"], node("pm-2").node_id
+    ledger._peer(peer).chain = Chain(number, bytes(32))
+    counts = world.carry("pm-1", "pm-2", seven([300] * 7))
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), counts)
+    world.round()
+    world.round(deliver=False)
+    ledger.sent(peer, ledger.unsent(peer))
+
+
+def taken(world: World) -> list[int]:
+    return sorted(key[3] for key in world.shelf if key[0] == "pm-2")
+
+
+def test_numbers_go_on_about_where_they_were() -> None:
+    """After a restart, and after epochs that this end has missed, there is a gap as long as those took."""
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    good = [40_000, 40_001, 40_003, 40_060]  # what it was before this end knew of it, is not known
+    for number in good:
+        world.now += 60
+        numbered(world, number)
+    world.now += 3600
+    with pytest.raises(ProofError, match="statement 55000"):
+        numbered(world, 55_000)
+    assert taken(world) == good
+
+
+@pytest.mark.parametrize("after", [[], [7]])
+def test_a_number_that_no_chain_can_have_come_to_is_refused(after: list[int]) -> None:
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    for number in after:
+        world.now += 60
+        numbered(world, number)
+    world.now += 60
+    with pytest.raises(ProofError, match="statement 9223372036854775807"):
+        numbered(world, 2**63 - 1)
+    assert taken(world) == after
+
+
+def test_a_clock_that_was_far_ahead_holds_no_number_up() -> None:
+    """Of a statement that was taken before dates had bounds, or of a clock that was set back."""
+    world = World(5)
+    world.ledgers["pm-2"]._peer(node("pm-1").node_id).seen = Seen(7, 2**47)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    numbered(world, 5_000)
+    assert taken(world) == [5_000]
+
+
+def test_numbers_are_remembered_of_nodes_that_leave() -> None:
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    numbered(world, 7)
+    world.ledgers["pm-2"].retain([])
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    with pytest.raises(ProofError, match="statement 5000"):
+        numbered(world, 5_000)
+
+
+@pytest.mark.parametrize("field", ["start_ms", "end_ms"])
+def test_times_are_dates(field: str) -> None:
+    changed: dict[str, Any] = {field: 253_402_300_800_000}  # the year 10000
+    proof = restate(link(honest(), "pm-1", "pm-2")[1], **changed)
+    with pytest.raises(ProofError, match="cannot be read"):
+        check(honest(), [proof])
+
+
+def test_the_last_date_can_be_written() -> None:
+    changed: dict[str, Any] = {"end_ms": 253_402_300_799_999}
+    last = statement_of(restate(link(honest(), "pm-1", "pm-2")[1], **changed))
+    assert rfc3339(last.end_ms / 1000) == "9999-12-31T23:59:59Z"
 
 
 # ---- ends that are away ----
