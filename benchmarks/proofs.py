@@ -72,7 +72,7 @@ class Node:
             self.shelf.put(kept)
             self.written += 1
 
-    def take(self, sender: Node, request: bytes) -> None:
+    def take(self, sender: Node, request: bytes, now_ms: int) -> None:
         with self.timed():
             decoded = control.decode_request_untrusted(request)
             if isinstance(decoded, control.Prove):
@@ -82,11 +82,11 @@ class Node:
                     if (signed.head, signed.signature) not in verified:
                         signed.check_signature(sender.identity.public_key)
                         verified.add((signed.head, signed.signature))
-                    kept = self.ledger.take(sender.id, signed)
+                    kept = self.ledger.take(sender.id, signed, now_ms)
                     if kept is not None:
                         self.store([kept])
 
-    def deliver(self, receiver: Node) -> int:
+    def deliver(self, receiver: Node, now_ms: int) -> int:
         """Return the bytes sent."""
         sent = 0
         while True:
@@ -95,7 +95,7 @@ class Node:
                 request = control.encode(control.Prove(parts)) if parts else b""
             if not parts:
                 return sent
-            receiver.take(self, request)
+            receiver.take(self, request, now_ms)
             with self.timed():
                 self.ledger.sent(receiver.id, parts)
             sent += len(request)
@@ -148,8 +148,8 @@ def measure_links(links: int, runs: int, directory: Path) -> dict[str, float]:
         me.sign(now)
         for peer in peers:
             peer.sign(now)
-            said += me.deliver(peer)
-            peer.deliver(me)
+            said += me.deliver(peer, now)
+            peer.deliver(me, now)
         cpu.append(me.cpu)
         wall.append(me.wall)
         sent.append(said)

@@ -20,10 +20,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from phantommesh.nursery.kernel import kernel_has_wireguard
-from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, SLOTS
 from phantommesh.wireguard import public_key_of
 
 MTU = 1420
@@ -129,7 +129,7 @@ class Rig:
                 "egress", table_name(MASTER), MASTER, networks, (FOUR[end], SIX[end]), 7, FLOWLET_MS
             )
             keys = epoch_keys(Secret(os.urandom(32)), bytes([end]) * 16, Epoch(1, 0))
-            committed = cards(scores, keys.noise, SIZES[scheduler])
+            committed = cards(scores, keys.noise, SLOTS[scheduler])
             dealt = deal(committed, scheduler, keys.stream, BATCH)
             length = length_of(scheduler, BATCH)
             peer = PeerMap(1, FOUR[1 - end], SIX[1 - end], scheduler, length, 0, dealt)

@@ -30,10 +30,10 @@ from benchmarks.machine import describe
 from phantommesh.config import ScatterSection
 from phantommesh.nursery.netlink import make_tun
 from phantommesh.nursery.nft import Table
-from phantommesh.scatter.maps import SCHEDULERS, SIZES, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, SLOTS
 
 BATCH = ScatterSection().batch
 MASTER = "pm"
@@ -50,7 +50,7 @@ FRAME = Frame(
 
 def _map(slot: int, scheduler: Scheduler, number: int) -> PeerMap:
     keys = epoch_keys(Secret(b"s" * 32), slot.to_bytes(16), Epoch(1, number))
-    committed = cards((1.0,) * DIMENSIONS, keys.noise, SIZES[scheduler])
+    committed = cards((1.0,) * DIMENSIONS, keys.noise, SLOTS[scheduler])
     dealt = deal(committed, scheduler, keys.stream, BATCH)
     ip4, ip6 = IPv4Address("100.64.1.0") + slot, IPv6Address("fd00::1:0") + slot
     return PeerMap(slot, ip4, ip6, scheduler, length_of(scheduler, BATCH), number & 1, dealt)

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, MAX_BATCH, MIN_BATCH
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -134,7 +134,10 @@ class ScatterSection(msgspec.Struct, frozen=True):
         Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),
     ] = "auto"
     epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
-    batch: Annotated[int, Meta(ge=2, le=32, description="a number of packets from 2 to 32")] = 8
+    batch: Annotated[
+        int,
+        Meta(ge=MIN_BATCH, le=MAX_BATCH, description=f"a number of packets from {MIN_BATCH} to {MAX_BATCH}"),
+    ] = 8
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 

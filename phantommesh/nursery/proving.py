@@ -162,10 +162,12 @@ class Proving:
                 if (signed.head, signed.signature) not in verified:
                     signed.check_signature(entry.member.public_key)
                     verified.add((signed.head, signed.signature))
-                kept = self._ledger.take(entry.member.node_id, signed)
+                kept = self._ledger.take(entry.member.node_id, signed, int(time() * 1000))
             except ProofError as error:
                 self._count("refused")
-                log.warning("part of a proof refused", peer=entry.member.name, error=str(error))
+                log.warning(
+                    "part of a proof refused", peer=entry.member.name, error=str(error), fix=error.fix
+                )
                 continue
             if kept is not None:
                 await self._store([kept])
@@ -177,9 +179,14 @@ class Proving:
         """Prove until cancelled."""
         if self._ledger is None:
             chains, heads = await trio.to_thread.run_sync(self._shelf.load)
-            for kept in await trio.to_thread.run_sync(list, self._shelf.kept()):
+            found, damaged = await trio.to_thread.run_sync(self._shelf.kept)
+            for path, error in damaged:
+                log.warning("a proof on disk is thrown away", file=str(path), error=str(error))
+            ledger = Ledger(self._me, os.urandom, chains, heads)
+            for kept in found:
                 self.review.add(kept)
-            self._ledger = Ledger(self._me, os.urandom, chains, heads)
+                ledger.remember(kept)
+            self._ledger = ledger
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._rounds)
             async for event in self._to_turn.clone():

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from phantommesh.proofs.statement import ZEROS, Plan
+from phantommesh.sizes import MAX_BATCH, MIN_BATCH, SLOTS
 
 FALSE_REJECTIONS: Final = 1e-6
 """The chance that honest links are rejected, by all tests of one verification together."""
@@ -102,6 +103,19 @@ class Fit:
         return gamma_bound(self.excess, self.shape) if self.shape else 1.0
 
 
+def implausible(plan: Plan) -> str | None:
+    """Say what of a plan its scheduler cannot have, or None. The sender alone makes the plan, and the bounds
+    below are as wide as its run and its cards are: they hold for what the scatterer makes, and no other."""
+    least, most = (MIN_BATCH, MAX_BATCH) if plan.scheduler == "batch" else (1, 1)
+    if not least <= plan.run <= most:
+        allowed = f"{least} to {most}" if least < most else f"{most}"
+        return f"the plan has {plan.run} packets in a row, where {plan.scheduler} has {allowed}"
+    cycle, slots = sum(plan.cards), SLOTS[plan.scheduler]
+    if cycle not in (0, slots):
+        return f"the plan has {cycle} cards, where {plan.scheduler} has {slots}, or none if it sends nothing"
+    return None
+
+
 def fit(plan: Plan, packets: Sequence[int]) -> Fit:
     """Judge the packets of one epoch."""
     others = sum(1 for card in plan.cards if card) - 1
@@ -122,11 +136,12 @@ def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: flo
     """Say what of one epoch's counts does not fit the plan, or None. Of honest epochs a share of at most
     ``alpha`` is said to misfit."""
     n, cycle = sum(packets), sum(plan.cards)
-    if not cycle:
-        return f"{n} packets were scattered by a plan without cards" if n > SLIP else None
-    for i, (count, size, card) in enumerate(zip(packets, octets, plan.cards, strict=True)):
+    for i, (count, size) in enumerate(zip(packets, octets, strict=True)):
         if not SMALLEST_PACKET * count <= size <= LARGEST_PACKET * count:
             return f"dimension {i} was given {count} packets of {size} bytes in all, which cannot be"
+    if not cycle:
+        return f"{n} packets were scattered by a plan without cards" if n > SLIP else None
+    for i, (count, card) in enumerate(zip(packets, plan.cards, strict=True)):
         if abs(count - n * card / cycle) > _span(plan, card, n) + SLIP:
             return (
                 f"dimension {i} was given {count} of {n} packets, where the plan gives it {card} of {cycle}"

@@ -28,6 +28,7 @@ from phantommesh.proofs.statement import (
     Head,
     Plan,
     Proof,
+    ProofError,
     Receipt,
     Seven,
     Signed,
@@ -42,6 +43,11 @@ MAX_WINDOWS: Final = 8
 MAX_HALVES: Final = 32
 MAX_UNSENT: Final = 16
 MAX_WAITING: Final = 16
+
+# Tuning: what is taken for a peer's next statement.
+MAX_APART_MS: Final = 24 * 3600 * 1000  # ms: eight windows of an hour, and a clock that is off by hours
+MAX_AHEAD: Final = 64  # numbers: epochs that paths cut short
+QUICKEST_MS: Final = 250  # ms: for long, no link's epochs follow each other faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,15 @@ class Chain:
 
     next: int = 0
     last: bytes = FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A peer's last statement: its number, and when its epoch ended by the peer's clock. That of one that
+    nothing is known of was at the beginning of time."""
+
+    number: int = 0
+    end_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +146,7 @@ class _Peer:
     open: _Open | None = None
     draft: _Draft | None = None
     totals: Seven = ZEROS
+    seen: Seen = Seen()
     held: _Held | None = None
     windows: OrderedDict[bytes, tuple[int, Seven]] = field(default_factory=OrderedDict)
     halves: OrderedDict[bytes, tuple[Statement, Signed]] = field(default_factory=OrderedDict)
@@ -151,7 +167,12 @@ class Ledger:
         """Forget what is under way with others; where their chains have got to is kept."""
         for node_id, peer in self._peers.items():
             if node_id not in peers and (peer.open or peer.held or peer.unsent or peer.windows):
-                self._peers[node_id] = _Peer(peer.chain)
+                self._peers[node_id] = _Peer(peer.chain, seen=peer.seen)
+
+    def remember(self, kept: Kept) -> None:
+        """Note a proof from disk, each link's oldest first: a peer goes on where it was."""
+        if kept.direction == "received":
+            self._peer(kept.peer).seen = Seen(kept.number, kept.statement.end_ms)
 
     # ---- what this node sends ----
 
@@ -220,11 +241,13 @@ class Ledger:
                 known.windows.popitem(last=False)
         known.held = _Held(opens, received, now) if opens else None
 
-    def take(self, peer: NodeId, signed: Signed) -> Kept | None:
+    def take(self, peer: NodeId, signed: Signed, now_ms: int) -> Kept | None:
         """Take what a peer has signed; the caller has checked its signature. A statement is noted for a
-        receipt; a receipt completes the proof that is returned. Anything else is left out.
+        receipt; a receipt completes the proof that is returned. Anything else is left out. ``now_ms`` is in
+        Unix milliseconds.
 
-        Raises ProofError for what is not under its own head.
+        Raises ProofError for what is not under its own head, and for a statement of another time or with a
+        number that its chain cannot have come to.
         """
         head, leaf = signed.open()
         known = self._peer(peer)
@@ -241,6 +264,9 @@ class Ledger:
         if (plan.sender, plan.receiver) != (peer, self._me):
             return None
         commitment = plan.commitment(leaf.salt)
+        if commitment in known.windows:
+            _check_place(leaf, known.seen, now_ms)
+            known.seen = Seen(leaf.number, leaf.end_ms)
         window = known.windows.pop(commitment, None)
         if window is not None and sum(w.peer == peer for w in self._waiting) < 2 * MAX_WAITING:
             receipt = Receipt(self._me, peer, merkle.leaf_hash(signed.leaf), commitment, *window)
@@ -289,6 +315,28 @@ class Ledger:
 
     def _peer(self, peer: NodeId) -> _Peer:
         return self._peers.setdefault(peer, _Peer())
+
+
+def _check_place(statement: Statement, seen: Seen, now_ms: int) -> None:
+    """Raise ProofError unless a statement is of about now, and its number one that can come after the last.
+
+    A chain grows by one an epoch, also by those that this node has missed. A number that is lower than the
+    last is taken: the peer has begun again from an older state, or from none.
+    """
+    apart = statement.end_ms - now_ms
+    if abs(apart) > MAX_APART_MS:
+        raise ProofError(
+            f"statement {statement.number} is of an epoch that ended {abs(apart) / 3_600_000:.0f} hours "
+            f"{'from now' if apart > 0 else 'ago'}",
+            fix="set the clocks of both nodes",
+        )
+    # Either way: the last may be of a clock that was far ahead, and has been set.
+    ahead = MAX_AHEAD + abs(statement.end_ms - seen.end_ms) // QUICKEST_MS
+    if statement.number > seen.number + ahead:
+        raise ProofError(
+            f"statement {statement.number} cannot come after statement {seen.number}",
+            fix="ask the peer's operator what became of the statements between them",
+        )
 
 
 def _less(now: Seven, before: Seven) -> Seven:

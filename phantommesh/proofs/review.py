@@ -33,6 +33,8 @@ class Review:
     def add(self, kept: Kept) -> tuple[Result, str | None]:
         """Note a proof; return what became of it, and what of it does not hold by the counters."""
         shown = self._links.setdefault((kept.peer, kept.direction), Shown())
+        if kept.direction == "received":
+            self._go_back(shown, kept.number)
         shown.whole[kept.number] = kept.receipt is not None
         for old in sorted(shown.whole)[: -self._keep]:
             del shown.whole[old]
@@ -48,6 +50,14 @@ class Review:
         if problem is not None:
             return "mismatch", problem
         return ("countersigned" if kept.direction == "sent" else "witnessed"), None
+
+    @staticmethod
+    def _go_back(shown: Shown, number: int) -> None:
+        """Forget what a peer stated under higher numbers, as the shelf does: it has begun again."""
+        for newer in [known for known in shown.whole if known > number]:
+            del shown.whole[newer]
+        if shown.newest is not None and shown.newest.number > number:
+            shown.newest = shown.problem = None
 
     def link(self, peer: NodeId, direction: Direction) -> Shown:
         """What is known of one direction of a link."""

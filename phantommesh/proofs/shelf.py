@@ -2,12 +2,13 @@
 """The proofs on disk: one file each, the newest of each link and direction, written whole or not at all.
 
 ``proofs/PEER/sent-NUMBER`` and ``received-NUMBER`` in the state directory, and ``proofs/heads``: where this
-node's chain of heads has got to. What cannot be read is left out and, in time, replaced: a proof is evidence,
-not state that a node needs to run.
+node's chain of heads has got to. What is no proof is thrown away: a proof is evidence, not state that a node
+needs to run.
 """
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, get_args
 
@@ -22,6 +23,7 @@ from phantommesh.proofs.statement import (
     Hash,
     Proof,
     ProofError,
+    Receipt,
     Statement,
     decode_leaf_untrusted,
     decode_part,
@@ -71,14 +73,20 @@ class Shelf:
         return Chain(heads.next, heads.last)
 
     def put(self, kept: Kept) -> None:
-        """Store a proof, and throw away the oldest beyond ``keep``. Raises StateError."""
+        """Store a proof, and throw away the oldest beyond ``keep``. Raises StateError.
+
+        Of what a peer sent, those with higher numbers go too: it has begun again from an older state, or from
+        none, and they are of a chain that it has left. They would be the newest until it gets there again.
+        """
         directory = self._directory(kept.peer)
         path = directory / f"{kept.direction}-{kept.number:0{_DIGITS}}"
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             atomic_write(path, msgspec.msgpack.encode(kept.proof))
-            for old in self._files(kept.peer, kept.direction)[self._keep :]:
-                old.unlink(missing_ok=True)
+            files = self._files(kept.peer, kept.direction)
+            newer = files.index(path) if kept.direction == "received" else 0
+            for other in files[:newer] + files[newer + self._keep :]:
+                other.unlink(missing_ok=True)
         except OSError as error:
             raise cannot(f"write {path}", error) from error
 
@@ -93,25 +101,28 @@ class Shelf:
         """The proofs of one direction of one link with the sender's numbers, those that can be read."""
         for path in self._files(peer, direction):
             try:
-                proof = decode_part(Proof, path.read_bytes(), 2 * MAX_SIGNED_BYTES, "proof")
-                statement = decode_leaf_untrusted(proof.statement.leaf)
+                proof, statement, _ = _read(path)
             except (OSError, ProofError):
                 continue
-            if isinstance(statement, Statement):
-                yield statement.number, proof
+            yield statement.number, proof
 
-    def kept(self) -> Iterator[Kept]:
-        """Every proof that can be read, each link's and direction's oldest first."""
+    def kept(self) -> tuple[list[Kept], list[tuple[Path, ProofError]]]:
+        """Return every proof that can be read, each link's and direction's oldest first; and the files that
+        are no proofs, which are thrown away."""
+        found, damaged = list[Kept](), list[tuple[Path, ProofError]]()
         for peer, direction in self.links():
-            for number, proof in reversed(list(self.newest_first(peer, direction))):
-                statement, receipt = decode_leaf_untrusted(proof.statement.leaf), None
-                if proof.receipt is not None:
-                    try:
-                        receipt = decode_leaf_untrusted(proof.receipt.leaf)
-                    except ProofError:
-                        continue
-                if isinstance(statement, Statement) and not isinstance(receipt, Statement):
-                    yield Kept(peer, direction, number, proof, statement, receipt)
+            for path in reversed(self._files(peer, direction)):
+                try:
+                    proof, statement, receipt = _read(path)
+                except OSError:
+                    continue
+                except ProofError as error:
+                    damaged.append((path, error))
+                    with suppress(OSError):  # then it is found again at the next start
+                        path.unlink()
+                    continue
+                found.append(Kept(peer, direction, statement.number, proof, statement, receipt))
+        return found, damaged
 
     def unbroken(self, peer: NodeId, direction: Direction) -> list[Proof]:
         """The newest proofs of one direction without a gap between them, in order. A peer may have been away,
@@ -146,3 +157,14 @@ class Shelf:
 
     def _files(self, peer: NodeId, direction: Direction) -> list[Path]:
         return sorted(self._directory(peer).glob(f"{direction}-*"), reverse=True)
+
+
+def _read(path: Path) -> tuple[Proof, Statement, Receipt | None]:
+    """Raises OSError, and ProofError for what is no proof."""
+    proof = decode_part(Proof, path.read_bytes(), 2 * MAX_SIGNED_BYTES, "proof")
+    statement, receipt = decode_leaf_untrusted(proof.statement.leaf), None
+    if proof.receipt is not None:
+        receipt = decode_leaf_untrusted(proof.receipt.leaf)
+    if not isinstance(statement, Statement) or isinstance(receipt, Statement):
+        raise ProofError("the proof is not a statement and its receipt")
+    return proof, statement, receipt

@@ -33,6 +33,7 @@ MAX_SIGNED_BYTES: Final = MAX_LEAF_BYTES + MAX_HEAD_BYTES + SIGNATURE_BYTES + 1_
 Scheduler = Literal["packet", "batch", "deck", "flow", "flowlet"]
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Moment = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # Unix ms; RFC 3339 has no date after 9999
 Seven = tuple[Count, Count, Count, Count, Count, Count, Count]
 NodeBytes = Annotated[bytes, Meta(min_length=NODE_ID_BYTES, max_length=NODE_ID_BYTES)]
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
@@ -93,8 +94,8 @@ class Statement(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unkn
     salt: Hash
     number: Count
     previous: Hash
-    start_ms: Count
-    end_ms: Count
+    start_ms: Moment
+    end_ms: Moment
     packets: Seven
     octets: Seven
     wire: Seven
@@ -145,7 +146,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     previous: Hash
     size: Annotated[int, Meta(ge=1, le=2**merkle.MAX_DEPTH)]
     root: Hash
-    at_ms: Count
+    at_ms: Moment
 
 
 def head_hash(head: bytes) -> bytes:

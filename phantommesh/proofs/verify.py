@@ -235,6 +235,8 @@ def check_statement(statement: Statement, alpha: float, max_loss: float = MAX_LO
     """Say what of a statement does not hold by itself, or None."""
     if statement.start_ms >= statement.end_ms:
         return "it ends before it begins"
+    if (found := fit.implausible(statement.plan)) is not None:
+        return found
     entropies = (
         ("entropy", statement.shannon, fit.entropy_bits(statement.packets)),
         ("min-entropy", statement.minimum, fit.min_entropy_bits(statement.packets)),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from phantommesh.scatter.intents import Manner
-from phantommesh.scatter.maps import SIZES, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, SLOTS
 
 EQUAL = (1.0,) * DIMENSIONS
 _REMEMBERED = 8  # epochs of the link, those used last; an unsure one alternates between two
@@ -94,7 +94,7 @@ class PeerScatter:
         before, epoch = self.current, self._numbers.take(keying.link)
         scheduler = self.manner.scheduler
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.manner.unequal)
-        committed = cards(scores, keys.noise, SIZES[scheduler])
+        committed = cards(scores, keys.noise, SLOTS[scheduler])
         dealt = deal(committed, scheduler, keys.stream, self._batch)
         if before is not None and self.live:
             self._closing = (before, self._parity)

@@ -24,13 +24,6 @@ SECRET_BYTES: Final = 32
 
 # Tuning.
 NOISE: Final = 0.2  # a share is multiplied by 1 - NOISE to 1 + NOISE; at equal scores that costs 0.01 bits
-SIZES: Final[dict[Scheduler, int]] = {  # slots in a map; those of hashes are powers of two, for a mask
-    "packet": 256,
-    "batch": 128,  # runs; each is `batch` cards long
-    "deck": 1022,  # 146 hands of seven; what one netlink message holds with ease
-    "flow": 256,
-    "flowlet": 256,
-}
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
-from phantommesh.scatter.maps import SIZES, Scheduler
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.scatter.maps import Scheduler
+from phantommesh.sizes import DIMENSIONS, SLOTS
 
 Mode = Literal["egress", "mark"]
 FAMILY: Final[dict[Mode, str]] = {"egress": "netdev", "mark": "inet"}
@@ -107,7 +107,7 @@ class PeerMap:
 
 def length_of(scheduler: Scheduler, batch: int) -> int:
     """How many cards a scheduler deals."""
-    return SIZES[scheduler] * (batch if scheduler == "batch" else 1)
+    return SLOTS[scheduler] * (batch if scheduler == "batch" else 1)
 
 
 def mark(slot: int, parity: int, dimension: int) -> int:

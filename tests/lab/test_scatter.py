@@ -19,7 +19,6 @@ from phantommesh.nursery.labmesh import converged, kill, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.scatter.maps import (
     SCHEDULERS,
-    SIZES,
     Epoch,
     Scheduler,
     cards,
@@ -29,7 +28,7 @@ from phantommesh.scatter.maps import (
 )
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, SLOTS
 from phantommesh.views import ScatterView
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, is_gone, run_in, until
@@ -337,7 +336,7 @@ def install(a: LabNode, b: LabNode, scheduler: Scheduler) -> None:
         "egress", TABLE, MASTER, (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/8")), mine, 7, 60
     )
     keys = epoch_keys(Secret(bytes(32)), bytes(16), Epoch(1, 0))
-    committed = cards([1.0] * DIMENSIONS, keys.noise, SIZES[scheduler])
+    committed = cards([1.0] * DIMENSIONS, keys.noise, SLOTS[scheduler])
     dealt = deal(committed, scheduler, keys.stream, BATCH)
     peer = PeerMap(1, *theirs, scheduler, length_of(scheduler, BATCH), 0, dealt)
     text = render(frame, ways([indexes[name] for name in INTERFACES]), [peer])

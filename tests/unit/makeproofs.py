@@ -10,6 +10,8 @@ from phantommesh.identity import Identity, NodeId
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.statement import CONTEXT, ZEROS, Plan, Proof, Scheduler, Seven, Signed
+from phantommesh.scatter import maps
+from phantommesh.sizes import SLOTS
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
 
 EQUAL: Seven = (12, 12, 12, 12, 12, 12, 12)
@@ -38,6 +40,11 @@ def seven(values: Sequence[int]) -> Seven:
 
 def plus(*parts: Sequence[int]) -> Seven:
     return seven([sum(column) for column in zip(*parts, strict=True)])
+
+
+def cards_of(scheduler: Scheduler, weights: Sequence[float] = EQUAL) -> Seven:
+    """The cards of a plan with these weights, as the scatterer would have it."""
+    return seven(maps.cards(weights, (1.0,) * 7, SLOTS[scheduler]))
 
 
 def scatter(rng: random.Random, scheduler: Scheduler, run: int, cards: Seven, packets: int) -> Seven:
@@ -78,8 +85,9 @@ class World:
         self.epoch = 0
 
     def plan(
-        self, a: str, b: str, scheduler: Scheduler = "packet", run: int = 1, cards: Seven = EQUAL
+        self, a: str, b: str, scheduler: Scheduler = "packet", run: int = 1, cards: Seven | None = None
     ) -> Plan:
+        cards = cards_of(scheduler) if cards is None else cards
         return Plan(node(a).node_id, node(b).node_id, 3, self.epoch, scheduler, run, cards)
 
     def turn(
@@ -121,7 +129,9 @@ class World:
             for other in self.names:
                 parts = ledger.unsent(node(other).node_id) if deliver and other != name else ()
                 for part in parts:
-                    kept_there = self.ledgers[other].take(node(name).node_id, Signed.decode_untrusted(part))
+                    kept_there = self.ledgers[other].take(
+                        node(name).node_id, Signed.decode_untrusted(part), int(self.now * 1000)
+                    )
                     if kept_there is not None:
                         self._keep(other, kept_there)
                 ledger.sent(node(other).node_id, parts)
@@ -130,12 +140,13 @@ class World:
         self.shelf[name, kept.peer, kept.direction, kept.number] = kept
 
     def run(
-        self, epochs: int, scheduler: Scheduler = "packet", *, run: int = 1, cards: Seven = EQUAL,
+        self, epochs: int, scheduler: Scheduler = "packet", *, run: int = 1, weights: Seven = EQUAL,
         packets: int = 2000, loss: float = 0.0,
     ) -> None:  # fmt: skip
         """Let every link run for so many epochs, and all be signed by both ends."""
         links = [(a, b) for a in self.names for b in self.names if a != b]
         counts: dict[tuple[str, str], tuple[Seven, Seven]] = {}
+        cards = cards_of(scheduler, weights)
         for number in range(epochs + 1):
             self.epoch += 1
             for a, b in links:
@@ -147,13 +158,16 @@ class World:
             self.now += EPOCH
         self.round()
 
-    def steady(self, epochs: int, packets: Seven, loss: float = 0.0, unsent: float = 0.0) -> None:
+    def steady(
+        self, epochs: int, packets: Seven, loss: float = 0.0, unsent: float = 0.0,
+        scheduler: Scheduler = "packet",
+    ) -> None:  # fmt: skip
         """Let the first node send the second the same packets in each of so many epochs."""
         a, b = self.names[:2]
         counts = None
         for number in range(epochs + 1):
             self.epoch += 1
-            self.turn(a, b, self.plan(a, b) if number < epochs else None, counts)
+            self.turn(a, b, self.plan(a, b, scheduler) if number < epochs else None, counts)
             counts = self.carry(a, b, packets, loss=loss, unsent=unsent)
             self.round()
             self.now += EPOCH

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.archive import MAGIC, Archive, Certificates
+from phantommesh.proofs.ledger import Chain, Seen
 from phantommesh.proofs.statement import (
     CONTEXT,
     Head,
+    Plan,
     Proof,
     ProofError,
     Receipt,
@@ -26,12 +28,13 @@ from phantommesh.proofs.statement import (
     decode_leaf_untrusted,
 )
 from phantommesh.proofs.verify import Report, verify
+from phantommesh.views import rfc3339
 from tests.unit.makemesh import make_mesh
 from tests.unit.makeproofs import EQUAL, MESH, NAMES, UNEQUAL, World, certificate, node, seven
 
 ROOT = MESH.mesh.root_hash
 SCHEDULERS: list[tuple[Scheduler, int]] = [
-    ("packet", 1), ("deck", 1), ("batch", 8), ("flow", 1), ("flowlet", 1),
+    ("packet", 1), ("deck", 1), ("batch", 2), ("batch", 8), ("batch", 32), ("flow", 1), ("flowlet", 1),
 ]  # fmt: skip
 
 
@@ -93,11 +96,11 @@ def restate(proof: Proof, *, received: Seven | None = None, **changed: Any) -> P
     return Proof(signed, sign("pm-2", receipt, proof.receipt))
 
 
-@pytest.mark.parametrize("cards", [EQUAL, UNEQUAL, (7, 0, 0, 1, 1, 1, 1)])
+@pytest.mark.parametrize("weights", [EQUAL, UNEQUAL, (7, 0, 0, 1, 1, 1, 1)])
 @pytest.mark.parametrize(("scheduler", "run"), SCHEDULERS)
-def test_honest_links_verify(scheduler: Scheduler, run: int, cards: Seven) -> None:
+def test_honest_links_verify(scheduler: Scheduler, run: int, weights: Seven) -> None:
     world = World(1)
-    world.run(5, scheduler, run=run, cards=cards, loss=0.01)
+    world.run(5, scheduler, run=run, weights=weights, loss=0.01)
     report = check(world)
     assert (report.mesh, report.pinned, report.proofs, report.countersigned) == ("pm", True, 10, 10)
     for found in report.links:
@@ -309,6 +312,44 @@ def test_a_distribution_that_only_the_sender_saw_is_rejected(
         check(honest(), [restate(proof, received=received, wire=received)])
 
 
+def unscattered(world: World, plan: Plan, packets: int) -> list[Proof]:
+    """The proofs of two epochs in which the sender sent everything one way and says so, to a receiver that is
+    honest."""
+    counts = None
+    for number in range(3):
+        world.turn("pm-1", "pm-2", plan if number < 2 else None, counts)
+        counts = world.carry("pm-1", "pm-2", seven([packets, 0, 0, 0, 0, 0, 0]))
+        world.round()
+        world.now += 60
+    world.round()
+    return link(world, "pm-1", "pm-2")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "run", "cards", "packets", "what"),
+    [
+        ("batch", 65_536, None, 20_000, "65536 packets in a row"),
+        ("batch", 33, None, 20_000, "33 packets in a row"),
+        ("batch", 1, None, 20_000, "1 packets in a row"),
+        ("batch", 32, None, 20_000, "dimension 0"),
+        ("batch", 32, (2**40,) * 7, 20_000, "cards"),
+        ("packet", 65_536, None, 600, "65536 packets in a row"),
+        ("packet", 1, None, 600, "do not fit"),
+        ("deck", 65_536, None, 600, "65536 packets in a row"),
+        ("deck", 1, (1,) * 7, 600, "cards"),
+        ("flow", 2, None, 600, "2 packets in a row"),
+        ("flowlet", 1, (255, 0, 0, 0, 0, 0, 0), 600, "cards"),
+    ],
+)
+def test_a_sender_does_not_choose_what_it_is_judged_by(
+    scheduler: Scheduler, run: int, cards: Seven | None, packets: int, what: str
+) -> None:
+    world = World(4)
+    plan = world.plan("pm-1", "pm-2", scheduler, run, cards)
+    with pytest.raises(ProofError, match=what):
+        check(world, unscattered(world, plan, packets))
+
+
 def test_replayed_counts_are_rejected() -> None:
     before, proof = link(honest(), "pm-1", "pm-2")[-2:]
     earlier = statement_of(before)
@@ -348,18 +389,18 @@ def test_an_entropy_that_is_not_that_of_the_counts_is_rejected(field: str) -> No
 @pytest.mark.parametrize("loss", [0.06, 0.5, -0.05])
 def test_counters_beyond_the_loss_bound_are_rejected(loss: float) -> None:
     world = World(3)
-    world.steady(3, seven([100_000] * 7), loss=loss)
+    world.steady(3, seven([100_000] * 7), loss=loss, scheduler="deck")
     with pytest.raises(ProofError, match="received"):
         check(world)
     if loss == 0.06:
         assert verify(world.archive(), max_loss=0.1).countersigned == 3
 
 
-@pytest.mark.parametrize("taken", [{"loss": 0.4}, {"unsent": 0.4}], ids=["on the way", "by the sender"])
-def test_a_little_taken_from_every_epoch_is_rejected(taken: dict[str, float]) -> None:
+@pytest.mark.parametrize(("loss", "unsent"), [(0.4, 0.0), (0.0, 0.4)], ids=["on the way", "by the sender"])
+def test_a_little_taken_from_every_epoch_is_rejected(loss: float, unsent: float) -> None:
     """In none of them more than the slack."""
     world = World(3)
-    world.steady(40, seven([300] * 7), **taken)
+    world.steady(40, seven([300] * 7), loss=loss, unsent=unsent)
     proofs = link(world, "pm-1", "pm-2")
     for proof in proofs:
         check(world, [proof])
@@ -522,6 +563,87 @@ def test_a_round_signed_after_the_certificate_ran_out_is_rejected() -> None:
     at = int((MESH.root.not_valid_after_utc.timestamp() - 10) * 1000)
     with pytest.raises(ProofError, match="had no certificate"):
         check(honest(), [Proof(sign("pm-1", statement_of(proof), proof.statement, at_ms=at), proof.receipt)])
+
+
+# ---- what is taken of peers ----
+
+
+def numbered(world: World, number: int) -> None:
+    """Let an epoch pass, whose statement the first node gives this number."""
+    ledger, peer = world.ledgers["pm-1"], node("pm-2").node_id
+    ledger._peer(peer).chain = Chain(number, bytes(32))
+    counts = world.carry("pm-1", "pm-2", seven([300] * 7))
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), counts)
+    world.round()
+    world.round(deliver=False)
+    ledger.sent(peer, ledger.unsent(peer))
+
+
+def taken(world: World) -> list[int]:
+    return sorted(key[3] for key in world.shelf if key[0] == "pm-2")
+
+
+def test_numbers_go_on_about_where_they_were() -> None:
+    """After a restart, and after epochs that this end has missed, there is a gap as long as those took."""
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    good = [40_000, 40_001, 40_003, 40_060]  # what it was before this end knew of it, is not known
+    for number in good:
+        world.now += 60
+        numbered(world, number)
+    world.now += 3600
+    with pytest.raises(ProofError, match="statement 55000"):
+        numbered(world, 55_000)
+    assert taken(world) == good
+
+
+@pytest.mark.parametrize("after", [[], [7]])
+def test_a_number_that_no_chain_can_have_come_to_is_refused(after: list[int]) -> None:
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    for number in after:
+        world.now += 60
+        numbered(world, number)
+    world.now += 60
+    with pytest.raises(ProofError, match="statement 9223372036854775807"):
+        numbered(world, 2**63 - 1)
+    assert taken(world) == after
+
+
+def test_a_clock_that_was_far_ahead_holds_no_number_up() -> None:
+    """Of a statement that was taken before dates had bounds, or of a clock that was set back."""
+    world = World(5)
+    world.ledgers["pm-2"]._peer(node("pm-1").node_id).seen = Seen(7, 2**47)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    numbered(world, 5_000)
+    assert taken(world) == [5_000]
+
+
+def test_numbers_are_remembered_of_nodes_that_leave() -> None:
+    world = World(5)
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    numbered(world, 7)
+    world.ledgers["pm-2"].retain([])
+    world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)
+    world.now += 60
+    with pytest.raises(ProofError, match="statement 5000"):
+        numbered(world, 5_000)
+
+
+@pytest.mark.parametrize("field", ["start_ms", "end_ms"])
+def test_times_are_dates(field: str) -> None:
+    changed: dict[str, Any] = {field: 253_402_300_800_000}  # the year 10000
+    proof = restate(link(honest(), "pm-1", "pm-2")[1], **changed)
+    with pytest.raises(ProofError, match="cannot be read"):
+        check(honest(), [proof])
+
+
+def test_the_last_date_can_be_written() -> None:
+    changed: dict[str, Any] = {"end_ms": 253_402_300_799_999}
+    last = statement_of(restate(link(honest(), "pm-1", "pm-2")[1], **changed))
+    assert rfc3339(last.end_ms / 1000) == "9999-12-31T23:59:59Z"
 
 
 # ---- ends that are away ----

@@ -5,6 +5,9 @@ import math
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.reconcile import unreceived
@@ -12,7 +15,8 @@ from phantommesh.proofs.statement import Plan, Receipt, Scheduler, Seven, Statem
 from phantommesh.proofs.verify import check_statement
 from phantommesh.scatter import maps
 from phantommesh.secret import Secret
-from tests.unit.makeproofs import EQUAL, UNEQUAL, plus, scatter, seven
+from phantommesh.sizes import MAX_BATCH, MIN_BATCH, SLOTS
+from tests.unit.makeproofs import EQUAL, UNEQUAL, cards_of, plus, scatter, seven
 
 ALPHA = fit.FALSE_REJECTIONS / 2
 
@@ -113,12 +117,67 @@ SCHEDULERS: list[tuple[Scheduler, int]] = [
 ]  # fmt: skip
 
 
+def state(committed: Plan, packets: Seven, octets: Seven) -> Statement:
+    """What an honest sender says of such counts."""
+    return Statement(
+        plan=committed, salt=bytes(32), number=0, previous=bytes(32), start_ms=1000, end_ms=61_000,
+        packets=packets, octets=octets, wire=octets, late_open=(0,) * 7, late_close=(0,) * 7,
+        shannon=fit.millionths(fit.entropy_bits(packets)),
+        minimum=fit.millionths(fit.min_entropy_bits(packets)),
+    )  # fmt: skip
+
+
+sevens = st.tuples(*[st.integers(0, 2**63 - 1)] * 7)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Plans of all kinds, also such as no scheduler has; the weights favour the first dimension."""
+    scheduler: Scheduler = draw(st.sampled_from(["packet", "batch", "deck"]))
+    weights = [draw(st.integers(1, 200)), *(draw(st.integers(0, 20)) for _ in range(6))]
+    cards = draw(st.one_of(st.just(cards_of(scheduler, weights)), st.just(seven(weights)), sevens))
+    runs = st.integers(MIN_BATCH, MAX_BATCH) if scheduler == "batch" else st.just(1)
+    return plan(scheduler, draw(st.one_of(runs, st.integers(1, 2**16))), cards)
+
+
+@settings(max_examples=500, deadline=None)
+@given(plans())
+def test_what_all_went_one_way_is_not_taken_for_scattered(committed: Plan) -> None:
+    """Whatever the sender wrote into its plan, unless that gives the one way nearly all."""
+    packets, octets = seven([20_000, *[0] * 6]), seven([20_000 * 1420, *[0] * 6])
+    if check_statement(state(committed, packets, octets), ALPHA) is None:
+        assert committed.cards[0] > 0.9 * sum(committed.cards) > 0
+
+
+@pytest.mark.parametrize("scheduler", maps.SCHEDULERS)
+def test_a_plan_is_one_that_its_scheduler_can_have(scheduler: Scheduler) -> None:
+    packets, zeros = scatter(random.Random(1), scheduler, 2, cards_of(scheduler), 40), (0,) * 7
+    octets = seven([100 * count for count in packets])
+    allowed = range(MIN_BATCH, MAX_BATCH + 1) if scheduler == "batch" else [1]
+    for run in range(1, 100):
+        found = check_statement(state(plan(scheduler, run, cards_of(scheduler)), packets, octets), ALPHA)
+        assert (found is None) == (run in allowed), found
+        assert run in allowed or "in a row" in str(found)
+    for total in range(2048):
+        committed = plan(scheduler, allowed[0], (total, 0, 0, 0, 0, 0, 0))
+        found = check_statement(state(committed, zeros, zeros), ALPHA)
+        assert (found is None) == (total in (0, SLOTS[scheduler])), found
+
+
+def test_a_plan_without_cards_is_no_way_around() -> None:
+    """Bytes without packets, or with a few that slipped."""
+    for count in (0, 10):
+        packets, octets = seven([count, *[0] * 6]), seven([5_000_000_000, *[0] * 6])
+        found = check_statement(state(plan(cards=(0,) * 7), packets, octets), ALPHA)
+        assert "cannot be" in str(found)
+
+
 def test_none_of_ten_thousand_honest_epochs_is_rejected() -> None:
     """Five schedulers, random weights, few packets and many, small and large, some lost, on time or late."""
     rng = random.Random(20_261_124)
     for number in range(10_000):
         scheduler, run = SCHEDULERS[number % len(SCHEDULERS)]
-        cards = seven([0 if rng.random() < 0.1 else rng.randint(1, 60) for _ in range(7)])
+        cards = cards_of(scheduler, [0 if rng.random() < 0.1 else rng.randint(1, 60) for _ in range(7)])
         if not any(cards):
             continue
         packets = scatter(rng, scheduler, run, cards, int(2 ** rng.uniform(0, 11)))
@@ -128,12 +187,12 @@ def test_none_of_ten_thousand_honest_epochs_is_rejected() -> None:
         late = seven([int(sent * rng.random() * 0.1) for sent in wire]), seven(rng.choices(range(5000), k=7))
         slipped = [-early + rng.randint(0, behind) for early, behind in zip(*late, strict=True)]
         received = seven([max(0, int(x * rng.uniform(0.96, 1))) for x in plus(wire, slipped)])
-        statement = Statement(
-            plan=plan(scheduler, run, cards), salt=bytes(32), number=0, previous=bytes(32), start_ms=1000,
-            end_ms=61_000, packets=packets, octets=octets, wire=wire, late_open=late[0], late_close=late[1],
-            shannon=fit.millionths(fit.entropy_bits(packets)),
-            minimum=fit.millionths(fit.min_entropy_bits(packets)),
-        )  # fmt: skip
+        statement = replace(
+            state(plan(scheduler, run, cards), packets, octets),
+            wire=wire,
+            late_open=late[0],
+            late_close=late[1],
+        )
         held = 60_000 + rng.randint(-2000, 2000)
         receipt = Receipt(bytes(16), bytes(16), bytes(32), bytes(32), held, received)
         assert check_statement(statement, ALPHA) is None, (number, statement)
@@ -179,7 +238,7 @@ def test_the_scatterers_own_maps_keep_to_the_span(scheduler: Scheduler) -> None:
         for number in range(5):
             secret, unequal = Secret(bytes([number]) * 32), number % 2 == 1
             keys = maps.epoch_keys(secret, bytes(16), maps.Epoch(1, number), unequal=unequal)
-            cards = seven(maps.cards(scores, keys.noise, maps.SIZES[scheduler]))
+            cards = seven(maps.cards(scores, keys.noise, SLOTS[scheduler]))
             dealt = maps.deal(cards, scheduler, keys.stream, 8)
             committed = plan(scheduler, 8 if scheduler == "batch" else 1, cards)
             for _ in range(60):

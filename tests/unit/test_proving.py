@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proofs in the node: told, signed, countersigned, stored; with peers away and damaged disks."""
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -8,18 +9,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from phantommesh import control
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import proving as module
 from phantommesh.nursery.proving import Proving
+from phantommesh.nursery.report import _direction
 from phantommesh.nursery.streams import StreamError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.shelf import HEADS, Shelf
-from phantommesh.proofs.statement import ZEROS, ProofError
+from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Statement, decode_leaf_untrusted
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
@@ -27,10 +32,11 @@ from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from tests.unit.makemesh import identity, make_mesh, plain_record
-from tests.unit.makeproofs import EQUAL, plus, seven
+from tests.unit.makeproofs import cards_of, plus, seven
 
 MESH = make_mesh("proving", now=time.time())
 SHARE = seven([300] * 7)
+CARDS = cards_of("packet")
 
 
 class State:
@@ -52,6 +58,7 @@ class End:
         self.away = self.hangs = False
         self.other: End = self
         self.epochs = self.reads = self.asked = self.calls = 0
+        self.ahead = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -98,13 +105,13 @@ class End:
 
     def turn(self, hits: Hits | None = None) -> None:
         """The scatterer goes on to the next epoch."""
-        begun = time.time() - 10
+        begun = time.time() - 10 + self.ahead
         ended = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, hits or Hits(), begun + 2 * self.epochs
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, hits or Hits(), begun + 2 * self.epochs
         )
         self.epochs += 1
         current = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, EQUAL, Hits(), begun + 2 * self.epochs
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, Hits(), begun + 2 * self.epochs
         )
         self.proving.epoch(self.other.id, ended, current)
 
@@ -249,6 +256,95 @@ async def test_the_chain_goes_on_after_a_restart(pair: Pair) -> None:
         await prove(a, 2)
         (link,) = (await a.verified()).links
         assert (link.proofs, link.countersigned) == (4, 4)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_lost_its_state_begins_again(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 4)
+    shutil.rmtree(a.at)
+    a.restart()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.proving.run)
+        await until(lambda: a.proving.ready)
+        await a.read()
+        await step(a)
+        await prove(a, 2)
+        for end in pair:  # nothing of the old chain, which contradicts the new one
+            (link,) = (await end.verified()).links
+            assert (link.proofs, link.countersigned) == (2, 2)
+        shown = b.proving.review.link(a.id, "received")
+        assert list(shown.whole) == [0, 1] and shown.newest is not None and shown.newest.number == 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("ahead", [2**62 / 1000, 2 * 86_400.0, -2 * 86_400.0])
+async def test_a_statement_of_another_time_is_refused(pair: Pair, ahead: float) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 1)
+    a.ahead = ahead
+    with capture_logs() as logged:
+        await prove(a, 1)
+    assert b.results == {"witnessed": 1, "refused": 1}
+    assert any(line["event"] == "part of a proof refused" for line in logged)
+    a.ahead = 0.0
+    await prove(a, 1)
+    assert b.results == {"witnessed": 2, "refused": 1}
+    shown = b.proving.review.link(a.id, "received")
+    assert list(shown.whole.values()) == [True, True]
+    found = _direction(shown).newest
+    assert found is not None and found.problem is None
+
+
+def rewrite(end: End, was: int, number: int, **changed: int) -> Path:
+    """Have a received proof on disk say something else, as if it had been taken."""
+    before = next(end.at.rglob(f"received-*{was}"))
+    proof = msgspec.msgpack.decode(before.read_bytes(), type=Proof)
+    statement = decode_leaf_untrusted(proof.statement.leaf)
+    assert isinstance(statement, Statement)
+    leaf = msgspec.msgpack.encode(replace(statement, number=number, **changed))
+    path = before.with_name(f"received-{number:019}")
+    before.unlink()
+    path.write_bytes(msgspec.msgpack.encode(replace(proof, statement=replace(proof.statement, leaf=leaf))))
+    return path
+
+
+async def test_a_date_that_is_none_is_dropped_from_disk(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 3)
+    path = rewrite(b, 2, 2, start_ms=2**62 - 60_000, end_ms=2**62)
+    b.restart()
+    async with trio.open_nursery() as nursery:
+        with capture_logs() as logged:
+            nursery.start_soon(b.proving.run)
+            await until(lambda: b.proving.ready)
+        (line,) = [line for line in logged if line["event"] == "a proof on disk is thrown away"]
+        assert line["file"] == str(path) and not path.exists()
+        shown = b.proving.review.link(a.id, "received")
+        assert list(shown.whole) == [0, 1] and _direction(shown).newest is not None
+        assert (await b.verified()).proofs == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_number_on_disk_that_cannot_be_gives_way_to_the_next(pair: Pair) -> None:
+    a, b = pair
+    await step(a)
+    await prove(a, 3)
+    path = rewrite(b, 2, 2**63 - 1)
+    b.restart()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.proving.run)
+        await until(lambda: b.proving.ready)
+        await b.read()
+        await step(a)
+        await prove(a, 3)
+        assert not path.exists()
+        (link,) = (await b.verified()).links
+        shown = b.proving.review.link(a.id, "received")
+        assert link.proofs == 3 and shown.newest is not None and max(shown.whole) == shown.newest.number
         nursery.cancel_scope.cancel()
 
 

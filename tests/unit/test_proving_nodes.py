@@ -19,7 +19,7 @@ from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.makeproofs import EQUAL
+from tests.unit.makeproofs import cards_of
 from tests.unit.test_reconciler import FakeBackend
 
 PACKETS = (3000,) * 7
@@ -44,7 +44,7 @@ def epoch(node: Node, other: Node, number: int, began: float) -> None:
     """What the scatterer says at the end of an epoch of two seconds."""
     hits = Hits(PACKETS, tuple(n * 1380 for n in PACKETS)) if number else Hits()
     ended, current = (
-        EpochCounts(Epoch(1, n), "deck", (1.0,) * 7, EQUAL, counted, began + 2 * n)
+        EpochCounts(Epoch(1, n), "deck", (1.0,) * 7, cards_of("deck"), counted, began + 2 * n)
         for n, counted in ((number, hits), (number + 1, Hits()))
     )
     node.proving.epoch(other.state.identity.node_id, ended, current)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from phantommesh.scatter.maps import (
     NOISE,
     SCHEDULERS,
-    SIZES,
     Epoch,
     EpochKeys,
     Scheduler,
@@ -22,7 +21,7 @@ from phantommesh.scatter.maps import (
     epoch_keys,
 )
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.sizes import DIMENSIONS, SLOTS
 from tests.unit.test_keys import hkdf_expand, prefixed
 
 SECRET = Secret(b"s" * 32)
@@ -55,8 +54,8 @@ def test_unequal_factors_are_cubes_and_leave_each_dimension_a_slot() -> None:
     assert made.stream.reveal() == keys().stream.reveal()
     largest = []
     for number in range(200):
-        dealt = cards(EVEN, epoch_keys(SECRET, SENDER, Epoch(1, number), unequal=True).noise, SIZES["batch"])
-        assert sum(dealt) == SIZES["batch"] and min(dealt) >= 1
+        dealt = cards(EVEN, epoch_keys(SECRET, SENDER, Epoch(1, number), unequal=True).noise, SLOTS["batch"])
+        assert sum(dealt) == SLOTS["batch"] and min(dealt) >= 1
         largest.append(max(dealt) / sum(dealt))
     assert 0.35 < sorted(largest)[100] < 0.55  # of seven equal ones it would be a seventh
 
@@ -105,7 +104,7 @@ def test_at_equal_scores_the_committed_entropy_is_nearly_whole() -> None:
     for number in range(200):
         noise = keys(Epoch(1, number)).noise
         for scheduler in SCHEDULERS:
-            assert entropy_bits(cards(EVEN, noise, SIZES[scheduler])) >= 2.75
+            assert entropy_bits(cards(EVEN, noise, SLOTS[scheduler])) >= 2.75
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
@@ -125,7 +124,7 @@ def test_what_is_dealt_is_what_was_committed(
     given_scores: list[float], number: int, scheduler: Scheduler
 ) -> None:
     made = keys(Epoch(1, number))
-    committed = cards(given_scores, made.noise, SIZES[scheduler])
+    committed = cards(given_scores, made.noise, SLOTS[scheduler])
     batch = 8 if scheduler == "batch" else 1
     dealt = deal(committed, scheduler, made.stream, batch)
     counted = Counter(dealt)
