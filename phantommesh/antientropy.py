@@ -20,7 +20,7 @@ from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster, SignedRe
 
 BUCKETS: Final = 256  # by the first byte of the node id
 DIGEST_BYTES: Final = 8
-MAX_WANTED: Final = 256  # records in one answer, about 4 MB
+MAX_WANTED: Final = 256  # records in one question or answer, about 4 MB
 
 _CONTRADICTED: Final = b"contradicted"
 _BITMAP_BYTES: Final = BUCKETS // 8

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from phantommesh.antientropy import MAX_WANTED
+
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 
 
@@ -108,13 +110,13 @@ class Differs(msgspec.Struct, frozen=True, tag="differs"):
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     """Ask for the records of these hashes."""
 
-    hashes: tuple[bytes, ...]
+    hashes: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_WANTED)]
 
 
 class Records(msgspec.Struct, frozen=True, tag="records"):
     """Signed records, encoded: those of the hashes that the answerer knows, or as many as fit."""
 
-    records: tuple[bytes, ...]
+    records: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_WANTED)]
 
 
 class SyncOpen(msgspec.Struct, frozen=True, tag="sync-open"):

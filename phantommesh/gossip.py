@@ -81,7 +81,7 @@ class Gossip:
         self._keyless_pause = KEYLESS_AGAIN
         self._envelope, self._where, self._digest, self._in_use = envelope, where, digest, in_use
         self._routes: dict[NodeId, _Route] = {}
-        self._ask_after: dict[NodeId | None, float] = {}
+        self._asked_at: dict[NodeId | None, float] = {}
         self._nothing_new: OrderedDict[bytes, None] = OrderedDict()
         self._drops: Counter[str] = Counter()
 
@@ -161,8 +161,8 @@ class Gossip:
     def forget(self, members: set[NodeId]) -> None:
         """Keep nothing of nodes other than these."""
         self._routes = {member: route for member, route in self._routes.items() if member in members}
-        self._ask_after = {
-            who: when for who, when in self._ask_after.items() if who is None or who in members
+        self._asked_at = {
+            who: when for who, when in self._asked_at.items() if who is None or who in members
         }
 
     # Who has other keys or revocations.
@@ -173,9 +173,9 @@ class Gossip:
         return self._ask(None, b"", KEYLESS_AGAIN if alone else self._keyless_pause, now)
 
     def _ask(self, member: NodeId | None, digest: bytes, pause: float, now: float) -> list[Effect]:
-        if digest in self._nothing_new or now < self._ask_after.get(member, -inf):
+        if digest in self._nothing_new or now < self._asked_at.get(member, -inf) + pause:
             return []
-        self._ask_after[member] = now + pause
+        self._asked_at[member] = now
         return [AskKeys(member, digest)]
 
     def moot(self, wanted: AskKeys) -> bool:

@@ -18,7 +18,7 @@ from phantommesh.groupkey import Keyring
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
-from phantommesh.membership.messages import EVENT_SIZE
+from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
@@ -154,7 +154,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
 def next_generation(state: StateDir, now: float) -> int:
     """Return a number of 32 bits that is greater than at any start before, and on disk when this returns.
 
-    The clock keeps it so where the state came back from a backup. Raises StateError.
+    The clock keeps it so where the state came back from a backup. No other node has a say in it: what rumours
+    add to a claim's generation is the leap. Raises StateError.
     """
     last = 0
     if state.has(statedir.GENERATION):
@@ -168,6 +169,15 @@ def next_generation(state: StateDir, now: float) -> int:
         )
     state.write(statedir.GENERATION, str(generation).encode("ascii"))
     return generation
+
+
+def load_leap(state: StateDir) -> int:
+    """Read how far past the number of a start our claims are. Damage costs only that: we leap again."""
+    try:
+        leap = int(state.read(statedir.LEAP)) if state.has(statedir.LEAP) else 0
+    except (StateError, ValueError):
+        return 0
+    return leap if 0 <= leap <= MAX_GENERATION else 0
 
 
 def encode_members(claims: Iterable[bytes]) -> bytes:

@@ -35,6 +35,7 @@ ROSTER: Final = "roster.bin"
 REVOCATIONS: Final = "revocations.bin"
 KEYRING: Final = "groupkeys.bin"  # there from the first key on; an authority makes it when it first runs
 GENERATION: Final = "generation"  # the number of the last start
+LEAP: Final = "leap"  # how far past it our claims are, if at all; no loss if it is lost
 MEMBERS: Final = "members.bin"  # what up to 256 members last said of themselves; no loss if it is lost
 INVITES: Final = "invites"
 PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost

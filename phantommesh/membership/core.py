@@ -10,9 +10,19 @@ from random import Random
 from typing import Any, Final
 
 from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
-from phantommesh.membership.effects import Effect, Send
+from phantommesh.membership.effects import Effect, Persist, Send
 from phantommesh.membership.health import Awareness, RoundTrips
-from phantommesh.membership.messages import ACK, ALIVE, GOSSIP, LEFT, MAX_EVENTS, encode, make_key
+from phantommesh.membership.messages import (
+    ACK,
+    ALIVE,
+    GOSSIP,
+    LEFT,
+    MAX_EVENTS,
+    MAX_GENERATION,
+    MAX_INCARNATION,
+    encode,
+    make_key,
+)
 from phantommesh.membership.presets import Params
 from phantommesh.membership.table import Table
 from phantommesh.wire import Address
@@ -113,7 +123,11 @@ class Core:
     # What we say of ourselves.
 
     def say(self, incarnation: int) -> None:
-        """Set our incarnation, and state and spread the event that goes with it."""
+        """Set our incarnation, and state and spread the event that goes with it. After the last incarnation
+        comes a new generation: whoever names us can bring us there."""
+        if incarnation > MAX_INCARNATION:
+            self.generation, incarnation = min(self.generation + 1, MAX_GENERATION), 0
+            self.out.append(Persist(self.generation))
         self.incarnation = incarnation
         state = LEFT if self.leaving else ALIVE
         key = make_key(self.generation, incarnation)

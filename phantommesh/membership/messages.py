@@ -207,6 +207,8 @@ def decode_sync_untrusted(data: bytes) -> SyncMessage:
     if data[start + STATE :: EVENT_SIZE].strip(_STATES):
         raise GossipError("state")
     events = [data[i : i + EVENT_SIZE] for i in range(start, len(data), EVENT_SIZE)]
+    if len({event[:NODE_ID_SIZE] for event in events}) != count:
+        raise GossipError("twice")  # a table has one claim of each node, and each newer one here is a change
     if kind is SyncKind.DIGEST:
         return SyncMessage(
             kind, sender, struct.unpack_from(f"!{BUCKETS}Q", data, _SYNC_HEADER.size), [], events

@@ -27,8 +27,6 @@ from phantommesh.membership.messages import (
     GENERATION,
     KEY,
     LEFT,
-    MAX_GENERATION,
-    MAX_INCARNATION,
     STATE,
     SUSPECT,
     State,
@@ -192,8 +190,4 @@ class Rumours:
             core.out.append(Persist(generation))
         elif raw[STATE] != ALIVE:
             core.health.adjust(1)
-        if incarnation >= MAX_INCARNATION:
-            core.generation = min(core.generation + 1, MAX_GENERATION)
-            core.out.append(Persist(core.generation))
-            incarnation = -1
         core.say(incarnation + 1)

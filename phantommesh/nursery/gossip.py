@@ -20,9 +20,9 @@ from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import GossipError
+from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
-from phantommesh.nodestate import NodeState, encode_members, load_members
+from phantommesh.nodestate import NodeState, encode_members, load_leap, load_members
 from phantommesh.nursery import streams
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
@@ -66,16 +66,18 @@ class GossipDriver:
         learned: Callable[[float], None],
         look: Callable[[], None],
     ) -> None:
-        """``where`` gives the addresses of a member's record, ``seeds`` those to try for ever; ``look`` has
-        the interfaces read soon."""
+        """``generation`` is the number of this start: no rumour moves the next one. ``where`` gives the
+        addresses of a member's record, ``seeds`` those to try for ever; ``look`` has the interfaces read
+        soon."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._where, self._changed, self._learned, self._look = where, changed, learned, look
         self._mine, self._seeds = node.identity.node_id, seeds
         me = node.roster.get(self._mine)
+        self._start, self._leap = generation, load_leap(node.state)
         self._known: dict[NodeId, bytes] = {}  # by member, the hash of the record that membership was told of
         self.membership = Membership(
             node=self._mine,
-            generation=generation,
+            generation=min(generation + self._leap, MAX_GENERATION),
             record_seq=0 if me is None else me.record.seq,
             record_hash=bytes(16) if me is None else me.hash,
             rng=random.SystemRandom(),
@@ -102,7 +104,7 @@ class GossipDriver:
         )
         self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
         self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
-        self._generation, self._spread_new = generation, False
+        self._saving, self._spread_new = trio.Lock(), False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._fetching, self._wanted = asking.Fetching(), trio.Event()
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
@@ -218,7 +220,7 @@ class GossipDriver:
                 case AskKeys():
                     self._queue(self._to_ask, effect, "ask")
                 case Persist(generation):
-                    self._generation = generation
+                    self._leap = generation - self._start
                     self._unsaved.set()
                 case _:
                     assert_never(effect)
@@ -370,15 +372,15 @@ class GossipDriver:
                 await trio.sleep(SAVE_AGAIN)
 
     async def save(self) -> None:
-        """Write the generation and what members last said of themselves. Raises StateError."""
-        self._unsaved = trio.Event()
-        try:
-            generation, claims = (
-                str(self._generation).encode("ascii"),
-                encode_members(self.membership.snapshot()),
-            )
-            for name, data in ((statedir.GENERATION, generation), (statedir.MEMBERS, claims)):
-                await trio.to_thread.run_sync(self._node.state.write, name, data)
-        except BaseException:
-            self._unsaved.set()
-            raise
+        """Write what members last said of themselves, and how far we have leapt. Raises StateError."""
+        async with self._saving:
+            self._unsaved = trio.Event()
+            try:
+                files = {statedir.MEMBERS: encode_members(self.membership.snapshot())}
+                if self._leap:
+                    files[statedir.LEAP] = str(self._leap).encode("ascii")
+                for name, data in files.items():
+                    await trio.to_thread.run_sync(self._node.state.write, name, data)
+            except BaseException:
+                self._unsaved.set()
+                raise

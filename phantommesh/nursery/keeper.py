@@ -83,17 +83,19 @@ class RosterKeeper:
         return True
 
     async def take(self, records: Iterable[bytes]) -> int:
-        """Add encoded records that somebody sent; one that does not hold is logged and left out. Return how
-        many changed the roster, which is told once."""
-        came = 0
+        """Add encoded records that somebody sent; those that do not hold are left out, and logged once.
+        Return how many changed the roster, which is told once."""
+        came, refused = 0, list[str]()
         try:
             for data in records:
                 await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
                 try:
                     came += self.roster.add(SignedRecord.decode_untrusted(data), time())
                 except PhantomMeshError as error:
-                    log.warning("record refused", error=str(error))
+                    refused.append(str(error))
         finally:
+            if refused:
+                log.warning("records refused", count=len(refused), error=refused[0])
             self._report_equivocations()
             if came:
                 self._note_change()

@@ -22,8 +22,56 @@ if TYPE_CHECKING:
 
 # Tuning.
 TOLD_REASONS = 8  # that an event names; `status` has them all
+ONE_RATE, ONE_BURST = 1.0, 5  # changes told of one member a second, and at once, of those that can be made up
+ALL_RATE, ALL_BURST = 4.0, 256  # and of all members together: the events kept are for more than that
 
 log = structlog.get_logger("phantommesh.report")
+
+
+class _Tokens:
+    """A bucket of them, full at first."""
+
+    def __init__(self, rate: float, burst: int, now: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._then = float(burst), now
+
+    def take(self, now: float) -> bool:
+        self._left = min(self._burst, self._left + (now - self._then) * self._rate)
+        self._then = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Telling:
+    """Which changes of members are told, in the log and as events.
+
+    One insider can make up updates, restarts and suspicions as fast as it sends: of those only so many are.
+    The end of a suspicion is told where its beginning was. All else takes more than one member's word.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.untold = 0  # left out since something was told last
+        self._all = _Tokens(ALL_RATE, ALL_BURST, now)
+        self._each: dict[bytes, _Tokens] = {}
+        self._suspected: set[bytes] = set()
+
+    def wants(self, change: Changed, now: float) -> bool:
+        """Whether to tell this one."""
+        node, event = change.node, change.event
+        if event in ("updated", "restarted", "suspected"):
+            each = self._each.setdefault(node, _Tokens(ONE_RATE, ONE_BURST, now))
+            told = each.take(now) and self._all.take(now)
+            if told and event == "suspected":
+                self._suspected.add(node)
+        else:
+            told = node in self._suspected or event not in ("refuted", "vetoed")
+            self._suspected.discard(node)
+        if change.new is None:
+            self._each.pop(node, None)
+        self.untold += not told
+        return told
 
 
 class Recorder:
@@ -35,6 +83,7 @@ class Recorder:
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
+        self._telling = Telling(trio.current_time())
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
@@ -43,14 +92,19 @@ class Recorder:
         self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
 
     def member_changed(self, change: Changed) -> None:
-        """Gossip has news of a member."""
-        entry = self._node.keeper.roster.get(NodeId(change.node))
-        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
+        """Gossip has news of a member. All is counted; ``untold`` in an event says how many were not told."""
         state = "forgotten" if change.new is None else change.new.name.lower()
         self._metrics.membership_changes.labels(state).inc()
+        if not self._telling.wants(change, trio.current_time()):
+            return
+        data: dict[str, object] = {"state": state}
+        if self._telling.untold:
+            data["untold"], self._telling.untold = self._telling.untold, 0
+        entry = self._node.keeper.roster.get(NodeId(change.node))
+        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
-        say("member " + change.event, peer=name, state=state)
-        self._publish(f"peer.{change.event}", change.node, {"state": state})
+        say("member " + change.event, peer=name, **data)
+        self._publish(f"peer.{change.event}", change.node, data)
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""

@@ -54,6 +54,7 @@ class Machine:
         self.process: Process | None = None
         self.joining: Joining | None = None
         self.generation = 0
+        self.leap = 0
         self.life = 0
         self.offset = self.wall_offset = 0.0
         self.wake = NEVER

@@ -92,7 +92,8 @@ class Process:
         if shared is not None:
             self.told = {entry.member.node_id: entry.hash for entry in shared[0]}
         self.membership = Membership(
-            node=self.me, generation=machine.generation, record_seq=0 if me is None else me.record.seq,
+            node=self.me, generation=machine.generation + machine.leap,
+            record_seq=0 if me is None else me.record.seq,
             record_hash=bytes(16) if me is None else me.hash, rng=Random(self.rng.getrandbits(64)),
             now=self.now, params=sim.params, known=known,
         )  # fmt: skip
@@ -200,7 +201,7 @@ class Process:
                 case FetchRecord() | Sync() | AskKeys():
                     self.asker.want(effect)
                 case Persist(generation):
-                    self.machine.generation = generation
+                    self.machine.leap = generation - self.machine.generation
 
     def carry_links(self, wanted: Sequence[LinkEffect]) -> None:
         """`LinkDriver.carry_out`."""

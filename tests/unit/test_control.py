@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh import control
+from phantommesh.antientropy import MAX_WANTED
 from phantommesh.control import ControlError
 
 bytes_ = st.binary(max_size=60)
@@ -50,6 +51,16 @@ def test_answers_come_back(answer: control.Answer) -> None:
     assert control.decode_answer_untrusted(data) == answer
     with pytest.raises(ControlError):
         control.decode_request_untrusted(data)
+
+
+def test_more_records_than_anyone_asks_for_at_once_are_no_message() -> None:
+    most = (b"",) * MAX_WANTED
+    assert control.decode_request_untrusted(control.encode(control.Fetch(most))) == control.Fetch(most)
+    assert control.decode_answer_untrusted(control.encode(control.Records(most))) == control.Records(most)
+    with pytest.raises(ControlError):
+        control.decode_request_untrusted(control.encode(control.Fetch((*most, b""))))
+    with pytest.raises(ControlError):
+        control.decode_answer_untrusted(control.encode(control.Records((*most, b""))))
 
 
 def check_decoders(data: bytes) -> None:

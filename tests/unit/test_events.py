@@ -12,9 +12,12 @@ from structlog.testing import capture_logs
 
 from phantommesh.config import Intent, ScatterSection
 from phantommesh.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
-from phantommesh.identity import format_node_id
+from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.effects import Alarm
+from phantommesh.membership.effects import Changed
+from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.views import Event
@@ -163,6 +166,64 @@ def told(node: Node, wanted: str) -> list[Event]:
     return node.events.read(0, Filter.parse(wanted), 1000).events
 
 
+def check_that_forged_claims_flood_nothing(node: Node, member: NodeId) -> None:
+    """Of as many changes as come in one message: all are counted, few are told."""
+    count = node.metrics.registry.get_sample_value
+    name, labels = "phantommesh_membership_changes_total", {"state": "alive"}
+    counted, last = count(name, labels) or 0.0, node.events.last
+    with capture_logs() as logs:
+        for _ in range(65_536):
+            node.recorder.member_changed(Changed(member, State.ALIVE, State.ALIVE, "updated"))
+    assert count(name, labels) == counted + 65_536
+    assert node.events.last - last == len(logs) <= ONE_BURST + 10
+
+
+def changed(index: int, event: str, new: State | None = State.ALIVE) -> Changed:
+    return Changed(index.to_bytes(16), State.ALIVE, new, event)
+
+
+@pytest.mark.parametrize("event", ["updated", "restarted"])
+def test_of_what_one_member_can_make_up_little_is_told(event: str) -> None:
+    telling = Telling(0.0)
+    assert sum(telling.wants(changed(1, event), 0.0) for _ in range(1000)) == ONE_BURST
+    assert telling.untold == 1000 - ONE_BURST
+    assert telling.wants(changed(2, event), 0.0)
+    assert not telling.wants(changed(1, event), 0.5)
+    assert telling.wants(changed(1, event), 1.0)
+
+
+def test_nor_of_all_members_together() -> None:
+    telling = Telling(0.0)
+    assert sum(telling.wants(changed(i, "updated"), 0.0) for i in range(5000)) == ALL_BURST
+    assert telling.wants(changed(1, "updated"), 60.0)
+
+
+def test_an_update_does_not_hide_a_suspicions_end() -> None:
+    telling = Telling(0.0)
+    changes = [changed(1, "suspected", State.SUSPECT), changed(1, "updated"), changed(1, "vetoed")]
+    assert all(telling.wants(change, 0.0) for change in changes)
+    assert not telling.wants(changed(1, "vetoed"), 0.0)
+
+
+def test_a_suspicion_and_its_end_are_told_both_or_neither() -> None:
+    telling = Telling(0.0)
+    told = [
+        telling.wants(changed(1, event, state), 0.0)
+        for _ in range(100)
+        for event, state in (("suspected", State.SUSPECT), ("refuted", State.ALIVE))
+    ]
+    assert told[: 2 * ONE_BURST] == [True] * 2 * ONE_BURST
+    assert not any(told[2 * ONE_BURST :])
+    for event, state in (
+        ("dead", State.DEAD),
+        ("returned", State.ALIVE),
+        ("left", State.LEFT),
+        ("purged", None),
+    ):
+        assert telling.wants(changed(1, event, state), 0.0)  # no one member's word makes these
+    assert telling.wants(changed(1, "updated"), 0.0)  # it came anew
+
+
 async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
@@ -181,6 +242,7 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
             assert (alarm.node, alarm.data["kind"], alarm.data["detail"]) == ("beta", "stale", "silence")
             # The model's WireGuard never shakes hands, so beta does not answer.
             await until(lambda: any("peer beta" in str(e.data) for e in told(alpha, "health.degraded")))
+            check_that_forged_claims_flood_nothing(alpha, joined.node_id)
         await until(lambda: bool(told(alpha, "peer.left")))
         assert {event.node for event in told(alpha, "peer.*")} == {"beta"}
         alpha.recorder.measure()

@@ -15,8 +15,9 @@ from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import NodeId
+from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord
-from phantommesh.membership.messages import State
+from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
 from phantommesh.nursery.node import Node
@@ -160,6 +161,35 @@ async def test_what_members_said_is_kept_and_a_later_start_has_a_greater_generat
     assert gamma.node_id in kept.ids
     async with serving(tmp_path / "b") as node:
         assert node.gossip.membership.generation > first
+
+
+async def test_no_rumour_stops_a_node_from_starting_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start number has 32 bits. Rumours once moved it beyond them."""
+    state = make_authority(tmp_path / "a")
+    me = state.identity.node_id
+    monkeypatch.setattr(rumours, "MAX_LEAP", 2**48)
+    for said in (2**40, 2**41, 2**48 - 1):
+        forged = Event(me, said, 2**24 - 1, State.DEAD, 1, bytes(16)).encode()
+        async with serving(tmp_path / "a") as node:
+            driver = node.gossip
+            datagram = encode(GOSSIP, bytes(8), b"b" * 16, NOBODY, [forged])
+            effects = driver.membership.receive(datagram, Address("192.0.2.1", 1), trio.current_time())
+            driver._carry_out(driver.gossip.seal(effects, trio.current_time()))
+            spoken = driver.membership.generation, driver.membership.incarnation
+            assert spoken[0] >= said
+        async with serving(tmp_path / "a") as node:  # it speaks on where it was
+            assert spoken[0] < node.gossip.membership.generation or spoken[0] == 2**48 - 1
+    assert int(state.state.read(statedir.GENERATION)) < time() + 60
+
+
+@pytest.mark.parametrize("damage", [b"x", b"", b"-1", b"9" * 20])
+async def test_a_damaged_leap_stops_no_start(tmp_path: Path, damage: bytes) -> None:
+    state = make_authority(tmp_path / "a")
+    state.state.write(statedir.LEAP, damage)
+    async with serving(tmp_path / "a") as node:
+        assert node.gossip.membership.generation == int(state.state.read(statedir.GENERATION))
 
 
 @pytest.mark.parametrize("damage", [b"x", b"x" * 48, bytes(47)])

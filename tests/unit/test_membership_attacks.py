@@ -215,6 +215,39 @@ def test_the_highest_numbers_do_not_lock_a_member_out() -> None:
     assert mesh.agreed()
 
 
+def test_leaps_forged_for_hours_leave_a_member_its_own_word() -> None:
+    """One datagram every 10 s carries a generation past the 32 bits of a start number in 7 hours."""
+    mesh = Mesh(4)
+    mesh.crash(VICTIM)
+    mesh.nodes[VICTIM].generation = 2**32 - 2**21
+    mesh.start(VICTIM, known=Snapshot(map(claim, range(4))))
+    assert mesh.run(30, mesh.agreed)
+
+    def leap(_: int) -> None:
+        generation = mesh.nodes[VICTIM].generation + 2**20
+        mesh.forge(Event(node_id(VICTIM), generation, 2**24 - 1, State.DEAD, 1, node_id(2)).encode())
+
+    mesh.every(10.5, 4, leap)
+    assert mesh.nodes[VICTIM].generation > 2**32
+    mesh.crash(VICTIM)
+    mesh.start(VICTIM, known=Snapshot(map(claim, range(4))))
+    assert mesh.run(60, mesh.agreed)
+
+
+def test_the_last_incarnation_does_not_keep_a_member_from_speaking_up() -> None:
+    mesh = Mesh(4)
+    mesh.forge(Event(node_id(VICTIM), 1, 2**24 - 2, State.ALIVE, 1, bytes(16)).encode())
+    mesh.run(1)
+    mesh.publish(VICTIM)
+    assert mesh.run(20, mesh.agreed)
+    mesh.forge(Event(node_id(VICTIM), 2, 2**24 - 2, State.ALIVE, 1, bytes(16)).encode())
+    mesh.run(1)
+    victim = mesh.nodes[VICTIM].member
+    assert victim is not None
+    victim.leave(mesh.now)
+    assert mesh.run(20, lambda: mesh.state(0, VICTIM) is State.LEFT)
+
+
 def test_a_made_up_record_is_never_taken_for_verified_and_the_true_one_comes_back() -> None:
     mesh = Mesh(6)
     mesh.forge(Event(node_id(VICTIM), 1, 1, State.ALIVE, 99, b"forged!!" * 2).encode())

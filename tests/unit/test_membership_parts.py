@@ -35,6 +35,13 @@ def test_an_event_has_48_bytes_and_reads_back() -> None:
     assert Event.of(value.encode()) == value
 
 
+def test_a_sync_that_names_a_node_twice_is_none() -> None:
+    """Each newer claim was a change, an event and a line in the log: 65,536 of one member in one message."""
+    twice = [event(1), event(2), event(1, incarnation=7)]
+    with pytest.raises(GossipError, match="twice"):
+        decode_sync_untrusted(messages.encode_events(SyncKind.DIFFERENCE, b"s" * 16, [0], twice))
+
+
 def test_keys_order_by_generation_then_incarnation() -> None:
     keys = [make_key(g, i) for g in (0, 1, 255, 256, 2**40) for i in (0, 1, 255, 256, 2**24 - 1)]
     assert keys == sorted(keys)
