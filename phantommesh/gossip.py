@@ -161,9 +161,7 @@ class Gossip:
     def forget(self, members: set[NodeId]) -> None:
         """Keep nothing of nodes other than these."""
         self._routes = {member: route for member, route in self._routes.items() if member in members}
-        self._asked_at = {
-            who: when for who, when in self._asked_at.items() if who is None or who in members
-        }
+        self._asked_at = {who: when for who, when in self._asked_at.items() if who is None or who in members}
 
     # Who has other keys or revocations.
 
