@@ -144,9 +144,10 @@ class FramedStream:
     async def receive(self, limit: int) -> bytes:
         """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
         await self._fill(4)
-        end = 4 + int.from_bytes(self._buffer[:4])
-        if end > 4 + limit:
-            raise StreamError("a frame is too long")
+        size = int.from_bytes(self._buffer[:4])
+        if size > limit:
+            raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
+        end = 4 + size
         await self._fill(end)
         frame = bytes(self._buffer[4:end])
         del self._buffer[:end]
@@ -232,12 +233,13 @@ class Client:
             raise StreamError("the other end does not answer") from error
         return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
 
-    async def ask(self, request: control.Request) -> control.Answer:
-        """Send one request and return its answer; a refusal is an answer too. Raises `StreamError`."""
+    async def ask(self, request: control.Request, *, limit: int = channel.MAX_FRAME) -> control.Answer:
+        """Send one request and return its answer, of at most ``limit`` bytes; a refusal is an answer too.
+        Raises `StreamError`."""
         await self._framed.send(self._sealed.seal(control.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, channel.MAX_FRAME)
+                frame = await _not_a_datagram(self._framed, limit)
             return control.decode_answer_untrusted(self._sealed.open(frame))
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error

@@ -226,6 +226,18 @@ async def test_a_replayed_connection_is_refused() -> None:
         await served.ended("stream-refused")
 
 
+async def test_the_size_of_an_answer_that_is_too_long_is_said() -> None:
+    async def serve(*_: object) -> control.Answer:
+        await trio.lowlevel.checkpoint()
+        return control.Refused("x" * 2000)
+
+    async with serving(serve) as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        assert isinstance(await client.ask(control.Renew(b""), limit=3000), control.Refused)
+        with pytest.raises(StreamError, match=r"too long: 20\d\d bytes, where 1000 are the most"):
+            await client.ask(control.Renew(b""), limit=1000)
+
+
 async def test_a_request_that_is_none_ends_the_connection() -> None:
     async with serving() as served:
         async with connect(HERE, served.number) as framed:
