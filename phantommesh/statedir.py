@@ -52,7 +52,7 @@ REQUIRED: Final = (
     REVOCATIONS,
 )
 
-MAX_FILE_BYTES: Final = 64 * 1024 * 1024  # a roster of a thousand members is about 15 MB
+MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records.py allows
 
 
 class StateError(PhantomMeshError):

@@ -17,7 +17,7 @@ from phantommesh.wire import SESSION_ID_SIZE
 RANDOM_SIZE = 16
 HELLO_SIZE = 1 + SESSION_ID_SIZE + RANDOM_SIZE
 ANSWER_SIZE = 1 + RANDOM_SIZE
-MAX_FRAME = 16 * 1024 * 1024  # bytes: a roster of a thousand members in one answer
+MAX_FRAME = 16 * 1024 * 1024  # bytes; a member can have several of our channels hold one each
 MAX_REQUEST = 64 * 1024  # bytes: what a server reads before it knows that the client holds the keys
 
 # The first byte of a frame on TCP. A handshake datagram begins with `wire.VERSION` instead.

@@ -64,7 +64,8 @@ def explaining(path: Path, timeout: float) -> Iterator[None]:
     except PermissionError:
         raise ApiError(
             f"no permission to use {path}",
-            fix="run this with sudo, or add your user to the group phantommesh",
+            fix="run this with sudo, or add your user to the group phantommesh: its members see all that the "
+            "node reports and may rotate keys, but not revoke",
         ) from None
     except TimeoutError:
         raise ApiError(

@@ -20,18 +20,22 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
 from phantommesh.issuing import make_csr, prove_authority
 from phantommesh.kem import CryptographyKem
+from phantommesh.link import channel
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.initiation import Stage
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nodestate import make_record
 from phantommesh.nursery import streams
 from phantommesh.nursery.drive import sign_in_thread
-from phantommesh.records import CONTEXT
+from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
 HANDSHAKE_SECONDS = 10.0
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 50.0  # a large mesh's roster takes that at some 10 Mbit/s for every 4,000 members
+# bytes: everybody's records, and the revocations. Members allow each other less, as they hold many channels;
+# a joiner has this one, with an authority that its invite names.
+MAX_ANSWER = MAX_MEMBERS * MAX_RECORD_BYTES + channel.MAX_FRAME
 
 
 class JoinError(PhantomMeshError):
@@ -167,7 +171,7 @@ async def _enrol(
     client = await streams.Client.open(framed, session)
     answer: control.Answer | None = None
     with trio.move_on_after(ANSWER_SECONDS):
-        answer = await client.ask(request)
+        answer = await client.ask(request, limit=MAX_ANSWER)
     match answer:
         case control.Enrolled():
             return answer

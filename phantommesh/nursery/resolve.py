@@ -1,23 +1,65 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names of endpoints to addresses, looked up beside everything else so that nothing waits for DNS."""
+"""Names of endpoints to addresses, looked up beside everything else so that nothing waits for DNS.
+
+The names are any member's to choose, and so is a name server that never answers: such names must hold up
+neither others nor the threads that sign and write.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
 import structlog
 import trio
 
+from phantommesh.link.timers import Timers
+
 # Tuning.
 FRESH = 60.0  # s a looked-up name is believed
+SELDOM = 3600.0  # s at most until a name that never had an address is looked up again
 FORGET = 600.0  # s after which a name that nobody asked for is dropped
-TIMEOUT = 10.0
+TIMEOUT = 8.0  # s; a first name server that is down costs the system's resolver 5
 MAX_NAMES = 8192
-AT_ONCE = 8  # look-ups; a name server that is silent about one name must not hold up all others
+AT_ONCE = 16  # look-ups
+THREADS = 96  # the system's resolver stays in one for up to 30 s, also where it was given up after `TIMEOUT`
 
 log = structlog.get_logger("phantommesh.resolve")
+
+
+class SystemNames(trio.abc.HostnameResolver):
+    """The system's resolver in threads of its own, each left to itself when its look-up is given up. For
+    `trio.socket.set_custom_hostname_resolver`: connections by name use it, too."""
+
+    def __init__(self) -> None:
+        self._threads = trio.CapacityLimiter(THREADS)
+
+    async def getaddrinfo(
+        self, host: bytes | None, port: bytes | str | int | None, *how: int, **named: int
+    ) -> Any:
+        """As `socket.getaddrinfo`."""
+        return await trio.to_thread.run_sync(
+            lambda: socket.getaddrinfo(host, port, *how, **named),
+            abandon_on_cancel=True,
+            limiter=self._threads,
+        )
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        """As `socket.getnameinfo`."""
+        return await trio.to_thread.run_sync(
+            socket.getnameinfo, sockaddr, flags, abandon_on_cancel=True, limiter=self._threads
+        )
+
+
+@dataclass(slots=True)
+class _Name:
+    asked_at: float
+    address: str | None = None
+    failures: int = 0  # while it never had an address
 
 
 class Resolver:
@@ -25,51 +67,85 @@ class Resolver:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._known: dict[str, str | None] = {}
-        self._asked_at: dict[str, float] = {}
-        self._asked = trio.Event()
+        self._names: OrderedDict[str, _Name] = OrderedDict()  # the longest not asked for first
+        self._silent: OrderedDict[str, None] = OrderedDict()  # those without an address, in the same order
+        # What waits for a look-up, by urgency: the first look-up of a name, then those that had an address.
+        self._new: OrderedDict[str, None] = OrderedDict()
+        self._stale: OrderedDict[str, None] = OrderedDict()
+        self._hopeless: OrderedDict[str, None] = OrderedDict()
+        self._again: Timers[str] = Timers()
+        self._moved = trio.Event()  # a look-up is due, or will be earlier
 
     def lookup(self, host: str) -> str | None:
         """Return an address for a host: itself if it is one, else what was last found, None until then."""
         try:
             return str(ip_address(host))
         except ValueError:
-            if host not in self._known:
-                if len(self._known) >= MAX_NAMES:
+            pass
+        now = trio.current_time()
+        name = self._names.get(host)
+        if name is None:
+            if len(self._names) >= MAX_NAMES:
+                if not self._silent:
                     return None
-                self._known[host] = None
-                self._asked.set()
-            self._asked_at[host] = trio.current_time()
-            return self._known[host]
+                self._drop(next(iter(self._silent)))
+            name = self._names[host] = _Name(now)
+            self._silent[host] = self._new[host] = None
+            self._moved.set()
+        name.asked_at = now
+        for order in (self._names, self._silent, self._new):
+            if host in order:
+                order.move_to_end(host)
+        return name.address
 
     async def run(self) -> None:
         """Look names up when they are first asked for, and again every minute."""
-        looked_up: dict[str, float] = {}
-        while True:
-            self._asked = trio.Event()
-            now = trio.current_time()
-            for host in [host for host, asked in self._asked_at.items() if now - asked >= FORGET]:
-                del self._known[host], self._asked_at[host]
-            looked_up = {host: then for host, then in looked_up.items() if host in self._known}
-            due = [host for host in self._known if now - looked_up.get(host, float("-inf")) >= FRESH]
-            looked_up.update(dict.fromkeys(due, now))
-            await self._look_up(due)
-            with trio.move_on_after(FRESH if self._known else float("inf")):
-                await self._asked.wait()
-
-    async def _look_up(self, hosts: list[str]) -> None:
-        turns = trio.CapacityLimiter(AT_ONCE)
-
-        async def find(host: str) -> None:
-            async with turns:
-                found = await self._find(host)
-            if found is not None and found != self._known[host]:
-                self._known[host] = found
-                self._changed()
-
+        turns = trio.Semaphore(AT_ONCE)
         async with trio.open_nursery() as nursery:
-            for host in hosts:
-                nursery.start_soon(find, host)
+            while True:
+                await turns.acquire()
+                nursery.start_soon(self._look_up, await self._next(), turns)
+
+    async def _next(self) -> str:
+        """Return the name to look up next, once there is one."""
+        while True:
+            self._moved = trio.Event()
+            now = trio.current_time()
+            while self._names and now - next(iter(self._names.values())).asked_at >= FORGET:
+                self._drop(next(iter(self._names)))
+            for host in self._again.due(now):
+                (self._hopeless if host in self._silent else self._stale)[host] = None
+            if self._new:
+                # The newest question first: a heap of names that nobody answers for would else be waited for.
+                return self._new.popitem()[0]
+            for waiting in (self._stale, self._hopeless):
+                if waiting:
+                    return waiting.popitem(last=False)[0]
+            with trio.move_on_at(self._again.first):
+                await self._moved.wait()
+
+    def _drop(self, host: str) -> None:
+        for kept in (self._names, self._silent, self._new, self._stale, self._hopeless):
+            kept.pop(host, None)
+        self._again.cancel(host)
+
+    async def _look_up(self, host: str, turns: trio.Semaphore) -> None:
+        found = None
+        try:
+            found = await self._find(host)
+        finally:  # also where it was cancelled, for the next `run`
+            turns.release()
+            name = self._names.get(host)
+            if name is not None:
+                if found is None and name.address is None:
+                    name.failures += 1
+                pause = FRESH * 2.0 ** min(max(0, name.failures - 1), 10)
+                self._again.set(host, trio.current_time() + min(pause, SELDOM))
+                self._moved.set()
+        if name is not None and found is not None and found != name.address:
+            name.address, name.failures = found, 0
+            self._silent.pop(host, None)
+            self._changed()
 
     @staticmethod
     async def _find(host: str) -> str | None:

@@ -32,6 +32,9 @@ from phantommesh.wire import Address
 
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
+# s that a connection lives on which nobody has proved to hold a session's keys. A handshake takes seconds, a
+# question less, and a link over TCP connects anew for every handshake.
+STRANGER = 30.0
 CONNECT = 3.0  # s
 MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
@@ -141,9 +144,10 @@ class FramedStream:
     async def receive(self, limit: int) -> bytes:
         """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
         await self._fill(4)
-        end = 4 + int.from_bytes(self._buffer[:4])
-        if end > 4 + limit:
-            raise StreamError("a frame is too long")
+        size = int.from_bytes(self._buffer[:4])
+        if size > limit:
+            raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
+        end = 4 + size
         await self._fill(end)
         frame = bytes(self._buffer[4:end])
         del self._buffer[:end]
@@ -229,12 +233,13 @@ class Client:
             raise StreamError("the other end does not answer") from error
         return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
 
-    async def ask(self, request: control.Request) -> control.Answer:
-        """Send one request and return its answer; a refusal is an answer too. Raises `StreamError`."""
+    async def ask(self, request: control.Request, *, limit: int = channel.MAX_FRAME) -> control.Answer:
+        """Send one request and return its answer, of at most ``limit`` bytes; a refusal is an answer too.
+        Raises `StreamError`."""
         await self._framed.send(self._sealed.seal(control.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, channel.MAX_FRAME)
+                frame = await _not_a_datagram(self._framed, limit)
             return control.decode_answer_untrusted(self._sealed.open(frame))
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
@@ -273,6 +278,9 @@ class TcpPort:
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._per_host: Counter[str] = Counter()
+        self._strangers: dict[
+            trio.CancelScope, str
+        ] = {}  # accepted, nothing proved; to the host, oldest first
         self.dropped: Counter[str] = Counter()  # how connections ended
 
     def send(self, datagram: bytes, destination: Address) -> None:
@@ -314,7 +322,7 @@ class TcpPort:
         """Carry a handshake over a connection of our own, until it falls silent."""
         try:
             async with connect(destination.host, destination.port) as framed:
-                await self._converse(framed, queue, waiting)
+                await self._converse(framed, queue, waiting, trio.CancelScope())
         except StreamError:
             self.dropped["stream-unreachable"] += 1
         finally:
@@ -328,32 +336,60 @@ class TcpPort:
             except OSError:
                 return  # gone before it was looked at
             host = source_block(framed.address.host)
-            if self._per_host.total() >= MAX_CONNECTIONS or self._per_host[host] >= MAX_PER_HOST:
+            full = self._per_host.total() >= MAX_CONNECTIONS
+            if self._per_host[host] >= MAX_PER_HOST or (full and not self._make_room()):
                 self.dropped["stream-limit"] += 1
                 return
+            life = trio.CancelScope()
+            self._strangers[life] = host
             self._per_host[host] += 1
             queue, waiting = trio.open_memory_channel[bytes](QUEUE)
             # Two connections may come from one address and port, to two addresses of ours: the newer is used.
             self._outgoing[framed.address] = queue
             try:
-                await self._converse(framed, queue, waiting)
+                await self._converse(framed, queue, waiting, life)
             except Exception as error:  # one connection is not the service's end
                 self.dropped["stream-failed"] += 1
                 log.error("connection failed", source=str(framed.address), exc_info=error)
             finally:
+                self._strangers.pop(life, None)
                 if self._outgoing.get(framed.address) is queue:
                     del self._outgoing[framed.address]
                 self._per_host[host] -= 1
                 if not self._per_host[host]:
                     del self._per_host[host]
 
-    async def _converse(self, framed: FramedStream, queue: _Sender, waiting: _Receiver) -> None:
-        async with queue, waiting, trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_queued, framed, waiting)
-            self.dropped[await self._listen(framed)] += 1
-            nursery.cancel_scope.cancel()
+    def _make_room(self) -> bool:
+        """Close the oldest stranger's connection of the host that has most of them: so who fills the table
+        from a few hosts pushes out itself. False where every connection is a channel's."""
+        if not self._strangers:
+            return False
+        held = Counter(self._strangers.values())
+        most = max(held.values())
+        oldest = next(life for life, host in self._strangers.items() if held[host] == most)
+        del self._strangers[oldest]
+        self.dropped["stream-displaced"] += 1
+        oldest.cancel()
+        return True
 
-    async def _listen(self, framed: FramedStream) -> str:
+    def _proved(self, life: trio.CancelScope) -> None:
+        """The other end of a connection holds a session's keys: it may stay."""
+        self._strangers.pop(life, None)
+        life.deadline = float("inf")
+
+    async def _converse(
+        self, framed: FramedStream, queue: _Sender, waiting: _Receiver, life: trio.CancelScope
+    ) -> None:
+        life.deadline = trio.current_time() + STRANGER
+        with life:
+            async with queue, waiting, trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_queued, framed, waiting)
+                self.dropped[await self._listen(framed, life)] += 1
+                nursery.cancel_scope.cancel()
+        if life.cancelled_caught and life.deadline <= trio.current_time():
+            self.dropped["stream-overdue"] += 1
+
+    async def _listen(self, framed: FramedStream, life: trio.CancelScope) -> str:
         """Serve one connection to its end, and return how it ended."""
         try:
             while True:
@@ -366,7 +402,7 @@ class TcpPort:
                 elif frame[:1] == bytes([ASK_RECORDS]):
                     await framed.send(self._records(frame[1:], framed.address))
                 else:
-                    await self._channel(framed, frame)
+                    await self._channel(framed, frame, life)
         except (StreamError, trio.TooSlowError):
             return "stream-ended"
         except (channel.ChannelError, control.ControlError):
@@ -380,7 +416,7 @@ class TcpPort:
         except StreamError:
             pass  # the reading side sees the same, and ends the connection
 
-    async def _channel(self, framed: FramedStream, hello: bytes) -> None:
+    async def _channel(self, framed: FramedStream, hello: bytes, life: trio.CancelScope) -> None:
         """Answer requests until the connection ends."""
         name, theirs = channel.parse_hello_untrusted(hello)
         session = self._sessions.get(name)
@@ -392,16 +428,20 @@ class TcpPort:
         with trio.CancelScope() as scope:
             self._channels[scope] = session
             try:
-                await self._requests(framed, session, sealed)
+                await self._requests(framed, session, sealed, life)
             finally:
                 del self._channels[scope]
         raise channel.ChannelError("ended")
 
-    async def _requests(self, framed: FramedStream, session: Session, sealed: channel.Channel) -> None:
+    async def _requests(
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, life: trio.CancelScope
+    ) -> None:
         while True:
             with trio.fail_after(IDLE):
                 frame = await framed.receive(channel.MAX_REQUEST)
-            request = control.decode_request_untrusted(sealed.open(frame))
+            message = sealed.open(frame)
+            self._proved(life)  # not before: a session's name alone is on every handshake's datagrams
+            request = control.decode_request_untrusted(message)
             answer = await self._serve(session, request, framed.address)
             await framed.send(sealed.seal(control.encode(answer)))
 

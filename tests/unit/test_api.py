@@ -22,7 +22,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.server import connection_handler, serve_api
-from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix
+from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.proofs.statement import ProofError
 from phantommesh.views import (
@@ -557,9 +557,22 @@ async def test_a_websocket_where_there_is_none_is_refused(tmp_path: Path) -> Non
         assert await in_thread(NodeClient(path).status)
 
 
-async def revoke(app: QuartTrio, body: object, query: str = "", key: str | None = None) -> Response:
+ROOT: dict[str, int | None] = {"uid": 0}
+
+
+async def revoke(
+    app: QuartTrio,
+    body: object,
+    query: str = "",
+    key: str | None = None,
+    *,
+    state: dict[str, int | None] = ROOT,
+) -> Response:
     headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key is not None else {})
-    return await ask(app, "POST", "/v1/revocations" + query, data=msgspec.json.encode(body), headers=headers)
+    return await ask(
+        app, "POST", "/v1/revocations" + query, data=msgspec.json.encode(body), headers=headers,
+        scope_base={"state": state},
+    )  # fmt: skip
 
 
 async def test_revocation() -> None:
@@ -582,6 +595,39 @@ async def test_revocation() -> None:
     node.failure = PhantomMeshError("this node is not an authority", fix="ask one: pm-0")
     assert (await problem(await revoke(app, {"node": "pm-2"}), 409)).fix == "ask one: pm-0"
     assert len(node.revoked) == 2
+
+
+@pytest.mark.parametrize(
+    "state", [{"uid": os.geteuid() + 1}, {"uid": None}, {}], ids=["other", "tcp", "none"]
+)
+async def test_the_group_does_not_revoke(state: dict[str, int | None]) -> None:
+    """A revocation has no way back; whoever is in the group may do everything else."""
+    node = FakeNode()
+    app = app_of(node)
+    assert (await revoke(app, {"node": "pm-2"}, key="k")).status_code == 200
+    for body in ({"node": "pm-1", "force": True}, {"node": "pm-2"}):
+        refused = await problem(await revoke(app, body, key="k", state=state), 403)
+        assert "root" in refused.detail and "sudo" in refused.fix
+    assert node.revoked == [("pm-2", False)]
+    assert (await revoke(app, {"node": "pm-1"}, "?dry_run=true", state=state)).status_code == 200
+    assert (await rotate(app, "pm-2")).status_code == 200
+
+
+async def test_who_the_node_runs_as_revokes(tmp_path: Path) -> None:
+    node, path = FakeNode(), tmp_path / "api.sock"
+    async with serving(node, path):
+        await in_thread(
+            lambda: NodeClient(path).revoke("pm-2", force=False, dry_run=False, idempotency_key="k")
+        )
+    assert node.revoked == [("pm-2", False)]
+
+
+def test_who_is_at_the_other_end_of_a_socket() -> None:
+    one, two = socket.socketpair()
+    with one, two:
+        assert peer_uid(one) == os.geteuid()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert peer_uid(listener) is None
 
 
 async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:

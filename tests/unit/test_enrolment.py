@@ -16,11 +16,12 @@ from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
 from phantommesh.issuing import make_csr
-from phantommesh.link import initiation
+from phantommesh.link import channel, initiation
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
+from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.trust import TrustError
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
@@ -249,6 +250,23 @@ async def test_an_authority_that_falls_silent_is_said(
             await join(tmp_path / "b", make_invite(state), "beta")
 
 
+async def test_the_answer_may_hold_a_full_roster(tmp_path: Path) -> None:
+    """It is larger than anything that members ask of each other."""
+    state = make_authority(tmp_path / "a")
+
+    async def long(*_: object) -> control.Answer:
+        await trio.lowlevel.checkpoint()
+        return control.Refused("x" * (channel.MAX_FRAME + 1))
+
+    def change(node: Node) -> None:
+        node.tcp._serve = long
+
+    async with serving(tmp_path / "a", change):
+        with pytest.raises(JoinError, match="the authority refused: xxx"):
+            await join(tmp_path / "b", make_invite(state), "beta")
+    assert enrolment.MAX_ANSWER > MAX_MEMBERS * MAX_RECORD_BYTES
+
+
 async def test_a_dropped_datagram_is_sent_again(tmp_path: Path) -> None:
     """An authority that is busy drops what it cannot take, also what came over TCP."""
     state, dropped = make_authority(tmp_path / "a"), list[bytes]()
@@ -284,9 +302,9 @@ async def test_a_bad_record_is_refused_and_costs_no_invite(
     invite = make_invite(state)
     ask = streams.Client.ask
 
-    async def spoilt(self: streams.Client, request: control.Request) -> control.Answer:
+    async def spoilt(self: streams.Client, request: control.Request, *, limit: int) -> control.Answer:
         value = b"x" * 3309 if field == "signature" else b"x"
-        return await ask(self, structs.replace(request, **{field: value}))
+        return await ask(self, structs.replace(request, **{field: value}), limit=limit)
 
     async with serving(tmp_path / "a") as authority:
         with monkeypatch.context() as patch, capture_logs():

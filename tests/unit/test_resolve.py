@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,8 +11,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from phantommesh.nursery import resolve
-from phantommesh.nursery.resolve import AT_ONCE, FORGET, FRESH, TIMEOUT, Resolver
+from phantommesh.nursery import resolve, streams
+from phantommesh.nursery.resolve import AT_ONCE, FORGET, FRESH, SELDOM, TIMEOUT, Resolver, SystemNames
 
 
 class NameServer(trio.abc.HostnameResolver):
@@ -153,8 +154,122 @@ async def test_a_name_that_nobody_asks_for_is_forgotten(autojump_clock: MockCloc
 async def test_there_is_an_end_to_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "MAX_NAMES", 2)
     async with resolving({"a.example": "192.0.2.1", "b.example": "192.0.2.2"}) as (resolver, names):
-        assert [resolver.lookup(f"{name}.example") for name in "abc"] == [None] * 3
+        assert [resolver.lookup(f"{name}.example") for name in "ab"] == [None] * 2
         await wait_all_tasks_blocked()
         assert resolver.lookup("c.example") is None
+        await wait_all_tasks_blocked()
         assert resolver.lookup("b.example") == "192.0.2.2"
         assert set(names.asked) == {"a.example", "b.example"}
+
+
+async def test_a_name_without_an_answer_gives_way_to_a_new_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "MAX_NAMES", 3)
+    table = {"a.example": "192.0.2.1", "silent0.example": None, "silent1.example": None}
+    async with resolving({**table, "b.example": "192.0.2.2"}) as (resolver, names):
+        for name in table:
+            resolver.lookup(name)
+        await trio.sleep(1)
+        resolver.lookup("silent0.example")
+        resolver.lookup("b.example")
+        await trio.sleep(2 * FRESH)
+        assert resolver.lookup("a.example") == "192.0.2.1"
+        assert resolver.lookup("b.example") == "192.0.2.2"
+        assert names.asked["silent1.example"] == 1 < names.asked["silent0.example"]
+
+
+async def test_a_heap_of_silent_names_does_not_hold_up_the_next(autojump_clock: MockClock) -> None:
+    """A member's record may name what never answers, and so may many members'."""
+    table: dict[str, str | Exception | None] = {f"silent{i}.example": None for i in range(480)}
+    async with resolving({**table, "a.example": "192.0.2.1"}) as (resolver, _):
+        for name in table:
+            resolver.lookup(name)
+        await trio.sleep(0.1)
+        began = trio.current_time()
+        while resolver.lookup("a.example") is None:
+            await trio.sleep(0.1)
+        assert trio.current_time() - began <= TIMEOUT + 0.1
+
+
+async def test_a_known_name_is_looked_up_before_those_that_never_answered(autojump_clock: MockClock) -> None:
+    table: dict[str, str | Exception | None] = {f"silent{i}.example": None for i in range(200)}
+    async with resolving({"a.example": "192.0.2.1", **table}) as (resolver, names):
+        resolver.lookup("a.example")
+        await trio.sleep(0.1)
+        for name in table:
+            resolver.lookup(name)
+        await trio.sleep(200 / AT_ONCE * TIMEOUT)
+        names.asked.clear()
+        for _ in range(10):
+            await trio.sleep(FRESH)
+            for name in ("a.example", *table):
+                resolver.lookup(name)
+        assert names.asked["a.example"] >= 8
+
+
+async def test_a_name_that_never_answered_is_asked_ever_more_seldom(autojump_clock: MockClock) -> None:
+    async with resolving({"silent.example": None}) as (resolver, names):
+        for _ in range(int(24 * 3600 / 300)):
+            resolver.lookup("silent.example")
+            await trio.sleep(300)
+        assert 24 <= names.asked["silent.example"] <= 32
+        names.table["silent.example"] = "192.0.2.1"
+        for _ in range(int(SELDOM / 300) + 2):
+            resolver.lookup("silent.example")
+            await trio.sleep(300)
+        assert resolver.lookup("silent.example") == "192.0.2.1"
+
+
+# --- the system's resolver
+
+
+async def test_a_look_up_that_hangs_takes_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, hanging = threading.Event(), 0
+
+    def getaddrinfo(host: bytes, *_: object) -> list[object]:
+        nonlocal hanging
+        hanging += 1
+        released.wait(60)
+        return []
+
+    monkeypatch.setattr(resolve, "THREADS", 3)
+    system = SystemNames()
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(60):
+                    nursery.start_soon(system.getaddrinfo, b"silent.example", None)
+                while hanging < 3:
+                    await trio.sleep(0.01)
+                free = trio.to_thread.current_default_thread_limiter()
+                assert free.borrowed_tokens == 0
+                assert await trio.to_thread.run_sync(lambda: "signed") == "signed"
+                nursery.cancel_scope.cancel()  # each is left to itself
+        assert hanging == 3
+    finally:
+        released.set()
+
+
+async def test_the_systems_resolver_answers_both_ways() -> None:
+    system = SystemNames()
+    found = await system.getaddrinfo(b"127.0.0.1", 80, socket.AF_INET, socket.SOCK_STREAM, flags=0)
+    assert found[0][4] == ("127.0.0.1", 80)
+    numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    assert await system.getnameinfo(("127.0.0.1", 80), numeric) == ("127.0.0.1", "80")
+
+
+async def test_a_connection_by_name_asks_it() -> None:
+    asked = []
+
+    class Noting(SystemNames):
+        async def getaddrinfo(self, host: bytes | None, *how: Any, **named: Any) -> Any:
+            asked.append(host)
+            return await super().getaddrinfo(host, *how, **named)
+
+    trio.socket.set_custom_hostname_resolver(Noting())
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, streams.connect("localhost", listener.socket.getsockname()[1]) as framed:
+        assert framed.address.host == "127.0.0.1"
+    assert asked == [b"localhost"]

@@ -9,7 +9,8 @@ import pytest
 
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.statedir import REQUIRED, StateDir, StateError, atomic_write
+from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES
+from phantommesh.statedir import MAX_FILE_BYTES, REQUIRED, StateDir, StateError, atomic_write
 
 FILES = {**dict.fromkeys(REQUIRED, b"x"), "node.key": b"secret"}
 
@@ -170,6 +171,10 @@ def test_atomic_write_replaces_content_and_mode(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_may_hold_the_largest_roster() -> None:
+    assert MAX_FILE_BYTES > MAX_MEMBERS * MAX_RECORD_BYTES
 
 
 @pytest.mark.parametrize("step", ["open", "fchmod", "fsync", "replace"])

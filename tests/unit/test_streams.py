@@ -3,7 +3,7 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -226,6 +226,18 @@ async def test_a_replayed_connection_is_refused() -> None:
         await served.ended("stream-refused")
 
 
+async def test_the_size_of_an_answer_that_is_too_long_is_said() -> None:
+    async def serve(*_: object) -> control.Answer:
+        await trio.lowlevel.checkpoint()
+        return control.Refused("x" * 2000)
+
+    async with serving(serve) as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        assert isinstance(await client.ask(control.Renew(b""), limit=3000), control.Refused)
+        with pytest.raises(StreamError, match=r"too long: 20\d\d bytes, where 1000 are the most"):
+            await client.ask(control.Renew(b""), limit=1000)
+
+
 async def test_a_request_that_is_none_ends_the_connection() -> None:
     async with serving() as served:
         async with connect(HERE, served.number) as framed:
@@ -370,15 +382,88 @@ async def test_one_host_gets_only_so_many_connections(monkeypatch: pytest.Monkey
         await still_serves(served)
 
 
-async def test_there_is_an_end_to_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+async def stranger(served: Served, host: str) -> trio.SocketStream:
+    """A connection from that address that has proved nothing; it is there when this returns."""
+    before = list(served.port._strangers)
+    stream = await trio.open_tcp_stream(HERE, served.number, local_address=host)
+    await until(lambda: any(life not in before for life in served.port._strangers))
+    return stream
+
+
+async def is_cut(stream: trio.SocketStream) -> bool:
+    with trio.move_on_after(0.2):
+        return await stream.receive_some(1) == b""
+    return False
+
+
+async def test_the_oldest_stranger_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MAX_CONNECTIONS", 2)
     async with serving() as served:
-        held = [await trio.open_tcp_stream(HERE, served.number, local_address=f"127.0.0.{i}") for i in (2, 3)]
-        await until(lambda: served.port._per_host.total() == 2)
-        async with connect(HERE, served.number) as framed:
-            assert await is_closed(framed)
+        held = [await stranger(served, f"127.0.0.{i}") for i in (2, 3)]
+        await still_serves(served)
+        assert [await is_cut(stream) for stream in held] == [True, False]
+        assert served.port.dropped["stream-displaced"] == 1
+        assert not served.port.dropped["stream-limit"]
         for stream in held:
             await stream.aclose()
+        await until(lambda: not served.port._per_host)
+
+
+async def test_the_host_with_most_strangers_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood from a few addresses must not push out a handshake from another."""
+    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 3)
+    async with serving() as served:
+        hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.3")
+        held = [await stranger(served, host) for host in hosts]
+        held += [await stranger(served, "127.0.0.3") for _ in range(2)]
+        assert [await is_cut(stream) for stream in held] == [False, True, True, False, False]
+        for stream in held:
+            await stream.aclose()
+
+
+async def test_a_channel_never_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 1)
+    async with serving() as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        await client.ask(control.Renew(b""))
+        async with connect(HERE, served.number) as other:
+            assert await is_closed(other)
+        assert served.port.dropped["stream-limit"] == 1
+        assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+
+
+async def test_the_name_of_a_session_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can read a handshake on its way knows it."""
+    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 1)
+    async with serving() as served, connect(HERE, served.number) as framed:
+        await framed.send(channel.hello(CLIENTS.name, bytes(16)))
+        channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
+        await still_serves(served)
+        assert await is_closed(framed)
+        assert served.port.dropped["stream-displaced"] == 1
+
+
+@pytest.mark.parametrize("frame", [bytes([streams.ASK_REVOKED]) + bytes(16), DATAGRAM])
+async def test_a_stranger_does_not_stay_by_speaking(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
+    monkeypatch.setattr(streams, "STRANGER", 0.3)
+    async with serving() as served:
+        async with connect(HERE, served.number) as framed:
+            with trio.fail_after(PATIENCE), suppress(StreamError):
+                while True:
+                    await framed.send(frame)
+                    await trio.sleep(0.02)
+        await served.ended("stream-overdue")
+        assert not served.port.dropped["stream-ended"]
+        await still_serves(served)
+
+
+async def test_a_channel_outlives_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STRANGER", 0.3)
+    async with serving() as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        for _ in range(4):
+            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            await trio.sleep(0.15)
 
 
 async def test_one_port_may_connect_to_two_addresses_of_ours() -> None:

@@ -2,6 +2,7 @@
 """The API's routes: thin, over a NodePort; see problems.py for errors and server.py for sockets."""
 
 import ipaddress
+import os
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -88,8 +89,9 @@ async def _send_bad_request(send: ASGISendCallable, prefix: str) -> None:
 def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = None) -> QuartTrio:
     """Return the ASGI application. ``shutdown`` ends what would otherwise go on for ever: WebSockets.
 
-    ``trusted``: whoever connects was let in by the socket's file mode and may do all. Otherwise (TCP) only
-    the routes that need no scope answer; API tokens come with a later version.
+    ``trusted``: whoever connects was let in by the socket's file mode and may do all but revoke, which is for
+    root and the node's own user. Otherwise (TCP) only the routes that need no scope answer; API tokens come
+    with a later version.
     """
     app = _App("phantommesh", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -242,6 +244,9 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
     async def revocations() -> Response:
         dry_run = _flag("dry_run")
         wanted = await _body(RevocationRequest, '{"node": "NAME"}')
+        if not dry_run and request.scope["state"].get("uid") not in (0, os.geteuid()):
+            # There is no way back from it. The group of the socket is for looking and rotating.
+            raise ProblemError(403, "only root may revoke a node", fix="run this with sudo on an authority")
 
         async def revoke() -> bytes:
             return msgspec.json.encode(await node.revoke(wanted.node, force=wanted.force, dry_run=dry_run))

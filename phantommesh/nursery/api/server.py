@@ -25,6 +25,7 @@ from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
+    AppWrapper,
     ASGIFramework,
     ASGIReceiveCallable,
     ASGISendCallable,
@@ -37,7 +38,7 @@ from quart_trio import QuartTrio
 from wsproto.connection import ConnectionState as WebSocketState
 
 from phantommesh.nursery.api.app import create_app
-from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix
+from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix, peer_uid
 from phantommesh.views import NodePort
 
 GROUP = "phantommesh"
@@ -138,7 +139,15 @@ def _closing(app: QuartTrio) -> ASGIFramework:
 
 
 class _Connection(TCPServer):
-    """One connection. hypercorn's, but one that its client has left, or takes nothing from, ends."""
+    """One connection. hypercorn's, but one that its client has left, or takes nothing from, ends; and its
+    requests know who made it, as ``uid`` in the scope's state."""
+
+    def __init__(
+        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+    ) -> None:
+        state = ConnectionState({"uid": peer_uid(stream.socket)})
+        # hypercorn takes a stream without TLS, too, whatever its annotation says
+        super().__init__(app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", stream))
 
     async def _read_data(self) -> None:
         data = b"something"
@@ -186,7 +195,7 @@ def connection_handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.websocket_max_message_size = MAX_MESSAGE_BYTES
-    return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context, ConnectionState({}))
+    return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context)
 
 
 class _Connections:

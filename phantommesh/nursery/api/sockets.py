@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.client import NodeClient
 
@@ -99,8 +101,7 @@ def _check_free(path: Path) -> None:
         except (BlockingIOError, TimeoutError):
             pid = 0  # its backlog is full: busy, but alive
         else:
-            # struct ucred of unix(7): pid, uid, gid
-            pid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            pid = _credentials(probe)[0]
     try:
         status = NodeClient(path, timeout=_PROBE_TIMEOUT_S).status()
         who = f"node {status.node} of mesh {status.mesh}"
@@ -110,6 +111,17 @@ def _check_free(path: Path) -> None:
         f"{who}{f' (pid {pid})' if pid else ''} already answers on {path}",
         fix="stop it first, or give this node another api.socket",
     )
+
+
+def _credentials(connection: socket.socket | trio.socket.SocketType) -> tuple[int, int, int]:
+    # struct ucred of unix(7): pid, uid, gid
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
+
+
+def peer_uid(connection: socket.socket | trio.socket.SocketType) -> int | None:
+    """Return the user that connected over a Unix socket; None where that is another kind of socket."""
+    return _credentials(connection)[1] if connection.family == socket.AF_UNIX else None
 
 
 def _bind(path: Path, temporary: Path, group: str) -> UnixSocket:
