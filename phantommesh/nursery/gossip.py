@@ -192,7 +192,7 @@ class GossipDriver:
         now = trio.current_time()
         self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, peer, now), now))
 
-    def answer_records(self, sealed: bytes, source: Address) -> bytes:
+    def answer_records(self, sealed: bytes) -> bytes:
         """Somebody who holds the group key and has no link with us asks for records: answer, if need be
         with nothing."""
         try:

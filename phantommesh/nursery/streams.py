@@ -266,7 +266,7 @@ class TcpPort:
         dispatch: Dispatch,
         serve: Serve,
         revocation: Callable[[bytes], bytes] = lambda node_id: b"",
-        records: Callable[[bytes, Address], bytes] = lambda sealed, source: b"",
+        records: Callable[[bytes], bytes] = lambda sealed: b"",
     ) -> None:
         """``revocation`` gives the revocation of a node id in msgpack, or nothing; ``records`` the sealed
         answer to a sealed question."""
@@ -400,7 +400,7 @@ class TcpPort:
                 elif frame[:1] == bytes([ASK_REVOKED]):
                     await framed.send(self._revocation(frame[1:]))
                 elif frame[:1] == bytes([ASK_RECORDS]):
-                    await framed.send(self._records(frame[1:], framed.address))
+                    await framed.send(self._records(frame[1:]))
                 else:
                     await self._channel(framed, frame, life)
         except (StreamError, trio.TooSlowError):

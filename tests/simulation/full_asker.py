@@ -143,7 +143,7 @@ class Asker:
         def arrive() -> None:
             server, answer = target.process, b""
             if server is not None and not target.stalled:
-                answer = server.desk.answer_records(request, process.machine.address.host)
+                answer = server.desk.answer_records(request)
 
             def back() -> None:
                 self._take_unlinked(request, answer)

@@ -68,7 +68,7 @@ class Desk:
         except PhantomMeshError as error:
             return control.Refused(str(error), error.fix)
 
-    def answer_records(self, sealed: bytes, host: str) -> bytes:
+    def answer_records(self, sealed: bytes) -> bytes:
         """`GossipDriver.answer_records`."""
         process = self.process
         try:
