@@ -29,6 +29,7 @@ AUTHORITY_CERT: Final = "authority.crt"
 AUTHORITY_KEY: Final = "authority.key"
 NODE_CERT: Final = "node.crt"
 NODE_KEY: Final = "node.key"
+RENEWAL: Final = "renewal.bin"  # both certificates of the last renewal, written before each by itself
 WIREGUARD_KEYS: Final = "wireguard.json"
 ADMISSION_KEY: Final = "admission.key"
 ROSTER: Final = "roster.bin"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The roster while it changes: kept, merged, given out, followed."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -32,6 +33,7 @@ from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Role
 from phantommesh.wire import Address
+from tests.unit.dying import Killed, die_after
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
 
@@ -168,6 +170,22 @@ async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
     assert mesh.changes == 2
     await mesh.keeper.save()
     assert mesh.on_disk() == ["alpha"]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_a_node_that_dies_while_it_writes_a_revocation_starts_again(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    await mesh.keeper.save()
+    authority = mesh.state.authority
+    assert authority is not None
+    mesh.keeper.revoke(revoke(authority, B.node_id, time()))
+    with monkeypatch.context() as patch:
+        die_after(patch, written)
+        with pytest.raises(Killed) if written < 2 else nullcontext():
+            await mesh.keeper.save()
+    assert mesh.on_disk() == (["alpha", "beta"] if written == 0 else ["alpha"])
 
 
 @pytest.mark.parametrize("revocations", [b"junk", b"\x91" * 5000])
