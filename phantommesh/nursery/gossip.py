@@ -102,6 +102,7 @@ class GossipDriver:
         )
         self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
         self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
+        self._saving = trio.Lock()
         self._generation, self._spread_new = generation, False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._fetching, self._wanted = asking.Fetching(), trio.Event()
@@ -371,14 +372,15 @@ class GossipDriver:
 
     async def save(self) -> None:
         """Write the generation and what members last said of themselves. Raises StateError."""
-        self._unsaved = trio.Event()
-        try:
-            generation, claims = (
-                str(self._generation).encode("ascii"),
-                encode_members(self.membership.snapshot()),
-            )
-            for name, data in ((statedir.GENERATION, generation), (statedir.MEMBERS, claims)):
-                await trio.to_thread.run_sync(self._node.state.write, name, data)
-        except BaseException:
-            self._unsaved.set()
-            raise
+        async with self._saving:
+            self._unsaved = trio.Event()
+            try:
+                generation, claims = (
+                    str(self._generation).encode("ascii"),
+                    encode_members(self.membership.snapshot()),
+                )
+                for name, data in ((statedir.GENERATION, generation), (statedir.MEMBERS, claims)):
+                    await trio.to_thread.run_sync(self._node.state.write, name, data)
+            except BaseException:
+                self._unsaved.set()
+                raise

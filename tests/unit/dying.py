@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A process that dies between two writes to its state directory."""
+"""Writes to a state directory that go wrong: the process dies in between, or the first one takes its time."""
+
+from threading import Event
 
 import pytest
 
@@ -22,3 +24,17 @@ def die_after(patch: pytest.MonkeyPatch, writes: int) -> None:
         write(self, name, data)
 
     patch.setattr(StateDir, "write", count)
+
+
+def hold_first(patch: pytest.MonkeyPatch, held: str) -> tuple[Event, Event]:
+    """Hold the first write of a file back until the second event; the first event says that it has come."""
+    write, come, go_on = StateDir.write, Event(), Event()
+
+    def hold(self: StateDir, name: str, data: bytes) -> None:
+        if name == held and not come.is_set():
+            come.set()
+            assert go_on.wait(10)
+        write(self, name, data)
+
+    patch.setattr(StateDir, "write", hold)
+    return come, go_on

@@ -15,7 +15,7 @@ from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import NodeId
-from phantommesh.membership.effects import Effect, FetchRecord
+from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import State
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
@@ -23,6 +23,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.wire import Address
+from tests.unit.dying import hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 
@@ -160,6 +161,23 @@ async def test_what_members_said_is_kept_and_a_later_start_has_a_greater_generat
     assert gamma.node_id in kept.ids
     async with serving(tmp_path / "b") as node:
         assert node.gossip.membership.generation > first
+
+
+async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node leaves while its service is saving what was so a moment ago."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node:
+        newer = node.gossip.membership.generation + 1
+        with monkeypatch.context() as patch:
+            come, go_on = hold_first(patch, statedir.GENERATION)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.gossip.save)
+                await until(come.is_set)
+                node.gossip._carry_out([Persist(newer)])
+                nursery.start_soon(node.gossip.save)
+                await trio.sleep(0.2)  # as long as it takes to write two files
+                go_on.set()
+            assert state.state.read(statedir.GENERATION) == str(newer).encode("ascii")
 
 
 @pytest.mark.parametrize("damage", [b"x", b"x" * 48, bytes(47)])
