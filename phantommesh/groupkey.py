@@ -160,7 +160,7 @@ class Keyring:
         else:
             self._promotions[key_id] = now + self._promote_after
         while len(self._keys) > MAX_KEYS:
-            self._drop(min(held for held in self._keys if held != self._active))
+            self._drop(_least(self._keys, self._active))
         return True
 
     def promote(self, key_id: bytes, now: float) -> bool:
@@ -191,7 +191,10 @@ class Keyring:
 
     def encode(self, *more: GroupKey) -> bytes:
         """Return the ring, and keys about to join it, for the state directory, in msgpack."""
-        return msgspec.msgpack.encode((self._floor, self._active, [*self.keys, *more]))
+        keys = {key.id: key for key in (*self.keys, *more)}
+        while len(keys) > MAX_KEYS:  # as `install` is going to
+            del keys[_least(keys, self._active)]
+        return msgspec.msgpack.encode((self._floor, self._active, list(keys.values())))
 
     def restore(self, data: bytes, now: float) -> None:
         """Take over what `encode` wrote; the waits begin anew. Raises TrustError.
@@ -224,6 +227,11 @@ class Keyring:
         self._promotions.pop(key_id, None)
         self._retirements.pop(key_id, None)
         self._floor = max(self._floor, key_id)
+
+
+def _least(keys: Iterable[KeyId], active: KeyId) -> KeyId:
+    """The key that a full ring can best do without."""
+    return min(key_id for key_id in keys if key_id != active)
 
 
 def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from cryptography import x509
 
 from phantommesh import __version__, statedir
@@ -109,11 +110,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
             f"this machine's clock is wrong: the mesh was made on {root.not_valid_before_utc:%Y-%m-%d}",
             fix="set the clock",
         )
-    authority_cert, node_cert = state.read(statedir.AUTHORITY_CERT), state.read(statedir.NODE_CERT)
     with _blame(state, statedir.NODE_CERT):
-        member = verify_chain(root, authority_cert, node_cert, validity(node_cert)[1])
-        if member.node_id != identity.node_id:
-            raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
+        authority_cert, node_cert = _load_certificates(state, root, identity)
     with _blame(state, statedir.WIREGUARD_KEYS):
         wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
     admission_key = state.read_secret(statedir.ADMISSION_KEY)
@@ -178,6 +176,48 @@ def load_leap(state: StateDir) -> int:
     except (StateError, ValueError):
         return 0
     return leap if 0 <= leap <= MAX_GENERATION else 0
+
+
+def renewal_files(authority_cert: bytes, node_cert: bytes) -> dict[str, bytes]:
+    """Return what a renewal writes, in this order: a node that dies in between starts again all the same."""
+    return {
+        statedir.RENEWAL: msgspec.msgpack.encode((authority_cert, node_cert)),
+        statedir.AUTHORITY_CERT: authority_cert,
+        statedir.NODE_CERT: node_cert,
+    }
+
+
+def _load_certificates(state: StateDir, root: x509.Certificate, identity: Identity) -> tuple[bytes, bytes]:
+    """Read the authority's certificate and ours. Raises StateError, or TrustError where they do not hold."""
+    authority_cert, node_cert = state.read(statedir.AUTHORITY_CERT), state.read(statedir.NODE_CERT)
+    try:
+        _check_certificates(root, identity, authority_cert, node_cert)
+    except TrustError:
+        renewed = _load_renewal(state, root, identity)
+        if renewed is None:
+            raise
+        return renewed
+    return authority_cert, node_cert
+
+
+def _load_renewal(state: StateDir, root: x509.Certificate, identity: Identity) -> tuple[bytes, bytes] | None:
+    """Read the certificates of a renewal cut short. None where there are none that hold."""
+    if not state.has(statedir.RENEWAL):
+        return None
+    try:
+        pair = msgspec.msgpack.decode(state.read(statedir.RENEWAL), type=tuple[bytes, bytes])
+        _check_certificates(root, identity, *pair)
+    except (PhantomMeshError, ValueError, RecursionError):
+        return None
+    return pair
+
+
+def _check_certificates(
+    root: x509.Certificate, identity: Identity, authority_cert: bytes, node_cert: bytes
+) -> None:
+    member = verify_chain(root, authority_cert, node_cert, validity(node_cert)[1])
+    if member.node_id != identity.node_id:
+        raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
 
 
 def encode_members(claims: Iterable[bytes]) -> bytes:

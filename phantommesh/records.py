@@ -208,7 +208,13 @@ class Roster:
         TrustError (certificates, a revoked node) or RecordError (the record; a full roster). Then nothing
         has changed.
         """
-        return self._add(signed, now, now)
+        entry = self._open(signed, now)
+        if not self._stands(entry):
+            member = entry.member
+            if member.node_id in self._revocations:
+                raise TrustError(f"node {member.name} ({format_node_id(member.node_id)}) is revoked")
+            raise TrustError(f"the authority that certified {member.name} is revoked")
+        return self._keep(entry, now)
 
     def disputes(self, now: float) -> list[Dispute]:
         """What members in good standing both claim.
@@ -249,6 +255,7 @@ class Roster:
     ) -> Self:
         """Read and verify what `encode` wrote. Raises RecordError or TrustError.
 
+        Who was revoked since is left out: a node may die when it has written the revocations, but no roster.
         A certificate that is not valid at `now` is judged by a time it is good for: its node was a member,
         and its endpoints are how a node that slept a month finds the mesh again.
         """
@@ -256,7 +263,8 @@ class Roster:
         roster = cls(root, revocations)
         for signed in records:
             not_before, not_after = validity(signed.node_cert)
-            if not roster._add(signed, max(not_before, min(now, not_after)), now):
+            entry = roster._open(signed, max(not_before, min(now, not_after)))
+            if roster._stands(entry) and not roster._keep(entry, now):
                 raise RecordError("the roster holds two records of one node")
         return roster
 
@@ -273,14 +281,12 @@ class Roster:
             return True
         return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
 
-    def _add(self, signed: SignedRecord, verify_at: float, now: float) -> bool:
+    def _open(self, signed: SignedRecord, verify_at: float) -> Entry:
         member, record = open_record(self._root, signed, verify_at)
-        node_id = member.node_id
-        entry = Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
-        if not self._stands(entry):
-            if node_id in self._revocations:
-                raise TrustError(f"node {member.name} ({format_node_id(node_id)}) is revoked")
-            raise TrustError(f"the authority that certified {member.name} is revoked")
+        return Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
+
+    def _keep(self, entry: Entry, now: float) -> bool:
+        node_id, record, signed = entry.member.node_id, entry.record, entry.signed
         held = self._entries.get(node_id)
         if held is not None:
             if held.record.seq == record.seq and held.signed.body != signed.body:

@@ -9,10 +9,13 @@ creation clears it.
 import errno
 import fcntl
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,6 +32,7 @@ AUTHORITY_CERT: Final = "authority.crt"
 AUTHORITY_KEY: Final = "authority.key"
 NODE_CERT: Final = "node.crt"
 NODE_KEY: Final = "node.key"
+RENEWAL: Final = "renewal.bin"  # both certificates of the last renewal, written before each by itself
 WIREGUARD_KEYS: Final = "wireguard.json"
 ADMISSION_KEY: Final = "admission.key"
 ROSTER: Final = "roster.bin"
@@ -62,13 +66,15 @@ class StateError(PhantomMeshError):
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace the file `path` by `data`: readers and crashes see the old bytes or the new, never a mixture.
 
-    The bytes and the rename are on disk when this returns. Raises OSError, and then `path` is as it was.
+    The bytes and the rename are on disk when this returns. Raises OSError, and then `path` is as it was. Of
+    several writers at once, threads or processes, the last one's stay.
     """
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)  # a crash's left-over; its mode cannot be trusted
+    _clear_left_overs(path)
+    temporary, file = _open_temporary(path)
     try:
-        _write_new(temporary, data, mode)
-        temporary.replace(path)
+        with file:
+            _fill(file, data, mode)
+            temporary.replace(path)  # while the lock holds: it is closed with the file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -97,7 +103,8 @@ class StateDir:
                 for name, data in {**files, FORMAT_FILE: FORMAT}.items():
                     target = staging / name
                     target.parent.mkdir(exist_ok=True, mode=0o700)
-                    _write_new(target, data, 0o600)
+                    with _open_new(target) as file:
+                        _fill(file, data, 0o600)
                 for directory in {(staging / name).parent for name in files} | {staging}:
                     _sync_directory(directory)
                 # rename(2) replaces an empty directory only, so nobody's files can be lost here
@@ -275,13 +282,47 @@ def _flock(descriptor: int, busy: str) -> None:
         raise StateError(busy, fix="stop the other process first, or give another --state-dir") from None
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask says
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _open_temporary(path: Path) -> tuple[Path, BufferedWriter]:
+    """Make a file beside `path` that is no other writer's, locked for as long as it is open."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+        file = _open_new(temporary)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return temporary, file
+        except BaseException:
+            file.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        file.close()  # another writer took it for a left-over in the instant before the lock
+
+
+def _clear_left_overs(path: Path) -> None:
+    """Remove what writers of `path` left that died: the kernel drops their locks."""
+    temporary = re.compile(re.escape(f".{path.name}") + r"(\.[0-9a-f]{16})?\.new")
+    for entry in path.parent.iterdir():
+        if not temporary.fullmatch(entry.name):
+            continue
+        with suppress(OSError):  # its writer is at work, or just done; or it is not ours, nor in the way
+            descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _open_new(path: Path) -> BufferedWriter:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
+
+
+def _fill(file: BufferedWriter, data: bytes, mode: int) -> None:
+    os.fchmod(file.fileno(), mode)  # whatever the umask says
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

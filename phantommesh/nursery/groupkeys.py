@@ -39,7 +39,7 @@ class GroupKeys:
         self.ring = Keyring()
         self._node = node
         self._dirty = trio.Event()
-        self._rotating = trio.Lock()
+        self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
         self._turn = Turn()
         if node.keyring:
             self.ring.restore(node.keyring, trio.current_time())
@@ -81,7 +81,7 @@ class GroupKeys:
         Returns None where none is due, or this node is no authority in good standing.
         """
         node = self._node
-        async with self._rotating:
+        async with self._writing:
             authority = node.authority
             epoch = next_epoch(self.ring, node.revocations, time())
             if authority is None or epoch is None or node.identity.node_id in node.revocations:
@@ -91,6 +91,7 @@ class GroupKeys:
             )
             await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
             self.ring.install(key, trio.current_time())
+            self._dirty.set()  # the ring may have let others go for it, or have begun to send with it
         log.info("group key made", epoch=epoch, key=key.id.hex())
         return key
 
@@ -114,15 +115,16 @@ class GroupKeys:
 
     async def save(self) -> None:
         """Write the keys if they have changed. Raises StateError."""
-        if not self._dirty.is_set():
-            return
-        self._dirty = trio.Event()
-        try:
-            encoded = self.ring.encode()
-            await trio.to_thread.run_sync(self._node.state.write, statedir.KEYRING, encoded)
-        except BaseException:
-            self._dirty.set()
-            raise
+        async with self._writing:
+            if not self._dirty.is_set():
+                return
+            self._dirty = trio.Event()
+            try:
+                encoded = self.ring.encode()
+                await trio.to_thread.run_sync(self._node.state.write, statedir.KEYRING, encoded)
+            except BaseException:
+                self._dirty.set()
+                raise
 
     def _is_ours_to_make(self) -> bool:
         node, wall = self._node, time()

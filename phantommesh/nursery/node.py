@@ -161,6 +161,7 @@ class Node:
         self.recorder = Recorder(self, self.reporter)
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
+        self._left_out: set[NodeId] = set()  # of the entries, and of the same look
         self._reached: list[tuple[bytes, IPv4Address]] = []
         self._located: dict[bytes, int] = {}
 
@@ -231,6 +232,7 @@ class Node:
         ]
         if self.keeper.revoked is not None:  # nobody speaks to this node any more, and it speaks to nobody
             self._entries = []
+        self._left_out = self._disputed(wall)
         self.tcp.close_channels(self.state.revocations)
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
@@ -253,10 +255,9 @@ class Node:
     def _install(self) -> None:
         """Some desired PSK or peer has changed: recompute what the interfaces should be."""
         peers, scattered = [], []
-        left_out = self._disputed()
         for entry in self.entries():
             member, record = entry.member, entry.record
-            if member.node_id in left_out:
+            if member.node_id in self._left_out:
                 continue
             scattered.append(
                 ScatterPeer(
@@ -308,11 +309,12 @@ class Node:
         self._install()
         self.own.publish()
 
-    def _disputed(self) -> set[NodeId]:
-        """The members that the interfaces are to be without: an address or a key can be one peer's only. Who
-        has to give it up gets another certificate; this node itself keeps out who it has to give way to."""
+    def _disputed(self, wall: float) -> set[NodeId]:
+        """The members in good standing at ``wall`` that the interfaces are to be without: an address or a key
+        can be one peer's only. Who has to give it up gets another certificate; this node itself keeps out who
+        it has to give way to."""
         mine = self.own.member.node_id
-        disputes = [d for d in self.keeper.roster.disputes(time()) if d.over != "name"]
+        disputes = [d for d in self.keeper.roster.disputes(wall) if d.over != "name"]
         return {d.winner if d.loser == mine else d.loser for d in disputes}
 
     def _read_back(self, actual: Mapping[str, DeviceState]) -> None:

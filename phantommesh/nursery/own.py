@@ -15,7 +15,7 @@ from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.issuing import make_csr
-from phantommesh.nodestate import NodeState, make_record
+from phantommesh.nodestate import NodeState, make_record, renewal_files
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Dispute, settle, sign_record
@@ -143,7 +143,7 @@ class OwnRecord:
         renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
         if renewed_member.node_id != member.node_id:
             raise TrustError("the authority certified another node's key")
-        for name, data in ((statedir.AUTHORITY_CERT, authority_cert), (statedir.NODE_CERT, node_cert)):
+        for name, data in renewal_files(authority_cert, node_cert).items():
             await trio.to_thread.run_sync(state.state.write, name, data)
         self.member, self._node_cert, self._authority_cert = renewed_member, node_cert, authority_cert
         self.publish()

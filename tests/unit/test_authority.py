@@ -17,12 +17,12 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.invites import Invite
-from phantommesh.issuing import Authority
+from phantommesh.issuing import Authority, choose_ip4
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records import sign_record
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust import NODE_LIFE, Role, TrustError
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
 
@@ -272,6 +272,29 @@ def certify_twice(state: NodeState, one: Summary, other: Node) -> None:
     other.own._node_cert, other.own._authority_cert = cert, authority.der
     other.own.member = replace(other.own.member, name=one.name, ip4=one.ip4)
     other.own.publish()
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_out: int
+) -> None:
+    """Until then both are in the list of peers, and one address can be one peer's only."""
+    state = make_authority(tmp_path / "a")
+    authority = state.authority
+    assert authority is not None
+    claimants = sorted((identity("beta"), identity("gamma")), key=lambda node: node.node_id)
+    ip4 = choose_ip4(state.mesh, claimants[0].node_id, ())
+    async with serving(tmp_path / "a") as alpha:
+        for i, node in enumerate(claimants):
+            issued = time() - (NODE_LIFE / 2 if i == first_out else 0.0)
+            cert = authority.issue(node.spki, f"member-{i}", Role.NODE, ip4, issued)
+            alpha.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
+        assert peers(alpha) == {claimants[0].node_id}
+        monkeypatch.setattr("phantommesh.nursery.node.time", lambda: time() + NODE_LIFE * 3 / 4)
+        alpha._install()
+        assert peers(alpha) == {claimants[0].node_id}
+        alpha._peers_changed()
+        assert peers(alpha) == {claimants[1 - first_out].node_id}
 
 
 async def test_the_higher_node_id_gives_the_address_and_the_name_up(tmp_path: Path) -> None:

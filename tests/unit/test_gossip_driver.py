@@ -16,7 +16,7 @@ from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import NodeId
 from phantommesh.membership import rumours
-from phantommesh.membership.effects import Effect, FetchRecord
+from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
@@ -24,6 +24,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.wire import Address
+from tests.unit.dying import hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 
@@ -190,6 +191,24 @@ async def test_a_damaged_leap_stops_no_start(tmp_path: Path, damage: bytes) -> N
     state.state.write(statedir.LEAP, damage)
     async with serving(tmp_path / "a") as node:
         assert node.gossip.membership.generation == int(state.state.read(statedir.GENERATION))
+
+
+async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node leaves while its service is saving what was so a moment ago."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node:
+        generation = node.gossip.membership.generation
+        node.gossip._carry_out([Persist(generation + 1)])
+        with monkeypatch.context() as patch:
+            come, go_on = hold_first(patch, statedir.LEAP)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.gossip.save)
+                await until(come.is_set)
+                node.gossip._carry_out([Persist(generation + 2)])
+                nursery.start_soon(node.gossip.save)
+                await trio.sleep(0.2)  # as long as it takes to write two files
+                go_on.set()
+            assert state.state.read(statedir.LEAP) == b"2"
 
 
 @pytest.mark.parametrize("damage", [b"x", b"x" * 48, bytes(47)])

@@ -214,6 +214,15 @@ def test_the_ring_survives_a_restart() -> None:
             Keyring().restore(junk, 0.0)
 
 
+def test_a_full_ring_survives_a_restart_with_the_key_that_joins_it() -> None:
+    keys = ring(*(fake(epoch) for epoch in range(1, MAX_KEYS + 1)))
+    more = fake(MAX_KEYS + 1)
+    again = Keyring()
+    again.restore(keys.encode(more), 0.0)
+    assert keys.install(more, 0.0)
+    assert (again.keys, again.active) == (keys.keys, keys.active)
+
+
 def test_the_slowest_member_and_the_fastest() -> None:
     """The first to promote and the last are PROMOTE_AFTER apart: each opens what the other sends."""
     fast, slow = ring(fake(1)), ring(fake(1))

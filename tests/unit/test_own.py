@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node's own record and certificate: signed anew when something changes, renewed in time."""
 
+import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from time import time
 
@@ -13,7 +15,9 @@ from structlog.testing import capture_logs
 from phantommesh import nodestate, statedir
 from phantommesh.config import Config, load
 from phantommesh.control import Renewed
-from phantommesh.nodestate import NodeState, load_node, make_record
+from phantommesh.identity import Identity
+from phantommesh.issuing import Authority, issue_authority
+from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery import own
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
@@ -23,9 +27,11 @@ from phantommesh.nursery.streams import Sessions
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role, validity
+from tests.unit.dying import Killed, die_after
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity
 
+FILES = len(renewal_files(b"", b""))
 CLOCKED = ("own", "roster", "keeper", "authority", "groupkeys", "node")
 
 
@@ -234,6 +240,54 @@ async def test_another_nodes_certificate_is_not_taken(tmp_path: Path, clock: Clo
         await it.own.renew_if_due(it.caller)
     assert "another node's key" in str(it.own.renewal_error)
     assert load_node(tmp_path / "b" / "state", time()).name == "beta"
+
+
+async def test_a_node_that_dies_while_it_writes_another_authoritys_renewal_starts_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it died, and wherever it dies at the next renewal, by yet another authority."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a"):
+        joined = await join(tmp_path / "b", make_invite(state), "beta")
+    clock.ahead = NODE_LIFE * 0.7
+    issued: list[bytes] = []
+
+    async def renew(at: Path, writes: int) -> bool:
+        """Renew with so many writes before the node dies; say whether it lived."""
+        key, node_id = Identity.generate(), identity(f"authority {len(issued)}").node_id
+        issuer = Authority(
+            state.root, issue_authority(state.root, state.root_key(), key.spki, node_id, clock()), key
+        )
+        it = Parts(load_node(at, clock()), load(tmp_path / "b" / "pm.toml"))
+        issued.append(issuer.issue(it.state.identity.spki, "beta", Role.NODE, joined.ip4, clock()))
+
+        async def other(csr: bytes, evidence: bytes = b"") -> Renewed:
+            await trio.lowlevel.checkpoint()
+            return Renewed(issued[-1], issuer.der)
+
+        it.caller.renew = other  # type: ignore[method-assign]
+        with monkeypatch.context() as patch:
+            die_after(patch, writes)
+            try:
+                await it.own._renew(it.caller)
+            except Killed:
+                return False
+        return True
+
+    for first, second in product(range(FILES + 1), repeat=2):
+        at = tmp_path / f"{first}-{second}"
+        shutil.copytree(tmp_path / "b" / "state", at)
+        assert await renew(at, first) == (first == FILES)
+        before = load_node(at, clock()).node_cert
+        assert await renew(at, second) == (second == FILES)
+        after = load_node(at, clock()).node_cert
+        assert after == issued[-1] if second == FILES else after in (before, issued[-1])
+    at = tmp_path / f"{FILES}-{FILES}"
+    (at / statedir.RENEWAL).write_bytes(b"junk")
+    load_node(at, clock())  # it is for nothing but what was cut short
+    (at / statedir.NODE_CERT).write_bytes(b"junk")
+    with pytest.raises(StateError, match=r"node\.crt is damaged"):
+        load_node(at, clock())
 
 
 async def test_a_member_renews_over_a_channel(

@@ -4,6 +4,7 @@ from ipaddress import IPv4Address
 import msgspec
 import pytest
 
+from phantommesh.issuing import Authority, issue_authority
 from phantommesh.records import (
     Dispute,
     NodeRecord,
@@ -225,6 +226,26 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
     with pytest.raises(TrustError, match="revoked"):
         held.add(MESH.record(NODE, "alpha", 9), NOW)
     assert len(Roster.decode_untrusted(held.encode(), MESH.root, revoked, NOW)) == 0
+
+
+def test_who_was_revoked_after_the_roster_was_written_is_left_out_of_it() -> None:
+    """The two are written one after the other, and the node may die in between."""
+    second = identity("second authority")
+    gone = identity("second")
+    cert = issue_authority(MESH.root, MESH.root_key, second.spki, gone.node_id, NOW)
+    issuer = Authority(MESH.root, cert, second)
+    late = NOW + DAY
+    by_second = issuer.issue(OTHER.spki, "beta", Role.NODE, IPv4Address("100.64.0.78"), late)
+    held = roster(SIGNED, MESH.record(identity("third"), "gamma"))
+    held.add(sign_record(OTHER, plain_record(OTHER), by_second, issuer.der), late)
+    revoked = Revocations(MESH.root)
+    for node_id in (NODE.node_id, gone.node_id):
+        revoked.add(revoke(MESH.authority, node_id, NOW), NOW)
+    again = Roster.decode_untrusted(held.encode(), MESH.root, revoked, late)
+    assert [entry.member.name for entry in again] == ["gamma"]
+    forged = msgspec.structs.replace(SIGNED, signature=bytes(3309))
+    with pytest.raises(RecordError):
+        Roster.decode_untrusted(msgspec.msgpack.encode([forged]), MESH.root, revoked, late)
 
 
 def test_the_roster_survives_a_restart_and_a_long_sleep() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The roster while it changes: kept, merged, given out, followed."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -11,9 +12,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import control
+from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import decode_keys_untrusted, encode_keys
+from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
@@ -33,6 +34,7 @@ from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import Role
 from phantommesh.wire import Address
+from tests.unit.dying import Killed, die_after, hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
 
@@ -169,6 +171,22 @@ async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
     assert mesh.changes == 2
     await mesh.keeper.save()
     assert mesh.on_disk() == ["alpha"]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+async def test_a_node_that_dies_while_it_writes_a_revocation_starts_again(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    await mesh.keeper.save()
+    authority = mesh.state.authority
+    assert authority is not None
+    mesh.keeper.revoke(revoke(authority, B.node_id, time()))
+    with monkeypatch.context() as patch:
+        die_after(patch, written)
+        with pytest.raises(Killed) if written < 2 else nullcontext():
+            await mesh.keeper.save()
+    assert mesh.on_disk() == (["alpha", "beta"] if written == 0 else ["alpha"])
 
 
 @pytest.mark.parametrize("revocations", [b"junk", b"\x91" * 5000])
@@ -308,6 +326,32 @@ async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
         other.merge(encode_keys([msgspec.structs.replace(made, epoch=9)]), b"")
     assert [entry["event"] for entry in logs] == ["group key refused"]
     assert other.ring.keys == [made]
+
+
+async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is made while the ring is being saved, as it was before."""
+    first = await mesh.keys.rotate()
+    assert first is not None
+    mesh.keys._dirty.set()
+    authority = mesh.state.authority
+    assert authority is not None
+    mesh.keeper.revoke(revoke(authority, B.node_id, time()))
+    come, go_on = hold_first(monkeypatch, statedir.KEYRING)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keys.save)
+        await until(come.is_set)
+        nursery.start_soon(mesh.keys.rotate)
+        await trio.sleep(0.2)  # as long as it takes to make a key and write it
+        go_on.set()
+    assert len(mesh.keys.ring.keys) == 2
+    assert load_node(mesh.state.state.path, time()).keyring == mesh.keys.ring.encode()
+
+
+async def test_what_a_new_key_changed_in_the_ring_is_saved(mesh: Mesh) -> None:
+    await mesh.keys.rotate()
+    assert mesh.keys.active_id != NO_KEY
+    await mesh.keys.save()
+    assert load_node(mesh.state.state.path, time()).keyring == mesh.keys.ring.encode()
 
 
 async def test_equivocation_is_reported_once(mesh: Mesh) -> None:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -175,6 +178,51 @@ def test_atomic_write_replaces_content_and_mode(tmp_path: Path) -> None:
 
 def test_a_file_may_hold_the_largest_roster() -> None:
     assert MAX_FILE_BYTES > MAX_MEMBERS * MAX_RECORD_BYTES
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    contents = [bytes([65 + i]) * 5_000 for i in range(4)]
+
+    def write(data: bytes) -> None:
+        for _ in range(60):
+            atomic_write(path, data)
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_another_writer_took_for_a_left_over_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, taken = fcntl.flock, list[str]()
+
+    def lock(file: IO[bytes], how: int) -> None:
+        (made,) = tmp_path.iterdir()
+        if not taken:
+            made.unlink()
+        taken.append(made.name)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    atomic_write(tmp_path / "file", b"new")
+    assert len(set(taken)) == 2
+    assert snapshot(tmp_path) == {"file": b"new"}
+
+
+def test_a_write_clears_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
+    dead, alive = f".file.{'0a' * 8}.new", f".file.{'0b' * 8}.new"
+    others = [".file.conf.new", f".file.{'0a' * 8}.new.old", f".file2.{'0a' * 8}.new", "file.new"]
+    for name in (dead, alive, ".file.new", *others):
+        (tmp_path / name).write_bytes(b"something")
+    with (tmp_path / alive).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a process does that is writing it
+        atomic_write(tmp_path / "file", b"new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", alive, *others}
+    atomic_write(tmp_path / "file", b"newer")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", *others}
 
 
 @pytest.mark.parametrize("step", ["open", "fchmod", "fsync", "replace"])
