@@ -278,9 +278,8 @@ class TcpPort:
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._per_host: Counter[str] = Counter()
-        self._strangers: dict[
-            trio.CancelScope, str
-        ] = {}  # accepted, nothing proved; to the host, oldest first
+        # Connections taken on which nothing was proved yet, oldest first, with their hosts.
+        self._strangers: dict[trio.CancelScope, str] = {}
         self.dropped: Counter[str] = Counter()  # how connections ended
 
     def send(self, datagram: bytes, destination: Address) -> None:
