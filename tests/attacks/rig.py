@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import time
 
 from phantommesh.config import Config, load
@@ -56,7 +57,7 @@ def run_inside(namespace: str, *command: str, seconds: float = 60.0) -> Done:
     """Run a command in a namespace and wait for its end."""
     done = subprocess.run(
         ["ip", "netns", "exec", namespace, *command],
-        capture_output=True, text=True, check=False, timeout=seconds, env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, check=False, timeout=seconds, env=_environment(),
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -65,8 +66,12 @@ def start_inside(namespace: str, *command: str) -> subprocess.Popen[bytes]:
     """Start a command in a namespace that goes on; its output can be read."""
     return subprocess.Popen(
         ["ip", "netns", "exec", namespace, *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
     )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path.cwd())}
 
 
 def link_local(node: LabNode, interface: str = "up0") -> str:
