@@ -18,22 +18,24 @@ from ipaddress import (
     collapse_addresses,
     ip_network,
 )
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.wireguard import Network
 
 Address = IPv4Address | IPv6Address
-_N = TypeVar("_N", IPv4Network, IPv6Network)
 
 CLOSED_METRIC: Final = 0xFFFFFFFF
-"""The metric of the routes that hold the overlay when nothing else does: the worst there is."""
+"""The metric of the routes that close the overlay where nothing carries it: the worst there is."""
 
 DEFAULT_PREFIX: Final = 1
 """A route as short as this is a default route: some VPNs install two halves (0.0.0.0/1, 128.0.0.0/1)."""
 
 # Tuning.
 MAX_PIECES: Final = 256  # of one network; a host whose ranges would cut it up further is refused
+MAX_SPARED: Final = (
+    16  # of one network; the kernel goes through rules one by one, for every packet of the host
+)
 _NAMED: Final = 3  # members named in one sentence
 
 
@@ -60,13 +62,24 @@ class HostRange:
         return f"{self.kind} {self.network.network_address}{where}"
 
 
+class Closing(NamedTuple):
+    """One thing that closes the overlay's range, as the kernel has it. A ``route`` is unreachable, of the
+    worst metric. The others are policy rules, in the order in which they are asked: ``spare`` sends a range
+    of the host's own to the main table, ``overlay`` does so for the overlay but takes no default route, and
+    ``fence`` ends what is left."""
+
+    kind: Literal["route", "spare", "overlay", "fence"]
+    network: Network
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``routed``: the prefixes that lead into the overlay, and that are closed where it is not there.
-    ``avoided``: the host's ranges that they leave out. ``conflicts``: a sentence for each range of the host
-    that holds an address of a member's."""
+    """``routed``: the prefixes that lead into the overlay. ``closed``: what closes them where nothing carries
+    them. ``avoided``: the host's ranges that they leave out. ``conflicts``: a sentence for each range of the
+    host's that holds an address of a member's."""
 
     routed: tuple[Network, ...]
+    closed: frozenset[Closing]
     avoided: tuple[HostRange, ...] = ()
     conflicts: tuple[str, ...] = ()
 
@@ -74,31 +87,40 @@ class Plan:
 def plan(networks: Iterable[Network], members: Mapping[Address, str], host: Iterable[HostRange]) -> Plan:
     """Say what to route, given the mesh's ``networks``, the ``members``' names by overlay address (this
     node's among them) and what the ``host`` has that is not ours; default routes are not to be among it."""
-    listed, found = list(host), list[Network]()
+    listed = list(host)
+    plans = [_plan(network, members, listed) for network in networks]
+    return Plan(
+        tuple(prefix for one in plans for prefix in one.routed),
+        frozenset(closing for one in plans for closing in one.closed),
+        tuple(own for one in plans for own in one.avoided),
+        tuple(sentence for one in plans for sentence in one.conflicts),
+    )
+
+
+def _plan(network: Network, members: Mapping[Address, str], host: Iterable[HostRange]) -> Plan:
+    """The plan for one network of the mesh's."""
+    met = sorted({own for own in host if overlap(own.network, network)})
+    here = {address: name for address, name in members.items() if address in network} if met else {}
     avoided, conflicts = list[HostRange](), list[str]()
-    for network in networks:
-        met = sorted(
-            {r for r in listed if r.network.version == network.version and _overlap(r.network, network)}
-        )
-        if not met:
-            found.append(network)
-            continue
-        here = {address: name for address, name in members.items() if address in network}
-        for met_range in met:
-            held = [(a, n) for a, n in sorted(here.items(), key=_by_address) if a in met_range.network]
-            if held:
-                conflicts.append(_conflict(met_range, network, held))
-            elif network.prefixlen >= met_range.network.prefixlen:
-                conflicts.append(f"this host's {met_range} holds all of the overlay {network}")
-            else:
-                avoided.append(met_range)
-        pieces = _without(network, [met_range.network for met_range in met])
-        if pieces is None:
-            conflicts.append(f"this host has more ranges in the overlay {network} than can be gone round")
-            pieces = []
-        outside = [a for a in here if not any(a in piece for piece in pieces)]
-        found += _collapse([*pieces, *(ip_network(address) for address in outside)])
-    return Plan(tuple(found), tuple(avoided), tuple(conflicts))
+    for own in met:
+        held = [(a, n) for a, n in sorted(here.items(), key=_by_address) if a in own.network]
+        if held:
+            conflicts.append(_conflict(own, network, held))
+        elif network.prefixlen >= own.network.prefixlen:
+            conflicts.append(f"this host's {own} holds all of the overlay {network}")
+        else:
+            avoided.append(own)
+    holes = _collapse(own.network for own in met)
+    pieces = _without(network, holes)
+    if pieces is None:
+        conflicts.append(f"this host has more ranges in the overlay {network} than can be gone round")
+    outside = [a for a in here if not any(a in piece for piece in pieces or ())]
+    routed = _collapse([*(pieces or ()), *(ip_network(address) for address in outside)])
+    closed = {Closing("route", prefix) for prefix in routed}
+    if pieces and len(holes) <= MAX_SPARED:
+        closed |= {Closing("spare", hole) for hole in holes}
+        closed |= {Closing("overlay", network), Closing("fence", network)}
+    return Plan(tuple(routed), frozenset(closed), tuple(avoided), tuple(conflicts))
 
 
 def refusal(found: Plan) -> OverlapError | None:
@@ -124,8 +146,10 @@ def check_range(configured: str, network4: IPv4Network) -> None:
         )
 
 
-def _overlap(one: Network, other: Network) -> bool:
-    return bool(one.overlaps(other))
+def overlap(one: Network, other: Network) -> bool:
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.overlaps(other)
+    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)
 
 
 def _by_address(item: tuple[Address, str]) -> int:
@@ -147,7 +171,7 @@ def _without(network: Network, holes: Iterable[Network]) -> list[Network] | None
     for hole in _collapse(holes):
         left: list[Network] = []
         for piece in pieces:
-            if not _overlap(piece, hole):
+            if not overlap(piece, hole):
                 left.append(piece)
             elif piece.prefixlen < hole.prefixlen:
                 left += piece.address_exclude(hole)  # type: ignore[arg-type]  # both of one version

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -222,15 +223,30 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def config_check(options: Options, file: Path | None) -> None:
-    """Say whether the configuration (or FILE) is good."""
+    """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
     from phantommesh import config as config_file
+    from phantommesh.overlay import check_range
 
     path = file or options.config
-    config_file.load(path)
+    checked = config_file.load(path)
+    network4 = _mesh_network(options)
+    if network4 is not None:
+        check_range(checked.overlay.cidr4, network4)
     if options.json:
         emit({"file": str(path), "ok": True})
     else:
         click.echo(f"{path} is good")
+
+
+def _mesh_network(options: Options) -> IPv4Network | None:
+    """The network that the mesh's certificate says; None where there is none to be read."""
+    from phantommesh.statedir import ROOT_CERT
+    from phantommesh.trust import describe_mesh, load_root
+
+    try:
+        return describe_mesh(load_root((options.state_dir / ROOT_CERT).read_bytes())).network4
+    except OSError:
+        return None
 
 
 @config.command("show")

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import hostroutes
+from phantommesh.nursery import closing, hostroutes
 from phantommesh.overlay import Address, Plan, plan, refusal
 from phantommesh.wireguard import Network
 
@@ -39,7 +39,7 @@ class Overlay:
         interval: float,
     ) -> None:
         self.networks, self.names = tuple(networks), tuple(names)
-        self.plan = Plan(self.networks)
+        self.plan = plan(self.networks, {}, ())
         self.problem: PhantomMeshError | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._members, self._interval = members, interval
@@ -117,7 +117,7 @@ class Overlay:
         return await trio.to_thread.run_sync(partial(hostroutes.look, self.networks, self.names))
 
     async def _close(self, found: Plan, view: hostroutes.HostView) -> bool:
-        return await trio.to_thread.run_sync(partial(hostroutes.close, found.routed, view.closed))
+        return await trio.to_thread.run_sync(partial(closing.close, found.closed, view.closed))
 
     def _tell(self, found: Plan) -> None:
         before, self.plan = self.plan, found

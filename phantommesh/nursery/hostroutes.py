@@ -1,50 +1,57 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host itself has in the overlay's range, and the routes that close that range.
+"""What the host has in the overlay's range: addresses and routes of its own, and what closes that range.
 
-They are ``unreachable`` routes of the worst metric in the main table, and they outlive the node: without them
-what is sent to the overlay's addresses while nothing carries it would follow the host's default route, in
-clear. `taking_down` alone removes them. The functions block; each opens a netlink socket of its own.
+The functions block, so they are called inside ``trio.to_thread.run_sync``.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
+from phantommesh.nursery.closing import KINDS
 from phantommesh.nursery.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
-from phantommesh.overlay import CLOSED_METRIC, DEFAULT_PREFIX, HostRange, Kind
+from phantommesh.overlay import (
+    CLOSED_METRIC,
+    DEFAULT_PREFIX,
+    Address,
+    Closing,
+    HostRange,
+    Kind,
+    Plan,
+    overlap,
+    plan,
+    refusal,
+)
 from phantommesh.wgnetlink import attributes, number
 from phantommesh.wireguard import Network
 
 # linux/rtnetlink.h, linux/netlink.h
 _REQUEST, _DUMP = 1, 0x300
-_GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_RULE = 18, 22, 26, 34
+_FRA_DST, _FRA_PRIORITY, _FRA_PROTOCOL = 1, 6, 21  # linux/fib_rules.h
 _IFLA_NAME, _IFLA_ALIAS, _IFA_ADDRESS, _IFA_LOCAL = 3, 20, 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 9, 15, 18
 _MAIN_TABLE: Final = 254
 _UNICAST, _LOCAL, _UNREACHABLE = 1, 2, 7  # the other types lead nowhere, or to no one host
 _CLONED = 0x200  # a cached copy of a route
 
-_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_*: the addresses and routes of both families, for a socket that wants to hear of changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """One look at the host: what it has of its own in the overlay's range, and which prefixes are closed."""
+    """One look at the host: what it has of its own in the overlay's range, and what of ours closes that."""
 
     ranges: tuple[HostRange, ...]
-    closed: frozenset[Network]
+    closed: frozenset[Closing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,57 +67,27 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             links = _links(rtnl, names)
-            found, closed = set(_addresses(rtnl, links, networks)), set[Network]()
-            for family in _FAMILIES.values():
+            found, closed = set(_addresses(rtnl, links, networks)), set[Closing]()
+            for family in _FAMILIES:
                 for message in _routes(rtnl, family):
-                    if (held := _closing(message)) is not None:
-                        if any(_meets(held, network) for network in networks):
-                            closed.add(held)
+                    if (ours := _closing(message)) is not None:
+                        closed.add(ours)
                     else:
                         found |= set(_taken(message, links, networks))
+                closed |= set(_rules(rtnl, family))
     except OSError as error:
         raise BackendError(f"the host's routes could not be read: {error.strerror or error}") from error
-    return HostView(tuple(sorted(found, key=str)), frozenset(closed))
+    here = (ours for ours in closed if any(overlap(ours.network, network) for network in networks))
+    return HostView(tuple(sorted(found, key=str)), frozenset(here))
 
 
-def close(wanted: Iterable[Network], closed: Iterable[Network]) -> bool:
-    """Have exactly the ``wanted`` prefixes closed, given those that are; return whether that took a change.
-    What is missing is added before what is too much goes. Raises BackendError."""
-    want, have = set(wanted), set(closed)
-    if want == have:
-        return False
-    failure: Exception | None = None
-    with IPRoute() as rtnl:
-        for command, networks in (("add", want - have), ("del", have - want)):
-            for network in sorted(networks, key=str):
-                try:
-                    rtnl.route(command, **_closing_route(network))
-                except (NetlinkError, OSError) as error:
-                    code = error.code if isinstance(error, NetlinkError) else error.errno
-                    if code == errno.EAFNOSUPPORT and network.version == 6:
-                        continue  # a kernel without IPv6 sends none
-                    if code not in ((errno.EEXIST,) if command == "add" else (errno.ESRCH, errno.ENOENT)):
-                        failure = failure or _refused(network, code, error)
-    if failure is not None:
-        raise failure
-    return True
-
-
-def _refused(network: Network, code: int | None, error: Exception) -> BackendError:
-    fix = "run as root or with CAP_NET_ADMIN" if code == errno.EPERM else ""
-    reason = os.strerror(code) if code else str(error)
-    return BackendError(f"the overlay {network} could not be closed: {reason}", fix=fix)
-
-
-def _closing_route(network: Network) -> dict[str, object]:
-    return {
-        "type": "unreachable",
-        "dst": str(network),
-        "table": _MAIN_TABLE,
-        "proto": ROUTE_PROTOCOL,
-        "priority": CLOSED_METRIC,
-        "family": _FAMILIES[network.version],
-    }
+def check(networks: Sequence[Network], members: Mapping[Address, str], *, names: Collection[str]) -> Plan:
+    """Say what would be routed on this host in a mesh of these ``networks`` and ``members``. Raises
+    OverlapError where the host's own range is in the way, and BackendError."""
+    found = plan(networks, members, look(networks, names).ranges)
+    if (error := refusal(found)) is not None:
+        raise error
+    return found
 
 
 # ---- reading ----
@@ -176,12 +153,29 @@ def _routes(rtnl: NetlinkSocket, family: int) -> Iterator[_Message]:
             yield _Message(family, prefix, table, protocol, kind, fields)
 
 
-def _closing(message: _Message) -> Network | None:
-    """The prefix that a route of ours closes; None for any other route."""
+def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:
+    """Our policy rules that close prefixes; this kernel may know of no rules."""
+    try:
+        answers = rtnl.exchange(_request(_GET_RULE, struct.pack("=12B", family, *bytes(11))))
+    except OSError as error:
+        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            return
+        raise
+    for _, _, payload in answers:
+        prefix = payload[1]
+        fields = dict(attributes(payload[12:]))
+        kind = KINDS.get(number(fields.get(_FRA_PRIORITY, bytes(4))))
+        ours = number(fields.get(_FRA_PROTOCOL, b"\0")) == ROUTE_PROTOCOL
+        if ours and kind is not None and _FRA_DST in fields:
+            yield Closing(kind, ip_network((fields[_FRA_DST], prefix)))
+
+
+def _closing(message: _Message) -> Closing | None:
+    """What a route of ours closes; None for any other route."""
     told = message.kind, message.protocol, message.table
     metric = number(message.fields.get(_RTA_PRIORITY, bytes(4)))
     closing = told == (_UNREACHABLE, ROUTE_PROTOCOL, _MAIN_TABLE) and metric == CLOSED_METRIC
-    return message.network if closing else None
+    return Closing("route", message.network) if closing else None
 
 
 def _taken(
@@ -228,11 +222,5 @@ def _gateway(fields: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
 def _range(
     kind: Kind, network: Network, link: _Interface | None, networks: Sequence[Network]
 ) -> Iterator[HostRange]:
-    if (link is None or not link.ours) and any(_meets(network, other) for other in networks):
+    if (link is None or not link.ours) and any(overlap(network, other) for other in networks):
         yield HostRange(kind, network, "" if link is None else link.name)
-
-
-def _meets(one: Network, other: Network) -> bool:
-    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
-        return one.overlaps(other)
-    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)

@@ -18,7 +18,7 @@ from time import time
 import trio
 
 from phantommesh import config as config_file
-from phantommesh.dataplane import interface_names, master_name
+from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.nursery.backend import choose
@@ -67,7 +67,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
         prefix = config.wireguard.prefix
         overlay = Overlay(
             (state.mesh.network4, state.mesh.network6),
-            (master_name(prefix), *interface_names(prefix)),
+            all_names(prefix),
             lambda: _addresses(state),
             interval=config.wireguard.reconcile_seconds,
         )
