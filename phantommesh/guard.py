@@ -87,6 +87,7 @@ def render(guard: Guard) -> str:
                 "arriving", "type filter hook prerouting priority raw; policy accept;", *_arriving(guard)
             ),
             *chain_block("inside", *_inside(guard)),
+            *chain_block("entering", f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x} {_drop(Drop.NESTED)}"),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
@@ -187,7 +188,6 @@ def _leaving(guard: Guard) -> list[str]:
     ours = _quoted((guard.device, *guard.names))
     return [
         'oifname "lo" accept',
-        f"oifname {ours} meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x} {_drop(Drop.NESTED)}",
-        f"oifname {ours} accept",
+        f"oifname {ours} goto entering",
         *(f"{match} {_drop(Drop.CLEAR)}" for match in _overlay(guard, "daddr")),
     ]
