@@ -42,6 +42,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
     if (problem := node.overlay.problem) is not None:
         fix = f"; {problem.fix}" if problem.fix else ""
         yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
+    if (problem := node.guarding.problem) is not None:
+        yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
     if (problem := node.paths.problem) is not None:
         yield Fault(f"{problem}; {problem.fix}")
     if (problem := node.scattering.problem) is not None:

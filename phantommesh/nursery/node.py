@@ -23,6 +23,7 @@ from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, ma
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
+from phantommesh.guard import Guard
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
@@ -38,6 +39,7 @@ from phantommesh.nursery.calling import Caller, ask_standing
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.guarding import Guarding
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
@@ -159,6 +161,15 @@ class Node:
             interval=config.wireguard.reconcile_seconds,
             on_epoch=self._epoch_over,
         )
+        self.guarding = Guarding(
+            lambda: Guard(
+                master_name(config.wireguard.prefix),
+                self.names,
+                (self.own.member.ip4, self.own.member.ip6),
+                overlay.routed,
+                config.guard.forward,
+            )
+        )
         self.paths = PathDriver(
             Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
             self.scattering,
@@ -259,6 +270,7 @@ class Node:
             self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.driver.carry_out(self.links.set_peers(peers, now))
+        self.guarding.kick()
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self.gossip.roster_changed()
         self.overlay.kick()
@@ -266,6 +278,7 @@ class Node:
 
     def _rerouted(self) -> None:
         """Other prefixes lead into the overlay than before."""
+        self.guarding.kick()
         self.scattering.kick()
         self._install()
 
@@ -381,6 +394,7 @@ class Node:
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
+        await self.guarding.converge()  # before there is anything to reach
         if self.config.control.tcp:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
@@ -422,6 +436,7 @@ class Node:
             await self.overlay.converge()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.overlay.run)
+            nursery.start_soon(self.guarding.run)
             await self.scattering.close()
             await self.backend.close(remove=self.names)
             nursery.cancel_scope.cancel()
@@ -444,6 +459,7 @@ class Node:
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "overlay": self.overlay.run,
+            "guard": self.guarding.run,
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,

@@ -25,7 +25,7 @@ from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import closing, hostroutes, marking, netlink
+from phantommesh.nursery import closing, guarding, hostroutes, marking, netlink
 from phantommesh.nursery.nft import Table
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.scatter.ruleset import FAMILY, table_name
@@ -225,7 +225,7 @@ async def _remove(config: Config, mesh: Mesh, how: How) -> Down:
         await trio.to_thread.run_sync(
             hosts_file.write, Path(config.dns.hosts), partial(hosts_file.without_block, mesh=mesh.name)
         )
-    await _remove_guard(device)
+    await guarding.remove(device)
     await trio.to_thread.run_sync(closing.close, (), view.closed)
     return Down(
         mesh=mesh.name,
@@ -233,11 +233,6 @@ async def _remove(config: Config, mesh: Mesh, how: How) -> Down:
         interfaces=sorted(name for name, link in links.items() if link.ours),
         prefixes=sorted({str(ours.network) for ours in view.closed}),
     )
-
-
-async def _remove_guard(device: str) -> None:
-    """Remove the table that keeps the underlay's and the overlay's addresses apart."""
-    await Table("inet", f"phantommesh_guard_{device}").remove()
 
 
 def _delete_links(names: tuple[str, ...]) -> None:
