@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, size, table
 
 if TYPE_CHECKING:
+    from phantommesh.trust import Mesh
     from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0
@@ -229,23 +229,23 @@ def config_check(options: Options, file: Path | None) -> None:
 
     path = file or options.config
     checked = config_file.load(path)
-    network4 = _mesh_network(options)
-    if network4 is not None:
-        check_range(checked.overlay.cidr4, network4)
+    mesh = _mesh(options)
+    if mesh is not None and mesh.name == checked.node.mesh:
+        check_range(checked.overlay.cidr4, mesh.network4)
     if options.json:
         emit({"file": str(path), "ok": True})
     else:
         click.echo(f"{path} is good")
 
 
-def _mesh_network(options: Options) -> IPv4Network | None:
-    """The network that the mesh's certificate says; None where there is none to be read."""
-    from phantommesh.statedir import ROOT_CERT
-    from phantommesh.trust import describe_mesh, load_root
+def _mesh(options: Options) -> Mesh | None:
+    """The mesh of the state directory; None where there is none to be read."""
+    from phantommesh.nodestate import load_mesh
+    from phantommesh.statedir import StateDir, StateError
 
     try:
-        return describe_mesh(load_root((options.state_dir / ROOT_CERT).read_bytes())).network4
-    except OSError:
+        return load_mesh(StateDir(options.state_dir))
+    except StateError:
         return None
 
 

@@ -25,12 +25,13 @@ from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nodestate import load_mesh
 from phantommesh.nursery import closing, guarding, hostroutes, marking, netlink
 from phantommesh.nursery.nft import Table
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.scatter.ruleset import FAMILY, table_name
 from phantommesh.statedir import StateDir, StateInUseError, cannot
-from phantommesh.trust import Mesh, describe_mesh, load_root
+from phantommesh.trust import Mesh
 
 STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs
 _KILL_SECONDS: Final = 10.0  # from SIGKILL to the end
@@ -103,7 +104,7 @@ def _read(state_dir: Path, config_path: Path) -> tuple[Config, StateDir, Mesh]:
     state = StateDir(state_dir.resolve())
     if not state.path.is_dir():
         StateDir.open(state_dir)  # says what is wrong with it
-    return config, state, describe_mesh(load_root(state.read(statedir.ROOT_CERT)))
+    return config, state, load_mesh(state)
 
 
 def _move(path: Path, suffix: str) -> Path:
