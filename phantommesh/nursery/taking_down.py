@@ -71,8 +71,9 @@ async def down(state_dir: Path, config_path: Path) -> Down:
     Raises PhantomMeshError: ConfigError, StateError, BackendError, NftError or TakeDownError.
     """
     config, state, mesh = _read(state_dir, config_path)
+    found = await _find(config)
     async with _stopped(state) as how:
-        return await _remove(config, mesh, how)
+        return await _remove(config, mesh, found, how)
 
 
 async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) -> Left:
@@ -91,8 +92,9 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
             "the keys stay on this machine, in the directory that is moved aside",
         )
     suffix = datetime.fromtimestamp(now, UTC).strftime(".left-%Y%m%dT%H%M%SZ")
+    found = await _find(config)
     async with _stopped(state) as how:
-        done = await _remove(config, mesh, how)
+        done = await _remove(config, mesh, found, how)
         aside = await trio.to_thread.run_sync(_move, state.path, suffix)
         settings = await trio.to_thread.run_sync(_move, config_path, suffix)
     return Left(mesh=mesh.name, told=how == "stopped", down=done, state_dir=str(aside), config=str(settings))
@@ -213,9 +215,14 @@ def _holds(process: Path, wanted: tuple[int, int]) -> bool:
 # ---- what it put on the host ----
 
 
-async def _remove(config: Config, mesh: Mesh, how: How) -> Down:
+async def _find(config: Config) -> list[str]:
+    """Which of the node's interfaces are there."""
+    links = await trio.to_thread.run_sync(netlink.read_links, all_names(config.wireguard.prefix))
+    return sorted(name for name, link in links.items() if link.ours)
+
+
+async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -> Down:
     device, names = master_name(config.wireguard.prefix), all_names(config.wireguard.prefix)
-    links = await trio.to_thread.run_sync(netlink.read_links, names)
     view = await trio.to_thread.run_sync(hostroutes.look, (mesh.network4, mesh.network6), names)
     await UserspaceBackend(Path("wireguard-go")).close(remove=names)
     await trio.to_thread.run_sync(_delete_links, names)
@@ -231,7 +238,7 @@ async def _remove(config: Config, mesh: Mesh, how: How) -> Down:
     return Down(
         mesh=mesh.name,
         node=how,
-        interfaces=sorted(name for name, link in links.items() if link.ours),
+        interfaces=interfaces,
         prefixes=sorted({str(ours.network) for ours in view.closed}),
     )
 
