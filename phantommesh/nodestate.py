@@ -91,6 +91,7 @@ def make_record(identity: Identity, wg_keys: WgKeys, config: Config, seq: int) -
         wg_keys=wg_keys.public,
         wg_ports=wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
         version=__version__,
+        wg_proofs=wg_keys.proofs(identity.node_id),
     )
 
 

@@ -2,7 +2,7 @@
 """What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, Self
@@ -15,6 +15,7 @@ from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
+from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
@@ -31,6 +32,7 @@ from phantommesh.trust import (
 
 CONTEXT: Final = b"phantommesh record v1"
 KEY_BYTES: Final = 32  # X25519
+NO_KEY: Final = bytes(KEY_BYTES)
 MAX_CONTROL_ENDPOINTS: Final = 8
 MAX_VERSION_CHARS: Final = 32
 MAX_BODY_BYTES: Final = 4_096
@@ -47,11 +49,16 @@ class RecordError(PhantomMeshError):
     """A record or a roster that is malformed, contradicts itself or another member's."""
 
 
+class PossessionError(RecordError):
+    """A record that names a WireGuard key without proof that its node holds the private half."""
+
+
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """One node's own word. A later one has a greater `seq`; fields that a newer version adds are ignored.
 
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
-    keys, 32 bytes) and `wg_ports` (UDP) have one entry per dimension, seven in all.
+    keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
+    dimension, seven in all. Earlier versions sent no proofs.
     """
 
     node_id: bytes
@@ -60,6 +67,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     wg_keys: tuple[bytes, ...]
     wg_ports: tuple[int, ...]
     version: str
+    wg_proofs: tuple[bytes, ...] = ()
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -93,16 +101,21 @@ def sign_record(
 ) -> SignedRecord:
     """Sign a record of our own. Raises RecordError if nobody would accept it."""
     _check(record)
+    _check_possession(record, "this node")
     if record.node_id != identity.node_id:
         raise RecordError("a node signs only its own record")
     body = msgspec.msgpack.encode(record)
     return SignedRecord(body, identity.sign(body, CONTEXT), node_cert, authority_cert)
 
 
-def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tuple[Member, NodeRecord]:
-    """Verify the chain, the signature and that the record is the certified node's.
+def open_record(
+    root: x509.Certificate, signed: SignedRecord, now: float, *, unproved: bool = False
+) -> tuple[Member, NodeRecord]:
+    """Verify the chain, the signature, that the record is the certified node's, and that the node holds the
+    WireGuard keys in it.
 
-    Raises TrustError (the certificates) or RecordError (the record).
+    ``unproved`` lets a record of an earlier version pass, which has no proofs at all. Raises TrustError (the
+    certificates) or RecordError (the record).
     """
     member = verify_chain(root, signed.authority_cert, signed.node_cert, now)
     try:
@@ -116,6 +129,8 @@ def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tup
     if record.node_id != member.node_id:
         raise RecordError("the record is another node's than its certificate")
     _check(record)
+    if record.wg_proofs or not unproved:
+        _check_possession(record, f"member {member.name}")
     return member, record
 
 
@@ -133,8 +148,8 @@ class Entry:
     issuer: NodeId | None
 
     def valid(self, now: float) -> bool:
-        """Say whether the certificate holds at `now`."""
-        return self.member.not_before <= now <= self.member.not_after
+        """Say whether the certificate holds at `now`, and the node proved to hold its WireGuard keys."""
+        return bool(self.record.wg_proofs) and self.member.not_before <= now <= self.member.not_after
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
@@ -154,11 +169,15 @@ class Equivocation:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """Two members claim one thing (``address``, ``name`` or ``WireGuard key``); the loser has to change."""
+    """Two members claim one thing (``address``, ``name`` or ``WireGuard key``); the loser has to change.
+
+    ``key`` is the WireGuard key, else empty. Both proved that they hold its private half.
+    """
 
     loser: NodeId
     winner: NodeId
     over: str
+    key: bytes = b""
 
 
 class Roster:
@@ -219,8 +238,8 @@ class Roster:
     def disputes(self, now: float) -> list[Dispute]:
         """What members in good standing both claim.
 
-        The lowest node id keeps an address and a name, as everybody can tell. It keeps a WireGuard key who
-        claimed it first here: nobody could be shut out by a newcomer that copies its keys.
+        The lowest node id keeps an address and a name, as everybody can tell. A WireGuard key stays with the
+        member that claimed it first here.
         """
         found = []
         for claim in self._contested:
@@ -229,8 +248,9 @@ class Roster:
             over = "name" if isinstance(claim, str) else "address"
             if isinstance(claim, bytes):
                 over = "WireGuard key"
-            found += [Dispute(loser, winner, over) for loser in claimants if winner not in (None, loser)]
-        return sorted(found, key=lambda dispute: (dispute.loser, dispute.over))
+            key = claim if isinstance(claim, bytes) else b""
+            found += [Dispute(loser, winner, over, key) for loser in claimants if winner not in (None, loser)]
+        return sorted(found, key=lambda dispute: (dispute.loser, dispute.over, dispute.key))
 
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for rosters that hold the same records."""
@@ -257,13 +277,14 @@ class Roster:
 
         Who was revoked since is left out: a node may die when it has written the revocations, but no roster.
         A certificate that is not valid at `now` is judged by a time it is good for: its node was a member,
-        and its endpoints are how a node that slept a month finds the mesh again.
+        and its endpoints are how a node that slept a month finds the mesh again. The same goes for a record
+        of an earlier version, which proves no WireGuard key: it counts as one that has run out.
         """
         records = decode_records_untrusted(data)
         roster = cls(root, revocations)
         for signed in records:
             not_before, not_after = validity(signed.node_cert)
-            entry = roster._open(signed, max(not_before, min(now, not_after)))
+            entry = roster._open(signed, max(not_before, min(now, not_after)), unproved=True)
             if roster._stands(entry) and not roster._keep(entry, now):
                 raise RecordError("the roster holds two records of one node")
         return roster
@@ -281,8 +302,8 @@ class Roster:
             return True
         return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
 
-    def _open(self, signed: SignedRecord, verify_at: float) -> Entry:
-        member, record = open_record(self._root, signed, verify_at)
+    def _open(self, signed: SignedRecord, verify_at: float, *, unproved: bool = False) -> Entry:
+        member, record = open_record(self._root, signed, verify_at, unproved=unproved)
         return Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
 
     def _keep(self, entry: Entry, now: float) -> bool:
@@ -321,6 +342,21 @@ class Roster:
             raise RecordError(f"the roster is full at {MAX_MEMBERS} members")
         self._unclaim(oldest, None)
         del self._entries[oldest.member.node_id]
+
+
+def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:
+    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that this node, ``me``, cannot
+    use for it: on one interface a key and an address can be one peer's only.
+
+    A key is not used for a member if another has the better claim to it, or if it is this node's own. No key
+    is used for a member that has to give up its address, or whose address this node has to give up.
+    """
+    node_id = entry.member.node_id
+    lost = [d for d in disputes if node_id == d.loser or {node_id, me} == {d.loser, d.winner}]
+    if any(d.over == "address" for d in lost):
+        return (NO_KEY,) * DIMENSIONS
+    taken = {d.key for d in lost if d.key}
+    return tuple(NO_KEY if key in taken else key for key in entry.record.wg_keys)
 
 
 def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:
@@ -377,9 +413,27 @@ def _check(record: NodeRecord) -> None:
     keys, ports = record.wg_keys, record.wg_ports
     if len(keys) != DIMENSIONS or any(len(key) != KEY_BYTES for key in keys) or len(set(keys)) != DIMENSIONS:
         raise RecordError("the record needs seven different WireGuard keys")
-    if bytes(KEY_BYTES) in keys:
+    if NO_KEY in keys:
         raise RecordError("the record has an all-zero WireGuard key")
     if len(set(ports)) != DIMENSIONS or any(not 1 <= port <= 65535 for port in ports):
         raise RecordError("the record needs seven different WireGuard ports")
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():
         raise RecordError("the record's version is not a short text")
+
+
+def _check_possession(record: NodeRecord, whose: str) -> None:
+    """Raise PossessionError unless the record proves that its node holds each of its WireGuard keys."""
+    keys, proofs = record.wg_keys, record.wg_proofs
+    if not proofs:
+        raise PossessionError(
+            f"the record of {whose} proves no WireGuard key: it was made by an earlier version",
+            fix="upgrade that node",
+        )
+    if len(proofs) != DIMENSIONS:
+        raise PossessionError(f"the record of {whose} needs seven proofs of its WireGuard keys")
+    for i, (proof, key) in enumerate(zip(proofs, keys, strict=True)):
+        if not proves(proof, key, record.node_id, i):
+            raise PossessionError(
+                f"the record of {whose} does not prove that it holds its WireGuard key of dimension {i}",
+                fix="revoke that member if it keeps announcing a key that is not its own",
+            )
