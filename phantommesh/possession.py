@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proof that the node which announces a WireGuard key holds its private half.
 
-Curve25519 has two forms. WireGuard uses the Montgomery form (X25519, RFC 7748), Ed25519 signs with the Edwards
-form (RFC 8032). RFC 7748 section 4.1 gives the map between them, so one private scalar has a public key in
-each form, and an Ed25519 signature can prove possession of a WireGuard key. Perrin's XEdDSA and libsodium's
-``crypto_sign_ed25519_pk_to_curve25519`` rest on the same map. Degabriele, Lehmann, Paterson, Smart and Strefler
-("On the joint security of encryption and signature in EMV", CT-RSA 2012) and Thormarker ("On using the same
-key pair for Ed25519 and an X25519 based KEM", 2021) show that two such uses of a scalar go together.
+Curve25519 has two forms. WireGuard uses the Montgomery form (X25519, RFC 7748), Ed25519 signs with the
+Edwards form (RFC 8032). RFC 7748 section 4.1 gives the map between them, so one private scalar has a public
+key in each form, and an Ed25519 signature can prove possession of a WireGuard key. Perrin's XEdDSA and
+libsodium's ``crypto_sign_ed25519_pk_to_curve25519`` rest on the same map. Degabriele, Lehmann, Paterson,
+Smart and Strefler ("On the joint security of encryption and signature in EMV", CT-RSA 2012) and Thormarker
+("On using the same key pair for Ed25519 and an X25519 based KEM", 2021) show that two such uses of a scalar
+go together.
 
 A WireGuard key belongs to two Edwards points, P and -P. Seeds are chosen so that the x of the point is even,
 hence the WireGuard key alone tells the verifier which point signed. Signatures are made and verified by

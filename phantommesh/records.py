@@ -345,11 +345,11 @@ class Roster:
 
 
 def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:
-    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that this node, ``me``, cannot
-    use for it: on one interface a key and an address can be one peer's only.
+    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that cannot be used for it.
 
-    A key is not used for a member if another has the better claim to it, or if it is this node's own. No key
-    is used for a member that has to give up its address, or whose address this node has to give up.
+    On one interface a key and an address can be one peer's only. ``me`` is this node. A key is not used for a
+    member if another has the better claim to it, or if it is this node's own. No key is used for a member
+    that has to give up its address, or whose address this node has to give up.
     """
     node_id = entry.member.node_id
     lost = [d for d in disputes if node_id == d.loser or {node_id, me} == {d.loser, d.winner}]
