@@ -122,7 +122,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
-        roster = Roster.decode_untrusted(state.read(statedir.ROSTER), root, revocations, now)
+        roster = Roster.decode_kept(state.read(statedir.ROSTER), root, revocations, now)
     keyring = b""
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):

@@ -2,10 +2,10 @@
 """What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 from cryptography import x509
@@ -96,6 +96,18 @@ class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
         return signed
 
 
+class _KeptRecord(SignedRecord, frozen=True, array_like=True):
+    """A record on this node's own disk. ``proved``: this node has verified its proofs of possession.
+
+    An earlier version, which verified none, neither writes the mark nor keeps it.
+    """
+
+    proved: bool = False
+
+
+Kind = TypeVar("Kind", bound=SignedRecord)
+
+
 def sign_record(
     identity: Identity, record: NodeRecord, node_cert: bytes, authority_cert: bytes
 ) -> SignedRecord:
@@ -109,13 +121,13 @@ def sign_record(
 
 
 def open_record(
-    root: x509.Certificate, signed: SignedRecord, now: float, *, unproved: bool = False
+    root: x509.Certificate, signed: SignedRecord, now: float, *, unproved: bool = False, proved: bool = False
 ) -> tuple[Member, NodeRecord]:
     """Verify the chain, the signature, that the record is the certified node's, and that the node holds the
     WireGuard keys in it.
 
-    ``unproved`` lets a record of an earlier version pass, which has no proofs at all. Raises TrustError (the
-    certificates) or RecordError (the record).
+    ``unproved`` lets a record of an earlier version pass, which has no proofs at all. ``proved`` says that
+    this node has verified the proofs before. Raises TrustError (the certificates) or RecordError.
     """
     member = verify_chain(root, signed.authority_cert, signed.node_cert, now)
     try:
@@ -129,7 +141,7 @@ def open_record(
     if record.node_id != member.node_id:
         raise RecordError("the record is another node's than its certificate")
     _check(record)
-    if record.wg_proofs or not unproved:
+    if not proved and (record.wg_proofs or not unproved):
         _check_possession(record, f"member {member.name}")
     return member, record
 
@@ -257,17 +269,37 @@ class Roster:
         return hashlib.sha3_256(b"".join(entry.hash for entry in self)).digest()
 
     def encode(self) -> bytes:
-        """Return every entry in msgpack: for the state directory, and for a joiner's first roster.
+        """Return every entry in msgpack: for a joiner's first roster.
 
         In the order they came, but who lost a WireGuard key to another stands behind that one.
         """
+        return msgspec.msgpack.encode([entry.signed for entry in self._in_order()])
+
+    def encode_kept(self) -> bytes:
+        """Return the same for this node's own state directory, with a mark at records whose proofs of
+        possession were verified: the next start does not verify these again."""
+        kept = []
+        for entry in self._in_order():
+            s, proved = entry.signed, bool(entry.record.wg_proofs)
+            kept.append(_KeptRecord(s.body, s.signature, s.node_cert, s.authority_cert, proved))
+        return msgspec.msgpack.encode(kept)
+
+    def _in_order(self) -> list[Entry]:
         later = {
             claimant for claim in self._contested if isinstance(claim, bytes)
             for claimant in self._claims[claim][1:]
         }  # fmt: skip
         entries = [entry for entry in self._entries.values() if self._stands(entry)]
         entries.sort(key=lambda entry: entry.member.node_id in later)
-        return msgspec.msgpack.encode([entry.signed for entry in entries])
+        return entries
+
+    @classmethod
+    def decode_kept(cls, data: bytes, root: x509.Certificate, revocations: Revocations, now: float) -> Self:
+        """Read what `encode_kept` or `encode` wrote into this node's own state directory, as
+        `decode_untrusted` does. Whoever can write there has this node's keys, so a mark is believed."""
+        kept = _records(data, _KeptRecord)
+        records = ((SignedRecord(k.body, k.signature, k.node_cert, k.authority_cert), k.proved) for k in kept)
+        return cls._read(records, root, revocations, now)
 
     @classmethod
     def decode_untrusted(
@@ -280,11 +312,22 @@ class Roster:
         and its endpoints are how a node that slept a month finds the mesh again. The same goes for a record
         of an earlier version, which proves no WireGuard key: it counts as one that has run out.
         """
-        records = decode_records_untrusted(data)
+        records = ((signed, False) for signed in decode_records_untrusted(data))
+        return cls._read(records, root, revocations, now)
+
+    @classmethod
+    def _read(
+        cls,
+        records: Iterable[tuple[SignedRecord, bool]],
+        root: x509.Certificate,
+        revocations: Revocations,
+        now: float,
+    ) -> Self:
         roster = cls(root, revocations)
-        for signed in records:
+        for signed, proved in records:
             not_before, not_after = validity(signed.node_cert)
-            entry = roster._open(signed, max(not_before, min(now, not_after)), unproved=True)
+            at = max(not_before, min(now, not_after))
+            entry = roster._open(signed, at, unproved=True, proved=proved)
             if roster._stands(entry) and not roster._keep(entry, now):
                 raise RecordError("the roster holds two records of one node")
         return roster
@@ -302,8 +345,10 @@ class Roster:
             return True
         return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
 
-    def _open(self, signed: SignedRecord, verify_at: float, *, unproved: bool = False) -> Entry:
-        member, record = open_record(self._root, signed, verify_at, unproved=unproved)
+    def _open(
+        self, signed: SignedRecord, verify_at: float, *, unproved: bool = False, proved: bool = False
+    ) -> Entry:
+        member, record = open_record(self._root, signed, verify_at, unproved=unproved, proved=proved)
         return Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
 
     def _keep(self, entry: Entry, now: float) -> bool:
@@ -390,8 +435,12 @@ def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:
 
 def decode_records_untrusted(data: bytes) -> list[SignedRecord]:
     """Read what `Roster.encode` wrote; nothing is verified yet. Raises RecordError only."""
+    return _records(data, SignedRecord)
+
+
+def _records(data: bytes, kind: type[Kind]) -> list[Kind]:
     try:
-        records = msgspec.msgpack.decode(data, type=list[SignedRecord])
+        records = msgspec.msgpack.decode(data, type=list[kind])  # type: ignore[valid-type]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RecordError("the roster cannot be read") from error
     if len(records) > MAX_MEMBERS:

@@ -125,7 +125,7 @@ class RosterKeeper:
             try:
                 for name, encoded in (
                     (statedir.REVOCATIONS, self._node.revocations.encode()),
-                    (statedir.ROSTER, self.roster.encode()),
+                    (statedir.ROSTER, self.roster.encode_kept()),
                 ):
                     await trio.to_thread.run_sync(self._node.state.write, name, encoded)
             except BaseException:

@@ -161,13 +161,13 @@ def verified_once() -> Iterator[None]:
     really = records.open_record
 
     def open_record(
-        root: x509.Certificate, signed: SignedRecord, now: float, *, unproved: bool = False
+        root: x509.Certificate, signed: SignedRecord, now: float, **how: bool
     ) -> tuple[Member, NodeRecord]:
         parts = (signed.body, signed.signature, signed.node_cert, signed.authority_cert)
         name = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
         known = _opened.get(name)
         if known is None or not known[0].not_before <= now <= known[0].not_after:
-            known = _opened[name] = really(root, signed, now, unproved=unproved)
+            known = _opened[name] = really(root, signed, now, **how)
         return known
 
     records.open_record = open_record

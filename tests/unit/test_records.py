@@ -172,7 +172,8 @@ def test_a_key_that_two_members_hold_stays_with_the_first_in_one_dimension_alone
     for order in ([MESH.record(first, "first"), copy], [early, MESH.record(first, "first"), copy]):
         held = roster(*order)
         again = Roster.decode_untrusted(held.encode(), MESH.root, Revocations(MESH.root), NOW)
-        for found in (held, again):
+        kept = Roster.decode_kept(held.encode_kept(), MESH.root, Revocations(MESH.root), NOW)
+        for found in (held, again, kept):
             assert found.disputes(NOW) == expected
             one, two = map(found.get, (first.node_id, second.node_id))
             assert one is not None and two is not None
@@ -229,11 +230,37 @@ def test_a_record_of_an_earlier_version_is_known_from_the_disk_and_counts_as_run
     entry = held.get(NODE.node_id)
     assert entry is not None and not entry.valid(NOW) and held.members(NOW) == []
     assert held.encode() == written  # it stays so until the node itself says more
+    kept = Roster.decode_kept(held.encode_kept(), MESH.root, Revocations(MESH.root), NOW)
+    assert kept.encode() == written and kept.members(NOW) == []
     assert held.add(MESH.record(NODE, "alpha", 7), NOW)
     assert [member.name for member in held.members(NOW)] == ["alpha"]
     lie = resign(msgspec.structs.replace(plain_record(NODE, 6), wg_proofs=(bytes(64),) * 7))
     with pytest.raises(PossessionError):
         Roster.decode_untrusted(msgspec.msgpack.encode([lie]), MESH.root, Revocations(MESH.root), NOW)
+
+
+def test_the_mark_of_verified_proofs_is_believed_from_the_own_disk_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = roster(SIGNED, MESH.record(OTHER, "beta"))
+    kept, sent = held.encode_kept(), held.encode()
+    verified = []
+
+    def count(*args: object) -> bool:
+        verified.append(args)
+        return True
+
+    monkeypatch.setattr("phantommesh.records.proves", count)
+    for read, data, times in (
+        (Roster.decode_kept, kept, 0), (Roster.decode_kept, sent, 14),  # an earlier version's file
+        (Roster.decode_untrusted, kept, 14), (Roster.decode_untrusted, sent, 14),
+    ):  # fmt: skip
+        verified.clear()
+        again = read(data, MESH.root, Revocations(MESH.root), NOW)
+        assert len(verified) == times
+        assert again.digest() == held.digest() and again.encode_kept() == kept
+        entry = again.get(NODE.node_id)
+        assert entry is not None and entry.signed == SIGNED
 
 
 def test_equivocation_is_kept_as_evidence_and_all_choose_the_same() -> None:
