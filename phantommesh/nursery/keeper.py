@@ -103,7 +103,7 @@ class RosterKeeper:
         came, refused = 0, list[str]()
         try:
             for data in records:
-                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                await trio.lowlevel.checkpoint()  # each takes about two milliseconds to verify
                 try:
                     came += self._add(SignedRecord.decode_untrusted(data))
                 except PhantomMeshError as error:
