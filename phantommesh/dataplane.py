@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
+from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
@@ -76,6 +77,7 @@ def desired_devices(
             peers=peers_by_key(
                 _peer(peer, i, settings.keepalive) for peer in everyone if any(peer.wg_keys[i])
             ),
+            fwmark=OUTER_MARK,
         )
         for i, name in enumerate(interface_names(settings.prefix))
     }
