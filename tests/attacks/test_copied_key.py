@@ -4,14 +4,19 @@
 The insider is a whole node with keys of its own. It reads the victim's new record as any member may, and
 announces the new key as its own to an observer that has not heard of the victim's record yet. Before records
 carried proofs, the observer believed the insider and left the victim out of all seven interfaces.
+
+In namespaces the insider's node does nothing else: its record names all of the victim's keys, each as soon as
+it is heard of, while the victim replaces one every few seconds.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from time import time
+from time import monotonic, sleep, time
 
 import msgspec
 import pytest
@@ -22,9 +27,17 @@ from structlog.testing import capture_logs
 from phantommesh import control
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import load_node
+from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.calling import reconcile
+from phantommesh.nursery.client import NodeClient
+from phantommesh.nursery.labmesh import converged, kill, pid_file
+from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
+from tests.attacks.rig import status_of
+from tests.lab.conftest import PATIENCE_S
+from tests.lab.test_lab import run_in
+from tests.lab.test_paths import own_keys, young
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 DIMENSION = 3
@@ -134,3 +147,63 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
             counted = observer.metrics.registry.get_sample_value
             assert (counted("phantommesh_dropped_total", {"reason": "record-possession"}) or 0) >= 2
     assert load_node(tmp_path / "b" / "state", time()).roster.disputes(time()) == []
+
+
+NODES = 3
+INSIDER = """
+import sys
+from msgspec import structs
+import phantommesh.nursery.node, phantommesh.nursery.own, phantommesh.records
+from phantommesh.cli import main
+
+phantommesh.records.proves = lambda *_: True  # it believes itself
+phantommesh.nursery.node.REFRESH = 0.1
+make_record = phantommesh.nursery.own.make_record
+publish = phantommesh.nursery.own.OwnRecord.publish
+told = []
+
+def copied(*arguments):
+    record = make_record(*arguments)
+    return structs.replace(record, wg_keys=told[-1]) if told else record
+
+def poll(own):
+    for entry in own._keeper.roster:
+        if entry.member.name == VICTIM:
+            told.append(entry.record.wg_keys)
+    publish(own)
+
+phantommesh.nursery.own.make_record = copied
+phantommesh.nursery.own.OwnRecord.publish = poll
+sys.argv = ["phantommesh", "run"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.lab
+def test_in_namespaces_an_insider_that_claims_every_key_shuts_nobody_out(
+    mesh: lab.LabResult, spec: LabSpec
+) -> None:
+    observer, victim, insider = nodes_of(spec)
+    trio.run(young, [victim], 40.0)
+    trio.run(converged, nodes_of(spec), PATIENCE_S)
+    kill(insider, signal.SIGTERM)
+    program = INSIDER.replace("VICTIM", repr(victim.name))
+    pid = trio.run(labnet.start, insider, [sys.executable, "-c", program])
+    pid_file(insider).write_text(f"{pid}\n", encoding="ascii")
+    replaced, first = set[tuple[str, str]](), own_keys(victim)
+    least, ip4 = 7, status_of(victim).ip4
+    end = monotonic() + PATIENCE_S
+    while (len(replaced) < 4 or not refused(observer)) and monotonic() < end:
+        replaced |= {new for old, new in zip(first, own_keys(victim), strict=True) if old != new}
+        least = min(least, run_in(observer, "wg", "show", "all", "allowed-ips").count(f"{ip4}/32"))
+        sleep(0.1)
+    assert len(replaced) >= 4 and refused(observer)
+    assert least >= 6  # interfaces that have the victim, all but the one whose key is being replaced
+    assert not [reason for reason in status_of(observer).degraded if "private key" in reason]
+    trio.run(converged, [observer, victim], PATIENCE_S)
+
+
+def refused(node: LabNode) -> bool:
+    """Whether a node has refused a record for want of proof."""
+    text = NodeClient(node.socket).request("GET", "/metrics").decode()
+    return 'reason="record-possession"' in text
