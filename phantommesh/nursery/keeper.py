@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from time import time
 
@@ -13,7 +14,7 @@ from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
-from phantommesh.records import SignedRecord
+from phantommesh.records import PossessionError, SignedRecord
 from phantommesh.revocation import Revocation
 from phantommesh.statedir import StateError
 
@@ -24,10 +25,14 @@ log = structlog.get_logger("phantommesh.roster")
 
 
 class RosterKeeper:
-    """This node's roster. ``changed`` is called after every change, which is then also on its way to disk."""
+    """This node's roster. ``changed`` is called after every change, which is then also on its way to disk.
+
+    ``dropped`` counts the records that were refused, by reason.
+    """
 
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
         self.roster = node.roster
+        self.dropped: Counter[str] = Counter()
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
         self._change = trio.Event()
@@ -36,11 +41,21 @@ class RosterKeeper:
 
     def add(self, signed: SignedRecord) -> bool:
         """Keep a record if it is newer. Raises TrustError or RecordError."""
-        if not self.roster.add(signed, time()):
+        if not self._add(signed):
             self._report_equivocations()
             return False
         self._note_change()
         return True
+
+    def _add(self, signed: SignedRecord) -> bool:
+        try:
+            return self.roster.add(signed, time())
+        except PossessionError:
+            self.dropped["record-possession"] += 1
+            raise
+        except PhantomMeshError:
+            self.dropped["record"] += 1
+            raise
 
     def revoke(self, revocation: Revocation) -> bool:
         """Keep a revocation; say whether it is new here. Raises TrustError."""
@@ -88,9 +103,9 @@ class RosterKeeper:
         came, refused = 0, list[str]()
         try:
             for data in records:
-                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                await trio.lowlevel.checkpoint()  # each takes about two milliseconds to verify
                 try:
-                    came += self.roster.add(SignedRecord.decode_untrusted(data), time())
+                    came += self._add(SignedRecord.decode_untrusted(data))
                 except PhantomMeshError as error:
                     refused.append(str(error))
         finally:
@@ -110,7 +125,7 @@ class RosterKeeper:
             try:
                 for name, encoded in (
                     (statedir.REVOCATIONS, self._node.revocations.encode()),
-                    (statedir.ROSTER, self.roster.encode()),
+                    (statedir.ROSTER, self.roster.encode_kept()),
                 ):
                     await trio.to_thread.run_sync(self._node.state.write, name, encoded)
             except BaseException:

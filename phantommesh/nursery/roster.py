@@ -25,7 +25,7 @@ from phantommesh.wire import Address
 
 # Tuning.
 RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
-RECORDS_RATE = 20.0  # a second after that: each takes about a millisecond to verify, and one that is new more
+RECORDS_RATE = 20.0  # a second after that: each takes about two milliseconds to verify
 
 log = structlog.get_logger("phantommesh.roster")
 
