@@ -88,10 +88,13 @@ def parse_difference_untrusted(data: bytes) -> Difference:
 def wanted(roster: Roster, difference: Difference) -> list[bytes]:
     """The hashes of the records to fetch: newer than ours, or other ones of the same number.
 
-    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out.
+    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out,
+    and those of which a record waits already.
     """
     hashes = []
     for place in difference.places:
+        if place.node_id in roster.waiting:
+            continue
         held = roster.get(place.node_id)
         if held is None or place.seq > held.record.seq or (
             place.seq == held.record.seq and place.hash not in _held(roster, held)

@@ -140,6 +140,105 @@ async def test_two_savers_do_not_write_over_each_other(mesh: Mesh) -> None:
     assert held is not None and held.record.seq == 5
 
 
+async def test_newer_records_of_one_member_wait_and_the_newest_wins(
+    mesh: Mesh, autojump_clock: object
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for seq in range(1, 41):
+            mesh.keeper.add(mesh.record(B, "beta", seq=seq))
+        at_once = 1 + module.NEWER_BURST
+        held = mesh.keeper.roster.get(B.node_id)
+        assert held is not None and held.record.seq == at_once == mesh.changes
+        waits = mesh.keeper.roster.seen(B.node_id)
+        assert waits is not None and waits.record.seq == 40
+        assert mesh.keeper.add(mesh.record(C, "gamma"))  # nobody else waits
+        mesh.keeper.add(mesh.record(C, "gamma", seq=2))
+        await trio.sleep(1 / module.NEWER_RATE + 2 * module.LOOK)
+        held = mesh.keeper.roster.get(B.node_id)
+        assert held is not None and held.record.seq == 40
+        assert not mesh.keeper.roster.waiting
+        nursery.cancel_scope.cancel()
+    assert mesh.changes == at_once + 3
+
+
+async def test_what_waits_is_dropped_where_its_member_is_revoked_meanwhile(
+    mesh: Mesh, autojump_clock: object
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for seq in range(1, 41):
+            mesh.keeper.add(mesh.record(B, "beta", seq=seq))
+        authority = mesh.state.authority
+        assert authority is not None
+        mesh.keeper.revoke(revoke(authority, B.node_id, time()))
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert mesh.names() == ["alpha"]
+    assert not mesh.keeper.roster.waiting
+
+
+async def test_the_rosters_writes_keep_to_their_budget(
+    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = StateDir.write, list[tuple[float, str, int]]()
+
+    def count(self: StateDir, name: str, data: bytes) -> None:
+        written.append((clock.current_time(), name, len(data)))
+        write(self, name, data)
+
+    clock = cast("trio.abc.Clock", autojump_clock)
+    monkeypatch.setattr(StateDir, "write", count)
+    monkeypatch.setattr(module, "DISK_RATE", 1024)
+    others = [identity(f"other {i}") for i in range(4)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        start = trio.current_time()
+        for seq in range(1, 6):
+            for i, other in enumerate(others):
+                mesh.keeper.add(mesh.record(other, f"other-{i}", seq=seq))
+                await trio.sleep(5)
+        seconds = trio.current_time() - start
+        largest = max(size for _, _, size in written)
+        assert sum(size for _, _, size in written) <= largest + 1024 * seconds
+        authority = mesh.state.authority
+        assert authority is not None
+        mesh.keeper.revoke(revoke(authority, others[0].node_id, time()))
+        now = trio.current_time()
+        await trio.sleep(1)
+        assert [name for when, name, _ in written if when >= now] == [statedir.REVOCATIONS]
+        await trio.sleep(largest / 1024 + 1)
+        assert mesh.on_disk() == ["alpha", "other-1", "other-2", "other-3"]
+        await mesh.keeper.save()
+        count_before = len(written)
+        await mesh.keeper.save()
+        assert len(written) == count_before
+        nursery.cancel_scope.cancel()
+
+
+async def test_this_nodes_own_record_is_written_at_once(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_PAUSE", 600.0)
+    me = mesh.state.identity
+    held = mesh.keeper.roster.get(me.node_id)
+    assert held is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        mesh.keeper.add(mesh.record(B, "beta"))
+        await until(lambda: mesh.on_disk() == ["alpha", "beta"])
+        mesh.keeper.add(mesh.record(B, "beta", seq=2))
+        own = msgspec.structs.replace(held.record, seq=held.record.seq + 1)
+        mesh.keeper.add(sign_record(me, own, held.signed.node_cert, held.signed.authority_cert))
+
+        def stored() -> int:
+            mine = load_node(mesh.state.state.path, time()).roster.get(me.node_id)
+            return 0 if mine is None else mine.record.seq
+
+        await until(lambda: stored() == own.seq)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_batch_is_merged_and_told_once(mesh: Mesh) -> None:
     stranger = Identity.generate()
     bad = replace_signature(mesh.record(stranger, "bad"))
