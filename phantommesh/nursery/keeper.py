@@ -171,7 +171,7 @@ class RosterKeeper:
                     await trio.to_thread.run_sync(self._node.state.write, name, encoded)
                 except BaseException:
                     self._unsaved.add(name)
-                    self._urgent = urgent
+                    self._urgent |= urgent
                     raise
                 if roster:
                     pause = min(MOST_PAUSE, max(LEAST_PAUSE, len(encoded) / DISK_RATE))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The roster while it changes: kept, merged, given out, followed."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery import roster
 from phantommesh.nursery.authority import AuthorityDesk
@@ -32,7 +34,7 @@ from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import Role
+from phantommesh.trust import NODE_LIFE, Role
 from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
@@ -187,7 +189,12 @@ async def test_the_rosters_writes_keep_to_their_budget(
         written.append((clock.current_time(), name, len(data)))
         write(self, name, data)
 
+    async def here(sync: Callable[..., object], *args: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return sync(*args)  # the clock jumps while nothing but a thread is at work
+
     clock = cast("trio.abc.Clock", autojump_clock)
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
     monkeypatch.setattr(StateDir, "write", count)
     monkeypatch.setattr(module, "DISK_RATE", 1024)
     others = [identity(f"other {i}") for i in range(4)]
@@ -552,3 +559,17 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
             async with connect("127.0.0.1", authority.config.control.port) as framed:
                 with pytest.raises(StreamError):
                     await Client.open(framed, mine)
+
+
+async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, autojump_clock: object) -> None:
+    for who, name in ((B, "beta"), (C, "gamma")):
+        mesh.keeper.add(mesh.record(who, name))
+    request_ = control.Renew(make_csr(B, "beta"))
+    for _ in range(authority_module.RENEWALS):
+        assert isinstance(await mesh.ask(B, request_), control.Renewed)
+    refused = await mesh.ask(B, request_)
+    assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
+    assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
+    await trio.sleep(NODE_LIFE / authority_module.RENEWALS_LIFE + 1)
+    assert isinstance(await mesh.ask(B, request_), control.Renewed)
+    assert isinstance(await mesh.ask(B, request_), control.Refused)
