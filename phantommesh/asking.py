@@ -160,7 +160,7 @@ def look_for(
 
 
 def missing(batch: Iterable[FetchRecord], roster: Roster) -> list[bytes]:
-    """The hashes of those of these records that the roster does not hold, nor a later one, nor has waiting."""
+    """The hashes of those of these records that the roster neither holds nor has waiting, nor a later one."""
 
     def lacks(one: FetchRecord) -> bool:
         held = roster.seen(NodeId(one.node))

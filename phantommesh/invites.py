@@ -128,8 +128,8 @@ _PASTE: Final = "paste the whole line that `phantommesh invite` printed"
 class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the authority keeps of an invite. `name` restricts who may use it; None leaves the choice.
 
-    `names` has the names under which each node of `enrolled` joined, with a space between two; an older version
-    kept none.
+    `names` has the names under which each node of `enrolled` joined, with a space between two; an older
+    version kept none.
     """
 
     role: Role

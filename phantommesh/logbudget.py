@@ -2,9 +2,9 @@
 """What of the log is written: others may cause lines, and may cause only so many bytes of them. Sans-I/O.
 
 A line has a kind, which is in our code, and a subject: the member, host or interface that it is about. Each
-subject has a budget within its kind, each kind has one, and all have one in bytes. The first line of a kind in
-an hour is always written, so no flood of one kind hides that another kind of thing happened. What is left out
-is counted, and the count is written with the next line that is let through.
+subject has a budget within its kind, each kind has one, and all have one in bytes. The first line of a kind
+in an hour is always written, so no flood of one kind hides that another kind of thing happened. What is left
+out is counted, and the count is written with the next line that is let through.
 """
 
 from __future__ import annotations

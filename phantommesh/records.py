@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 from cryptography import x509
@@ -372,14 +372,16 @@ def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:
     yield from entry.record.wg_keys
 
 
+# Too long a list is refused at its head: one of 16 MiB may have a million members.
+_RECORDS: Final = Annotated[list[SignedRecord], msgspec.Meta(max_length=MAX_MEMBERS)]
+
+
 def decode_records_untrusted(data: bytes) -> list[SignedRecord]:
     """Read what `Roster.encode` wrote; nothing is verified yet. Raises RecordError only."""
     try:
-        records = msgspec.msgpack.decode(data, type=list[SignedRecord])
+        records: list[SignedRecord] = msgspec.msgpack.decode(data, type=_RECORDS)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RecordError("the roster cannot be read") from error
-    if len(records) > MAX_MEMBERS:
-        raise RecordError("the roster has too many members")
+        raise RecordError(f"the roster cannot be read, or has more than {MAX_MEMBERS} members") from error
     return records
 
 

@@ -30,8 +30,8 @@ from phantommesh.records import Entry, SignedRecord, settle
 from phantommesh.revocation import Revocation, revoke
 from phantommesh.trust import NODE_LIFE, Role, TrustError
 
-# Tuning. A certificate costs a signature, and a record at every member. One is renewed once in two thirds of a
-# life; a few in a row are for disputes, and for answers that were lost on their way.
+# Tuning. A certificate costs a signature, and a record at every member. One is renewed once in two thirds of
+# a life; a few in a row are for disputes, and for answers that were lost on their way.
 RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
 
@@ -126,8 +126,8 @@ class AuthorityDesk:
         return entry
 
     def _check_name(self, entry: InviteEntry, node_id: NodeId, name: str) -> None:
-        """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it wants
-        one name after the other: each costs every member a record."""
+        """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it
+        wants one name after the other: each costs every member a record."""
         held = self._keeper.roster.get(node_id)
         if entry.renames(node_id, name) and (held is None or held.member.name != name):
             used = " and ".join(entry.names_of(node_id))

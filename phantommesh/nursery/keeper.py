@@ -37,9 +37,10 @@ log = structlog.get_logger("phantommesh.roster")
 class RosterKeeper:
     """This node's roster. ``changed`` is called after every change, which is then also on its way to disk.
 
-    What others can make it do is bounded: newer records of one member come into force a few a minute, of those
-    that came meanwhile the newest; and what others' records change is written with pauses. A crash loses no
-    more than others have too: a newcomer, a revocation and this node's own record are written at once.
+    What others can make it do is bounded: newer records of one member come into force a few a minute, of
+    those that came meanwhile the newest; and what others' records change is written with pauses. A crash
+    loses no more than others have too: a newcomer, a revocation and this node's own record are written at
+    once.
     """
 
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
@@ -66,19 +67,18 @@ class RosterKeeper:
 
     def _offer(self, signed: SignedRecord) -> bool:
         """Verify a record, and keep it or have it wait. Raises TrustError or RecordError."""
-        wall = time()
+        now, wall = trio.current_time(), time()
         entry = self.roster.verify(signed, wall)
         node_id = entry.member.node_id
         held, ahead = self.roster.get(node_id), self.roster.waiting.get(node_id)
         newer = held is None or entry.rank > held.rank
         if newer and node_id == self._node.identity.node_id:
             self._urgent = True
-        elif newer and held is not None:
-            if ahead is not None or not self._newer.allow(node_id, trio.current_time()):
-                if ahead is None or entry.rank > ahead.rank:
-                    self.roster.waiting[node_id] = entry
-                    self._waits.set()
-                return False
+        elif newer and held is not None and not (ahead is None and self._newer.allow(node_id, now)):
+            if ahead is None or entry.rank > ahead.rank:
+                self.roster.waiting[node_id] = entry
+                self._waits.set()
+            return False
         return self.roster.keep(entry, wall)
 
     def _let_in(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOLD_REASONS = 8  # that an event names; `status` has them all
 ONE_RATE, ONE_BURST = 1.0, 5  # changes told of one member a second, and at once, of those that can be made up
 ALL_RATE, ALL_BURST = 4.0, 256  # and of all members together: the events kept are for more than that
-# Events of one kind about one member, a second and at once: what it does at its end makes links and paths turn.
+# Events of one kind about one member, a second and at once: it can make its links and paths turn.
 EVENT_RATE, EVENT_BURST = 0.2, 32
 
 log = structlog.get_logger("phantommesh.report")

@@ -21,7 +21,9 @@ def test_debts_add_up_and_are_paid_in_time() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.floats(-1, 100), st.booleans()), max_size=200), st.floats(0.1, 10), st.integers(1, 9)
+    st.lists(st.tuples(st.floats(-1, 100), st.booleans()), max_size=200),
+    st.floats(0.1, 10),
+    st.integers(1, 9),
 )
 def test_never_more_than_burst_and_rate(steps: list[tuple[float, bool]], rate: float, burst: int) -> None:
     bucket, now, latest, taken = Bucket(rate, burst, 0.0), 0.0, 0.0, 0

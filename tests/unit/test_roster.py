@@ -30,6 +30,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
+from phantommesh.rates import Rates
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
@@ -223,9 +224,7 @@ async def test_the_rosters_writes_keep_to_their_budget(
         nursery.cancel_scope.cancel()
 
 
-async def test_this_nodes_own_record_is_written_at_once(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_this_nodes_own_record_is_written_at_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PAUSE", 600.0)
     me = mesh.state.identity
     held = mesh.keeper.roster.get(me.node_id)
@@ -341,10 +340,8 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     assert await mesh.ask(B, control.SyncClose(b"y")) == control.Done()
 
 
-async def test_a_member_that_brings_ever_more_records_is_slowed(
-    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roster, "RECORDS_AT_ONCE", 5.0)
+async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
+    mesh.server._rates[control.Announce] = Rates(roster.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
