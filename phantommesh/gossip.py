@@ -134,9 +134,9 @@ class Gossip:
     def seal(
         self, wanted: Sequence[effects.Effect], now: float, *, home: Address | None = None
     ) -> list[Effect]:
-        """Turn what membership wants into what its owner can do. ``home`` is an address that a member's record
-        names. A victim may be at any other address: whoever holds the group key can ask from there in any
-        name. So datagrams to there are few and short."""
+        """Turn what membership wants into what its owner can do. ``home`` is an address that a member's
+        record names. A victim may be at any other address: whoever holds the group key can ask from there in
+        any name. So datagrams to there are few and short."""
         out: list[Effect] = []
         for effect in wanted:
             if not isinstance(effect, effects.Send):
