@@ -67,25 +67,28 @@ class RosterKeeper:
 
     def _offer(self, signed: SignedRecord) -> bool:
         """Verify a record, and keep it or have it wait. Raises TrustError or RecordError."""
-        now, wall = trio.current_time(), time()
+        wall = time()
         entry = self.roster.verify(signed, wall)
         node_id = entry.member.node_id
         held, ahead = self.roster.get(node_id), self.roster.waiting.get(node_id)
         newer = held is None or entry.rank > held.rank
         if newer and node_id == self._node.identity.node_id:
             self._urgent = True
-        elif newer and held is not None and not (ahead is None and self._newer.allow(node_id, now)):
+        elif newer and held is not None and (ahead is not None or self._too_soon(node_id)):
             if ahead is None or entry.rank > ahead.rank:
                 self.roster.waiting[node_id] = entry
                 self._waits.set()
             return False
         return self.roster.keep(entry, wall)
 
+    def _too_soon(self, node_id: NodeId) -> bool:
+        return not self._newer.allow(node_id, trio.current_time())
+
     def _let_in(self) -> None:
         """Bring those records into force that have waited long enough."""
-        now, came = trio.current_time(), False
+        came = False
         for node_id, entry in list(self.roster.waiting.items()):
-            if not self._newer.allow(node_id, now):
+            if self._too_soon(node_id):
                 continue
             del self.roster.waiting[node_id]
             with suppress(PhantomMeshError):  # revoked meanwhile, or expired
