@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final, Self, TypeVar
+from typing import Annotated, Final, Self, TypeVar
 
 import msgspec
 from cryptography import x509
@@ -207,6 +207,8 @@ class Roster:
         self._claims: dict[IPv4Address | str | bytes, list[NodeId]] = {}  # in the order they were made
         self._contested: set[IPv4Address | str | bytes] = set()
         self.equivocations: dict[NodeId, Equivocation] = {}
+        # Verified, newer than what is in force, and put off by the owner: their nodes bring too many.
+        self.waiting: dict[NodeId, Entry] = {}
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -239,13 +241,31 @@ class Roster:
         TrustError (certificates, a revoked node) or RecordError (the record; a full roster). Then nothing
         has changed.
         """
+        return self.keep(self.verify(signed, now), now)
+
+    def verify(self, signed: SignedRecord, now: float) -> Entry:
+        """The first half of `add`: verify a record, and change nothing. Raises TrustError or RecordError."""
         entry = self._open(signed, now)
         if not self._stands(entry):
             member = entry.member
             if member.node_id in self._revocations:
                 raise TrustError(f"node {member.name} ({format_node_id(member.node_id)}) is revoked")
             raise TrustError(f"the authority that certified {member.name} is revoked")
-        return self._keep(entry, now)
+        return entry
+
+    def keep(self, entry: Entry, now: float) -> bool:
+        """The second half: keep what `verify` gave, if it outranks what is held. Raises RecordError where the
+        roster is full."""
+        changed = self._keep(entry, now)
+        ahead = self.waiting.get(entry.member.node_id)
+        if ahead is not None and ahead.rank <= entry.rank:
+            del self.waiting[entry.member.node_id]
+        return changed
+
+    def seen(self, node_id: NodeId) -> Entry | None:
+        """The newest verified record of a node: one that waits, or else what `get` gives."""
+        ahead = self.waiting.get(node_id)
+        return ahead if ahead is not None and self._stands(ahead) else self.get(node_id)
 
     def disputes(self, now: float) -> list[Dispute]:
         """What members in good standing both claim.
@@ -440,11 +460,11 @@ def decode_records_untrusted(data: bytes) -> list[SignedRecord]:
 
 def _records(data: bytes, kind: type[Kind]) -> list[Kind]:
     try:
-        records = msgspec.msgpack.decode(data, type=list[kind])  # type: ignore[valid-type]
+        # Too long a list is refused at its head: one of 16 MiB may have a million members.
+        bounded = Annotated[list[kind], msgspec.Meta(max_length=MAX_MEMBERS)]  # type: ignore[valid-type]
+        records: list[Kind] = msgspec.msgpack.decode(data, type=bounded)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RecordError("the roster cannot be read") from error
-    if len(records) > MAX_MEMBERS:
-        raise RecordError("the roster has too many members")
+        raise RecordError(f"the roster cannot be read, or has more than {MAX_MEMBERS} members") from error
     return records
 
 
