@@ -111,6 +111,8 @@ async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) 
         overlay.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
         node.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:
