@@ -167,4 +167,4 @@ async def find_all(host: str) -> list[str]:
         return []
     addresses = (str(entry[4][0]) for entry in found)
     # A link-local address has a scope, which means nothing to the kernel's WireGuard.
-    return list(dict.fromkeys(address for address in addresses if "%" not in address))
+    return list(dict.fromkeys(str(ip_address(address)) for address in addresses if "%" not in address))
