@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The mesh must not melt: an insider signs a record that names overlay addresses, and nobody has any traffic.
+
+Before addresses were judged, the outer WireGuard packets to such an address were routed into the overlay,
+encrypted, and sent there again: 80 to 145 MB/s from nothing. So this looks often, and ends everything early.
+"""
+
+import sys
+from collections.abc import Iterator
+from time import monotonic, sleep
+
+import pytest
+import trio
+
+from phantommesh.dataplane import interface_names, master_name
+from phantommesh.endpoint import format_endpoint
+from phantommesh.nursery import lab, labnet
+from phantommesh.nursery.client import NodeClient
+from phantommesh.nursery.labmesh import converged, crash, pid_file, start
+from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.views import PeerView
+from tests.attacks.rig import counted, insider, run_inside, status_of
+from tests.lab.conftest import PATIENCE_S
+
+pytestmark = pytest.mark.lab
+
+NODES = 3
+SECONDS = 10.0  # that are measured
+MOST = 20_000.0  # bytes/s that a node may send while nobody has any traffic (issue 10, B.5)
+MELTING = 2_000_000  # bytes at which the measuring ends at once
+
+# The real node with another idea of where it is: what it announces it signs with its own key.
+INSIDER = """
+import sys
+from msgspec import structs
+from phantommesh.nursery import own
+true = own.make_record
+said = tuple(sys.argv[1].split(","))
+own.make_record = lambda *a, **k: structs.replace(true(*a, **k), control=said)
+sys.argv = ["phantommesh", "run"]
+from phantommesh.cli import main
+main()
+"""
+
+
+def peer(node: LabNode, name: str) -> PeerView | None:
+    views = NodeClient(node.socket).get_all("/v1/peers", PeerView)
+    return next((view for view in views if view.name == name), None)
+
+
+def until_announced(node: LabNode, name: str, endpoint: str) -> None:
+    """Wait until a node holds the forged record; melting nodes answer slowly."""
+    give_up = monotonic() + PATIENCE_S
+    while monotonic() < give_up:
+        if (view := peer(node, name)) is not None and view.endpoint == endpoint:
+            return
+        sleep(0.2)
+    raise AssertionError(f"{node.name} never took the record")
+
+
+@pytest.fixture
+def forger(mesh: lab.LabResult, spec: LabSpec) -> Iterator[LabNode]:
+    """The last node, which lies while the test runs, and is honest after."""
+    node = nodes_of(spec)[-1]
+    yield node
+    for each in nodes_of(spec):
+        trio.run(crash, each)
+        trio.run(start, each)
+    trio.run(converged, nodes_of(spec), PATIENCE_S)
+
+
+def lie(node: LabNode, said: list[str]) -> None:
+    """Start the node anew with a record that names these endpoints."""
+    trio.run(crash, node)
+    pid = trio.run(labnet.start, node, [sys.executable, "-c", INSIDER, ",".join(said)])
+    pid_file(node).write_text(f"{pid}\n", encoding="ascii")
+
+
+def rates(nodes: list[LabNode], spec: LabSpec) -> dict[str, dict[str, float]]:
+    """Bytes a second that each node sends by its uplinks and by the overlay's interfaces, over `SECONDS`."""
+    overlay = (*interface_names("pm"), master_name("pm"))
+    kinds = {"underlay": [f"up{i}" for i in range(spec.uplinks)], "overlay": list(overlay)}
+    before = {n.name: {kind: counted(n, names) for kind, names in kinds.items()} for n in nodes}
+    began = monotonic()
+    while (passed := monotonic() - began) < SECONDS:
+        now = {n.name: {kind: counted(n, names) for kind, names in kinds.items()} for n in nodes}
+        if any(now[n][kind] - before[n][kind] > MELTING for n in now for kind in kinds):
+            break
+        sleep(0.3)
+    now = {n.name: {kind: counted(n, names) for kind, names in kinds.items()} for n in nodes}
+    passed = monotonic() - began
+    return {n: {kind: (now[n][kind] - before[n][kind]) / passed for kind in kinds} for n in now}
+
+
+def test_an_insider_at_overlay_addresses_costs_nobody_anything(spec: LabSpec, forger: LabNode) -> None:
+    nodes = nodes_of(spec)
+    victim, honest = nodes[:-1], nodes[:-1]
+    overlay = {}
+    for node in nodes:
+        status = status_of(node)
+        overlay[node.name] = (status.ip4, status.ip6)
+    _, state = insider(forger)
+    assert state.identity is not None  # it signs with its own key
+    mine, theirs = overlay[forger.name], overlay[victim[0].name]
+    said = [
+        format_endpoint(host, port)
+        for host, port in (
+            *((mine[0], 51800), (theirs[0], 51800), (mine[1], 51800), (theirs[1], 51800)),
+            *(("127.0.0.1", 51800), ("169.254.169.254", 80), (forger.address(0), 51800)),
+        )
+    ]
+    try:
+        lie(forger, said)
+        for node in victim:
+            until_announced(node, forger.name, said[0])
+        sleep(3.0)  # for links, and for WireGuard to be given what it would be given
+        measured = rates(nodes, spec)
+    except BaseException:
+        trio.run(labnet.kill, [node.name for node in nodes])
+        raise
+    if any(rate >= MOST for sent in measured.values() for rate in sent.values()):
+        trio.run(labnet.kill, [node.name for node in nodes])  # what goes round goes on by itself
+    print(measured)
+    for name, sent in measured.items():
+        for kind, rate in sent.items():
+            assert rate < MOST, f"{name} sends {rate / 1e3:.0f} kB/s by its {kind}: {measured}"
+    forbidden = {"127.0.0.1", "169.254.169.254", *mine, *theirs}
+    for node in honest:
+        shown = run_inside(node.name, *node.inside(["wg", "show", "all", "endpoints"])[4:]).out
+        hosts = {line.split()[-1].rpartition(":")[0].strip("[]") for line in shown.splitlines()}
+        assert not hosts & forbidden, shown
+        told = [line for line in status_of(node).degraded if "announces an address it may not" in line]
+        assert [forger.name in line for line in told] == [True], told
+
+
+def test_an_operators_slip_is_refused_before_anything_starts(spec: LabSpec, mesh: lab.LabResult) -> None:
+    node = nodes_of(spec)[-1]
+    good = node.config.read_text()
+    config, _ = insider(node)
+    own = status_of(node).ip4
+    trio.run(crash, node)
+    try:
+        bad = good.replace(f'"{config.node.endpoints[0]}"', f'"{own}"')
+        assert bad != good
+        node.config.write_text(bad)
+        done = run_inside(
+            node.name, "env", *(f"{k}={v}" for k, v in node.environment().items() if k.startswith("PHANTOM")),
+            sys.executable, "-m", "phantommesh", "run",
+        )  # fmt: skip
+        assert done.status != 0
+        assert "overlay" in done.err and own in done.err and "Traceback" not in done.err
+    finally:
+        node.config.write_text(good)
+        trio.run(start, node)
+        trio.run(converged, nodes_of(spec), PATIENCE_S)
