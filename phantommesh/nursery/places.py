@@ -61,17 +61,12 @@ class Places:
         except PhantomMeshError as error:
             log.warning("the host's networks are not known", error=str(error), fix=error.fix)
             return
-        self.judge_by(
-            replace(
-                self.reach,
-                host=host,
-                home=frozenset(self._addresses(self._own)),
-                told=frozenset(self._addresses(self._seeds, names=False)),
-            )
-        )
+        self.judge_by(replace(self.reach, host=host))
 
     def judge_by(self, reach: Reach) -> None:
-        """Judge by this from now on."""
+        """Judge by this from now on, with what the operator's own endpoints and seeds say today."""
+        home, told = self._addresses(self._own), self._addresses(self._seeds, names=False)
+        reach = replace(reach, home=frozenset(home), told=frozenset(told))
         if reach != self.reach:
             self.reach = reach
             self._judged.clear()
@@ -138,6 +133,7 @@ class Places:
     def look(self, entries: Collection[Entry]) -> None:
         """Note what these members announce that may not be used, and keep nothing of others. Each refusal is
         counted once; of each member the log tells once, whatever it announces after."""
+        self.judge_by(self.reach)  # a name of ours may have been looked up since
         before, self._refused = self._refused, {}
         for entry in entries:
             member = entry.member.node_id
@@ -162,7 +158,9 @@ class Places:
         for key, endpoints in (("node.endpoints", self._own), ("gossip.seeds", self._seeds)):
             for host, port in endpoints:
                 why = self._misnamed(host)
-                if why is not None and not (key == "node.endpoints" and why is Why.OWN):
+                if (
+                    why is not None and why is not Why.OWN
+                ):  # of one list of seeds for all nodes one is this node
                     shown = format_endpoint(host, port)
                     yield f"{key}: {shown} is of no use to reach a node, it is {why.text}: correct the config"
         for member in sorted(self._refused)[:MAX_FAULTS]:
