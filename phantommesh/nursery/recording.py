@@ -159,6 +159,7 @@ class Recorder:
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops += node.paths.dropped + node.paths.paths.drops
         drops += node.gossip.drops
+        drops += node.guarding.drops
         drops["datagram-unsent"] += node.udp.unsent
         drops["datagram-forbidden"] += node.udp.forbidden["out"]
         drops["datagram-source-forbidden"] += node.udp.forbidden["in"]
