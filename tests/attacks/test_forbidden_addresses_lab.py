@@ -20,7 +20,7 @@ from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, crash, pid_file, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.views import PeerView
-from tests.attacks.rig import counted, insider, run_inside, status_of
+from tests.attacks.rig import Neighbour, counted, insider, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab
@@ -165,3 +165,40 @@ def test_an_operators_slip_is_refused_before_anything_starts(spec: LabSpec, mesh
         node.config.write_text(good)
         trio.run(start, node)
         trio.run(converged, nodes_of(spec), PATIENCE_S)
+
+
+READ_HOST = """
+from phantommesh.nursery.hostroutes import read_host
+from phantommesh.reachable import Reach
+reach = Reach(host=read_host())
+for host in ("172.17.0.2", "fd17::2", "172.17.0.1", "172.17.255.255", "10.201.0.9", "10.66.0.9", "10.77.0.1"):
+    why = reach.refuses(host, seen=False)
+    print(host, "-" if why is None else why.label)
+"""
+
+
+def test_a_machine_knows_its_own_bridges_and_uplinks(mesh: lab.LabResult, neighbour: Neighbour) -> None:
+    for line in (
+        "link add docker0 type bridge",
+        "address add 172.17.0.1/16 broadcast 172.17.255.255 dev docker0",
+        "-6 address add fd17::1/64 dev docker0 nodad",
+        "link set docker0 up",
+        "link add many type dummy",
+        "address add 10.66.0.1/24 dev many",
+        "link set many up",
+        f"route add default nexthop via {neighbour.address()[:-3]}1 dev up0 nexthop via 10.66.0.2 dev many",
+        "route add local 10.77.0.0/24 dev lo",
+    ):
+        done = neighbour.run("ip", *line.split())
+        assert done.status == 0, (line, done.err)
+    done = neighbour.python(READ_HOST)
+    found = dict(line.split() for line in done.out.splitlines())
+    assert found == {
+        "172.17.0.2": "host-network",
+        "fd17::2": "host-network",
+        "172.17.0.1": "own",
+        "172.17.255.255": "broadcast",
+        "10.201.0.9": "-",  # both of the default route's ways are uplinks
+        "10.66.0.9": "-",
+        "10.77.0.1": "own",
+    }, done.err
