@@ -195,6 +195,14 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         async def known() -> None:
             await trio.lowlevel.checkpoint()
 
+        async def deaf(_: object) -> None:
+            await trio.sleep_forever()
+
+        for sock in node.udp._sockets.values():
+            sock.close()
+        tap: Any = Tap(sent)
+        node.udp._sockets = {socket.AF_INET: tap, socket.AF_INET6: tap}
+        node.udp.receive = deaf  # type: ignore[method-assign,assignment]
         node.places.refresh = known  # type: ignore[method-assign]
         node.places.judge_by(replace(node.places.reach, host=HOST, home=frozenset({ip_address("10.9.0.2")})))
         node.links.dials = lambda peer: 127  # type: ignore[method-assign]  # as after a finished handshake
@@ -203,10 +211,6 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     trio.socket.set_custom_hostname_resolver(names)
     with capture_logs():
         async with serving(tmp_path, change) as node:
-            for sock in node.udp._sockets.values():
-                sock.close()
-            tap: Any = Tap(sent)
-            node.udp._sockets = {socket.AF_INET: tap, socket.AF_INET6: tap}
             made = Attack(node, insider, cert, names, sent, dialled)
             with suppress(trio.ClosedResourceError, ValueError):
                 yield made
