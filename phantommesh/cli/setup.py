@@ -39,12 +39,12 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     from phantommesh.bootstrap import init_mesh
     from phantommesh.config import WireguardSection
     from phantommesh.dataplane import all_names
-    from phantommesh.nursery import hostroutes
+    from phantommesh.nursery import hostview
     from phantommesh.overlay import Address
     from phantommesh.wireguard import Network
 
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
-        found = hostroutes.check(networks, members, names=all_names(WireguardSection().prefix))
+        found = hostview.check(networks, members, names=all_names(WireguardSection().prefix))
         for own in found.avoided:
             click.echo(
                 f"note: this host's {own} lies in the mesh's network and stays the host's; --cidr chooses "

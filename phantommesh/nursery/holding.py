@@ -15,8 +15,8 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import closing, hostroutes
-from phantommesh.overlay import Address, Plan, plan, refusal
+from phantommesh.nursery import closing, hostview
+from phantommesh.overlay import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard import Network
 
 # Tuning.
@@ -43,6 +43,7 @@ class Overlay:
         self.problem: PhantomMeshError | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._members, self._interval = members, interval
+        self._closed: frozenset[Closing] | None = None  # as it was last left
         self._kicked = trio.Event()
 
     @property
@@ -54,25 +55,25 @@ class Overlay:
         """Look again now: the members may have changed."""
         self._kicked.set()
 
-    async def begin(self) -> None:
-        """Close the overlay, before anything else is done. Raises OverlapError, having changed nothing, where
-        the host's own range is in the way, and BackendError."""
+    async def examine(self) -> None:
+        """Say what would be routed and closed, before anything is done. Raises OverlapError where the host's
+        own range is in the way, and BackendError."""
         view = await self._look()
         found = plan(self.networks, self._members(), view.ranges)
         if (error := refusal(found)) is not None:
             raise error
         self._tell(found)
-        await self._close(found, view)
 
     async def converge(self) -> None:
         """Look once, and put right what is not as it should be. Raises BackendError."""
         view = await self._look()
         found = plan(self.networks, self._members(), view.ranges)
-        changed = found.routed != self.plan.routed
+        before, self._closed = self._closed, found.closed
+        rerouted = found.routed != self.plan.routed
         self._tell(found)
-        if await self._close(found, view) and not changed:
+        if await self._close(found, view) and before == found.closed:
             log.warning("somebody else opened the overlay's range; it is closed again")
-        if changed:
+        if rerouted:
             self.on_change()
 
     async def run(self) -> None:
@@ -104,7 +105,7 @@ class Overlay:
                 socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
                 socket.NETLINK_ROUTE,
             ) as heard:
-                heard.bind((0, hostroutes.GROUPS))
+                heard.bind((0, hostview.GROUPS))
                 while True:
                     await trio.lowlevel.wait_readable(heard)
                     _drain(heard)
@@ -113,10 +114,10 @@ class Overlay:
         except OSError as error:  # then it is the interval alone
             log.debug("changes of routes are not heard of", error=str(error))
 
-    async def _look(self) -> hostroutes.HostView:
-        return await trio.to_thread.run_sync(partial(hostroutes.look, self.networks, self.names))
+    async def _look(self) -> hostview.HostView:
+        return await trio.to_thread.run_sync(partial(hostview.look, self.networks, self.names))
 
-    async def _close(self, found: Plan, view: hostroutes.HostView) -> bool:
+    async def _close(self, found: Plan, view: hostview.HostView) -> bool:
         return await trio.to_thread.run_sync(partial(closing.close, found.closed, view.closed))
 
     def _tell(self, found: Plan) -> None:

@@ -73,8 +73,10 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             interval=config.wireguard.reconcile_seconds,
         )
         with _sole_owner(prefix):
+            await overlay.examine()
+            config_file.refuse_overlay(config, overlay.routed)
             # ---- above this line nothing outside the state directory has changed ----
-            await overlay.begin()
+            await overlay.converge()
             with UdpPort(config.control.port) as udp:
                 node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
                 await node.serve(socket_path or Path(config.api.socket), leave)

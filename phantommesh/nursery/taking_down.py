@@ -26,7 +26,7 @@ from phantommesh.config import Config
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import load_mesh
-from phantommesh.nursery import closing, guarding, hostroutes, marking, netlink
+from phantommesh.nursery import closing, guarding, hostview, marking, netlink
 from phantommesh.nursery.nft import Table
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.scatter.ruleset import FAMILY, table_name
@@ -223,7 +223,7 @@ async def _find(config: Config) -> list[str]:
 
 async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -> Down:
     device, names = master_name(config.wireguard.prefix), all_names(config.wireguard.prefix)
-    view = await trio.to_thread.run_sync(hostroutes.look, (mesh.network4, mesh.network6), names)
+    view = await trio.to_thread.run_sync(hostview.look, (mesh.network4, mesh.network6), names)
     await UserspaceBackend(Path("wireguard-go")).close(remove=names)
     await trio.to_thread.run_sync(_delete_links, names)
     for family in FAMILY.values():
