@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from phantommesh import wire
-from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier
+from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier, prove
 from phantommesh.link.keys import SessionKeys
 from phantommesh.wire import Address, Kind
 
@@ -36,7 +36,9 @@ class Stage(Enum):
 
 
 class Initiation:
-    """One attempt. ``mac_out`` keys the first MAC for the receiver, ``mac_in`` for this node."""
+    """One attempt. ``mac_out`` keys the first MAC for the receiver, ``mac_in`` for this node. ``proof_key``
+    keys INIT's proof of this node's id; None where there is none, and the proof is zeros. A member's is made
+    with the WireGuard keys of ``dimension``."""
 
     def __init__(
         self,
@@ -48,8 +50,11 @@ class Initiation:
         cookie: bytes | None,
         random: Random,
         now: float,
+        proof_key: bytes | None = None,
+        dimension: int = 0,
     ) -> None:
         self.handshake = handshake
+        self._proof_key, self._dimension = proof_key, dimension
         self.destination = destination
         self.cookie = cookie
         self._old_cookie = cookie is not None
@@ -119,6 +124,7 @@ class Initiation:
     def on_cookie(self, reply: wire.CookieReply, now: float) -> list[bytes]:
         """Take a cookie and send INIT."""
         self.cookie, self._old_cookie = reply.cookie, False
+        self._fragments = []  # the proof covers the cookie
         return self._enter(Stage.INIT, now)
 
     def on_resp(self, resp: wire.Resp, chain_key: bytes, verifier: Verifier) -> SigningRequest:
@@ -167,6 +173,9 @@ class Initiation:
             return [wire.CookieRequest(init.mode, self._cookie_nonce, init.node_id).encode(self._mac_out)]
         if not self._fragments:
             init = self.handshake.init
+            if self._proof_key is not None:
+                assert self.cookie is not None
+                init = prove(init, self._proof_key, self._dimension, self.cookie)
             self._fragments = wire.fragments(Kind.INIT, init.mode, init.session, init.encode())
         return self._encode(self._fragments)
 
