@@ -34,7 +34,7 @@ from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
 from phantommesh.kem import SEED_SIZE, provider
-from phantommesh.link.admission import Rates
+from phantommesh.link.admission import Rates, Standing
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
 from phantommesh.link.machine import Links
@@ -59,8 +59,10 @@ class End:
         self.links = Links(
             node_id=IDENTITIES[number].node_id, wg_keys=WG_KEYS[number], admission=Secret(b"bench" * 8),
             kem=provider(kem), random=os.urandom, now=trio.current_time(), timing=Timing(rotate=1e6),
+            agree=lambda dimension, theirs: b"x" * 32,  # computed once for all handshakes of a pair
         )  # fmt: skip
-        self.links._answerer._rates = Rates(rate=math.inf, burst=math.inf)
+        self.links._answerer._rates = {True: Rates(rate=1e9, burst=1e9)}
+        self.links._answerer._budgets = {standing: Rates(rate=1e9, burst=1e9) for standing in Standing}
         self.opened = trio.Event()
         self.opened_at = 0.0
         self.driver = LinkDriver(

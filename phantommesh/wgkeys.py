@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from phantommesh.records import KEY_BYTES
 from phantommesh.secret import Secret
@@ -64,6 +65,15 @@ class WgKeys:
     def public(self) -> tuple[bytes, ...]:
         """The public keys, by dimension."""
         return tuple(public_key_of(key.private) for key in self.keys)
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes | None:
+        """The X25519 (RFC 7748) of one dimension's key and another public key, 32 bytes each; None for a key
+        that agrees on nothing (RFC 7748 section 6.1: the result would be all zero)."""
+        ours = X25519PrivateKey.from_private_bytes(self.private[dimension].reveal())
+        try:
+            return ours.exchange(X25519PublicKey.from_public_bytes(theirs))
+        except ValueError:
+            return None
 
     def ports(self, base: int, choices: int) -> tuple[int, ...]:
         """The UDP ports, by dimension, where each has ``choices`` of them."""

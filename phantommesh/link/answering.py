@@ -121,8 +121,7 @@ class Answerer:
             return self._context.drop("unknown-node")
         if now >= peer.auth.valid_until:
             return self._context.drop("expired")
-        # Who has no newer secret cannot answer an attempt of ours, which begins with the newest.
-        if gate.current and peer.initiation is not None and self._context.starts_with(init.node_id):
+        if peer.initiation is not None and self._context.starts_with(init.node_id):
             return self._context.drop("glare")
         standing = self._standing(init, peer, gate, source, now)
         if not self._admit(init, standing, init.node_id, source, now):

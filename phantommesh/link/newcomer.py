@@ -55,8 +55,7 @@ class Newcomer:
         self._initiation = Initiation(
             handshake,
             destination=destination,
-            mac_out=keys.enrol_mac_key(root_hash, authority),
-            mac_in=keys.enrol_mac_key(root_hash, node_id),
+            macs=[(keys.enrol_mac_key(root_hash, authority), keys.enrol_mac_key(root_hash, node_id))],
             cookie=None,
             random=random,
             now=now,

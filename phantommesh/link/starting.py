@@ -58,16 +58,12 @@ class Starter:
         )
         cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
         peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
-        # The newest admission secret; then those before it, as the peer may have been away since. Each is
-        # tried at every endpoint. And a WireGuard key of which one end does not know yet proves nothing: try
-        # another.
-        gate = context.gates[peer.failures // len(auth.endpoints) % len(context.gates)]
+        # A WireGuard key of which one end does not know yet proves nothing: next time another dimension's.
         dimension = peer.failures % DIMENSIONS
         peer.initiation = Initiation(
             handshake,
             destination=destination,
-            mac_out=gate.mac_out(peer.node_id),
-            mac_in=gate.mac_in,
+            macs=[(gate.mac_out(peer.node_id), gate.mac_in) for gate in context.gates],
             cookie=cookie,
             random=context.random,
             now=now,

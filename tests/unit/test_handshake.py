@@ -212,9 +212,9 @@ def test_a_proof_covers_the_whole_init_and_the_cookie() -> None:
     assert proven(init, key, [cookie]) and proven(init, key, [b"d" * 16, cookie])
     assert not proven(init, key, []) and not proven(init, key, [b"d" * 16])
     assert not proven(init, keys.invite_proof_key(Secret(b"t" * 32)), [cookie])
-    changes = [{"nonce": b"z" * 32}, {"share": b"z" * 32}, {"epoch": 2}, {"ek": bytes(1568)}]
-    changes += [{"dimension": 1}, {"node_id": b"z" * 16}, {"mode": Mode.MEMBER}, {"session": b"z" * 8}]
-    for change in changes:
+    changes: list[dict[str, Any]] = [{"nonce": b"z" * 32}, {"share": b"z" * 32}, {"epoch": 2}]
+    changes += [{"ek": bytes(1568)}, {"dimension": 1}, {"node_id": b"z" * 16}]
+    for change in [*changes, {"mode": Mode.MEMBER}, {"session": b"z" * 8}]:
         assert not proven(replace(init, **change), key, [cookie])
     # The keys of the handshake are bound to all of INIT but this, as it changes with the cookie.
     again = prove(init, key, 0, b"e" * 16)
