@@ -24,13 +24,14 @@ from phantommesh.nodestate import load_node, next_generation
 from phantommesh.nursery.backend import choose
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.resolve import SystemNames
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.statedir import StateDir
 
 
 async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
     """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
     trio.socket.set_custom_hostname_resolver(SystemNames())
+    trio.socket.set_custom_socket_factory(OuterSockets())
     try:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:

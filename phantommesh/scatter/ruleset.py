@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
+from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
 from phantommesh.scatter.maps import Scheduler
 from phantommesh.sizes import DIMENSIONS, SLOTS
 
@@ -162,27 +163,29 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
         f"add table {table}",
         f"delete table {table}",
         f"table {table} {{",
-        *_map(WAYS, "type mark : iface_index"),
-        *_set(HITS, "type mark", "counter"),
-        *_map(PEERS[0], "type ipv4_addr : verdict"),
-        *_map(PEERS[1], "type ipv6_addr : verdict"),
-        *_map(
+        *map_block(WAYS, "type mark : iface_index"),
+        *set_block(HITS, "type mark", "counter"),
+        *map_block(PEERS[0], "type ipv4_addr : verdict"),
+        *map_block(PEERS[1], "type ipv6_addr : verdict"),
+        *map_block(
             FLOWLETS,
             "typeof numgen inc mod 2 : meta mark",
             f"size {_FLOWLETS}",
             "flags dynamic, timeout",
             f"timeout {frame.flowlet_ms}ms",
         ),
-        *_chain("out", *_out(frame)),
-        *_chain("hash_flow", *(f"{which} meta mark set {key} return" for which, key in _flow(frame, 256))),
-        *_chain("known_flow", *_known(frame)),
-        *_chain("learn_flow", *_learn(frame)),
+        *chain_block("out", *_out(frame)),
+        *chain_block(
+            "hash_flow", *(f"{which} meta mark set {key} return" for which, key in _flow(frame, 256))
+        ),
+        *chain_block("known_flow", *_known(frame)),
+        *chain_block("learn_flow", *_learn(frame)),
         *_entry(frame),
         "}",
-        _add(table, HITS, [f"{UNKNOWN}", f"{STRANDED}"]),
+        add_elements(table, HITS, [f"{UNKNOWN}", f"{STRANDED}"]),
     ]
     if way:
-        lines.append(_add(table, WAYS, [f"{key} : {index}" for key, index in way.items()]))
+        lines.append(add_elements(table, WAYS, [f"{key} : {index}" for key, index in way.items()]))
     return "\n".join(lines) + "\n" + "".join(render_peer(frame, peer) for peer in peers)
 
 
@@ -195,13 +198,13 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
     key = "type mark : mark" if hashed else "typeof numgen inc mod 2 : meta mark"
     lines = [
         f"add map {table} {peer.name} {{ {key} ; size {peer.length} ; }}",
-        _add(table, HITS, [str(slot | bits) for bits in low]),
-        _add(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
+        add_elements(table, HITS, [str(slot | bits) for bits in low]),
+        add_elements(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
         f"add chain {table} peer_{peer.slot}",
         *(f"add rule {table} peer_{peer.slot} {rule}" for rule in (*_segments(peer), *_deal(frame, peer))),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
-        _add(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
-        _add(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
+        add_elements(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
+        add_elements(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -338,7 +341,7 @@ def _entry(frame: Frame) -> list[str]:
         case "egress":
             hook = f'type filter hook egress device "{frame.device}" priority 0; policy drop;'
             # Neighbours and routers are none's business here: the kernel asks for them on any IPv6 interface.
-            return _chain("egress", hook, "ip6 daddr ff00::/8 drop", *look_up)
+            return chain_block("egress", hook, "ip6 daddr ff00::/8 drop", *look_up)
         case "mark":
             four, six = frame.networks
             own4, own6 = frame.own
@@ -349,34 +352,18 @@ def _entry(frame: Frame) -> list[str]:
                 f"ip6 daddr {six} goto overlay",
             ]
             return [
-                *_chain("overlay", *look_up, "drop"),
-                *_chain(
+                *chain_block("overlay", *look_up, "drop"),
+                *chain_block(
                     "output",
                     "type route hook output priority mangle; policy accept;",
                     f'oifname "{frame.device}" jump addressed',
                 ),
-                *_chain(
+                *chain_block(
                     "prerouting",
                     "type filter hook prerouting priority mangle; policy accept;",
                     "jump addressed",
                 ),
-                *_chain("addressed", *mine),
+                *chain_block("addressed", *mine),
             ]
         case _:
             assert_never(frame.mode)
-
-
-def _add(table: str, name: str, elements: Sequence[str]) -> str:
-    return f"add element {table} {name} {{ {', '.join(elements)} }}"
-
-
-def _map(name: str, *lines: str) -> list[str]:
-    return [f"  map {name} {{", *(f"    {line}" for line in lines), "  }"]
-
-
-def _set(name: str, *lines: str) -> list[str]:
-    return [f"  set {name} {{", *(f"    {line}" for line in lines), "  }"]
-
-
-def _chain(name: str, *lines: str) -> list[str]:
-    return [f"  chain {name} {{", *(f"    {line}" for line in lines), "  }"]

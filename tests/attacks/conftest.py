@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each file here plays one attack and can be run alone. Those in namespaces have a lab of their own, on the
+backend that PHANTOMMESH_LAB_BACKEND names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from phantommesh.nursery import lab
+from phantommesh.nursery.labnet import LabSpec
+from tests.attacks.rig import Neighbour, neighbour_of
+from tests.lab.conftest import BACKEND, PATIENCE_S
+
+
+@pytest.fixture(scope="module")
+def spec(request: pytest.FixtureRequest) -> LabSpec:
+    """The file's lab; a file that sets NODES or UPLINKS gets as many."""
+    nodes, uplinks = getattr(request.module, "NODES", 2), getattr(request.module, "UPLINKS", 1)
+    return LabSpec(f"a{os.getpid()}", nodes=nodes, uplinks=uplinks, backend=BACKEND, patience_s=PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def mesh(spec: LabSpec) -> Iterator[lab.LabResult]:
+    """The lab, up and converged, for all tests of the file."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    try:
+        yield trio.run(lab.up, spec)
+    finally:
+        trio.run(lab.down, spec.name)
+
+
+@pytest.fixture(scope="module")
+def neighbour(mesh: lab.LabResult, spec: LabSpec) -> Iterator[Neighbour]:
+    """A machine on the lab's segments that is no member of the mesh."""
+    with neighbour_of(spec) as machine:
+        yield machine
