@@ -34,6 +34,8 @@ class Timing:
     stale_random: float = 300.0
 
 
+_Pair = tuple[bytes, bytes, bytes | None, bytes | None]
+
 #: The X25519 of this node's WireGuard key of a dimension and another public key; None where there is none.
 Agree = Callable[[int, bytes], bytes | None]
 
@@ -64,8 +66,8 @@ class Gate:
 class Peer:
     """One member as this node's links see it. ``cookie`` is the last one given, and by which address;
     ``answered`` is where the last handshake that this node started went through; ``seen_at`` the host that
-    the last handshake which it started came from. ``pairs`` are X25519 results by dimension, with the keys
-    they are of."""
+    the last handshake which it started came from. ``pairs`` holds what `Context.pair_key` computed, by
+    dimension: both WireGuard keys, then the keys of INIT's proof for what this node and the peer start."""
 
     auth: PeerAuth
     psk: PskState
@@ -79,7 +81,9 @@ class Peer:
     last_error: str | None = None
     timed_by_handshake: bool = False
     seen_at: str | None = None
-    pairs: dict[int, tuple[bytes, bytes, bytes | None]] = field(default_factory=dict, repr=False)
+    pairs: dict[int, tuple[bytes, bytes, bytes | None, bytes | None]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def node_id(self) -> bytes:
@@ -152,11 +156,11 @@ class Context:
         ours, theirs = self.wg_keys[dimension], peer.auth.wg_keys[dimension]
         pair = peer.pairs.get(dimension)
         if pair is None or pair[:2] != (ours, theirs):
-            pair = peer.pairs[dimension] = (ours, theirs, self.agree(dimension, theirs))
-        if pair[2] is None:
-            return None
-        ends = (self.node_id, peer.node_id)
-        return keys.pair_proof_key(pair[2], *(ends if starts else reversed(ends)))
+            shared, ends = self.agree(dimension, theirs), (self.node_id, peer.node_id)
+            out = None if shared is None else keys.pair_proof_key(shared, *ends)
+            back = None if shared is None else keys.pair_proof_key(shared, *reversed(ends))
+            pair = peer.pairs[dimension] = (ours, theirs, out, back)
+        return pair[2] if starts else pair[3]
 
     def drop(self, reason: str) -> list[Effect]:
         """Count a datagram that cannot be used."""

@@ -389,7 +389,12 @@ def test_no_secret_shows(joiner: Joiner) -> None:
     config = join_config(joiner.invite, name="beta", endpoints=())
     draft = begin_join(joiner.at / "other", joiner.at / "pm.toml", joiner.invite, config)
     shown = repr(node) + repr(draft) + repr(joiner.authority) + repr(joiner.invite)
-    for secret in (node.admission.newest, *node.wg_keys.private, *draft.wg_keys.private, joiner.invite.secret):
+    for secret in (
+        node.admission.newest,
+        *node.wg_keys.private,
+        *draft.wg_keys.private,
+        joiner.invite.secret,
+    ):
         assert repr(secret.reveal())[2:-1] not in shown
         assert secret.reveal().hex() not in shown
 
