@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2s
 from ipaddress import IPv6Address, ip_address
 
@@ -96,6 +97,7 @@ def _cookie(secret: bytes, source: Address) -> bytes:
     return blake2s(text, key=secret, digest_size=MAC_SIZE).digest()
 
 
+@lru_cache(maxsize=1024)
 def source_block(host: str) -> str:
     """The unit that rates are kept for: an IPv4 address, or an IPv6 /64, since a host owns its whole /64."""
     address = ip_address(host)
