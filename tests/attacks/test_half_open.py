@@ -71,12 +71,12 @@ class Attack:
     def run(self, seconds: float, step: float = 0.1) -> None:
         """Flood, and look at both ends of the link all the time."""
         end, owed = self.sim.now + seconds, 0.0
-        self.flooded += seconds
         while self.sim.now < end:
             owed += self.pace * step
             self.throw(int(owed))
             owed -= int(owed)
             self.sim.run(step)
+            self.flooded += step
             for one, other in ((0, 1), (1, 0)):
                 self.phases[self.sim.state(one, other).phase] += 1
 

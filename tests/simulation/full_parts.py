@@ -40,6 +40,11 @@ def wg_keys(node: Identity) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(node.node_id + bytes([i])).digest() for i in range(DIMENSIONS))
 
 
+def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
+    """In place of X25519: what the owners of both keys would get."""
+    return hashlib.sha256(b"".join(sorted((wg_keys(node)[dimension], theirs)))).digest()
+
+
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
