@@ -89,7 +89,8 @@ class Attack:
         strangers had computed is bounded by the clock, not by what they sent."""
         assert self.phases.keys() == {PskPhase.FRESH}, self.phases
         handshakes = len(self.took())
-        assert handshakes >= 2
+        assert handshakes >= 2 and self.honest.links is not None
+        assert self.honest.links.handshakes["initiator", "timeout"] == 0
         assert median(self.took()) <= 1.5 * median(calm.took()) and max(self.took()) <= 1.5 * max(calm.took())
         sent, in_peace = (sum(sim.sent.values()) for sim in (self.sim, calm.sim))
         assert sent / handshakes <= 1.5 * in_peace / len(calm.took())

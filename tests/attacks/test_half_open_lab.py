@@ -52,10 +52,12 @@ def flooding(neighbour: Neighbour, victim: LabNode, claimed: bytes, secret: Secr
     try:
         yield
         sent = json.loads(started.stdout.read())
+        started.stdout.close()
         assert started.wait() == 0 and sent["got CookieReply"] and sent["init"] > 0.5 * PACE * SECONDS, sent
     finally:
         started.kill()
         started.wait()
+        started.stdout.close()
 
 
 def links(node: LabNode) -> list[LinkView]:
