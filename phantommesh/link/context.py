@@ -156,7 +156,8 @@ class Context:
         ours, theirs = self.wg_keys[dimension], peer.auth.wg_keys[dimension]
         pair = peer.pairs.get(dimension)
         if pair is None or pair[:2] != (ours, theirs):
-            shared, ends = self.agree(dimension, theirs), (self.node_id, peer.node_id)
+            shared = self.agree(dimension, theirs) if any(theirs) else None
+            ends = (self.node_id, peer.node_id)
             out = None if shared is None else keys.pair_proof_key(shared, *ends)
             back = None if shared is None else keys.pair_proof_key(shared, *reversed(ends))
             pair = peer.pairs[dimension] = (ours, theirs, out, back)
@@ -177,8 +178,13 @@ class Context:
         return moment + self.timing.rotate + jitter + (0.0 if self.starts_with(peer) else GLARE_DELAY)
 
     def interface_hash(self, auth: PeerAuth) -> bytes:
-        """The hash of both ends' WireGuard keys that INIT and RESP must carry."""
-        return keys.interface_hash(self.wg_keys, auth.wg_keys)
+        """The hash of both ends' WireGuard keys that INIT and RESP must carry.
+
+        Where this node has no key to use for the peer the ends must not agree, even if the peer has none for
+        this node either: there each end hashes its own node id.
+        """
+        theirs = tuple(key if any(key) else self.node_id for key in auth.wg_keys)
+        return keys.interface_hash(self.wg_keys, theirs)
 
     def agreement(
         self,

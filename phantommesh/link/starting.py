@@ -59,7 +59,8 @@ class Starter:
         cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
         peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
         # A WireGuard key of which one end does not know yet proves nothing: next time another dimension's.
-        dimension = peer.failures % DIMENSIONS
+        turn = [(peer.failures + i) % DIMENSIONS for i in range(DIMENSIONS)]
+        dimension = next((i for i in turn if context.pair_key(peer, i, starts=True) is not None), 0)
         peer.initiation = Initiation(
             handshake,
             destination=destination,
