@@ -17,6 +17,7 @@ from phantommesh.groupkey import (
     Turn,
     encode_keys,
     gossip_digest,
+    greatest_epoch,
     make_group_key,
     next_epoch,
     take_keys,
@@ -41,8 +42,9 @@ class GroupKeys:
         self._dirty = trio.Event()
         self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
         self._turn = Turn()
+        self.ring.shun(node.revocations)
         if node.keyring:
-            self.ring.restore(node.keyring, trio.current_time())
+            self.ring.restore(node.keyring, trio.current_time(), greatest_epoch(node.root, time()))
 
     def digest(self) -> bytes:
         """Eight bytes that differ between nodes with other revocations or another newest key."""
