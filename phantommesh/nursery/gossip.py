@@ -133,6 +133,7 @@ class GossipDriver:
     def roster_changed(self) -> None:
         """Tell membership of records that are new here, and of members that were revoked."""
         now, wall = trio.current_time(), time()
+        self.membership.readmit(self._node.revocations)
         for entry in self._keeper.roster:
             node_id = entry.member.node_id
             if self._known.get(node_id) == entry.hash or not entry.valid(wall):
@@ -355,12 +356,20 @@ class GossipDriver:
             try:
                 with trio.move_on_after(TALK):
                     async with self._caller.call(members[0]) as client:
-                        answer = await converse(client, self._keeper, asking.keys())
-                        news = self._keeper.take_revocations(answer.revocations)
-                        news |= self._keys.merge(answer.keys, answer.active_key)
+                        told = await converse(client, self._keeper, asking.keys(self._node.revocations))
+                        news = await self._take_revocations(members[0], told.statements)
+                        news |= self._keys.merge(told.keys.keys, told.keys.active_key)
                         self.gossip.asked(wanted.digest, news=news)
             except (streams.StreamError, PhantomMeshError) as error:
                 log.info("group keys not fetched", peer=format_node_id(members[0]), error=str(error))
+
+    async def _take_revocations(self, member: NodeId, parts: Sequence[bytes]) -> bool:
+        """A member whose revocations do not hold, or a list that is full, keeps no group key from us."""
+        try:
+            return await self._keeper.take_parts(parts)
+        except PhantomMeshError as error:
+            log.warning("revocations refused", peer=format_node_id(member), error=str(error), fix=error.fix)
+            return False
 
     async def _save(self) -> None:
         """Keep on disk what the next start should know. A full disk does not end the node."""

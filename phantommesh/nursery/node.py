@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from time import monotonic, time
 
-import msgspec
 import structlog
 import trio
 
@@ -131,7 +130,7 @@ class Node:
             sessions=self.sessions,
             dispatch=self.driver.receive,
             serve=self.server.serve,
-            revocation=self._revocation,
+            standing=self.keeper.answer_standing,
             records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
@@ -202,10 +201,6 @@ class Node:
             return self.state.invites.find(invite, time(), NodeId(node_id)).secret
         except PhantomMeshError:
             return None
-
-    def _revocation(self, node_id: bytes) -> bytes:
-        found = self.state.revocations.get(NodeId(node_id))
-        return b"" if found is None else msgspec.msgpack.encode(found)
 
     def _where(self, node_id: NodeId) -> Sequence[Address]:
         """The addresses of a member's control port, as its record names them and as far as they resolve."""
