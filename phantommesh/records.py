@@ -300,9 +300,8 @@ class Roster:
         return msgspec.msgpack.encode([entry.signed for entry in self._in_order()])
 
     def encode_kept(self) -> bytes:
-        """Return the same with revoked nodes, whom the root may take back, for this node's own state
-        directory, with a mark at records whose proofs of
-        possession were verified: the next start does not verify these again."""
+        """Return the same with revoked nodes, whom the root may take back, for this node's own disk.
+        Records whose proofs of possession were verified have a mark: the next start does not do it again."""
         kept = []
         for entry in self._in_order(revoked=True):
             s, proved = entry.signed, bool(entry.record.wg_proofs)
