@@ -64,7 +64,8 @@ class Install:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A handshake finished. The keys protect control streams named by ``session`` (the initiator's id).
-    ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``."""
+    ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``; ``at`` is
+    where a member is, as it answered from there."""
 
     peer: bytes
     role: Role
@@ -75,6 +76,7 @@ class Opened:
     seconds: float
     invite: bytes = b""
     spki: bytes = b""
+    at: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
+from phantommesh.endpoint import parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.invites import InviteEntry, span
 from phantommesh.issuing import (
@@ -26,7 +27,8 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.rates import Rates
-from phantommesh.records import Entry, SignedRecord, settle
+from phantommesh.reachable import Reach, Why, all_loopback
+from phantommesh.records import Entry, SignedRecord, open_record, settle
 from phantommesh.revocation import MAX_SNAPSHOT, Revocations, Revoked
 from phantommesh.rootword import say
 from phantommesh.trust import NODE_LIFE, Role, TrustError
@@ -96,6 +98,7 @@ class AuthorityDesk:
             issue = partial(authority.issue, spki, name, entry.role, ip4, time())
             node_cert = await trio.to_thread.run_sync(issue)
             signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
+            await trio.to_thread.run_sync(self._check_endpoints, signed, name)
             # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
             # hears of it, so that a crash cannot leave it with a mesh that does not know it.
             self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
@@ -117,6 +120,22 @@ class AuthorityDesk:
             active_key=self._keys.active_id,
             own_authority_cert=own_authority_cert,
         )
+
+    def _check_endpoints(self, signed: SignedRecord, name: str) -> None:
+        """Raise TrustError where the newcomer names an address that nobody here would send to. Others judge
+        for themselves; this tells an operator of a slip while it is easily mended."""
+        _, record = open_record(self._node.root, signed, time())
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        own = () if mine is None else (parse_endpoint(endpoint)[0] for endpoint in mine.record.control)
+        mesh = self._node.mesh
+        reach = Reach((mesh.network4, mesh.network6), loopback=all_loopback(own))
+        for endpoint in record.control:
+            why = reach.never(parse_endpoint(endpoint)[0])
+            if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
+                raise TrustError(
+                    f"the endpoint {endpoint} of {name} is {why.text}",
+                    fix="join with --endpoint and an address by which other machines reach this one",
+                )
 
     def _check_invite(self, invite: bytes, node_id: NodeId, name: str) -> InviteEntry:
         entry = self._node.invites.find(invite, time(), node_id)
