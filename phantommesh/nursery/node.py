@@ -89,7 +89,7 @@ class Node:
         self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
         self.places = Places(config, (state.mesh.network4, state.mesh.network6), self.resolver.lookup)
         udp.forbids = self.places.forbids
-        self.keys = GroupKeys(state)
+        self.keys = GroupKeys(state, self._secrets_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
         self.caller = Caller(state, self.keeper, self.sessions, self._where)
@@ -187,10 +187,10 @@ class Node:
         enrolment = None
         if state.authority is not None:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
-        return Links(
+        links = Links(
             node_id=state.identity.node_id,
             wg_keys=self.own.wg_keys.public,
-            admission=state.admission_key,
+            admission=state.admission.newest,
             kem=provider(settings.provider),
             random=os.urandom,
             now=trio.current_time(),
@@ -201,7 +201,14 @@ class Node:
                 settings.stale_random_seconds,
             ),
             enrolment=enrolment,
+            agree=lambda dimension, theirs: self.own.wg_keys.agree(dimension, theirs),
         )
+        links.set_admission(state.admission.current, state.admission.replaced)
+        return links
+
+    def _secrets_changed(self) -> None:
+        """Another group key brought another admission secret, or one is not sent with any more."""
+        self.links.set_admission(self.state.admission.current, self.state.admission.replaced)
 
     def _find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         try:

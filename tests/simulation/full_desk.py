@@ -17,7 +17,6 @@ from phantommesh.nursery.streams import Session
 from phantommesh.records import HASH_BYTES, Entry, SignedRecord, settle
 from phantommesh.secret import Secret
 from phantommesh.trust import Role, TrustError
-from tests.simulation.full_parts import ADMISSION
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -104,7 +103,7 @@ class Desk:
         self._enrolled[session.invite] = node_id
         process.make_key()
         return control.Enrolled(
-            node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), ADMISSION.reveal(),
+            node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), process.secrets.newest.reveal(),
             process.roster.encode(), process.revocations.encode(), encode_keys(process.ring.keys),
             NO_KEY if process.ring.active is None else process.ring.active.id,
         )  # fmt: skip
