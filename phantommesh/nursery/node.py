@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from time import monotonic, time
 
-import msgspec
 import structlog
 import trio
 
@@ -134,7 +133,7 @@ class Node:
             sessions=self.sessions,
             dispatch=self.driver.receive,
             serve=self.server.serve,
-            revocation=self._revocation,
+            standing=self.keeper.answer_standing,
             records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
@@ -216,10 +215,6 @@ class Node:
             return self.state.invites.find(invite, time(), NodeId(node_id)).secret
         except PhantomMeshError:
             return None
-
-    def _revocation(self, node_id: bytes) -> bytes:
-        found = self.state.revocations.get(NodeId(node_id))
-        return b"" if found is None else msgspec.msgpack.encode(found)
 
     def _where(self, node_id: NodeId) -> Sequence[Address]:
         """The addresses of a member's control port, as its record names them and as far as they resolve and
@@ -448,7 +443,7 @@ class Node:
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
-            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self._where),
+            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self.places.of),
             "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,
