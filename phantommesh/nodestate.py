@@ -15,26 +15,35 @@ from phantommesh import __version__, statedir
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import Keyring
+from phantommesh.groupkey import Keyring, greatest_epoch
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
-from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
+from phantommesh.trust import (
+    EARLY,
+    Member,
+    Mesh,
+    TrustError,
+    describe_mesh,
+    load_root,
+    validity,
+    verify_chain,
+)
 from phantommesh.wgkeys import WgKeys
 
-ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NodeState:
-    """All that a node starts from. Roster and revocations are live objects; the node writes them back."""
+    """All that a node starts from. Roster, revocations and admission secrets are live objects; the node
+    writes them back."""
 
     state: StateDir
     identity: Identity
@@ -43,18 +52,19 @@ class NodeState:
     authority_cert: bytes
     node_cert: bytes
     wg_keys: WgKeys
-    admission_key: Secret
+    admission: MeshSecrets
     roster: Roster
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
     keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
 
-    def root_key(self) -> Identity:
-        """Read the mesh's root key. Raises TrustError where this machine does not hold it, or StateError."""
+    def root_key(self, what: str = "make another an authority") -> Identity:
+        """Read the mesh's root key, to do ``what``. Raises TrustError where this machine does not hold it, or
+        StateError."""
         if not self.state.has(statedir.ROOT_KEY):
             raise TrustError(
-                "only the machine that holds the mesh's root key can make another an authority",
+                f"only the machine that holds the mesh's root key can {what}",
                 fix=f"run it where `phantommesh init` ran, or put its {statedir.ROOT_KEY} back",
             )
         with _blame(self.state, statedir.ROOT_KEY):
@@ -106,7 +116,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         mesh = describe_mesh(root)
     with _blame(state, statedir.NODE_KEY):
         identity = Identity.from_pem(state.read_secret(statedir.NODE_KEY).reveal())
-    if now < root.not_valid_before_utc.timestamp():
+    if now < root.not_valid_before_utc.timestamp() - EARLY:
         raise StateError(
             f"this machine's clock is wrong: the mesh was made on {root.not_valid_before_utc:%Y-%m-%d}",
             fix="set the clock",
@@ -115,10 +125,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         authority_cert, node_cert = _load_certificates(state, root, identity)
     with _blame(state, statedir.WIREGUARD_KEYS):
         wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
-    admission_key = state.read_secret(statedir.ADMISSION_KEY)
-    if len(admission_key) != ADMISSION_BYTES:
-        path = state.path / statedir.ADMISSION_KEY
-        raise StateError(f"{path} is not {ADMISSION_BYTES} bytes long", fix=_RESTORE)
+    with _blame(state, statedir.ADMISSION_KEY):
+        admission = MeshSecrets.decode(state.read_secret(statedir.ADMISSION_KEY).reveal())
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
@@ -127,7 +135,10 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):
             keyring = state.read_secret(statedir.KEYRING).reveal()
-            Keyring().restore(keyring, 0.0)
+            ring = Keyring()
+            ring.shun(revocations)
+            ring.restore(keyring, 0.0, greatest_epoch(root, now))
+            admission.follow(ring.keys, ring.active, now)
     authority = None
     if state.has(statedir.AUTHORITY_KEY):
         with _blame(state, statedir.AUTHORITY_KEY):
@@ -141,7 +152,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         authority_cert=authority_cert,
         node_cert=node_cert,
         wg_keys=wg_keys,
-        admission_key=admission_key,
+        admission=admission,
         roster=roster,
         revocations=revocations,
         authority=authority,

@@ -65,6 +65,12 @@ def own_faults(node: Node) -> Iterator[Fault]:
             f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another",
             bearable=False,
         )
+    if moot := len(node.state.revocations.moot):
+        yield Fault(
+            f"a revoked authority revoked {moot} nodes that other members may take for revoked: revoke "
+            "those that should be, or cast that authority out with `phantommesh revoke NAME --undo-all` "
+            "where the mesh's root key is"
+        )
     yield from _shared(node)
     for node_id in roster.equivocations:
         if (entry := roster.get(node_id)) is not None:

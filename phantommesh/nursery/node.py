@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 from time import monotonic, time
 
-import msgspec
 import structlog
 import trio
 
@@ -102,7 +101,7 @@ class Node:
         self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
         self.places = Places(config, overlay.routed, self.resolver.lookup)
         udp.forbids = self.places.forbids
-        self.keys = GroupKeys(state)
+        self.keys = GroupKeys(state, self._secrets_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
         self.caller = Caller(state, self.keeper, self.sessions, self._where)
@@ -146,7 +145,7 @@ class Node:
             sessions=self.sessions,
             dispatch=self.driver.receive,
             serve=self.server.serve,
-            revocation=self._revocation,
+            standing=self.keeper.answer_standing,
             records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
@@ -200,10 +199,10 @@ class Node:
         enrolment = None
         if state.authority is not None:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
-        return Links(
+        links = Links(
             node_id=state.identity.node_id,
             wg_keys=self.own.wg_keys.public,
-            admission=state.admission_key,
+            admission=state.admission.newest,
             kem=provider(settings.provider),
             random=os.urandom,
             now=trio.current_time(),
@@ -214,17 +213,20 @@ class Node:
                 settings.stale_random_seconds,
             ),
             enrolment=enrolment,
+            agree=lambda dimension, theirs: self.own.wg_keys.agree(dimension, theirs),
         )
+        links.set_admission(state.admission.current, state.admission.replaced)
+        return links
+
+    def _secrets_changed(self) -> None:
+        """Another group key brought another admission secret, or one is not sent with any more."""
+        self.links.set_admission(self.state.admission.current, self.state.admission.replaced)
 
     def _find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         try:
             return self.state.invites.find(invite, time(), NodeId(node_id)).secret
         except PhantomMeshError:
             return None
-
-    def _revocation(self, node_id: bytes) -> bytes:
-        found = self.state.revocations.get(NodeId(node_id))
-        return b"" if found is None else msgspec.msgpack.encode(found)
 
     def _where(self, node_id: NodeId) -> Sequence[Address]:
         """The addresses of a member's control port, as its record names them and as far as they resolve and
@@ -473,7 +475,7 @@ class Node:
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
-            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self._where),
+            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self.places.of),
             "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,

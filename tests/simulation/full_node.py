@@ -13,6 +13,7 @@ node's own record, `full_asker` what it asks of others, `full_desk` what others 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from phantommesh.groupkey import (
     Keyring,
     Turn,
     gossip_digest,
+    greatest_epoch,
     make_group_key,
     next_epoch,
     take_keys,
@@ -37,6 +39,7 @@ from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.meshsecret import MeshSecrets
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
@@ -47,7 +50,7 @@ from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord
-from tests.simulation.full_parts import ADMISSION, addresses, sharing, wg_keys
+from tests.simulation.full_parts import ADMISSION, addresses, agree, sharing, wg_keys
 
 if TYPE_CHECKING:
     from tests.simulation.full_machines import Machine
@@ -79,7 +82,10 @@ class Process:
             known = Snapshot(c for c in claims if self.roster.get(NodeId(c[:16])) is not None)
         self.ring, self.turn = Keyring(), Turn()
         if "keyring" in disk:
-            self.ring.restore(disk["keyring"], self.now)
+            self.ring.shun(self.revocations)
+            self.ring.restore(disk["keyring"], self.now, greatest_epoch(root, self.wall))
+        self.secrets = MeshSecrets.decode(disk.get("admission", ADMISSION.reveal()))
+        self.secrets.follow(self.ring.keys, self.ring.active, self.wall)
         self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
@@ -113,9 +119,11 @@ class Process:
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
         self.links = Links(
-            node_id=self.me, wg_keys=wg_keys(machine.identity), admission=ADMISSION, kem=sim.kem,
-            random=self.rng.randbytes, now=self.now, enrolment=enrolment,
+            node_id=self.me, wg_keys=wg_keys(machine.identity), kem=sim.kem,
+            admission=self.secrets.newest, random=self.rng.randbytes, now=self.now, enrolment=enrolment,
+            agree=partial(agree, machine.identity),
         )  # fmt: skip
+        self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
@@ -166,11 +174,12 @@ class Process:
         for name in names:
             match name:
                 case "roster":
-                    disk[name] = self.roster.encode()
+                    disk[name] = self.roster.encode_kept()
                 case "revocations":
                     disk[name] = self.revocations.encode()
                 case "keyring":
                     disk[name] = self.ring.encode()
+                    disk["admission"] = self.secrets.encode()
                 case "members":
                     disk[name] = b"".join(self.membership.snapshot())
 
@@ -228,6 +237,7 @@ class Process:
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
         now, wall, everyone = self.now, self.wall, list(self.roster)
+        self.membership.readmit(self.revocations)
         valid = [entry for entry in everyone if entry.valid(wall)]
         entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
         if not self.revoked:
@@ -318,9 +328,10 @@ class Process:
             self.note_change()
         return came
 
-    def take_revocations(self, encoded: bytes) -> bool:
+    def take_revocations(self, *packed: bytes) -> bool:
         """`RosterKeeper.take_revocations`."""
-        if not self.revocations.take(encoded, self.wall):
+        told = [one for data in packed for one in self.revocations.unpack(data)]
+        if not self.revocations.take(told, self.wall):
             return False
         self.note_change()
         return True
@@ -335,7 +346,13 @@ class Process:
     def in_use(self, key_id: bytes) -> None:
         """A member sends with this key."""
         if self.ring.promote(key_id, self.now):
-            self.save("keyring")
+            self.keys_changed()
+
+    def keys_changed(self) -> None:
+        """`GroupKeys._note_change`, `Node._secrets_changed`."""
+        self.save("keyring")
+        if self.secrets.follow(self.ring.keys, self.ring.active, self.wall):
+            self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def make_key(self) -> None:
         """`GroupKeys.rotate`: the key that is due, on disk before anybody hears of it."""
@@ -346,6 +363,7 @@ class Process:
         key = make_group_key(authority, epoch, self.revocations, self.wall, self.rng.randbytes)
         self.machine.disk["keyring"] = self.ring.encode(key)
         self.ring.install(key, self.now)
+        self.keys_changed()
 
     def merge(self, keys: bytes, active: bytes) -> bool:
         """`GroupKeys.merge`."""
@@ -354,7 +372,7 @@ class Process:
         self.sim.tally["key-refused"] += len(refused)
         self.in_use(active)
         if came:
-            self.save("keyring")
+            self.keys_changed()
         return came
 
     # Once a second.
@@ -362,7 +380,7 @@ class Process:
     def housekeeping(self) -> None:
         """`GroupKeys.run`, `OwnRecord.renew`, `ask_standing`, saving, the reconciler's pass."""
         if self.ring.tick(self.now):
-            self.save("keyring")
+            self.keys_changed()
         if self.machine.authority is not None:
             due = next_epoch(self.ring, self.revocations, self.wall) is not None
             held = [e for n in self.authorities if (e := self.roster.get(n)) is not None]

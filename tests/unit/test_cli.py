@@ -396,7 +396,7 @@ async def test_revoke_of_a_node(tmp_path: Path) -> None:
 
     def check(at: list[str]) -> None:
         dry = process(*at, "revoke", "pm-2", "--dry-run")
-        assert (dry.returncode, dry.stdout) == (0, "pm-2 (id002) would be revoked, for ever\n")
+        assert (dry.returncode, dry.stdout) == (0, "pm-2 (id002) would be revoked\n")
         assert node.revoked == []
         done = process(*at, "revoke", "pm-2")
         assert (done.returncode, done.stderr) == (0, "")
@@ -408,6 +408,26 @@ async def test_revoke_of_a_node(tmp_path: Path) -> None:
         failed = process(*at, "--json", "revoke", "pm-2")
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr == "error: this node is not an authority\nfix: ask one: pm-0\n"
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_revocations_are_undone(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        both = process(*at, "revoke", "pm-2", "--undo", "--undo-all")
+        assert both.returncode == 2 and "not both" in both.stderr
+        dry = process(*at, "revoke", "pm-2", "--undo-all", "--dry-run")
+        assert (dry.returncode, node.undone) == (0, [])
+        assert dry.stdout == "pm-2 (id002) would be cast out, and 20 that it revoked taken back\n"
+        assert "is cast out" in process(*at, "revoke", "pm-2", "--undo-all").stdout
+        assert "is taken back" in process(*at, "revoke", "pm-1", "--undo").stdout
+        assert node.undone == ["pm-2", "pm-1"]
+        node.failure = PhantomMeshError("only the machine that holds the root key", fix="run it there")
+        failed = process(*at, "revoke", "pm-2", "--undo")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert "fix: run it there" in failed.stderr
 
     await with_node(node, tmp_path, check)
 
