@@ -161,6 +161,12 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     )
 
 
+def load_mesh(state: StateDir) -> Mesh:
+    """Read which mesh a state directory is of, though all else in it be damaged. Raises StateError."""
+    with _blame(state, statedir.ROOT_CERT):
+        return describe_mesh(load_root(state.read(statedir.ROOT_CERT)))
+
+
 def next_generation(state: StateDir, now: float) -> int:
     """Return a number of 32 bits that is greater than at any start before, and on disk when this returns.
 

@@ -14,6 +14,7 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, size, table
 
 if TYPE_CHECKING:
+    from phantommesh.trust import Mesh
     from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0
@@ -240,15 +241,30 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def config_check(options: Options, file: Path | None) -> None:
-    """Say whether the configuration (or FILE) is good."""
+    """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
     from phantommesh import config as config_file
+    from phantommesh.overlay import check_range
 
     path = file or options.config
-    config_file.load(path)
+    checked = config_file.load(path)
+    mesh = _mesh(options)
+    if mesh is not None and mesh.name == checked.node.mesh:
+        check_range(checked.overlay.cidr4, mesh.network4)
     if options.json:
         emit({"file": str(path), "ok": True})
     else:
         click.echo(f"{path} is good")
+
+
+def _mesh(options: Options) -> Mesh | None:
+    """The mesh of the state directory; None where there is none to be read."""
+    from phantommesh.nodestate import load_mesh
+    from phantommesh.statedir import StateDir, StateError
+
+    try:
+        return load_mesh(StateDir(options.state_dir))
+    except StateError:
+        return None
 
 
 @config.command("show")

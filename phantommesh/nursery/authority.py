@@ -129,8 +129,12 @@ class AuthorityDesk:
         own = () if mine is None else (parse_endpoint(endpoint)[0] for endpoint in mine.record.control)
         mesh = self._node.mesh
         reach = Reach((mesh.network4, mesh.network6), loopback=all_loopback(own))
+        held = {str(ip) for entry in self._keeper.roster for ip in (entry.member.ip4, entry.member.ip6)}
         for endpoint in record.control:
-            why = reach.never(parse_endpoint(endpoint)[0])
+            host = parse_endpoint(endpoint)[0]
+            why = reach.never(host)
+            if why is Why.OVERLAY and host not in held:
+                continue  # the newcomer's provider may use the overlay's range; nobody will send there
             if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
                 raise TrustError(
                     f"the endpoint {endpoint} of {name} is {why.text}",

@@ -35,6 +35,14 @@ def own_faults(node: Node) -> Iterator[Fault]:
             f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
             bearable=False,
         )
+    for conflict in node.overlay.plan.conflicts:
+        yield Fault(
+            f"{conflict}: what is sent to members still takes the overlay; remove that address or route, or "
+            "renumber the host's network"
+        )
+    if (problem := node.overlay.problem) is not None:
+        fix = f"; {problem.fix}" if problem.fix else ""
+        yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
     if (problem := node.guarding.problem) is not None:
         yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
     if (problem := node.paths.problem) is not None:

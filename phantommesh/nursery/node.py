@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -38,6 +39,7 @@ from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.guarding import Guarding
+from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
@@ -77,17 +79,27 @@ class Node:
     """One node's live parts, wired. `serve` runs them until cancelled."""
 
     def __init__(
-        self, config: Config, state: NodeState, backend: Backend, udp: UdpPort, *, generation: int
+        self,
+        config: Config,
+        state: NodeState,
+        backend: Backend,
+        udp: UdpPort,
+        *,
+        generation: int,
+        overlay: Overlay,
     ) -> None:
-        """``generation`` is greater than at any start before: `nodestate.next_generation`."""
+        """``generation`` is greater than at any start before: `nodestate.next_generation`. ``overlay`` has
+        begun: the overlay's range is closed."""
         self.config, self.state, self.backend, self.udp = config, state, backend, udp
         self.names = interface_names(config.wireguard.prefix)
+        self.overlay = overlay
+        overlay.on_change = self._rerouted
         self.started = trio.current_time()
         self.metrics = Metrics(version=__version__, clock=monotonic)
         self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
-        self.places = Places(config, (state.mesh.network4, state.mesh.network6), self.resolver.lookup)
+        self.places = Places(config, overlay.routed, self.resolver.lookup)
         udp.forbids = self.places.forbids
         self.keys = GroupKeys(state, self._secrets_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
@@ -152,7 +164,7 @@ class Node:
             ipv6=backend.ipv6,
             me=state.identity.node_id,
             addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
-            networks=(state.mesh.network4, state.mesh.network6),
+            routed=lambda: overlay.routed,
             interval=config.wireguard.reconcile_seconds,
             on_epoch=self._epoch_over,
         )
@@ -161,7 +173,7 @@ class Node:
                 master_name(config.wireguard.prefix),
                 self.names,
                 (self.own.member.ip4, self.own.member.ip6),
-                (state.mesh.network4, state.mesh.network6),
+                overlay.routed,
                 config.guard.forward,
             )
         )
@@ -267,6 +279,14 @@ class Node:
         self.guarding.kick()
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self.gossip.roster_changed()
+        self.overlay.kick()
+        self._install()
+
+    def _rerouted(self) -> None:
+        """Other prefixes lead into the overlay than before."""
+        self.places.judge_by(replace(self.places.reach, overlay=self.overlay.routed))
+        self.guarding.kick()
+        self.scattering.kick()
         self._install()
 
     def _install(self) -> None:
@@ -300,14 +320,14 @@ class Node:
         self.scattering.update(scattered)
         self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
         self._tell_paths()
-        mesh, settings = self.state.mesh, self.config.wireguard
+        settings = self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
                 settings,
                 self.own.wg_keys.private,
                 self.own.wg_keys.ports(settings.base_port, settings.port_choices),
                 self.own.member,
-                (mesh.network4, mesh.network6),
+                self.overlay.routed,
                 peers,
             )
         )
@@ -413,8 +433,19 @@ class Node:
         finally:
             if not self.config.wireguard.keep_interfaces:
                 with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
-                    await self.scattering.close()
-                    await self.backend.close(remove=self.names)
+                    await self._take_interfaces_down()
+
+    async def _take_interfaces_down(self) -> None:
+        """Remove what carries the overlay's traffic. The overlay's range is closed before, is kept closed
+        meanwhile and stays so: what is sent to it now must not leave by the default route."""
+        with suppress(PhantomMeshError):
+            await self.overlay.converge()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.overlay.run)
+            nursery.start_soon(self.guarding.run)
+            await self.scattering.close()
+            await self.backend.close(remove=self.names)
+            nursery.cancel_scope.cancel()
 
     async def _serve_api(
         self, path: Path, stop: trio.Event, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]
@@ -433,6 +464,7 @@ class Node:
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         services: dict[str, Callable[[], Awaitable[None]]] = {
+            "overlay": self.overlay.run,
             "guard": self.guarding.run,
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
