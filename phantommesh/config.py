@@ -91,6 +91,11 @@ class WireguardSection(msgspec.Struct, frozen=True):
     ] = 86_400.0
     port_choices: Annotated[int, Meta(ge=1, le=8, description="a number from 1 to 8")] = 2
 
+    @property
+    def ports(self) -> range:
+        """The UDP ports that the interfaces may have."""
+        return range(self.base_port, self.base_port + DIMENSIONS * self.port_choices)
+
 
 class OverlaySection(msgspec.Struct, frozen=True):
     """The IPv4 overlay. `init` writes it into the mesh's root certificate, which decides from then on."""

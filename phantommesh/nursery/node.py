@@ -174,6 +174,8 @@ class Node:
                 self.names,
                 (self.own.member.ip4, self.own.member.ip6),
                 overlay.routed,
+                config.control.port,
+                config.wireguard.ports,
                 config.guard.forward,
             )
         )
