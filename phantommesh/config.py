@@ -360,7 +360,7 @@ def _check(config: Config) -> None:
     for name in config.guard.forward:
         if not _INTERFACE.fullmatch(name):
             raise ConfigError(f"guard.forward: {_show(name)} is no interface's name", fix="see `ip link`")
-    last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1
+    last_port = wireguard.ports.stop - 1
     if last_port > 65535:
         raise ConfigError(
             f"wireguard.base_port = {wireguard.base_port} leaves no room for {DIMENSIONS} interfaces with "
