@@ -113,8 +113,8 @@ INIT = wire.Init(
 
 
 def test_the_transcript_covers_every_field_of_init_but_the_one_that_guards_the_responders_work() -> None:
-    """The proof is made anew with each cookie, so both ends could not agree on it. It decides how soon INIT is
-    answered, and no more (docs/decisions/0004-half-open-places.md)."""
+    """The proof is made anew with each cookie, so both ends could not agree on it. It decides how soon INIT
+    is answered, and no more (docs/decisions/0004-half-open-places.md)."""
     before = keys.init_transcript(INIT).peek(b"")
     proven = replace(INIT, dimension=3, proof=b"p" * 16)
     assert keys.init_transcript(proven).peek(b"") == before
