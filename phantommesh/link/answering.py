@@ -14,11 +14,11 @@ from phantommesh.identity import node_id_of
 from phantommesh.link import keys
 from phantommesh.link.admission import Cookies, Rates
 from phantommesh.link.context import Context, Peer, sends
-from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
+from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
 from phantommesh.link.fragments import Missing
 from phantommesh.link.handshake import HandshakeError, Responder, check_invite_proof, pick_chain
 from phantommesh.link.initiation import Stage
-from phantommesh.link.psk import ALL
+from phantommesh.link.psk import ALL, PskState
 from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.wire import Address, Fragment, Kind, Mode
 
@@ -129,7 +129,8 @@ class Answerer:
             chain_key=chain_key,
             interface_hash=self._context.interface_hash(peer.auth),
         )
-        return self._respond(Response(handshake, source, peer.mac_out, now))
+        sign = _sign(init.credential[:16], peer.psk) if chain_id == wire.NO_CHAIN else None
+        return self._respond(Response(handshake, source, peer.mac_out, now, sign=sign))
 
     def _on_enrol(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
         enrolment = self._context.enrolment
@@ -210,7 +211,8 @@ class Answerer:
         effects: list[Effect] = [Install(peer.node_id)]
         peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:
-            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+            detail = "the other end kept no earlier key" if response.sign is None else response.sign.value
+            effects.append(Alarm(peer.node_id, "chain-reset", detail, response.sign))
         return effects
 
     def _on_enrol_auth(self, response: Response, auth: wire.Auth, now: float) -> list[Effect]:
@@ -253,6 +255,16 @@ class Answerer:
                 opened = self._context.opened(peer, "responder", name, session, epoch, response.born, now)
                 return [*self._send_ack(response, installed, now), opened]
         return []
+
+
+def _sign(committed: bytes, psk: PskState) -> ResetSign | None:
+    """What an INIT says that offers no chain of ours, by the chain that its sender calls agreed. None where
+    this end has no chain either: then it is the one that forgot."""
+    if psk.committed is None:
+        return None
+    if committed == wire.NO_CHAIN:
+        return ResetSign.EMPTY
+    return ResetSign.SUPERSEDED if psk.had(committed) else ResetSign.UNKNOWN
 
 
 def bare_key(node_id: bytes, credential: bytes) -> MLDSA65PublicKey:

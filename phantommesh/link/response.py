@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from phantommesh import wire
+from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
 from phantommesh.wire import Address, Kind
 
@@ -29,6 +30,7 @@ class Response:
     mac_out: bytes = field(repr=False)
     born: float
     invite: bytes = b""
+    sign: ResetSign | None = None
     fragments: list[wire.Fragment] = field(default_factory=list)
     verified_at: float | None = None
     ack: list[wire.Fragment] | None = None

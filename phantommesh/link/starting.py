@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from phantommesh import wire
 from phantommesh.link import keys
 from phantommesh.link.context import Context, Peer, sends
-from phantommesh.link.effects import Alarm, Effect, Install, Sign
+from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
 from phantommesh.link.fragments import Missing
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.initiation import Initiation, Stage
@@ -150,7 +150,8 @@ class Starter:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:
-            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+            sign = None if offered[:16] == wire.NO_CHAIN else ResetSign.UNANSWERED
+            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key", sign))
         return [*effects, Sign(initiation.session, request)]
 
     def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:

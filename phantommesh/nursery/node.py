@@ -26,6 +26,7 @@ from phantommesh.events import EventLog
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
+from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.presets import PRESETS
@@ -97,6 +98,7 @@ class Node:
             me=lambda: self.own.member,
             answered=lambda result: self.metrics.dns_queries.labels(result).inc(),
         )
+        self.copies = Copies()
         self.links = self._make_links()
         self.driver = LinkDriver(
             self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
@@ -247,6 +249,7 @@ class Node:
         if self.keeper.revoked is None:  # else the news of it still has to go out to the others
             self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
+        self.copies.retain(peers)
         self.driver.carry_out(self.links.set_peers(peers, now))
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self.gossip.roster_changed()
@@ -356,11 +359,19 @@ class Node:
     def _opened(self, opened: Opened) -> None:
         self.sessions.add(streams.Session.of(opened))
         if not opened.invite:
+            self.copies.chained(opened.peer, self.generation_of(opened.peer), trio.current_time())
             self.recorder.opened(opened)
             self.reporter.handshake_finished()
 
     def _alarmed(self, alarm: Alarm) -> None:
+        if alarm.kind == "chain-reset":
+            self.copies.reset(alarm.peer, alarm.sign, self.generation_of(alarm.peer), trio.current_time())
         self.recorder.alarmed(alarm)
+
+    def generation_of(self, peer: bytes) -> int | None:
+        """How often a member has started, as gossip counts it; None where it says nothing."""
+        member = self.gossip.membership.member(peer)
+        return None if member is None else member.generation
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
