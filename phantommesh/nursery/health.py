@@ -93,7 +93,7 @@ def copied(node: Node, suspicion: Suspicion) -> str:
         case Why.STRANGE_KEY:
             return (
                 f"{name} has keys that were made in this node's name, but not by this node: {name} is at "
-                "fault, or this node's identity key is in use elsewhere; if other peers come to say so too, run "
+                "fault, or this node's identity key is in use elsewhere; if other peers say so too, run "
                 "`phantommesh identity new` here"
             )
         case Why.CAME_BACK:
