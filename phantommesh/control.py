@@ -70,6 +70,19 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
     authority_cert: bytes
 
 
+class Replace(msgspec.Struct, frozen=True, tag="replace"):
+    """A member's request for an invite by which it can join anew, under its name, in place of itself."""
+
+
+class Replacement(msgspec.Struct, frozen=True, tag="replacement"):
+    """The invite, as one line. Using it revokes the member that asked for it."""
+
+    invite: str
+
+    def __repr__(self) -> str:
+        return "Replacement(***)"
+
+
 class Announce(msgspec.Struct, frozen=True, tag="announce"):
     """A signed record to keep, if it is newer than the one known."""
 
@@ -160,8 +173,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     fix: str = ""
 
 
-Request = Enrol | Renew | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
-Answer = Enrolled | Renewed | Done | KeysAre | Differs | Records | SyncAnswer | Refused
+Request = Enrol | Renew | Replace | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
+Answer = Enrolled | Renewed | Replacement | Done | KeysAre | Differs | Records | SyncAnswer | Refused
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -21,8 +21,8 @@ _HASH_CHARACTERS = 64
 @click.option(
     "--unpinned",
     is_flag=True,
-    help="With --verify: believe the root in the file. That shows that the file agrees with itself, not whose "
-    "it is.",
+    help="With --verify: believe the root in the file. That shows that the file agrees with itself, not "
+    "whose it is.",
 )
 @click.option(
     "--max-loss",

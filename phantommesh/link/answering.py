@@ -129,7 +129,7 @@ class Answerer:
             chain_key=chain_key,
             interface_hash=self._context.interface_hash(peer.auth),
         )
-        sign = _sign(init.credential[:16], peer.psk) if chain_id == wire.NO_CHAIN else None
+        sign = _sign(init.credential[:16], chain_id, peer.psk)
         return self._respond(Response(handshake, source, peer.mac_out, now, sign=sign))
 
     def _on_enrol(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
@@ -213,6 +213,8 @@ class Answerer:
         if peer.chain_reset:
             detail = "the other end kept no earlier key" if response.sign is None else response.sign.value
             effects.append(Alarm(peer.node_id, "chain-reset", detail, response.sign))
+        elif response.sign is ResetSign.SUPERSEDED:
+            effects.append(Alarm(peer.node_id, "chain-forked", response.sign.value, response.sign))
         return effects
 
     def _on_enrol_auth(self, response: Response, auth: wire.Auth, now: float) -> list[Effect]:
@@ -257,11 +259,14 @@ class Answerer:
         return []
 
 
-def _sign(committed: bytes, psk: PskState) -> ResetSign | None:
-    """What an INIT says that offers no chain of ours, by the chain that its sender calls agreed. None where
-    this end has no chain either: then it is the one that forgot."""
+def _sign(committed: bytes, chosen: bytes, psk: PskState) -> ResetSign | None:
+    """What the chains in an INIT say, by the one that its sender calls agreed and the one chosen to build on.
+    None where all is well, or where this end has no chain: then it is the one that forgot."""
     if psk.committed is None:
         return None
+    if chosen != wire.NO_CHAIN:
+        # Whoever has a part in our newest chain offers it, be it as staged only.
+        return ResetSign.SUPERSEDED if psk.had(chosen) else None
     if committed == wire.NO_CHAIN:
         return ResetSign.EMPTY
     return ResetSign.SUPERSEDED if psk.had(committed) else ResetSign.UNKNOWN

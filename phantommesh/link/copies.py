@@ -34,7 +34,7 @@ from phantommesh.link.effects import ResetSign
 # Tuning. Seconds.
 GRACE = 60.0  # that the news of a start may take to get here by gossip
 WINDOW = 600.0
-TURNS = 4  # new chains within the window: a node may fail and be restarted once or twice
+TURNS = 6  # new chains within the window: an operator may restart a node a few times
 ACCUSERS = 2  # peers, and half of all
 KEPT = 86_400.0  # that a suspicion stays after its last sign
 

@@ -89,8 +89,8 @@ class ResetSign(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something an operator should know of a link: ``stale``, ``random``, ``failed``, ``chain-reset``.
-    ``sign`` says how a chain-reset came about, where that could be told."""
+    """Something an operator should know of a link: ``stale``, ``random``, ``failed``, ``chain-reset``,
+    ``chain-forked``. ``sign`` says how the last two came about, where that could be told."""
 
     peer: bytes
     kind: str

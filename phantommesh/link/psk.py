@@ -146,7 +146,7 @@ class PskState:
         return [(a.chain_id, a.chain_key.reveal()) for a in known]
 
     def had(self, chain_id: bytes) -> bool:
-        """Whether this end once held a chain that it has given up since."""
+        """Whether a newer chain has taken the place of this one here."""
         return chain_id in self.past
 
     def stage(self, agreement: Agreement) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from time import time
 
 import structlog
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import InviteEntry
+from phantommesh.invites import MAX_ENDPOINTS, InviteEntry
 from phantommesh.issuing import (
     Authority,
     check_authority_proof,
@@ -25,9 +26,19 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.records import Entry, SignedRecord, settle
+from phantommesh.records import Entry, SignedRecord, open_record, settle
 from phantommesh.revocation import Revocation, revoke
 from phantommesh.trust import Role, TrustError
+
+# Tuning.
+REPLACE_WITHIN = (
+    7 * 86_400.0
+)  # s, as long as a certificate: a member that died half-way may be off for a while
+
+AUTHORITY_ANEW = (
+    "make another machine an authority (`phantommesh invite --role authority`), let it run "
+    "`phantommesh revoke` for this node, move this state directory away and join anew"
+)
 
 log = structlog.get_logger("phantommesh.authority")
 
@@ -73,7 +84,8 @@ class AuthorityDesk:
             raise TrustError("this node was revoked", fix="start over with a new state directory")
         async with self._enrolling:
             entry = await trio.to_thread.run_sync(self._check_invite, session.invite, node_id, name)
-            others = [e.member for e in self._keeper.roster if e.member.node_id != node_id]
+            replaced = self._check_replaced(entry, node_id)
+            others = [e.member for e in self._keeper.roster if e.member.node_id not in (node_id, replaced)]
             taken = {member.ip4 for member in others}
             # An expired member has to join again, as a new node, and wants its name back.
             if any(member.name == name and member.not_after >= time() for member in others):
@@ -82,9 +94,17 @@ class AuthorityDesk:
             if entry.role is Role.AUTHORITY:
                 own_authority_cert = await trio.to_thread.run_sync(self._make_authority, request, node_id)
             ip4 = choose_ip4(node.mesh, node_id, taken)
+            if entry.ip4 and IPv4Address(entry.ip4) not in taken:
+                ip4 = IPv4Address(entry.ip4)
             issue = partial(authority.issue, spki, name, entry.role, ip4, time())
             node_cert = await trio.to_thread.run_sync(issue)
             signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
+            if replaced is not None:
+                # The invite first: should this node die now, the same newcomer is let in again, and nobody
+                # else. Then the revocation, and only then the record: no member is two.
+                await trio.to_thread.run_sync(open_record, node.root, signed, time())
+                await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time())
+                await self.revoke(self._target(replaced), force=False)
             # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
             # hears of it, so that a crash cannot leave it with a mesh that does not know it.
             self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
@@ -114,6 +134,47 @@ class AuthorityDesk:
                 f"the invite is for a node named {entry.name}", fix=f"join with --name {entry.name}"
             )
         return entry
+
+    def _check_replaced(self, entry: InviteEntry, node_id: NodeId) -> NodeId | None:
+        """Return the member whose place the invite is for, if any. Raises TrustError where that member was
+        revoked before the invite was used: who was put out does not come back by it."""
+        if not entry.replaces:
+            return None
+        replaced = parse_node_id(entry.replaces)
+        if replaced in self._node.revocations and not entry.admits(node_id):
+            raise TrustError(
+                "the identity that this invite replaces was revoked meanwhile", fix="ask for a new invite"
+            )
+        return replaced
+
+    async def replace(self, entry: Entry) -> control.Replacement:
+        """Make an invite by which a member can join anew in place of itself. Raises TrustError or StateError.
+
+        It costs the member nothing until it is used, and then its present identity: so a member cannot be
+        two. Whoever holds the member's identity key can do this, the thief of a copy too, once: whichever of
+        the two is second finds itself revoked.
+        """
+        self._authority()
+        member = entry.member
+        if member.role is Role.AUTHORITY:
+            raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        make = partial(
+            self._node.invites.create,
+            root_hash=self._node.mesh.root_hash,
+            authority=self._node.identity.node_id,
+            mesh=self._node.mesh.name,
+            endpoints=() if mine is None else mine.record.control[:MAX_ENDPOINTS],
+            expires=int(time() + REPLACE_WITHIN),
+            role=member.role,
+            name=member.name,
+            replaces=member.node_id,
+            ip4=str(member.ip4),
+        )
+        async with self._enrolling:
+            invite = await trio.to_thread.run_sync(make)
+        log.warning("a member is to get a new identity", name=member.name)
+        return control.Replacement(invite.encode())
 
     def _make_authority(self, request: control.Enrol, node_id: NodeId) -> bytes:
         """Sign the newcomer's authority key with the root's. Raises TrustError where either is missing."""
@@ -159,6 +220,9 @@ class AuthorityDesk:
                 ids = ", ".join(format_node_id(entry.member.node_id) for entry in named)
                 raise TrustError(f"several members are named {wanted}", fix=f"give one of {ids}") from None
             node_id = named[0].member.node_id
+        return self._target(node_id)
+
+    def _target(self, node_id: NodeId) -> Target:
         return Target(node_id, self._keeper.roster.get(node_id), self._node.revocations.get(node_id))
 
     def check_revoke(self, target: Target, *, force: bool) -> Authority:

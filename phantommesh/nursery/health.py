@@ -41,6 +41,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
     if (problem := node.scattering.problem) is not None:
         fix = f"; {problem.fix}" if problem.fix else ""
         yield Fault(f"traffic takes dimension 0 alone: {problem}{fix}")
+    if node.succession.pending and (stuck := node.succession.error) is not None:
+        yield Fault(f"a new identity was asked for and is not there yet: {stuck}; {stuck.fix}")
     if (revoked := node.keeper.revoked) is not None:
         yield Fault(
             f"this node was revoked on {rfc3339(revoked.at)}: to come back, move its state directory "

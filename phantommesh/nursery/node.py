@@ -51,6 +51,7 @@ from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
+from phantommesh.nursery.succession import Succession
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.paths.machine import Paths
@@ -121,6 +122,13 @@ class Node:
             call=self.caller.call,
             read=lambda: self.reconciler.converge(),
             count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
+        )
+        self.succession = Succession(
+            config,
+            state,
+            self.caller,
+            name=lambda: self.own.member.name,
+            revoked=lambda: self.keeper.revoked is not None,
         )
         self.server = ControlServer(
             state, self.keeper, self.keys, self.desk,
@@ -364,7 +372,7 @@ class Node:
             self.reporter.handshake_finished()
 
     def _alarmed(self, alarm: Alarm) -> None:
-        if alarm.kind == "chain-reset":
+        if alarm.kind in ("chain-reset", "chain-forked"):
             self.copies.reset(alarm.peer, alarm.sign, self.generation_of(alarm.peer), trio.current_time())
         self.recorder.alarmed(alarm)
 
@@ -374,7 +382,8 @@ class Node:
         return None if member is None else member.generation
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
-        """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
+        """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.
+        The API is the first to stop, the interfaces the last."""
         if self.config.control.tcp:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
@@ -393,13 +402,14 @@ class Node:
                     mesh=self.state.mesh.name,
                     backend=self.backend.name,
                 )
-                await leave.wait()
+                await either(leave, self.succession.done)
                 log.info("node is leaving")
                 stop_api.set()
                 with trio.move_on_after(2 * GRACE):
                     await api_stopped.wait()
-                with trio.move_on_after(LEAVE):
-                    await self.gossip.leave()
+                if not self.succession.done.is_set():  # else nobody listens to the old identity any more
+                    with trio.move_on_after(LEAVE):
+                        await self.gossip.leave()
                 with trio.move_on_after(GRACE), suppress(PhantomMeshError):
                     await self.gossip.save()
                     await self.keeper.save()
@@ -441,6 +451,7 @@ class Node:
             "resolver": self.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(self.own.renew, self.caller),
+            "succession": self.succession.run,
             "loop-lag": self._watch_lag,
             **self.naming.services(),
         }
@@ -463,3 +474,15 @@ class Node:
             due = trio.current_time() + LAG_PROBE
             await trio.sleep_until(due)
             self.metrics.loop_lag_seconds.observe(trio.current_time() - due)
+
+
+async def either(*events: trio.Event) -> None:
+    """Return when one of the events is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)

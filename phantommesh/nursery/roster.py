@@ -61,6 +61,8 @@ class ControlServer:
             match request:
                 case control.Renew():
                     return await self._desk.renew(entry, request)
+                case control.Replace():
+                    return await self._desk.replace(entry)
                 case control.Announce(record):
                     await self._pace(entry.member.node_id)
                     self._keeper.add(SignedRecord.decode_untrusted(record))

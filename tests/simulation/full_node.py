@@ -222,7 +222,7 @@ class Process:
                         self.copies.chained(effect.peer, self.generation_of(effect.peer), self.now)
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))
-                    if effect.kind == "chain-reset":
+                    if effect.kind in ("chain-reset", "chain-forked"):
                         generation = self.generation_of(effect.peer)
                         self.copies.reset(effect.peer, effect.sign, generation, self.now)
 
