@@ -24,6 +24,9 @@ MAX_CONFIG_BYTES: Final = 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
+_INTERFACE: Final = re.compile(
+    r"[A-Za-z0-9._@:-]{1,15}"
+)  # of the kernel's names, those that nft text can hold
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
 # A description completes the sentence "set KEY to ...".
@@ -87,6 +90,16 @@ class OverlaySection(msgspec.Struct, frozen=True):
     cidr4: Annotated[str, Meta(description='an IPv4 network of /8 to /30, e.g. "100.64.0.0/10"')] = (
         "100.64.0.0/10"
     )
+
+
+class GuardSection(msgspec.Struct, frozen=True):
+    """Who uses the mesh through this node: machines or containers behind the interfaces of `forward`. Their
+    traffic to the mesh may pass, and what the host publishes of them at its overlay address."""
+
+    forward: Annotated[
+        tuple[str, ...],
+        Meta(max_length=32, description='at most 32 names of interfaces, e.g. ["docker0"]'),
+    ] = ()
 
 
 class LinkSection(msgspec.Struct, frozen=True):
@@ -197,6 +210,7 @@ class Config(msgspec.Struct, frozen=True):
     control: ControlSection = ControlSection()
     wireguard: WireguardSection = WireguardSection()
     overlay: OverlaySection = OverlaySection()
+    guard: GuardSection = GuardSection()
     link: LinkSection = LinkSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
@@ -321,6 +335,9 @@ def _check(config: Config) -> None:
             raise ConfigError(f"scatter.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
+    for name in config.guard.forward:
+        if not _INTERFACE.fullmatch(name):
+            raise ConfigError(f"guard.forward: {_show(name)} is no interface's name", fix="see `ip link`")
     last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1
     if last_port > 65535:
         raise ConfigError(

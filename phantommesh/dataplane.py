@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
+from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
@@ -73,6 +74,7 @@ def desired_devices(
             addresses=addresses,
             routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
             peers=peers_by_key(_peer(peer, i, settings.keepalive) for peer in everyone),
+            fwmark=OUTER_MARK,
         )
         for i, name in enumerate(interface_names(settings.prefix))
     }

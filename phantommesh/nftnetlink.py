@@ -9,12 +9,12 @@ marks and numbers are in nf_tables' registers. Nothing here does I/O.
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, number
+from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, number, split_messages
 
 NETFILTER = 12
 """The netlink protocol NETLINK_NETFILTER (linux/netlink.h)."""
 
-FAMILIES = {"inet": 1, "netdev": 5}
+FAMILIES = {"inet": 1, "arp": 3, "netdev": 5}
 """NFPROTO_* of the table families in use (linux/netfilter.h)."""
 
 ELEMENTS_PER_MESSAGE = 1022
@@ -25,6 +25,7 @@ _NESTED = 0x8000
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GET_TABLE, _DELETE_TABLE, _GET_RULE, _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 1, 2, 7, 12, 13, 14
+_SHAPES = frozenset({0, 2, 3, 5, 6, 8})  # NFT_MSG_NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE
 _NAME, _HANDLE = 1, 4  # NFTA_TABLE_NAME, NFTA_TABLE_HANDLE
 _RULE_TABLE, _RULE_HANDLE = 1, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
@@ -163,3 +164,11 @@ def decode_counters(payloads: Iterable[bytes]) -> dict[int, tuple[int, int]]:
             int.from_bytes(fields.get(_COUNTER_BYTES, b""), "big"),
         )
     return counters
+
+
+def changes_rules(messages: bytes, table: bytes) -> bool:
+    """Whether notifications tell of a table's own making or removal, or of its chains or rules. ``table`` is
+    its name with the final NUL; elements change all the time and do not count."""
+    return any(
+        kind - _SUBSYSTEM in _SHAPES and table in payload for kind, _, _, payload in split_messages(messages)
+    )

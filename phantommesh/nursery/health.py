@@ -36,6 +36,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
             f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
             bearable=False,
         )
+    if (problem := node.guarding.problem) is not None:
+        yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
     if (problem := node.paths.problem) is not None:
         yield Fault(f"{problem}; {problem.fix}")
     if (problem := node.scattering.problem) is not None:

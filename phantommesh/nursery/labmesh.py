@@ -178,6 +178,7 @@ def configure(spec: LabSpec, node: LabNode) -> None:
         api=msgspec.structs.replace(config.api, socket=str(node.socket)),
         link=spec.link or config.link,
         scatter=spec.scatter or config.scatter,
+        guard=spec.guard or config.guard,
     )
     atomic_write(node.config, render(config).encode("ascii"), mode=0o644)
 

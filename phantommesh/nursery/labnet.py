@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from phantommesh.config import LinkSection, ScatterSection
+from phantommesh.config import GuardSection, LinkSection, ScatterSection
 from phantommesh.errors import PhantomMeshError
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
@@ -56,7 +56,7 @@ def one_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What to build. ``link`` and ``scatter`` replace these sections of the nodes' configurations;
+    """What to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes' configurations;
     ``patience_s`` bounds each wait."""
 
     name: str = "pm"
@@ -65,6 +65,7 @@ class LabSpec:
     backend: str = "auto"
     link: LinkSection | None = None
     scatter: ScatterSection | None = None
+    guard: GuardSection | None = None
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:

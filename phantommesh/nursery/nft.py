@@ -74,7 +74,11 @@ class Table:
         if done.returncode != 0:
             said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[0]
             missing = next((c for c in (errno.EOPNOTSUPP, errno.ENOENT) if os.strerror(c) in said), 0)
-            raise NftError(f"nft refused the scatter rules: {said}", fix="see `nft --version`", code=missing)
+            raise NftError(
+                f"nft refused the rules of table {self.family} {self.name}: {said}",
+                fix="load the kernel module nf_tables; see `nft --version`",
+                code=missing,
+            )
 
     async def replace(self, maps: Mapping[str, Mapping[int, int]]) -> None:
         """Make these the elements of these maps, in one transaction."""

@@ -23,6 +23,7 @@ from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, ma
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
+from phantommesh.guard import Guard
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
@@ -39,6 +40,7 @@ from phantommesh.nursery.calling import Caller, ask_standing
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.guarding import Guarding
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
@@ -158,6 +160,15 @@ class Node:
             interval=config.wireguard.reconcile_seconds,
             on_epoch=self._epoch_over,
         )
+        self.guarding = Guarding(
+            lambda: Guard(
+                master_name(config.wireguard.prefix),
+                self.names,
+                (self.own.member.ip4, self.own.member.ip6),
+                (state.mesh.network4, state.mesh.network6),
+                config.guard.forward,
+            )
+        )
         self.paths = PathDriver(
             Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
             self.scattering,
@@ -259,6 +270,7 @@ class Node:
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
         self.copies.retain(peers)
         self.driver.carry_out(self.links.set_peers(peers, now))
+        self.guarding.kick()
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self.gossip.roster_changed()
         self._install()
@@ -384,6 +396,7 @@ class Node:
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.
         The API is the first to stop, the interfaces the last."""
+        await self.guarding.converge()  # before there is anything to reach
         if self.config.control.tcp:
             await self.tcp.listen()
             self.driver.tcp = self.tcp
@@ -437,6 +450,7 @@ class Node:
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         services: dict[str, Callable[[], Awaitable[None]]] = {
+            "guard": self.guarding.run,
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
             "scatter": self.scattering.run,

@@ -25,7 +25,7 @@ from phantommesh.nodestate import install_successor, load_node, next_generation
 from phantommesh.nursery.backend import choose
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.resolve import SystemNames
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.statedir import StateDir
 
 log = structlog.get_logger("phantommesh.process")
@@ -34,6 +34,7 @@ log = structlog.get_logger("phantommesh.process")
 async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
     """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
     trio.socket.set_custom_hostname_resolver(SystemNames())
+    trio.socket.set_custom_socket_factory(OuterSockets())
     try:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:

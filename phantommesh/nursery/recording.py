@@ -181,6 +181,7 @@ class Recorder:
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops += node.paths.dropped + node.paths.paths.drops
         drops += node.gossip.drops
+        drops += node.guarding.drops
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)

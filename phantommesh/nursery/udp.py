@@ -6,17 +6,21 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import trio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.guard import OUTER_MARK
 from phantommesh.wire import MAX_DATAGRAM, Address
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
 _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO = 23, 2
+
+_SO_MARK = 36  # asm-generic/socket.h
 
 _BURST = 64  # datagrams read before other tasks get a turn
 
@@ -87,10 +91,29 @@ class UdpPort:
         self.close()
 
 
+class OuterSockets(trio.abc.SocketFactory):
+    """Makes the sockets of what the node itself says over TCP, which must not enter the mesh it carries."""
+
+    def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> trio.socket.SocketType:  # noqa: A002
+        """Make one, marked as the underlay's where it is IP's."""
+        made = socket.socket(family, type, proto)
+        if made.family in (socket.AF_INET, socket.AF_INET6):
+            mark_outer(made)
+        return trio.socket.from_stdlib_socket(made)
+
+
+def mark_outer(sock: socket.socket) -> None:
+    """Mark what is sent as the underlay's: the guard keeps it out of the mesh's interfaces. A process that
+    may not do so (no CAP_NET_ADMIN) cannot make these interfaces either."""
+    with suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, OUTER_MARK)
+
+
 def _bind(family: int, host: str, port: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
+        mark_outer(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO)

@@ -318,12 +318,25 @@ async def test_forwarded_traffic_is_scattered_too(nodes: list[LabNode]) -> None:
         for step in steps:
             subprocess.run(step.split(), check=True)
         subprocess.run(node.inside(["nft", nat]), check=True)
-        before = sent_by(node)
-        flood = ["ip", "netns", "exec", client, "ping", "-q", "-f", "-c", str(PACKETS), peer]
-        done = await trio.to_thread.run_sync(partial(subprocess.run, flood, capture_output=True, text=True))
-        assert f" {PACKETS} received" in done.stdout
-        assert entropy_bits(since(sent_by(node), before)) >= ENTROPY
+        closed = ["ip", "netns", "exec", client, "ping", "-q", "-c", "3", "-i", "0.2", "-W", "1", peer]
+        done = await trio.to_thread.run_sync(partial(subprocess.run, closed, capture_output=True, text=True))
+        assert " 0 received" in done.stdout  # nothing is forwarded unless the configuration says so
+        with configured(node, guard={"forward": ("behind",)}):
+            await stop(node)
+            await start(node)
+            await converged(nodes, PATIENCE_S)
+            await scattered(nodes)
+            before = sent_by(node)
+            flood = ["ip", "netns", "exec", client, "ping", "-q", "-f", "-c", str(PACKETS), peer]
+            done = await trio.to_thread.run_sync(
+                partial(subprocess.run, flood, capture_output=True, text=True)
+            )
+            assert f" {PACKETS} received" in done.stdout
+            assert entropy_bits(since(sent_by(node), before)) >= ENTROPY
     finally:
+        await stop(node)
+        await start(node)
+        await converged(nodes, PATIENCE_S)
         subprocess.run(["ip", "netns", "delete", client], check=False)
         subprocess.run(node.inside(["nft", "delete", "table", "ip", "nat_c"]), check=False)
 

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guard's nftables rules as text: the overlay's addresses mean the overlay, on every host.
+
+Linux answers for an address on whatever interface a packet comes in by, and a route that is gone leaves the
+default route. So the guard looks at each packet by interface: overlay traffic may come and go by the mesh's
+interfaces only, and what comes from the mesh may go to this node's overlay addresses only. It is a table of
+its own, there before the first interface, kept as it is while the node runs, and left in place when the node
+ends.
+
+The networks are those whose traffic is the mesh's. The verdicts need no connection tracking, unless
+``forward`` names interfaces of machines that use the mesh through this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
+
+from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+
+OUTER_MARK: Final = 0x50000000
+OUTER_MASK: Final = 0xFF000000
+"""The mark of what this node and its WireGuard send over the underlay. One byte of it is ours: kube-proxy,
+Docker and Tailscale use other bits."""
+
+FAMILY: Final = "inet"
+ARP_FAMILY: Final = "arp"
+DROPS: Final = "drops"
+
+
+class Drop(IntEnum):
+    """Why the guard dropped a packet; the number is the element that counts it."""
+
+    FOREIGN = 1  # to or from the overlay, by an interface that is not the mesh's
+    BEYOND = 2  # from the mesh, to something else than this node's overlay addresses
+    FORWARDED = 3  # between the mesh and another interface
+    CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
+    NESTED = 5  # WireGuard's or the node's own, about to enter the mesh that it carries
+    ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
+
+
+_REASONS: Final = {
+    Drop.FOREIGN: "guard-foreign",
+    Drop.BEYOND: "guard-beyond",
+    Drop.FORWARDED: "guard-forwarded",
+    Drop.CLEAR: "guard-clear",
+    Drop.NESTED: "guard-nested",
+    Drop.ARP: "guard-arp",
+}
+
+Network = IPv4Network | IPv6Network
+
+
+def table_name(device: str) -> str:
+    """The table of the node whose scattering interface is ``device``, in both families."""
+    return f"phantommesh_guard_{device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What is guarded. ``device`` and ``names`` are the mesh's interfaces, ``own`` this node's overlay
+    addresses, ``networks`` whose traffic is the mesh's (both families), ``forward`` the interfaces of
+    machines that use the mesh through this node."""
+
+    device: str
+    names: tuple[str, ...]
+    own: tuple[IPv4Address, IPv6Address]
+    networks: tuple[Network, ...]
+    forward: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> str:
+        """The tables' name."""
+        return table_name(self.device)
+
+
+def render(guard: Guard) -> str:
+    """The table of IP's rules. It takes the place of what was there, in one transaction."""
+    return _table(
+        FAMILY,
+        guard,
+        [
+            *chain_block(
+                "arriving", "type filter hook prerouting priority raw; policy accept;", *_arriving(guard)
+            ),
+            *chain_block("inside", *_inside(guard)),
+            *chain_block("entering", f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x} {_drop(Drop.NESTED)}"),
+            *chain_block(
+                "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
+            ),
+            *chain_block(
+                "leaving", "type filter hook postrouting priority 300; policy accept;", *_leaving(guard)
+            ),
+        ],
+    )
+
+
+def render_arp(guard: Guard) -> str:
+    """The table of ARP's rules: neighbours cannot ask who has an overlay address, and are not asked."""
+    rule = f"arp daddr ip {anonymous(n for n in guard.networks if n.version == 4)} {_drop(Drop.ARP)}"
+    hook = "type filter hook {} priority filter; policy accept;"
+    return _table(
+        ARP_FAMILY,
+        guard,
+        [
+            *chain_block("arriving", hook.format("input"), rule),
+            *chain_block("leaving", hook.format("output"), rule),
+        ],
+    )
+
+
+def read_drops(counters: Mapping[int, tuple[int, int]]) -> dict[str, int]:
+    """Packets dropped by reason, from a table's set of counters."""
+    return {_REASONS[drop]: counters[drop][0] for drop in Drop if drop in counters}
+
+
+def _table(family: str, guard: Guard, chains: Sequence[str]) -> str:
+    table = f"{family} {guard.table}"
+    drops = [d for d in Drop if (d is Drop.ARP) == (family == ARP_FAMILY)]
+    lines = [
+        f"add table {table}",
+        f"delete table {table}",
+        f"table {table} {{",
+        *set_block(DROPS, "type mark", "counter"),
+        *(line for drop in drops for line in _end(drop)),
+        *chains,
+        "}",
+        add_elements(table, DROPS, [str(int(drop)) for drop in drops]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _drop(why: Drop) -> str:
+    return f"goto drop_{why.name.lower()}"
+
+
+def _end(why: Drop) -> list[str]:
+    """The chain that counts and drops. The mark is the key of the counter, on a packet that goes no further.
+    The second rule drops where somebody has emptied the set."""
+    return chain_block(
+        f"drop_{why.name.lower()}", f"meta mark set {int(why)} meta mark @{DROPS} drop", "drop"
+    )
+
+
+def _overlay(guard: Guard, end: str) -> list[str]:
+    """Matches of packets whose ``end`` (saddr, daddr) is in the overlay, one a family."""
+    found = []
+    for version, header in ((4, "ip"), (6, "ip6")):
+        if networks := [n for n in guard.networks if n.version == version]:
+            found.append(f"{header} {end} {anonymous(networks)}")
+    return found
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return anonymous(f'"{name}"' for name in names)
+
+
+def _arriving(guard: Guard) -> list[str]:
+    rules = ['iifname "lo" accept', f"iifname {_quoted((guard.device, *guard.names))} goto inside"]
+    rules += [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "saddr")]
+    if guard.forward:
+        rules.append(f"iifname {_quoted(guard.forward)} accept")
+    return rules + [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")]
+
+
+def _inside(guard: Guard) -> list[str]:
+    four, six = guard.own
+    return [f"ip daddr {four} accept", f"ip6 daddr {six} accept", _drop(Drop.BEYOND)]
+
+
+def _passing(guard: Guard) -> list[str]:
+    ours, rules = _quoted((guard.device, *guard.names)), list[str]()
+    if guard.forward:
+        behind = _quoted(guard.forward)
+        rules = [
+            f"iifname {behind} oifname {ours} accept",
+            # Answers, and what the host itself has published by DNAT at its overlay address.
+            f"iifname {ours} oifname {behind} ct state established,related accept",
+            f"iifname {ours} oifname {behind} ct status dnat accept",
+        ]
+    return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _leaving(guard: Guard) -> list[str]:
+    ours = _quoted((guard.device, *guard.names))
+    return [
+        'oifname "lo" accept',
+        f"oifname {ours} goto entering",
+        *(f"{match} {_drop(Drop.CLEAR)}" for match in _overlay(guard, "daddr")),
+    ]

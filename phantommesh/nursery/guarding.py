@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps the guard's tables in the kernel as they should be, and counts what they drop.
+
+The tables are there before the first interface and stay when the node ends. While it runs, the kernel tells
+of each change to them, so that `nft flush ruleset` by another program is mended at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from phantommesh import guard, nftnetlink
+from phantommesh.errors import PhantomMeshError
+from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.nursery.nft import Fingerprint, NftError, Table
+from phantommesh.wgnetlink import NetlinkFormatError
+
+# Tuning.
+INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
+MAX_BACKOFF: Final = 30.0  # s between attempts while the tables cannot be put in place
+
+_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP = 270, 1, 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
+_BUFFER = 1 << 17  # bytes of notifications read at once
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+log = structlog.get_logger("phantommesh.guard")
+
+
+@dataclass(slots=True)
+class _Installed:
+    """One table as it was left."""
+
+    text: str
+    seen: Fingerprint
+    counted: Counter[str]
+
+
+class Guarding:
+    """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not."""
+
+    def __init__(self, want: Callable[[], Guard]) -> None:
+        self.problem: PhantomMeshError | None = None
+        self.drops: Counter[str] = Counter()
+        self._want = want
+        self._installed: dict[str, _Installed] = {}
+        self._without: set[str] = set()  # families that this kernel does not have
+        self._lock = trio.Lock()
+        self._kicked = trio.Event()
+
+    def kick(self) -> None:
+        """Look now: what is wanted, or the kernel's table, may have changed."""
+        self._kicked.set()
+
+    async def converge(self) -> None:
+        """Put in place what is missing or different, and count what was dropped. Raises NftError; a table
+        that stood before then still stands."""
+        async with self._lock:
+            want = self._want()
+            await self._keep(FAMILY, want.table, guard.render(want))
+            if ARP_FAMILY not in self._without:
+                try:
+                    await self._keep(ARP_FAMILY, want.table, guard.render_arp(want))
+                except NftError as error:
+                    if error.code not in _UNSUPPORTED:
+                        raise
+                    self._without.add(ARP_FAMILY)
+                    log.info("this kernel has no ARP rules: neighbours can ask for overlay addresses")
+
+    async def run(self) -> None:
+        """Keep the tables until cancelled. A failure is logged once and tried again; it never ends this."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            delay = INTERVAL
+            while True:
+                self._kicked = trio.Event()
+                try:
+                    await self.converge()
+                    delay = INTERVAL
+                    if self.problem is not None:
+                        log.info("the overlay is guarded again")
+                    self.problem = None
+                except NftError as error:
+                    if str(self.problem) != str(error):
+                        log.error("the overlay is not guarded", error=str(error), fix=error.fix)
+                    self.problem = error
+                    delay = min(max(delay if delay < INTERVAL else 0.0, 0.5) * 2, MAX_BACKOFF)
+                with trio.move_on_after(delay):
+                    await self._kicked.wait()
+
+    async def _keep(self, family: str, name: str, text: str) -> None:
+        table, known = Table(family, name), self._installed.get(family)
+        seen = await table.fingerprint()
+        if known is None or known.text != text or known.seen != seen:
+            if known is not None and known.text == text:
+                log.warning(
+                    "somebody else changed the guard's rules; they are installed again", family=family
+                )
+            await table.install(text)
+            seen = await table.fingerprint()
+            if seen is None:
+                raise NftError(
+                    f"table {family} {name} is gone as soon as it is made",
+                    fix="stop the program that flushes the firewall's rules",
+                )
+            known = self._installed[family] = _Installed(text, seen, Counter())
+        now = Counter(guard.read_drops(await table.counters(DROPS)))
+        self.drops += now - known.counted
+        known.counted = now
+
+    async def _watch(self) -> None:
+        """Look whenever the kernel tells of a change to a table of ours that is no element's."""
+        name = self._want().table.encode("ascii") + b"\0"
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        with ExitStack() as stack:
+            try:
+                told = stack.enter_context(socket.socket(socket.AF_NETLINK, kind, nftnetlink.NETFILTER))
+                told.bind((0, 0))
+                told.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            except OSError as error:
+                log.info("changes to the guard are looked for, not told", error=os.strerror(error.errno or 0))
+                return
+            while True:
+                await trio.lowlevel.wait_readable(told)
+                try:
+                    changed = nftnetlink.changes_rules(told.recv(_BUFFER), name)
+                except BlockingIOError:
+                    continue
+                except (OSError, NetlinkFormatError):
+                    changed = True  # more came than the socket or the buffer holds
+                if changed:
+                    self.kick()
+
+
+async def remove(device: str) -> None:
+    """Remove the guard's tables; that they are gone already is fine. Raises NftError."""
+    for family in (FAMILY, ARP_FAMILY):
+        await Table(family, guard.table_name(device)).remove()

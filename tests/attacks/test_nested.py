@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""WireGuard is told that its peer is at an overlay address. Each outer packet would enter the mesh and be
+encrypted again, without end. The node does not run meanwhile: only the kernel's rules stand in the way."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from phantommesh.nursery import lab
+from phantommesh.nursery.labmesh import converged, kill, start
+from phantommesh.nursery.labnet import LabSpec, nodes_of
+from tests.attacks.rig import counted, run_inside, status_of
+from tests.attacks.test_neighbour import drops
+from tests.lab.conftest import PATIENCE_S
+from tests.lab.test_lab import INTERFACES, run_in
+
+pytestmark = pytest.mark.lab
+
+SECONDS = 5
+BOUND = 20_000 * SECONDS  # bytes
+NESTED = 5  # guard.Drop.NESTED
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_an_outer_packet_does_not_enter_the_mesh(mesh: lab.LabResult, spec: LabSpec, family: str) -> None:
+    victim, member = nodes_of(spec)
+    target = getattr(status_of(member), family)
+    kill(victim)
+    try:
+        before, sent = drops(victim)[NESTED], counted(victim, ["pm", *INTERFACES])
+        for name in INTERFACES:
+            peer = run_in(victim, "wg", "show", name, "peers").strip()
+            there = f"[{target}]:51820" if ":" in target else f"{target}:51820"
+            run_in(victim, "wg", "set", name, "peer", peer, "endpoint", there)
+        run_inside(victim.name, "ping", "-q", "-i", "0.2", "-w", str(SECONDS), status_of(member).ip4)
+        assert counted(victim, ["pm", *INTERFACES]) - sent < BOUND
+        assert drops(victim)[NESTED] > before
+    finally:
+        trio.run(start, victim)
+        trio.run(converged, nodes_of(spec), PATIENCE_S)
