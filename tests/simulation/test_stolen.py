@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from phantommesh.identity import Identity, NodeId
 from phantommesh.link.effects import ResetSign
 from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
@@ -52,6 +53,48 @@ def test_a_copied_identity_shows_at_every_peer_and_at_the_victim(victim: int) ->
     for peer in peers:
         assert ResetSign.SUPERSEDED in signs(peer)
     assert signs(sim.nodes[victim]) & {ResetSign.UNKNOWN, ResetSign.UNANSWERED}
+
+
+class Impostor:
+    """Signs with a key of his own in another's name: he stole memory, but no identity key."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        self.node_id, self._own = node_id, Identity.from_seed(b"impostor" * 4)
+        self.public_key = self._own.public_key
+
+    def sign(self, data: bytes, context: bytes) -> bytes:
+        return self._own.sign(data, context)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_stole_memory_but_no_identity_key_is_out_after_one_handshake(victim: int) -> None:
+    """He has every PSK and chain key of the moment, and can send. What is agreed next he cannot know: it
+    mixes a fresh ML-KEM and X25519 exchange. Nor can he go on with the chain: he cannot sign."""
+    sim = Simulation()
+    sim.run(100)
+    owner, peer = sim.nodes[victim], sim.nodes[1 - victim]
+    assert owner.links is not None and peer.links is not None
+    psk = owner.links._peers[peer.identity.node_id].psk
+    stolen = psk.committed
+    assert stolen is not None
+    thief = steal(sim, victim)
+    assert thief.links is not None
+    thief.identity = Impostor(owner.identity.node_id)  # type: ignore[assignment]
+    address, auth = peer.address, peer.auth()
+    sim.nodes.append(thief)
+    thief.kernel.add(peer.identity.node_id)
+    sim.carry_out(thief, thief.links.set_peers({peer.identity.node_id: auth}, thief.clock))
+    thief.links._peers[peer.identity.node_id].psk.committed = stolen
+    assert address == auth.endpoints[0]
+    sim.run(EPOCH)
+    assert peer.links.drops["signature"] > 0
+    assert not signs(peer) and not signs(owner)
+    assert psk.committed is not None and psk.committed.epoch > stolen.epoch
+    old = {secret.reveal() for secret in (*stolen.psks, stolen.chain_key, stolen.scatter)}
+    new = {s.reveal() for s in (*psk.committed.psks, psk.committed.chain_key, psk.committed.scatter)}
+    assert not old & new
+    theirs = peer.links._peers[owner.identity.node_id].psk.committed
+    assert theirs is not None and theirs.chain_id == psk.committed.chain_id
 
 
 def test_an_agreement_whose_end_was_cut_off_for_ten_minutes_brings_no_false_alarm() -> None:
