@@ -110,6 +110,7 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
         "events --follow",
         "rotate",
         "revoke pm-2",
+        "identity new",
     ],
 )
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
@@ -396,6 +397,23 @@ async def test_revoke_of_a_node(tmp_path: Path) -> None:
         failed = process(*at, "--json", "revoke", "pm-2")
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr == "error: this node is not an authority\nfix: ask one: pm-0\n"
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_a_new_identity_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "identity", "new")
+        assert done.returncode == 0 and "starts again" in done.stderr
+        assert "pm-0 has a new identity: id777" in done.stdout and "revoked, for ever: id000" in done.stdout
+        assert json.loads(process(*at, "--json", "identity", "new").stdout)["node_id"] == "id777"
+        assert node.replaced == 2
+        node.failure = PhantomMeshError("an authority's identity is not replaced", fix="make another one")
+        failed = process(*at, "--json", "identity", "new")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr == "error: an authority's identity is not replaced\nfix: make another one\n"
 
     await with_node(node, tmp_path, check)
 

@@ -18,7 +18,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.link.psk import PskPhase
 from phantommesh.nodestate import install_successor, load_node
-from phantommesh.nursery import authority, enrolment, succession
+from phantommesh.nursery import authority, enrolment, process, succession
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.statedir import StateError
@@ -242,3 +242,19 @@ def test_the_request_and_its_answer_have_a_form() -> None:
     assert control.decode_request_untrusted(control.encode(control.Replace())) == control.Replace()
     answer = control.Replacement("pm1_x")
     assert control.decode_answer_untrusted(control.encode(answer)) == answer
+
+
+async def test_the_process_starts_again_with_the_new_identity_until_it_is_asked_to_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = 0
+
+    async def once(*_: object) -> bool:
+        nonlocal runs
+        await trio.lowlevel.checkpoint()
+        runs += 1
+        return runs < 3
+
+    monkeypatch.setattr(process, "_run", once)
+    await process.run(tmp_path, tmp_path)
+    assert runs == 3
