@@ -25,6 +25,7 @@ MAX_WANTED: Final = 256  # records in one question or answer, about 4 MB
 _CONTRADICTED: Final = b"contradicted"
 _BITMAP_BYTES: Final = BUCKETS // 8
 _PLACE: Final = struct.Struct(f"!{NODE_ID_BYTES}sQ{HASH_BYTES}s")
+MAX_DIFFERENCE: Final = _BITMAP_BYTES + MAX_MEMBERS * _PLACE.size
 
 
 class AntiEntropyError(Exception):
@@ -76,7 +77,7 @@ def differing(roster: Roster, theirs: bytes, now: float) -> bytes:
 def parse_difference_untrusted(data: bytes) -> Difference:
     """Read what `differing` gave. Raises AntiEntropyError only."""
     places = len(data) - _BITMAP_BYTES
-    if places < 0 or places % _PLACE.size or places > MAX_MEMBERS * _PLACE.size:
+    if places < 0 or places % _PLACE.size or len(data) > MAX_DIFFERENCE:
         raise AntiEntropyError("the difference has a wrong length")
     bitmap = int.from_bytes(data[:_BITMAP_BYTES])
     return Difference(
@@ -88,10 +89,13 @@ def parse_difference_untrusted(data: bytes) -> Difference:
 def wanted(roster: Roster, difference: Difference) -> list[bytes]:
     """The hashes of the records to fetch: newer than ours, or other ones of the same number.
 
-    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out.
+    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out,
+    and those of which a record waits already.
     """
     hashes = []
     for place in difference.places:
+        if place.node_id in roster.waiting:
+            continue
         held = roster.get(place.node_id)
         if held is None or place.seq > held.record.seq or (
             place.seq == held.record.seq and place.hash not in _held(roster, held)

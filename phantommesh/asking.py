@@ -160,10 +160,10 @@ def look_for(
 
 
 def missing(batch: Iterable[FetchRecord], roster: Roster) -> list[bytes]:
-    """The hashes of those of these records that the roster does not hold, nor a later one."""
+    """The hashes of those of these records that the roster neither holds nor has waiting, nor a later one."""
 
     def lacks(one: FetchRecord) -> bool:
-        held = roster.get(NodeId(one.node))
+        held = roster.seen(NodeId(one.node))
         if held is None or held.record.seq < one.record_seq:
             return True
         return held.record.seq == one.record_seq and held.hash != one.record_hash

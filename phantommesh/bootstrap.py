@@ -273,7 +273,7 @@ def _node_files(
         statedir.NODE_KEY: identity.to_pem().reveal(),
         statedir.WIREGUARD_KEYS: json.dumps(wg_keys.encode()).encode("ascii"),
         statedir.ADMISSION_KEY: admission_key.reveal(),
-        statedir.ROSTER: roster.encode(),
+        statedir.ROSTER: roster.encode_kept(),
         statedir.REVOCATIONS: revocations.encode(),
     }
 

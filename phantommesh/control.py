@@ -11,9 +11,14 @@ from typing import Annotated
 
 import msgspec
 
-from phantommesh.antientropy import MAX_WANTED
+from phantommesh.antientropy import MAX_DIFFERENCE, MAX_WANTED
+from phantommesh.link.channel import MAX_FRAME
+from phantommesh.membership.messages import MAX_SYNC
+from phantommesh.records import MAX_RECORD_BYTES
 
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
+SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
+_AROUND = 256  # bytes around what an answer holds
 
 
 class ControlError(Exception):
@@ -178,6 +183,21 @@ Answer = Enrolled | Renewed | Replacement | Done | KeysAre | Differs | Records |
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def answer_limit(request: Request) -> int:
+    """The bytes that the answer to a request may have, as a frame: a longer one is not read."""
+    match request:
+        case Fetch(hashes):
+            return SMALL + len(hashes) * (MAX_RECORD_BYTES + _AROUND)
+        case Compare():
+            return MAX_DIFFERENCE + _AROUND
+        case SyncOpen():
+            return MAX_SYNC + _AROUND
+        case AskKeys() | Enrol():
+            return MAX_FRAME
+        case _:
+            return SMALL
 
 
 def encode(message: Request | Answer) -> bytes:

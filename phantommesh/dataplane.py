@@ -32,7 +32,8 @@ class MeshPeer:
     """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
     goes to host i modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
     endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
-    its PSK is random."""
+    its PSK is random. ``wg_keys``: zeros where there is no key for it (`records.usable_keys`); it has no part
+    in that dimension then."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -73,7 +74,9 @@ def desired_devices(
             mtu=settings.mtu,
             addresses=addresses,
             routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
-            peers=peers_by_key(_peer(peer, i, settings.keepalive) for peer in everyone),
+            peers=peers_by_key(
+                _peer(peer, i, settings.keepalive) for peer in everyone if any(peer.wg_keys[i])
+            ),
             fwmark=OUTER_MARK,
         )
         for i, name in enumerate(interface_names(settings.prefix))
@@ -95,7 +98,8 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer. ``bitmap``: the dimensions whose PSK is the wanted one; ``located``:
+    """What the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they should, the
+    wanted PSK, or nothing where there is no key for the peer; ``located``:
     those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
     (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
@@ -113,7 +117,7 @@ def read_peer(
     for i, name in enumerate(names):
         device = actual.get(name)
         state = None if device is None else device.peers.get(wg_keys[i])
-        if state is not None and state.psk == psks[i]:
+        if not any(wg_keys[i]) or (state is not None and state.psk == psks[i]):
             bitmap |= 1 << i
         handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
         counters.append(None if state is None else (state.tx_bytes, state.rx_bytes))

@@ -13,8 +13,8 @@ SHA3-256 over the group key, the sealed request and a random salt, which stands 
 Every member holds the group key, so a member can seal in another's name; nothing that needs to be believed
 may rest on the envelope alone. Hence no window of numbers, as other protocols have against replays: one
 datagram with the greatest number, in a member's name, would shut that member out. What came before is told by
-its tag, as long as it is among the latest `SEEN`. What is older is taken in once more, and changes nothing:
-claims are ordered by generation and incarnation, and an answer counts only for the nonce of an open question.
+its tag for as long as its key is held: exactly among the latest `SEEN`, by a filter (`seen`) among at least
+the latest 700,000 of each key. Only who holds the key can make more than that in a day.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh.groupkey import ID_BYTES, GroupKey, KeyId, Keyring
 from phantommesh.identity import NODE_ID_BYTES, NodeId
+from phantommesh.seen import Seen
 from phantommesh.wire import MAX_DATAGRAM
 
 FORMAT: Final = 0x47  # on the control port, `wire.VERSION` in its place is a handshake
@@ -45,7 +46,8 @@ MAX_PAYLOAD: Final = MAX_DATAGRAM - OVERHEAD
 _MAX_START: Final = 2**32 - 1
 
 # Tuning.
-SEEN: Final = 16_384  # datagrams, of all senders together, that are known again
+SEEN: Final = 4_096  # datagrams, of all senders together, that are known again without a filter
+MAX_FILTERS: Final = 3  # of keys, the latest used; a key gives way to the next once a day
 MAX_SENDERS: Final = 16_384  # whose ciphers are kept
 
 
@@ -94,7 +96,8 @@ class Envelope:
         self._revoked, self._digest = revoked, digest
         self._cipher: tuple[KeyId, ChaCha20Poly1305] | None = None
         self._ciphers: OrderedDict[NodeId, dict[KeyId, ChaCha20Poly1305]] = OrderedDict()
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, KeyId] = OrderedDict()
+        self._older: OrderedDict[KeyId, Seen] = OrderedDict()
         self.drops: Counter[str] = Counter()
 
     @property
@@ -158,7 +161,7 @@ class Envelope:
             raise EnvelopeError("gossip-own")
         if sender in self._revoked:
             raise EnvelopeError("gossip-revoked")
-        if tag in self._seen:
+        if tag in self._seen or (key_id in self._older and tag in self._older[key_id]):
             raise EnvelopeError("gossip-replay")
         known = self._ciphers.get(sender, {})
         cipher = known.get(key_id) or _cipher(key, sender, self._label)
@@ -166,9 +169,9 @@ class Envelope:
             payload = cipher.decrypt(number, datagram[_HEAD.size :], head)
         except InvalidTag:
             raise EnvelopeError("gossip-seal") from None
-        self._seen[tag] = None
+        self._seen[tag] = key_id
         if len(self._seen) > SEEN:
-            self._seen.popitem(last=False)
+            self._remember(*self._seen.popitem(last=False))
         if key_id not in known:
             kept = {held: old for held, old in known.items() if self._keyring.get(held)}
             self._ciphers[sender] = kept | {key_id: cipher}
@@ -176,6 +179,19 @@ class Envelope:
         if len(self._ciphers) > MAX_SENDERS:
             self._ciphers.popitem(last=False)
         return Opened(kind, sender, digest, key_id, payload)
+
+    def _remember(self, tag: bytes, key_id: KeyId) -> None:
+        """Know a tag again that is not among the latest any more, for as long as its key is held."""
+        if self._keyring.get(key_id) is None:
+            return
+        if key_id not in self._older:
+            for gone in [held for held in self._older if self._keyring.get(held) is None]:
+                del self._older[gone]
+            self._older[key_id] = Seen()
+            if len(self._older) > MAX_FILTERS:
+                self._older.popitem(last=False)
+        self._older.move_to_end(key_id)
+        self._older[key_id].add(tag)
 
 
 def _cipher(key: GroupKey, sender: NodeId, label: bytes) -> ChaCha20Poly1305:

@@ -12,17 +12,26 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
-from phantommesh.envelope import Envelope, EnvelopeError
+from phantommesh.envelope import OVERHEAD, Envelope, EnvelopeError
 from phantommesh.identity import NodeId
+from phantommesh.link.admission import source_block
 from phantommesh.membership import effects
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import HEADER_SIZE, NODE_ID_SIZE
+from phantommesh.membership.messages import EVENT_SIZE, HEADER_SIZE, NODE_ID_SIZE
+from phantommesh.rates import Rates
 from phantommesh.wire import Address
 
 KIND: Final = 1  # of the envelope: the payload is a datagram of `membership.messages`
 _SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZE)
 
+AMPLIFIED: Final = (
+    3  # times what came that goes to an address of which nothing is proved (RFC 9000, section 8.1)
+)
+_SHORT: Final = AMPLIFIED * (OVERHEAD + HEADER_SIZE) - OVERHEAD
+SHORT: Final = _SHORT - (_SHORT - HEADER_SIZE) % EVENT_SIZE  # bytes of a datagram within, of whole events
+
 # Tuning.
+STRANGE_RATE, STRANGE_BURST = 50.0, 200  # datagrams a second and at once to one such IPv4 address or IPv6 /64
 HEARD: Final = 1.0  # s for which the address that a member was last heard from is used without a thought
 ASK_AGAIN: Final = 1.0  # s between two requests for one member's keys and revocations
 KEYLESS_AGAIN: Final = 3.0  # s between two requests that nothing but unreadable datagrams are the reason for
@@ -83,6 +92,7 @@ class Gossip:
         self._routes: dict[NodeId, _Route] = {}
         self._asked_at: dict[NodeId | None, float] = {}
         self._nothing_new: OrderedDict[bytes, None] = OrderedDict()
+        self._strange = Rates[str](STRANGE_RATE, STRANGE_BURST)
         self._drops: Counter[str] = Counter()
 
     @property
@@ -119,16 +129,25 @@ class Gossip:
         if opened.digest != self._digest():
             wanted = self._ask(opened.sender, opened.digest, ASK_AGAIN, now)
         heard = self.membership.receive(opened.payload, source, now, at_home=at_home)
-        return wanted + self.seal(heard, now)
+        return wanted + self.seal(heard, now, home=source if at_home else None)
 
-    def seal(self, wanted: Sequence[effects.Effect], now: float) -> list[Effect]:
-        """Turn what membership wants into what its owner can do."""
+    def seal(
+        self, wanted: Sequence[effects.Effect], now: float, *, home: Address | None = None
+    ) -> list[Effect]:
+        """Turn what membership wants into what its owner can do. ``home`` is an address that a member's
+        record names. A victim may be at any other address: whoever holds the group key can ask from there in
+        any name. So datagrams to there are few and short."""
         out: list[Effect] = []
         for effect in wanted:
             if not isinstance(effect, effects.Send):
                 out.append(effect)
             elif not self._envelope.ready:
                 self._drops["gossip-unkeyed"] += 1
+            elif isinstance(effect.to, Address) and effect.to != home:
+                if self._strange.allow(source_block(effect.to.host), now):
+                    out.append(Datagram(self._envelope.seal(KIND, effect.datagram[:SHORT]), effect.to))
+                else:
+                    self._drops["gossip-strange"] += 1
             elif (address := self._address(effect.to, now)) is not None:
                 out.append(Datagram(self._envelope.seal(KIND, effect.datagram), address))
             else:

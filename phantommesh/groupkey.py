@@ -13,7 +13,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterable
 from math import inf
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
 
 import msgspec
 from cryptography import x509
@@ -101,7 +101,9 @@ def encode_keys(keys: Iterable[GroupKey]) -> bytes:
 def decode_keys_untrusted(data: bytes) -> list[GroupKey]:
     """Read what `encode_keys` wrote; nothing is verified yet. Raises TrustError only."""
     try:
-        keys = msgspec.msgpack.decode(data, type=list[GroupKey])
+        keys: list[GroupKey] = msgspec.msgpack.decode(
+            data, type=Annotated[list[GroupKey], msgspec.Meta(max_length=MAX_KEYS)]
+        )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TrustError("the group keys cannot be read") from error
     if len(keys) > MAX_KEYS or any(not 0 < key.epoch <= MAX_EPOCH for key in keys):

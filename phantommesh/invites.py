@@ -26,6 +26,7 @@ from phantommesh.trust import Role, TrustError, check_label
 PREFIX: Final = "pm1_"
 MAX_INVITE_CHARS: Final = 1_400
 MAX_ENDPOINTS: Final = 3
+MAX_NAMES: Final = 2  # under which one node may join by one invite
 INVITE_ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
 
@@ -116,7 +117,7 @@ class Invite:
         """Raise TrustError if the invite has run out at `now`, by this machine's clock."""
         if now >= self.expires:
             raise TrustError(
-                f"the invite expired {_span(now - self.expires)} ago, by this machine's clock",
+                f"the invite expired {span(now - self.expires)} ago, by this machine's clock",
                 fix="check the clock, or ask for a new invite",
             )
 
@@ -129,6 +130,9 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `replaces` is the node id of the member whose place the invite is for: that identity is revoked when the
     invite is used. `ip4` is the member's address, which its new identity keeps. Both are empty otherwise.
+
+    `names` has the names under which each node of `enrolled` joined, with a space between two; an older
+    version kept none.
     """
 
     role: Role
@@ -139,10 +143,30 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enrolled: tuple[str, ...] = ()
     replaces: str = ""
     ip4: str = ""
+    names: tuple[str, ...] = ()
 
     def admits(self, node_id: NodeId) -> bool:
         """Say whether this node used the invite before; it may do so again, e.g. after a crash."""
         return format_node_id(node_id) in self.enrolled
+
+    def names_of(self, node_id: NodeId) -> list[str]:
+        """The names under which this node joined by this invite."""
+        return dict(zip(self.enrolled, self.names, strict=False)).get(format_node_id(node_id), "").split()
+
+    def renames(self, node_id: NodeId, name: str) -> bool:
+        """Say whether the node asks for one name too many. After a crash it may choose another one, once."""
+        used = self.names_of(node_id)
+        return name not in used and len(used) >= MAX_NAMES
+
+    def spent_on(self, node_id: NodeId, name: str) -> Self:
+        """The entry after this node has joined under this name."""
+        text = format_node_id(node_id)
+        names = dict.fromkeys(self.enrolled, "") | dict(zip(self.enrolled, self.names, strict=False))
+        names[text] = " ".join(dict.fromkeys([*self.names_of(node_id), *name.split()]))
+        left = self.uses_left - (text not in self.enrolled)
+        return msgspec.structs.replace(
+            self, uses_left=left, enrolled=tuple(names), names=tuple(names.values())
+        )
 
 
 class InviteBook:
@@ -217,24 +241,23 @@ class InviteBook:
         entry = self._read(invite_id)
         if now >= entry.expires:
             raise TrustError(
-                f"the invite expired {_span(now - entry.expires)} ago", fix="ask for a new invite"
+                f"the invite expired {span(now - entry.expires)} ago", fix="ask for a new invite"
             )
         if entry.uses_left == 0 and not (node_id is not None and entry.admits(node_id)):
             raise TrustError("the invite is used up", fix="ask for a new invite")
         return entry
 
-    def consume(self, invite_id: bytes, node_id: NodeId, now: float) -> InviteEntry:
-        """Spend one use on `node_id`, on disk before this returns; the same node again costs nothing.
+    def consume(self, invite_id: bytes, node_id: NodeId, now: float, name: str = "") -> InviteEntry:
+        """Spend one use on `node_id`, which joins as `name`, on disk before this returns; the same node again
+        costs nothing.
 
         Raises TrustError as `find` does, and StateError if it cannot be written (then nothing is spent).
         """
         with self._exclusively():  # threads and processes: two joiners must not spend the last use together
             entry = self.find(invite_id, now, node_id)
-            if entry.admits(node_id):
-                return entry
-            enrolled = (*entry.enrolled, format_node_id(node_id))
-            spent = msgspec.structs.replace(entry, uses_left=entry.uses_left - 1, enrolled=enrolled)
-            self._write(invite_id, spent)
+            spent = entry.spent_on(node_id, name)
+            if spent != entry:
+                self._write(invite_id, spent)
             return spent
 
     def expire(self, now: float) -> int:
@@ -326,7 +349,8 @@ def _texts(rest: bytes) -> list[str]:
     return texts
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time in its largest unit, rounded down: ``3 h``."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"

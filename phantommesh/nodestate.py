@@ -92,6 +92,7 @@ def make_record(identity: Identity, wg_keys: WgKeys, config: Config, seq: int) -
         wg_keys=wg_keys.public,
         wg_ports=wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
         version=__version__,
+        wg_proofs=wg_keys.proofs(identity.node_id),
     )
 
 
@@ -122,7 +123,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
-        roster = Roster.decode_untrusted(state.read(statedir.ROSTER), root, revocations, now)
+        roster = Roster.decode_kept(state.read(statedir.ROSTER), root, revocations, now)
     keyring = b""
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):

@@ -2,10 +2,10 @@
 """What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final, Self
+from typing import Annotated, Final, Self, TypeVar
 
 import msgspec
 from cryptography import x509
@@ -15,6 +15,7 @@ from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
+from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
@@ -31,6 +32,7 @@ from phantommesh.trust import (
 
 CONTEXT: Final = b"phantommesh record v1"
 KEY_BYTES: Final = 32  # X25519
+NO_KEY: Final = bytes(KEY_BYTES)
 MAX_CONTROL_ENDPOINTS: Final = 8
 MAX_VERSION_CHARS: Final = 32
 MAX_BODY_BYTES: Final = 4_096
@@ -47,11 +49,16 @@ class RecordError(PhantomMeshError):
     """A record or a roster that is malformed, contradicts itself or another member's."""
 
 
+class PossessionError(RecordError):
+    """A record that names a WireGuard key without proof that its node holds the private half."""
+
+
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """One node's own word. A later one has a greater `seq`; fields that a newer version adds are ignored.
 
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
-    keys, 32 bytes) and `wg_ports` (UDP) have one entry per dimension, seven in all.
+    keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
+    dimension, seven in all. Earlier versions sent no proofs.
     """
 
     node_id: bytes
@@ -60,6 +67,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     wg_keys: tuple[bytes, ...]
     wg_ports: tuple[int, ...]
     version: str
+    wg_proofs: tuple[bytes, ...] = ()
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -88,21 +96,38 @@ class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
         return signed
 
 
+class _KeptRecord(SignedRecord, frozen=True, array_like=True):
+    """A record on this node's own disk. ``proved``: this node has verified its proofs of possession.
+
+    An earlier version, which verified none, neither writes the mark nor keeps it.
+    """
+
+    proved: bool = False
+
+
+Kind = TypeVar("Kind", bound=SignedRecord)
+
+
 def sign_record(
     identity: Identity, record: NodeRecord, node_cert: bytes, authority_cert: bytes
 ) -> SignedRecord:
     """Sign a record of our own. Raises RecordError if nobody would accept it."""
     _check(record)
+    _check_possession(record, "this node")
     if record.node_id != identity.node_id:
         raise RecordError("a node signs only its own record")
     body = msgspec.msgpack.encode(record)
     return SignedRecord(body, identity.sign(body, CONTEXT), node_cert, authority_cert)
 
 
-def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tuple[Member, NodeRecord]:
-    """Verify the chain, the signature and that the record is the certified node's.
+def open_record(
+    root: x509.Certificate, signed: SignedRecord, now: float, *, unproved: bool = False, proved: bool = False
+) -> tuple[Member, NodeRecord]:
+    """Verify the chain, the signature, that the record is the certified node's, and that the node holds the
+    WireGuard keys in it.
 
-    Raises TrustError (the certificates) or RecordError (the record).
+    ``unproved`` lets a record of an earlier version pass, which has no proofs at all. ``proved`` says that
+    this node has verified the proofs before. Raises TrustError (the certificates) or RecordError.
     """
     member = verify_chain(root, signed.authority_cert, signed.node_cert, now)
     try:
@@ -116,6 +141,8 @@ def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tup
     if record.node_id != member.node_id:
         raise RecordError("the record is another node's than its certificate")
     _check(record)
+    if not proved and (record.wg_proofs or not unproved):
+        _check_possession(record, f"member {member.name}")
     return member, record
 
 
@@ -133,8 +160,8 @@ class Entry:
     issuer: NodeId | None
 
     def valid(self, now: float) -> bool:
-        """Say whether the certificate holds at `now`."""
-        return self.member.not_before <= now <= self.member.not_after
+        """Say whether the certificate holds at `now`, and the node proved to hold its WireGuard keys."""
+        return bool(self.record.wg_proofs) and self.member.not_before <= now <= self.member.not_after
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
@@ -154,11 +181,15 @@ class Equivocation:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """Two members claim one thing (``address``, ``name`` or ``WireGuard key``); the loser has to change."""
+    """Two members claim one thing (``address``, ``name`` or ``WireGuard key``); the loser has to change.
+
+    ``key`` is the WireGuard key, else empty. Both proved that they hold its private half.
+    """
 
     loser: NodeId
     winner: NodeId
     over: str
+    key: bytes = b""
 
 
 class Roster:
@@ -176,6 +207,8 @@ class Roster:
         self._claims: dict[IPv4Address | str | bytes, list[NodeId]] = {}  # in the order they were made
         self._contested: set[IPv4Address | str | bytes] = set()
         self.equivocations: dict[NodeId, Equivocation] = {}
+        # Verified, newer than what is in force, and put off by the owner: their nodes bring too many.
+        self.waiting: dict[NodeId, Entry] = {}
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -208,19 +241,37 @@ class Roster:
         TrustError (certificates, a revoked node) or RecordError (the record; a full roster). Then nothing
         has changed.
         """
+        return self.keep(self.verify(signed, now), now)
+
+    def verify(self, signed: SignedRecord, now: float) -> Entry:
+        """The first half of `add`: verify a record, and change nothing. Raises TrustError or RecordError."""
         entry = self._open(signed, now)
         if not self._stands(entry):
             member = entry.member
             if member.node_id in self._revocations:
                 raise TrustError(f"node {member.name} ({format_node_id(member.node_id)}) is revoked")
             raise TrustError(f"the authority that certified {member.name} is revoked")
-        return self._keep(entry, now)
+        return entry
+
+    def keep(self, entry: Entry, now: float) -> bool:
+        """The second half: keep what `verify` gave, if it outranks what is held. Raises RecordError where the
+        roster is full."""
+        changed = self._keep(entry, now)
+        ahead = self.waiting.get(entry.member.node_id)
+        if ahead is not None and ahead.rank <= entry.rank:
+            del self.waiting[entry.member.node_id]
+        return changed
+
+    def seen(self, node_id: NodeId) -> Entry | None:
+        """The newest verified record of a node: one that waits, or else what `get` gives."""
+        ahead = self.waiting.get(node_id)
+        return ahead if ahead is not None and self._stands(ahead) else self.get(node_id)
 
     def disputes(self, now: float) -> list[Dispute]:
         """What members in good standing both claim.
 
-        The lowest node id keeps an address and a name, as everybody can tell. It keeps a WireGuard key who
-        claimed it first here: nobody could be shut out by a newcomer that copies its keys.
+        The lowest node id keeps an address and a name, as everybody can tell. A WireGuard key stays with the
+        member that claimed it first here.
         """
         found = []
         for claim in self._contested:
@@ -229,25 +280,46 @@ class Roster:
             over = "name" if isinstance(claim, str) else "address"
             if isinstance(claim, bytes):
                 over = "WireGuard key"
-            found += [Dispute(loser, winner, over) for loser in claimants if winner not in (None, loser)]
-        return sorted(found, key=lambda dispute: (dispute.loser, dispute.over))
+            key = claim if isinstance(claim, bytes) else b""
+            found += [Dispute(loser, winner, over, key) for loser in claimants if winner not in (None, loser)]
+        return sorted(found, key=lambda dispute: (dispute.loser, dispute.over, dispute.key))
 
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for rosters that hold the same records."""
         return hashlib.sha3_256(b"".join(entry.hash for entry in self)).digest()
 
     def encode(self) -> bytes:
-        """Return every entry in msgpack: for the state directory, and for a joiner's first roster.
+        """Return every entry in msgpack: for a joiner's first roster.
 
         In the order they came, but who lost a WireGuard key to another stands behind that one.
         """
+        return msgspec.msgpack.encode([entry.signed for entry in self._in_order()])
+
+    def encode_kept(self) -> bytes:
+        """Return the same for this node's own state directory, with a mark at records whose proofs of
+        possession were verified: the next start does not verify these again."""
+        kept = []
+        for entry in self._in_order():
+            s, proved = entry.signed, bool(entry.record.wg_proofs)
+            kept.append(_KeptRecord(s.body, s.signature, s.node_cert, s.authority_cert, proved))
+        return msgspec.msgpack.encode(kept)
+
+    def _in_order(self) -> list[Entry]:
         later = {
             claimant for claim in self._contested if isinstance(claim, bytes)
             for claimant in self._claims[claim][1:]
         }  # fmt: skip
         entries = [entry for entry in self._entries.values() if self._stands(entry)]
         entries.sort(key=lambda entry: entry.member.node_id in later)
-        return msgspec.msgpack.encode([entry.signed for entry in entries])
+        return entries
+
+    @classmethod
+    def decode_kept(cls, data: bytes, root: x509.Certificate, revocations: Revocations, now: float) -> Self:
+        """Read what `encode_kept` or `encode` wrote into this node's own state directory, as
+        `decode_untrusted` does. Whoever can write there has this node's keys, so a mark is believed."""
+        kept = _records(data, _KeptRecord)
+        records = ((SignedRecord(k.body, k.signature, k.node_cert, k.authority_cert), k.proved) for k in kept)
+        return cls._read(records, root, revocations, now)
 
     @classmethod
     def decode_untrusted(
@@ -257,13 +329,25 @@ class Roster:
 
         Who was revoked since is left out: a node may die when it has written the revocations, but no roster.
         A certificate that is not valid at `now` is judged by a time it is good for: its node was a member,
-        and its endpoints are how a node that slept a month finds the mesh again.
+        and its endpoints are how a node that slept a month finds the mesh again. The same goes for a record
+        of an earlier version, which proves no WireGuard key: it counts as one that has run out.
         """
-        records = decode_records_untrusted(data)
+        records = ((signed, False) for signed in decode_records_untrusted(data))
+        return cls._read(records, root, revocations, now)
+
+    @classmethod
+    def _read(
+        cls,
+        records: Iterable[tuple[SignedRecord, bool]],
+        root: x509.Certificate,
+        revocations: Revocations,
+        now: float,
+    ) -> Self:
         roster = cls(root, revocations)
-        for signed in records:
+        for signed, proved in records:
             not_before, not_after = validity(signed.node_cert)
-            entry = roster._open(signed, max(not_before, min(now, not_after)))
+            at = max(not_before, min(now, not_after))
+            entry = roster._open(signed, at, unproved=True, proved=proved)
             if roster._stands(entry) and not roster._keep(entry, now):
                 raise RecordError("the roster holds two records of one node")
         return roster
@@ -281,8 +365,10 @@ class Roster:
             return True
         return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
 
-    def _open(self, signed: SignedRecord, verify_at: float) -> Entry:
-        member, record = open_record(self._root, signed, verify_at)
+    def _open(
+        self, signed: SignedRecord, verify_at: float, *, unproved: bool = False, proved: bool = False
+    ) -> Entry:
+        member, record = open_record(self._root, signed, verify_at, unproved=unproved, proved=proved)
         return Entry(member, record, signed, record_hash(signed), authority_node(signed.authority_cert))
 
     def _keep(self, entry: Entry, now: float) -> bool:
@@ -323,6 +409,21 @@ class Roster:
         del self._entries[oldest.member.node_id]
 
 
+def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:
+    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that cannot be used for it.
+
+    On one interface a key and an address can be one peer's only. ``me`` is this node. A key is not used for a
+    member if another has the better claim to it, or if it is this node's own. No key is used for a member
+    that has to give up its address, or whose address this node has to give up.
+    """
+    node_id = entry.member.node_id
+    lost = [d for d in disputes if node_id == d.loser or {node_id, me} == {d.loser, d.winner}]
+    if any(d.over == "address" for d in lost):
+        return (NO_KEY,) * DIMENSIONS
+    taken = {d.key for d in lost if d.key}
+    return tuple(NO_KEY if key in taken else key for key in entry.record.wg_keys)
+
+
 def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:
     """Return the name and the address that a member's next certificate should say: those it has, unless it
     lost one to another member. Raises TrustError where no address is free."""
@@ -354,12 +455,16 @@ def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:
 
 def decode_records_untrusted(data: bytes) -> list[SignedRecord]:
     """Read what `Roster.encode` wrote; nothing is verified yet. Raises RecordError only."""
+    return _records(data, SignedRecord)
+
+
+def _records(data: bytes, kind: type[Kind]) -> list[Kind]:
     try:
-        records = msgspec.msgpack.decode(data, type=list[SignedRecord])
+        # Too long a list is refused at its head: one of 16 MiB may have a million members.
+        bounded = Annotated[list[kind], msgspec.Meta(max_length=MAX_MEMBERS)]  # type: ignore[valid-type]
+        records: list[Kind] = msgspec.msgpack.decode(data, type=bounded)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RecordError("the roster cannot be read") from error
-    if len(records) > MAX_MEMBERS:
-        raise RecordError("the roster has too many members")
+        raise RecordError(f"the roster cannot be read, or has more than {MAX_MEMBERS} members") from error
     return records
 
 
@@ -377,9 +482,27 @@ def _check(record: NodeRecord) -> None:
     keys, ports = record.wg_keys, record.wg_ports
     if len(keys) != DIMENSIONS or any(len(key) != KEY_BYTES for key in keys) or len(set(keys)) != DIMENSIONS:
         raise RecordError("the record needs seven different WireGuard keys")
-    if bytes(KEY_BYTES) in keys:
+    if NO_KEY in keys:
         raise RecordError("the record has an all-zero WireGuard key")
     if len(set(ports)) != DIMENSIONS or any(not 1 <= port <= 65535 for port in ports):
         raise RecordError("the record needs seven different WireGuard ports")
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():
         raise RecordError("the record's version is not a short text")
+
+
+def _check_possession(record: NodeRecord, whose: str) -> None:
+    """Raise PossessionError unless the record proves that its node holds each of its WireGuard keys."""
+    keys, proofs = record.wg_keys, record.wg_proofs
+    if not proofs:
+        raise PossessionError(
+            f"the record of {whose} proves no WireGuard key: it was made by an earlier version",
+            fix="upgrade that node",
+        )
+    if len(proofs) != DIMENSIONS:
+        raise PossessionError(f"the record of {whose} needs seven proofs of its WireGuard keys")
+    for i, (proof, key) in enumerate(zip(proofs, keys, strict=True)):
+        if not proves(proof, key, record.node_id, i):
+            raise PossessionError(
+                f"the record of {whose} does not prove that it holds its WireGuard key of dimension {i}",
+                fix="revoke that member if it keeps announcing a key that is not its own",
+            )

@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 from cryptography import x509
@@ -25,6 +25,10 @@ class Revocation(msgspec.Struct, frozen=True, array_like=True):
     at: int
     signature: bytes
     authority_cert: bytes
+
+
+# Too long a list is refused at its head: one of 16 MiB may have a million entries.
+_List = Annotated[list[Revocation], msgspec.Meta(max_length=MAX_REVOCATIONS)]
 
 
 def revoke(authority: Authority, node_id: NodeId, now: float) -> Revocation:
@@ -80,7 +84,7 @@ class Revocations:
         """Add those of another's set (`encode`) that are new here, and say whether there were any. Raises
         TrustError; then nothing has changed. What is known already costs no signature check."""
         try:
-            entries = msgspec.msgpack.decode(encoded, type=list[Revocation])
+            entries = msgspec.msgpack.decode(encoded, type=_List)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise TrustError("the revocation list cannot be read") from error
         checked = Revocations(self._root)
@@ -109,7 +113,7 @@ class Revocations:
     def decode(cls, data: bytes, root: x509.Certificate, now: float) -> Self:
         """Read what `encode` wrote, verifying each entry. Raises TrustError."""
         try:
-            entries = msgspec.msgpack.decode(data, type=list[Revocation])
+            entries = msgspec.msgpack.decode(data, type=_List)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise TrustError("the revocation list cannot be read") from error
         revocations = cls(root)

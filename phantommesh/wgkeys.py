@@ -8,13 +8,12 @@ take turns: dimension i has ``base_port + i``, or that plus 7, 14, ... as many a
 from __future__ import annotations
 
 import base64
-import secrets
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 import msgspec
 
-from phantommesh.records import KEY_BYTES
+from phantommesh.possession import SEED_BYTES, is_seed, new_seed, private_key, prove
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import public_key_of
@@ -29,14 +28,34 @@ SEQ_AHEAD: Final = 16  # record numbers that a file of keys reserves for the rec
 
 @dataclass(frozen=True, slots=True)
 class WgKey:
-    """One dimension's private key, which of its ports it has, and when it was made (None: not known)."""
+    """One dimension's key, which of its ports it has, and when it was made (None: not known).
 
-    private: Secret = field(repr=False)
+    ``seed`` is as `possession.new_seed` makes it: the private key follows from it.
+    """
+
+    seed: Secret = field(repr=False)
     slot: int = 0
     made: float | None = None
 
+    @property
+    def private(self) -> Secret:
+        """The X25519 private key."""
+        return private_key(self.seed)
+
+    @property
+    def public(self) -> bytes:
+        """The X25519 public key, as WireGuard shows it."""
+        return public_key_of(self.private)
+
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
+    seeds: list[str]
+    slots: list[int]
+    made: list[float | None]
+    seq: int
+
+
+class _EarlierFile(msgspec.Struct, forbid_unknown_fields=True):
     keys: list[str]
     slots: list[int]
     made: list[float | None]
@@ -45,15 +64,20 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class WgKeys:
-    """All seven. ``seq`` bounds the record numbers that may have been used with them, after a crash too."""
+    """All seven. ``seq`` bounds the record numbers that may have been used with them, after a crash too.
+
+    ``in_place``: these are new keys in place of those in a file of an earlier version, which held private
+    keys without seeds. Nobody can prove possession of such a key.
+    """
 
     keys: tuple[WgKey, ...]
     seq: int = 0
+    in_place: bool = field(default=False, compare=False)
 
     @classmethod
     def generate(cls) -> Self:
         """Make seven new ones."""
-        return cls(tuple(WgKey(new_private_key()) for _ in range(DIMENSIONS)))
+        return cls(tuple(WgKey(new_seed()) for _ in range(DIMENSIONS)))
 
     @property
     def private(self) -> tuple[Secret, ...]:
@@ -63,7 +87,11 @@ class WgKeys:
     @property
     def public(self) -> tuple[bytes, ...]:
         """The public keys, by dimension."""
-        return tuple(public_key_of(key.private) for key in self.keys)
+        return tuple(key.public for key in self.keys)
+
+    def proofs(self, node_id: bytes) -> tuple[bytes, ...]:
+        """The proofs that this node holds the keys, by dimension; the same each time."""
+        return tuple(prove(key.seed, key.public, node_id, i) for i, key in enumerate(self.keys))
 
     def ports(self, base: int, choices: int) -> tuple[int, ...]:
         """The UDP ports, by dimension, where each has ``choices`` of them."""
@@ -77,7 +105,7 @@ class WgKeys:
 
     def replaced(self, dimension: int, slot: int, now: float, seq: int) -> Self:
         """These keys with a new one in one dimension, for records up to number ``seq``."""
-        new = WgKey(new_private_key(), slot, now)
+        new = WgKey(new_seed(), slot, now)
         return replace(
             self,
             keys=tuple(new if i == dimension else key for i, key in enumerate(self.keys)),
@@ -95,44 +123,44 @@ class WgKeys:
         return min(made[oldest] + longest, max(made) + longest * SPARE * haste), oldest
 
     def encode(self) -> dict[str, object]:
-        """Return plain data for JSON, for a file of mode 0600: the keys in base64, as `wg` writes them."""
-        keys = [base64.b64encode(key.private.reveal()).decode("ascii") for key in self.keys]
+        """Return plain data for JSON, for a file of mode 0600: the seeds in base64."""
+        seeds = [base64.b64encode(key.seed.reveal()).decode("ascii") for key in self.keys]
         found: dict[str, object] = msgspec.to_builtins(
-            _File(keys, [key.slot for key in self.keys], [key.made for key in self.keys], self.seq)
+            _File(seeds, [key.slot for key in self.keys], [key.made for key in self.keys], self.seq)
         )
         return found
 
     @classmethod
     def decode(cls, given: object) -> Self:
-        """Read what `encode` gave, or a bare list of seven keys. Raises ValueError, which quotes no key."""
+        """Read what `encode` gave. Raises ValueError, which quotes no key.
+
+        Earlier versions wrote private keys without seeds. Such a file gives new keys (``in_place``), with
+        the ports and the record numbers of the old ones.
+        """
         if isinstance(given, list):
             given = {"keys": given, "slots": [0] * DIMENSIONS, "made": [None] * DIMENSIONS, "seq": 0}
+        earlier = isinstance(given, dict) and "keys" in given
         try:
-            file = msgspec.convert(given, _File)
-            keys = [base64.b64decode(text, validate=True) for text in file.keys]
+            if earlier:
+                old = msgspec.convert(given, _EarlierFile)
+                file = _File(old.keys, old.slots, [None] * len(old.made), old.seq)
+            else:
+                file = msgspec.convert(given, _File)
+            secrets = [base64.b64decode(text, validate=True) for text in file.seeds]
         except (ValueError, msgspec.ValidationError):
             raise ValueError("it does not hold WireGuard keys") from None
-        if not len(keys) == len(file.slots) == len(file.made) == DIMENSIONS or len(set(keys)) != DIMENSIONS:
-            raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
-        if any(len(key) != KEY_BYTES or key != _clamp(key) for key in keys):
-            raise ValueError(f"it does not hold {DIMENSIONS} different X25519 private keys")
+        if not len(secrets) == len(file.slots) == len(file.made) == DIMENSIONS:
+            raise ValueError(f"it does not hold {DIMENSIONS} WireGuard keys")
+        if len(set(secrets)) != DIMENSIONS or any(len(secret) != SEED_BYTES for secret in secrets):
+            raise ValueError(f"it does not hold {DIMENSIONS} different WireGuard keys")
         if file.seq < 0 or any(not 0 <= slot < MAX_SLOT for slot in file.slots):
             raise ValueError("its numbers are out of range")
-        return cls(
-            tuple(map(WgKey, map(Secret, keys), file.slots, file.made)),
-            file.seq,
-        )
+        seeds = [new_seed() for _ in secrets] if earlier else list(map(Secret, secrets))
+        if not all(map(is_seed, seeds)):
+            raise ValueError("it holds a seed that this program did not make")
+        return cls(tuple(map(WgKey, seeds, file.slots, file.made)), file.seq, earlier)
 
 
 def port(base: int, dimension: int, slot: int) -> int:
     """The UDP port of a dimension's slot."""
     return base + dimension + DIMENSIONS * slot
-
-
-def new_private_key() -> Secret:
-    """Return an X25519 private key, clamped as RFC 7748 section 5 and `wg genkey` do."""
-    return Secret(_clamp(secrets.token_bytes(KEY_BYTES)))
-
-
-def _clamp(key: bytes) -> bytes:
-    return bytes([key[0] & 0xF8]) + key[1:31] + bytes([key[31] & 0x7F | 0x40])

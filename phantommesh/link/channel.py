@@ -28,6 +28,16 @@ class ChannelError(Exception):
     """The other end does not hold the session's keys, or the stream was tampered with."""
 
 
+def session_name(one: Secret, other: Secret) -> bytes:
+    """The name of a session: of its two keys, the same at both ends.
+
+    Nobody can choose it. The handshake's own session id is the initiator's choice, and goes over the network
+    in clear: who was first to finish a handshake with another's id would have taken that session's place.
+    """
+    keys = sorted((one.reveal(), other.reveal()))
+    return expand(b"".join(keys), b"session name", SESSION_ID_SIZE)
+
+
 def hello(session: bytes, random: bytes) -> bytes:
     """The client's opening frame."""
     return bytes([HELLO]) + session + random
@@ -72,7 +82,7 @@ class Channel:
             raise ChannelError("frame")
         nonce = self._received.to_bytes(12)
         try:
-            message = self._in.decrypt(nonce, frame[1:], None)
+            message = self._in.decrypt(nonce, memoryview(frame)[1:], None)  # a large one is not copied for it
         except InvalidTag:
             raise ChannelError("seal") from None
         self._received += 1

@@ -109,8 +109,13 @@ class Context:
         return moment + self.timing.rotate + jitter + (0.0 if self.starts_with(peer) else GLARE_DELAY)
 
     def interface_hash(self, auth: PeerAuth) -> bytes:
-        """The hash of both ends' WireGuard keys that INIT and RESP must carry."""
-        return keys.interface_hash(self.wg_keys, auth.wg_keys)
+        """The hash of both ends' WireGuard keys that INIT and RESP must carry.
+
+        Where this node has no key to use for the peer the ends must not agree, even if the peer has none for
+        this node either: there each end hashes its own node id.
+        """
+        theirs = tuple(key if any(key) else self.node_id for key in auth.wg_keys)
+        return keys.interface_hash(self.wg_keys, theirs)
 
     def mac_out(self, mode: wire.Mode, node_id: bytes) -> bytes:
         """The key of the first MAC of what this node sends to that one."""

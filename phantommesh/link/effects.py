@@ -25,7 +25,7 @@ class PeerAuth:
     node_id: bytes
     public_key: MLDSA65PublicKey
     valid_until: float
-    wg_keys: tuple[bytes, ...]
+    wg_keys: tuple[bytes, ...]  # all zero: this node has no key to use for the peer in that dimension
     endpoints: tuple[Address, ...]
 
 

@@ -26,6 +26,8 @@ from phantommesh.wire import Address
 
 FIRST_SEED_WAIT: Final = 0.5  # s between tries while nobody is known; then more each time
 MISSING_AT_ONCE: Final = 8  # records asked for again per retry
+SLICE: Final = 512  # events of a sync taken in at once, some 20 ms
+SLICE_PAUSE: Final = 0.01  # s until the next
 
 
 class Merging:
@@ -124,13 +126,20 @@ class Merging:
         """Take in what they hold, and return what we do."""
         message = self._decode(answer, SyncKind.DIFFERENCE, peer)
         mine = self._events(message.buckets, MAX_REST_EVENTS)
-        self._rumours.hear(message.events, message.sender)
+        self._hear((message.events, message.sender))
         return encode_events(SyncKind.REST, self._core.node, message.buckets, mine)
 
     def finish(self, closing: bytes, peer: bytes) -> None:
         """Take in what they hold."""
         message = self._decode(closing, SyncKind.REST, peer)
-        self._rumours.hear(message.events, message.sender)
+        self._hear((message.events, message.sender))
+
+    def _hear(self, told: tuple[list[bytes], bytes]) -> None:
+        """Take events in, a slice at a time: in between the owner does other things."""
+        events, sender = told
+        self._rumours.hear(events[:SLICE], sender)
+        if len(events) > SLICE:
+            self._core.at(self._core.clock + SLICE_PAUSE, self._hear, (events[SLICE:], sender))
 
     def _decode(self, data: bytes, kind: SyncKind, peer: bytes) -> SyncMessage:
         message = decode_sync_untrusted(data)

@@ -48,7 +48,8 @@ BUCKET_HASH_SIZE: Final = 8
 _SYNC_HEADER: Final = struct.Struct("!BB16sI")
 _DIGEST_SIZE: Final = BUCKETS * BUCKET_HASH_SIZE
 _BITMAP_SIZE: Final = BUCKETS // 8
-MAX_SYNC_EVENTS: Final = 65_536
+MAX_SYNC_EVENTS: Final = 16_384  # as many as a mesh has members
+MAX_SYNC: Final = _SYNC_HEADER.size + _DIGEST_SIZE + _BITMAP_SIZE + MAX_SYNC_EVENTS * EVENT_SIZE
 MAX_REST_EVENTS: Final = 1_300  # in a sync's last message: a request, which a channel limits to 64 KiB
 
 

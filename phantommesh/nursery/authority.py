@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import MAX_ENDPOINTS, InviteEntry
+from phantommesh.invites import MAX_ENDPOINTS, InviteEntry, span
 from phantommesh.issuing import (
     Authority,
     check_authority_proof,
@@ -26,9 +26,15 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.rates import Rates
 from phantommesh.records import Entry, SignedRecord, open_record, settle
 from phantommesh.revocation import Revocation, revoke
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust import NODE_LIFE, Role, TrustError
+
+# Tuning. A certificate costs a signature, and a record at every member. One is renewed once in two thirds of
+# a life; a few in a row are for disputes, and for answers that were lost on their way.
+RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
+JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
 
 # Tuning.
 REPLACE_WITHIN = (
@@ -58,6 +64,8 @@ class AuthorityDesk:
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self._node, self._keeper, self._keys = node, keeper, keys
         self._enrolling = trio.Lock()  # two newcomers must not be given one address
+        self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
+        self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
 
     def _authority(self) -> Authority:
         if self._node.authority is None:
@@ -82,10 +90,12 @@ class AuthorityDesk:
             raise TrustError("the certificate request is for another key than the handshake's")
         if node_id in node.revocations:
             raise TrustError("this node was revoked", fix="start over with a new state directory")
+        _allow(self._joins, node_id, "this node has joined several times just now")
         async with self._enrolling:
             entry = await trio.to_thread.run_sync(self._check_invite, session.invite, node_id, name)
             replaced = self._check_replaced(entry, node_id)
             others = [e.member for e in self._keeper.roster if e.member.node_id not in (node_id, replaced)]
+            self._check_name(entry, node_id, name)
             taken = {member.ip4 for member in others}
             # An expired member has to join again, as a new node, and wants its name back.
             if any(member.name == name and member.not_after >= time() for member in others):
@@ -103,13 +113,13 @@ class AuthorityDesk:
                 # The invite first: should this node die now, the same newcomer is let in again, and nobody
                 # else. Then the revocation, and only then the record: no member is two.
                 await trio.to_thread.run_sync(open_record, node.root, signed, time())
-                await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time())
+                await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time(), name)
                 await self.revoke(self._target(replaced), force=False)
             # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
             # hears of it, so that a crash cannot leave it with a mesh that does not know it.
             self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
             await self._keeper.save()
-            await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time())
+            await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time(), name)
         if self._keys.ring.active is None:
             await self._keys.rotate()
         log.info(
@@ -176,6 +186,17 @@ class AuthorityDesk:
         log.warning("a member is to get a new identity", name=member.name)
         return control.Replacement(invite.encode())
 
+    def _check_name(self, entry: InviteEntry, node_id: NodeId, name: str) -> None:
+        """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it
+        wants one name after the other: each costs every member a record."""
+        held = self._keeper.roster.get(node_id)
+        if entry.renames(node_id, name) and (held is None or held.member.name != name):
+            used = " and ".join(entry.names_of(node_id))
+            raise TrustError(
+                f"this invite has enrolled this node as {used} already",
+                fix=f"join with --name {entry.names_of(node_id)[-1]}, or get a new invite for another name",
+            )
+
     def _make_authority(self, request: control.Enrol, node_id: NodeId) -> bytes:
         """Sign the newcomer's authority key with the root's. Raises TrustError where either is missing."""
         root_key = self._node.root_key()
@@ -194,6 +215,7 @@ class AuthorityDesk:
         member = entry.member
         if node_id_of(spki) != member.node_id:
             raise TrustError("a certificate is renewed for its own key only")
+        _allow(self._renewals, member.node_id, f"the certificate of {member.name} was renewed too often")
         if request.evidence:
             self._keeper.add(SignedRecord.decode_untrusted(request.evidence))
         async with self._enrolling:
@@ -251,3 +273,10 @@ class AuthorityDesk:
         await self._keeper.save()
         await self._keys.rotate()
         return made
+
+
+def _allow(rates: Rates[NodeId], node_id: NodeId, reason: str) -> None:
+    """Raise TrustError that says when to try again, where this node has used up its rate."""
+    now = trio.current_time()
+    if not rates.allow(node_id, now):
+        raise TrustError(reason, fix=f"try again in {span(rates.wait(node_id, now) + 60)}")

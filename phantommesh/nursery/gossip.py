@@ -233,7 +233,9 @@ class GossipDriver:
             self.dropped[f"gossip-{what}-queue"] += 1
 
     def _want(self, wanted: FetchRecord) -> None:
-        if self._fetching.want(wanted, trio.current_time()):
+        if NodeId(wanted.node) in self._keeper.roster.waiting:
+            self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
+        elif self._fetching.want(wanted, trio.current_time()):
             self._wanted.set()
             self._wanted = trio.Event()
         elif self._fetching.full:  # what matters is asked for again

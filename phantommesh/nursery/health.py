@@ -62,6 +62,7 @@ def own_faults(node: Node) -> Iterator[Fault]:
         )
     for suspicion in node.copies.suspicions:
         yield Fault(copied(node, suspicion))
+    yield from _shared(node)
     for node_id in roster.equivocations:
         if (entry := roster.get(node_id)) is not None:
             yield Fault(
@@ -113,6 +114,32 @@ def copied(node: Node, suspicion: Suspicion) -> str:
         f"machine (where a thief has done so first: `phantommesh revoke {name}` on an authority, and let the "
         "machine join anew)"
     )
+
+
+def _shared(node: Node) -> Iterator[Fault]:
+    """What two members both have, and which of the two is left out meanwhile."""
+    roster, me = node.keeper.roster, node.own.member.node_id
+    shared: dict[tuple[NodeId, NodeId], list[int]] = {}
+    for dispute in roster.disputes(time()):
+        loser, winner = roster.get(dispute.loser), roster.get(dispute.winner)
+        if loser is None or winner is None:
+            continue
+        if dispute.key:
+            dimensions = shared.setdefault((dispute.winner, dispute.loser), [])
+            dimensions.append(loser.record.wg_keys.index(dispute.key))
+        elif dispute.over == "address" and dispute.loser != me:
+            yield Fault(
+                f"{winner.member.name} and {loser.member.name} both have the address {winner.member.ip4}: "
+                f"{loser.member.name} is left out until an authority gives it another"
+            )
+    for (winning, losing), dimensions in shared.items():
+        first, second = (e.member.name for e in map(roster.get, (winning, losing)) if e is not None)
+        each = ", ".join(map(str, sorted(dimensions)))
+        yield Fault(
+            f"{first} and {second} both hold the private key of dimension {each}: {second} claimed it later "
+            "and is left out there; both replace it by themselves. If this comes back, one of the two "
+            f"machines reads the other's keys: revoke {second}, and find out how it came by them"
+        )
 
 
 def peer_faults(

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from math import inf
 from time import time
 
 import structlog
@@ -13,40 +16,105 @@ from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
-from phantommesh.records import SignedRecord
+from phantommesh.rates import Rates
+from phantommesh.records import PossessionError, SignedRecord
 from phantommesh.revocation import Revocation
 from phantommesh.statedir import StateError
 
 # Tuning.
 SAVE_AGAIN = 5.0  # s after the disk refused
+# Newer records of one member that come into force at once, and a second. A node has reason for a few at its
+# start, and one for each key that it replaces. Each costs every member a write, links and interfaces.
+NEWER_BURST, NEWER_RATE = 6, 1 / 15
+LOOK = 1.0  # s between looks at records that wait
+# bytes a second that the roster's writes may take on the average. Each writes all of it: so they come the
+# seldomer the larger it is, from every 2 s to every 10 min.
+DISK_RATE = 64 * 1024
+LEAST_PAUSE, MOST_PAUSE = 2.0, 600.0  # s
 
 log = structlog.get_logger("phantommesh.roster")
 
 
 class RosterKeeper:
-    """This node's roster. ``changed`` is called after every change, which is then also on its way to disk."""
+    """This node's roster. ``changed`` is called after every change, which is then also on its way to disk.
+
+    ``dropped`` counts the records that were refused, by reason.
+
+    What others can make it do is bounded: newer records of one member come into force a few a minute, of
+    those that came meanwhile the newest; and what others' records change is written with pauses. A crash
+    loses no more than others have too: a newcomer, a revocation and this node's own record are written at
+    once.
+    """
 
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
         self.roster = node.roster
+        self.dropped: Counter[str] = Counter()
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
         self._change = trio.Event()
+        self._unsaved: set[str] = set()
         self._dirty = trio.Event()
         self._saving = trio.Lock()
+        self._rest_until = -inf  # until then no change of others' records is reason to write the roster
+        self._urgent = False  # this node's own record has changed
+        self._newer = Rates[NodeId](NEWER_RATE, NEWER_BURST)
+        self._waits = trio.Event()
 
     def add(self, signed: SignedRecord) -> bool:
-        """Keep a record if it is newer. Raises TrustError or RecordError."""
-        if not self.roster.add(signed, time()):
+        """Keep a record if it is newer; say whether the roster changed. It may have to wait: then it does
+        later. Raises TrustError or RecordError."""
+        if not self._offer(signed):
             self._report_equivocations()
             return False
         self._note_change()
         return True
 
+    def _offer(self, signed: SignedRecord) -> bool:
+        """Verify a record, and keep it or have it wait. Raises TrustError or RecordError."""
+        try:
+            return self._take(signed)
+        except PossessionError:
+            self.dropped["record-possession"] += 1
+            raise
+        except PhantomMeshError:
+            self.dropped["record"] += 1
+            raise
+
+    def _take(self, signed: SignedRecord) -> bool:
+        wall = time()
+        entry = self.roster.verify(signed, wall)
+        node_id = entry.member.node_id
+        held, ahead = self.roster.get(node_id), self.roster.waiting.get(node_id)
+        newer = held is None or entry.rank > held.rank
+        if newer and node_id == self._node.identity.node_id:
+            self._urgent = True
+        elif newer and held is not None and (ahead is not None or self._too_soon(node_id)):
+            if ahead is None or entry.rank > ahead.rank:
+                self.roster.waiting[node_id] = entry
+                self._waits.set()
+            return False
+        return self.roster.keep(entry, wall)
+
+    def _too_soon(self, node_id: NodeId) -> bool:
+        return not self._newer.allow(node_id, trio.current_time())
+
+    def _let_in(self) -> None:
+        """Bring those records into force that have waited long enough."""
+        came = False
+        for node_id, entry in list(self.roster.waiting.items()):
+            if self._too_soon(node_id):
+                continue
+            del self.roster.waiting[node_id]
+            with suppress(PhantomMeshError):  # revoked meanwhile, or expired
+                came |= self.roster.add(entry.signed, time())
+        if came:
+            self._note_change()
+
     def revoke(self, revocation: Revocation) -> bool:
         """Keep a revocation; say whether it is new here. Raises TrustError."""
         if not self._node.revocations.add(revocation, time()):
             return False
-        self._note_change()
+        self._note_change(revoked=True)
         return True
 
     @property
@@ -58,10 +126,12 @@ class RosterKeeper:
         """Return at the next change of roster or revocations."""
         await self._change.wait()
 
-    def _note_change(self) -> None:
+    def _note_change(self, *, revoked: bool = False) -> None:
         self._report_equivocations()
         self._change.set()
         self._change = trio.Event()
+        self._unsaved |= {statedir.REVOCATIONS} if revoked else set()
+        self._unsaved.add(statedir.ROSTER)  # without the revoked node, too
         self._dirty.set()
         self._changed()
 
@@ -79,7 +149,7 @@ class RosterKeeper:
         they do not hold."""
         if not self._node.revocations.take(encoded, time()):
             return False
-        self._note_change()
+        self._note_change(revoked=True)
         return True
 
     async def take(self, records: Iterable[bytes]) -> int:
@@ -88,9 +158,9 @@ class RosterKeeper:
         came, refused = 0, list[str]()
         try:
             for data in records:
-                await trio.lowlevel.checkpoint()  # each takes about a millisecond to verify
+                await trio.lowlevel.checkpoint()  # each takes about two milliseconds to verify
                 try:
-                    came += self.roster.add(SignedRecord.decode_untrusted(data), time())
+                    came += self._offer(SignedRecord.decode_untrusted(data))
                 except PhantomMeshError as error:
                     refused.append(str(error))
         finally:
@@ -103,26 +173,50 @@ class RosterKeeper:
 
     async def save(self) -> None:
         """Write what has changed since the last time; it is on disk when this returns. Raises StateError."""
+        await self._save((statedir.REVOCATIONS, statedir.ROSTER))
+
+    async def _save(self, names: Iterable[str]) -> None:
         async with self._saving:
-            if not self._dirty.is_set():
-                return
-            self._dirty = trio.Event()
-            try:
-                for name, encoded in (
-                    (statedir.REVOCATIONS, self._node.revocations.encode()),
-                    (statedir.ROSTER, self.roster.encode()),
-                ):
+            for name in names:
+                if name not in self._unsaved:
+                    continue
+                self._unsaved.discard(name)
+                roster = name == statedir.ROSTER
+                urgent, self._urgent = self._urgent, self._urgent and not roster
+                encoded = self.roster.encode_kept() if roster else self._node.revocations.encode()
+                try:
                     await trio.to_thread.run_sync(self._node.state.write, name, encoded)
-            except BaseException:
-                self._dirty.set()
-                raise
+                except BaseException:
+                    self._unsaved.add(name)
+                    self._urgent |= urgent
+                    raise
+                if roster:
+                    pause = min(MOST_PAUSE, max(LEAST_PAUSE, len(encoded) / DISK_RATE))
+                    self._rest_until = trio.current_time() + pause
 
     async def keep(self) -> None:
-        """Write the roster whenever it has changed, until cancelled. A full disk does not end the node."""
+        """Write the roster and the revocations when they have changed, and let records in that wait, until
+        cancelled. A full disk does not end the node."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._admit)
+            while True:
+                self._dirty = trio.Event()
+                resting = trio.current_time() < self._rest_until and not self._urgent
+                # Revocations come first: a crash between the two leaves no revoked node behind.
+                if names := sorted(self._unsaved - ({statedir.ROSTER} if resting else set())):
+                    try:
+                        await self._save(names)
+                    except StateError as error:
+                        log.error("roster not written", error=str(error), fix=error.fix)
+                        await trio.sleep(SAVE_AGAIN)
+                    continue
+                with trio.move_on_at(self._rest_until if self._unsaved else inf):
+                    await self._dirty.wait()
+
+    async def _admit(self) -> None:
         while True:
-            await self._dirty.wait()
-            try:
-                await self.save()
-            except StateError as error:
-                log.error("roster not written", error=str(error), fix=error.fix)
-                await trio.sleep(SAVE_AGAIN)
+            await self._waits.wait()
+            await trio.sleep(LOOK)
+            self._let_in()
+            if not self.roster.waiting:
+                self._waits = trio.Event()

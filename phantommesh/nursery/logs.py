@@ -3,18 +3,20 @@
 
 Nothing secret gets out: a processor redacts ``Secret`` values, raw bytes, whatever is named like a key, and
 tokens inside text (tracebacks included). The standard library's loggers, which dependencies use, take the
-same way out.
+same way out. So does the budget: what members and strangers make a node write is bounded (`LogBudget`).
 """
 
 import logging
 import re
 import sys
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
 
+from phantommesh.logbudget import MAX_LINE, LogBudget
 from phantommesh.secret import Secret
 
 LogFormat = Literal["auto", "json", "console"]
@@ -26,8 +28,11 @@ _SECRET_WORDS = frozenset(
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 # Invites (pm1_) and API tokens (pmt_) wherever they stand in text.
 _TOKEN = re.compile(r"\b(pm[0-9t]_)[A-Za-z0-9_=-]{8,}")
+_PORT = re.compile(r":[0-9]+(/[a-z]+)?$")
 # Dependencies that log every connection or message at INFO.
 _NOISY = ("hypercorn", "quart", "quart_trio", "pyroute2")
+# Fields that say what a line is about, the most telling first.
+_SUBJECTS = ("peer", "node_id", "source", "host", "interface", "service", "name", "dimension", "file")
 
 
 def _names_a_secret(name: str) -> bool:
@@ -38,7 +43,8 @@ def _names_a_secret(name: str) -> bool:
 def _redact_value(value: object) -> object:
     match value:
         case str():
-            return _TOKEN.sub(r"\1" + REDACTED, value)
+            text = _TOKEN.sub(r"\1" + REDACTED, value)
+            return text if len(text) <= MAX_LINE else text[:MAX_LINE] + " (cut)"
         case None | bool() | int() | float():
             return value
         case Secret():
@@ -68,6 +74,65 @@ def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
     }
 
 
+class _Budgeted(logging.StreamHandler[TextIO]):
+    """Writes what the budget allows, and says what it does not. At every level: a member can cause lines at
+    any of them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._budget = LogBudget(monotonic())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or count it."""
+        now = monotonic()
+        kind, subject = _what(record)
+        before = self._budget.admit(kind, subject, now)
+        if before is not None:
+            if before:
+                _say_left_out(record, before)
+            self._write(record, now)
+        if missing := self._budget.summary(now):
+            event = {"event": "log lines were left out", "level": "warning", "lines": missing}
+            record = logging.makeLogRecord(
+                {"levelno": logging.WARNING, "msg": _stamped(event), "_logger": None, "_name": "warning"}
+            )
+            self._write(record, now)
+
+    def _write(self, record: logging.LogRecord, now: float) -> None:
+        try:
+            text = self.format(record) + self.terminator
+            self.stream.write(text)
+            self.flush()
+            self._budget.wrote(len(text.encode("utf-8", "replace")), now)
+        except RecursionError:
+            raise
+        except Exception:  # as the class that this extends does
+            self.handleError(record)
+
+
+def _stamped(event: EventDict) -> EventDict:
+    return dict(structlog.processors.TimeStamper(fmt="iso", utc=True)(None, "warning", event))
+
+
+def _what(record: logging.LogRecord) -> tuple[str, str]:
+    """The kind of a line, which our code or a library's chose, and what the line is about."""
+    if not isinstance(record.msg, dict):
+        return f"{record.name}: {record.msg}"[:256], ""
+    event = record.msg
+    subject = next((str(event[name]) for name in _SUBJECTS if event.get(name) is not None), "")
+    # The port of an address is its owner's to choose, and so is none of what tells members apart.
+    subject = _PORT.sub("", subject)[:64]
+    return f"{record.levelname} {event.get('event')}"[:256], subject
+
+
+def _say_left_out(record: logging.LogRecord, lines: int) -> None:
+    if isinstance(record.msg, dict):
+        record.msg = record.msg | {"left_out": lines}
+    else:
+        record.msg = f"{record.getMessage()} (and {lines} more)"
+        record.args = None
+
+
 def configure(level: str = "info", style: LogFormat = "auto", *, stream: TextIO | None = None) -> None:
     """Send structlog's and the standard library's records of ``level`` and above to ``stream`` (stderr).
 
@@ -90,7 +155,7 @@ def configure(level: str = "info", style: LogFormat = "auto", *, stream: TextIO 
         if style == "console"
         else structlog.processors.JSONRenderer()
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Budgeted(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -58,7 +58,7 @@ from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
-from phantommesh.records import Entry
+from phantommesh.records import Entry, usable_keys
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.intents import manner_of
 from phantommesh.secret import Secret
@@ -182,7 +182,7 @@ class Node:
         self.recorder = Recorder(self, self.reporter)
         self.actual: Mapping[str, DeviceState] = {}
         self._entries: list[Entry] = []
-        self._left_out: set[NodeId] = set()  # of the entries, and of the same look
+        self._wg_keys: dict[NodeId, tuple[bytes, ...]] = {}  # of the entries, and of the same look
         self._reached: list[tuple[bytes, IPv4Address]] = []
         self._located: dict[bytes, int] = {}
 
@@ -253,7 +253,8 @@ class Node:
         ]
         if self.keeper.revoked is not None:  # nobody speaks to this node any more, and it speaks to nobody
             self._entries = []
-        self._left_out = self._disputed(wall)
+        disputes, me = self.keeper.roster.disputes(wall), self.state.identity.node_id
+        self._wg_keys = {e.member.node_id: usable_keys(e, disputes, me) for e in self._entries}
         self.tcp.close_channels(self.state.revocations)
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
@@ -262,7 +263,7 @@ class Node:
                 entry.member.node_id,
                 entry.member.public_key,
                 now + entry.member.not_after - wall,
-                entry.record.wg_keys,
+                self.wg_keys_of(entry),
                 addresses + tuple(address._replace(transport="tcp") for address in addresses),
             )
         if self.keeper.revoked is None:  # else the news of it still has to go out to the others
@@ -280,7 +281,7 @@ class Node:
         peers, scattered = [], []
         for entry in self.entries():
             member, record = entry.member, entry.record
-            if member.node_id in self._left_out:
+            if not any(map(any, self.wg_keys_of(entry))):
                 continue
             scattered.append(
                 ScatterPeer(
@@ -297,7 +298,7 @@ class Node:
                     member.node_id,
                     IPv4Network(member.ip4),
                     IPv6Network(member.ip6),
-                    record.wg_keys,
+                    self.wg_keys_of(entry),
                     record.wg_ports,
                     tuple(host for host in hosts if host),
                     self.links.psks(member.node_id),
@@ -332,13 +333,9 @@ class Node:
         self._install()
         self.own.publish()
 
-    def _disputed(self, wall: float) -> set[NodeId]:
-        """The members in good standing at ``wall`` that the interfaces are to be without: an address or a key
-        can be one peer's only. Who has to give it up gets another certificate; this node itself keeps out who
-        it has to give way to."""
-        mine = self.own.member.node_id
-        disputes = [d for d in self.keeper.roster.disputes(wall) if d.over != "name"]
-        return {d.winner if d.loser == mine else d.loser for d in disputes}
+    def wg_keys_of(self, entry: Entry) -> tuple[bytes, ...]:
+        """The WireGuard keys that this node uses for one of `entries`: see `records.usable_keys`."""
+        return self._wg_keys[entry.member.node_id]
 
     def _read_back(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
@@ -350,13 +347,14 @@ class Node:
         counted: dict[NodeId, list[tuple[bytes, int, int] | None]] = {}
         for entry in self.entries():
             peer = entry.member.node_id
-            reading = read_peer(actual, self.names, entry.record.wg_keys, self.links.psks(peer))
+            wg_keys = self.wg_keys_of(entry)
+            reading = read_peer(actual, self.names, wg_keys, self.links.psks(peer))
             self.paths.paths.read(peer, reading.counters, now)
             self._located[peer] = reading.located
             received[peer] = [0 if moved is None else moved[1] for moved in reading.counters]
             counted[peer] = [
                 None if moved is None else (key, moved[1], moved[0])
-                for key, moved in zip(entry.record.wg_keys, reading.counters, strict=True)
+                for key, moved in zip(wg_keys, reading.counters, strict=True)
             ]
             seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
             self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))

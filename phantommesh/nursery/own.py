@@ -69,6 +69,8 @@ class OwnRecord:
         """To be called once, before `publish`: write down what record numbers this run may give out, for a
         run after one that ended before it saved the roster; and that keys of unknown age are new, so that
         they grow old across restarts too. Where it cannot be written the node does without."""
+        if self.wg_keys.in_place:
+            log.warning("the WireGuard keys of an earlier version were replaced: they could not be proved")
         dated = self.wg_keys.dated(time())
         try:
             await self._write_keys(replace(dated, seq=max(dated.seq, self._next_seq() + SEQ_AHEAD)))
@@ -116,6 +118,20 @@ class OwnRecord:
             ),
             None,
         )
+
+    def shared_dimension(self) -> int | None:
+        """A dimension whose key another member holds too, as it proved: such a key protects nothing any more.
+
+        None if there is none.
+        """
+        me, public = self._state.identity.node_id, self.wg_keys.public
+        disputes = self._keeper.roster.disputes(time())
+        shared = (d.key for d in disputes if me in (d.loser, d.winner) and d.key in public)
+        return next(map(public.index, shared), None)
+
+    async def changes(self) -> None:
+        """Return at the next change of the roster."""
+        await self._keeper.changes()
 
     async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""

@@ -17,6 +17,7 @@ from phantommesh.metrics import PathSample, ScatterSample, WireGuardSample
 from phantommesh.nursery import health
 from phantommesh.nursery.report import Reporter
 from phantommesh.paths.effects import Turned
+from phantommesh.rates import MOST, Bucket, Rates
 
 if TYPE_CHECKING:
     from phantommesh.nursery.node import Node
@@ -25,24 +26,10 @@ if TYPE_CHECKING:
 TOLD_REASONS = 8  # that an event names; `status` has them all
 ONE_RATE, ONE_BURST = 1.0, 5  # changes told of one member a second, and at once, of those that can be made up
 ALL_RATE, ALL_BURST = 4.0, 256  # and of all members together: the events kept are for more than that
+# Events of one kind about one member, a second and at once: it can make its links and paths turn.
+EVENT_RATE, EVENT_BURST = 0.2, 32
 
 log = structlog.get_logger("phantommesh.report")
-
-
-class _Tokens:
-    """A bucket of them, full at first."""
-
-    def __init__(self, rate: float, burst: int, now: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._left, self._then = float(burst), now
-
-    def take(self, now: float) -> bool:
-        self._left = min(self._burst, self._left + (now - self._then) * self._rate)
-        self._then = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Telling:
@@ -54,15 +41,15 @@ class Telling:
 
     def __init__(self, now: float) -> None:
         self.untold = 0  # left out since something was told last
-        self._all = _Tokens(ALL_RATE, ALL_BURST, now)
-        self._each: dict[bytes, _Tokens] = {}
+        self._all = Bucket(ALL_RATE, ALL_BURST, now)
+        self._each: dict[bytes, Bucket] = {}
         self._suspected: set[bytes] = set()
 
     def wants(self, change: Changed, now: float) -> bool:
         """Whether to tell this one."""
         node, event = change.node, change.event
         if event in ("updated", "restarted", "suspected"):
-            each = self._each.setdefault(node, _Tokens(ONE_RATE, ONE_BURST, now))
+            each = self._each.setdefault(node, Bucket(ONE_RATE, ONE_BURST, now))
             told = each.take(now) and self._all.take(now)
             if told and event == "suspected":
                 self._suspected.add(node)
@@ -86,12 +73,14 @@ class Recorder:
         self._told: list[str] = []
         self._suspected: set[bytes | None] = set()
         self._telling = Telling(trio.current_time())
+        self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
+        self._unsaid: Counter[tuple[str, bytes]] = Counter()
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
         self._metrics.link_handshake_seconds.observe(opened.seconds)
         self._metrics.psk_rotations.labels("ok").inc()
-        self._publish("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
+        self._publish_paced("link.opened", opened.peer, {"epoch": opened.epoch, "role": opened.role})
 
     def member_changed(self, change: Changed) -> None:
         """Gossip has news of a member. All is counted; ``untold`` in an event says how many were not told."""
@@ -111,12 +100,23 @@ class Recorder:
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self._metrics.psk_rotations.labels(alarm.kind).inc()
-        self._publish("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
+        self._publish_paced("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
 
     def turned(self, turned: Turned) -> None:
         """A path changed its state."""
         data: dict[str, object] = {"dimension": turned.dimension, "was": turned.before.value}
-        self._publish(f"path.{turned.after.value}", turned.peer, data)
+        self._publish_paced(f"path.{turned.after.value}", turned.peer, data)
+
+    def _publish_paced(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        """Publish what a member's own doing can repeat; ``untold`` says how many like it were left out."""
+        which = kind, peer
+        if not self._events.allow(which, trio.current_time()):
+            if which in self._unsaid or len(self._unsaid) < MOST:
+                self._unsaid[which] += 1
+            return
+        if unsaid := self._unsaid.pop(which, 0):
+            data = data | {"untold": unsaid}
+        self._publish(kind, peer, data)
 
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
         entry = self._node.keeper.roster.get(NodeId(peer))
@@ -180,7 +180,7 @@ class Recorder:
         )
         drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
         drops += node.paths.dropped + node.paths.paths.drops
-        drops += node.gossip.drops
+        drops += node.gossip.drops + node.keeper.dropped
         drops += node.guarding.drops
         drops["datagram-unsent"] += node.udp.unsent
         for reason, count in (drops - self._drops).items():

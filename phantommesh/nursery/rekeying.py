@@ -48,12 +48,15 @@ class KeyReplacer:
         self.replaced = 0
 
     async def run(self) -> None:
-        """Replace keys as they come of age, until cancelled."""
+        """Replace keys as they come of age, or as another member turns out to hold one, until cancelled."""
         haste = random.uniform(*HASTE)  # noqa: S311  # spreads moments, keys nothing
         while True:
             due, dimension = self._own.wg_keys.next(self._settings.key_seconds, haste)
+            if (shared := self._own.shared_dimension()) is not None:
+                due, dimension = 0.0, shared
             if (left := due - time()) > 0:
-                await trio.sleep(min(left, LOOK))
+                with trio.move_on_after(min(left, LOOK)):
+                    await self._own.changes()
             elif await self._try(dimension):
                 haste = random.uniform(*HASTE)  # noqa: S311
             else:
@@ -67,12 +70,17 @@ class KeyReplacer:
             return False
 
     def _overdue(self, dimension: int) -> bool:
+        if self._own.shared_dimension() == dimension:
+            return True
         made = self._own.wg_keys.keys[dimension].made
         return made is not None and time() - made >= self._settings.key_seconds
 
     async def replace(self, dimension: int) -> bool:
-        """Replace one dimension's key now. False if it cannot be done without loss; a key whose time is over
-        is replaced all the same. Raises StateError where the new key cannot be written down."""
+        """Replace one dimension's key now. False if it cannot be done without loss.
+
+        A key whose time is over is replaced all the same, and so is one that another member holds too. Raises
+        StateError where the new key cannot be written down.
+        """
         paths = self._paths.paths
         self._paths.leave(1 << dimension)
         try:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import time
 
 import structlog
@@ -11,7 +11,7 @@ import trio
 
 from phantommesh import antientropy, control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
+from phantommesh.identity import NodeId, format_node_id
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
@@ -19,13 +19,33 @@ from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
+from phantommesh.rates import Rates
 from phantommesh.records import Entry, SignedRecord
 from phantommesh.trust import TrustError
 from phantommesh.wire import Address
 
 # Tuning.
 RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
-RECORDS_RATE = 20.0  # a second after that: each takes about a millisecond to verify, and one that is new more
+RECORDS_RATE = (
+    20.0  # a second after that: each takes about two milliseconds to verify, and one that is new more
+)
+# Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.
+REQUESTS: Mapping[type[control.Request], tuple[float, float]] = {
+    control.Announce: (RECORDS_RATE, RECORDS_AT_ONCE),
+    control.AskKeys: (2.0, 40),
+    control.Compare: (2.0, 40),
+    control.Fetch: (10.0, 200),  # 256 records each at most
+    control.SyncOpen: (2.0, 40),
+    control.SyncClose: (2.0, 40),
+    control.Turn: (2.0, 40),  # each has counters read
+    control.Prove: (4.0, 100),
+    control.Renew: (0.2, 20),  # how many are granted is less: see `authority`
+    control.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
+    control.Enrol: (0.2, 20),
+}
+OTHERS = 10.0, 200  # of a kind that is not named above
+REFUSALS = 4.0, 100  # of all kinds together: more is an attack, or an error that does not go away by asking
+PATIENCE = 20.0  # s that a request waits at most; then it is refused
 
 log = structlog.get_logger("phantommesh.roster")
 
@@ -48,12 +68,24 @@ class ControlServer:
         self._node, self._keeper, self._keys, self._desk = node, keeper, keys, desk
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving = proving
-        self._allowance: dict[NodeId, tuple[float, float]] = {}
+        self._rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
+        self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
 
     async def serve(
         self, session: streams.Session, request: control.Request, source: Address
     ) -> control.Answer:
-        """Answer one request. What an operator or a member did wrong is a `Refused` answer."""
+        """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
+        asks too much waits."""
+        if not await self._pace(self._rates.get(type(request), self._others), session.peer):
+            return control.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")
+        answer = await self._serve(session, request, source)
+        if isinstance(answer, control.Refused):
+            await self._pace(self._refusals, session.peer)
+        return answer
+
+    async def _serve(
+        self, session: streams.Session, request: control.Request, source: Address
+    ) -> control.Answer:
         try:
             if isinstance(request, control.Enrol):
                 return await self._desk.enrol(session, request)
@@ -64,7 +96,6 @@ class ControlServer:
                 case control.Replace():
                     return await self._desk.replace(entry)
                 case control.Announce(record):
-                    await self._pace(entry.member.node_id)
                     self._keeper.add(SignedRecord.decode_untrusted(record))
                     return control.Done()
                 case control.AskKeys():
@@ -93,18 +124,27 @@ class ControlServer:
             return control.Refused(f"not a message of a sync ({error})")
         except PhantomMeshError as error:
             log.warning(
-                "request refused", request=type(request).__name__, source=str(source), error=str(error)
+                "request refused",
+                peer=self._name(session),
+                request=type(request).__name__,
+                source=str(source),
+                error=str(error),
             )
             return control.Refused(str(error), error.fix)
 
-    async def _pace(self, peer: NodeId) -> None:
-        """Wait for as long as this member has brought records too fast; its channel waits too."""
+    async def _pace(self, rates: Rates[bytes], peer: bytes) -> bool:
+        """Wait for as long as this peer has asked too fast; False where that would be too long."""
         now = trio.current_time()
-        left, since = self._allowance.get(peer, (RECORDS_AT_ONCE, now))
-        left = min(RECORDS_AT_ONCE, left + RECORDS_RATE * (now - since)) - 1.0
-        self._allowance[peer] = left, now
-        if left < 0.0:
-            await trio.sleep(-left / RECORDS_RATE)
+        wait = rates.wait(peer, now)
+        if wait > PATIENCE:
+            await trio.sleep(PATIENCE)
+            return False
+        await trio.sleep(rates.owe(peer, now))
+        return True
+
+    def _name(self, session: streams.Session) -> str:
+        entry = self._keeper.roster.get(NodeId(session.peer))
+        return format_node_id(NodeId(session.peer)) if entry is None else entry.member.name
 
     def _member(self, session: streams.Session) -> Entry:
         entry = self._keeper.roster.get(NodeId(session.peer))

@@ -25,6 +25,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
+from phantommesh.rates import Rates
 from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_REVOCATION_BYTES
 from phantommesh.secret import Secret
@@ -39,8 +40,10 @@ CONNECT = 3.0  # s
 MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
-SESSIONS_KEPT = 4096
 SESSIONS_PER_PEER = 3
+NEWCOMERS_KEPT = 256  # sessions of those that are no members yet
+LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
+QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
 ASK_REVOKED = 0x52  # then a node id; the answer is its revocation in msgpack, or empty
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
@@ -74,11 +77,13 @@ class Session:
     @classmethod
     def of(cls, opened: Opened) -> Session:
         """Take it from a link's effect."""
-        return cls(opened.peer, opened.session, opened.key_out, opened.key_in, opened.invite, opened.spki)
+        name = channel.session_name(opened.key_out, opened.key_in)
+        return cls(opened.peer, name, opened.key_out, opened.key_in, opened.invite, opened.spki)
 
 
 class Sessions:
-    """The sessions that a channel may be opened on: the newest few of each peer."""
+    """The sessions that a channel may be opened on: the newest few of each peer. Newcomers, who can have as
+    many node ids as they like, have room of their own."""
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
@@ -89,8 +94,8 @@ class Sessions:
         await self._added.wait()
 
     def add(self, session: Session) -> None:
-        """Keep a session, and drop the oldest of its peer. The initiator chose the name: one that took
-        another peer's must not push that one's session out."""
+        """Keep a session, and drop the oldest of its peer. Of two peers' sessions with one name the first is
+        kept; it comes from the keys, so there are none."""
         known = self._by_name.get(session.name)
         if known is not None and known.peer != session.peer:
             return
@@ -100,8 +105,10 @@ class Sessions:
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
             del self._by_name[name]
-        if len(self._by_name) > SESSIONS_KEPT:
-            self._by_name.popitem(last=False)
+        if session.invite:
+            newcomers = [name for name, known in self._by_name.items() if known.invite]
+            for name in newcomers[:-NEWCOMERS_KEPT]:
+                del self._by_name[name]
 
     def get(self, name: bytes) -> Session | None:
         """The session of that name."""
@@ -149,7 +156,8 @@ class FramedStream:
             raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
         end = 4 + size
         await self._fill(end)
-        frame = bytes(self._buffer[4:end])
+        with memoryview(self._buffer) as held:
+            frame = bytes(held[4:end])
         del self._buffer[:end]
         return frame
 
@@ -233,18 +241,23 @@ class Client:
             raise StreamError("the other end does not answer") from error
         return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
 
-    async def ask(self, request: control.Request, *, limit: int = channel.MAX_FRAME) -> control.Answer:
-        """Send one request and return its answer, of at most ``limit`` bytes; a refusal is an answer too.
-        Raises `StreamError`."""
+    async def ask(self, request: control.Request, *, limit: int | None = None) -> control.Answer:
+        """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
+        can have; a refusal is an answer too. Raises `StreamError`."""
         await self._framed.send(self._sealed.seal(control.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, limit)
-            return control.decode_answer_untrusted(self._sealed.open(frame))
+                frame = await _not_a_datagram(self._framed, limit or control.answer_limit(request))
+            if len(frame) > control.SMALL:
+                return await trio.to_thread.run_sync(self._open, frame)
+            return self._open(frame)
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
         except (channel.ChannelError, control.ControlError) as error:
             raise StreamError("the answer is not genuine") from error
+
+    def _open(self, frame: bytes) -> control.Answer:
+        return control.decode_answer_untrusted(self._sealed.open(frame))
 
 
 async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
@@ -278,6 +291,8 @@ class TcpPort:
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._per_host: Counter[str] = Counter()
+        self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
+        self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
         # Connections taken on which nothing was proved yet, oldest first, with their hosts.
         self._strangers: dict[trio.CancelScope, str] = {}
         self.dropped: Counter[str] = Counter()  # how connections ended
@@ -397,8 +412,10 @@ class TcpPort:
                 if frame[:1] == bytes([wire.VERSION]):
                     self._dispatch(frame, framed.address)
                 elif frame[:1] == bytes([ASK_REVOKED]):
+                    await self._slow_down(framed)
                     await framed.send(self._revocation(frame[1:]))
                 elif frame[:1] == bytes([ASK_RECORDS]):
+                    await self._slow_down(framed)
                     await framed.send(self._records(frame[1:]))
                 else:
                     await self._channel(framed, frame, life)
@@ -406,6 +423,10 @@ class TcpPort:
             return "stream-ended"
         except (channel.ChannelError, control.ControlError):
             return "stream-refused"
+
+    async def _slow_down(self, framed: FramedStream) -> None:
+        """Wait for as long as this host has asked too fast."""
+        await trio.sleep(self._questions.owe(source_block(framed.address.host), trio.current_time()))
 
     @staticmethod
     async def _send_queued(framed: FramedStream, queue: trio.MemoryReceiveChannel[bytes]) -> None:
@@ -441,8 +462,35 @@ class TcpPort:
             message = sealed.open(frame)
             self._proved(life)  # not before: a session's name alone is on every handshake's datagrams
             request = control.decode_request_untrusted(message)
-            answer = await self._serve(session, request, framed.address)
-            await framed.send(sealed.seal(control.encode(answer)))
+            if control.answer_limit(request) > control.SMALL:
+                async with self._large(session.peer):
+                    await self._answer(framed, session, sealed, request)
+            else:
+                await self._answer(framed, session, sealed, request)
+
+    async def _answer(
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, request: control.Request
+    ) -> None:
+        encoded = control.encode(await self._serve(session, request, framed.address))
+        if len(encoded) > control.SMALL:
+            frame = await trio.to_thread.run_sync(sealed.seal, encoded)
+        else:
+            frame = sealed.seal(encoded)
+        del encoded
+        await framed.send(frame)
+
+    @asynccontextmanager
+    async def _large(self, peer: bytes) -> AsyncIterator[None]:
+        """Wait until this peer has fewer large answers under way than it may, and count one more."""
+        waiting, limit = self._larges.get(peer, (0, trio.Semaphore(LARGE_AT_ONCE)))
+        self._larges[peer] = waiting + 1, limit
+        try:
+            async with limit:
+                yield
+        finally:
+            waiting, _ = self._larges.pop(peer)
+            if waiting > 1:
+                self._larges[peer] = waiting - 1, limit
 
     def close_channels(self, gone: Container[bytes]) -> None:
         """End the open channels of these members at once."""

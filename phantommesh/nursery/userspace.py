@@ -44,6 +44,9 @@ PROGRAMS = ("wireguard-go", "boringtun-cli")
 _ANSWER_SECONDS = 5.0  # a process that takes longer to answer is hung
 _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0  # from SIGTERM to SIGKILL
+# Bytes of a process's log; beyond, the node cuts it down to its end. What a process writes while no node runs
+# is errors only, and is cut when the next node has started.
+_LOG_MOST, _LOG_KEPT = 1 << 20, 1 << 16
 _POLL_SECONDS = 0.02  # between looks at a process that is starting
 
 # The shell prints the process id and ends, so that the process is no child of ours. The programs can go to
@@ -92,6 +95,8 @@ class UserspaceBackend:
     async def devices(self, names: Collection[str]) -> dict[str, DeviceState]:
         """Read those of the named interfaces that exist, are ours and answer."""
         reports: dict[str, Report] = {}
+        for name in names:
+            _bound_log(SOCKETS / f"{name}.log")
 
         async def read(name: str) -> None:
             process, report = await self._look(name)
@@ -207,7 +212,9 @@ class UserspaceBackend:
         log_path = SOCKETS / f"{name}.log"
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LOG_LEVEL": "error"}
         try:
-            descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            # It goes on writing at the end where the file is cut meanwhile.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+            descriptor = os.open(log_path, flags, 0o600)
             try:
                 shell = await trio.run_process(
                     ["sh", "-c", _IN_BACKGROUND, "sh", *arguments],
@@ -259,6 +266,22 @@ class UserspaceBackend:
             await trio.lowlevel.checkpoint()
         finally:
             os.close(handle)
+
+
+def _bound_log(path: Path) -> None:
+    """Cut a log that has grown too large down to its last lines. Blocks count, not the size: the process of
+    an earlier version goes on at its old place, with a hole before it."""
+    try:
+        if path.lstat().st_blocks * 512 <= _LOG_MOST:
+            return
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
+            file.seek(-_LOG_KEPT, os.SEEK_END)
+            _, _, kept = file.read().partition(b"\n")
+            file.truncate(0)
+            file.seek(0)
+            file.write(kept)
+    except OSError:
+        pass  # there is none, or it is as small as it can be
 
 
 def _socket_path(name: str) -> Path:

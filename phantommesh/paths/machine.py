@@ -18,6 +18,7 @@ from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
+from phantommesh.rates import Bucket
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import DecodeError
 
@@ -49,7 +50,9 @@ class _Peer:
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
-    allowance: list[tuple[float, float]] = field(default_factory=lambda: [(ANSWERS, 0.0)] * DIMENSIONS)
+    answers: list[Bucket] = field(
+        default_factory=lambda: [Bucket(ANSWERS, ANSWERS, 0.0) for _ in range(DIMENSIONS)]
+    )
 
 
 class Paths:
@@ -177,7 +180,7 @@ class Paths:
         path, effects = peer.paths[dimension], list[Effect]()
         was = path.state, path.share, self._leaves(path)
         if not probe.pong:
-            if not self._allow(peer, dimension, now):
+            if not peer.answers[dimension].take(now):
                 return self._drop("probe-rate")
             if path.state is PathState.DARK and path.misses:
                 path.misses = 0  # it answers no more, but may by now: ask at once
@@ -269,12 +272,6 @@ class Paths:
         due = path.due
         if due < float("inf"):
             heapq.heappush(self._queue, (due, next(self._order), path))
-
-    def _allow(self, peer: _Peer, dimension: int, now: float) -> bool:
-        left, since = peer.allowance[dimension]
-        left = min(ANSWERS, left + ANSWERS * (now - since))
-        peer.allowance[dimension] = (max(0.0, left - 1), now)
-        return left >= 1
 
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]

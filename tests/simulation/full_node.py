@@ -33,13 +33,14 @@ from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, PeerAuth, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
 from phantommesh.link.machine import Links
+from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
-from phantommesh.records import Entry, Roster, SignedRecord
+from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
 from phantommesh.revocation import Revocations
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role
@@ -270,12 +271,13 @@ class Process:
     def set_links(self, entries: Sequence[Entry]) -> None:
         """Keep links and interfaces with these members, those that are wanted."""
         peers: dict[bytes, PeerAuth] = {}
+        disputes = self.roster.disputes(self.wall)
         for entry in entries:
             member, found = entry.member, addresses(entry.record.control)
             if self.linked is None or member.node_id in self.linked:
                 until = self.now + member.not_after - self.wall
                 peers[member.node_id] = PeerAuth(
-                    member.node_id, member.public_key, until, entry.record.wg_keys, found
+                    member.node_id, member.public_key, until, usable_keys(entry, disputes, self.me), found
                 )
         self.copies.retain(peers)
         self.carry_links(self.links.set_peers(peers, self.now))
@@ -285,8 +287,8 @@ class Process:
             self.reconcile(peer)
 
     def disputed(self) -> set[NodeId]:
-        """`Node._disputed`: who is kept out of the interfaces."""
-        disputes = [d for d in self.roster.disputes(self.wall) if d.over != "name"]
+        """Who is kept out of the interfaces: those that `usable_keys` finds no key for."""
+        disputes = [d for d in self.roster.disputes(self.wall) if d.over == "address"]
         return {d.winner if d.loser == self.me else d.loser for d in disputes}
 
     def reconcile(self, peer: bytes) -> None:
@@ -294,7 +296,7 @@ class Process:
         if peer not in self.links._peers:
             return
         kernel, wanted = self.machine.kernel, self.links.psks(peer)
-        bitmap, seen = 0, list[float | None]([None] * DIMENSIONS)
+        bitmap, seen = ALL, list[float | None]([None] * DIMENSIONS)
         if peer not in self.disputed():
             kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer) != 0)
             held = kernel.psks[peer]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from ipaddress import IPv4Network
+from itertools import count, islice
 from typing import Any
 
 from cryptography import x509
@@ -17,11 +18,13 @@ from phantommesh import records
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
+from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
+from phantommesh.wgkeys import WgKey, WgKeys
 from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
@@ -36,14 +39,23 @@ def identity(label: str) -> Identity:
 
 
 def wg_keys(node: Identity) -> tuple[bytes, ...]:
-    """Seven public keys that nobody has the private halves of: the model does not need them."""
-    return tuple(hashlib.sha256(node.node_id + bytes([i])).digest() for i in range(DIMENSIONS))
+    """Its seven public WireGuard keys."""
+    return _keys_and_proofs(node.node_id)[0]
+
+
+@cache
+def _keys_and_proofs(node_id: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    tries = (Secret(hashlib.sha256(node_id + i.to_bytes(2)).digest()) for i in count())
+    keys = WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
+    return keys.public, keys.proofs(node_id)
 
 
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
-    return NodeRecord(node.node_id, seq, control, wg_keys(node), tuple(range(51820, 51827)), version)
+    ports = tuple(range(51820, 51827))
+    keys, proofs = _keys_and_proofs(node.node_id)
+    return NodeRecord(node.node_id, seq, control, keys, ports, version, proofs)
 
 
 @cache
@@ -148,12 +160,14 @@ def verified_once() -> Iterator[None]:
     at every time, the signatures the first time. What fails is not remembered."""
     really = records.open_record
 
-    def open_record(root: x509.Certificate, signed: SignedRecord, now: float) -> tuple[Member, NodeRecord]:
+    def open_record(
+        root: x509.Certificate, signed: SignedRecord, now: float, **how: bool
+    ) -> tuple[Member, NodeRecord]:
         parts = (signed.body, signed.signature, signed.node_cert, signed.authority_cert)
         name = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
         known = _opened.get(name)
         if known is None or not known[0].not_before <= now <= known[0].not_after:
-            known = _opened[name] = really(root, signed, now)
+            known = _opened[name] = really(root, signed, now, **how)
         return known
 
     records.open_record = open_record

@@ -2,15 +2,20 @@
 """A small mesh of certificates for tests: keys from fixed seeds, a fixed clock."""
 
 import hashlib
+import itertools
 from dataclasses import dataclass
+from functools import cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.identity import Identity
 from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
+from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
+from phantommesh.secret import Secret
 from phantommesh.trust import Mesh, Role, describe_mesh
+from phantommesh.wgkeys import WgKey, WgKeys
 
 NOW = 1_790_000_000.0  # unix seconds
 
@@ -50,6 +55,16 @@ def make_mesh(label: str = "mesh", now: float = NOW) -> TestMesh:
     return TestMesh(root, root_key, Authority(root, certificate, authority_key))
 
 
-def plain_record(node: Identity, seq: int = 1) -> NodeRecord:
-    keys = tuple(hashlib.sha256(node.node_id + bytes([i])).digest() for i in range(7))
-    return NodeRecord(node.node_id, seq, ("192.0.2.1:51800",), keys, tuple(range(51820, 51827)), "0.1.0")
+@cache
+def wg_keys(node: Identity) -> WgKeys:
+    """A node's WireGuard keys, the same each time."""
+    tries = (Secret(hashlib.sha256(node.node_id + i.to_bytes(2)).digest()) for i in itertools.count())
+    return WgKeys(tuple(map(WgKey, itertools.islice(filter(is_seed, tries), 7))))
+
+
+def plain_record(node: Identity, seq: int = 1, keys: WgKeys | None = None) -> NodeRecord:
+    keys = wg_keys(node) if keys is None else keys
+    return NodeRecord(
+        node.node_id, seq, ("192.0.2.1:51800",), keys.public, tuple(range(51820, 51827)), "0.1.0",
+        keys.proofs(node.node_id),
+    )  # fmt: skip

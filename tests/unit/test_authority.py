@@ -13,12 +13,14 @@ from structlog.testing import capture_logs
 
 from phantommesh import statedir
 from phantommesh.bootstrap import Summary
+from phantommesh.config import load
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
-from phantommesh.identity import NodeId, format_node_id
+from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
-from phantommesh.nodestate import NodeState, load_node
+from phantommesh.link.psk import ALL
+from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records import sign_record
@@ -326,3 +328,46 @@ async def test_the_higher_node_id_gives_the_address_and_the_name_up(tmp_path: Pa
             assert str(loses.own.member.ip4) in addresses and str(low.ip4) not in addresses
     again = load_node(places[high.node_id] / "state", time())
     assert again.member(time()).ip4 == loses.own.member.ip4  # also after a restart
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["authority-keeps", "authority-gives-up"])
+async def test_two_that_dispute_an_address_link_though_one_is_the_only_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """They are not in each other's interfaces, and have no session of before. The one that has to give way is
+    issued another certificate over the link with the one that it has to give way to."""
+    state = make_authority(tmp_path / "a")
+    authority = state.authority
+    assert authority is not None
+    chosen = next(
+        one for one in map(identity, map(str, range(99)))
+        if (state.identity.node_id < one.node_id) == keeps
+    )  # fmt: skip
+    monkeypatch.setattr(Identity, "generate", lambda: chosen)
+    place = tmp_path / "b"
+    async with serving(tmp_path / "a"):
+        await join(place, make_invite(state), "beta")
+    node = load_node(place / "state", time())
+    me = state.member(time())
+    cert = authority.issue(node.identity.spki, "beta", Role.NODE, me.ip4, time())
+    for name, data in renewal_files(authority.der, cert).items():
+        node.state.write(name, data)
+    record = make_record(node.identity, node.wg_keys, load(place / "pm.toml"), int(time() * 1000))
+    signed = sign_record(node.identity, record, cert, authority.der)
+
+    def know(at: Node) -> None:
+        at.keeper.roster.add(signed, time())
+
+    with capture_logs():
+        async with serving(tmp_path / "a", know) as alpha, serving(place, know) as beta:
+            loser = beta if keeps else alpha
+            if keeps:  # an authority that gives up helps itself at once
+                assert not peers(alpha) and not peers(beta)
+                assert loser.own.dispute() is not None
+                assert any("both have the address" in r for r in alpha.reporter.status().degraded)
+            await until(lambda: loser.own.dispute() is None)
+            assert loser.own.member.ip4 != me.ip4
+            await until(lambda: peers(alpha) == {node.identity.node_id})
+            await until(lambda: peers(beta) == {state.identity.node_id})
+            await until(lambda: alpha.links.bound(node.identity.node_id) == ALL)
+            await until(lambda: beta.links.bound(state.identity.node_id) == ALL)

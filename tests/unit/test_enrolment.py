@@ -18,6 +18,7 @@ from phantommesh.invites import Invite
 from phantommesh.issuing import make_csr
 from phantommesh.link import channel, initiation
 from phantommesh.nodestate import load_node
+from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -372,3 +373,24 @@ async def test_without_endpoints_the_address_that_reached_the_authority_is_ours(
     joined = load_node(tmp_path / "b" / "state", time())
     me = joined.roster.get(joined.identity.node_id)
     assert me is not None and me.record.control == ("127.0.0.1:51800",)
+
+
+async def test_a_spent_invite_does_not_rename_its_node_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authority_module, "JOINS", 3)
+    state = make_authority(tmp_path / "a")
+    invite = make_invite(state)
+    async with serving(tmp_path / "a") as authority:
+        monkeypatch.setattr(enrolment, "finish_join", cut_power)
+        for name in ("beta", "gamma"):
+            with pytest.raises(PowerCutError):
+                await join(tmp_path / "b", invite, name)
+        with capture_logs(), pytest.raises(JoinError, match="as beta and gamma already") as raised:
+            await join(tmp_path / "b", invite, "delta")
+        assert raised.value.fix.startswith("join with --name gamma, or get a new invite")
+        assert names(authority) == ["alpha", "gamma"]
+        # Nor does the same name without end.
+        with capture_logs(), pytest.raises(JoinError, match="joined several times just now") as raised:
+            await join(tmp_path / "b", invite, "gamma")
+        assert raised.value.fix == "try again in 10 min"

@@ -171,8 +171,28 @@ def test_what_is_known_again_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     for datagram in datagrams:
         receiver.open(datagram)
     assert len(receiver._seen) == 3
-    assert refused(receiver, datagrams[-1]) == refused(receiver, datagrams[-3]) == "gossip-replay"
-    assert receiver.open(datagrams[0]).payload == b"\0"
+    for datagram in datagrams:  # those before the latest, too
+        assert refused(receiver, datagram) == "gossip-replay"
+    assert len(receiver._older) == 1
+    # New ones are new.
+    assert [receiver.open(sender.seal(1, bytes([i]))).payload for i in range(100)] == [
+        bytes([i]) for i in range(100)
+    ]
+
+
+def test_what_came_under_a_key_that_is_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phantommesh.envelope.SEEN", 3)
+    keyring = Keyring()
+    keyring.install(KEY, 0.0)
+    sender, receiver = envelope(ALPHA, keys=keyring), envelope(keys=keyring)
+    for _ in range(10):
+        receiver.open(sender.seal(1, b""))
+    keyring.install(NEXT, 0.0)
+    keyring.promote(NEXT.id, 0.0)
+    keyring.retire(KEY.id)
+    for _ in range(10):
+        receiver.open(sender.seal(1, b""))
+    assert list(receiver._older) == [NEXT.id]
 
 
 def test_senders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

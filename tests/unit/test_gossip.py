@@ -12,12 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.envelope import FORMAT, MAX_PAYLOAD, OVERHEAD, Envelope
-from phantommesh.gossip import KIND, AskKeys, Datagram, Effect, Gossip
+from phantommesh.gossip import (
+    AMPLIFIED,
+    KIND,
+    SHORT,
+    STRANGE_BURST,
+    STRANGE_RATE,
+    AskKeys,
+    Datagram,
+    Effect,
+    Gossip,
+)
 from phantommesh.groupkey import GroupKey, Keyring
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import Changed, FetchRecord
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import GOSSIP, MAX_MESSAGE, State, encode
+from phantommesh.membership.messages import GOSSIP, MAX_MESSAGE, PING, PING_REQ, QUERY, State, encode
 from phantommesh.wire import Address
 
 KEY = GroupKey(1, bytes(32), 0, b"k" * 32, b"", b"")
@@ -164,8 +174,9 @@ def test_no_number_shuts_a_member_out() -> None:
 
 
 def test_what_was_recorded_long_ago_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even what is no longer known again: all that was said for 20 s, once more, in disorder."""
+    """Not even if it were not known again: all that was said for 20 s, once more, in disorder."""
     monkeypatch.setattr("phantommesh.envelope.SEEN", 1)
+    monkeypatch.setattr(Envelope, "_remember", lambda *_: None)
     ends = {name: End(name, KEY).knows(*"abc".replace(name, "")) for name in "abc"}
     recorded = pass_on(ends, 20.0)
     before = {name: end.membership.snapshot() for name, end in ends.items()}
@@ -177,6 +188,49 @@ def test_what_was_recorded_long_ago_changes_nothing(monkeypatch: pytest.MonkeyPa
     assert all(
         end.membership.state(node_id(other)) is State.ALIVE for end in ends.values() for other in "abc"
     )
+
+
+def test_what_an_outsider_recorded_is_answered_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much came since: here far more than is known without a filter, and each at a forged address."""
+    monkeypatch.setattr("phantommesh.envelope.SEEN", 16)
+    ends = {name: End(name, KEY).knows(*"abc".replace(name, "")) for name in "abc"}
+    recorded = pass_on(ends, 20.0)
+    assert len(recorded) > 100
+    answers = [
+        effect
+        for name, data, _ in recorded
+        for effect in ends[name].take(data, ELSEWHERE)
+        if isinstance(effect, Datagram)
+    ]
+    assert answers == []
+
+
+@pytest.mark.parametrize("kind", [PING, PING_REQ, QUERY])
+def test_who_asks_from_an_unproved_address_gets_little(kind: int) -> None:
+    """An insider can ask in any name, from an address that it forges: the answers go to who is there."""
+    a, sealer = End("a", KEY).knows("b", "c"), End("b", KEY)
+    news = [
+        node_id(n) + (1).to_bytes(6) + bytes(3) + bytes([State.ALIVE]) + bytes(22) for n in "defghijklmnop"
+    ]
+    sent = received = 0
+    for i in range(2000):
+        for one in news:
+            a.membership._core.queue.put(one)  # there is always something to tell
+        asked = encode(kind, i.to_bytes(8), node_id("b"), node_id("c" if kind == PING_REQ else "a"), [], 10)
+        datagram = sealer.envelope.seal(KIND, asked)
+        sent += len(datagram)
+        for effect in a.take(datagram, ELSEWHERE) + a.gossip.tick(a.now):
+            if isinstance(effect, Datagram) and effect.to == ELSEWHERE:
+                assert len(effect.data) <= AMPLIFIED * len(datagram)
+                received += 1
+    assert received <= STRANGE_BURST + STRANGE_RATE
+    if kind == PING:
+        assert received == STRANGE_BURST
+        at_home = a.take(
+            sealer.envelope.seal(KIND, encode(PING, bytes(8), node_id("b"), node_id("a"), [])), HOMES["b"][0]
+        )
+        [answer] = [effect for effect in at_home if isinstance(effect, Datagram)]
+        assert answer.to == HOMES["b"][0] and len(answer.data) > SHORT + OVERHEAD
 
 
 @pytest.mark.parametrize("source", [HOMES["b"][0], ELSEWHERE])

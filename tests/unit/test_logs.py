@@ -107,3 +107,54 @@ def test_a_broken_pipe_does_not_reach_the_caller(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(logging, "raiseExceptions", False)
     logs.configure("info", "json", stream=Broken())
     structlog.get_logger().info("lost")
+
+
+# --- what others cause is bounded
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_that_comes_again_and_again_is_counted_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    logs.configure("debug", "json", stream=stream)
+    log = structlog.get_logger("test")
+    for _ in range(1000):
+        log.warning("request refused", source=f"192.0.2.1:{_}/tcp", error="x" * 100)
+        log.debug("not fetched", peer="beta")
+    log.warning("request refused", source="192.0.2.2:1/tcp")  # another host
+    log.error("roster not written", error="no space")  # another kind
+    found = [(entry["event"], entry.get("source")) for entry in lines(stream)]
+    assert len(found) < 20
+    assert found[-2:] == [("request refused", "192.0.2.2:1/tcp"), ("roster not written", None)]
+    clock[0] += 120.0
+    log.warning("request refused", source="192.0.2.1:1/tcp")
+    *_, last, summary = lines(stream)
+    assert last["left_out"] == 1000 - 6
+    assert summary["event"] == "log lines were left out"
+    assert summary["level"] == "warning"
+    assert summary["lines"] == {"WARNING request refused": 994, "DEBUG not fetched": 994}
+
+
+def test_a_librarys_lines_have_the_same_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    logs.configure("info", "json", stream=stream)
+    for i in range(100):
+        logging.getLogger("some.library").warning("bad frame %d", i)
+    clock[0] += 70.0
+    logging.getLogger("some.library").warning("bad frame %d", 100)
+    texts = [entry["event"] for entry in lines(stream)]
+    assert texts[-2:] == ["bad frame 100 (and 94 more)", "log lines were left out"]
+    assert len(texts) == 8
+
+
+def test_a_long_text_is_cut() -> None:
+    stream = io.StringIO()
+    logs.configure("info", "json", stream=stream)
+    structlog.get_logger("test").info("said", error="x" * 100_000, items=["y" * 100_000])
+    assert len(stream.getvalue()) < 10_000

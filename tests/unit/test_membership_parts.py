@@ -7,7 +7,10 @@ import pytest
 
 from phantommesh.membership import messages
 from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
+from phantommesh.membership.effects import FetchRecord
 from phantommesh.membership.health import Awareness, RoundTrips, suspicion_time
+from phantommesh.membership.machine import Membership
+from phantommesh.membership.merging import SLICE
 from phantommesh.membership.messages import (
     MAX_EVENTS,
     MAX_MESSAGE,
@@ -18,6 +21,7 @@ from phantommesh.membership.messages import (
     decode_sync_untrusted,
     decode_untrusted,
     encode,
+    encode_events,
     make_key,
 )
 from phantommesh.membership.presets import LAN, MEMBERLIST_LAN, PRESETS, Params
@@ -234,3 +238,23 @@ def test_memberlists_defaults_are_as_documented() -> None:
     )
     assert not p.verify
     assert LAN.verify
+
+
+def test_a_large_sync_is_taken_in_a_slice_at_a_time() -> None:
+    """Before: 65,536 events at once held the node for seconds."""
+    told = [event(i) for i in range(5000)]
+    me = Membership(
+        node=b"m" * 16, generation=1, record_seq=1, record_hash=bytes(16), rng=random.Random(1), now=0.0
+    )
+    answer = encode_events(SyncKind.DIFFERENCE, b"p" * 16, [], told)
+    _, effects = me.sync_close(answer, b"p" * 16, 0.0)
+    wanted = [effect for effect in effects if isinstance(effect, FetchRecord)]
+    assert len(wanted) == SLICE
+    now, most = 0.0, 0
+    while len(wanted) < len(told):
+        now = max(now, me.deadline)
+        came = [effect for effect in me.tick(now) if isinstance(effect, FetchRecord)]
+        most = max(most, len(came))
+        wanted += came
+    assert now < 1.0
+    assert most <= SLICE + 8  # and those asked for again

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import msgspec
 import pytest
 
+from phantommesh.identity import Identity, NodeId
 from phantommesh.issuing import Authority, issue_authority
 from phantommesh.records import (
+    CONTEXT,
+    NO_KEY,
     Dispute,
     NodeRecord,
+    PossessionError,
     RecordError,
     Roster,
     SignedRecord,
     open_record,
     sign_record,
+    usable_keys,
 )
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.trust import DAY, NODE_LIFE, Role, TrustError
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
+from phantommesh.wgkeys import WgKey
+from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 
 MESH = make_mesh()
 NODE, OTHER = identity("node"), identity("other")
@@ -64,6 +71,11 @@ def test_a_later_version_may_add_fields() -> None:
         {"wg_keys": (b"k" * 32,) * 7},
         {"wg_keys": tuple(bytes([i]) * 31 for i in range(7))},
         {"wg_keys": tuple(bytes([i]) * 32 for i in range(7))},  # the first is all zero
+        {"wg_proofs": ()},
+        {"wg_proofs": plain_record(NODE).wg_proofs[::-1]},
+        {"wg_proofs": plain_record(OTHER).wg_proofs},
+        {"wg_keys": plain_record(OTHER).wg_keys},
+        {"wg_keys": plain_record(NODE).wg_keys[::-1], "wg_proofs": plain_record(NODE).wg_proofs[::-1]},
         {"wg_ports": (1,) * 7},
         {"wg_ports": (0, 1, 2, 3, 4, 5, 6)},
         {"wg_ports": (1, 2, 3, 4, 5, 6)},
@@ -141,19 +153,114 @@ def test_of_two_with_one_address_or_name_the_lower_node_id_keeps_it() -> None:
     assert held.disputes(NOW) == []
 
 
+def with_key(node: Identity, dimension: int, key: WgKey, seq: int = 1) -> NodeRecord:
+    """The node's record with one key of another: honest proofs, as of one that has the private half."""
+    own = wg_keys(node)
+    return plain_record(
+        node, seq, replace(own, keys=(*own.keys[:dimension], key, *own.keys[dimension + 1 :]))
+    )
+
+
 @pytest.mark.parametrize("lower_first", [True, False])
-def test_a_wireguard_key_stays_with_who_claimed_it_first(lower_first: bool) -> None:
-    """A member that copies another's keys, though it has the lower node id, shuts nobody out."""
+def test_a_key_that_two_members_hold_stays_with_the_first_in_one_dimension_alone(lower_first: bool) -> None:
+    """Also where the second has the lower node id, and after a restart."""
     first, second = sorted((NODE, OTHER), key=lambda node: node.node_id, reverse=not lower_first)
-    record = msgspec.structs.replace(plain_record(second), wg_keys=plain_record(first).wg_keys)
-    copy = sign_record(second, record, MESH.certify(second, "copy"), MESH.authority.der)
+    key = wg_keys(first).keys[3]
+    copy = sign_record(second, with_key(second, 5, key), MESH.certify(second, "copy"), MESH.authority.der)
     early = sign_record(second, plain_record(second, 0), MESH.certify(second, "copy"), MESH.authority.der)
-    expected = [Dispute(second.node_id, first.node_id, "WireGuard key")] * 7
+    expected = [Dispute(second.node_id, first.node_id, "WireGuard key", key.public)]
     for order in ([MESH.record(first, "first"), copy], [early, MESH.record(first, "first"), copy]):
         held = roster(*order)
-        assert held.disputes(NOW) == expected
         again = Roster.decode_untrusted(held.encode(), MESH.root, Revocations(MESH.root), NOW)
-        assert again.disputes(NOW) == expected
+        kept = Roster.decode_kept(held.encode_kept(), MESH.root, Revocations(MESH.root), NOW)
+        for found in (held, again, kept):
+            assert found.disputes(NOW) == expected
+            one, two = map(found.get, (first.node_id, second.node_id))
+            assert one is not None and two is not None
+            # a third member
+            all_, but_5 = (
+                wg_keys(first).public,
+                tuple(k if k != key.public else NO_KEY for k in two.record.wg_keys),
+            )
+            stranger = NodeId(b"t" * 16)
+            assert usable_keys(one, expected, stranger) == all_
+            assert usable_keys(two, expected, stranger) == but_5 and but_5.index(NO_KEY) == 5
+            # the two themselves: neither can have its own key as a peer's
+            assert usable_keys(two, expected, first.node_id) == but_5
+            assert usable_keys(one, expected, second.node_id).index(NO_KEY) == 3
+            assert usable_keys(one, expected, second.node_id).count(NO_KEY) == 1
+
+
+def test_no_key_is_used_for_the_one_that_has_to_give_up_its_address() -> None:
+    entry = roster(SIGNED).get(NODE.node_id)
+    assert entry is not None
+    me, other = NodeId(b"m" * 16), NodeId(b"o" * 16)
+    for loser, winner, used in (
+        (NODE.node_id, other, False), (other, NODE.node_id, True),
+        (NODE.node_id, me, False), (me, NODE.node_id, False), (me, other, True),
+    ):  # fmt: skip
+        keys = usable_keys(entry, [Dispute(loser, winner, "address")], me)
+        assert keys == (entry.record.wg_keys if used else (NO_KEY,) * 7)
+        assert usable_keys(entry, [Dispute(loser, winner, "name")], me) == entry.record.wg_keys
+
+
+def test_a_key_that_another_announced_is_refused_and_its_owner_stays() -> None:
+    """All that a member can do without the private half: with its own proofs, the owner's, or none."""
+    victim, own = plain_record(OTHER), plain_record(NODE, 6)
+    for proofs in (own.wg_proofs, victim.wg_proofs, (bytes(64),) * 7, (b"",) * 7, own.wg_proofs[:6]):
+        lie = resign(msgspec.structs.replace(own, wg_keys=victim.wg_keys, wg_proofs=proofs))
+        held = roster(SIGNED)
+        with pytest.raises(PossessionError, match="member alpha"):
+            held.add(lie, NOW)
+        assert held.add(MESH.record(OTHER, "victim"), NOW)
+        assert held.disputes(NOW) == []
+
+
+def test_a_record_of_an_earlier_version_is_known_from_the_disk_and_counts_as_run_out() -> None:
+    """So a node that was upgraded knows where its peers are, and hears of their keys once they were, too."""
+    early = resign(msgspec.structs.replace(plain_record(NODE, 6), wg_proofs=()))
+    assert len(msgspec.msgpack.decode(early.body)) == 7
+    shorter = msgspec.msgpack.encode(msgspec.msgpack.decode(early.body)[:6])
+    early = msgspec.structs.replace(early, body=shorter, signature=NODE.sign(shorter, CONTEXT))
+    with pytest.raises(PossessionError, match="earlier version") as caught:
+        roster(early)
+    assert "upgrade" in caught.value.fix
+    written = msgspec.msgpack.encode([early])
+    held = Roster.decode_untrusted(written, MESH.root, Revocations(MESH.root), NOW)
+    entry = held.get(NODE.node_id)
+    assert entry is not None and not entry.valid(NOW) and held.members(NOW) == []
+    assert held.encode() == written  # it stays so until the node itself says more
+    kept = Roster.decode_kept(held.encode_kept(), MESH.root, Revocations(MESH.root), NOW)
+    assert kept.encode() == written and kept.members(NOW) == []
+    assert held.add(MESH.record(NODE, "alpha", 7), NOW)
+    assert [member.name for member in held.members(NOW)] == ["alpha"]
+    lie = resign(msgspec.structs.replace(plain_record(NODE, 6), wg_proofs=(bytes(64),) * 7))
+    with pytest.raises(PossessionError):
+        Roster.decode_untrusted(msgspec.msgpack.encode([lie]), MESH.root, Revocations(MESH.root), NOW)
+
+
+def test_the_mark_of_verified_proofs_is_believed_from_the_own_disk_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = roster(SIGNED, MESH.record(OTHER, "beta"))
+    kept, sent = held.encode_kept(), held.encode()
+    verified = []
+
+    def count(*args: object) -> bool:
+        verified.append(args)
+        return True
+
+    monkeypatch.setattr("phantommesh.records.proves", count)
+    for read, data, times in (
+        (Roster.decode_kept, kept, 0), (Roster.decode_kept, sent, 14),  # an earlier version's file
+        (Roster.decode_untrusted, kept, 14), (Roster.decode_untrusted, sent, 14),
+    ):  # fmt: skip
+        verified.clear()
+        again = read(data, MESH.root, Revocations(MESH.root), NOW)
+        assert len(verified) == times
+        assert again.digest() == held.digest() and again.encode_kept() == kept
+        entry = again.get(NODE.node_id)
+        assert entry is not None and entry.signed == SIGNED
 
 
 def test_equivocation_is_kept_as_evidence_and_all_choose_the_same() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The roster while it changes: kept, merged, given out, followed."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery import roster
 from phantommesh.nursery.authority import AuthorityDesk
@@ -28,11 +30,12 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
+from phantommesh.rates import Rates
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import Role
+from phantommesh.trust import NODE_LIFE, Role
 from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
@@ -140,6 +143,108 @@ async def test_two_savers_do_not_write_over_each_other(mesh: Mesh) -> None:
     assert held is not None and held.record.seq == 5
 
 
+async def test_newer_records_of_one_member_wait_and_the_newest_wins(
+    mesh: Mesh, autojump_clock: object
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for seq in range(1, 41):
+            mesh.keeper.add(mesh.record(B, "beta", seq=seq))
+        at_once = 1 + module.NEWER_BURST
+        held = mesh.keeper.roster.get(B.node_id)
+        assert held is not None and held.record.seq == at_once == mesh.changes
+        waits = mesh.keeper.roster.seen(B.node_id)
+        assert waits is not None and waits.record.seq == 40
+        assert mesh.keeper.add(mesh.record(C, "gamma"))  # nobody else waits
+        mesh.keeper.add(mesh.record(C, "gamma", seq=2))
+        await trio.sleep(1 / module.NEWER_RATE + 2 * module.LOOK)
+        held = mesh.keeper.roster.get(B.node_id)
+        assert held is not None and held.record.seq == 40
+        assert not mesh.keeper.roster.waiting
+        nursery.cancel_scope.cancel()
+    assert mesh.changes == at_once + 3
+
+
+async def test_what_waits_is_dropped_where_its_member_is_revoked_meanwhile(
+    mesh: Mesh, autojump_clock: object
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for seq in range(1, 41):
+            mesh.keeper.add(mesh.record(B, "beta", seq=seq))
+        authority = mesh.state.authority
+        assert authority is not None
+        mesh.keeper.revoke(revoke(authority, B.node_id, time()))
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert mesh.names() == ["alpha"]
+    assert not mesh.keeper.roster.waiting
+
+
+async def test_the_rosters_writes_keep_to_their_budget(
+    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = StateDir.write, list[tuple[float, str, int]]()
+
+    def count(self: StateDir, name: str, data: bytes) -> None:
+        written.append((clock.current_time(), name, len(data)))
+        write(self, name, data)
+
+    async def here(sync: Callable[..., object], *args: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return sync(*args)  # the clock jumps while nothing but a thread is at work
+
+    clock = cast("trio.abc.Clock", autojump_clock)
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
+    monkeypatch.setattr(StateDir, "write", count)
+    monkeypatch.setattr(module, "DISK_RATE", 1024)
+    others = [identity(f"other {i}") for i in range(4)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        start = trio.current_time()
+        for seq in range(1, 6):
+            for i, other in enumerate(others):
+                mesh.keeper.add(mesh.record(other, f"other-{i}", seq=seq))
+                await trio.sleep(5)
+        seconds = trio.current_time() - start
+        largest = max(size for _, _, size in written)
+        assert sum(size for _, _, size in written) <= largest + 1024 * seconds
+        authority = mesh.state.authority
+        assert authority is not None
+        mesh.keeper.revoke(revoke(authority, others[0].node_id, time()))
+        now = trio.current_time()
+        await trio.sleep(1)
+        assert [name for when, name, _ in written if when >= now] == [statedir.REVOCATIONS]
+        await trio.sleep(largest / 1024 + 1)
+        assert mesh.on_disk() == ["alpha", "other-1", "other-2", "other-3"]
+        await mesh.keeper.save()
+        count_before = len(written)
+        await mesh.keeper.save()
+        assert len(written) == count_before
+        nursery.cancel_scope.cancel()
+
+
+async def test_this_nodes_own_record_is_written_at_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_PAUSE", 600.0)
+    me = mesh.state.identity
+    held = mesh.keeper.roster.get(me.node_id)
+    assert held is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        mesh.keeper.add(mesh.record(B, "beta"))
+        await until(lambda: mesh.on_disk() == ["alpha", "beta"])
+        mesh.keeper.add(mesh.record(B, "beta", seq=2))
+        own = msgspec.structs.replace(held.record, seq=held.record.seq + 1)
+        mesh.keeper.add(sign_record(me, own, held.signed.node_cert, held.signed.authority_cert))
+
+        def stored() -> int:
+            mine = load_node(mesh.state.state.path, time()).roster.get(me.node_id)
+            return 0 if mine is None else mine.record.seq
+
+        await until(lambda: stored() == own.seq)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_batch_is_merged_and_told_once(mesh: Mesh) -> None:
     stranger = Identity.generate()
     bad = replace_signature(mesh.record(stranger, "bad"))
@@ -235,10 +340,8 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     assert await mesh.ask(B, control.SyncClose(b"y")) == control.Done()
 
 
-async def test_a_member_that_brings_ever_more_records_is_slowed(
-    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roster, "RECORDS_AT_ONCE", 5.0)
+async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
+    mesh.server._rates[control.Announce] = Rates(roster.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
@@ -453,3 +556,17 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
             async with connect("127.0.0.1", authority.config.control.port) as framed:
                 with pytest.raises(StreamError):
                     await Client.open(framed, mine)
+
+
+async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, autojump_clock: object) -> None:
+    for who, name in ((B, "beta"), (C, "gamma")):
+        mesh.keeper.add(mesh.record(who, name))
+    request_ = control.Renew(make_csr(B, "beta"))
+    for _ in range(authority_module.RENEWALS):
+        assert isinstance(await mesh.ask(B, request_), control.Renewed)
+    refused = await mesh.ask(B, request_)
+    assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
+    assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
+    await trio.sleep(NODE_LIFE / authority_module.RENEWALS_LIFE + 1)
+    assert isinstance(await mesh.ask(B, request_), control.Renewed)
+    assert isinstance(await mesh.ask(B, request_), control.Refused)

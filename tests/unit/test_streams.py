@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from phantommesh import control, wire
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
+from phantommesh.link.effects import Opened
 from phantommesh.nursery import streams
 from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect
 from phantommesh.secret import Secret
@@ -600,8 +601,7 @@ def session(peer: bytes, name: bytes, invite: bytes = b"") -> Session:
     return Session(peer, name, Secret(name * 4), Secret(name * 4), invite)
 
 
-def test_the_newest_few_of_each_peer_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SESSIONS_KEPT", 4)
+def test_the_newest_few_of_each_peer_are_kept() -> None:
     sessions = Sessions()
     for i in range(5):
         sessions.add(session(b"a", bytes([i]) * 8))
@@ -613,8 +613,34 @@ def test_the_newest_few_of_each_peer_are_kept(monkeypatch: pytest.MonkeyPatch) -
     sessions._by_name.pop(b"invited!")
     sessions.add(session(b"b", b"b" * 8))
     sessions.add(session(b"c", b"c" * 8))
-    assert sessions.get(bytes([2]) * 8) is None
-    assert sessions.get(bytes([3]) * 8) is not None
+    assert sessions.get(bytes([2]) * 8) is not None
+
+
+def test_newcomers_push_out_newcomers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "NEWCOMERS_KEPT", 4)
+    sessions = Sessions()
+    sessions.add(session(b"a", b"a" * 8))
+    for i in range(9):
+        sessions.add(session(bytes([i]), bytes([i]) * 8, b"invite"))
+    assert [i for i in range(9) if sessions.get(bytes([i]) * 8)] == [5, 6, 7, 8]
+    assert sessions.newest(b"a") is not None
+
+
+def opened(peer: bytes, key_out: bytes, key_in: bytes) -> Opened:
+    return Opened(peer, "responder", b"session1", Secret(key_out * 32), Secret(key_in * 32), 1, 0.1)
+
+
+def test_a_session_has_a_name_that_nobody_chose() -> None:
+    """What a handshake calls itself is in clear on the network: another can have taken it."""
+    mine = opened(b"victim", b"o", b"i")
+    stolen = opened(b"thief", b"p", b"j")
+    sessions = Sessions()
+    for one in (stolen, mine):
+        sessions.add(Session.of(one))
+    kept = sessions.newest(b"victim")
+    assert kept is not None and sessions.get(kept.name) == kept
+    other_end = opened(b"server", b"i", b"o")
+    assert Session.of(other_end).name == kept.name
 
 
 def test_a_peer_cannot_take_the_name_of_anothers_session() -> None:
