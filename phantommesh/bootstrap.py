@@ -19,7 +19,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import statedir
-from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load, parse, render
+from phantommesh.config import (
+    Config,
+    ConfigError,
+    NodeSection,
+    OverlaySection,
+    load,
+    parse,
+    refuse_overlay,
+    render,
+)
 from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_key
 from phantommesh.identity import Identity, IdentityError, NodeId
 from phantommesh.invites import Invite
@@ -96,6 +105,7 @@ def init_mesh(
     root_key, authority_key, identity = Identity.generate(), Identity.generate(), Identity.generate()
     root = make_root(root_key, mesh, now, network4)
     described = describe_mesh(root)
+    refuse_overlay(config, (described.network4, described.network6))
     authority_cert = issue_authority(root, root_key, authority_key.spki, identity.node_id, now)
     authority = Authority(root, authority_cert, authority_key)
     ip4 = choose_ip4(described, identity.node_id, ())

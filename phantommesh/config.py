@@ -9,7 +9,8 @@ import json
 import math
 import re
 import tomllib
-from ipaddress import AddressValueError, IPv4Network, NetmaskValueError, ip_address
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
@@ -18,6 +19,7 @@ from msgspec import Meta
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
 from phantommesh.sizes import DIMENSIONS, MAX_BATCH, MIN_BATCH
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -324,12 +326,21 @@ def _check(config: Config) -> None:
     for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             try:
-                parse_endpoint(endpoint, config.control.port)
+                host, _ = parse_endpoint(endpoint, config.control.port)
             except ValueError as error:
                 raise ConfigError(
                     f"{key}: {_show(endpoint)} is not usable: {error}",
                     fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
                 ) from None
+            _check_reach(key, endpoint, host)
+    hosts = [parse_endpoint(endpoint, config.control.port)[0] for endpoint in node.endpoints]
+    if not all_loopback(hosts):
+        for host, endpoint in zip(hosts, node.endpoints, strict=True):
+            if is_loopback(host):
+                raise ConfigError(
+                    f"node.endpoints: {_show(endpoint)} is a loopback address: no other machine reaches it",
+                    fix="take it out; for a mesh within one machine all endpoints are loopback addresses",
+                )
     for peer in config.scatter.peers:
         if not _LABEL.fullmatch(peer):
             raise ConfigError(f"scatter.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
@@ -397,6 +408,33 @@ def _check(config: Config) -> None:
             loopback = False
         if not loopback:
             raise _bad("api.listen", config.api.listen, _kind(ApiSection, "listen"))
+
+
+def _check_reach(key: str, endpoint: str, host: str) -> None:
+    """Refuse an address that no other node has. Loopback is for meshes within one machine."""
+    try:
+        why = special(ip_address(host))
+    except ValueError:
+        return  # a name
+    if why is not None and why is not Why.LOOPBACK:
+        raise ConfigError(
+            f"{key}: {_show(endpoint)} is {why.text}",
+            fix="give the address of a network by which other machines reach it",
+        )
+
+
+def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+    """Raise ConfigError where an endpoint or a seed lies in the overlay: what goes there would be encrypted
+    again and again. For whoever knows the mesh's ``networks``."""
+    reach = Reach(tuple(networks))
+    for key, endpoints in (("node.endpoints", config.node.endpoints), ("gossip.seeds", config.gossip.seeds)):
+        for endpoint in endpoints:
+            host, _ = parse_endpoint(endpoint, config.control.port)
+            if reach.never(host) is Why.OVERLAY:
+                raise ConfigError(
+                    f"{key}: {_show(endpoint)} is {Why.OVERLAY.text}",
+                    fix="give the address of the network beneath the mesh, by which other machines reach it",
+                )
 
 
 def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ class _Route:
 class Gossip:
     """The membership of one node on the wire.
 
-    ``where`` gives the addresses in a member's signed record; ``digest`` the 8 bytes that tell of our
+    ``where`` gives the addresses in a member's signed record that may be used; ``may`` says whether a member
+    that names none may be answered where its datagrams come from; ``digest`` the 8 bytes that tell of our
     revocations and keys; ``in_use`` is told the id of each key that a genuine datagram was sealed with. The
     clock is the owner's throughout.
     """
@@ -84,11 +85,13 @@ class Gossip:
         where: Callable[[NodeId], Sequence[Address]],
         digest: Callable[[], bytes],
         in_use: Callable[[bytes], None],
+        may: Callable[[NodeId, str], bool] = lambda member, host: True,
     ) -> None:
         self.membership = membership
         self.heard_at = -inf
         self._keyless_pause = KEYLESS_AGAIN
         self._envelope, self._where, self._digest, self._in_use = envelope, where, digest, in_use
+        self._may = may
         self._routes: dict[NodeId, _Route] = {}
         self._asked_at: dict[NodeId | None, float] = {}
         self._nothing_new: OrderedDict[bytes, None] = OrderedDict()
@@ -160,7 +163,7 @@ class Gossip:
         """Any member can seal in another's name, so only an address that the sender's record names counts;
         where it names none, the sender is where it speaks from. Return whether the record names it."""
         known = self._where(sender)
-        if source in known or not known:
+        if source in known or (not known and self._may(sender, source.host)):
             route = self._routes.setdefault(sender, _Route())
             route.last, route.heard = source, now
         return source in known

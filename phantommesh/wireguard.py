@@ -6,7 +6,7 @@ reports. ``diff(actual, desired)`` names only what differs: a peer that is alrea
 because a message about it could reset its sessions. Nothing here does I/O.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import (
@@ -268,24 +268,32 @@ def diff(
     *,
     now: float,
     applied: Mapping[str, DeviceConfig] | None = None,
+    forbids: Callable[[str], bool] = lambda host: False,
 ) -> list[DeviceDiff]:
     """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
 
     ``actual`` holds our devices only; one that is no longer desired is removed. ``applied`` is what was last
     applied with success, ``now`` the time in Unix seconds: both decide whether an endpoint that differs is
-    WireGuard's own roaming, which is left alone, or out of date.
+    WireGuard's own roaming, which is left alone, or out of date. WireGuard follows a peer to wherever its
+    packets come from, so also into the overlay: what roamed to a host that ``forbids`` is put back, and where
+    there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard has no
+    other way to forget an endpoint.
     """
     applied = applied or {}
     changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
     for name, want in desired.items():
-        change = _diff_device(actual.get(name), want, applied.get(name), now)
+        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids)
         if change != DeviceDiff(name):
             changes.append(change)
     return changes
 
 
 def _diff_device(
-    have: DeviceState | None, want: DeviceConfig, applied: DeviceConfig | None, now: float
+    have: DeviceState | None,
+    want: DeviceConfig,
+    applied: DeviceConfig | None,
+    now: float,
+    forbids: Callable[[str], bool],
 ) -> DeviceDiff:
     if have is None:
         return DeviceDiff(
@@ -313,7 +321,7 @@ def _diff_device(
         remove_addresses=have.addresses - want.addresses,
         add_routes=want.routes - have.routes,
         remove_routes=have.routes - want.routes,
-        peers=tuple(_diff_peers(have.peers, want.peers, applied.peers if applied else {}, now)),
+        peers=tuple(_diff_peers(have.peers, want.peers, applied.peers if applied else {}, now, forbids)),
     )
 
 
@@ -322,6 +330,7 @@ def _diff_peers(
     want: Mapping[bytes, PeerConfig],
     applied: Mapping[bytes, PeerConfig],
     now: float,
+    forbids: Callable[[str], bool],
 ) -> Iterator[PeerDiff]:
     for key in sorted(have.keys() - want.keys()):
         yield PeerDiff(key, remove=True)
@@ -330,13 +339,17 @@ def _diff_peers(
         if before is None:
             yield _new_peer(peer)
             continue
+        astray = before.endpoint is not None and forbids(before.endpoint.host)
+        if astray and peer.endpoint is None:
+            yield PeerDiff(key, remove=True)
+            continue
         added, removed = peer.allowed_ips - before.allowed_ips, before.allowed_ips - peer.allowed_ips
         # Replacing leaves the peer without networks for a moment, so it is done only when one has to go.
         networks = peer.allowed_ips if removed else added
         change = PeerDiff(
             key,
             psk=peer.psk if before.psk != peer.psk else None,
-            endpoint=_new_endpoint(before, peer, applied.get(key), now),
+            endpoint=peer.endpoint if astray else _new_endpoint(before, peer, applied.get(key), now),
             keepalive=peer.keepalive if before.keepalive != peer.keepalive else None,
             allowed_ips=networks if added or removed else None,
             replace_allowed_ips=bool(removed),

@@ -254,7 +254,9 @@ class Answerer:
                 self.responses.drop(response)
             elif installed == ALL or (installed and now >= since + PARTIAL_ACK_AFTER):
                 name, epoch = response.handshake.init.session, committed.epoch
-                opened = self._context.opened(peer, "responder", name, session, epoch, response.born, now)
+                opened = self._context.opened(
+                    peer, "responder", name, session, epoch, response.born, response.source, now
+                )
                 return [*self._send_ack(response, installed, now), opened]
         return []
 

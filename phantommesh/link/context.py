@@ -150,6 +150,7 @@ class Context:
         session: keys.SessionKeys,
         epoch: int,
         began: float,
+        at: Address,
         now: float,
     ) -> Opened:
         """Note that a handshake finished, and plan the next."""
@@ -160,7 +161,7 @@ class Context:
         key_out, key_in = session.channel_i, session.channel_r
         if role == "responder":
             key_out, key_in = key_in, key_out
-        return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began)
+        return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began, at=at)
 
     def settle(self, peer: Peer) -> None:
         """Note when the peer is due. To be called after anything that may have changed its ``deadline``."""

@@ -65,7 +65,8 @@ class Install:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A handshake finished. The keys protect control streams named by ``session`` (the initiator's id).
-    ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``."""
+    ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``; ``at`` is
+    where a member is, as it answered from there."""
 
     peer: bytes
     role: Role
@@ -76,6 +77,7 @@ class Opened:
     seconds: float
     invite: bytes = b""
     spki: bytes = b""
+    at: Address | None = None
 
 
 class ResetSign(Enum):

@@ -182,5 +182,7 @@ class Starter:
         if staged is None or staged.chain_id != initiation.keys.chain_id or not peer.psk.commit(staged, now):
             return self._context.drop("overtaken")
         name, began = initiation.session, initiation.started
-        opened = self._context.opened(peer, "initiator", name, initiation.keys, staged.epoch, began, now)
+        opened = self._context.opened(
+            peer, "initiator", name, initiation.keys, staged.epoch, began, initiation.destination, now
+        )
         return [Install(peer.node_id), opened]

@@ -13,6 +13,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
+from phantommesh.endpoint import parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.invites import MAX_ENDPOINTS, InviteEntry, span
 from phantommesh.issuing import (
@@ -27,6 +28,7 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.rates import Rates
+from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import Entry, SignedRecord, open_record, settle
 from phantommesh.revocation import Revocation, revoke
 from phantommesh.trust import NODE_LIFE, Role, TrustError
@@ -39,7 +41,7 @@ JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each
 # Tuning.
 REPLACE_WITHIN = (
     7 * 86_400.0
-)  # s, as long as a certificate: a member that died half-way may be off for a while
+)  # s, as a certificate's life: a member that died half-way may be off for a while
 
 AUTHORITY_ANEW = (
     "make another machine an authority (`phantommesh invite --role authority`), let it run "
@@ -109,10 +111,10 @@ class AuthorityDesk:
             issue = partial(authority.issue, spki, name, entry.role, ip4, time())
             node_cert = await trio.to_thread.run_sync(issue)
             signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
+            await trio.to_thread.run_sync(self._check_endpoints, signed, name)
             if replaced is not None:
                 # The invite first: should this node die now, the same newcomer is let in again, and nobody
                 # else. Then the revocation, and only then the record: no member is two.
-                await trio.to_thread.run_sync(open_record, node.root, signed, time())
                 await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time(), name)
                 await self.revoke(self._target(replaced), force=False)
             # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
@@ -136,6 +138,22 @@ class AuthorityDesk:
             active_key=self._keys.active_id,
             own_authority_cert=own_authority_cert,
         )
+
+    def _check_endpoints(self, signed: SignedRecord, name: str) -> None:
+        """Raise TrustError where the newcomer names an address that nobody here would send to. Others judge
+        for themselves; this tells an operator of a slip while it is easily mended."""
+        _, record = open_record(self._node.root, signed, time())
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        own = () if mine is None else (parse_endpoint(endpoint)[0] for endpoint in mine.record.control)
+        mesh = self._node.mesh
+        reach = Reach((mesh.network4, mesh.network6), loopback=all_loopback(own))
+        for endpoint in record.control:
+            why = reach.never(parse_endpoint(endpoint)[0])
+            if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
+                raise TrustError(
+                    f"the endpoint {endpoint} of {name} is {why.text}",
+                    fix="join with --endpoint and an address by which other machines reach this one",
+                )
 
     def _check_invite(self, invite: bytes, node_id: NodeId, name: str) -> InviteEntry:
         entry = self._node.invites.find(invite, time(), node_id)

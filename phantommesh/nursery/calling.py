@@ -13,7 +13,6 @@ import structlog
 import trio
 
 from phantommesh import asking, control
-from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
@@ -21,6 +20,7 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.revocation import decode_revocation_untrusted
 from phantommesh.trust import Role, TrustError
+from phantommesh.wire import Address
 
 # Tuning.
 PATIENCE = 25.0  # s that a renewal may take at one authority
@@ -35,10 +35,17 @@ log = structlog.get_logger("phantommesh.calling")
 
 
 class Caller:
-    """Opens channels to members. A member can be called once a link with it has left a session."""
+    """Opens channels to members. A member can be called once a link with it has left a session. ``where``
+    gives the addresses at which a member may be called."""
 
-    def __init__(self, node: NodeState, keeper: RosterKeeper, sessions: streams.Sessions) -> None:
-        self._node, self._keeper, self.sessions = node, keeper, sessions
+    def __init__(
+        self,
+        node: NodeState,
+        keeper: RosterKeeper,
+        sessions: streams.Sessions,
+        where: Callable[[NodeId], Sequence[Address]],
+    ) -> None:
+        self._node, self._keeper, self.sessions, self._where = node, keeper, sessions, where
 
     def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
         """The members that can be called, in the order of `asking.whom`."""
@@ -47,16 +54,16 @@ class Caller:
 
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[streams.Client]:
-        """Open a channel to a member, at the first of its endpoints that answers. Raises `StreamError`, also
+        """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
         inside the block where the channel breaks."""
-        session, entry = self.sessions.newest(member), self._keeper.roster.get(member)
-        if session is None or entry is None:
+        session = self.sessions.newest(member)
+        if session is None or self._keeper.roster.get(member) is None:
             raise streams.StreamError("there is no link with this member")
-        failure = streams.StreamError("its record names no endpoint")
-        for endpoint in entry.record.control:
+        failure = streams.StreamError("its record names no address that may be used and is known")
+        for address in self._where(member):
             opened = False
             try:
-                async with streams.connect(*parse_endpoint(endpoint)) as framed:
+                async with streams.connect(address.host, address.port) as framed:
                     client = await streams.Client.open(framed, session)
                     opened = True
                     yield client
@@ -64,7 +71,7 @@ class Caller:
             except streams.StreamError as error:
                 if opened:
                     raise
-                failure = streams.StreamError(f"{endpoint}: {error}")
+                failure = streams.StreamError(f"{address}: {error}")
         raise failure
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> control.Renewed:
@@ -130,7 +137,12 @@ async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
     return await converse(client, keeper, asking.reconcile(keeper.roster, time))
 
 
-async def ask_standing(node: NodeState, keeper: RosterKeeper, quiet: Callable[[], bool]) -> None:
+async def ask_standing(
+    node: NodeState,
+    keeper: RosterKeeper,
+    quiet: Callable[[], bool],
+    where: Callable[[NodeId], Sequence[Address]],
+) -> None:
     """While it is ``quiet``, ask members whether this node was revoked, until it was or is cancelled: who was
     hears it from nobody else, as nobody links with it or gossips to it any more."""
     pause = STANDING_FIRST
@@ -142,10 +154,10 @@ async def ask_standing(node: NodeState, keeper: RosterKeeper, quiet: Callable[[]
         pause = min(STANDING_MAX, pause * 1.5)
         entries = [e for e in keeper.roster if e.member.node_id != node.identity.node_id]
         for entry in random.sample(entries, min(len(entries), STANDING_ASKED)):
-            for endpoint in entry.record.control:
+            for address in where(entry.member.node_id):
                 answer = b""
                 with suppress(streams.StreamError):
-                    async with streams.connect(*parse_endpoint(endpoint)) as framed:
+                    async with streams.connect(address.host, address.port) as framed:
                         answer = await streams.ask_revoked(framed, node.identity.node_id)
                 if answer:
                     with suppress(PhantomMeshError):

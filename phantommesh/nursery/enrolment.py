@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import time
@@ -27,6 +27,9 @@ from phantommesh.link.newcomer import Newcomer
 from phantommesh.nodestate import make_record
 from phantommesh.nursery import streams
 from phantommesh.nursery.drive import sign_in_thread
+from phantommesh.nursery.hostroutes import read_host
+from phantommesh.nursery.resolve import find_all
+from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
@@ -59,10 +62,12 @@ async def join(
     invite = Invite.parse_untrusted(token)
     invite.check_expiry(time())
     failures = []
-    for endpoint in invite.endpoints:
-        host, port = parse_endpoint(endpoint)
+    for endpoint, address in await _addresses(invite, endpoints):
+        if isinstance(address, str):
+            failures.append(f"{endpoint}: {address}")
+            continue
         try:
-            async with streams.connect(host, port) as framed:
+            async with streams.connect(address.host, address.port) as framed:
                 own = endpoints or (
                     framed.own_host if ":" not in framed.own_host else f"[{framed.own_host}]",
                 )
@@ -79,6 +84,31 @@ async def join(
         "no authority could be reached: " + "; ".join(failures),
         fix="check that the inviting node is running and that its control port is open for TCP from here",
     )
+
+
+async def _addresses(invite: Invite, own: Sequence[str]) -> list[tuple[str, Address | str]]:
+    """The addresses of an invite's endpoints, or why one cannot be used.
+
+    No member was heard yet, so a network that only this host has is not refused: who joins by an authority in
+    a container has chosen to. The overlay's networks are not known yet, and not routed anywhere.
+    """
+    loopback = all_loopback(parse_endpoint(endpoint, 1)[0] for endpoint in own)
+    reach = Reach(host=await trio.to_thread.run_sync(read_host), loopback=loopback)
+    found: list[tuple[str, Address | str]] = []
+    for endpoint in invite.endpoints:
+        host, port = parse_endpoint(endpoint)
+        addresses = await find_all(host)
+        if not addresses:
+            found.append((endpoint, f"{host} has no address"))
+        for one in addresses:
+            why = reach.never(one)
+            if why is None:
+                found.append((endpoint, Address(one, port, "tcp")))
+            else:
+                fix = " (for a mesh within one machine give --endpoint 127.0.0.1)"
+                said = f"{one} may not be used, it is {why.text}{fix if why is Why.LOOPBACK else ''}"
+                found.append((endpoint, said))
+    return found
 
 
 def _finish(

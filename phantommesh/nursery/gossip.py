@@ -62,15 +62,17 @@ class GossipDriver:
         params: Params,
         seeds: Callable[[], Sequence[Address]],
         where: Callable[[NodeId], Sequence[Address]],
+        may: Callable[[bytes | None, str], bool],
         changed: Callable[[Changed], None],
         learned: Callable[[float], None],
         look: Callable[[], None],
     ) -> None:
         """``generation`` is the number of this start: no rumour moves the next one. ``where`` gives the
-        addresses of a member's record, ``seeds`` those to try for ever; ``look`` has the interfaces read
-        soon."""
+        addresses of a member's record that may be used, ``seeds`` those to try for ever; ``may`` says whether
+        a member, or somebody, may be spoken to at an address; ``look`` has the interfaces read soon."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._where, self._changed, self._learned, self._look = where, changed, learned, look
+        self._may = may
         self._mine, self._seeds = node.identity.node_id, seeds
         me = node.roster.get(self._mine)
         self._start, self._leap = generation, load_leap(node.state)
@@ -102,7 +104,9 @@ class GossipDriver:
             digest=keys.digest,
             label=envelope.REQUEST,
         )
-        self.gossip = Gossip(self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use)
+        self.gossip = Gossip(
+            self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use, may=may
+        )
         self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
         self._saving, self._spread_new = trio.Lock(), False
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
@@ -313,6 +317,9 @@ class GossipDriver:
     async def _fetch_unlinked(self, source: Address, hashes: Sequence[bytes]) -> None:
         """Ask whoever spoke from an address, for its own record above all: there is nobody else to ask while
         those who know it are away, and no link with it without its record."""
+        if not self._may(None, source.host):
+            self.dropped["gossip-record-forbidden"] += 1
+            return
         try:
             if not self._requests.ready:
                 return

@@ -69,6 +69,7 @@ def own_faults(node: Node) -> Iterator[Fault]:
                 f"{entry.member.name} signed two different records with one number: it was copied, or it "
                 "lies; find out which, and revoke it if in doubt"
             )
+    yield from map(Fault, node.places.faults())
     if node.config.scatter.peers:
         names = {node.own.member.name, *(entry.member.name for entry in roster)}
         for name in sorted(node.config.scatter.peers.keys() - names):

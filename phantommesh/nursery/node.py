@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -20,7 +20,6 @@ import trio
 from phantommesh import __version__, envelope, statedir
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
-from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.guard import Guard
@@ -44,6 +43,7 @@ from phantommesh.nursery.guarding import Guarding
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.places import Places
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
@@ -67,7 +67,7 @@ from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
 # Tuning.
-REFRESH = 30.0  # s between looks at the clock: certificates that ran out, names that resolve elsewhere
+REFRESH = 30.0  # s between looks at the clock (certificates that ran out) and at the host's networks
 LAG_PROBE = 1.0  # s
 GRACE = 2.0  # s for API requests under way at shutdown
 LEAVE = 4.0  # s to say goodbye to the mesh
@@ -89,11 +89,13 @@ class Node:
         self.metrics = Metrics(version=__version__, clock=monotonic)
         self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
-        self.resolver = Resolver(self._peers_changed)
+        self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
+        self.places = Places(config, (state.mesh.network4, state.mesh.network6), self.resolver.lookup)
+        udp.forbids = self.places.forbids
         self.keys = GroupKeys(state)
         self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
-        self.caller = Caller(state, self.keeper, self.sessions)
+        self.caller = Caller(state, self.keeper, self.sessions, self._where)
         self.naming = Naming(
             config.dns,
             state.mesh,
@@ -110,6 +112,7 @@ class Node:
         self.gossip = GossipDriver(
             state, self.keeper, self.keys, self.caller, udp,
             generation=generation, params=PRESETS[config.gossip.preset], seeds=self._seeds, where=self._where,
+            may=self.places.may,
             changed=lambda change: self.recorder.member_changed(change),
             learned=self.metrics.gossip_convergence_seconds.observe,
             look=lambda: self.reconciler.kick(),
@@ -145,7 +148,11 @@ class Node:
             records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
-            backend, interval=config.wireguard.reconcile_seconds, on_actual=self._read_back, log=log
+            backend,
+            interval=config.wireguard.reconcile_seconds,
+            on_actual=self._read_back,
+            log=log,
+            forbids=self.places.forbids,
         )
         self.scattering = Scattering(
             config.scatter,
@@ -218,26 +225,20 @@ class Node:
         return b"" if found is None else msgspec.msgpack.encode(found)
 
     def _where(self, node_id: NodeId) -> Sequence[Address]:
-        """The addresses of a member's control port, as its record names them and as far as they resolve."""
+        """The addresses of a member's control port, as its record names them and as far as they resolve and
+        may be used."""
         entry = self.keeper.roster.get(node_id)
-        return () if entry is None else self._resolved(entry.record.control)
-
-    def _resolved(self, endpoints: Iterable[str]) -> tuple[Address, ...]:
-        found = ((self.resolver.lookup(host), port) for host, port in map(parse_endpoint, endpoints))
-        return tuple(Address(ip, port) for ip, port in found if ip is not None)
+        return () if entry is None else self.places.of(entry)
 
     def _seeds(self) -> Sequence[Address]:
         """Where to find the mesh again: what the config says, and the authorities."""
-        configured = [
-            format_endpoint(*parse_endpoint(e, self.config.control.port)) for e in self.config.gossip.seeds
-        ]
         authorities = [
-            endpoint
+            address
             for entry in self.keeper.roster
             if entry.member.role is Role.AUTHORITY and entry.member.node_id != self.state.identity.node_id
-            for endpoint in entry.record.control
+            for address in self.places.of(entry)
         ]
-        return self._resolved([*configured, *authorities])
+        return (*self.places.seeds(), *authorities)
 
     def entries(self) -> list[Entry]:
         """The other members that were in good standing at the last look: those that `links` knows."""
@@ -256,9 +257,10 @@ class Node:
         disputes, me = self.keeper.roster.disputes(wall), self.state.identity.node_id
         self._wg_keys = {e.member.node_id: usable_keys(e, disputes, me) for e in self._entries}
         self.tcp.close_channels(self.state.revocations)
+        self.places.look(self._entries)
         peers: dict[bytes, PeerAuth] = {}
         for entry in self.entries():
-            addresses = self._resolved(entry.record.control)
+            addresses = self.places.of(entry)
             peers[entry.member.node_id] = PeerAuth(
                 entry.member.node_id,
                 entry.member.public_key,
@@ -292,7 +294,6 @@ class Node:
                     manner_of(member.name, self.config.scatter),
                 )
             )
-            hosts = (self.resolver.lookup(parse_endpoint(text)[0]) for text in record.control)
             peers.append(
                 MeshPeer(
                     member.node_id,
@@ -300,7 +301,7 @@ class Node:
                     IPv6Network(member.ip6),
                     self.wg_keys_of(entry),
                     record.wg_ports,
-                    tuple(host for host in hosts if host),
+                    tuple(address.host for address in self.places.of(entry)),
                     self.links.psks(member.node_id),
                     self.links.dials(member.node_id),
                 )
@@ -378,6 +379,8 @@ class Node:
         self.sessions.add(streams.Session.of(opened))
         if not opened.invite:
             self.copies.chained(opened.peer, self.generation_of(opened.peer), trio.current_time())
+            if opened.at is not None:
+                self.places.seen(opened.peer, opened.at.host)
             self.recorder.opened(opened)
             self.reporter.handshake_finished()
 
@@ -400,6 +403,7 @@ class Node:
             self.driver.tcp = self.tcp
         try:
             await self.own.reserve()
+            await self.places.refresh()
             self.own.publish()
             self._peers_changed()
             async with trio.open_nursery() as nursery:
@@ -458,7 +462,7 @@ class Node:
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
-            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet),
+            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self._where),
             "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,
@@ -478,6 +482,7 @@ class Node:
     async def _refresh(self) -> None:
         while True:
             await trio.sleep(REFRESH)
+            await self.places.refresh()
             self.own.publish()
             self._peers_changed()
 

@@ -66,6 +66,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
     with StateDir.open(state_dir).lock():
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
+        config_file.refuse_overlay(config, (state.mesh.network4, state.mesh.network6))
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
         backend = await choose(config.wireguard.backend)
         # ---- above this line nothing outside the state directory has changed ----

@@ -6,6 +6,7 @@ rival ``wg set`` are all the same case: what is read differs from what is desire
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import time
 
 import trio
@@ -24,7 +25,8 @@ class Reconciler:
     """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
 
     ``on_actual`` is called with what was read, after every read. A failure is logged with its fix, counted in
-    ``failures`` and retried with back-off; it never ends ``run``.
+    ``failures`` and retried with back-off; it never ends ``run``. No peer gets an endpoint that ``forbids``,
+    whatever is desired, or keeps one that it roamed to; ``refused`` counts the former.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class Reconciler:
         interval: float,
         on_actual: Callable[[Mapping[str, DeviceState]], None],
         log: FilteringBoundLogger,
+        forbids: Callable[[str], bool] = lambda host: False,
     ) -> None:
         self.desired: dict[str, DeviceConfig] = {}
-        self.failures = 0
+        self.failures = self.refused = 0
+        self._forbids = forbids
         self._backend = backend
         self._interval = interval
         self._on_actual = on_actual
@@ -49,8 +53,17 @@ class Reconciler:
 
     def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
         """Replace what is desired and wake the loop. Interfaces it no longer names are removed."""
-        self.desired = dict(desired)
+        self.desired = {name: self._checked(config) for name, config in desired.items()}
         self.kick()
+
+    def _checked(self, config: DeviceConfig) -> DeviceConfig:
+        bad = {
+            key: replace(peer, endpoint=None)
+            for key, peer in config.peers.items()
+            if peer.endpoint is not None and self._forbids(peer.endpoint.host)
+        }
+        self.refused += len(bad)
+        return replace(config, peers={**config.peers, **bad}) if bad else config
 
     def kick(self) -> None:
         """Start the next pass now."""
@@ -86,7 +99,7 @@ class Reconciler:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
             names = self._managed | desired.keys()
             actual = await self._read(names)
-            changes = diff(actual, desired, now=time(), applied=self._applied)
+            changes = diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
             failed: set[str] = set()
             if changes:
                 failed = await self._apply(changes)

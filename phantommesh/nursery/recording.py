@@ -183,6 +183,10 @@ class Recorder:
         drops += node.gossip.drops + node.keeper.dropped
         drops += node.guarding.drops
         drops["datagram-unsent"] += node.udp.unsent
+        drops["datagram-forbidden"] += node.udp.forbidden["out"]
+        drops["datagram-source-forbidden"] += node.udp.forbidden["in"]
+        drops["endpoint-forbidden"] += node.reconciler.refused
+        drops += node.places.dropped
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)
         self._drops = drops

@@ -46,13 +46,14 @@ class KeyReplacer:
     ) -> None:
         self._settings, self._own, self._paths, self._adopt = settings, own, paths, adopt
         self.replaced = 0
+        self._spoilt: set[bytes] = set()
 
     async def run(self) -> None:
         """Replace keys as they come of age, or as another member turns out to hold one, until cancelled."""
         haste = random.uniform(*HASTE)  # noqa: S311  # spreads moments, keys nothing
         while True:
             due, dimension = self._own.wg_keys.next(self._settings.key_seconds, haste)
-            if (shared := self._own.shared_dimension()) is not None:
+            if (shared := self._shared()) is not None:
                 due, dimension = 0.0, shared
             if (left := due - time()) > 0:
                 with trio.move_on_after(min(left, LOOK)):
@@ -69,8 +70,17 @@ class KeyReplacer:
             log.error("a WireGuard key could not be replaced", error=str(error), fix=error.fix)
             return False
 
+    def _shared(self) -> int | None:
+        """A dimension whose key another member holds, or held: once the other has replaced it there is no
+        dispute any more, but the private key is known to two machines all the same."""
+        public = self._own.wg_keys.public
+        if (found := self._own.shared_dimension()) is not None:
+            self._spoilt.add(public[found])
+        self._spoilt &= set(public)
+        return next((i for i, key in enumerate(public) if key in self._spoilt), None)
+
     def _overdue(self, dimension: int) -> bool:
-        if self._own.shared_dimension() == dimension:
+        if self._shared() == dimension:
             return True
         made = self._own.wg_keys.keys[dimension].made
         return made is not None and time() - made >= self._settings.key_seconds

@@ -63,10 +63,13 @@ class _Name:
 
 
 class Resolver:
-    """The last known address of each name that was asked for. ``changed`` is called when one changes."""
+    """The last known address of each name that was asked for. ``changed`` is called when one changes. Of
+    several addresses the first is taken that is not among those that ``forbids``."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
+    def __init__(
+        self, changed: Callable[[], None], forbids: Callable[[str], bool] = lambda address: False
+    ) -> None:
+        self._changed, self._forbids = changed, forbids
         self._names: OrderedDict[str, _Name] = OrderedDict()  # the longest not asked for first
         self._silent: OrderedDict[str, None] = OrderedDict()  # those without an address, in the same order
         # What waits for a look-up, by urgency: the first look-up of a name, then those that had an address.
@@ -147,14 +150,21 @@ class Resolver:
             self._silent.pop(host, None)
             self._changed()
 
-    @staticmethod
-    async def _find(host: str) -> str | None:
-        try:
-            with trio.fail_after(TIMEOUT):
-                found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-        except (OSError, UnicodeError, trio.TooSlowError) as error:
-            log.info("name not resolved", host=host, error=str(error) or "no answer")
-            return None
-        addresses = (str(entry[4][0]) for entry in found)
-        # A link-local address has a scope, which means nothing to the kernel's WireGuard.
-        return next((address for address in addresses if "%" not in address), None)
+    async def _find(self, host: str) -> str | None:
+        addresses = await find_all(host)
+        usable = (address for address in addresses if not self._forbids(address))
+        # Where none may be used, whoever asked is to see why.
+        return next(usable, addresses[0] if addresses else None)
+
+
+async def find_all(host: str) -> list[str]:
+    """Look a name up now: all its addresses in their order, none where it has none; an address is its own."""
+    try:
+        with trio.fail_after(TIMEOUT):
+            found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        log.info("name not resolved", host=host, error=str(error) or "no answer")
+        return []
+    addresses = (str(entry[4][0]) for entry in found)
+    # A link-local address has a scope, which means nothing to the kernel's WireGuard.
+    return list(dict.fromkeys(str(ip_address(address)) for address in addresses if "%" not in address))

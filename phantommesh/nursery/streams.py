@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import structlog
 import trio
@@ -177,7 +178,12 @@ class FramedStream:
 
 @asynccontextmanager
 async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
-    """Connect to a control port over TCP. Raises `StreamError`."""
+    """Connect to a control port over TCP. Raises `StreamError`, also for a name: what it resolves to has to
+    be judged before it is used (`places`)."""
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise StreamError(f"{host} is a name, not an address") from error
     try:
         with trio.fail_after(CONNECT):
             stream = await trio.open_tcp_stream(host, port)

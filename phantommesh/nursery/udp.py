@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -26,12 +27,18 @@ _BURST = 64  # datagrams read before other tasks get a turn
 
 
 class UdpPort:
-    """Both families' sockets on one port. ``unsent`` counts datagrams that the kernel would not take."""
+    """Both families' sockets on one port. ``unsent`` counts datagrams that the kernel would not take.
+
+    ``forbids`` says of which addresses nothing is taken and to which nothing is sent, whatever the checks
+    before this one let through: ``forbidden`` counts those datagrams by direction, ``in`` and ``out``.
+    """
 
     def __init__(self, port: int) -> None:
         """Bind. Raises `PhantomMeshError` naming the port where it is taken."""
         self.port = port
         self.unsent = 0
+        self.forbids: Callable[[str], bool] = lambda host: False
+        self.forbidden: Counter[str] = Counter()
         self._sockets: dict[int, socket.socket] = {}
         try:
             self._sockets[socket.AF_INET] = _bind(socket.AF_INET, "0.0.0.0", port)
@@ -49,6 +56,9 @@ class UdpPort:
 
     def send(self, datagram: bytes, destination: Address) -> None:
         """Send now, or count it as unsent: the protocol repeats what matters."""
+        if self.forbids(destination.host):
+            self.forbidden["out"] += 1
+            return
         family = socket.AF_INET6 if ":" in destination.host else socket.AF_INET
         sock = self._sockets.get(family)
         try:
@@ -64,8 +74,7 @@ class UdpPort:
             for sock in self._sockets.values():
                 nursery.start_soon(self._receive, sock, handle)
 
-    @staticmethod
-    async def _receive(sock: socket.socket, handle: Callable[[bytes, Address], None]) -> None:
+    async def _receive(self, sock: socket.socket, handle: Callable[[bytes, Address], None]) -> None:
         while True:
             await trio.lowlevel.wait_readable(sock)
             for _ in range(_BURST):
@@ -75,7 +84,11 @@ class UdpPort:
                     break
                 except OSError:
                     continue  # an ICMP error for something sent earlier
-                handle(datagram, Address(source[0].partition("%")[0], source[1]))
+                address = Address(source[0].partition("%")[0], source[1])
+                if self.forbids(address.host):
+                    self.forbidden["in"] += 1  # an answer would go there
+                else:
+                    handle(datagram, address)
 
     def close(self) -> None:
         """Close the sockets."""

@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from phantommesh.config import Config, ConfigError, NodeSection, load, parse, redact, redacted, render
+from phantommesh.config import (
+    Config,
+    ConfigError,
+    GossipSection,
+    NodeSection,
+    load,
+    parse,
+    redact,
+    redacted,
+    refuse_overlay,
+    render,
+)
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 
 BASE = '[node]\nname = "alpha"\nmesh = "pm"\n'
@@ -165,3 +177,46 @@ def test_bad_endpoints(text: str) -> None:
         parse_endpoint(text)
     with pytest.raises(ValueError):
         parse_endpoint(text or "h:", 51800) if text != "h:" else parse_endpoint(text, 51800)
+
+
+@pytest.mark.parametrize(
+    ("key", "endpoint", "said"),
+    [
+        ("node.endpoints", "169.254.169.254", "link-local"),
+        ("node.endpoints", "[ff02::1]:51800", "multicast"),
+        ("node.endpoints", "0.0.0.0", "address of no host"),
+        ("node.endpoints", "[::ffff:224.0.0.1]:51800", "multicast"),
+        ("gossip.seeds", "255.255.255.255", "reserved"),
+        ("gossip.seeds", "[fe80::1]:51800", "link-local"),
+    ],
+)
+def test_an_endpoint_that_no_other_machine_reaches_is_refused(key: str, endpoint: str, said: str) -> None:
+    section, name = key.split(".")
+    lines = {"node": ['name = "a"', 'mesh = "m"'], "gossip": []}
+    lines[section].append(f'{name} = ["192.0.2.1", "{endpoint}"]')
+    text = "\n".join(f"[{part}]\n" + "\n".join(keys) for part, keys in lines.items())
+    with pytest.raises(ConfigError, match=rf"{key}: .*{said}") as caught:
+        parse(text)
+    assert caught.value.fix
+
+
+def test_loopback_endpoints_are_for_meshes_within_one_machine() -> None:
+    def node(endpoints: str) -> str:
+        return f'[node]\nname = "a"\nmesh = "m"\nendpoints = [{endpoints}]'
+
+    assert parse(node('"127.0.0.1:1", "[::1]:1"')).node.endpoints
+    with pytest.raises(ConfigError, match="loopback"):
+        parse(node('"192.0.2.1", "127.0.0.1"'))
+
+
+@pytest.mark.parametrize("endpoint", ["100.64.0.9", "[fd5a:1::9]:51800", "[::ffff:100.64.0.9]:1"])
+def test_an_endpoint_in_the_overlay_is_refused_by_whoever_knows_it(endpoint: str) -> None:
+    networks = (IPv4Network("100.64.0.0/10"), IPv6Network("fd5a:1::/48"))
+    base = parse('[node]\nname = "a"\nmesh = "m"\nendpoints = ["192.0.2.1", "vpn.example"]')
+    refuse_overlay(base, networks)
+    seeds = msgspec.structs.replace(base, gossip=GossipSection(seeds=(endpoint,)))
+    own = msgspec.structs.replace(base, node=NodeSection(name="a", mesh="m", endpoints=(endpoint,)))
+    for config, key in ((own, "node.endpoints"), (seeds, "gossip.seeds")):
+        with pytest.raises(ConfigError, match=rf"{key}: .*overlay") as caught:
+            refuse_overlay(config, networks)
+        assert caught.value.fix

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import time
+from typing import Any
 
 import pytest
 import trio
@@ -17,12 +18,12 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
 from phantommesh.issuing import make_csr
 from phantommesh.link import channel, initiation
-from phantommesh.nodestate import load_node
+from phantommesh.nodestate import load_node, make_record
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES
+from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.trust import TrustError
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
@@ -357,13 +358,49 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     assert isinstance(asked[0], control.Refused) and "only a member" in asked[0].message
 
 
+@pytest.mark.parametrize("host", ["overlay", "169.254.169.254", "[ff02::1]"])
+async def test_an_endpoint_that_nobody_would_use_is_said_and_costs_no_invite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    state = make_authority(tmp_path / "a")
+    invite = make_invite(state)
+    slip = f"{state.member_at_issue().ip4 if host == 'overlay' else host}:51800"
+
+    def lying(*given: Any, **named: Any) -> NodeRecord:
+        return structs.replace(make_record(*given, **named), control=(slip,))
+
+    async with serving(tmp_path / "a") as authority:
+        with monkeypatch.context() as patched:
+            patched.setattr(enrolment, "make_record", lying)
+            with pytest.raises(JoinError, match=r"the endpoint .* of beta is") as caught:
+                await join(tmp_path / "b", invite, "beta")
+        assert "--endpoint" in caught.value.fix and "beta" not in names(authority)
+        await join(tmp_path / "b", invite, "beta")
+
+
+async def test_an_invite_at_an_address_that_nobody_is_at_is_refused(tmp_path: Path) -> None:
+    """Whoever made the invite must not choose what this machine connects to, of what only it reaches."""
+    state = make_authority(tmp_path / "a")
+    hosts = ("169.254.169.254:80", "[::ffff:127.0.0.1]:51800", "0x7f000001:51800")
+    invite = make_invite(state, hosts).encode()
+    with pytest.raises(JoinError) as caught:
+        await enrolment.join(
+            tmp_path / "b" / "state", tmp_path / "b" / "pm.toml", invite, name="beta",
+            endpoints=("192.0.2.9",),
+        )  # fmt: skip
+    assert str(caught.value).count("may not be used") == len(hosts)
+
+
 async def test_a_token_that_is_none_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(PhantomMeshError, match="not an invite"):
         await enrolment.join(tmp_path / "s", tmp_path / "c", "pm2_x", name="beta", endpoints=())
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_without_endpoints_the_address_that_reached_the_authority_is_ours(tmp_path: Path) -> None:
+async def test_without_endpoints_the_address_that_reached_the_authority_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolment, "all_loopback", lambda hosts: True)  # else loopback has to be asked for
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a"):
         await enrolment.join(

@@ -60,7 +60,7 @@ class Parts:
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
         self.own = OwnRecord(config, state, self.keeper)
-        self.caller = Caller(state, self.keeper, Sessions())
+        self.caller = Caller(state, self.keeper, Sessions(), lambda member: ())
 
     def _changed(self) -> None:
         self.changes += 1
@@ -140,13 +140,13 @@ async def test_a_changed_configuration_reaches_the_mesh(tmp_path: Path) -> None:
         config = tmp_path / "b" / "pm.toml"
         port = load(config).control.port
         config.write_text(
-            config.read_text().replace(f'["127.0.0.1:{port}"]', f'["127.0.0.1:{port}", "192.0.2.9:1"]')
+            config.read_text().replace(f'["127.0.0.1:{port}"]', f'["127.0.0.1:{port}", "127.0.0.9:1"]')
         )
         async with serving(tmp_path / "b"):
 
             def arrived() -> bool:
                 entry = authority.keeper.roster.get(joined.node_id)
-                return entry is not None and entry.record.control[1:] == ("192.0.2.9:1",)
+                return entry is not None and entry.record.control[1:] == ("127.0.0.9:1",)
 
             await until(arrived)
 

@@ -11,8 +11,17 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from phantommesh.nursery import resolve, streams
-from phantommesh.nursery.resolve import AT_ONCE, FORGET, FRESH, SELDOM, TIMEOUT, Resolver, SystemNames
+from phantommesh.nursery import resolve
+from phantommesh.nursery.resolve import (
+    AT_ONCE,
+    FORGET,
+    FRESH,
+    SELDOM,
+    TIMEOUT,
+    Resolver,
+    SystemNames,
+    find_all,
+)
 
 
 class NameServer(trio.abc.HostnameResolver):
@@ -260,7 +269,7 @@ async def test_the_systems_resolver_answers_both_ways() -> None:
     assert await system.getnameinfo(("127.0.0.1", 80), numeric) == ("127.0.0.1", "80")
 
 
-async def test_a_connection_by_name_asks_it() -> None:
+async def test_whoever_wants_all_addresses_asks_it() -> None:
     asked = []
 
     class Noting(SystemNames):
@@ -269,7 +278,18 @@ async def test_a_connection_by_name_asks_it() -> None:
             return await super().getaddrinfo(host, *how, **named)
 
     trio.socket.set_custom_hostname_resolver(Noting())
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener, streams.connect("localhost", listener.socket.getsockname()[1]) as framed:
-        assert framed.address.host == "127.0.0.1"
+    assert "127.0.0.1" in await find_all("localhost")
     assert asked == [b"localhost"]
+
+
+async def test_of_several_addresses_one_that_may_be_used_is_taken(autojump_clock: MockClock) -> None:
+    names = NameServer({"a.example": "127.0.0.1 192.0.2.1", "b.example": "127.0.0.1"})
+    trio.socket.set_custom_hostname_resolver(names)
+    resolver = Resolver(lambda: None, lambda address: address.startswith("127."))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resolver.run)
+        resolver.lookup("a.example"), resolver.lookup("b.example")
+        await trio.sleep(0.1)
+        assert resolver.lookup("a.example") == "192.0.2.1"
+        assert resolver.lookup("b.example") == "127.0.0.1"  # for whoever asks to see that it may not be used
+        nursery.cancel_scope.cancel()

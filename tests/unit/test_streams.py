@@ -575,7 +575,7 @@ async def test_the_port_can_be_served_again() -> None:
 
 @pytest.mark.parametrize(
     ("host", "why"),
-    [(HERE, "Connection refused"), ("no-such-name.invalid", "Name or service not known|Temporary failure")],
+    [(HERE, "Connection refused"), ("localhost", "a name, not an address")],
 )
 async def test_why_a_connection_is_not_made_is_said(host: str, why: str) -> None:
     with pytest.raises(StreamError, match=why):

@@ -208,7 +208,11 @@ async def test_who_asks_again_and_again_gets_one_invite_and_who_is_revoked_none(
         await alpha.desk.revoke(alpha.desk.find("beta"), force=False)  # meanwhile the operator puts it out
         with pytest.raises(enrolment.JoinError, match="revoked meanwhile"):
             await enrolment.join(
-                tmp_path / "t" / "state", tmp_path / "t.toml", granted[-1].invite, name="beta", endpoints=()
+                tmp_path / "t" / "state",
+                tmp_path / "t.toml",
+                granted[-1].invite,
+                name="beta",
+                endpoints=("127.0.0.1:9",),
             )
         assert "beta" not in {e.member.name for e in alpha.keeper.roster}
         # Nor is one given to somebody who was let in as an authority.

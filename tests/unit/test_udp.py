@@ -51,6 +51,27 @@ async def test_datagrams_arrive_with_their_source(host: str) -> None:
         assert here.unsent == 0
 
 
+@pytest.mark.parametrize("host", LOCAL)
+async def test_nothing_goes_to_or_comes_from_where_it_may_not(host: str) -> None:
+    """The last check, for when one before it was missed."""
+    received = Received()
+    with UdpPort(free_port()) as here, UdpPort(free_port()) as there:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(there.receive, received)
+            here.forbids = lambda asked: asked == host
+            here.send(b"one", Address(host, there.port))
+            assert (here.forbidden, here.unsent) == ({"out": 1}, 0)
+            here.forbids, there.forbids = there.forbids, here.forbids
+            here.send(b"two", Address(host, there.port))
+            with trio.fail_after(PATIENCE):
+                while there.forbidden != {"in": 1}:
+                    await trio.sleep(0.01)
+            there.forbids = lambda asked: False
+            here.send(b"three", Address(host, there.port))
+            assert (await received.next())[0] == b"three"
+            nursery.cancel_scope.cancel()
+
+
 async def test_what_is_too_long_arrives_as_too_long() -> None:
     received = Received()
     with UdpPort(free_port()) as here, UdpPort(free_port()) as there:

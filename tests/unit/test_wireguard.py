@@ -195,6 +195,23 @@ def test_the_endpoint_is_set_again_when_the_handshake_is_old() -> None:
     assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=make_peer()),)
 
 
+def test_what_roamed_to_where_it_may_not_is_put_back_or_forgotten() -> None:
+    """WireGuard follows a peer anywhere: a packet through the tunnel, from an overlay address, is enough."""
+
+    def forbids(host: str) -> bool:
+        return host == ENDPOINTS[1].host
+
+    config = make_device(make_peer())
+    actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW)}
+    [change] = diff(actual, {"pm0": config}, now=NOW, forbids=forbids)
+    assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=make_peer()),)
+    nowhere = make_device(make_peer(endpoint=None))
+    [change] = diff(actual, {"pm0": nowhere}, now=NOW, forbids=forbids)
+    assert change.peers == (PeerDiff(KEYS[0], remove=True),)
+    [change] = diff(apply(actual, [change]), {"pm0": nowhere}, now=NOW, forbids=forbids)
+    assert [(peer.create, peer.endpoint) for peer in change.peers] == [(True, None)]
+
+
 def test_an_endpoint_that_is_desired_anew_is_set_at_once() -> None:
     before, after = make_device(make_peer()), make_device(make_peer(endpoint=ENDPOINTS[2]))
     actual = {"pm0": state_of(before, last_handshake=NOW - 1)}

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the members are: the addresses of their records that this node may send to.
+
+Every address that comes from another passes here, each time that it is used: what a name resolves to and what
+networks the host has both change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+import structlog
+import trio
+
+from phantommesh.config import Config
+from phantommesh.endpoint import format_endpoint, parse_endpoint
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId
+from phantommesh.nursery.hostroutes import read_host
+from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
+from phantommesh.records import Entry
+from phantommesh.wire import Address
+
+# Tuning.
+MAX_JUDGED = 8192  # hosts of which the verdict is remembered; any stranger can make us judge one
+MAX_SEEN = 16  # hosts from which a member is remembered to have been heard
+MAX_FAULTS = 8  # members named in `status`
+
+log = structlog.get_logger("phantommesh.places")
+
+
+class Places:
+    """The filter of `reachable.Reach`, with what this node knows to judge by. ``lookup`` gives a host's
+    address, None while a name has none."""
+
+    def __init__(
+        self,
+        config: Config,
+        overlay: Sequence[IPv4Network | IPv6Network],
+        lookup: Callable[[str], str | None],
+    ) -> None:
+        port = config.control.port
+        self._own = [parse_endpoint(e, port) for e in config.node.endpoints]
+        self._seeds = [parse_endpoint(e, port) for e in config.gossip.seeds]
+        self._lookup = lookup
+        self.reach = Reach(tuple(overlay), loopback=all_loopback(host for host, _ in self._own))
+        self.dropped: Counter[str] = Counter()
+        self._judged: dict[tuple[str, bool], Why | None] = {}
+        self._seen: dict[bytes, dict[str, None]] = {}  # by member, the latest heard last
+        self._refused: dict[NodeId, dict[tuple[str, str], Why]] = {}  # by member, endpoint and address
+        self._names: dict[NodeId, str] = {}
+        self._told: set[NodeId] = set()
+
+    async def refresh(self) -> None:
+        """Read the host's networks. Where they cannot be read, those of the last time stand."""
+        try:
+            host = await trio.to_thread.run_sync(read_host)
+        except PhantomMeshError as error:
+            log.warning("the host's networks are not known", error=str(error), fix=error.fix)
+            return
+        self.judge_by(replace(self.reach, host=host))
+
+    def judge_by(self, reach: Reach) -> None:
+        """Judge by this from now on, with what the operator's own endpoints and seeds say today."""
+        home, told = self._addresses(self._own), self._addresses(self._seeds, names=False)
+        reach = replace(reach, home=frozenset(home), told=frozenset(told))
+        if reach != self.reach:
+            self.reach = reach
+            self._judged.clear()
+
+    def _addresses(self, endpoints: Iterable[tuple[str, int]], *, names: bool = True) -> Iterator[IpAddress]:
+        for host, _ in endpoints:
+            try:
+                yield ip_address(host)
+            except ValueError:
+                if names and (found := self._lookup(host)) is not None:
+                    yield ip_address(found)
+
+    # Verdicts.
+
+    def forbids(self, host: str) -> bool:
+        """Whether nothing may be sent to an address, or taken from there, whoever it is said to be."""
+        return self._judge(host, seen=True) is not None
+
+    def may(self, member: bytes | None, host: str) -> bool:
+        """Whether something may be sent to an address: to a member, or to whoever may be there."""
+        return self._judge(host, seen=self._was_seen(member, host)) is None
+
+    def _judge(self, host: str, *, seen: bool) -> Why | None:
+        try:
+            return self._judged[host, seen]
+        except KeyError:
+            pass
+        if len(self._judged) >= MAX_JUDGED:
+            self._judged.clear()
+        verdict = self._judged[host, seen] = self.reach.refuses(host, seen=seen)
+        return verdict
+
+    def _was_seen(self, member: bytes | None, host: str) -> bool:
+        return member is not None and host in self._seen.get(member, ())
+
+    def seen(self, member: bytes, host: str) -> None:
+        """A member finished a handshake with this node from there, so that it surely gets what is sent there:
+        a datagram's source alone is easily forged."""
+        places = self._seen.setdefault(member, {})
+        places.pop(host, None)
+        places[host] = None
+        if len(places) > MAX_SEEN:
+            del places[next(iter(places))]
+
+    # Where members are.
+
+    def of(self, entry: Entry) -> tuple[Address, ...]:
+        """The addresses of a member's control port, as far as they resolve and may be used."""
+        return tuple(address for _, address, why in self._verdicts(entry) if why is None)
+
+    def _verdicts(self, entry: Entry) -> Iterator[tuple[str, Address, Why | None]]:
+        member = entry.member.node_id
+        for endpoint in entry.record.control:
+            host, port = parse_endpoint(endpoint)
+            found = self._lookup(host)
+            if found is not None:
+                yield endpoint, Address(found, port), self._judge(found, seen=self._was_seen(member, found))
+
+    def seeds(self) -> tuple[Address, ...]:
+        """The addresses of the operator's seeds: its names, too, resolve to what others say."""
+        found = ((self._lookup(host), port) for host, port in self._seeds)
+        return tuple(Address(host, port) for host, port in found if host is not None and self.may(None, host))
+
+    def look(self, entries: Collection[Entry]) -> None:
+        """Note what these members announce that may not be used, and keep nothing of others. Each refusal is
+        counted once; of each member the log tells once, whatever it announces after."""
+        self.judge_by(self.reach)  # a name of ours may have been looked up since
+        before, self._refused = self._refused, {}
+        for entry in entries:
+            member = entry.member.node_id
+            refused = {(e, a.host): why for e, a, why in self._verdicts(entry) if why is not None}
+            if not refused:
+                continue
+            self._refused[member], self._names[member] = refused, entry.member.name
+            for key in refused.keys() - before.get(member, {}).keys():
+                self.dropped[f"address-{refused[key].label}"] += 1
+            if member not in self._told:
+                self._told.add(member)
+                log.warning("peer announces an address it may not", peer=entry.member.name, **_first(refused))
+        kept = {entry.member.node_id for entry in entries}
+        self._told &= kept
+        self._names = {member: name for member, name in self._names.items() if member in self._refused}
+        self._seen = {member: hosts for member, hosts in self._seen.items() if member in kept}
+
+    # What `status` tells.
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with addresses, ours and others', each with what to do about it."""
+        for key, endpoints in (("node.endpoints", self._own), ("gossip.seeds", self._seeds)):
+            for host, port in endpoints:
+                why = self._misnamed(host)
+                if (
+                    why is not None and why is not Why.OWN
+                ):  # of one list of seeds for all nodes one is this node
+                    shown = format_endpoint(host, port)
+                    yield f"{key}: {shown} is of no use to reach a node, it is {why.text}: correct the config"
+        for member in sorted(self._refused)[:MAX_FAULTS]:
+            name, said = self._names[member], _first(self._refused[member])
+            yield (
+                f"peer {name} announces an address it may not: {said['endpoint']}, it is {said['why']}; "
+                f"nothing is sent there: correct node.endpoints on {name}, and revoke it if it does so on "
+                "purpose"
+            )
+        if len(self._refused) > MAX_FAULTS:
+            yield f"and {len(self._refused) - MAX_FAULTS} more peers announce addresses that they may not"
+
+    def _misnamed(self, host: str) -> Why | None:
+        found = self._lookup(host)
+        return None if found is None else self.reach.never(found)
+
+
+def _first(refused: dict[tuple[str, str], Why]) -> dict[str, str]:
+    (endpoint, host), why = next(iter(refused.items()))
+    shown = endpoint if host in endpoint else f"{endpoint} ({host})"
+    return {"endpoint": shown[:128], "why": why.text}
