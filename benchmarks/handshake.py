@@ -34,7 +34,7 @@ from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
 from phantommesh.kem import SEED_SIZE, provider
-from phantommesh.link.admission import Rates
+from phantommesh.link.admission import Rates, Standing
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
 from phantommesh.link.machine import Links
@@ -54,13 +54,19 @@ WG_KEYS = [tuple(bytes([16 * end + i + 1]) * 32 for i in range(DIMENSIONS)) for 
 class End:
     """One end of the link: number 0 starts, number 1 answers."""
 
-    def __init__(self, number: int, kem: str, udp: UdpPort, peer_port: int | None) -> None:
+    def __init__(
+        self, number: int, kem: str, udp: UdpPort, peer_port: int | None, *, limited: bool = False
+    ) -> None:
+        """Without ``limited`` handshakes may follow each other at any rate."""
         self.peer = IDENTITIES[1 - number]
         self.links = Links(
             node_id=IDENTITIES[number].node_id, wg_keys=WG_KEYS[number], admission=Secret(b"bench" * 8),
             kem=provider(kem), random=os.urandom, now=trio.current_time(), timing=Timing(rotate=1e6),
+            agree=lambda dimension, theirs: b"x" * 32,  # computed once for all handshakes of a pair
         )  # fmt: skip
-        self.links._answerer._rates = Rates(rate=math.inf, burst=math.inf)
+        if not limited:
+            self.links._answerer._rates = {True: Rates(rate=1e9, burst=1e9)}
+            self.links._answerer._budgets = {standing: Rates(rate=1e9, burst=1e9) for standing in Standing}
         self.opened = trio.Event()
         self.opened_at = 0.0
         self.driver = LinkDriver(
@@ -96,10 +102,10 @@ def port_of(udp: UdpPort) -> int:
     return number
 
 
-async def _answer(pipe: Connection, kem: str) -> None:
+async def _answer(pipe: Connection, kem: str, limited: bool) -> None:
     with UdpPort(0) as udp:
         async with trio.open_nursery() as nursery:
-            end = End(1, kem, udp, None)
+            end = End(1, kem, udp, None, limited=limited)
             nursery.start_soon(udp.receive, end.driver.receive)
             nursery.start_soon(end.driver.run)
             pipe.send(port_of(udp))
@@ -111,9 +117,9 @@ async def _answer(pipe: Connection, kem: str) -> None:
                 pipe.send(time.process_time())
 
 
-def answer(pipe: Connection, kem: str) -> None:
+def answer(pipe: Connection, kem: str, limited: bool = False) -> None:
     """The responder's process. Tells its port, then its CPU time whenever asked, until told to stop."""
-    trio.run(_answer, pipe, kem)
+    trio.run(_answer, pipe, kem, limited)
 
 
 async def _start(pipe: Connection, kem: str, runs: int) -> dict[str, float]:

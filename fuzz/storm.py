@@ -17,12 +17,12 @@ from phantommesh import wire
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
-from phantommesh.link.admission import MAX_SOURCES
+from phantommesh.link.admission import HALF_OPEN, MAX_SOURCES
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
-from phantommesh.link.response import HALF_OPEN, SEEN_NONCES
+from phantommesh.link.response import SEEN_NONCES
 from phantommesh.sizes import EK_SIZE
 from phantommesh.wire import Address, CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
@@ -30,7 +30,7 @@ from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 #: Every reason there is to drop a datagram.
 REASONS = {
     "malformed", "cookie", "mac", "session", "duplicate", "rate", "quota", "unknown-node", "expired",
-    "glare", "half-open", "replay", "overtaken", "aead", "confirmation", "signature",
+    "glare", "half-open", "budget", "replay", "overtaken", "aead", "confirmation", "signature",
     "identity", "x25519", "encapsulation key", "chain", "epoch", "ack", "invite", "invite-proof",
 }  # fmt: skip
 
@@ -168,10 +168,12 @@ class Storm:
         links, peak = node.links, self.peak
         assert links is not None
         held, half_open = links.held
-        rates, nonces = len(links._answerer._rates), len(links._answerer.responses._nonces)
+        rates = max(map(len, links._answerer._rates.values()))
+        nonces = max(map(len, links._answerer.responses._nonces.values()))
         assert held <= IN_ALL and half_open <= HALF_OPEN and rates <= MAX_SOURCES and nonces <= SEEN_NONCES
         if held > peak.reassembly_bytes:
-            one = max(links._context.reassembler._by_source.values())
+            reassembler = links._context.reassembler
+            one = max(reassembler.of_source(host) for _, host in reassembler._by_source)
             assert one <= PER_SOURCE
             peak.one_source_bytes = max(peak.one_source_bytes, one)
             peak.reassembly_bytes = held
@@ -206,7 +208,7 @@ class Storm:
     def header(self) -> None:
         """A plausible header before random bytes: also unknown versions and kinds."""
         rng = self.rng
-        kind, total = rng.randrange(9), rng.choice([0, 1, 3, 41, 1184, 1731, 3381, 5079, 65535])
+        kind, total = rng.randrange(9), rng.choice([0, 1, 3, 41, 1184, 1748, 3381, 5079, 65535])
         count = -(-total // wire.CHUNK_SIZE) % 256
         index = rng.randrange(max(count, 1))
         size = max(0, min(wire.CHUNK_SIZE, total - index * wire.CHUNK_SIZE)) + 32

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fuzz.conftest import TIMES
+from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.psk import INSTALL_GRACE, PskPhase
-from phantommesh.link.response import HALF_OPEN_PER_PEER
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
@@ -171,7 +171,8 @@ class LinkMachine(RuleBasedStateMachine):
                 assert state.phase is PskPhase.RANDOM
                 assert [a.kind for a in node.alarms if a.kind in ("stale", "random")][-1] == "random"
             held, half_open = node.links.held
-            assert held <= 64 * 1024 and half_open <= HALF_OPEN_PER_PEER
+            places = SHARES[Standing.PROVEN].of_name + SHARES[Standing.KNOWN].of_name
+            assert held <= 64 * 1024 and half_open <= places
 
     @invariant()
     def holds(self) -> None:

@@ -33,7 +33,8 @@ from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_ke
 from phantommesh.identity import Identity, IdentityError, NodeId
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
-from phantommesh.nodestate import ADMISSION_BYTES, make_record
+from phantommesh.meshsecret import SECRET_BYTES
+from phantommesh.nodestate import make_record
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -122,7 +123,7 @@ def init_mesh(
         authority_cert=authority.der,
         node_cert=node_cert,
         wg_keys=wg_keys,
-        admission_key=Secret(secrets.token_bytes(ADMISSION_BYTES)),
+        admission_key=Secret(secrets.token_bytes(SECRET_BYTES)),
         roster=roster,
         revocations=Revocations(root),
     )
@@ -202,7 +203,7 @@ def finish_join(
             f"the authority named this node {member.name}, not {config.node.name}",
             fix=f"join again with --name {member.name}",
         )
-    if len(admission_key) != ADMISSION_BYTES:
+    if len(admission_key) != SECRET_BYTES:
         raise TrustError("the authority sent no usable admission key", fix=_NEW_INVITE)
     if draft.authority_key is not None:
         own_key = verify_authority(root, own_authority_cert, now)

@@ -22,20 +22,20 @@ from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
-from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, cannot
 from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
 from phantommesh.wgkeys import WgKeys
 
-ADMISSION_BYTES: Final = 32
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NodeState:
-    """All that a node starts from. Roster and revocations are live objects; the node writes them back."""
+    """All that a node starts from. Roster, revocations and admission secrets are live objects; the node
+    writes them back."""
 
     state: StateDir
     identity: Identity
@@ -44,7 +44,7 @@ class NodeState:
     authority_cert: bytes
     node_cert: bytes
     wg_keys: WgKeys
-    admission_key: Secret
+    admission: MeshSecrets
     roster: Roster
     revocations: Revocations
     authority: Authority | None
@@ -116,10 +116,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         authority_cert, node_cert = _load_certificates(state, root, identity)
     with _blame(state, statedir.WIREGUARD_KEYS):
         wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
-    admission_key = state.read_secret(statedir.ADMISSION_KEY)
-    if len(admission_key) != ADMISSION_BYTES:
-        path = state.path / statedir.ADMISSION_KEY
-        raise StateError(f"{path} is not {ADMISSION_BYTES} bytes long", fix=_RESTORE)
+    with _blame(state, statedir.ADMISSION_KEY):
+        admission = MeshSecrets.decode(state.read_secret(statedir.ADMISSION_KEY).reveal())
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
@@ -128,7 +126,9 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):
             keyring = state.read_secret(statedir.KEYRING).reveal()
-            Keyring().restore(keyring, 0.0)
+            ring = Keyring()
+            ring.restore(keyring, 0.0)
+            admission.follow(ring.keys, ring.active, now)
     authority = None
     if state.has(statedir.AUTHORITY_KEY):
         with _blame(state, statedir.AUTHORITY_KEY):
@@ -142,7 +142,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         authority_cert=authority_cert,
         node_cert=node_cert,
         wg_keys=wg_keys,
-        admission_key=admission_key,
+        admission=admission,
         roster=roster,
         revocations=revocations,
         authority=authority,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from phantommesh.possession import SEED_BYTES, is_seed, new_seed, private_key, prove
 from phantommesh.secret import Secret
@@ -92,6 +93,15 @@ class WgKeys:
     def proofs(self, node_id: bytes) -> tuple[bytes, ...]:
         """The proofs that this node holds the keys, by dimension; the same each time."""
         return tuple(prove(key.seed, key.public, node_id, i) for i, key in enumerate(self.keys))
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes | None:
+        """The X25519 (RFC 7748) of one dimension's key and another public key, 32 bytes each; None for a key
+        that agrees on nothing (RFC 7748 section 6.1: the result would be all zero)."""
+        ours = X25519PrivateKey.from_private_bytes(self.private[dimension].reveal())
+        try:
+            return ours.exchange(X25519PublicKey.from_public_bytes(theirs))
+        except ValueError:
+            return None
 
     def ports(self, base: int, choices: int) -> tuple[int, ...]:
         """The UDP ports, by dimension, where each has ``choices`` of them."""

@@ -82,10 +82,13 @@ class Address(NamedTuple):
 
 
 _INIT = struct.Struct(f"!BB8sQ{CHAIN_ID_SIZE}s{CHAIN_ID_SIZE}s16s32sB32s{EK_SIZE}s32s")
+_CLAIM = struct.Struct(f"!B{MAC_SIZE}s")
 _RESP = struct.Struct(f"!B8s8s32s{CHAIN_ID_SIZE}sQB32s{CT_SIZE}s32s")
 _ACK = struct.Struct(f"!QB{MAC_SIZE}s")
 
-INIT_SIZE = _INIT.size
+INIT_FIXED_SIZE = _INIT.size
+INIT_SIZE = INIT_FIXED_SIZE + _CLAIM.size
+INIT_NODE_ID = slice(50, 50 + NODE_ID_SIZE)  # of the body, and so of the first fragment's chunk
 RESP_FIXED_SIZE = _RESP.size
 PROOF_SIZE = NODE_ID_SIZE + SIGNATURE_SIZE + CONFIRM_SIZE
 MAX_CREDENTIAL = 2048  # in enrolment only: a bare ML-DSA-65 SubjectPublicKeyInfo of 1974 bytes (RFC 9881)
@@ -221,7 +224,12 @@ def fragments(kind: Kind, mode: Mode, session: bytes, body: bytes) -> list[Fragm
 @dataclass(frozen=True, slots=True)
 class Init:
     """First message. ``credential`` is, for a member, its committed and staged chain ids (16 bytes each);
-    for a newcomer, the invite's id and a 16-byte proof that it holds the invite's secret."""
+    for a newcomer, the invite's id and 16 zero bytes.
+
+    ``proof`` (16 bytes) shows that the sender may claim ``node_id``; see `link.keys.init_proof`. A member's
+    is keyed by the WireGuard keys that both ends have in ``dimension``. The proof covers the cookie, so it
+    changes when the cookie does: neither field is in the transcript.
+    """
 
     mode: Mode
     session: bytes
@@ -233,9 +241,15 @@ class Init:
     interface_hash: bytes
     ek: bytes
     share: bytes
+    dimension: int = 0
+    proof: bytes = bytes(MAC_SIZE)
 
     def encode(self) -> bytes:
-        """Return the body, `INIT_SIZE` bytes."""
+        """Return the whole body, `INIT_SIZE` bytes."""
+        return self.encode_public() + _CLAIM.pack(self.dimension, self.proof)
+
+    def encode_public(self) -> bytes:
+        """Return the part before dimension and proof, `INIT_FIXED_SIZE` bytes: what the keys are bound to."""
         return _INIT.pack(
             VERSION,
             SUITE,
@@ -256,14 +270,21 @@ def decode_init_untrusted(body: bytes, mode: Mode) -> Init:
     """Parse an INIT body. Raises `DecodeError`."""
     if len(body) != INIT_SIZE:
         raise DecodeError("init length")
-    version, suite, session, epoch, first, second, node, nonce, bitmap, hash_, ek, share = _INIT.unpack(body)
+    version, suite, session, epoch, first, second, node, nonce, bitmap, hash_, ek, share = _INIT.unpack_from(
+        body
+    )
+    dimension, proof = _CLAIM.unpack_from(body, INIT_FIXED_SIZE)
     if version != VERSION or suite != SUITE:
         raise DecodeError("suite")
     if bitmap != (_ALL if mode is Mode.MEMBER else 0):
         raise DecodeError("init bitmap")
     if epoch >= MAX_EPOCH:
         raise DecodeError("init epoch")
-    return Init(mode, session, epoch, first + second, node, nonce, bitmap, hash_, ek, share)
+    if mode is Mode.ENROL and any(second):
+        raise DecodeError("init credential")
+    if dimension >= (DIMENSIONS if mode is Mode.MEMBER else 1):
+        raise DecodeError("init dimension")
+    return Init(mode, session, epoch, first + second, node, nonce, bitmap, hash_, ek, share, dimension, proof)
 
 
 @dataclass(frozen=True, slots=True)

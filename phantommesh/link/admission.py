@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a datagram must pass before it costs anything: cookies, and a budget of handshakes per source."""
+"""What a datagram must pass before it costs anything: cookies, budgets, and what its sender has shown so far.
+
+No name is taken at its word. What an INIT may use up depends on its `Standing`, and each standing has places
+and a budget of its own: who has shown less cannot use up what is kept for who has shown more.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
 from hashlib import blake2s
 from ipaddress import IPv6Address, ip_address
 
@@ -18,6 +25,44 @@ INIT_BURST = 5.0
 # Tuning.
 COOKIE_SECRET_LIFE = 240.0  # s; a cookie lives one to two of these, so the one in an ACK outlives a rekey
 MAX_SOURCES = 4096
+
+
+class Standing(Enum):
+    """What the sender of an INIT has shown, beside a cookie and a first MAC."""
+
+    PROVEN = "the proof of its node id"
+    KNOWN = "an address of that member's, or a chain that this node has with it"
+    NEWCOMER = "the secret of an invite"
+    STRANGER = "nothing: any member can claim the name"
+    OUTDATED = "nothing, under an admission secret that was replaced: a revoked node can claim the name"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the INITs of one standing may use up: ``places`` of half-open handshakes in all, ``of_source`` for
+    a source block, ``of_name`` for a claimed name; and ``rate`` a second, ``burst`` at once, of KEM
+    operations and signatures, which cost 1.1 ms of CPU an INIT. The rate is one peer's where ``each`` is set,
+    else that of all together."""
+
+    places: int
+    of_source: int
+    of_name: int
+    rate: float
+    burst: float
+    each: bool = False
+
+
+# Tuning. A proven name has one attempt at a time; 1,024 is a large mesh that restarts at once. Who is a
+# stranger without ill will has moved, and no WireGuard key is known at both ends: 10 a second cost one per
+# cent of a core.
+SHARES = {
+    Standing.PROVEN: Share(1024, 1024, 1, INIT_RATE, INIT_BURST, each=True),
+    Standing.KNOWN: Share(256, 4, 4, INIT_RATE, INIT_BURST, each=True),
+    Standing.NEWCOMER: Share(32, 4, 4, 5.0, 20.0),
+    Standing.STRANGER: Share(64, 4, 64, 10.0, 20.0),
+    Standing.OUTDATED: Share(16, 1, 16, 1.0, 5.0),
+}
+HALF_OPEN = sum(share.places for share in SHARES.values())
 
 
 class Cookies:
@@ -52,6 +97,7 @@ def _cookie(secret: bytes, source: Address) -> bytes:
     return blake2s(text, key=secret, digest_size=MAC_SIZE).digest()
 
 
+@lru_cache(maxsize=1024)
 def source_block(host: str) -> str:
     """The unit that rates are kept for: an IPv4 address, or an IPv6 /64, since a host owns its whole /64."""
     address = ip_address(host)
@@ -63,22 +109,26 @@ def source_block(host: str) -> str:
 
 
 class Rates:
-    """A token bucket per source block, in a table of bounded size."""
+    """A token bucket for each of many keys, in a table of bounded size. The oldest entry gives way: its key
+    has a full bucket again, so a crowd of keys takes nothing from anyone."""
 
     def __init__(self, rate: float = INIT_RATE, burst: float = INIT_BURST) -> None:
         self._rate, self._burst = rate, burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[bytes | str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     def allow(self, host: str, now: float) -> bool:
-        """Take one token from the source's bucket; False where it is empty."""
-        block = source_block(host)
-        tokens, then = self._buckets.pop(block, (self._burst, now))
+        """Take one token from the bucket of a source block; False where it is empty."""
+        return self.take(source_block(host), now)
+
+    def take(self, key: bytes | str, now: float) -> bool:
+        """Take one token from the key's bucket; False where it is empty."""
+        tokens, then = self._buckets.pop(key, (self._burst, now))
         tokens = min(self._burst, tokens + (now - then) * self._rate)
         allowed = tokens >= 1.0
-        self._buckets[block] = (tokens - 1.0 if allowed else tokens, now)
+        self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)
         return allowed

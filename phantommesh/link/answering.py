@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from phantommesh import wire
 from phantommesh.identity import node_id_of
 from phantommesh.link import keys
-from phantommesh.link.admission import Cookies, Rates
-from phantommesh.link.context import Context, Peer, sends
+from phantommesh.link.admission import SHARES, Cookies, Rates, Standing
+from phantommesh.link.context import Context, Gate, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
-from phantommesh.link.fragments import Missing
-from phantommesh.link.handshake import HandshakeError, Responder, check_invite_proof, pick_chain
+from phantommesh.link.fragments import Missing, Pool
+from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import ALL, PskState
 from phantommesh.link.response import LIFE, Response, Responses
@@ -32,37 +32,43 @@ class Answerer:
     def __init__(self, context: Context, now: float) -> None:
         self._context = context
         self._cookies = Cookies(context.random, now)
-        self._rates = Rates()
+        # By source block, and apart for who has no current admission secret: the two may share an address.
+        self._rates = {True: Rates(), False: Rates()}
+        self._budgets = {standing: Rates(share.rate, share.burst) for standing, share in SHARES.items()}
         self.responses = Responses()
 
     def on_cookie_request(
         self, request: wire.CookieRequest, datagram: bytes, source: Address, now: float
     ) -> list[Effect]:
         """Give a cookie to whoever belongs here: statelessly, and never more bytes than were sent."""
-        key = self._context.mac_in.get(request.mode)
-        if key is None or not wire.first_mac_ok(datagram, key, with_cookie=False):
+        gate = self._context.passed(datagram, request.mode, with_cookie=False)
+        if gate is None or not self._may_enter(gate, request.node_id):
             return self._context.drop("mac")
         reply = wire.CookieReply(request.mode, request.nonce, self._cookies.current(source, now))
-        return [Send(reply.encode(self._context.mac_out(request.mode, request.node_id)), source)]
+        return [Send(reply.encode(gate.mac_out(request.node_id)), source)]
+
+    def _may_enter(self, gate: Gate, node_id: bytes) -> bool:
+        """Whether a node id may be claimed under this secret: under one that was replaced only a member's."""
+        return gate.current or node_id in self._context.peers
 
     def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take a fragment that is meant for a responder. Raises what `machine.Links.receive` counts."""
         if not any(wire.cookie_mac_ok(datagram, c) for c in self._cookies.accepted(source, now)):
             return self._context.drop("cookie")
-        key = self._context.mac_in.get(fragment.mode)
-        if key is None or not wire.first_mac_ok(datagram, key, with_cookie=True):
+        gate = self._context.passed(datagram, fragment.mode, with_cookie=True)
+        if gate is None:
             return self._context.drop("mac")
         if fragment.kind is Kind.RESEND:
             return self._on_resend(fragment, source, now)
         if fragment.kind is Kind.INIT:
-            return self._on_init_fragment(fragment, source, now)
+            return self._on_init_fragment(fragment, gate, source, now)
         response = self.responses.by_own(fragment.session)
         if response is None or response.source != source:
             return self._context.drop("session")
         if response.verified_at is not None:
             self._context.drop("duplicate")
             return sends(response.repeat(now) if response.ack is not None else [], source)
-        body = self._context.reassembler.add(source, fragment, now)
+        body = self._context.reassembler.add(source, fragment, now, Pool.SESSIONS)
         if body is None:
             return []
         auth = wire.decode_auth_untrusted(body)
@@ -88,25 +94,28 @@ class Answerer:
             return self._context.drop("session")
         return sends(response.resent(resend.missing, now), source)
 
-    def _on_init_fragment(self, fragment: Fragment, source: Address, now: float) -> list[Effect]:
+    def _on_init_fragment(self, fragment: Fragment, gate: Gate, source: Address, now: float) -> list[Effect]:
         response = self.responses.by_initiator(source, fragment.session)
         if response is not None:
             self._context.drop("duplicate")
             return sends(response.repeat(now) if response.fragments else [], source)
+        if fragment.index == 0 and not self._may_enter(gate, fragment.chunk[wire.INIT_NODE_ID]):
+            return self._context.drop("mac")
         started = self._context.reassembler.started(source, fragment)
-        if not started and not self._rates.allow(source.host, now):
+        if not started and not self._rates[gate.current].allow(source.host, now):
             return self._context.drop("rate")
-        body = self._context.reassembler.add(source, fragment, now)
+        pool = Pool.CURRENT if gate.current else Pool.OUTDATED
+        body = self._context.reassembler.add(source, fragment, now, pool)
         if body is None:
             return []
         init = wire.decode_init_untrusted(body, fragment.mode)
         if init.session != fragment.session:
             raise wire.DecodeError("session")
-        return (
-            self._on_enrol(init, source, now) if init.mode is Mode.ENROL else self._on_init(init, source, now)
-        )
+        if init.mode is Mode.ENROL:
+            return self._on_enrol(init, gate, source, now)
+        return self._on_init(init, gate, source, now)
 
-    def _on_init(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
+    def _on_init(self, init: wire.Init, gate: Gate, source: Address, now: float) -> list[Effect]:
         peer = self._context.peers.get(init.node_id)
         if peer is None:
             return self._context.drop("unknown-node")
@@ -114,9 +123,10 @@ class Answerer:
             return self._context.drop("expired")
         if peer.initiation is not None and self._context.starts_with(init.node_id):
             return self._context.drop("glare")
-        if not self._admit(init, source):
+        standing = self._standing(init, peer, gate, source, now)
+        if not self._admit(init, standing, init.node_id, source, now):
             return []
-        chain_id, chain_key = pick_chain((init.credential[:16], init.credential[16:]), peer.psk.held_chains())
+        chain_id, chain_key = pick_chain(_offered(init), peer.psk.held_chains())
         in_flight = peer.initiation.handshake.init.epoch if peer.initiation is not None else 0
         epoch = max(init.epoch, peer.psk.epoch + 1, in_flight + 1)
         handshake = Responder(
@@ -129,19 +139,33 @@ class Answerer:
             chain_key=chain_key,
             interface_hash=self._context.interface_hash(peer.auth),
         )
-        sign = _sign(init.credential[:16], chain_id, peer.psk)
-        return self._respond(Response(handshake, source, peer.mac_out, now, sign=sign))
+        mac_out = gate.mac_out(init.node_id)
+        response = Response(handshake, source, standing, init.node_id, mac_out, now)
+        response.sign = _sign(_offered(init)[0], chain_id, peer.psk)
+        response.judged_by = None if peer.psk.committed is None else peer.psk.committed.chain_id
+        return self._respond(response)
 
-    def _on_enrol(self, init: wire.Init, source: Address, now: float) -> list[Effect]:
+    def _standing(self, init: wire.Init, peer: Peer, gate: Gate, source: Address, now: float) -> Standing:
+        """What the sender of a member's INIT has shown. An old secret is no flaw of who has shown more."""
+        key = self._context.pair_key(peer, init.dimension, starts=False)
+        if key is not None and proven(init, key, self._cookies.accepted(source, now)):
+            return Standing.PROVEN
+        at_home = source.host == peer.seen_at or any(source.host == a.host for a in peer.auth.endpoints)
+        # A chain's id was in the clear once, on the path between the two; nobody else can name it.
+        if at_home or pick_chain(_offered(init), peer.psk.held_chains())[0] != wire.NO_CHAIN:
+            return Standing.KNOWN
+        return Standing.STRANGER if gate.current else Standing.OUTDATED
+
+    def _on_enrol(self, init: wire.Init, gate: Gate, source: Address, now: float) -> list[Effect]:
         enrolment = self._context.enrolment
         assert enrolment is not None  # the first MAC has no key without one
         invite = init.credential[:16]
         secret = enrolment.find(invite, init.node_id)
         if secret is None:
             return self._context.drop("invite")
-        if not check_invite_proof(init, secret):
+        if not proven(init, keys.invite_proof_key(secret), self._cookies.accepted(source, now)):
             return self._context.drop("invite-proof")
-        if not self._admit(init, source):
+        if not self._admit(init, Standing.NEWCOMER, invite, source, now):
             return []
         handshake = Responder(
             init,
@@ -153,18 +177,23 @@ class Answerer:
             chain_key=keys.invite_chain(secret),
             interface_hash=init.interface_hash,
         )
-        mac_out = self._context.mac_out(Mode.ENROL, init.node_id)
-        return self._respond(Response(handshake, source, mac_out, now, invite=invite))
+        mac_out = gate.mac_out(init.node_id)
+        return self._respond(
+            Response(handshake, source, Standing.NEWCOMER, invite, mac_out, now, invite=invite)
+        )
 
-    def _admit(self, init: wire.Init, source: Address) -> bool:
-        """The last checks before anything dear is computed."""
+    def _admit(self, init: wire.Init, standing: Standing, name: bytes, source: Address, now: float) -> bool:
+        """The last checks before anything dear is computed: a replay, the budget, a place."""
         if self.responses.replayed(init.nonce):
             self._context.drop("replay")
             return False
-        if not self.responses.room_for(init.node_id, source):
+        if not self._budgets[standing].take(name if SHARES[standing].each else b"", now):
+            self._context.drop("budget")
+            return False
+        if not self.responses.room_for(standing, init.node_id, name, source):
             self._context.drop("half-open")
             return False
-        self.responses.remember(init.nonce)
+        self.responses.remember(init.nonce, proven=standing is Standing.PROVEN)
         return True
 
     def _respond(self, response: Response) -> list[Effect]:
@@ -200,7 +229,9 @@ class Answerer:
             now=now,
         )
         response.verified_at = now
-        had_chain = peer.psk.committed is not None
+        self.responses.verified(response)
+        peer.seen_at = response.source.host
+        replaced = None if peer.psk.committed is None else peer.psk.committed.chain_id
         if not peer.psk.commit(agreement, now, responder=True):
             self.responses.drop(response)
             return self._context.drop("overtaken")
@@ -209,10 +240,12 @@ class Answerer:
         peer.next_start = max(peer.next_start, now + LIFE)  # until ACK goes out and plans the next one
         self._context.settle(peer)
         effects: list[Effect] = [Install(peer.node_id)]
-        peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
+        peer.chain_reset = replaced is not None and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:
-            detail = "the other end kept no earlier key" if response.sign is None else response.sign.value
-            effects.append(Alarm(peer.node_id, "chain-reset", detail, response.sign))
+            # What was broken is the chain that INIT was judged by, unless another has come between.
+            sign = response.sign if response.judged_by == replaced else None
+            detail = "the other end kept no earlier key" if sign is None else sign.value
+            effects.append(Alarm(peer.node_id, "chain-reset", detail, sign))
         elif response.sign is ResetSign.SUPERSEDED:
             effects.append(Alarm(peer.node_id, "chain-forked", response.sign.value, response.sign))
         return effects
@@ -272,6 +305,11 @@ def _sign(committed: bytes, chosen: bytes, psk: PskState) -> ResetSign | None:
     if committed == wire.NO_CHAIN:
         return ResetSign.EMPTY
     return ResetSign.SUPERSEDED if psk.had(committed) else ResetSign.UNKNOWN
+
+
+def _offered(init: wire.Init) -> tuple[bytes, bytes]:
+    """The ids of the chains that a member's INIT offers to build on."""
+    return init.credential[:16], init.credential[16:]
 
 
 def bare_key(node_id: bytes, credential: bytes) -> MLDSA65PublicKey:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random as JitterRandom
 
@@ -33,14 +34,43 @@ class Timing:
     stale_random: float = 300.0
 
 
+_Pair = tuple[bytes, bytes, bytes | None, bytes | None]
+
+#: The X25519 of this node's WireGuard key of a dimension and another public key; None where there is none.
+Agree = Callable[[int, bytes], bytes | None]
+
+
+def no_agreement(dimension: int, theirs: bytes) -> bytes | None:
+    """For a node without WireGuard private keys at hand: its INITs prove nothing, and it takes no proof."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One secret that the first MAC may be keyed with. ``mac_in`` is the key of what comes to this node.
+    ``current`` is False for an admission secret that was replaced: nodes revoked since hold it as well."""
+
+    mode: wire.Mode
+    secret: Secret
+    mac_in: bytes = field(repr=False)
+    current: bool = True
+
+    def mac_out(self, node_id: bytes) -> bytes:
+        """The key of what goes to ``node_id``."""
+        if self.mode is wire.Mode.ENROL:
+            return keys.enrol_mac_key(self.secret.reveal(), node_id)
+        return keys.member_mac_key(self.secret, node_id)
+
+
 @dataclass(slots=True)
 class Peer:
     """One member as this node's links see it. ``cookie`` is the last one given, and by which address;
-    ``answered`` is where the last handshake that this node started went through."""
+    ``answered`` is where the last handshake that this node started went through; ``seen_at`` the host that
+    the last handshake which it started came from. ``pairs`` holds what `Context.pair_key` computed, by
+    dimension: both WireGuard keys, then the keys of INIT's proof for what this node and the peer start."""
 
     auth: PeerAuth
     psk: PskState
-    mac_out: bytes = field(repr=False)
     next_start: float
     initiation: Initiation | None = None
     failures: int = 0
@@ -50,6 +80,10 @@ class Peer:
     chain_reset: bool = False
     last_error: str | None = None
     timed_by_handshake: bool = False
+    seen_at: str | None = None
+    pairs: dict[int, tuple[bytes, bytes, bytes | None, bytes | None]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def node_id(self) -> bytes:
@@ -86,13 +120,48 @@ class Context:
     reassembler: Reassembler = field(default_factory=Reassembler)
     drops: Counter[str] = field(default_factory=Counter)
     handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
-    mac_in: dict[wire.Mode, bytes] = field(init=False, repr=False)
+    agree: Agree = no_agreement
+    gates: tuple[Gate, ...] = field(init=False)  # members': the first is sent with
+    enrol_gate: Gate | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive the keys of the first MAC of what is sent to this node, for the modes it serves."""
-        self.mac_in = {wire.Mode.MEMBER: keys.member_mac_key(self.admission, self.node_id)}
+        self.set_admission([self.admission], [])
+        self.enrol_gate = None
         if self.enrolment is not None:
-            self.mac_in[wire.Mode.ENROL] = keys.enrol_mac_key(self.enrolment.root_hash, self.node_id)
+            root = self.enrolment.root_hash
+            self.enrol_gate = Gate(wire.Mode.ENROL, Secret(root), keys.enrol_mac_key(root, self.node_id))
+
+    def set_admission(self, current: Sequence[Secret], replaced: Sequence[Secret]) -> None:
+        """Take over the mesh's admission secrets, the one to send with first."""
+        secrets = [(secret, True) for secret in current] + [(secret, False) for secret in replaced]
+        self.gates = tuple(
+            Gate(wire.Mode.MEMBER, secret, keys.member_mac_key(secret, self.node_id), is_current)
+            for secret, is_current in secrets
+        )
+
+    def passed(self, datagram: bytes, mode: wire.Mode, *, with_cookie: bool) -> Gate | None:
+        """The gate that the datagram's first MAC opens; None where there is none, so that it is to be
+        dropped."""
+        gates = self.gates if mode is wire.Mode.MEMBER else (self.enrol_gate,)
+        for gate in gates:
+            if gate is not None and wire.first_mac_ok(datagram, gate.mac_in, with_cookie=with_cookie):
+                return gate
+        return None
+
+    def pair_key(self, peer: Peer, dimension: int, *, starts: bool) -> bytes | None:
+        """The key of the proof in INIT between this node and a peer, of which this node ``starts`` or the
+        peer; None where the two have no X25519 in this dimension. That is computed once for each pair of
+        keys."""
+        ours, theirs = self.wg_keys[dimension], peer.auth.wg_keys[dimension]
+        pair = peer.pairs.get(dimension)
+        if pair is None or pair[:2] != (ours, theirs):
+            shared = self.agree(dimension, theirs) if any(theirs) else None
+            ends = (self.node_id, peer.node_id)
+            out = None if shared is None else keys.pair_proof_key(shared, *ends)
+            back = None if shared is None else keys.pair_proof_key(shared, *reversed(ends))
+            pair = peer.pairs[dimension] = (ours, theirs, out, back)
+        return pair[2] if starts else pair[3]
 
     def drop(self, reason: str) -> list[Effect]:
         """Count a datagram that cannot be used."""
@@ -116,13 +185,6 @@ class Context:
         """
         theirs = tuple(key if any(key) else self.node_id for key in auth.wg_keys)
         return keys.interface_hash(self.wg_keys, theirs)
-
-    def mac_out(self, mode: wire.Mode, node_id: bytes) -> bytes:
-        """The key of the first MAC of what this node sends to that one."""
-        if mode is wire.Mode.ENROL and self.enrolment is not None:
-            return keys.enrol_mac_key(self.enrolment.root_hash, node_id)
-        peer = self.peers.get(node_id)
-        return keys.member_mac_key(self.admission, node_id) if peer is None else peer.mac_out
 
     def agreement(
         self,

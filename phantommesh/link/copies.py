@@ -64,6 +64,7 @@ class Suspicion:
 @dataclass(slots=True)
 class _Case:
     generation: int | None  # when its last handshake finished
+    begun: bool = False  # whether a chain was begun anew since
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=TURNS))
     waiting: tuple[float, int | None, ResetSign] | None = (
         None  # until its start is known, the one before, why
@@ -81,13 +82,14 @@ class Copies:
     def chained(self, peer: bytes, generation: int | None, now: float) -> None:
         """A handshake with a peer finished. ``generation`` is its number of starts, as far as known."""
         case = self._cases.setdefault(peer, _Case(generation))
-        if case.waiting is None:
-            case.generation = generation
+        case.generation, case.begun = generation, False
 
     def reset(self, peer: bytes, sign: ResetSign | None, generation: int | None, now: float) -> None:
         """A handshake that is not finished yet begins a new chain, though this node held one."""
         case = self._cases.setdefault(peer, _Case(generation))
-        case.resets.append(now)
+        if not case.begun:  # both ends may begin at once: that is one loss
+            case.resets.append(now)
+        case.begun = True
         match sign:
             case ResetSign.SUPERSEDED:
                 self._suspect(peer, Why.CAME_BACK, now)
@@ -111,7 +113,7 @@ class Copies:
             until, before, sign = case.waiting
             generation = generation_of(peer)
             if before is None or generation is None or generation > before:
-                case.waiting, case.generation = None, generation
+                case.waiting = None
             elif now >= until:
                 case.waiting = None
                 if sign is ResetSign.UNANSWERED:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from phantommesh.link.timers import Timers
 from phantommesh.wire import CHUNK_SIZE, Address, Fragment, Kind, Mode
@@ -18,13 +19,24 @@ RESEND_AFTER = 0.12  # s without a new fragment before the missing ones are aske
 RESEND_LIMIT = 6
 
 
+class Pool(Enum):
+    """Whose messages share a bound. What anyone can begin never takes room from what belongs to a session."""
+
+    SESSIONS = "RESP, AUTH and ACK of handshakes under way"
+    CURRENT = "INIT under an admission secret in use"
+    OUTDATED = "INIT under one that was replaced"
+
+
+ROOM = {Pool.SESSIONS: IN_ALL // 2, Pool.CURRENT: IN_ALL // 2 - 262_144, Pool.OUTDATED: 262_144}  # bytes
+
+
 class QuotaError(Exception):
     """Holding this fragment would pass a limit."""
 
 
 @dataclass(slots=True)
 class _Partial:
-    kind: Kind
+    pool: Pool
     mode: Mode
     count: int
     total: int
@@ -40,6 +52,8 @@ class _Partial:
     @property
     def due(self) -> float:
         death = self.born + LIFE
+        if self.pool is not Pool.SESSIONS:  # nobody is asked for the rest of an INIT
+            return death
         return death if self.asked >= RESEND_LIMIT else min(death, self.touched + RESEND_AFTER)
 
 
@@ -58,18 +72,23 @@ _Key = tuple[Address, bytes, Kind]
 
 
 class Reassembler:
-    """All half-received messages of a node. The whole message's room is reserved by its first fragment."""
+    """All half-received messages of a node. The whole message's room is reserved by its first fragment.
+
+    In a full pool of INITs the oldest gives way, of the same source where that has used up its own room: the
+    fragments of an honest INIT come within milliseconds of each other.
+    """
 
     def __init__(self) -> None:
         self._partials: dict[_Key, _Partial] = {}
         self._timers = Timers[_Key]()
-        self._by_source: dict[str, int] = {}
-        self._in_all = 0
+        self._pools: dict[Pool, dict[_Key, None]] = {pool: {} for pool in Pool}  # oldest first
+        self._by_source: dict[tuple[Pool, str], dict[_Key, None]] = {}
+        self._in_pool = dict.fromkeys(Pool, 0)
 
     @property
     def held(self) -> int:
         """Bytes reserved now."""
-        return self._in_all
+        return sum(self._in_pool.values())
 
     @property
     def deadline(self) -> float:
@@ -80,8 +99,14 @@ class Reassembler:
         """Whether a part of this fragment's message is held already."""
         return (source, fragment.session, fragment.kind) in self._partials
 
-    def add(self, source: Address, fragment: Fragment, now: float) -> bytes | None:
-        """Take a fragment; return the whole body once it is complete. Raises `QuotaError`."""
+    def of_source(self, host: str) -> int:
+        """Bytes reserved by one source address, in the pool where it has most."""
+        held = (self._by_source.get((pool, host), {}) for pool in Pool)
+        return max(sum(self._partials[key].reserved for key in keys) for keys in held)
+
+    def add(self, source: Address, fragment: Fragment, now: float, pool: Pool) -> bytes | None:
+        """Take a fragment; return the whole body once it is complete. Raises `QuotaError` where a session's
+        message finds no room."""
         if fragment.count == 1:
             return fragment.chunk
         key = (source, fragment.session, fragment.kind)
@@ -93,13 +118,12 @@ class Reassembler:
             self._drop(key)
             partial = None
         if partial is None:
-            partial = _Partial(fragment.kind, fragment.mode, fragment.count, fragment.total, now, now)
-            mine = self._by_source.get(source.host, 0)
-            if mine + partial.reserved > PER_SOURCE or self._in_all + partial.reserved > IN_ALL:
-                raise QuotaError
+            partial = _Partial(pool, fragment.mode, fragment.count, fragment.total, now, now)
+            self._make_room(pool, source.host, partial.reserved)
             self._partials[key] = partial
-            self._by_source[source.host] = mine + partial.reserved
-            self._in_all += partial.reserved
+            self._pools[pool][key] = None
+            self._by_source.setdefault((pool, source.host), {})[key] = None
+            self._in_pool[pool] += partial.reserved
         if fragment.index not in partial.chunks:
             partial.chunks[fragment.index] = fragment.chunk
             partial.touched = now
@@ -110,15 +134,29 @@ class Reassembler:
         self._drop(key)
         return body
 
+    def _make_room(self, pool: Pool, host: str, size: int) -> None:
+        mine = self._by_source.get((pool, host), {})
+        while mine and sum(self._partials[key].reserved for key in mine) + size > PER_SOURCE:
+            self._give_way(pool, next(iter(mine)))
+        while self._in_pool[pool] + size > ROOM[pool]:
+            if not self._pools[pool]:
+                raise QuotaError
+            self._give_way(pool, next(iter(self._pools[pool])))
+
+    def _give_way(self, pool: Pool, key: _Key) -> None:
+        if pool is Pool.SESSIONS:
+            raise QuotaError
+        self._drop(key)
+
     def _drop(self, key: _Key) -> None:
         partial = self._partials.pop(key)
         self._timers.cancel(key)
-        self._in_all -= partial.reserved
-        left = self._by_source[key[0].host] - partial.reserved
-        if left:
-            self._by_source[key[0].host] = left
-        else:
-            del self._by_source[key[0].host]
+        self._in_pool[partial.pool] -= partial.reserved
+        del self._pools[partial.pool][key]
+        of_source = (partial.pool, key[0].host)
+        del self._by_source[of_source][key]
+        if not self._by_source[of_source]:
+            del self._by_source[of_source]
 
     def tick(self, now: float) -> list[Missing]:
         """Forget what is too old, and return what should be asked for again."""
@@ -132,5 +170,5 @@ class Reassembler:
             partial.touched = now
             self._timers.set(key, partial.due)
             bitmap = sum(1 << i for i in range(partial.count) if i not in partial.chunks)
-            missing.append(Missing(key[0], partial.kind, partial.mode, key[1], bitmap))
+            missing.append(Missing(key[0], key[2], partial.mode, key[1], bitmap))
         return missing

@@ -8,7 +8,7 @@ failure is a `HandshakeError` whose reason is one of a few words, so that it can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hmac import compare_digest
 
@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from phantommesh import wire
 from phantommesh.kem import SEED_SIZE, Kem, KemError
 from phantommesh.link import keys
-from phantommesh.secret import Secret
 
 Random = Callable[[int], bytes]
 
@@ -86,11 +85,10 @@ class Initiator:
         credential: bytes,
         interface_hash: bytes,
         bitmap: int = 0x7F,
-        invite: Secret | None = None,
     ) -> None:
         ek, self._decapsulator = kem.keypair(random(SEED_SIZE))
         self._x = X25519PrivateKey.from_private_bytes(random(32))
-        init = wire.Init(
+        self.init = init = wire.Init(
             mode,
             random(wire.SESSION_ID_SIZE),
             epoch,
@@ -102,10 +100,6 @@ class Initiator:
             ek,
             self._x.public_key().public_bytes_raw(),
         )
-        if invite is not None:
-            blank = replace(init, credential=credential[:16] + bytes(16))
-            init = replace(init, credential=credential[:16] + keys.invite_proof(invite, blank.encode()))
-        self.init = init
         self._transcript = keys.init_transcript(init)
         self._keys: keys.HandshakeKeys | None = None
         self._digest = b""
@@ -237,10 +231,15 @@ class Responder:
         return ChaCha20Poly1305(self.session.ack.reveal()).encrypt(_ONCE, plain, self.init.session)
 
 
-def check_invite_proof(init: wire.Init, secret: Secret) -> bool:
-    """Whether an enrolment's INIT was made by a holder of the invite's secret."""
-    blank = replace(init, credential=init.credential[:16] + bytes(16))
-    return compare_digest(init.credential[16:], keys.invite_proof(secret, blank.encode()))
+def prove(init: wire.Init, key: bytes, dimension: int, cookie: bytes) -> wire.Init:
+    """INIT with the proof of its node id, for the address that ``cookie`` was given to."""
+    init = replace(init, dimension=dimension)
+    return replace(init, proof=keys.init_proof(key, init, cookie))
+
+
+def proven(init: wire.Init, key: bytes, cookies: Iterable[bytes]) -> bool:
+    """Whether INIT's proof holds under one of the cookies that its sender's address was given."""
+    return any(compare_digest(init.proof, keys.init_proof(key, init, cookie)) for cookie in cookies)
 
 
 def pick_chain(offered: Sequence[bytes], held: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from phantommesh import wire
-from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier
+from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier, prove
 from phantommesh.link.keys import SessionKeys
 from phantommesh.wire import Address, Kind
 
@@ -36,27 +36,34 @@ class Stage(Enum):
 
 
 class Initiation:
-    """One attempt. ``mac_out`` keys the first MAC for the receiver, ``mac_in`` for this node."""
+    """One attempt. ``macs`` are the keys of the first MAC for the receiver and for this node, of the newest
+    admission secret first: a peer that was away has not the newest. Which one it has is found out by asking
+    for a cookie under each; before that the newest counts. ``proof_key``
+    keys INIT's proof of this node's id; None where there is none, and the proof is zeros. A member's is made
+    with the WireGuard keys of ``dimension``."""
 
     def __init__(
         self,
         handshake: Initiator,
         *,
         destination: Address,
-        mac_out: bytes,
-        mac_in: bytes,
+        macs: Sequence[tuple[bytes, bytes]],
         cookie: bytes | None,
         random: Random,
         now: float,
+        proof_key: bytes | None = None,
+        dimension: int = 0,
     ) -> None:
         self.handshake = handshake
+        self._proof_key, self._dimension = proof_key, dimension
         self.destination = destination
         self.cookie = cookie
         self._old_cookie = cookie is not None
         self.started = now
         self.reached = Stage.COOKIE if cookie is None else Stage.INIT
         self.stage = self.reached
-        self._mac_out, self._mac_in = mac_out, mac_in
+        self._macs = macs
+        self._mac_out, self._mac_in = macs[0]
         self._back = wire.return_cookie(handshake.init.nonce)
         self._cookie_nonce = random(wire.SESSION_ID_SIZE)
         self._fragments: list[wire.Fragment] = []
@@ -113,12 +120,17 @@ class Initiation:
         return self.stage is Stage.COOKIE and reply.nonce == self._cookie_nonce
 
     def mac_ok(self, reply: bytes) -> bool:
-        """Whether a cookie reply's MAC holds."""
-        return wire.first_mac_ok(reply, self._mac_in, with_cookie=False)
+        """Whether a cookie reply's MAC holds. The secret that it holds under is the one to go on with."""
+        for mac_out, mac_in in self._macs:
+            if wire.first_mac_ok(reply, mac_in, with_cookie=False):
+                self._mac_out, self._mac_in = mac_out, mac_in
+                return True
+        return False
 
     def on_cookie(self, reply: wire.CookieReply, now: float) -> list[bytes]:
         """Take a cookie and send INIT."""
         self.cookie, self._old_cookie = reply.cookie, False
+        self._fragments = []  # the proof covers the cookie
         return self._enter(Stage.INIT, now)
 
     def on_resp(self, resp: wire.Resp, chain_key: bytes, verifier: Verifier) -> SigningRequest:
@@ -164,9 +176,14 @@ class Initiation:
         self._tries += 1
         if self.stage is Stage.COOKIE:
             init = self.handshake.init
-            return [wire.CookieRequest(init.mode, self._cookie_nonce, init.node_id).encode(self._mac_out)]
+            request = wire.CookieRequest(init.mode, self._cookie_nonce, init.node_id)
+            tried = self._macs[:1] if self._tries == 1 else self._macs
+            return [request.encode(mac_out) for mac_out, _ in tried]
         if not self._fragments:
             init = self.handshake.init
+            if self._proof_key is not None:
+                assert self.cookie is not None
+                init = prove(init, self._proof_key, self._dimension, self.cookie)
             self._fragments = wire.fragments(Kind.INIT, init.mode, init.session, init.encode())
         return self._encode(self._fragments)
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, Init
+from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, MAC_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2
@@ -56,10 +56,11 @@ class Transcript:
 
 
 def init_transcript(init: Init) -> Transcript:
-    """A transcript that has taken in INIT: its mode, which stands in no body, and its body."""
+    """A transcript that has taken in INIT: its mode, which stands in no body, and its body without the
+    proof."""
     transcript = Transcript()
     transcript.add(bytes([init.mode]))
-    transcript.add(init.encode())
+    transcript.add(init.encode_public())
     return transcript
 
 
@@ -170,7 +171,21 @@ def invite_chain(secret: Secret) -> bytes:
     return expand(secret.reveal(), b"invite chain", 64)
 
 
-def invite_proof(secret: Secret, init: bytes) -> bytes:
-    """Sixteen bytes that show the authority, before it computes anything dear, that INIT's sender holds the
-    invite's secret."""
-    return hmac.digest(expand(secret.reveal(), b"invite proof", 32), init, "sha512")[:16]
+def invite_proof_key(secret: Secret) -> bytes:
+    """Key of a newcomer's proof in INIT (64 bytes): it holds the invite's secret."""
+    return expand(secret.reveal(), b"invite proof", 64)
+
+
+def pair_proof_key(shared: bytes, initiator: bytes, responder: bytes) -> bytes:
+    """Key of a member's proof in INIT (64 bytes). ``shared`` is the X25519 of both ends' WireGuard keys of
+    one dimension (32 bytes); the node ids make each direction's key its own. The label keeps the key apart
+    from all that WireGuard derives of the same X25519, by another hash."""
+    return expand(shared, b"pair proof", 64, initiator, responder)
+
+
+def init_proof(key: bytes, init: Init, cookie: bytes) -> bytes:
+    """Sixteen bytes that show the responder, before it computes anything dear, that INIT's sender may claim
+    its node id. They cover the cookie, and so the sender's address: the same INIT proves nothing from
+    another address, nor when the cookie's time is over."""
+    said = bytes([init.mode, init.dimension]) + cookie + init.encode_public()
+    return hmac.digest(key, said, "sha512")[:MAC_SIZE]

@@ -12,9 +12,8 @@ from random import Random as JitterRandom
 
 from phantommesh import wire
 from phantommesh.kem import Kem
-from phantommesh.link import keys
 from phantommesh.link.answering import Answerer
-from phantommesh.link.context import Context, Peer, Timing
+from phantommesh.link.context import Agree, Context, Peer, Timing, no_agreement
 from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkState, PeerAuth, Role
 from phantommesh.link.fragments import QuotaError
 from phantommesh.link.handshake import HandshakeError, Random
@@ -44,9 +43,13 @@ class Links:
         now: float,
         timing: Timing = Timing(),
         enrolment: Enrolment | None = None,
+        agree: Agree = no_agreement,
     ) -> None:
+        """``agree`` gives the X25519 of this node's WireGuard key of a dimension and a peer's, 32 bytes, or
+        None for a key that is none: with it INITs prove the node id that they claim."""
         jitter = JitterRandom(random(16))  # noqa: S311  # spreads timers, keys nothing
         self._context = Context(node_id, tuple(wg_keys), admission, kem, random, timing, enrolment, jitter)
+        self._context.agree = agree
         self._peers = self._context.peers
         self._starter = Starter(self._context)
         self._answerer = Answerer(self._context, now)
@@ -75,8 +78,7 @@ class Links:
             peer = self._peers.get(node_id)
             if peer is None:
                 delay = 0.0 if self._context.starts_with(node_id) else FIRST_GLARE_DELAY
-                mac_out = keys.member_mac_key(self._context.admission, node_id)
-                self._peers[node_id] = Peer(auth, self._new_psk(), mac_out, now + delay + self._spread())
+                self._peers[node_id] = Peer(auth, self._new_psk(), now + delay + self._spread())
             elif peer.auth != auth:
                 replaced = _different(peer.auth.wg_keys, auth.wg_keys)
                 peer.auth = auth
@@ -85,6 +87,11 @@ class Links:
         for peer in self._peers.values():
             self._context.settle(peer)
         return self.tick(now)
+
+    def set_admission(self, current: Sequence[Secret], replaced: Sequence[Secret]) -> None:
+        """Take over the mesh's admission secrets. The first of ``current`` is sent with, and tried first;
+        ``replaced`` are those that a member which was away since may still have, newest first."""
+        self._context.set_admission(current, replaced)
 
     def set_wg_keys(self, wg_keys: Sequence[bytes], now: float) -> list[Effect]:
         """This node has replaced some of its own WireGuard keys; ``wg_keys`` are all seven public ones."""

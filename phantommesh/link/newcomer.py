@@ -13,7 +13,7 @@ from phantommesh.link import keys
 from phantommesh.link.answering import bare_key
 from phantommesh.link.context import sends
 from phantommesh.link.effects import Effect, Opened, Sign
-from phantommesh.link.fragments import QuotaError, Reassembler
+from phantommesh.link.fragments import Pool, QuotaError, Reassembler
 from phantommesh.link.handshake import HandshakeError, Initiator, Random
 from phantommesh.link.initiation import Initiation, Stage
 from phantommesh.secret import Secret
@@ -51,16 +51,15 @@ class Newcomer:
             credential=invite + bytes(16),
             interface_hash=bytes(wire.HASH_SIZE),
             bitmap=0,
-            invite=secret,
         )
         self._initiation = Initiation(
             handshake,
             destination=destination,
-            mac_out=keys.enrol_mac_key(root_hash, authority),
-            mac_in=keys.enrol_mac_key(root_hash, node_id),
+            macs=[(keys.enrol_mac_key(root_hash, authority), keys.enrol_mac_key(root_hash, node_id))],
             cookie=None,
             random=random,
             now=now,
+            proof_key=keys.invite_proof_key(secret),
         )
         self._initiation.credential = spki
 
@@ -118,7 +117,7 @@ class Newcomer:
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if fragment.kind not in (Kind.RESP, Kind.ACK) or self._initiation.stage is not awaited:
             return self._drop("unexpected")
-        body = self._reassembler.add(self._destination, fragment, now)
+        body = self._reassembler.add(self._destination, fragment, now, Pool.SESSIONS)
         if body is None:
             return []
         if fragment.kind is Kind.RESP:

@@ -300,13 +300,13 @@ class PskState:
         if self._dial_after is not None and now >= self._dial_after:
             self._dial_after, self._dial_later, changed = None, 0, True
         if self.committed is not None:
-            age = now - self.committed.born
-            if self._previous is not None and age >= FORGET_OLD_AFTER:
+            born = self.committed.born  # compared as `deadline` computes it: a difference rounds otherwise
+            if self._previous is not None and now >= born + FORGET_OLD_AFTER:
                 self._previous = None
-            if age >= self._alarm_after and not self._alarmed:
+            if now >= born + self._alarm_after and not self._alarmed:
                 self._alarmed = True
                 alarms.append("stale")
-            if age >= self._random_after and not self._failed_closed:
+            if now >= born + self._random_after and not self._failed_closed:
                 self._fail_closed(now)
                 changed = True
                 alarms.append("random")

@@ -3,39 +3,47 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from phantommesh import wire
+from phantommesh.link.admission import SHARES, Standing, source_block
 from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
 from phantommesh.wire import Address, Kind
 
-# Specification (DESIGN section 4).
-HALF_OPEN = 256
-
 # Tuning.
-HALF_OPEN_PER_PEER = 4  # anyone may claim a node id in INIT: one claimant must not push out another
 LIFE = 12.0  # s from INIT: longer than an initiator retries AUTH, so that a lost ACK can be sent again
 REPEAT_GAP = 0.1  # s between two sendings of RESP or ACK, whatever arrives
-SEEN_NONCES = 4096
+SEEN_NONCES = (
+    4096  # of proven INITs, and as many of others: a flood of the latter must not push out the former
+)
 
 
 @dataclass(slots=True)
 class Response:
-    """One handshake as its responder."""
+    """One handshake as its responder. ``standing`` is what its initiator has shown, ``name`` what the place
+    counts for: the claimed node id, or a newcomer's invite."""
 
     handshake: Responder
     source: Address
+    standing: Standing
+    name: bytes
     mac_out: bytes = field(repr=False)
     born: float
     invite: bytes = b""
     sign: ResetSign | None = None
+    judged_by: bytes | None = None  # this end's chain when INIT came
     fragments: list[wire.Fragment] = field(default_factory=list)
     verified_at: float | None = None
     ack: list[wire.Fragment] | None = None
     sent_at: float = float("-inf")
     resent_at: float = float("-inf")
+    block: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note the source block that the place counts for."""
+        self.block = source_block(self.source.host)
 
     @property
     def peer(self) -> bytes:
@@ -77,8 +85,10 @@ class Responses:
 
     def __init__(self) -> None:
         self._by_initiator: dict[tuple[Address, bytes], Response] = {}
-        self._by_own: dict[bytes, Response] = {}
-        self._nonces: OrderedDict[bytes, None] = OrderedDict()
+        self._by_own: dict[bytes, Response] = {}  # oldest first
+        self._by_standing: dict[Standing, dict[bytes, Response]] = {standing: {} for standing in Standing}
+        self._by_peer: dict[bytes, dict[bytes, Response]] = {}
+        self._nonces: dict[bool, OrderedDict[bytes, None]] = {True: OrderedDict(), False: OrderedDict()}
 
     def __len__(self) -> int:
         return len(self._by_own)
@@ -93,35 +103,69 @@ class Responses:
 
     def of_peer(self, peer: bytes) -> list[Response]:
         """All handshakes that were started in this peer's name."""
-        return [response for response in self._by_own.values() if response.peer == peer]
+        return list(self._by_peer.get(peer, {}).values())
 
-    def room_for(self, peer: bytes, source: Address) -> bool:
-        """Whether one more may be opened in this peer's name. One from the same address gives way, finished
-        or not: its initiator has started anew and listens for nothing of the old one."""
+    def room_for(self, standing: Standing, peer: bytes, name: bytes, source: Address) -> bool:
+        """Make room for one more, and say whether there is any. What gives way never has a better standing.
+
+        An earlier handshake of the same peer from the same address gives way, finished or not: its initiator
+        has started anew. So does any earlier one of a proven name, wherever it came from. Where the places
+        are taken, the oldest handshake of the source block that has most of them gives way.
+        """
+        share, held = SHARES[standing], self._by_standing[standing]
         for old in self.of_peer(peer):
-            if old.source == source:
+            if old.standing is standing and (old.source == source or standing is Standing.PROVEN):
                 self.drop(old)
-        return len(self._by_own) < HALF_OPEN and len(self.of_peer(peer)) < HALF_OPEN_PER_PEER
+        if standing is Standing.PROVEN:
+            return len(held) < share.places
+        block = source_block(source.host)
+        same = [old for old in held.values() if old.block == block]
+        if len(same) >= share.of_source:
+            self.drop(same[0])
+        named = [old for old in held.values() if old.name == name]
+        if len(named) >= share.of_name:
+            self.drop(_of_greediest(named))
+        if len(held) >= share.places:
+            self.drop(_of_greediest(list(held.values())))
+        return True
+
+    def verified(self, response: Response) -> None:
+        """The initiator's AUTH held: it is who it says. A member's place is no unproven one any more."""
+        proven, own = self._by_standing[Standing.PROVEN], response.handshake.own
+        if response.standing is Standing.NEWCOMER or len(proven) >= SHARES[Standing.PROVEN].places:
+            return
+        del self._by_standing[response.standing][own]
+        response.standing, proven[own] = Standing.PROVEN, response
 
     def replayed(self, nonce: bytes) -> bool:
         """Whether an INIT with this nonce was answered lately."""
-        return nonce in self._nonces
+        return any(nonce in nonces for nonces in self._nonces.values())
 
-    def remember(self, nonce: bytes) -> None:
+    def remember(self, nonce: bytes, *, proven: bool) -> None:
         """Let no INIT with this nonce be answered again."""
-        self._nonces[nonce] = None
-        if len(self._nonces) > SEEN_NONCES:
-            self._nonces.popitem(last=False)
+        nonces = self._nonces[proven]
+        nonces[nonce] = None
+        if len(nonces) > SEEN_NONCES:
+            nonces.popitem(last=False)
 
     def add(self, response: Response) -> None:
         """Take in a handshake."""
+        own = response.handshake.own
         self._by_initiator[response.source, response.handshake.init.session] = response
-        self._by_own[response.handshake.own] = response
+        self._by_own[own] = response
+        self._by_standing[response.standing][own] = response
+        self._by_peer.setdefault(response.peer, {})[own] = response
 
     def drop(self, response: Response) -> None:
         """Forget a handshake."""
+        own = response.handshake.own
         self._by_initiator.pop((response.source, response.handshake.init.session), None)
-        self._by_own.pop(response.handshake.own, None)
+        self._by_own.pop(own, None)
+        self._by_standing[response.standing].pop(own, None)
+        mine = self._by_peer.get(response.peer, {})
+        mine.pop(own, None)
+        if not mine:
+            self._by_peer.pop(response.peer, None)
 
     @property
     def deadline(self) -> float:
@@ -132,3 +176,9 @@ class Responses:
         """Forget handshakes that are too old."""
         while now >= self.deadline:
             self.drop(next(iter(self._by_own.values())))
+
+
+def _of_greediest(responses: list[Response]) -> Response:
+    """The oldest of the source block that has most of these, which are oldest first."""
+    (block, _), *_ = Counter(response.block for response in responses).most_common(1)
+    return next(response for response in responses if response.block == block)

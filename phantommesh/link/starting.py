@@ -9,9 +9,10 @@ from phantommesh import wire
 from phantommesh.link import keys
 from phantommesh.link.context import Context, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
-from phantommesh.link.fragments import Missing
+from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.initiation import Initiation, Stage
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Address, Fragment, Kind, Mode
 
 # Tuning.
@@ -57,14 +58,18 @@ class Starter:
         )
         cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
         peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
+        # A WireGuard key of which one end does not know yet proves nothing: next time another dimension's.
+        turn = [(peer.failures + i) % DIMENSIONS for i in range(DIMENSIONS)]
+        dimension = next((i for i in turn if context.pair_key(peer, i, starts=True) is not None), 0)
         peer.initiation = Initiation(
             handshake,
             destination=destination,
-            mac_out=peer.mac_out,
-            mac_in=context.mac_in[Mode.MEMBER],
+            macs=[(gate.mac_out(peer.node_id), gate.mac_in) for gate in context.gates],
             cookie=cookie,
             random=context.random,
             now=now,
+            proof_key=context.pair_key(peer, dimension, starts=True),
+            dimension=dimension,
         )
         self._context.initiations[peer.initiation.session] = peer
 
@@ -86,11 +91,11 @@ class Starter:
 
     def on_cookie_reply(self, reply: wire.CookieReply, datagram: bytes, now: float) -> list[Effect]:
         """Take a cookie. Its nonce names the attempt that asked for it."""
-        if not wire.first_mac_ok(datagram, self._context.mac_in[Mode.MEMBER], with_cookie=False):
+        if self._context.passed(datagram, Mode.MEMBER, with_cookie=False) is None:
             return self._context.drop("mac")
         for peer in self._context.initiations.values():
             initiation = peer.initiation
-            if initiation is not None and initiation.asked(reply):
+            if initiation is not None and initiation.asked(reply) and initiation.mac_ok(datagram):
                 datagrams = initiation.on_cookie(reply, now)
                 self._context.settle(peer)
                 return sends(datagrams, initiation.destination)
@@ -111,7 +116,7 @@ class Starter:
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if initiation.stage is not awaited:
             return self._context.drop("duplicate")
-        body = self._context.reassembler.add(source, fragment, now)
+        body = self._context.reassembler.add(source, fragment, now, Pool.SESSIONS)
         if body is None:
             return []
         try:
@@ -150,7 +155,9 @@ class Starter:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:
-            sign = None if offered[:16] == wire.NO_CHAIN else ResetSign.UNANSWERED
+            # What was broken is the chain that INIT offered, unless another has come between.
+            held = peer.psk.committed
+            sign = ResetSign.UNANSWERED if held is not None and offered[:16] == held.chain_id else None
             effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key", sign))
         return [*effects, Sign(initiation.session, request)]
 

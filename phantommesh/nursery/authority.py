@@ -131,7 +131,7 @@ class AuthorityDesk:
             node_cert=node_cert,
             authority_cert=authority.der,
             root_cert=node.root.public_bytes(Encoding.DER),
-            admission=node.admission_key.reveal(),
+            admission=node.admission.newest.reveal(),
             roster=self._keeper.roster.encode(),
             revocations=node.revocations.encode(),
             keys=self._keys.encode(),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from time import time
 
@@ -33,16 +34,19 @@ log = structlog.get_logger("phantommesh.groupkeys")
 
 
 class GroupKeys:
-    """This node's `Keyring`."""
+    """This node's `Keyring`, and the admission secrets that come with its keys. ``changed`` is called when
+    those are others than before."""
 
-    def __init__(self, node: NodeState) -> None:
+    def __init__(self, node: NodeState, changed: Callable[[], None] = lambda: None) -> None:
         self.ring = Keyring()
+        self._changed = changed
         self._node = node
         self._dirty = trio.Event()
         self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
         self._turn = Turn()
         if node.keyring:
             self.ring.restore(node.keyring, trio.current_time())
+            node.admission.follow(self.ring.keys, self.ring.active, time())
 
     def digest(self) -> bytes:
         """Eight bytes that differ between nodes with other revocations or another newest key."""
@@ -67,13 +71,18 @@ class GroupKeys:
             log.warning("group key refused", error=str(error))
         self.in_use(active)
         if came:
-            self._dirty.set()
+            self._note_change()
         return came
 
     def in_use(self, key_id: bytes) -> None:
         """Another member sends with this key, so we may too."""
         if self.ring.promote(key_id, trio.current_time()):
-            self._dirty.set()
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._dirty.set()
+        if self._node.admission.follow(self.ring.keys, self.ring.active, time()):
+            self._changed()
 
     async def rotate(self) -> GroupKey | None:
         """Make the key that is due, on disk before anybody hears of it. Raises StateError.
@@ -91,7 +100,7 @@ class GroupKeys:
             )
             await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
             self.ring.install(key, trio.current_time())
-            self._dirty.set()  # the ring may have let others go for it, or have begun to send with it
+            self._note_change()  # the ring may have let others go for it, or have begun to send with it
         log.info("group key made", epoch=epoch, key=key.id.hex())
         return key
 
@@ -100,7 +109,7 @@ class GroupKeys:
         while True:
             before = self.active_id
             if self.ring.tick(trio.current_time()):
-                self._dirty.set()
+                self._note_change()
             if self.active_id != before:
                 log.info("group key in use", key=self.active_id.hex())
             try:
@@ -120,8 +129,12 @@ class GroupKeys:
                 return
             self._dirty = trio.Event()
             try:
-                encoded = self.ring.encode()
-                await trio.to_thread.run_sync(self._node.state.write, statedir.KEYRING, encoded)
+                files = {
+                    statedir.KEYRING: self.ring.encode(),
+                    statedir.ADMISSION_KEY: self._node.admission.encode(),
+                }
+                for name, encoded in files.items():
+                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
             except BaseException:
                 self._dirty.set()
                 raise

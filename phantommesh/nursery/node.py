@@ -29,6 +29,7 @@ from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
 from phantommesh.link.machine import Links
+from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
 from phantommesh.nodestate import NodeState
@@ -92,7 +93,7 @@ class Node:
         self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
         self.places = Places(config, (state.mesh.network4, state.mesh.network6), self.resolver.lookup)
         udp.forbids = self.places.forbids
-        self.keys = GroupKeys(state)
+        self.keys = GroupKeys(state, self._secrets_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
         self.own = OwnRecord(config, state, self.keeper)
         self.caller = Caller(state, self.keeper, self.sessions, self._where)
@@ -198,10 +199,10 @@ class Node:
         enrolment = None
         if state.authority is not None:
             enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, self._find_invite)
-        return Links(
+        links = Links(
             node_id=state.identity.node_id,
             wg_keys=self.own.wg_keys.public,
-            admission=state.admission_key,
+            admission=state.admission.newest,
             kem=provider(settings.provider),
             random=os.urandom,
             now=trio.current_time(),
@@ -212,7 +213,14 @@ class Node:
                 settings.stale_random_seconds,
             ),
             enrolment=enrolment,
+            agree=lambda dimension, theirs: self.own.wg_keys.agree(dimension, theirs),
         )
+        links.set_admission(state.admission.current, state.admission.replaced)
+        return links
+
+    def _secrets_changed(self) -> None:
+        """Another group key brought another admission secret, or one is not sent with any more."""
+        self.links.set_admission(self.state.admission.current, self.state.admission.replaced)
 
     def _find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         try:
@@ -390,9 +398,11 @@ class Node:
         self.recorder.alarmed(alarm)
 
     def generation_of(self, peer: bytes) -> int | None:
-        """How often a member has started, as gossip counts it; None where it says nothing."""
+        """How often a member has started, as gossip counts it; None where gossip knows of none, or still
+        holds the member for gone: then the news of a start is on its way."""
         member = self.gossip.membership.member(peer)
-        return None if member is None else member.generation
+        gone = member is None or member.state in (State.DEAD, State.LEFT)
+        return None if member is None or gone else member.generation
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.

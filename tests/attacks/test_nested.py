@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, start
+from phantommesh.nursery.labmesh import converged, crash, kill, start
 from phantommesh.nursery.labnet import LabSpec, nodes_of
 from tests.attacks.rig import counted, run_inside, status_of
 from tests.attacks.test_neighbour import drops
@@ -25,17 +25,19 @@ NESTED = 5  # guard.Drop.NESTED
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_an_outer_packet_does_not_enter_the_mesh(mesh: lab.LabResult, spec: LabSpec, family: str) -> None:
     victim, member = nodes_of(spec)
-    target = getattr(status_of(member), family)
+    target, pinged = getattr(status_of(member), family), status_of(member).ip4
     kill(victim)
+    trio.run(crash, member)  # else its WireGuard would tell the victim's where it is
     try:
         before, sent = drops(victim)[NESTED], counted(victim, ["pm", *INTERFACES])
         for name in INTERFACES:
             peer = run_in(victim, "wg", "show", name, "peers").strip()
             there = f"[{target}]:51820" if ":" in target else f"{target}:51820"
             run_in(victim, "wg", "set", name, "peer", peer, "endpoint", there)
-        run_inside(victim.name, "ping", "-q", "-i", "0.2", "-w", str(SECONDS), status_of(member).ip4)
+        run_inside(victim.name, "ping", "-q", "-i", "0.2", "-w", str(SECONDS), pinged)
         assert counted(victim, ["pm", *INTERFACES]) - sent < BOUND
         assert drops(victim)[NESTED] > before
     finally:
-        trio.run(start, victim)
+        for node in (victim, member):
+            trio.run(start, node)
         trio.run(converged, nodes_of(spec), PATIENCE_S)

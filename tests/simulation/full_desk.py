@@ -18,7 +18,6 @@ from phantommesh.records import HASH_BYTES, Entry, SignedRecord, settle
 from phantommesh.revocation import Revocation, revoke
 from phantommesh.secret import Secret
 from phantommesh.trust import Role, TrustError
-from tests.simulation.full_parts import ADMISSION
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -103,7 +102,7 @@ class Desk:
         self._enrolled[session.invite] = node_id
         process.make_key()
         return control.Enrolled(
-            node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), ADMISSION.reveal(),
+            node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), process.secrets.newest.reveal(),
             process.roster.encode(), process.revocations.encode(), encode_keys(process.ring.keys),
             NO_KEY if process.ring.active is None else process.ring.active.id,
         )  # fmt: skip

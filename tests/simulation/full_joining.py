@@ -104,7 +104,12 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
         take_keys(ring, answer.keys, sim.mesh.root, revocations, sim.now, sim.wall)
         ring.promote(answer.active_key, sim.now)
         machine.node_cert, machine.authority_cert = answer.node_cert, answer.authority_cert
-        machine.disk.update(roster=answer.roster, revocations=answer.revocations, keyring=ring.encode())
+        machine.disk.update(
+            roster=answer.roster,
+            revocations=answer.revocations,
+            keyring=ring.encode(),
+            admission=answer.admission,
+        )
         machine.joining = None
         sim.start(machine.index)
 

@@ -13,6 +13,7 @@ node's own record, `full_asker` what it asks of others, `full_desk` what others 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,9 @@ from phantommesh.link.machine import Links
 from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import EVENT_SIZE
+from phantommesh.membership.messages import EVENT_SIZE, State
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.meshsecret import MeshSecrets
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
@@ -48,7 +50,7 @@ from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord
-from tests.simulation.full_parts import ADMISSION, addresses, sharing, wg_keys
+from tests.simulation.full_parts import ADMISSION, addresses, agree, sharing, wg_keys
 
 if TYPE_CHECKING:
     from tests.simulation.full_machines import Machine
@@ -81,6 +83,8 @@ class Process:
         self.ring, self.turn = Keyring(), Turn()
         if "keyring" in disk:
             self.ring.restore(disk["keyring"], self.now)
+        self.secrets = MeshSecrets.decode(disk.get("admission", ADMISSION.reveal()))
+        self.secrets.follow(self.ring.keys, self.ring.active, self.wall)
         self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
@@ -115,9 +119,11 @@ class Process:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
         self.copies = Copies()
         self.links = Links(
-            node_id=self.me, wg_keys=wg_keys(machine.identity), admission=ADMISSION, kem=sim.kem,
-            random=self.rng.randbytes, now=self.now, enrolment=enrolment,
+            node_id=self.me, wg_keys=wg_keys(machine.identity), kem=sim.kem,
+            admission=self.secrets.newest, random=self.rng.randbytes, now=self.now, enrolment=enrolment,
+            agree=partial(agree, machine.identity),
         )  # fmt: skip
+        self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
@@ -173,6 +179,7 @@ class Process:
                     disk[name] = self.revocations.encode()
                 case "keyring":
                     disk[name] = self.ring.encode()
+                    disk["admission"] = self.secrets.encode()
                 case "members":
                     disk[name] = b"".join(self.membership.snapshot())
 
@@ -230,7 +237,8 @@ class Process:
     def generation_of(self, peer: bytes) -> int | None:
         """`Node.generation_of`."""
         member = self.membership.member(peer)
-        return None if member is None else member.generation
+        gone = member is None or member.state in (State.DEAD, State.LEFT)
+        return None if member is None or gone else member.generation
 
     def _signed(self, token: bytes, signature: bytes) -> None:
         self.carry_links(self.links.signed(token, signature, self.now))
@@ -348,7 +356,13 @@ class Process:
     def in_use(self, key_id: bytes) -> None:
         """A member sends with this key."""
         if self.ring.promote(key_id, self.now):
-            self.save("keyring")
+            self.keys_changed()
+
+    def keys_changed(self) -> None:
+        """`GroupKeys._note_change`, `Node._secrets_changed`."""
+        self.save("keyring")
+        if self.secrets.follow(self.ring.keys, self.ring.active, self.wall):
+            self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def make_key(self) -> None:
         """`GroupKeys.rotate`: the key that is due, on disk before anybody hears of it."""
@@ -359,6 +373,7 @@ class Process:
         key = make_group_key(authority, epoch, self.revocations, self.wall, self.rng.randbytes)
         self.machine.disk["keyring"] = self.ring.encode(key)
         self.ring.install(key, self.now)
+        self.keys_changed()
 
     def merge(self, keys: bytes, active: bytes) -> bool:
         """`GroupKeys.merge`."""
@@ -367,7 +382,7 @@ class Process:
         self.sim.tally["key-refused"] += len(refused)
         self.in_use(active)
         if came:
-            self.save("keyring")
+            self.keys_changed()
         return came
 
     # Once a second.
@@ -375,7 +390,7 @@ class Process:
     def housekeeping(self) -> None:
         """`GroupKeys.run`, `OwnRecord.renew`, `ask_standing`, saving, the reconciler's pass."""
         if self.ring.tick(self.now):
-            self.save("keyring")
+            self.keys_changed()
         if self.machine.authority is not None:
             due = next_epoch(self.ring, self.revocations, self.wall) is not None
             held = [e for n in self.authorities if (e := self.roster.get(n)) is not None]

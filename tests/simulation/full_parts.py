@@ -50,6 +50,11 @@ def _keys_and_proofs(node_id: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ..
     return keys.public, keys.proofs(node_id)
 
 
+def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
+    """In place of X25519: what the owners of both keys would get."""
+    return hashlib.sha256(b"".join(sorted((wg_keys(node)[dimension], theirs)))).digest()
+
+
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)

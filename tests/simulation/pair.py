@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha3_256
 
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Kem
@@ -116,8 +117,13 @@ class Node:
         self.life += 1
         self.links = Links(
             node_id=self.identity.node_id, wg_keys=self.wg_keys, admission=ADMISSION, kem=self.sim.kem,
-            random=self.sim.rng.randbytes, now=self.clock, timing=self.sim.timing,
+            random=self.sim.rng.randbytes, now=self.clock, timing=self.sim.timing, agree=self.agree,
         )  # fmt: skip
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes:
+        """In place of X25519, as the keys are no keys: what the owners of both would get, and nobody else may
+        compute here."""
+        return sha3_256(b"".join(sorted((self.wg_keys[dimension], theirs)))).digest()
 
     def crash(self) -> None:
         self.links = None

@@ -68,7 +68,7 @@ class Joiner:
             "root_cert": self.authority.root.public_bytes(Encoding.DER),
             "authority_cert": self.authority.authority_cert,
             "node_cert": self.certify(draft.identity.spki),
-            "admission_key": self.authority.admission_key,
+            "admission_key": self.authority.admission.newest,
             "roster": self.authority.roster.encode(),
             "revocations": self.authority.revocations.encode(),
             "now": NOW,
@@ -184,7 +184,7 @@ def test_join_makes_a_member(joiner: Joiner) -> None:
     assert node.authority is None
     assert not node.state.has("root.key")
     assert not node.state.has("authority.key")
-    assert node.admission_key == joiner.authority.admission_key
+    assert node.admission.newest == joiner.authority.admission.newest
     assert {entry.member.name for entry in node.roster} == {"alpha", "beta"}
     assert sorted(entry.name for entry in joiner.at.iterdir()) == ["pm.toml", "state"]
 
@@ -389,7 +389,12 @@ def test_no_secret_shows(joiner: Joiner) -> None:
     config = join_config(joiner.invite, name="beta", endpoints=())
     draft = begin_join(joiner.at / "other", joiner.at / "pm.toml", joiner.invite, config)
     shown = repr(node) + repr(draft) + repr(joiner.authority) + repr(joiner.invite)
-    for secret in (node.admission_key, *node.wg_keys.private, *draft.wg_keys.private, joiner.invite.secret):
+    for secret in (
+        node.admission.newest,
+        *node.wg_keys.private,
+        *draft.wg_keys.private,
+        joiner.invite.secret,
+    ):
         assert repr(secret.reveal())[2:-1] not in shown
         assert secret.reveal().hex() not in shown
 

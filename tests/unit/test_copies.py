@@ -43,6 +43,7 @@ def test_restarts_are_no_theft_until_there_are_many_of_them() -> None:
     for i in range(TURNS - 1):
         copies.reset(A, EMPTY, 8 + i, 100.0 + i)
         copies.look(lambda _, i=i: 8 + i, 100.5 + i)  # type: ignore[misc]
+        copies.chained(A, 8 + i, 100.6 + i)
     assert not copies.suspicions
     copies.reset(A, EMPTY, 20, 110.0)
     assert found(copies) == [(A, Why.TURNS)]
@@ -54,6 +55,7 @@ def test_restarts_far_apart_are_no_theft_however_many() -> None:
         now = 100.0 + i * (WINDOW / (TURNS - 1) + 1)
         copies.reset(A, EMPTY, 8 + i, now)
         copies.look(lambda _, i=i: 8 + i, now + 1)  # type: ignore[misc]
+        copies.chained(A, 8 + i, now + 1)
     assert not copies.suspicions
 
 
@@ -66,6 +68,20 @@ def test_keys_lost_without_a_start_are_one(sign: ResetSign) -> None:
     assert not copies.suspicions
     copies.look(lambda _: 7, 100.0 + GRACE)
     assert found(copies) == [(A, Why.NO_START)]
+
+
+def test_one_loss_that_shows_twice_is_one() -> None:
+    """Both ends begin at once after a restart; the news of the start comes between the two handshakes."""
+    copies = linked(A, B, C)
+    for i in range(TURNS - 1):
+        now = 100.0 + 3 * i
+        copies.reset(A, UNANSWERED, 7 + i, now)
+        copies.look(lambda _, i=i: 8 + i, now + 0.5)  # type: ignore[misc]
+        copies.reset(A, EMPTY, 8 + i, now + 1)
+        copies.chained(A, 8 + i, now + 1)
+        copies.look(lambda _, i=i: 8 + i, now + 1)  # type: ignore[misc]
+    copies.look(lambda _: 8 + TURNS, 200.0 + GRACE)
+    assert not copies.suspicions
 
 
 def test_where_gossip_says_nothing_nothing_is_concluded() -> None:

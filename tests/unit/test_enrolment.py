@@ -59,7 +59,10 @@ async def test_a_machine_with_an_invite_becomes_a_member(tmp_path: Path) -> None
         # Already on disk: a crash now would not leave the newcomer with a mesh that does not know it.
         assert summary.node_id in {e.member.node_id for e in load_node(tmp_path / "a/state", time()).roster}
     joined = load_node(tmp_path / "b" / "state", time())
-    assert joined.admission_key == state.admission_key
+    there = load_node(tmp_path / "a" / "state", time())
+    assert (
+        joined.admission.newest == there.admission.newest != state.admission.newest
+    )  # the first group key's
     assert sorted(entry.member.name for entry in joined.roster) == ["alpha", "beta"]
     assert joined.authority is None
 

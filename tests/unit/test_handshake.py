@@ -12,7 +12,7 @@ from phantommesh import wire
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
-from phantommesh.link.handshake import HandshakeError, Initiator, Responder, check_invite_proof, pick_chain
+from phantommesh.link.handshake import HandshakeError, Initiator, Responder, pick_chain, prove, proven
 from phantommesh.secret import Secret
 from phantommesh.wire import Mode
 
@@ -81,9 +81,10 @@ def flips(body: bytes, step: int) -> list[bytes]:
 
 
 def test_a_flipped_bit_anywhere_in_init_ends_the_handshake() -> None:
+    """But in what follows the part that the keys are bound to: a responder judges that before it computes."""
     run = Run()
-    body = run.init().encode()
-    for changed in flips(body, 97):
+    body, claim = run.init().encode_public(), run.init().encode()[wire.INIT_FIXED_SIZE :]
+    for changed in [flipped + claim for flipped in flips(body, 97)]:
         run.init()
         try:
             init = wire.decode_init_untrusted(changed, Mode.MEMBER)
@@ -199,15 +200,22 @@ def test_the_newest_common_chain_is_picked() -> None:
     assert pick_chain((wire.NO_CHAIN, wire.NO_CHAIN), []) == (wire.NO_CHAIN, keys.FIRST_CHAIN)
 
 
-def test_an_invite_is_proven_over_the_whole_init() -> None:
+def test_a_proof_covers_the_whole_init_and_the_cookie() -> None:
     rng = random.Random(5)
-    secret = Secret(b"s" * 32)
+    key, cookie = keys.invite_proof_key(Secret(b"s" * 32)), b"c" * 16
     init = Initiator(
         kem=CryptographyKem(), random=rng.randbytes, mode=Mode.ENROL, node_id=ALICE.node_id, epoch=1,
-        credential=b"v" * 16 + bytes(16), interface_hash=bytes(32), bitmap=0, invite=secret,
+        credential=b"v" * 16 + bytes(16), interface_hash=bytes(32), bitmap=0,
     ).init  # fmt: skip
-    assert init.credential[:16] == b"v" * 16
-    assert check_invite_proof(init, secret)
-    assert not check_invite_proof(init, Secret(b"t" * 32))
-    for change in ({"nonce": b"z" * 32}, {"share": b"z" * 32}, {"epoch": 2}, {"ek": bytes(1568)}):
-        assert not check_invite_proof(replace(init, **change), secret)
+    assert not proven(init, key, [cookie])
+    init = prove(init, key, 0, cookie)
+    assert proven(init, key, [cookie]) and proven(init, key, [b"d" * 16, cookie])
+    assert not proven(init, key, []) and not proven(init, key, [b"d" * 16])
+    assert not proven(init, keys.invite_proof_key(Secret(b"t" * 32)), [cookie])
+    changes: list[dict[str, Any]] = [{"nonce": b"z" * 32}, {"share": b"z" * 32}, {"epoch": 2}]
+    changes += [{"ek": bytes(1568)}, {"dimension": 1}, {"node_id": b"z" * 16}]
+    for change in [*changes, {"mode": Mode.MEMBER}, {"session": b"z" * 8}]:
+        assert not proven(replace(init, **change), key, [cookie])
+    # The keys of the handshake are bound to all of INIT but this, as it changes with the cookie.
+    again = prove(init, key, 0, b"e" * 16)
+    assert keys.init_transcript(init).add(b"") == keys.init_transcript(again).add(b"")

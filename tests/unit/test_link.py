@@ -14,14 +14,15 @@ from phantommesh import wire
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Decapsulator
 from phantommesh.link import fragments, keys
-from phantommesh.link.admission import Rates
+from phantommesh.link.admission import HALF_OPEN, SHARES, Rates, Standing
+from phantommesh.link.context import Agree, no_agreement
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Send, Sign
-from phantommesh.link.fragments import Reassembler
-from phantommesh.link.handshake import Initiator
+from phantommesh.link.fragments import Pool, Reassembler
+from phantommesh.link.handshake import Initiator, Responder, prove
 from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.psk import PskPhase
-from phantommesh.link.response import HALF_OPEN, HALF_OPEN_PER_PEER, LIFE, SEEN_NONCES, Responses
+from phantommesh.link.response import LIFE, SEEN_NONCES, Response, Responses
 from phantommesh.secret import Secret
 from phantommesh.wire import Address, CookieReply, Fragment, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
@@ -88,10 +89,10 @@ def auth_of(identity: Identity, which: int, valid_until: float = FOREVER) -> Pee
     return PeerAuth(identity.node_id, identity.public_key, valid_until, WG[which], ())
 
 
-def links_for(calls: Calls, *, valid_until: float = FOREVER) -> Links:
+def links_for(calls: Calls, *, valid_until: float = FOREVER, agree: Agree = no_agreement) -> Links:
     links = Links(
         node_id=ME.node_id, wg_keys=WG[1], admission=ADMISSION, kem=CountingKem(calls),
-        random=random.Random(3).randbytes, now=0.0,
+        random=random.Random(3).randbytes, now=0.0, agree=agree,
     )  # fmt: skip
     links.set_peers({OTHER.node_id: auth_of(OTHER, 0, valid_until)}, 0.0)
     links._peers = links._context.peers = SpyPeers(links._context.peers, calls)
@@ -197,7 +198,7 @@ def test_a_source_over_its_rate_never_touches_reassembly(calls: Calls) -> None:
 
 def test_a_full_quota_never_touches_the_roster(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     links = links_for(calls)
-    monkeypatch.setattr(fragments, "PER_SOURCE", 1000)
+    monkeypatch.setitem(fragments.ROOM, Pool.CURRENT, 1000)
     sender = Sender(links)
     cookie = sender.cookie()
     calls.seen.clear()
@@ -256,22 +257,97 @@ def test_a_bad_encapsulation_key_is_a_drop(calls: Calls) -> None:
     assert links.held == (0, 0)
 
 
-def test_one_claimed_name_takes_four_places_and_all_together_256(calls: Calls) -> None:
+def test_who_shows_nothing_shares_a_budget_and_a_few_places(calls: Calls) -> None:
+    """A crowd of addresses that claims a hundred names: what it has computed does not grow with it."""
     links = links_for(calls)
     crowd = {i.to_bytes(16): replace(auth_of(OTHER, 0), node_id=i.to_bytes(16)) for i in range(1, 100)}
     links.set_peers(crowd, 0.0)
-    peak = 0
-    for i in range(600):
+    share, seconds = SHARES[Standing.STRANGER], 10.0
+    for i in range(2000):
         sender = Sender(links, Address(f"10.0.{i >> 8}.{i & 255}", 51800), rng=random.Random(i))
-        claimed = (1 if i < 20 else i % 99 + 1).to_bytes(16)
-        sender.send(sender.datagrams(sender.init(node_id=claimed), sender.cookie()))
-        peak = max(peak, links.held[1])
-        if i == 19:
-            assert links.held[1] == HALF_OPEN_PER_PEER
-    assert peak == HALF_OPEN
-    assert links.drops["half-open"] > 300
-    links.tick(LIFE)
+        init = sender.init(node_id=(i % 99 + 1).to_bytes(16))
+        sender.send(sender.datagrams(init, sender.cookie()), seconds * i / 2000)
+        assert links.held[1] <= share.places < HALF_OPEN
+    assert share.rate * seconds - 1 <= calls.seen["encapsulate"] <= share.burst + share.rate * seconds
+    assert links.drops["budget"] > 1800
+    links.tick(seconds + LIFE)
     assert links.held == (0, 0)
+
+
+def test_among_strangers_the_greediest_gives_way(calls: Calls) -> None:
+    responses, share = Responses(), SHARES[Standing.STRANGER]
+    template = Sender(links_for(calls)).init()
+
+    def add(host: str, port: int) -> Response:
+        init = replace(template, session=random.Random(f"{host} {port}").randbytes(8))
+        source = Address(host, port)
+        assert responses.room_for(Standing.STRANGER, init.node_id, init.node_id, source)
+        handshake = Responder(
+            init, kem=CryptographyKem(), random=random.Random(f"{port} {host}").randbytes, node_id=ME.node_id,
+            epoch=1, chain_id=wire.NO_CHAIN, chain_key=keys.FIRST_CHAIN, interface_hash=bytes(32),
+        )  # fmt: skip
+        responses.add(Response(handshake, source, Standing.STRANGER, init.node_id, b"", 0.0))
+        return responses.of_peer(init.node_id)[-1]
+
+    honest = add("192.0.2.1", 1)
+    for port in range(10):
+        add("192.0.2.66", port)
+    assert len(responses) == 1 + share.of_source
+    blocks = share.places // share.of_source
+    for host in range(blocks):
+        for port in range(share.of_source):
+            add(f"198.51.100.{host}", port)
+            assert responses.by_own(honest.handshake.own) is honest
+    assert len(responses) == share.places
+
+
+def test_one_address_that_claims_another_name_takes_no_place_of_that_name(calls: Calls) -> None:
+    """One who proves its name keeps its place whatever comes in that name, from its own address as well."""
+    secret = b"x" * 32
+    links = links_for(calls, agree=lambda dimension, theirs: secret)
+    sender = Sender(links)
+    cookie = sender.cookie()
+    key = keys.pair_proof_key(secret, OTHER.node_id, ME.node_id)
+    init = prove(sender.init(), key, 3, cookie)
+    assert [type(e) for e in sender.send(sender.datagrams(init, cookie))] == [Sign]
+    (mine,) = links._answerer.responses.of_peer(OTHER.node_id)
+    assert mine.standing is Standing.PROVEN
+    for i in range(600):
+        source = SOURCE if i % 100 == 50 else Address(f"10.0.{i >> 8}.{i & 255}", 51800)
+        flood = Sender(links, source, rng=random.Random(i))
+        flood.send(flood.datagrams(flood.init(), flood.cookie()), now=i / 100)
+        assert links._answerer.responses.by_own(mine.handshake.own) is mine
+    # The proof is good for the address that the cookie was given to, and for nothing else in INIT.
+    bad = [prove(sender.init(), key, 3, b"c" * 16), replace(prove(sender.init(), key, 3, cookie), epoch=7)]
+    bad += [replace(prove(sender.init(), key, 3, cookie), dimension=4)]
+    bad += [prove(sender.init(), keys.pair_proof_key(secret, ME.node_id, OTHER.node_id), 3, cookie)]
+    for i, init in enumerate(bad):
+        sender.send(sender.datagrams(init, cookie), now=100.0 + i)
+        assert links._answerer.responses.of_peer(OTHER.node_id)[-1].standing is Standing.STRANGER
+
+
+def test_a_member_at_its_own_address_or_with_a_chain_is_no_stranger(calls: Calls) -> None:
+    links = links_for(calls)
+    sender = Sender(links)
+    standing = []
+    for i, endpoints in enumerate([(), (SOURCE._replace(port=9),)]):
+        links.set_peers({OTHER.node_id: replace(auth_of(OTHER, 0), endpoints=endpoints)}, float(i))
+        sender.send(sender.datagrams(sender.init(), sender.cookie()), now=float(i))
+        standing.append(links._answerer.responses.of_peer(OTHER.node_id)[-1].standing)
+    assert standing == [Standing.STRANGER, Standing.KNOWN]
+    sim = Simulation()
+    sim.run(3)
+    a, b = sim.nodes
+    assert a.links is not None and b.links is not None
+    held = a.links._peers[b.identity.node_id].psk.committed
+    peer = b.links._peers[a.identity.node_id]
+    assert held is not None and peer.seen_at == a.address.host
+    peer.seen_at, peer.auth = None, replace(peer.auth, endpoints=())
+    init = replace(sender.init(), node_id=a.identity.node_id)
+    gate = b.links._context.gates[0]
+    for credential, expected in ((held.chain_id + bytes(16), Standing.KNOWN), (bytes(32), Standing.STRANGER)):
+        got = b.links._answerer._standing(replace(init, credential=credential), peer, gate, SOURCE, b.clock)
+        assert got is expected
 
 
 def test_one_address_holds_one_place(calls: Calls) -> None:
@@ -283,12 +359,14 @@ def test_one_address_holds_one_place(calls: Calls) -> None:
     assert links.held[1] == 1
 
 
-def test_remembered_nonces_are_bounded() -> None:
+def test_remembered_nonces_are_bounded_and_a_flood_pushes_out_no_proven_one() -> None:
     responses = Responses()
+    responses.remember(b"p" * 32, proven=True)
     for i in range(SEEN_NONCES + 100):
-        responses.remember(i.to_bytes(32))
+        responses.remember(i.to_bytes(32), proven=False)
     assert not responses.replayed((99).to_bytes(32)) and responses.replayed((100).to_bytes(32))
-    assert len(responses._nonces) == SEEN_NONCES
+    assert responses.replayed(b"p" * 32)
+    assert sum(map(len, responses._nonces.values())) == SEEN_NONCES + 1
 
 
 def test_a_cookie_reply_is_no_longer_than_its_request_and_costs_no_state(calls: Calls) -> None:

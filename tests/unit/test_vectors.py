@@ -17,7 +17,7 @@ from phantommesh import wire
 from phantommesh.identity import Identity, node_id_of
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
-from phantommesh.link.handshake import Initiator, check_invite_proof
+from phantommesh.link.handshake import Initiator, prove, proven
 from phantommesh.secret import Secret
 from phantommesh.wire import Kind, Mode
 from tests.vectors.make_link import cases, x25519
@@ -55,12 +55,19 @@ def replay(case: dict[str, Any]) -> None:
     initiator = Initiator(
         kem=CryptographyKem(), random=lambda size: next(given), mode=mode, node_id=end_i.node_id,
         epoch=case["epoch"], credential=case["credential"], interface_hash=case["interface_hash"],
-        bitmap=0 if secret else 0x7F, invite=secret,
+        bitmap=0 if secret else 0x7F,
     )  # fmt: skip
-    assert initiator.init.encode() == case["messages"]["INIT"]
-    init = wire.decode_init_untrusted(case["messages"]["INIT"], mode)
+    key = (
+        keys.pair_proof_key(case["pair_x25519"], end_i.node_id, end_r.node_id)
+        if secret is None
+        else keys.invite_proof_key(secret)
+    )
+    assert key == case["proof_key"]
+    init = prove(initiator.init, key, case["dimension"], case["cookie"])
+    assert init.encode() == case["messages"]["INIT"] and init.proof == case["proof"]
+    assert wire.decode_init_untrusted(case["messages"]["INIT"], mode) == init
+    assert proven(init, key, [bytes(16), case["cookie"]])
     if secret is not None:
-        assert check_invite_proof(init, secret)
         assert case["chain_key"] == keys.invite_chain(secret)
 
     # The shared secrets and the schedule.

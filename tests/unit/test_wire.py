@@ -53,8 +53,8 @@ def test_datagrams_survive_the_wire() -> None:
 
 
 def test_sizes_are_those_of_the_documentation() -> None:
-    assert (len(INIT.encode()), len(RESP.encode())) == (1731, 1706 + 3357 + 16)
-    counts = [-(-n // wire.CHUNK_SIZE) for n in (1731, 1706 + 3373, 8 + 3373, wire.ACK_SIZE)]
+    assert (len(INIT.encode()), len(RESP.encode())) == (1731 + 17, 1706 + 3357 + 16)
+    counts = [-(-n // wire.CHUNK_SIZE) for n in (1748, 1706 + 3373, 8 + 3373, wire.ACK_SIZE)]
     assert counts == [2, 5, 3, 1]
     assert wire.ACK_SIZE + wire.HEADER_SIZE + wire.TRAILER_SIZE == 89
 
@@ -73,7 +73,7 @@ def test_messages_survive_encoding() -> None:
 
 
 def header(**changed: int) -> bytes:
-    fields = {"version": 1, "kind": 3, "index": 0, "count": 2, "total": 1731, "mode": 0} | changed
+    fields = {"version": 1, "kind": 3, "index": 0, "count": 2, "total": 1748, "mode": 0} | changed
     return struct.pack("!BBBBHH8s", *fields.values(), b"12345678")
 
 
@@ -93,7 +93,7 @@ FULL = b"z" * wire.CHUNK_SIZE + b"m" * 32
         (header(mode=2) + FULL, "kind"),
         (header(mode=65535) + FULL, "kind"),
         (header(total=0, count=0) + bytes(32), "fragment"),
-        (header(total=1732) + FULL, "fragment"),
+        (header(total=1749) + FULL, "fragment"),
         (header(kind=4, total=7128, count=7) + FULL, "fragment"),
         (header(kind=6, total=42, count=1) + FULL, "fragment"),
         (header(kind=7, total=4, count=1) + FULL, "fragment"),
@@ -137,6 +137,11 @@ def change(body: bytes, at: int, value: bytes) -> bytes:
         (decode_init, change(INIT.encode(), 98, b"\xff"), "init bitmap"),
         (decode_init, change(INIT.encode(), 98, b"\x7e"), "init bitmap"),
         (partial(wire.decode_init_untrusted, mode=Mode.ENROL), INIT.encode(), "init bitmap"),
+        (decode_init, change(INIT.encode(), 1731, b"\7"), "init dimension"),
+        (partial(wire.decode_init_untrusted, mode=Mode.ENROL),
+         change(change(change(INIT.encode(), 98, b"\0"), 34, bytes(16)), 1731, b"\1"), "init dimension"),
+        (partial(wire.decode_init_untrusted, mode=Mode.ENROL),
+         change(change(INIT.encode(), 98, b"\0"), 34, b"\1"), "init credential"),
         (wire.decode_resp_untrusted, RESP.encode()[:-1], "resp length"),
         (wire.decode_resp_untrusted, change(RESP.encode(), 0, b"\2"), "version"),
         (wire.decode_resp_untrusted, change(RESP.encode(), 65, b"\x80"), "resp epoch"),

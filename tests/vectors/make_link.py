@@ -19,7 +19,7 @@ from phantommesh import wire
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
-from phantommesh.link.handshake import Initiator, Responder
+from phantommesh.link.handshake import Initiator, Responder, prove
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Kind, Mode
@@ -44,7 +44,7 @@ def handshake(
     """Run one handshake; return all that went into it and came out."""
     rng = random.Random(seed)
     seed_i, seed_r, admission, root_hash = (rng.randbytes(32) for _ in range(4))
-    cookie = rng.randbytes(16)
+    cookie, shared = rng.randbytes(16), rng.randbytes(32)
     end_i, end_r = Identity.from_seed(seed_i), Identity.from_seed(seed_r)
     wg_i, wg_r = ([rng.randbytes(32) for _ in range(DIMENSIONS)] for _ in "ir")
     enrol = mode is Mode.ENROL
@@ -54,6 +54,10 @@ def handshake(
     else:
         mac_r, mac_i = (keys.member_mac_key(Secret(admission), e.node_id) for e in (end_r, end_i))
     random_i, random_r = Recorder(seed + 1), Recorder(seed + 2)
+    if invite is None:
+        proof_key = keys.pair_proof_key(shared, end_i.node_id, end_r.node_id)
+    else:
+        proof_key = keys.invite_proof_key(invite)
     initiator = Initiator(
         kem=CryptographyKem(),
         random=random_i,
@@ -63,11 +67,11 @@ def handshake(
         credential=offered,
         interface_hash=interface_hash,
         bitmap=0 if enrol else 0x7F,
-        invite=invite,
     )
     chain_id, chain_key = chain
+    init = prove(initiator.init, proof_key, 0 if enrol else seed % DIMENSIONS, cookie)
     responder = Responder(
-        initiator.init,
+        init,
         kem=CryptographyKem(),
         random=random_r,
         node_id=end_r.node_id,
@@ -94,7 +98,7 @@ def handshake(
     inner = keys.handshake_keys(chain_key, combined, digest_public)
     back = wire.return_cookie(initiator.init.nonce)
     messages = [
-        (Kind.INIT, initiator.init.session, initiator.init.encode(), mac_r, cookie),
+        (Kind.INIT, init.session, init.encode(), mac_r, cookie),
         (Kind.RESP, initiator.init.session, resp.encode(), mac_i, back),
         (Kind.AUTH, resp.own, auth.encode(), mac_r, cookie),
         (Kind.ACK, initiator.init.session, ack, mac_i, back),
@@ -122,6 +126,10 @@ def handshake(
             "random": random_r.given,
         },
         "interface_hash": interface_hash,
+        "pair_x25519": b"" if enrol else shared,
+        "dimension": init.dimension,
+        "proof_key": proof_key,
+        "proof": init.proof,
         "credential": initiator.init.credential,
         "messages": {kind.name: body for kind, _, body, _, _ in messages},
         "datagrams_sha3_256": {
