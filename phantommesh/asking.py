@@ -13,11 +13,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
 from typing import Final, NamedTuple, TypeVar
 
-from phantommesh import antientropy, control
+from phantommesh import antientropy, control, idtree
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Entry, Roster
-from phantommesh.trust import Role
+from phantommesh.revocation import Revocations
+from phantommesh.trust import Role, TrustError
 from phantommesh.wire import Address
 
 # Tuning.
@@ -26,6 +27,8 @@ FETCHES_PER_SOURCE: Final = 32  # that wait at one time: what one member can mak
 FETCH_BATCH: Final = 64  # records asked for over one channel
 PAUSES: Final = (0.0, 0.2, 0.4, 0.8)  # s before each round of questions for a record
 MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
+MAX_COMPARED: Final = 64  # questions in which parts two sets of revocations differ, in one conversation
+MAX_STATEMENTS: Final = 1_024  # revocations fetched in one conversation, 3.5 MB; there is another soon
 
 
 class AskingError(Exception):
@@ -86,12 +89,57 @@ def compare(
     return (yield from reconcile(roster, wall))
 
 
-def keys() -> Talk[control.KeysAre]:
+class Shut(NamedTuple):
+    """What a member gave of its revocations and group keys: packed statements that are new here, the keys."""
+
+    statements: Sequence[bytes]
+    keys: control.KeysAre
+
+
+def keys(held: Revocations) -> Talk[Shut]:
     """Ask for revocations and group keys."""
     answer = yield control.AskKeys()
     if not isinstance(answer, control.KeysAre):
         raise AskingError("not an answer to a request for keys")
-    return answer
+    came = [] if answer.revoked == held.digest() else (yield from revocations(held))
+    return Shut(came, answer)
+
+
+def revocations(held: Revocations) -> Talk[list[bytes]]:
+    """Fetch what a member holds and we lack, at most `MAX_STATEMENTS` of it; packed, and not verified yet.
+
+    The member's answers decide how often it is asked, but not beyond `MAX_COMPARED` and one question for
+    every statement that is wanted.
+    """
+    look, wanted, came = [b""], list[bytes](), list[bytes]()
+    for _ in range(MAX_COMPARED):
+        if not look or len(wanted) >= MAX_STATEMENTS:
+            break
+        prefix = look.pop()
+        answer = yield control.CompareRevocations(prefix, held.tree.parts(prefix))
+        if not isinstance(answer, control.RevocationsDiffer):
+            raise AskingError("not an answer to a comparison of revocations")
+        try:
+            apart = idtree.parse_differing_untrusted(prefix, answer.difference)
+        except idtree.IdTreeError as error:
+            raise AskingError(str(error)) from error
+        look += apart.closer
+        wanted += held.tree.lacking(apart.ids)
+    certs = held.known_certs(control.MAX_STATEMENTS)
+    wanted = list(dict.fromkeys(wanted))[:MAX_STATEMENTS]
+    while wanted:
+        some = yield control.FetchRevocations(tuple(wanted[: control.MAX_STATEMENTS]), certs)
+        if not isinstance(some, control.SomeRevocations):
+            raise AskingError("not an answer to a request for revocations")
+        try:
+            told = {one.id for one in held.unpack(some.packed)}
+        except TrustError as error:
+            raise AskingError(str(error)) from error
+        if not told.intersection(wanted[: control.MAX_STATEMENTS]):
+            break  # it does not hold what it listed
+        came.append(some.packed)
+        wanted = [one for one in wanted if one not in told]
+    return came
 
 
 def whom(entries: Iterable[Entry], mine: NodeId, first: Sequence[bytes], rng: Random) -> list[NodeId]:

@@ -8,6 +8,7 @@ takes that configuration as its own. One that differs is an operator's, and is n
 
 import json
 import secrets
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -35,6 +36,7 @@ from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.meshsecret import SECRET_BYTES
 from phantommesh.nodestate import make_record
+from phantommesh.overlay import Address
 from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -51,8 +53,13 @@ from phantommesh.trust import (
     verify_chain,
 )
 from phantommesh.wgkeys import WgKeys
+from phantommesh.wireguard import Network
 
 _NEW_INVITE: Final = "ask for a new invite"
+
+Check = Callable[[Sequence[Network], Mapping[Address, str]], None]
+"""Called with a mesh's networks and its members' names by overlay address. Raises PhantomMeshError where this
+machine cannot be in such a mesh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +97,19 @@ def init_mesh(
     endpoints: tuple[str, ...],
     now: float,
     config: Config | None = None,
+    cidr4: str | None = None,
+    check: Check = lambda networks, members: None,
 ) -> Summary:
     """Make a mesh: root, authority, and this machine as its first node. All of it, or nothing.
 
-    `config` gives the other settings (a lab's ports and names); its node section is replaced.
+    `config` gives the other settings (a lab's ports and names); its node section is replaced. `cidr4` is the
+    IPv4 overlay, by default the settings'. `check` is called before anything is written.
     Raises PhantomMeshError: StateError, ConfigError or TrustError.
     """
     check_label("mesh name", mesh)
     check_label("node name", name)
     check_vacant(state_dir)
-    config = _config(config, mesh, name, endpoints)
+    config = _config(config, mesh, name, endpoints, cidr4)
     _check_config_vacant(config_path, config)
     network4 = IPv4Network(config.overlay.cidr4)
 
@@ -112,6 +122,7 @@ def init_mesh(
     ip4 = choose_ip4(described, identity.node_id, ())
     node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now)
     member = verify_chain(root, authority.der, node_cert, now)
+    check((described.network4, described.network6), {member.ip4: name, member.ip6: name})
     wg_keys = WgKeys.generate()
     roster = Roster(root, Revocations(root))
     record = make_record(identity, wg_keys, config, seq=1)
@@ -182,12 +193,14 @@ def finish_join(
     keys: bytes = b"",
     active_key: bytes = b"",
     own_authority_cert: bytes = b"",
+    check: Check = lambda networks, members: None,
 ) -> Summary:
     """Check all that the authority sent and make the node of it. All of it, or nothing.
 
     Certificates are DER; `roster` and `revocations` are encoded, as `Roster.encode` and `Revocations.encode`
-    give them, `keys` as `encode_keys` does. Our own signed record is added to the roster. A new authority
-    certifies itself from the start. Raises TrustError, RecordError, StateError or ConfigError.
+    give them, `keys` as `encode_keys` does. `check` is called before anything is written. Our own signed
+    record is added to the roster. A new authority certifies itself from the start. Raises TrustError,
+    RecordError, StateError or ConfigError.
     """
     root = load_root(root_cert, invite.root_hash)
     mesh = describe_mesh(root)
@@ -220,6 +233,8 @@ def finish_join(
             ring.install(key, now)
     ring.promote(active_key, now)
     known = Roster.decode_untrusted(roster, root, revoked, now)
+    members = [member, *(entry.member for entry in known if entry.valid(now))]
+    check((mesh.network4, mesh.network6), {ip: m.name for m in members for ip in (m.ip4, m.ip6)})
     overlay = OverlaySection(cidr4=str(mesh.network4))
     config = msgspec.structs.replace(config, overlay=overlay)
     held = known.get(member.node_id)
@@ -259,10 +274,14 @@ def _summary(member: Member, mesh: str, state_dir: Path, config_path: Path) -> S
     )
 
 
-def _config(config: Config | None, mesh: str, name: str, endpoints: tuple[str, ...]) -> Config:
+def _config(
+    config: Config | None, mesh: str, name: str, endpoints: tuple[str, ...], cidr4: str | None = None
+) -> Config:
     """The given or default settings for this node, checked as a file would be."""
     node = NodeSection(name=name, mesh=mesh, endpoints=endpoints)
     config = Config(node=node) if config is None else msgspec.structs.replace(config, node=node)
+    if cidr4 is not None:
+        config = msgspec.structs.replace(config, overlay=OverlaySection(cidr4=cidr4))
     return parse(render(config))
 
 

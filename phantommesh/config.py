@@ -29,6 +29,12 @@ _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
 )  # of the kernel's names, those that nft text can hold
+_SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
+    IPv4Network("0.0.0.0/8"): "unspecified",
+    IPv4Network("127.0.0.0/8"): "loopback",
+    IPv4Network("169.254.0.0/16"): "link-local",
+    IPv4Network("224.0.0.0/3"): "multicast and reserved",
+}
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
 # A description completes the sentence "set KEY to ...".
@@ -84,6 +90,11 @@ class WireguardSection(msgspec.Struct, frozen=True):
         float, Meta(ge=10, le=2_592_000, description="seconds from 10 to 2592000 (30 days)")
     ] = 86_400.0
     port_choices: Annotated[int, Meta(ge=1, le=8, description="a number from 1 to 8")] = 2
+
+    @property
+    def ports(self) -> range:
+        """The UDP ports that the interfaces may have."""
+        return range(self.base_port, self.base_port + DIMENSIONS * self.port_choices)
 
 
 class OverlaySection(msgspec.Struct, frozen=True):
@@ -349,7 +360,7 @@ def _check(config: Config) -> None:
     for name in config.guard.forward:
         if not _INTERFACE.fullmatch(name):
             raise ConfigError(f"guard.forward: {_show(name)} is no interface's name", fix="see `ip link`")
-    last_port = wireguard.base_port + DIMENSIONS * wireguard.port_choices - 1
+    last_port = wireguard.ports.stop - 1
     if last_port > 65535:
         raise ConfigError(
             f"wireguard.base_port = {wireguard.base_port} leaves no room for {DIMENSIONS} interfaces with "
@@ -382,6 +393,12 @@ def _check(config: Config) -> None:
         network = None
     if network is None or not 8 <= network.prefixlen <= 30:
         raise _bad("overlay.cidr4", config.overlay.cidr4, _kind(OverlaySection, "cidr4"))
+    for unusable, what in _SPECIAL.items():
+        if network.overlaps(unusable):
+            raise ConfigError(
+                f"overlay.cidr4 = {_show(config.overlay.cidr4)} holds {what} addresses ({unusable})",
+                fix='choose a private range, e.g. "100.64.0.0/10" or "10.99.0.0/16"',
+            )
     ascending = (
         ("link.jitter_seconds", link.jitter_seconds, "link.rotate_seconds", link.rotate_seconds),
         ("link.rotate_seconds", link.rotate_seconds, "link.stale_alarm_seconds", link.stale_alarm_seconds),

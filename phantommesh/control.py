@@ -12,10 +12,12 @@ from typing import Annotated
 import msgspec
 
 from phantommesh.antientropy import MAX_DIFFERENCE, MAX_WANTED
+from phantommesh.idtree import MAX_DEPTH
 from phantommesh.link.channel import MAX_FRAME
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records import MAX_RECORD_BYTES
 
+MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
 _AROUND = 256  # bytes around what an answer holds
@@ -99,18 +101,45 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
-    """Ask any member for the group keys, and for the revocations that they shut out."""
+    """Ask any member for the group keys, and whether it holds other revocations."""
 
 
 class KeysAre(msgspec.Struct, frozen=True, tag="keys"):
-    """The revocations, the group keys, and the id of the key that is sent with."""
+    """The digest of the revocations, the group keys, and the id of the key that is sent with."""
 
-    revocations: bytes
+    revoked: bytes
     keys: bytes
     active_key: bytes
 
     def __repr__(self) -> str:
         return "KeysAre(***)"
+
+
+class CompareRevocations(msgspec.Struct, frozen=True, tag="compare-revocations"):
+    """`IdTree.parts` of what the asker holds under a prefix."""
+
+    prefix: Annotated[bytes, msgspec.Meta(max_length=MAX_DEPTH)]
+    parts: bytes
+
+
+class RevocationsDiffer(msgspec.Struct, frozen=True, tag="revocations-differ"):
+    """`IdTree.differing` of the answerer's."""
+
+    difference: bytes
+
+
+class FetchRevocations(msgspec.Struct, frozen=True, tag="fetch-revocations"):
+    """Ask for the statements of these ids. ``certs`` are the SHA3-256 of authorities' certificates that the
+    asker has, so that they need not be sent."""
+
+    ids: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_STATEMENTS)]
+    certs: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_STATEMENTS)] = ()
+
+
+class SomeRevocations(msgspec.Struct, frozen=True, tag="some-revocations"):
+    """`Revocations.pack`: those that the answerer holds, or as many as fit."""
+
+    packed: bytes
 
 
 class Compare(msgspec.Struct, frozen=True, tag="compare"):
@@ -178,8 +207,14 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     fix: str = ""
 
 
-Request = Enrol | Renew | Replace | Announce | AskKeys | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
-Answer = Enrolled | Renewed | Replacement | Done | KeysAre | Differs | Records | SyncAnswer | Refused
+Request = (
+    Enrol | Renew | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
+    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
+)  # fmt: skip
+Answer = (
+    Enrolled | Renewed | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
+    | Differs | Records | SyncAnswer | Refused
+)  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -55,6 +55,11 @@ def master_name(prefix: str) -> str:
     return prefix.rstrip("0123456789") or prefix
 
 
+def all_names(prefix: str) -> tuple[str, ...]:
+    """The names of all interfaces that a node makes."""
+    return master_name(prefix), *interface_names(prefix)
+
+
 def desired_devices(
     settings: WireguardSection,
     private_keys: Sequence[Secret],

@@ -11,7 +11,8 @@ two that rotated apart from each other agree again, on a key that no node revoke
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from functools import lru_cache
 from math import inf
 from typing import Annotated, Final, NewType
 
@@ -22,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from phantommesh.identity import NodeId
 from phantommesh.issuing import Authority
 from phantommesh.revocation import Revocations
-from phantommesh.trust import TrustError, authority_node, verify_authority
+from phantommesh.trust import EARLY, TrustError, authority_node, verify_authority
 
 KeyId = NewType("KeyId", bytes)
 
@@ -30,6 +31,11 @@ CONTEXT: Final = b"phantommesh group key v1"
 KEY_BYTES: Final = 32  # ChaCha20-Poly1305
 ID_BYTES: Final = 8
 MAX_EPOCH: Final = 2**32 - 1
+# Epochs may run so far ahead of the mesh's age. A key a day needs one in 86,400 s; a rogue that makes the
+# greatest there may be leaves room for the next one 10 s later. A clock that is behind has the first thousand
+# to spare.
+EPOCHS_AT_ONCE: Final = 1_024
+EPOCH_SECONDS: Final = 10.0
 NO_KEY: Final = KeyId(bytes(ID_BYTES))
 
 # Tuning. A key must reach every member within PROMOTE_AFTER; the last to promote does so that long after the
@@ -84,6 +90,8 @@ def verify_group_key(key: GroupKey, root: x509.Certificate, revocations: Revocat
         raise TrustError("the group key's fields have wrong lengths")
     if not 0 < key.epoch <= MAX_EPOCH or not 0 <= key.made < 2**63:
         raise TrustError("the group key's fields are out of range")
+    if key.epoch > greatest_epoch(root, now) or key.made > now + EARLY:
+        raise TrustError(f"the group key's epoch {key.epoch} is ahead of its time")
     public_key = verify_authority(root, key.authority_cert, now)
     if authority_node(key.authority_cert) in revocations:
         raise TrustError("the group key is a revoked authority's")
@@ -91,6 +99,12 @@ def verify_group_key(key: GroupKey, root: x509.Certificate, revocations: Revocat
         public_key.verify(key.signature, _signed(key.epoch, key.revoked, key.made, key.key), CONTEXT)
     except (InvalidSignature, ValueError) as error:
         raise TrustError("the group key's signature is wrong") from error
+
+
+def greatest_epoch(root: x509.Certificate, now: float) -> int:
+    """The greatest epoch that a key may have at `now` (unix seconds): it grows with the age of the mesh."""
+    age = max(0.0, now - root.not_valid_before_utc.timestamp())
+    return min(MAX_EPOCH, EPOCHS_AT_ONCE + int(age / EPOCH_SECONDS))
 
 
 def encode_keys(keys: Iterable[GroupKey]) -> bytes:
@@ -120,7 +134,8 @@ class Keyring:
         self._promotions: dict[KeyId, float] = {}  # of keys that are not sent with yet
         self._retirements: dict[KeyId, float] = {}  # of keys that are not sent with any more
         self._active: KeyId = NO_KEY
-        self._floor: KeyId = NO_KEY  # the greatest key that was ever retired
+        self._floors: dict[bytes, KeyId] = {}  # by authority's node, its greatest key that was ever retired
+        self._revoked: Container[NodeId] = frozenset()
 
     @property
     def active(self) -> GroupKey | None:
@@ -129,13 +144,35 @@ class Keyring:
 
     @property
     def newest(self) -> GroupKey | None:
-        """The greatest key, whether it is sent with yet or not."""
-        return self._keys[max(self._keys)] if self._keys else None
+        """The greatest key, whether it is sent with yet or not; None where a revoked authority made all."""
+        return self._keys[max(held)] if (held := [k for k in self._keys if not self._shunned(k)]) else None
 
     @property
     def keys(self) -> list[GroupKey]:
         """Every key that is received with, oldest first."""
         return [self._keys[key_id] for key_id in sorted(self._keys)]
+
+    def shun(self, revoked: Container[NodeId]) -> None:
+        """Rank the keys of authorities whose nodes are revoked below all others, whatever their epochs. The
+        one that is sent with is sent with until another has been here long enough; nobody is cut off by
+        it."""
+        self._revoked = revoked
+
+    @property
+    def _floor(self) -> KeyId:
+        return max((k for who, k in self._floors.items() if who not in self._revoked), default=NO_KEY)
+
+    def _shunned(self, key_id: KeyId) -> bool:
+        return _maker(self._keys[key_id].authority_cert) in self._revoked
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch after every one that counts here, of keys held and retired."""
+        newest = self.newest
+        return max(0 if newest is None else newest.epoch, int.from_bytes(self._floor[:4])) + 1
+
+    def _rank(self, key_id: KeyId) -> tuple[bool, KeyId]:
+        return key_id not in self._keys or not self._shunned(key_id), key_id
 
     def get(self, key_id: bytes) -> GroupKey | None:
         """The key to open a datagram with; None for one that is unknown or retired."""
@@ -157,18 +194,18 @@ class Keyring:
         self._keys[key_id] = key
         if self.active is None:
             self._activate(key_id, now)
-        elif key_id < self._active:
+        elif self._rank(key_id) < self._rank(self._active):
             self._retirements[key_id] = now + self._retire_after
         else:
             self._promotions[key_id] = now + self._promote_after
         while len(self._keys) > MAX_KEYS:
-            self._drop(_least(self._keys, self._active))
+            self._drop(self._least(self._keys))
         return True
 
     def promote(self, key_id: bytes, now: float) -> bool:
         """Send with a key at once: another member does already. An older or unknown one changes nothing."""
         known = KeyId(key_id)
-        if known not in self._keys or known <= self._active:
+        if known == self._active or known not in self._keys or self._rank(known) <= self._rank(self._active):
             return False
         self._activate(known, now)
         return True
@@ -185,7 +222,11 @@ class Keyring:
         """Promote and retire what is due; say whether anything changed."""
         due = [key_id for key_id, moment in self._promotions.items() if moment <= now]
         if due:
-            self._activate(max(due), now)
+            if (best := max(due, key=self._rank)) and self._rank(best) > self._rank(self._active):
+                self._activate(best, now)
+            for key_id in due:  # one whose authority was revoked since is not sent with any more
+                if self._promotions.pop(key_id, None) is not None:
+                    self._retirements.setdefault(key_id, now + self._retire_after)
         over = [key_id for key_id, moment in self._retirements.items() if moment <= now]
         for key_id in over:
             self._drop(key_id)
@@ -195,22 +236,30 @@ class Keyring:
         """Return the ring, and keys about to join it, for the state directory, in msgpack."""
         keys = {key.id: key for key in (*self.keys, *more)}
         while len(keys) > MAX_KEYS:  # as `install` is going to
-            del keys[_least(keys, self._active)]
-        return msgspec.msgpack.encode((self._floor, self._active, list(keys.values())))
+            del keys[self._least(keys)]
+        floors = list(self._floors.items())
+        return msgspec.msgpack.encode((floors, self._active, list(keys.values())))
 
-    def restore(self, data: bytes, now: float) -> None:
-        """Take over what `encode` wrote; the waits begin anew. Raises TrustError.
+    def restore(self, data: bytes, now: float, greatest: int = MAX_EPOCH) -> None:
+        """Take over what `encode` wrote, but for epochs above the ``greatest`` that may be
+        (`greatest_epoch`); the waits begin anew. Raises TrustError.
 
         Nothing is verified: it was when it was written, and an authority may have been revoked since.
         """
         try:
-            floor, active, keys = msgspec.msgpack.decode(data, type=tuple[bytes, bytes, list[GroupKey]])
-            held = {key.id: key for key in keys}
+            floors, active, keys = msgspec.msgpack.decode(
+                data, type=tuple[list[tuple[bytes, bytes]] | bytes, bytes, list[GroupKey]]
+            )
+            held = {key.id: key for key in keys if key.epoch <= greatest}
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
             raise TrustError("the group keys cannot be read") from error
-        if len(held) > MAX_KEYS or any(len(key.key) != KEY_BYTES for key in keys) or len(floor) != ID_BYTES:
+        if isinstance(floors, bytes):  # of a version before: nobody's in particular
+            floors = [(b"", floors)]
+        if len(keys) > MAX_KEYS or any(len(key.key) != KEY_BYTES for key in keys):
             raise TrustError("the group keys cannot be used")
-        self._floor = KeyId(floor)
+        if any(len(floor) != ID_BYTES for _, floor in floors):
+            raise TrustError("the group keys cannot be used")
+        self._floors = {who: KeyId(k) for who, k in floors if int.from_bytes(k[:4]) <= greatest}
         if active in held:
             self.install(held[KeyId(active)], now)
         for key in held.values():
@@ -219,34 +268,44 @@ class Keyring:
     def _activate(self, key_id: KeyId, now: float) -> None:
         self._active = key_id
         for held in self._keys:
-            if held <= key_id:
+            if self._rank(held) <= self._rank(key_id):
                 self._promotions.pop(held, None)
-            if held < key_id:
+            if self._rank(held) < self._rank(key_id):
                 self._retirements.setdefault(held, now + self._retire_after)
 
     def _drop(self, key_id: KeyId) -> None:
-        del self._keys[key_id]
+        who = _maker(self._keys.pop(key_id).authority_cert) or b""
         self._promotions.pop(key_id, None)
         self._retirements.pop(key_id, None)
-        self._floor = max(self._floor, key_id)
+        self._floors[who] = max(self._floors.get(who, NO_KEY), key_id)
+
+    def _least(self, keys: Iterable[KeyId]) -> KeyId:
+        """The key that a full ring can best do without."""
+        return min((key_id for key_id in keys if key_id != self._active), key=self._rank)
 
 
-def _least(keys: Iterable[KeyId], active: KeyId) -> KeyId:
-    """The key that a full ring can best do without."""
-    return min(key_id for key_id in keys if key_id != active)
+@lru_cache(maxsize=64)
+def _maker(authority_cert: bytes) -> NodeId | None:
+    """The node whose authority signed a key; None where its certificate does not say."""
+    try:
+        return authority_node(authority_cert)
+    except TrustError:
+        return None
 
 
 def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | None:
     """The epoch of the key that an authority should make now, or None where the newest still does.
 
-    It does not where nodes were revoked since, or where it is `MAX_AGE` old. `now` is unix seconds.
+    It does not where nodes were revoked since, where it is `MAX_AGE` old, or where all are keys of
+    authorities that are revoked: their epochs do not count. `now` is unix seconds.
     """
-    newest = keyring.newest
-    if newest is None:
-        return 1
-    if newest.revoked == revocations.digest() and now < newest.made + MAX_AGE:
+    keyring.shun(revocations)
+    newest, epoch = keyring.newest, keyring.next_epoch
+    if epoch > greatest_epoch(revocations.root, now):
+        return None  # in EPOCH_SECONDS it may be
+    if newest is not None and newest.revoked == revocations.digest() and now < newest.made + MAX_AGE:
         return None
-    return newest.epoch + 1
+    return epoch
 
 
 def gossip_digest(revocations: Revocations, keyring: Keyring) -> bytes:
@@ -267,6 +326,7 @@ def take_keys(
     """Take in what another member gave out, after its revocations: say whether a key is new here, and why
     others were refused. ``now`` is the ring's clock, ``wall`` unix time. Raises TrustError where none can be
     read."""
+    keyring.shun(revocations)
     came, refused = False, list[TrustError]()
     for key in decode_keys_untrusted(encoded) if encoded else ():
         if keyring.get(key.id) is not None:

@@ -38,7 +38,7 @@ class Drop(IntEnum):
     BEYOND = 2  # from the mesh, to something else than this node's overlay addresses
     FORWARDED = 3  # between the mesh and another interface
     CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
-    NESTED = 5  # WireGuard's or the node's own, about to enter the mesh that it carries
+    NESTED = 5  # WireGuard's or the node's own, about to enter the mesh that it carries, or out of it
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
 
 
@@ -62,13 +62,15 @@ def table_name(device: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Guard:
     """What is guarded. ``device`` and ``names`` are the mesh's interfaces, ``own`` this node's overlay
-    addresses, ``networks`` whose traffic is the mesh's (both families), ``forward`` the interfaces of
-    machines that use the mesh through this node."""
+    addresses, ``networks`` whose traffic is the mesh's (both families), ``control`` and ``wireguard`` the
+    ports of the underlay, ``forward`` the interfaces of machines that use the mesh through this node."""
 
     device: str
     names: tuple[str, ...]
     own: tuple[IPv4Address, IPv6Address]
     networks: tuple[Network, ...]
+    control: int
+    wireguard: range
     forward: tuple[str, ...] = ()
 
     @property
@@ -100,14 +102,15 @@ def render(guard: Guard) -> str:
 
 def render_arp(guard: Guard) -> str:
     """The table of ARP's rules: neighbours cannot ask who has an overlay address, and are not asked."""
-    rule = f"arp daddr ip {anonymous(n for n in guard.networks if n.version == 4)} {_drop(Drop.ARP)}"
+    networks = [n for n in guard.networks if n.version == 4]
+    rules = [f"arp daddr ip {anonymous(networks)} {_drop(Drop.ARP)}"] if networks else []
     hook = "type filter hook {} priority filter; policy accept;"
     return _table(
         ARP_FAMILY,
         guard,
         [
-            *chain_block("arriving", hook.format("input"), rule),
-            *chain_block("leaving", hook.format("output"), rule),
+            *chain_block("arriving", hook.format("input"), *rules),
+            *chain_block("leaving", hook.format("output"), *rules),
         ],
     )
 
@@ -168,7 +171,15 @@ def _arriving(guard: Guard) -> list[str]:
 
 def _inside(guard: Guard) -> list[str]:
     four, six = guard.own
-    return [f"ip daddr {four} accept", f"ip6 daddr {six} accept", _drop(Drop.BEYOND)]
+    ports = guard.wireguard
+    return [
+        # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
+        f"udp dport {{ {guard.control}, {ports.start}-{ports.stop - 1} }} {_drop(Drop.NESTED)}",
+        f"tcp dport {guard.control} {_drop(Drop.NESTED)}",
+        f"ip daddr {four} accept",
+        f"ip6 daddr {six} accept",
+        _drop(Drop.BEYOND),
+    ]
 
 
 def _passing(guard: Guard) -> list[str]:

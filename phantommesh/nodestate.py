@@ -16,7 +16,7 @@ from phantommesh import __version__, statedir
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import Keyring
+from phantommesh.groupkey import Keyring, greatest_epoch
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.invites import InviteBook
 from phantommesh.issuing import Authority
@@ -26,7 +26,16 @@ from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
 from phantommesh.statedir import StateDir, StateError, cannot
-from phantommesh.trust import Member, Mesh, TrustError, describe_mesh, load_root, validity, verify_chain
+from phantommesh.trust import (
+    EARLY,
+    Member,
+    Mesh,
+    TrustError,
+    describe_mesh,
+    load_root,
+    validity,
+    verify_chain,
+)
 from phantommesh.wgkeys import WgKeys
 
 _RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
@@ -51,11 +60,12 @@ class NodeState:
     invites: InviteBook
     keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
 
-    def root_key(self) -> Identity:
-        """Read the mesh's root key. Raises TrustError where this machine does not hold it, or StateError."""
+    def root_key(self, what: str = "make another an authority") -> Identity:
+        """Read the mesh's root key, to do ``what``. Raises TrustError where this machine does not hold it, or
+        StateError."""
         if not self.state.has(statedir.ROOT_KEY):
             raise TrustError(
-                "only the machine that holds the mesh's root key can make another an authority",
+                f"only the machine that holds the mesh's root key can {what}",
                 fix=f"run it where `phantommesh init` ran, or put its {statedir.ROOT_KEY} back",
             )
         with _blame(self.state, statedir.ROOT_KEY):
@@ -107,7 +117,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         mesh = describe_mesh(root)
     with _blame(state, statedir.NODE_KEY):
         identity = Identity.from_pem(state.read_secret(statedir.NODE_KEY).reveal())
-    if now < root.not_valid_before_utc.timestamp():
+    if now < root.not_valid_before_utc.timestamp() - EARLY:
         raise StateError(
             f"this machine's clock is wrong: the mesh was made on {root.not_valid_before_utc:%Y-%m-%d}",
             fix="set the clock",
@@ -127,7 +137,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         with _blame(state, statedir.KEYRING):
             keyring = state.read_secret(statedir.KEYRING).reveal()
             ring = Keyring()
-            ring.restore(keyring, 0.0)
+            ring.shun(revocations)
+            ring.restore(keyring, 0.0, greatest_epoch(root, now))
             admission.follow(ring.keys, ring.active, now)
     authority = None
     if state.has(statedir.AUTHORITY_KEY):
@@ -177,6 +188,12 @@ def install_successor(state_dir: Path) -> bool:
     except OSError as error:
         raise cannot(f"clear {made}", error) from error
     return True
+
+
+def load_mesh(state: StateDir) -> Mesh:
+    """Read which mesh a state directory is of, though all else in it be damaged. Raises StateError."""
+    with _blame(state, statedir.ROOT_CERT):
+        return describe_mesh(load_root(state.read(statedir.ROOT_CERT)))
 
 
 def next_generation(state: StateDir, now: float) -> int:

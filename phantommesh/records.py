@@ -19,9 +19,9 @@ from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
-    CLOCK_SKEW,
+    EARLY,
+    LONGEST_LIFE,
     MAX_CERTIFICATE_BYTES,
-    NODE_LIFE,
     Member,
     Mesh,
     TrustError,
@@ -41,7 +41,6 @@ MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE
 MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
-LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
@@ -160,8 +159,9 @@ class Entry:
     issuer: NodeId | None
 
     def valid(self, now: float) -> bool:
-        """Say whether the certificate holds at `now`, and the node proved to hold its WireGuard keys."""
-        return bool(self.record.wg_proofs) and self.member.not_before <= now <= self.member.not_after
+        """Say whether the certificate holds at `now`, by a clock that may be `EARLY` seconds behind, and the
+        node proved to hold its WireGuard keys."""
+        return bool(self.record.wg_proofs) and self.member.not_before - EARLY <= now <= self.member.not_after
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
@@ -246,7 +246,7 @@ class Roster:
     def verify(self, signed: SignedRecord, now: float) -> Entry:
         """The first half of `add`: verify a record, and change nothing. Raises TrustError or RecordError."""
         entry = self._open(signed, now)
-        if not self._stands(entry):
+        if not self._acceptable(entry):
             member = entry.member
             if member.node_id in self._revocations:
                 raise TrustError(f"node {member.name} ({format_node_id(member.node_id)}) is revoked")
@@ -284,6 +284,10 @@ class Roster:
             found += [Dispute(loser, winner, over, key) for loser in claimants if winner not in (None, loser)]
         return sorted(found, key=lambda dispute: (dispute.loser, dispute.over, dispute.key))
 
+    def everyone(self) -> list[Entry]:
+        """Every entry, by node id: also those of revoked nodes, which may be taken back."""
+        return [entry for _, entry in sorted(self._entries.items())]
+
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for rosters that hold the same records."""
         return hashlib.sha3_256(b"".join(entry.hash for entry in self)).digest()
@@ -296,20 +300,20 @@ class Roster:
         return msgspec.msgpack.encode([entry.signed for entry in self._in_order()])
 
     def encode_kept(self) -> bytes:
-        """Return the same for this node's own state directory, with a mark at records whose proofs of
-        possession were verified: the next start does not verify these again."""
+        """Return the same with revoked nodes, whom the root may take back, for this node's own disk.
+        Records whose proofs of possession were verified have a mark: the next start does not do it again."""
         kept = []
-        for entry in self._in_order():
+        for entry in self._in_order(revoked=True):
             s, proved = entry.signed, bool(entry.record.wg_proofs)
             kept.append(_KeptRecord(s.body, s.signature, s.node_cert, s.authority_cert, proved))
         return msgspec.msgpack.encode(kept)
 
-    def _in_order(self) -> list[Entry]:
+    def _in_order(self, *, revoked: bool = False) -> list[Entry]:
         later = {
             claimant for claim in self._contested if isinstance(claim, bytes)
             for claimant in self._claims[claim][1:]
         }  # fmt: skip
-        entries = [entry for entry in self._entries.values() if self._stands(entry)]
+        entries = [entry for entry in self._entries.values() if revoked or self._stands(entry)]
         entries.sort(key=lambda entry: entry.member.node_id in later)
         return entries
 
@@ -327,10 +331,10 @@ class Roster:
     ) -> Self:
         """Read and verify what `encode` wrote. Raises RecordError or TrustError.
 
-        Who was revoked since is left out: a node may die when it has written the revocations, but no roster.
-        A certificate that is not valid at `now` is judged by a time it is good for: its node was a member,
-        and its endpoints are how a node that slept a month finds the mesh again. The same goes for a record
-        of an earlier version, which proves no WireGuard key: it counts as one that has run out.
+        What is in it was held when it was written, so it is judged as what is held (`_stands`). A certificate
+        that is not valid at `now` is judged by a time it is good for: its node was a member, and its
+        endpoints are how a node that slept a month finds the mesh again. The same goes for a record of an
+        earlier version, which proves no WireGuard key: it counts as one that has run out.
         """
         records = ((signed, False) for signed in decode_records_untrusted(data))
         return cls._read(records, root, revocations, now)
@@ -348,20 +352,30 @@ class Roster:
             not_before, not_after = validity(signed.node_cert)
             at = max(not_before, min(now, not_after))
             entry = roster._open(signed, at, unproved=True, proved=proved)
-            if roster._stands(entry) and not roster._keep(entry, now):
+            if not roster._keep(entry, now):
                 raise RecordError("the roster holds two records of one node")
         return roster
 
     def _stands(self, entry: Entry) -> bool:
-        """Whether neither the node nor the authority behind it is revoked.
+        """Whether a member that is held is not revoked.
 
-        What an authority certified before it was revoked holds for the rest of its usual life, in which the
-        node gets another certificate elsewhere: else one revocation could take half a mesh down.
+        Its certificate holds to its end, also where the authority behind it was revoked since: in that time
+        the node gets another one elsewhere. Else one revocation, dated back, could take all at once that an
+        authority ever certified. Certificates are short (`LONGEST_LIFE`), so this ends by itself.
         """
-        if entry.member.node_id in self._revocations:
+        return entry.member.node_id not in self._revocations
+
+    def _acceptable(self, entry: Entry) -> bool:
+        """Whether a record may be taken in: its node is not revoked, and the authority behind it is not
+        either, or had issued the certificate by then (so it says), or this node holds it already and hears of
+        it again."""
+        if not self._stands(entry):
             return False
         revoked = None if entry.issuer is None else self._revocations.get(entry.issuer)
         if revoked is None:
+            return True
+        held = self._entries.get(entry.member.node_id)
+        if held is not None and held.signed.node_cert == entry.signed.node_cert:
             return True
         return entry.member.not_before <= revoked.at and entry.member.not_after <= revoked.at + LONGEST_LIFE
 

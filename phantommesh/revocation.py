@@ -1,140 +1,507 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Revocations: authority-signed, grow-only, by node id, never by certificate: a renewal does not undo one."""
+"""Revocations: signed by authorities, by node id, never by certificate: a renewal does not undo one.
+
+Every node holds the same statements in the end. Which of them count is computed from them, from the root's
+words and from the order in which they came here:
+
+- What the root voided does not count, and is forgotten (`rootword`). That is the same on every node.
+- A statement counts only if its authority stood when it came: what a rogue signs once it is revoked is
+  nothing. Of what comes at one time, the revocations of authorities are taken first. Two nodes that heard of
+  an authority's revocation and of its own last statements in different orders may differ on those, until the
+  root decides. Who revokes an authority signs anew what that one had rightly signed, so that those do not
+  depend on it.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh.identity import NODE_ID_BYTES, NodeId
+from phantommesh.idtree import ID_BYTES, IdTree
 from phantommesh.issuing import Authority
-from phantommesh.trust import TrustError, verify_authority
+from phantommesh.rootword import FIRST, WORD_ID_BYTES, Order, RootWord, check_word, verify_word
+from phantommesh.trust import EARLY, MAX_CERTIFICATE_BYTES, TrustError, authority_node, verify_authority
 
 CONTEXT: Final = b"phantommesh revocation v1"
-MAX_REVOCATION_BYTES: Final = 16_384
+SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_REVOCATIONS: Final = 100_000
+MAX_OF_AUTHORITY: Final = 32_768  # of one authority: what a rogue can fill
+MAX_PART: Final = 60_000  # bytes of statements and certificates in one answer, unless one alone is larger
+MAX_STANDING: Final = 65_536  # bytes: what a node is told of its own standing
+MAX_SNAPSHOT: Final = 8 * 1024 * 1024  # bytes of them that a joiner is given; it fetches the rest
+MAX_PLEA: Final = 8_192  # bytes of the root's words that a node shows with the question how it stands
+_FORMAT: Final = 2
 
 
 class Revocation(msgspec.Struct, frozen=True, array_like=True):
-    """One node put out of the mesh at `at` (unix seconds), signed by an authority."""
+    """One node put out of the mesh at `at` (unix seconds), signed by an authority.
+
+    ``after`` is the id of the newest root's word that the authority knew, empty for none; ``origin`` the
+    authority from which it was taken over, empty for none.
+    """
 
     node_id: bytes
     at: int
     signature: bytes
     authority_cert: bytes
+    after: bytes = b""
+    origin: bytes = b""
+
+    @property
+    def id(self) -> bytes:
+        """16 bytes that name this very statement."""
+        said = _signed(self.node_id, self.at, self.after, self.origin) + self.signature
+        cert = hashlib.sha3_256(self.authority_cert).digest()
+        return hashlib.sha3_256(b"phantommesh revocation id" + cert + said).digest()[:ID_BYTES]
+
+
+class Packed(msgspec.Struct, frozen=True, array_like=True):
+    """Statements and the root's words, for a file or a channel. Each authority's certificate is in it once; a
+    row is (node id, at, signature, number of the certificate, after, origin)."""
+
+    format: int
+    words: Annotated[list[RootWord], msgspec.Meta(max_length=MAX_REVOCATIONS)]
+    certs: Annotated[list[bytes], msgspec.Meta(max_length=MAX_REVOCATIONS)]
+    rows: Annotated[
+        list[tuple[bytes, int, bytes, int, bytes, bytes]], msgspec.Meta(max_length=MAX_REVOCATIONS)
+    ]
 
 
 # Too long a list is refused at its head: one of 16 MiB may have a million entries.
 _List = Annotated[list[Revocation], msgspec.Meta(max_length=MAX_REVOCATIONS)]
 
 
-def revoke(authority: Authority, node_id: NodeId, now: float) -> Revocation:
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Why a node is out: since when (unix seconds), and by whose statement."""
+
+    at: int
+    statement: Revocation | RootWord
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A verified statement, the node whose authority signed it, its id."""
+
+    statement: Revocation
+    signer: NodeId
+    id: bytes
+
+
+def revoke(
+    authority: Authority, node_id: NodeId, now: float, *, after: bytes = b"", origin: bytes = b""
+) -> Revocation:
     """Sign a revocation of the node."""
     at = int(now)
-    return Revocation(node_id, at, authority.key.sign(_signed(node_id, at), CONTEXT), authority.der)
+    signature = authority.key.sign(_signed(node_id, at, after, origin), CONTEXT)
+    return Revocation(node_id, at, signature, authority.der, after, origin)
 
 
 class Revocations:
-    """The set of revoked nodes. It only grows; merging in any order gives the same set."""
+    """The statements held, and which nodes are revoked by those that count (`in`, `len`, `get`)."""
 
     def __init__(self, root: x509.Certificate) -> None:
-        self._root = root
-        self._entries: dict[NodeId, Revocation] = {}
-        self._digest: bytes | None = None
+        self.root = root
+        self.tree = IdTree()  # the ids of all that is held
+        self._held: dict[bytes, Held] = {}  # by place, in the order they came
+        self._place: dict[bytes, bytes] = {}  # by id
+        self._words: dict[bytes, RootWord] = {}  # by id
+        self._said: dict[bytes, list[tuple[Order, bool]]] = {}  # by node, the root's words: is it cast out?
+        self._signed: Counter[NodeId] = Counter()
+        self._revoked: dict[NodeId, Revoked] = {}
+        self._authorities: dict[bytes, tuple[MLDSA65PublicKey, NodeId, bytes]] = {}  # by certificate
 
     def __contains__(self, node_id: object) -> bool:
-        return node_id in self._entries
+        return node_id in self._revoked
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, node_id: NodeId) -> Revocation | None:
-        """The revocation of a node, or None while it has not been revoked."""
-        return self._entries.get(node_id)
+        return len(self._revoked)
 
     def __iter__(self) -> Iterator[Revocation]:
-        return iter(self._entries.values())
+        """Every statement held, whether it counts or not."""
+        return (held.statement for held in self._held.values())
 
-    def add(self, revocation: Revocation, now: float) -> bool:
-        """Verify a revocation and keep it; say whether the node was not yet revoked. Raises TrustError.
+    @property
+    def nodes(self) -> frozenset[NodeId]:
+        """The nodes that are revoked."""
+        return frozenset(self._revoked)
 
-        Of two for one node the earlier is kept, so that all nodes end with the same.
+    @property
+    def words(self) -> list[RootWord]:
+        """The root's words, the newest first."""
+        return sorted(self._words.values(), key=lambda word: word.order, reverse=True)
+
+    @property
+    def newest_word(self) -> RootWord | None:
+        """The root's last word, which a new revocation has to name."""
+        return max(self._words.values(), key=lambda word: word.order, default=None)
+
+    def get(self, node_id: NodeId) -> Revoked | None:
+        """Since when and why a node is out, or None while it is not."""
+        return self._revoked.get(node_id)
+
+    def by(self, authority: NodeId) -> list[Revocation]:
+        """The statements that this node's authority signed, or another took over from it, and that count."""
+        return [
+            held.statement
+            for held in self._held.values()
+            if authority in (held.signer, held.statement.origin)
+            and (counts := self._revoked.get(NodeId(held.statement.node_id))) is not None
+            and isinstance(counts.statement, Revocation)
+        ]
+
+    @property
+    def moot(self) -> frozenset[NodeId]:
+        """The nodes that stand here although a statement against them is held: a revoked authority's, which
+        came late. They may be out for nodes that heard of it in another order."""
+        against = (NodeId(h.statement.node_id) for h in self._held.values() if h.signer in self._revoked)
+        return frozenset(node for node in against if node not in self._revoked)
+
+    def sign(self, authority: Authority, node_id: NodeId, now: float) -> list[Revocation]:
+        """Sign what revokes a node, given all that is held: that itself last; before it, where the node is an
+        authority, what that one revoked, so that it stands without its word."""
+        newest = self.newest_word
+        after = b"" if newest is None else newest.id
+        took = {NodeId(one.node_id): one.at for one in self.by(node_id) if one.node_id != node_id}
+        made = [revoke(authority, gone, at, after=after, origin=node_id) for gone, at in took.items()]
+        return [*made, revoke(authority, node_id, now, after=after)]
+
+    def add(self, statement: Revocation | RootWord, now: float) -> bool:
+        """Verify a statement and hold it; say whether it is new here. Raises TrustError."""
+        return self.take([statement], now)
+
+    def take(self, statements: Iterable[Revocation | RootWord], now: float) -> bool:
+        """Verify statements that came at one time and hold them; say whether any is new here. Raises
+        TrustError; then nothing has changed. What is known already costs no signature check.
+
+        Of two by one authority for one node that name the same word, the earlier is held.
         """
-        node_id = NodeId(revocation.node_id)
-        held = self._entries.get(node_id)
-        if held is not None and _order(held) <= _order(revocation):
-            return False
-        if len(node_id) != NODE_ID_BYTES or not 0 <= revocation.at < 2**63:
-            raise TrustError("the revocation's fields are out of range")
-        if len(self._entries) >= MAX_REVOCATIONS:
-            raise TrustError("there are too many revocations", fix="make the mesh anew")
-        key = verify_authority(self._root, revocation.authority_cert, now)
-        try:
-            key.verify(revocation.signature, _signed(node_id, revocation.at), CONTEXT)
-        except (InvalidSignature, ValueError) as error:
-            raise TrustError("the revocation's signature is wrong") from error
-        self._entries[node_id] = revocation
-        self._digest = None
-        return held is None
+        return self.hold(self.verify(statements, now))
 
-    def take(self, encoded: bytes, now: float) -> bool:
-        """Add those of another's set (`encode`) that are new here, and say whether there were any. Raises
-        TrustError; then nothing has changed. What is known already costs no signature check."""
-        try:
-            entries = msgspec.msgpack.decode(encoded, type=_List)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise TrustError("the revocation list cannot be read") from error
-        checked = Revocations(self._root)
-        for entry in entries:
-            held = self._entries.get(NodeId(entry.node_id))
-            if held is None or _order(entry) < _order(held):
-                checked.add(entry, now)
-        if len(self) + len(checked) > MAX_REVOCATIONS:
-            raise TrustError("there are too many revocations", fix="make the mesh anew")
-        news = any(node_id not in self._entries for node_id in checked._entries)
-        self._entries |= checked._entries
-        self._digest = None
-        return news
+    def verify(self, statements: Iterable[Revocation | RootWord], now: float) -> Sequence[RootWord | Held]:
+        """Verify statements, for `hold`; those that are known are left out. A third of a millisecond each.
+        Raises TrustError where one does not hold."""
+        verified = list[RootWord | Held]()
+        for one in statements:
+            _check(one)
+            if one.id in self._words or one.id in self._place:
+                continue
+            if isinstance(one, RootWord):
+                verify_word(one, self.root)
+                verified.append(one)
+            elif not self._is_outdone(one):
+                verified.append(self._verify(one, now))
+        return verified
+
+    def hold(self, verified: Iterable[RootWord | Held]) -> bool:
+        """Hold what came at one time and was verified here; say whether any is new. Raises TrustError where
+        there is no room for it."""
+        words, came = list[RootWord](), list[Held]()
+        for one in verified:
+            if isinstance(one, RootWord):
+                words.append(one)
+            else:
+                came.append(one)
+        if len(self._held) + len(came) > MAX_REVOCATIONS:
+            raise TrustError(
+                "there are too many revocations",
+                fix="cast a rogue authority out with `phantommesh revoke NAME --undo-all`",
+            )
+        before = self.tree.digest()
+        for word in words:
+            self._hear(word)
+        signers = {held.signer for held in (*self._held.values(), *came)} if len(came) > 1 else set()
+        # What an authority says once it is out must not count for having come in one parcel with that.
+        again = bool(words)
+        for held in sorted(came, key=lambda held: held.statement.node_id not in signers):
+            again |= not self._hold(held)
+        if again:
+            self._judge()
+        return self.tree.digest() != before
 
     def digest(self) -> bytes:
-        """SHA3-256 over the sorted ids, 32 bytes: equal sets have equal digests, whoever signed them."""
-        if self._digest is None:
-            self._digest = hashlib.sha3_256(b"".join(sorted(self._entries))).digest()
-        return self._digest
+        """SHA3-256, 32 bytes: equal for nodes that hold the same, in whatever order it came."""
+        return self.tree.digest()
 
-    def encode(self) -> bytes:
-        """Return the set for the state directory (msgpack)."""
-        return msgspec.msgpack.encode([self._entries[node_id] for node_id in sorted(self._entries)])
+    def pack(self, ids: Iterable[bytes], known: Iterable[bytes] = ()) -> bytes:
+        """The statements and words of these ids, as many as one answer takes; unknown ones are left out. The
+        certificates whose SHA3-256 is ``known`` are left empty."""
+        skip, found, size = frozenset(known), list[Revocation | RootWord](), 0
+        certs = set[bytes]()
+        for one in dict.fromkeys(ids):
+            statement = self._words.get(one) or self._statement(one)
+            if statement is None:
+                continue
+            size += SIGNATURE_BYTES + 128
+            if isinstance(statement, RootWord):
+                size += 18 * (len(statement.pardoned) + len(statement.cast_out))
+            elif statement.authority_cert not in certs and _hash(statement.authority_cert) not in skip:
+                certs.add(statement.authority_cert)
+                size += len(statement.authority_cert)
+            if found and size > MAX_PART:
+                break
+            found.append(statement)
+        return _encode(found, skip)
+
+    def known_certs(self, limit: int) -> tuple[bytes, ...]:
+        """The SHA3-256 of the authorities' certificates that are known here."""
+        return tuple(digest for _, _, digest in list(self._authorities.values())[:limit])
+
+    def unpack(self, data: bytes) -> Sequence[Revocation | RootWord]:
+        """Read what `pack` or `encode` wrote; nothing is verified yet. Raises TrustError only."""
+        known = {digest: der for der, (_, _, digest) in self._authorities.items()}
+        return _decode_untrusted(data, known)
+
+    def standing(self, node_id: NodeId) -> bytes:
+        """What that node should know of its standing, for anybody: the root's newest words, and the statement
+        that puts it out. Empty where there is neither."""
+        revoked = self._revoked.get(node_id)
+        told, words = list[Revocation](), list[RootWord]()
+        if revoked is not None and isinstance(revoked.statement, Revocation):
+            told = [revoked.statement]
+            words = [word for word in [self._words.get(revoked.statement.after)] if word is not None]
+        room = MAX_STANDING - 32_768  # for that statement, its certificate and the word that it names
+        words += [word for word in self._newest(room) if word not in words]
+        return _encode([*words, *told]) if words or told else b""
+
+    def plea(self) -> bytes:
+        """The root's newest words, as a node shows them to those who take it for revoked. Empty for none."""
+        words = self._newest(MAX_PLEA)
+        return _encode(words) if words else b""
+
+    def encode(self, limit: int | None = None) -> bytes:
+        """Return all that is held, in the order it came, for the state directory. With a ``limit`` in bytes,
+        for a joiner: the root's words, the revocations of authorities, and the newest others that have
+        room."""
+        kept = list(self._held.values())
+        if limit is not None:
+            size = SIGNATURE_BYTES + 128
+            room = max(0, limit - size * len(self._words) - 8_192 * len(self._signed)) // size
+            first = [held for held in kept if held.statement.node_id in self._signed][-room or len(kept) :]
+            chosen = {held.id for held in first}
+            others = [held for held in kept if held.id not in chosen]
+            left = room - len(first)
+            chosen |= {held.id for held in (others[-left:] if left > 0 else ())}
+            kept = [held for held in kept if held.id in chosen]
+        return _encode([*self._words.values(), *(held.statement for held in kept)])
 
     @classmethod
     def decode(cls, data: bytes, root: x509.Certificate, now: float) -> Self:
         """Read what `encode` wrote, verifying each entry. Raises TrustError."""
-        try:
-            entries = msgspec.msgpack.decode(data, type=_List)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise TrustError("the revocation list cannot be read") from error
         revocations = cls(root)
-        for entry in entries:
-            revocations.add(entry, now)
+        came = _decode_untrusted(data, {})
+        revocations.take([one for one in came if isinstance(one, RootWord)], now)
+        for one in came:  # one after the other: their order says which of them count
+            if not isinstance(one, RootWord):
+                revocations.add(one, max(now, one.at))  # it was taken in once, by a clock that was right
         return revocations
 
+    # Holding.
 
-def decode_revocation_untrusted(data: bytes) -> Revocation:
-    """Read one revocation in msgpack; nothing is verified yet. Raises TrustError only."""
+    def _statement(self, one: bytes) -> Revocation | None:
+        place = self._place.get(one)
+        return None if place is None else self._held[place].statement
+
+    def _is_outdone(self, one: Revocation) -> bool:
+        """Whether an earlier one by this authority for this node is held: that costs no signature check."""
+        known = self._authorities.get(one.authority_cert)
+        held = None if known is None else self._held.get(_place(known[1], one))
+        return held is not None and _order(held.statement) <= _order(one)
+
+    def _verify(self, one: Revocation, now: float) -> Held:
+        if one.at > now + EARLY:
+            raise TrustError("the revocation is dated ahead of its time")
+        known = self._authorities.get(one.authority_cert)
+        if known is None:
+            key, der = verify_authority(self.root, one.authority_cert, now), one.authority_cert
+            digest = _hash(der)
+            known = self._authorities[der] = (
+                key,
+                authority_node(der) or NodeId(digest[:NODE_ID_BYTES]),
+                digest,
+            )
+        try:
+            known[0].verify(one.signature, _signed(one.node_id, one.at, one.after, one.origin), CONTEXT)
+        except (InvalidSignature, ValueError) as error:
+            raise TrustError("the revocation's signature is wrong") from error
+        return Held(one, known[1], one.id)
+
+    def _hold(self, held: Held) -> bool:
+        """Keep a verified statement. Return False where all have to be judged again."""
+        if self._void(held):
+            return True
+        place = _place(held.signer, held.statement)
+        before = self._held.get(place)
+        if before is not None and _order(before.statement) <= _order(held.statement):
+            return True
+        if before is not None:
+            self._forget(place, keep=True)
+        self._held[place] = held  # in the place of the one before, if there was one
+        self._place[held.id] = place
+        self._signed[held.signer] += 1
+        self.tree.add(held.id)
+        if self._signed[held.signer] > MAX_OF_AUTHORITY:  # those that go are the same on every node
+            self._forget(max(p for p, one in self._held.items() if one.signer == held.signer))
+            return False
+        if before is not None:
+            return False
+        self._count(held)
+        return True
+
+    def _forget(self, place: bytes, *, keep: bool = False) -> None:
+        held = self._held[place] if keep else self._held.pop(place)
+        del self._place[held.id]
+        self._signed[held.signer] -= 1
+        if not self._signed[held.signer]:
+            del self._signed[held.signer]
+        self.tree.discard(held.id)
+
+    def _hear(self, word: RootWord) -> None:
+        if word.id in self._words:
+            return
+        self._words[word.id] = word
+        self.tree.add(word.id)
+        for node in word.pardoned:
+            self._said.setdefault(node, []).append((word.order, False))
+        for node in word.cast_out:
+            self._said.setdefault(node, []).append((word.order, True))
+        for said in self._said.values():
+            said.sort()
+        for place in [place for place, held in self._held.items() if self._void(held)]:
+            self._forget(place)
+
+    # Judging.
+
+    def _void(self, held: Held) -> bool:
+        """Whether a word of the root's makes a statement nothing, for good."""
+        known = self._after(held.statement)
+        if known is None:
+            return False
+        said = self._said.get(held.statement.node_id, ())
+        if any(order > known and not out for order, out in said):
+            return True
+        for who in (held.signer, held.statement.origin):
+            outs = [(order, out) for order, out in self._said.get(who, ())]
+            if any(order > known and out for order, out in outs):
+                return True
+            if (until := [out for order, out in outs if order <= known]) and until[-1]:
+                return True  # it knew itself cast out
+        return False
+
+    def _after(self, statement: Revocation) -> Order | None:
+        """The place of the word that a statement names; None while that word is not known here."""
+        if not statement.after:
+            return FIRST
+        word = self._words.get(statement.after)
+        return None if word is None else word.order
+
+    def _judge(self) -> None:
+        """Compute anew who is revoked."""
+        self._revoked = {}
+        for node, said in self._said.items():
+            order, out = said[-1]
+            if out:
+                self._revoked[NodeId(node)] = Revoked(order.number, self._words[order.id])
+        for held in self._held.values():
+            self._count(held)
+
+    def _count(self, held: Held) -> None:
+        one = held.statement
+        if self._after(one) is None or held.signer in self._revoked:
+            return
+        before = self._revoked.get(NodeId(one.node_id))
+        if before is None or one.at < before.at:
+            self._revoked[NodeId(one.node_id)] = Revoked(one.at, one)
+
+    def _newest(self, room: int) -> list[RootWord]:
+        chosen = []
+        for word in self.words:
+            room -= SIGNATURE_BYTES + 64 + 18 * (len(word.pardoned) + len(word.cast_out))
+            if room < 0:
+                break
+            chosen.append(word)
+        return chosen
+
+
+def _encode(statements: Iterable[Revocation | RootWord], skip: frozenset[bytes] = frozenset()) -> bytes:
+    words, numbers, rows = list[RootWord](), dict[bytes, int](), []
+    for one in statements:
+        if isinstance(one, RootWord):
+            words.append(one)
+        else:
+            number = numbers.setdefault(one.authority_cert, len(numbers))
+            rows.append((one.node_id, one.at, one.signature, number, one.after, one.origin))
+    certs = [digest if (digest := _hash(der)) in skip else der for der in numbers]
+    return msgspec.msgpack.encode(Packed(_FORMAT, words, certs, rows))
+
+
+def _decode_untrusted(data: bytes, known: dict[bytes, bytes]) -> Sequence[Revocation | RootWord]:
+    """Read what `_encode` wrote, or a version before 0.6 (a plain list). Raises TrustError only."""
     try:
-        if len(data) <= MAX_REVOCATION_BYTES:
-            return msgspec.msgpack.decode(data, type=Revocation)
+        packed = msgspec.msgpack.decode(data, type=Packed)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
-    raise TrustError("the revocation cannot be read")
+        return _decode_plain_untrusted(data)
+    if packed.format != _FORMAT:
+        raise TrustError("the revocation list is of another version", fix="run one version on all nodes")
+    certs = [known.get(der, der) for der in packed.certs]
+    if any(not 0 <= row[3] < len(certs) for row in packed.rows):
+        raise TrustError("the revocation list names a certificate that it has not")
+    statements = [
+        Revocation(n, at, sig, certs[cert], after, of) for n, at, sig, cert, after, of in packed.rows
+    ]
+    told: list[Revocation | RootWord] = [*packed.words, *statements]
+    for one in told:
+        _check(one)
+    return told
 
 
-def _order(revocation: Revocation) -> tuple[int, bytes]:
-    return revocation.at, revocation.signature
+def _decode_plain_untrusted(data: bytes) -> list[Revocation]:
+    try:
+        told = msgspec.msgpack.decode(data, type=_List)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise TrustError("the revocation list cannot be read") from error
+    for one in told:
+        _check(one)
+    return told
 
 
-def _signed(node_id: bytes, at: int) -> bytes:
-    return node_id + at.to_bytes(8, "big")
+def _check(one: Revocation | RootWord) -> None:
+    """Raise TrustError for fields that no statement has. Nothing else may be done with one before."""
+    if isinstance(one, RootWord):
+        check_word(one)
+    elif (
+        len(one.node_id) != NODE_ID_BYTES
+        or not 0 <= one.at < 2**63
+        or len(one.after) not in (0, WORD_ID_BYTES)
+        or len(one.origin) not in (0, NODE_ID_BYTES)
+        or len(one.signature) != SIGNATURE_BYTES
+        or len(one.authority_cert) > MAX_CERTIFICATE_BYTES
+    ):
+        raise TrustError("the revocation's fields are out of range")
+
+
+def _signed(node_id: bytes, at: int, after: bytes, origin: bytes) -> bytes:
+    """What is signed. Without the last two it is what versions before those signed."""
+    more = after.ljust(WORD_ID_BYTES, b"\0") + origin.ljust(NODE_ID_BYTES, b"\0") if after or origin else b""
+    return node_id + at.to_bytes(8) + more
+
+
+def _place(signer: NodeId, one: Revocation) -> bytes:
+    """What one authority says once: of this node, taken over or not, as of one word."""
+    said = b"".join(part.ljust(NODE_ID_BYTES, b"\0") for part in (signer, one.node_id, one.after, one.origin))
+    return hashlib.sha3_256(said).digest()
+
+
+def _order(one: Revocation) -> tuple[int, bytes]:
+    return one.at, one.signature
+
+
+def _hash(der: bytes) -> bytes:
+    return hashlib.sha3_256(der).digest()

@@ -65,6 +65,10 @@ class StateError(PhantomMeshError):
     """A state directory that is missing, foreign, half-written, in use or too open; names the file."""
 
 
+class StateInUseError(StateError):
+    """Another process holds the state directory."""
+
+
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace the file `path` by `data`: readers and crashes see the old bytes or the new, never a mixture.
 
@@ -176,7 +180,7 @@ class StateDir:
     def lock(self) -> Iterator[None]:
         """Hold the directory for one node. The kernel drops the lock with the process, however it ends.
 
-        Raises StateError when another process holds it.
+        Raises StateInUseError when another process holds it.
         """
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -281,7 +285,7 @@ def _flock(descriptor: int, busy: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StateError(busy, fix="stop the other process first, or give another --state-dir") from None
+        raise StateInUseError(busy, fix="stop the other process first, or give another --state-dir") from None
 
 
 def _open_temporary(path: Path) -> tuple[Path, BufferedWriter]:

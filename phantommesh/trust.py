@@ -33,6 +33,11 @@ from phantommesh.identity import (
 DAY: Final = 86_400.0  # seconds
 NODE_LIFE: Final = 7 * DAY
 CLOCK_SKEW: Final = 300.0  # a certificate starts this many seconds early, for members whose clocks are behind
+LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
+# s by which a member's clock may be behind those who sign: a day and an hour, the slips that people make.
+# What begins later than that is refused. A certificate says when it was issued all the same, so it is not
+# simply dated back.
+EARLY: Final = 90_000.0
 MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key and a signature
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -162,10 +167,17 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
 
     Beyond RFC 5280 (by `cryptography`'s verifier, name constraints included): every key and signature is
     ML-DSA-65; there is exactly one authority between; the SANs are one DNS name, one address of each family
-    and one URI; the node id and the IPv6 address are those of the certified key. Raises TrustError.
+    and one URI; the node id and the IPv6 address are those of the certified key. The node's certificate is
+    good for `LONGEST_LIFE` at most. One that begins within `EARLY` from now is good already: our clock may be
+    behind. Raises TrustError.
     """
     mesh = describe_mesh(root)
     authority, node = _load(authority_der, "authority"), _load(node_der, "node")
+    begins = max(c.not_valid_before_utc.timestamp() for c in (root, authority, node))
+    if now < begins <= now + EARLY:
+        now = begins
+    if (node.not_valid_after_utc - node.not_valid_before_utc).total_seconds() > LONGEST_LIFE:
+        raise TrustError("the node certificate is good for longer than any may be")
     try:
         for certificate in (root, authority, node):
             certified_key(certificate)
@@ -230,7 +242,7 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
         raise TrustError("the authority certificate is not an authority's")
     for certificate in (root, authority):
         begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-        if not begin <= now <= end:
+        if not begin - EARLY <= now <= end:
             raise TrustError("the authority certificate is not valid now")
     return key
 

@@ -217,9 +217,11 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None
     """None for a node that is not, or no longer, a member as far as this node knows."""
     revoked_at: str | None
-    """None in a dry run."""
+    """None in a dry run, and for a node that the root took back."""
     already: bool = False
     dry_run: bool = False
+    taken_back: int = 0
+    """How many nodes the root's word takes back, or would in a dry run."""
 
 
 class IdentityResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +230,7 @@ class IdentityResult(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     node_id: str
     old_node_id: str
-    """Revoked, for ever."""
+    """Revoked."""
     ip4: str
     ip6: str
     """Another one than before: it is derived from the node id."""
@@ -305,6 +307,10 @@ class NodePort(Protocol):
         """Give this node a new identity under its name; the old one is revoked."""
         ...
 
-    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
-        """Put a node, by name or node id, out of the mesh for ever. ``force`` allows this node itself."""
+    async def revoke(
+        self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
+    ) -> RevocationResult:
+        """Put a node, by name or node id, out of the mesh. ``force`` allows this node itself. With ``undo``
+        the root takes the node back, with ``undo_all`` it casts an authority out and takes back whom that one
+        revoked."""
         ...

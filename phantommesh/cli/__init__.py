@@ -11,6 +11,7 @@ import click
 
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
+from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.inspect import config, identity, links, paths, peers, revoke, rotate, scatter, status
 from phantommesh.cli.lab import lab
@@ -53,8 +54,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, status, peers, links, paths, scatter, proofs, events, rotate, revoke, identity,
-    config, lab,
+    init, invite, join, run, down, leave, status, peers, links, paths, scatter, proofs, events, rotate,
+    revoke, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 

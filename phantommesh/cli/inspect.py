@@ -14,6 +14,7 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, size, table
 
 if TYPE_CHECKING:
+    from phantommesh.trust import Mesh
     from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0
@@ -193,22 +194,40 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
 @click.command()
 @click.argument("node")
 @click.option("--force", is_flag=True, help="Even if it is the authority that this is run on.")
-@click.option("--dry-run", is_flag=True, help="Show what would be revoked.")
+@click.option("--undo", is_flag=True, help="Take NODE back instead. Needs the mesh's root key.")
+@click.option(
+    "--undo-all",
+    is_flag=True,
+    help="Cast the authority NODE out, and take back all that it revoked. Needs the mesh's root key.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @json_option
 @click.pass_obj
-def revoke(options: Options, node: str, force: bool, dry_run: bool) -> None:
-    """Put NODE (a name or node id) out of the mesh, for ever. Run it on an authority."""
+def revoke(options: Options, node: str, force: bool, undo: bool, undo_all: bool, dry_run: bool) -> None:
+    """Put NODE (a name or node id) out of the mesh. Run it on an authority.
+
+    Only the root takes a node back: run --undo where `phantommesh init` ran.
+    """
+    if undo and undo_all:
+        raise click.UsageError("give --undo or --undo-all, not both")
     result = client_of(options, REVOKE_TIMEOUT_S).revoke(
-        node, force=force, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
+        node, force=force, undo=undo, undo_all=undo_all, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
     )
     if options.json:
         emit(result)
         return
     named = result.node_id if result.name is None else f"{result.name} ({result.node_id})"
-    if result.already:
+    would = "would be" if dry_run else "is"
+    if undo_all:
+        click.echo(f"{named} {would} cast out, and {result.taken_back} that it revoked taken back")
+    elif undo and result.already:
+        click.echo(f"{named} is not revoked: there is nothing to undo")
+    elif undo:
+        click.echo(f"{named} {would} taken back; every member links with it again as it hears of it")
+    elif result.already:
         click.echo(f"{named} was revoked already, at {result.revoked_at}")
     elif dry_run:
-        click.echo(f"{named} would be revoked, for ever")
+        click.echo(f"{named} would be revoked")
     else:
         click.echo(f"{named} is revoked; every member drops it as it hears of it")
 
@@ -234,7 +253,7 @@ def identity_new(options: Options) -> None:
         return
     click.echo(f"{result.name} has a new identity: {result.node_id}")
     click.echo(f"addresses: {result.ip4}  {result.ip6}")
-    click.echo(f"revoked, for ever: {result.old_node_id}")
+    click.echo(f"revoked: {result.old_node_id}")
     click.echo("the node starts again with the new identity now", err=True)
 
 
@@ -248,15 +267,30 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def config_check(options: Options, file: Path | None) -> None:
-    """Say whether the configuration (or FILE) is good."""
+    """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
     from phantommesh import config as config_file
+    from phantommesh.overlay import check_range
 
     path = file or options.config
-    config_file.load(path)
+    checked = config_file.load(path)
+    mesh = _mesh(options)
+    if mesh is not None and mesh.name == checked.node.mesh:
+        check_range(checked.overlay.cidr4, mesh.network4)
     if options.json:
         emit({"file": str(path), "ok": True})
     else:
         click.echo(f"{path} is good")
+
+
+def _mesh(options: Options) -> Mesh | None:
+    """The mesh of the state directory; None where there is none to be read."""
+    from phantommesh.nodestate import load_mesh
+    from phantommesh.statedir import StateDir, StateError
+
+    try:
+        return load_mesh(StateDir(options.state_dir))
+    except StateError:
+        return None
 
 
 @config.command("show")

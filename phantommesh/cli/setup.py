@@ -2,6 +2,7 @@
 """The verbs that make a node and run it: init, invite, join, run."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -24,13 +25,32 @@ from phantommesh.cli.output import emit
 @click.command()
 @click.option("--mesh", required=True, help="The mesh's name.")
 @click.option("--name", help="This node's name. [default: the host name]")
+@click.option(
+    "--cidr",
+    metavar="NETWORK",
+    help="The mesh's IPv4 network, /8 to /30, for good. [default: 100.64.0.0/10]",
+)
 @endpoints_option
 @json_option
 @click.pass_obj
-def init(options: Options, mesh: str, name: str | None, endpoints: tuple[str, ...]) -> None:
+def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoints: tuple[str, ...]) -> None:
     """Make a mesh: its authority, this node's identity and config."""
     need_access("init", options.state_dir, options.config)
     from phantommesh.bootstrap import init_mesh
+    from phantommesh.config import WireguardSection
+    from phantommesh.dataplane import all_names
+    from phantommesh.nursery import hostview
+    from phantommesh.overlay import Address
+    from phantommesh.wireguard import Network
+
+    def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
+        found = hostview.check(networks, members, names=all_names(WireguardSection().prefix))
+        for own in found.avoided:
+            click.echo(
+                f"note: this host's {own} lies in the mesh's network and stays the host's; --cidr chooses "
+                "another network",
+                err=True,
+            )
 
     summary = init_mesh(
         options.state_dir,
@@ -39,6 +59,8 @@ def init(options: Options, mesh: str, name: str | None, endpoints: tuple[str, ..
         name=name or default_name(),
         endpoints=endpoints,
         now=datetime.now(UTC).timestamp(),
+        cidr4=cidr,
+        check=check,
     )
     _report(options, summary, "phantommesh run")
 

@@ -9,7 +9,7 @@ records and says so with `verified`: only then does a node become a member.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -153,6 +153,11 @@ class Membership:
         self._probing.claims.expelled.add(node)
         self._probing.verdicts.forget(node, "expelled")
         return self._core.flush()
+
+    def readmit(self, revoked: Container[bytes]) -> None:
+        """Hear again of those that were expelled and are not ``revoked`` any more."""
+        expelled = self._probing.claims.expelled
+        expelled -= {node for node in expelled if node not in revoked}
 
     def set_seeds(self, seeds: Iterable[Address]) -> None:
         """Try these addresses from now on, for ever."""

@@ -30,7 +30,8 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import Entry, SignedRecord, open_record, settle
-from phantommesh.revocation import Revocation, revoke
+from phantommesh.revocation import MAX_SNAPSHOT, Revocations, Revoked
+from phantommesh.rootword import say
 from phantommesh.trust import NODE_LIFE, Role, TrustError
 
 # Tuning. A certificate costs a signature, and a record at every member. One is renewed once in two thirds of
@@ -57,7 +58,7 @@ class Target:
 
     node_id: NodeId
     entry: Entry | None
-    revoked: Revocation | None
+    revoked: Revoked | None
 
 
 class AuthorityDesk:
@@ -133,7 +134,7 @@ class AuthorityDesk:
             root_cert=node.root.public_bytes(Encoding.DER),
             admission=node.admission.newest.reveal(),
             roster=self._keeper.roster.encode(),
-            revocations=node.revocations.encode(),
+            revocations=node.revocations.encode(MAX_SNAPSHOT),
             keys=self._keys.encode(),
             active_key=self._keys.active_id,
             own_authority_cert=own_authority_cert,
@@ -147,8 +148,12 @@ class AuthorityDesk:
         own = () if mine is None else (parse_endpoint(endpoint)[0] for endpoint in mine.record.control)
         mesh = self._node.mesh
         reach = Reach((mesh.network4, mesh.network6), loopback=all_loopback(own))
+        held = {str(ip) for entry in self._keeper.roster for ip in (entry.member.ip4, entry.member.ip6)}
         for endpoint in record.control:
-            why = reach.never(parse_endpoint(endpoint)[0])
+            host = parse_endpoint(endpoint)[0]
+            why = reach.never(host)
+            if why is Why.OVERLAY and host not in held:
+                continue  # the newcomer's provider may use the overlay's range; nobody will send there
             if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
                 raise TrustError(
                     f"the endpoint {endpoint} of {name} is {why.text}",
@@ -244,7 +249,8 @@ class AuthorityDesk:
         return control.Renewed(node_cert, authority.der)
 
     def find(self, wanted: str) -> Target:
-        """Find the node to revoke, by node id or name. Raises TrustError for a name that is not one member's.
+        """Find the node to revoke or to take back, by node id or name. Raises TrustError for a name that is
+        not one node's.
 
         A node id is taken though nobody here knows it: others may.
         """
@@ -252,6 +258,8 @@ class AuthorityDesk:
             node_id = parse_node_id(wanted)
         except IdentityError:
             named = [entry for entry in self._keeper.roster if entry.member.name == wanted]
+            if not named:  # a revoked one, to be taken back
+                named = [e for e in self._keeper.roster.everyone() if e.member.name == wanted]
             if not named:
                 raise TrustError(
                     f"no member is named {wanted[:64]!r}", fix="see `phantommesh peers`"
@@ -263,7 +271,8 @@ class AuthorityDesk:
         return self._target(node_id)
 
     def _target(self, node_id: NodeId) -> Target:
-        return Target(node_id, self._keeper.roster.get(node_id), self._node.revocations.get(node_id))
+        known = {entry.member.node_id: entry for entry in self._keeper.roster.everyone()}
+        return Target(node_id, known.get(node_id), self._node.revocations.get(node_id))
 
     def check_revoke(self, target: Target, *, force: bool) -> Authority:
         """Raise TrustError unless this node may and should revoke that one."""
@@ -275,8 +284,10 @@ class AuthorityDesk:
             )
         return authority
 
-    async def revoke(self, target: Target, *, force: bool) -> Revocation:
-        """Put a node out of the mesh for ever: on disk when this returns, and on its way to all.
+    async def revoke(self, target: Target, *, force: bool) -> Revoked:
+        """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
+        on its way to all. What an authority revoked until now this one signs anew before: else it would be
+        undone for those who hear of that one's revocation first.
 
         The group key changes with it. Raises TrustError, or StateError where it could not be written; then
         it holds here all the same, and is written again later.
@@ -284,13 +295,57 @@ class AuthorityDesk:
         authority = self.check_revoke(target, force=force)
         if target.revoked is not None:
             return target.revoked
-        made = await trio.to_thread.run_sync(partial(revoke, authority, target.node_id, time()))
-        self._keeper.revoke(made)
+        made = await trio.to_thread.run_sync(self._node.revocations.sign, authority, target.node_id, time())
+        self._keeper.revoke(*made)
         name = None if target.entry is None else target.entry.member.name
-        log.warning("node revoked", name=name, node_id=format_node_id(target.node_id))
+        log.warning(
+            "node revoked", name=name, node_id=format_node_id(target.node_id), taken_over=len(made) - 1
+        )
         await self._keeper.save()
         await self._keys.rotate()
-        return made
+        return Revoked(made[-1].at, made[-1])
+
+    async def undo(self, target: Target, *, cast_out: bool, dry_run: bool) -> int:
+        """Have the root take a node back; or, with ``cast_out``, put an authority out together with all that
+        it revoked. Say how many nodes that takes back. On disk when this returns. Raises TrustError or
+        StateError.
+
+        It works on a machine that is revoked itself, since a rogue will have thought of that first.
+        """
+        node = self._node
+        root_key = await trio.to_thread.run_sync(node.root_key, "undo revocations")
+        if cast_out and target.node_id == node.identity.node_id:
+            raise TrustError(
+                "this would cast out the node that it is run on",
+                fix="give the name or node id of the authority that revoked the others",
+            )
+        before, newest = node.revocations.nodes, node.revocations.newest_word
+        if not cast_out and target.node_id not in before:
+            return 0
+        word = await trio.to_thread.run_sync(
+            partial(
+                say,
+                root_key,
+                pardoned=() if cast_out else (target.node_id,),
+                cast_out=(target.node_id,) if cast_out else (),
+                last=0 if newest is None else newest.number,
+                now=time(),
+            )
+        )
+        if dry_run:
+            planned = Revocations.decode(node.revocations.encode(), node.root, time())
+            planned.add(word, time())
+            return len(before - planned.nodes)
+        self._keeper.revoke(word)
+        back = before - node.revocations.nodes
+        log.warning(
+            "the root has spoken",
+            cast_out=format_node_id(target.node_id) if cast_out else None,
+            taken_back=len(back),
+        )
+        await self._keeper.save()
+        await self._keys.rotate()
+        return len(back)
 
 
 def _allow(rates: Rates[NodeId], node_id: NodeId, reason: str) -> None:

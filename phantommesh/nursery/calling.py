@@ -18,7 +18,7 @@ from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.revocation import decode_revocation_untrusted
+from phantommesh.records import Entry
 from phantommesh.trust import Role, TrustError
 from phantommesh.wire import Address
 
@@ -141,24 +141,27 @@ async def ask_standing(
     node: NodeState,
     keeper: RosterKeeper,
     quiet: Callable[[], bool],
-    where: Callable[[NodeId], Sequence[Address]],
+    where: Callable[[Entry], Sequence[Address]],
 ) -> None:
-    """While it is ``quiet``, ask members whether this node was revoked, until it was or is cancelled: who was
-    hears it from nobody else, as nobody links with it or gossips to it any more."""
+    """While it is ``quiet``, or this node is revoked, ask members how it stands: nobody links with a node
+    that is out, or gossips to it. It hears of its revocation this way, and of its pardon; where it knows of a
+    pardon that they do not, they hear of that."""
     pause = STANDING_FIRST
-    while keeper.revoked is None:
+    while True:
         await trio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # spreads questions, keys nothing
-        if not quiet():
+        if not quiet() and keeper.revoked is None:
             pause = STANDING_FIRST
             continue
         pause = min(STANDING_MAX, pause * 1.5)
-        entries = [e for e in keeper.roster if e.member.node_id != node.identity.node_id]
+        entries = [e for e in keeper.roster.everyone() if e.member.node_id != node.identity.node_id]
         for entry in random.sample(entries, min(len(entries), STANDING_ASKED)):
-            for address in where(entry.member.node_id):
+            for address in where(entry):
                 answer = b""
                 with suppress(streams.StreamError):
                     async with streams.connect(address.host, address.port) as framed:
-                        answer = await streams.ask_revoked(framed, node.identity.node_id)
+                        answer = await streams.ask_standing(
+                            framed, node.identity.node_id, node.revocations.plea()
+                        )
                 if answer:
                     with suppress(PhantomMeshError):
-                        keeper.revoke(decode_revocation_untrusted(answer))
+                        keeper.take_revocations(answer)

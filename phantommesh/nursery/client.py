@@ -100,12 +100,22 @@ class NodeClient:
             RotationResult,
         )
 
-    def revoke(self, node: str, *, force: bool, dry_run: bool, idempotency_key: str) -> RevocationResult:
+    def revoke(
+        self,
+        node: str,
+        *,
+        force: bool,
+        dry_run: bool,
+        idempotency_key: str,
+        undo: bool = False,
+        undo_all: bool = False,
+    ) -> RevocationResult:
+        body = {"node": node, "force": force, "undo": undo, "undo_all": undo_all}
         return decode(
             self.request(
                 "POST",
                 "/v1/revocations" + ("?dry_run=true" if dry_run else ""),
-                body=msgspec.json.encode({"node": node, "force": force}),
+                body=msgspec.json.encode(body),
                 headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
             ),
             RevocationResult,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import time
@@ -15,6 +15,7 @@ import trio
 from phantommesh import control, wire
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.config import Config
+from phantommesh.dataplane import all_names
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
@@ -25,14 +26,16 @@ from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.initiation import Stage
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nodestate import make_record
-from phantommesh.nursery import streams
+from phantommesh.nursery import hostview, streams
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.nursery.resolve import find_all
+from phantommesh.overlay import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
+from phantommesh.wireguard import Network
 
 HANDSHAKE_SECONDS = 10.0
 ANSWER_SECONDS = 50.0  # a large mesh's roster takes that at some 10 Mbit/s for every 4,000 members
@@ -136,7 +139,13 @@ def _finish(
         active_key=enrolled.active_key,
         own_authority_cert=enrolled.own_authority_cert,
         now=time(),
+        check=partial(_check_host, config),
     )
+
+
+def _check_host(config: Config, networks: Sequence[Network], members: Mapping[OverlayAddress, str]) -> None:
+    """Raise OverlapError where this host's own range is in the way."""
+    hostview.check(networks, members, names=all_names(config.wireguard.prefix))
 
 
 async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: JoinDraft) -> streams.Session:

@@ -35,6 +35,7 @@ from phantommesh.wire import Address
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
 SYNC_QUEUE, ASK_QUEUE = 8, 64
+ASKED = 3  # members asked for keys that no datagram says who has, until one answers
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
 DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
@@ -137,6 +138,7 @@ class GossipDriver:
     def roster_changed(self) -> None:
         """Tell membership of records that are new here, and of members that were revoked."""
         now, wall = trio.current_time(), time()
+        self.membership.readmit(self._node.revocations)
         for entry in self._keeper.roster:
             node_id = entry.member.node_id
             if self._known.get(node_id) == entry.hash or not entry.valid(wall):
@@ -357,17 +359,33 @@ class GossipDriver:
             if self.gossip.moot(wanted):
                 continue
             members = self._caller.callable() if wanted.member is None else [wanted.member]
-            if not members or self._caller.sessions.newest(members[0]) is None:
-                continue  # no link with it yet: its next datagram says the same
-            try:
-                with trio.move_on_after(TALK):
-                    async with self._caller.call(members[0]) as client:
-                        answer = await converse(client, self._keeper, asking.keys())
-                        news = self._keeper.take_revocations(answer.revocations)
-                        news |= self._keys.merge(answer.keys, answer.active_key)
-                        self.gossip.asked(wanted.digest, news=news)
-            except (streams.StreamError, PhantomMeshError) as error:
-                log.info("group keys not fetched", peer=format_node_id(members[0]), error=str(error))
+            for member in members[:ASKED]:  # the first may be away
+                if self._caller.sessions.newest(member) is None:
+                    break  # no link with it yet: its next datagram says the same
+                if await self._ask_keys(member, wanted.digest):
+                    break
+
+    async def _ask_keys(self, member: NodeId, digest: bytes) -> bool:
+        """Ask one member; say whether it answered."""
+        try:
+            with trio.move_on_after(TALK):
+                async with self._caller.call(member) as client:
+                    told = await converse(client, self._keeper, asking.keys(self._node.revocations))
+                    news = await self._take_revocations(member, told.statements)
+                    news |= self._keys.merge(told.keys.keys, told.keys.active_key)
+                    self.gossip.asked(digest, news=news)
+                    return True
+        except (streams.StreamError, PhantomMeshError) as error:
+            log.info("group keys not fetched", peer=format_node_id(member), error=str(error))
+        return False
+
+    async def _take_revocations(self, member: NodeId, parts: Sequence[bytes]) -> bool:
+        """A member whose revocations do not hold, or a list that is full, keeps no group key from us."""
+        try:
+            return await self._keeper.take_parts(parts)
+        except PhantomMeshError as error:
+            log.warning("revocations refused", peer=format_node_id(member), error=str(error), fix=error.fix)
+            return False
 
     async def _save(self) -> None:
         """Keep on disk what the next start should know. A full disk does not end the node."""

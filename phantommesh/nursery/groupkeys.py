@@ -18,6 +18,7 @@ from phantommesh.groupkey import (
     Turn,
     encode_keys,
     gossip_digest,
+    greatest_epoch,
     make_group_key,
     next_epoch,
     take_keys,
@@ -44,8 +45,9 @@ class GroupKeys:
         self._dirty = trio.Event()
         self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
         self._turn = Turn()
+        self.ring.shun(node.revocations)
         if node.keyring:
-            self.ring.restore(node.keyring, trio.current_time())
+            self.ring.restore(node.keyring, trio.current_time(), greatest_epoch(node.root, time()))
             node.admission.follow(self.ring.keys, self.ring.active, time())
 
     def digest(self) -> bytes:

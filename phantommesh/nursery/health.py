@@ -36,6 +36,14 @@ def own_faults(node: Node) -> Iterator[Fault]:
             f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
             bearable=False,
         )
+    for conflict in node.overlay.plan.conflicts:
+        yield Fault(
+            f"{conflict}: what is sent to members still takes the overlay; remove that address or route, or "
+            "renumber the host's network"
+        )
+    if (problem := node.overlay.problem) is not None:
+        fix = f"; {problem.fix}" if problem.fix else ""
+        yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
     if (problem := node.guarding.problem) is not None:
         yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
     if (problem := node.paths.problem) is not None:
@@ -62,6 +70,12 @@ def own_faults(node: Node) -> Iterator[Fault]:
         )
     for suspicion in node.copies.suspicions:
         yield Fault(copied(node, suspicion))
+    if moot := len(node.state.revocations.moot):
+        yield Fault(
+            f"a revoked authority revoked {moot} nodes that other members may take for revoked: revoke "
+            "those that should be, or cast that authority out with `phantommesh revoke NAME --undo-all` "
+            "where the mesh's root key is"
+        )
     yield from _shared(node)
     for node_id in roster.equivocations:
         if (entry := roster.get(node_id)) is not None:

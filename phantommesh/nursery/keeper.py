@@ -14,15 +14,21 @@ import trio
 
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId, format_node_id
+from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
+from phantommesh.link.admission import source_block
 from phantommesh.nodestate import NodeState
 from phantommesh.rates import Rates
 from phantommesh.records import PossessionError, SignedRecord
-from phantommesh.revocation import Revocation
+from phantommesh.revocation import MAX_PLEA, Held, Revocation, Revoked
+from phantommesh.rootword import RootWord
 from phantommesh.statedir import StateError
+from phantommesh.trust import TrustError
+from phantommesh.wire import Address
 
 # Tuning.
 SAVE_AGAIN = 5.0  # s after the disk refused
+# Questions of strangers with words of the root's that are new: of one source, a second and in a row.
+PLEA_RATE, PLEA_BURST, WORDS_A_PLEA = 0.5, 8.0, 2
 # Newer records of one member that come into force at once, and a second. A node has reason for a few at its
 # start, and one for each key that it replaces. Each costs every member a write, links and interfaces.
 NEWER_BURST, NEWER_RATE = 6, 1 / 15
@@ -55,6 +61,7 @@ class RosterKeeper:
         self._unsaved: set[str] = set()
         self._dirty = trio.Event()
         self._saving = trio.Lock()
+        self._pleas = Rates[str](PLEA_RATE, PLEA_BURST)
         self._rest_until = -inf  # until then no change of others' records is reason to write the roster
         self._urgent = False  # this node's own record has changed
         self._newer = Rates[NodeId](NEWER_RATE, NEWER_BURST)
@@ -110,16 +117,16 @@ class RosterKeeper:
         if came:
             self._note_change()
 
-    def revoke(self, revocation: Revocation) -> bool:
-        """Keep a revocation; say whether it is new here. Raises TrustError."""
-        if not self._node.revocations.add(revocation, time()):
+    def revoke(self, *statements: Revocation | RootWord) -> bool:
+        """Keep statements that were made together; say whether any is new here. Raises TrustError."""
+        if not self._node.revocations.take(statements, time()):
             return False
         self._note_change(revoked=True)
         return True
 
     @property
-    def revoked(self) -> Revocation | None:
-        """The revocation of this node itself."""
+    def revoked(self) -> Revoked | None:
+        """Why this node itself is out, if it is."""
         return self._node.revocations.get(self._node.identity.node_id)
 
     async def changes(self) -> None:
@@ -144,13 +151,39 @@ class RosterKeeper:
                 fix="find out which, and revoke it if in doubt",
             )
 
-    def take_revocations(self, encoded: bytes) -> bool:
-        """Add the revocations that another member has; say whether one is new here. Raises TrustError where
-        they do not hold."""
-        if not self._node.revocations.take(encoded, time()):
+    def take_revocations(self, *packed: bytes) -> bool:
+        """Add what another member holds, all as come at one time; say whether any is new here. Raises
+        TrustError where they do not hold."""
+        held = self._node.revocations
+        return self.revoke(*(one for data in packed for one in held.unpack(data)))
+
+    async def take_parts(self, parts: Iterable[bytes]) -> bool:
+        """`take_revocations` of much that came from one member: the loop has its turn after each part."""
+        held, verified = self._node.revocations, list[RootWord | Held]()
+        for data in parts:
+            await trio.lowlevel.checkpoint()
+            verified += held.verify(held.unpack(data), time())
+        if not held.hold(verified):
             return False
         self._note_change(revoked=True)
         return True
+
+    def answer_standing(self, question: bytes, source: Address) -> bytes:
+        """Answer anybody how a node stands: `Revocations.standing`. The question is its id, and
+        `Revocations.plea`: nobody links with a node that is out, so this is how the root's word gets about.
+        What strangers may have us verify is little, and one has no part in another's; a word that is known
+        already costs nothing."""
+        held = self._node.revocations
+        node_id, plea = NodeId(question[:NODE_ID_BYTES]), question[NODE_ID_BYTES:]
+        if plea and len(plea) <= MAX_PLEA:
+            try:
+                told = [one for one in held.unpack(plea) if isinstance(one, RootWord)]
+                new = [word for word in told if word.id not in held.tree][:WORDS_A_PLEA]
+                if new and self._pleas.allow(source_block(source.host), trio.current_time()):
+                    self.revoke(*new)
+            except TrustError as error:
+                log.debug("a stranger's word is not the root's", source=str(source), error=str(error))
+        return held.standing(node_id)
 
     async def take(self, records: Iterable[bytes]) -> int:
         """Add encoded records that somebody sent; those that do not hold are left out, and logged once.

@@ -19,6 +19,7 @@ from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
+from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.scatter.ruleset import FAMILY, table_name
@@ -65,6 +66,9 @@ async def crash(node: LabNode) -> None:
         await trio.run_process(
             ["ip", "-n", node.name, "link", "delete", name], check=False, capture_stderr=True
         )
+    for family in ("-4", "-6"):
+        flush = ["ip", "-n", node.name, family, "route", "flush", "proto", str(ROUTE_PROTOCOL)]
+        await trio.run_process(flush, check=False, capture_stderr=True)
     inside = ["ip", "netns", "exec", node.name]
     for family in FAMILY.values():
         await trio.run_process(

@@ -22,6 +22,7 @@ from phantommesh.scatter.ruleset import STRANDED
 from phantommesh.wireguard import Network
 
 FIRST_TABLE = 11200  # and the rules' priority: before the main table's, after an administrator's usual ones
+AFTER = FIRST_TABLE + 16  # from here on a rule's priority is not one of these
 _MASK = 15
 _WAYS = range(1, STRANDED + 1)
 _SCOPE_LINK = 253
@@ -76,7 +77,7 @@ def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> None:
     have = {
         rule.get_attr("FRA_PRIORITY") - FIRST_TABLE
         for rule in rtnl.get_rules(family=family)
-        if rule.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL
+        if rule.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL and rule.get_attr("FRA_PRIORITY") < AFTER
     }
     for way in have - ways.keys():
         rtnl.rule("del", family=family, priority=FIRST_TABLE + way)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -13,7 +14,6 @@ from pathlib import Path
 from random import Random
 from time import monotonic, time
 
-import msgspec
 import structlog
 import trio
 
@@ -41,6 +41,7 @@ from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.guarding import Guarding
+from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.own import OwnRecord
@@ -81,17 +82,27 @@ class Node:
     """One node's live parts, wired. `serve` runs them until cancelled."""
 
     def __init__(
-        self, config: Config, state: NodeState, backend: Backend, udp: UdpPort, *, generation: int
+        self,
+        config: Config,
+        state: NodeState,
+        backend: Backend,
+        udp: UdpPort,
+        *,
+        generation: int,
+        overlay: Overlay,
     ) -> None:
-        """``generation`` is greater than at any start before: `nodestate.next_generation`."""
+        """``generation`` is greater than at any start before: `nodestate.next_generation`. ``overlay`` has
+        begun: the overlay's range is closed."""
         self.config, self.state, self.backend, self.udp = config, state, backend, udp
         self.names = interface_names(config.wireguard.prefix)
+        self.overlay = overlay
+        overlay.on_change = self._rerouted
         self.started = trio.current_time()
         self.metrics = Metrics(version=__version__, clock=monotonic)
         self.events = EventLog(run=os.urandom(4).hex(), clock=time)
         self.sessions = streams.Sessions()
         self.resolver = Resolver(self._peers_changed, lambda address: self.places.forbids(address))
-        self.places = Places(config, (state.mesh.network4, state.mesh.network6), self.resolver.lookup)
+        self.places = Places(config, overlay.routed, self.resolver.lookup)
         udp.forbids = self.places.forbids
         self.keys = GroupKeys(state, self._secrets_changed)
         self.keeper = RosterKeeper(state, self._peers_changed)
@@ -145,7 +156,7 @@ class Node:
             sessions=self.sessions,
             dispatch=self.driver.receive,
             serve=self.server.serve,
-            revocation=self._revocation,
+            standing=self.keeper.answer_standing,
             records=self.gossip.answer_records,
         )
         self.reconciler = Reconciler(
@@ -164,7 +175,7 @@ class Node:
             ipv6=backend.ipv6,
             me=state.identity.node_id,
             addresses=lambda: (self.own.member.ip4, self.own.member.ip6),
-            networks=(state.mesh.network4, state.mesh.network6),
+            routed=lambda: overlay.routed,
             interval=config.wireguard.reconcile_seconds,
             on_epoch=self._epoch_over,
         )
@@ -173,7 +184,9 @@ class Node:
                 master_name(config.wireguard.prefix),
                 self.names,
                 (self.own.member.ip4, self.own.member.ip6),
-                (state.mesh.network4, state.mesh.network6),
+                overlay.routed,
+                config.control.port,
+                config.wireguard.ports,
                 config.guard.forward,
             )
         )
@@ -228,10 +241,6 @@ class Node:
         except PhantomMeshError:
             return None
 
-    def _revocation(self, node_id: bytes) -> bytes:
-        found = self.state.revocations.get(NodeId(node_id))
-        return b"" if found is None else msgspec.msgpack.encode(found)
-
     def _where(self, node_id: NodeId) -> Sequence[Address]:
         """The addresses of a member's control port, as its record names them and as far as they resolve and
         may be used."""
@@ -284,6 +293,14 @@ class Node:
         self.guarding.kick()
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
         self.gossip.roster_changed()
+        self.overlay.kick()
+        self._install()
+
+    def _rerouted(self) -> None:
+        """Other prefixes lead into the overlay than before."""
+        self.places.judge_by(replace(self.places.reach, overlay=self.overlay.routed))
+        self.guarding.kick()
+        self.scattering.kick()
         self._install()
 
     def _install(self) -> None:
@@ -317,14 +334,14 @@ class Node:
         self.scattering.update(scattered)
         self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
         self._tell_paths()
-        mesh, settings = self.state.mesh, self.config.wireguard
+        settings = self.config.wireguard
         self.reconciler.set_desired(
             desired_devices(
                 settings,
                 self.own.wg_keys.private,
                 self.own.wg_keys.ports(settings.base_port, settings.port_choices),
                 self.own.member,
-                (mesh.network4, mesh.network6),
+                self.overlay.routed,
                 peers,
             )
         )
@@ -442,8 +459,19 @@ class Node:
         finally:
             if not self.config.wireguard.keep_interfaces:
                 with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
-                    await self.scattering.close()
-                    await self.backend.close(remove=self.names)
+                    await self._take_interfaces_down()
+
+    async def _take_interfaces_down(self) -> None:
+        """Remove what carries the overlay's traffic. The overlay's range is closed before, is kept closed
+        meanwhile and stays so: what is sent to it now must not leave by the default route."""
+        with suppress(PhantomMeshError):
+            await self.overlay.converge()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.overlay.run)
+            nursery.start_soon(self.guarding.run)
+            await self.scattering.close()
+            await self.backend.close(remove=self.names)
+            nursery.cancel_scope.cancel()
 
     async def _serve_api(
         self, path: Path, stop: trio.Event, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]
@@ -462,6 +490,7 @@ class Node:
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         services: dict[str, Callable[[], Awaitable[None]]] = {
+            "overlay": self.overlay.run,
             "guard": self.guarding.run,
             "reconciler": self.reconciler.run,
             "link": self.driver.run,
@@ -472,7 +501,7 @@ class Node:
             "udp": partial(self.udp.receive, self._receive),
             "gossip": self.gossip.run,
             "roster-disk": self.keeper.keep,
-            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self._where),
+            "standing": partial(ask_standing, self.state, self.keeper, self.gossip.quiet, self.places.of),
             "group-keys": self.keys.run,
             "resolver": self.resolver.run,
             "refresh": self._refresh,

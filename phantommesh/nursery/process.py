@@ -19,13 +19,15 @@ import structlog
 import trio
 
 from phantommesh import config as config_file
-from phantommesh.dataplane import master_name
+from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import install_successor, load_node, next_generation
+from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery.backend import choose
+from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
+from phantommesh.overlay import Address, check_range
 from phantommesh.statedir import StateDir
 
 log = structlog.get_logger("phantommesh.process")
@@ -66,14 +68,32 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
     with StateDir.open(state_dir).lock():
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
-        config_file.refuse_overlay(config, (state.mesh.network4, state.mesh.network6))
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
+        check_range(config.overlay.cidr4, state.mesh.network4)
         backend = await choose(config.wireguard.backend)
-        # ---- above this line nothing outside the state directory has changed ----
-        with UdpPort(config.control.port) as udp, _sole_owner(config.wireguard.prefix):
-            node = Node(config, state, backend, udp, generation=generation)
-            await node.serve(socket_path or Path(config.api.socket), leave)
-            return node.succession.done.is_set()
+        prefix = config.wireguard.prefix
+        overlay = Overlay(
+            (state.mesh.network4, state.mesh.network6),
+            all_names(prefix),
+            lambda: _addresses(state),
+            interval=config.wireguard.reconcile_seconds,
+        )
+        with _sole_owner(prefix):
+            await overlay.examine()
+            config_file.refuse_overlay(config, overlay.routed)
+            # ---- above this line nothing outside the state directory has changed ----
+            await overlay.converge()
+            with UdpPort(config.control.port) as udp:
+                node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
+                await node.serve(socket_path or Path(config.api.socket), leave)
+                return node.succession.done.is_set()
+
+
+def _addresses(state: NodeState) -> dict[Address, str]:
+    """The members' names by overlay address, this node's own among them."""
+    now, own = time(), state.member_at_issue()
+    members = [entry.member for entry in state.roster if entry.valid(now)]
+    return {address: member.name for member in (*members, own) for address in (member.ip4, member.ip6)}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
 from phantommesh.scatter.intents import intent_of
+from phantommesh.trust import TrustError
 from phantommesh.views import (
     DimensionView,
     IdentityResult,
@@ -312,10 +313,26 @@ class Reporter:
         except IdentityError:
             return entry.member.name == peer
 
-    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
-        """Revoke a node by name or node id. Raises TrustError or StateError."""
+    async def revoke(
+        self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
+    ) -> RevocationResult:
+        """Revoke a node by name or node id, or have the root take it back (``undo``), or have the root cast
+        an authority out with all that it revoked (``undo_all``). Raises TrustError or StateError."""
         desk = self._node.desk
         target = desk.find(wanted)
+        if undo or undo_all:
+            if undo and undo_all:
+                raise TrustError("a node is either taken back or cast out", fix="give one of the two options")
+            back = await desk.undo(target, cast_out=undo_all, dry_run=dry_run)
+            now_out = self._node.state.revocations.get(target.node_id)
+            return RevocationResult(
+                name=None if target.entry is None else target.entry.member.name,
+                node_id=format_node_id(target.node_id),
+                revoked_at=None if now_out is None or dry_run else rfc3339(now_out.at),
+                already=back == 0 and undo,
+                dry_run=dry_run,
+                taken_back=back,
+            )
         desk.check_revoke(target, force=force)
         made = target.revoked if dry_run else await desk.revoke(target, force=force)
         return RevocationResult(

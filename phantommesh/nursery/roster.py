@@ -12,6 +12,7 @@ import trio
 from phantommesh import antientropy, control
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
@@ -33,6 +34,8 @@ RECORDS_RATE = (
 REQUESTS: Mapping[type[control.Request], tuple[float, float]] = {
     control.Announce: (RECORDS_RATE, RECORDS_AT_ONCE),
     control.AskKeys: (2.0, 40),
+    control.CompareRevocations: (20.0, 300),  # 64 a conversation
+    control.FetchRevocations: (60.0, 600),  # 17 statements each, 61 a conversation
     control.Compare: (2.0, 40),
     control.Fetch: (10.0, 200),  # 256 records each at most
     control.SyncOpen: (2.0, 40),
@@ -100,8 +103,12 @@ class ControlServer:
                     return control.Done()
                 case control.AskKeys():
                     return control.KeysAre(
-                        self._node.revocations.encode(), self._keys.encode(), self._keys.active_id
+                        self._node.revocations.digest(), self._keys.encode(), self._keys.active_id
                     )
+                case control.CompareRevocations(prefix, parts):
+                    return control.RevocationsDiffer(self._node.revocations.tree.differing(prefix, parts))
+                case control.FetchRevocations(ids, certs):
+                    return control.SomeRevocations(self._node.revocations.pack(ids, certs))
                 case control.Compare(buckets):
                     return control.Differs(antientropy.differing(self._keeper.roster, buckets, time()))
                 case control.Fetch(hashes):
@@ -118,7 +125,7 @@ class ControlServer:
                     return await self._proving.turn(entry, request)
                 case control.Prove():
                     return await self._proving.take(entry, request)
-        except antientropy.AntiEntropyError as error:
+        except (antientropy.AntiEntropyError, IdTreeError) as error:
             return control.Refused(str(error))
         except GossipError as error:
             return control.Refused(f"not a message of a sync ({error})")

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import count
 from random import Random
 from time import time
@@ -49,7 +49,7 @@ from phantommesh.scatter.ruleset import (
 )
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
-from phantommesh.wireguard import DeviceState, Route
+from phantommesh.wireguard import DeviceState, Network, Route
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
 # long, so a peer that was scattered then is scattered on, by a map of no agreement, until it is keyed.
@@ -102,8 +102,8 @@ class _Known:
 
 
 class Scattering:
-    """The scatterer of one node. ``on_epoch`` is called with a peer's node id and each epoch that has
-    ended."""
+    """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``on_epoch`` is
+    called with a peer's node id and each epoch that has ended."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Scattering:
         ipv6: bool,
         me: bytes,
         addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
-        networks: tuple[IPv4Network, IPv6Network],
+        routed: Callable[[], Sequence[Network]],
         interval: float,
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
@@ -126,7 +126,7 @@ class Scattering:
         self.problem: PhantomMeshError | None = None
         self.drops: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6, self._me = kind, mtu, ipv6, me
-        self._addresses, self._networks, self._interval = addresses, networks, interval
+        self._addresses, self._wanted, self._interval = addresses, routed, interval
         self._seed = int.from_bytes(os.urandom(4))
         self._jitter = Random()  # noqa: S311  # spreads timers, keys nothing
         self._peers: dict[bytes, _Known] = {}
@@ -134,6 +134,7 @@ class Scattering:
         self._began = self._adopted_until = 0.0
         # What the table has, as far as this knows.
         self._seen: Fingerprint | None = None
+        self._networks: Sequence[Network] = ()  # the prefixes that it sends into the overlay
         self._master = 0  # the index of the interface that it hangs on
         self._ways: dict[int, int] = {}
         self._installed: dict[bytes, PeerScatter] = {}
@@ -271,6 +272,8 @@ class Scattering:
             return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
+        if self._networks != tuple(self._wanted()) and self.mode == "mark":
+            self._seen = None  # the rules name them
         if self._seen is None or index != self._master or await self._look() != self._seen:
             await self._install_all(shown)
             self._master = index
@@ -293,6 +296,7 @@ class Scattering:
         if self._seen is not None:
             log.warning("somebody else changed the scatter rules; they are installed again")
         self._seen, now, ended = None, time(), list[tuple[bytes, EpochCounts]]()
+        self._networks = tuple(self._wanted())
         kept = {node_id: found for node_id, found in self._installed.items() if self._as_wanted(node_id)}
         self._installed = {}
         for node_id, known in self._peers.items():
@@ -452,8 +456,8 @@ class Scattering:
         )
 
     @property
-    def _routed(self) -> Sequence[IPv4Network | IPv6Network]:
-        return self._networks if self._ipv6 else self._networks[:1]
+    def _routed(self) -> Sequence[Network]:
+        return [network for network in self._wanted() if self._ipv6 or network.version == 4]
 
     def _master_config(self) -> MasterConfig:
         four, six = self._addresses()

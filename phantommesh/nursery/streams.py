@@ -28,7 +28,7 @@ from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
 from phantommesh.rates import Rates
 from phantommesh.records import MAX_RECORD_BYTES
-from phantommesh.revocation import MAX_REVOCATION_BYTES
+from phantommesh.revocation import MAX_PLEA, MAX_STANDING
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
@@ -46,7 +46,9 @@ NEWCOMERS_KEPT = 256  # sessions of those that are no members yet
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
-ASK_REVOKED = 0x52  # then a node id; the answer is its revocation in msgpack, or empty
+MAX_STRANGE = max(wire.MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
+
+ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
 
 _Sender = trio.MemorySendChannel[bytes]
@@ -210,11 +212,12 @@ def _reason(error: BaseException) -> str:
             return str(error)
 
 
-async def ask_revoked(framed: FramedStream, node_id: bytes) -> bytes:
-    """Ask for a node's revocation; empty where the other end knows of none. Raises `StreamError`."""
-    await framed.send(bytes([ASK_REVOKED]) + node_id)
+async def ask_standing(framed: FramedStream, node_id: bytes, plea: bytes) -> bytes:
+    """Ask how a node stands, and show the root's words that we hold (`Revocations.plea`); the answer is
+    `Revocations.standing`, empty where the other end knows of nothing. Raises `StreamError`."""
+    await framed.send(bytes([ASK_REVOKED]) + node_id + plea)
     with trio.move_on_after(CONNECT):
-        return await framed.receive(MAX_REVOCATION_BYTES)
+        return await framed.receive(MAX_STANDING)
     raise StreamError("the other end does not answer")
 
 
@@ -284,12 +287,12 @@ class TcpPort:
         sessions: Sessions,
         dispatch: Dispatch,
         serve: Serve,
-        revocation: Callable[[bytes], bytes] = lambda node_id: b"",
+        standing: Callable[[bytes, Address], bytes] = lambda question, source: b"",
         records: Callable[[bytes], bytes] = lambda sealed: b"",
     ) -> None:
-        """``revocation`` gives the revocation of a node id in msgpack, or nothing; ``records`` the sealed
+        """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
         answer to a sealed question."""
-        self._port, self._revocation, self._records = port, revocation, records
+        self._port, self._standing, self._records = port, standing, records
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
@@ -414,12 +417,12 @@ class TcpPort:
         try:
             while True:
                 with trio.fail_after(IDLE):
-                    frame = await framed.receive(wire.MAX_DATAGRAM)
+                    frame = await framed.receive(MAX_STRANGE)
                 if frame[:1] == bytes([wire.VERSION]):
                     self._dispatch(frame, framed.address)
                 elif frame[:1] == bytes([ASK_REVOKED]):
                     await self._slow_down(framed)
-                    await framed.send(self._revocation(frame[1:]))
+                    await framed.send(self._standing(frame[1:], framed.address))
                 elif frame[:1] == bytes([ASK_RECORDS]):
                     await self._slow_down(framed)
                     await framed.send(self._records(frame[1:]))

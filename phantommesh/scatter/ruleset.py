@@ -55,13 +55,13 @@ def table_name(device: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What of the ruleset is the node's own. ``device`` is the interface that the overlay's routes point at,
-    ``own`` this node's overlay addresses, ``seed`` of the flows' hash, ``flowlet_ms`` the pause after which a
-    flow may change its way."""
+    ``networks`` the prefixes that they are for, ``own`` this node's overlay addresses, ``seed`` of the flows'
+    hash, ``flowlet_ms`` the pause after which a flow may change its way."""
 
     mode: Mode
     table: str
     device: str
-    networks: tuple[IPv4Network, IPv6Network]
+    networks: Sequence[IPv4Network | IPv6Network]
     own: tuple[IPv4Address, IPv6Address]
     seed: int
     flowlet_ms: int
@@ -343,13 +343,14 @@ def _entry(frame: Frame) -> list[str]:
             # Neighbours and routers are none's business here: the kernel asks for them on any IPv6 interface.
             return chain_block("egress", hook, "ip6 daddr ff00::/8 drop", *look_up)
         case "mark":
-            four, six = frame.networks
             own4, own6 = frame.own
             mine = [
                 f"ip daddr {own4} return",
                 f"ip6 daddr {own6} return",
-                f"ip daddr {four} goto overlay",
-                f"ip6 daddr {six} goto overlay",
+                *(
+                    f"{'ip' if network.version == 4 else 'ip6'} daddr {network} goto overlay"
+                    for network in frame.networks
+                ),
             ]
             return [
                 *chain_block("overlay", *look_up, "drop"),

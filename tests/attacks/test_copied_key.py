@@ -11,7 +11,6 @@ it is heard of, while the victim replaces one every few seconds.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -30,13 +29,14 @@ from phantommesh.nodestate import load_node
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.client import NodeClient
-from phantommesh.nursery.labmesh import converged, kill, pid_file
+from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in
+from tests.lab.test_node import stop
 from tests.lab.test_paths import own_keys, young
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
@@ -186,7 +186,7 @@ def test_in_namespaces_an_insider_that_claims_every_key_shuts_nobody_out(
     observer, victim, insider = nodes_of(spec)
     trio.run(young, [victim], 40.0)
     trio.run(converged, nodes_of(spec), PATIENCE_S)
-    kill(insider, signal.SIGTERM)
+    trio.run(stop, insider)
     program = INSIDER.replace("VICTIM", repr(victim.name))
     pid = trio.run(labnet.start, insider, [sys.executable, "-c", program])
     pid_file(insider).write_text(f"{pid}\n", encoding="ascii")

@@ -146,7 +146,7 @@ class Attack:
             for address in auth.endpoints:
                 node.driver.carry_out([Send(b"\x01init", address)])
         with trio.move_on_after(0.05):
-            await ask_standing(node.state, node.keeper, lambda: True, node._where)
+            await ask_standing(node.state, node.keeper, lambda: True, node.places.of)
         for _ in range(12):
             node.gossip._carry_out(node.gossip.gossip.tick(trio.current_time()))
             await trio.sleep(0.01)

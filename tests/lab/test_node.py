@@ -207,7 +207,8 @@ async def test_what_another_has_taken_is_named_and_left_alone(
 ) -> None:
     port, wireguard, message = TAKEN[what]
     mine = ["--state-dir", str(tmp_path / "state"), "--config", str(tmp_path / "pm.toml")]
-    run_in(node, *COMMAND, *mine, "init", "--mesh", "other", "--name", "second", "--endpoint", "192.0.2.1")
+    elsewhere = ["--endpoint", "192.0.2.1", "--cidr", "10.99.0.0/16"]
+    run_in(node, *COMMAND, *mine, "init", "--mesh", "other", "--name", "second", *elsewhere)
     edit(tmp_path / "pm.toml", control={"port": port}, wireguard=wireguard)
     keys = run_in(node, "wg", "show", "all", "public-key")
     listener = subprocess.Popen(node.inside([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE)

@@ -119,10 +119,10 @@ class Asker:
         members = self.callable(()) if wanted.member is None else [wanted.member]
         if not members or (not process.sim.large and process.sessions.newest(members[0]) is None):
             return
-        answer = yield Ask(members[0], asking.keys())
-        if isinstance(answer, control.KeysAre):
-            news = process.take_revocations(answer.revocations)
-            news |= process.merge(answer.keys, answer.active_key)
+        told = yield Ask(members[0], asking.keys(process.revocations))
+        if isinstance(told, asking.Shut):
+            news = process.take_revocations(*told.statements)
+            news |= process.merge(told.keys.keys, told.keys.active_key)
             process.gossip.asked(wanted.digest, news=news)
 
     # On connections of their own.
@@ -166,13 +166,13 @@ class Asker:
     def ask_standing(self) -> None:
         """`Caller.ask_standing`, where nothing genuine was heard for a while."""
         process = self.process
-        if process.revoked or process.now < self._standing_at:
+        if process.now < self._standing_at:
             return
-        if process.now - process.gossip.heard_at <= QUIET:
+        if process.now - process.gossip.heard_at <= QUIET and not process.revoked:
             self._standing_pause = STANDING_FIRST
         else:
             self._standing_pause = min(STANDING_MAX, self._standing_pause * 1.5)
-            entries = [e for e in process.roster if e.member.node_id != process.me]
+            entries = [e for e in process.roster.everyone() if e.member.node_id != process.me]
             for entry in process.rng.sample(entries, min(len(entries), STANDING_ASKED)):
                 self.ask_revoked(entry.member.node_id)
         self._standing_at = process.now + self._standing_pause * process.rng.uniform(0.75, 1.25)
@@ -185,10 +185,13 @@ class Asker:
             return
         if not sim.network.both(process.machine.index, machine.index):
             return
-        found = machine.process.revocations.get(process.me)
+        plea = process.revocations.plea()
+        if plea:
+            machine.process.take_revocations(plea)
+        standing = machine.process.revocations.standing(process.me)
 
         def heard() -> None:
-            if found is not None and process.revocations.add(found, process.wall):
-                process.note_change()
+            if standing:
+                process.take_revocations(standing)
 
         sim.at_process(process, sim.hop() + sim.hop(), heard)

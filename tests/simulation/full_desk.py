@@ -15,7 +15,6 @@ from phantommesh.identity import NodeId, node_id_of
 from phantommesh.issuing import choose_ip4, parse_csr_untrusted
 from phantommesh.nursery.streams import Session
 from phantommesh.records import HASH_BYTES, Entry, SignedRecord, settle
-from phantommesh.revocation import Revocation, revoke
 from phantommesh.secret import Secret
 from phantommesh.trust import Role, TrustError
 
@@ -48,7 +47,11 @@ class Desk:
                 case control.AskKeys():
                     keys = encode_keys(process.ring.keys)
                     active = NO_KEY if process.ring.active is None else process.ring.active.id
-                    return control.KeysAre(process.revocations.encode(), keys, active)
+                    return control.KeysAre(process.revocations.digest(), keys, active)
+                case control.CompareRevocations(prefix, parts):
+                    return control.RevocationsDiffer(process.revocations.tree.differing(prefix, parts))
+                case control.FetchRevocations(ids, certs):
+                    return control.SomeRevocations(process.revocations.pack(ids, certs))
                 case control.Compare(buckets):
                     return control.Differs(antientropy.differing(process.roster, buckets, process.wall))
                 case control.Fetch(hashes):
@@ -119,13 +122,12 @@ class Desk:
         name, ip4 = settle(process.roster, process.sim.mesh.described, member, process.wall)
         return control.Renewed(authority.issue(spki, name, member.role, ip4, process.wall), authority.der)
 
-    def revoke(self, node_id: NodeId) -> Revocation:
+    def revoke(self, node_id: NodeId) -> None:
         """`AuthorityDesk.revoke`."""
         process = self.process
         assert process.machine.authority is not None
-        made = revoke(process.machine.authority, node_id, process.wall)
-        if process.revocations.add(made, process.wall):
+        made = process.revocations.sign(process.machine.authority, node_id, process.wall)
+        if process.revocations.take(made, process.wall):
             process.note_change()
         process.write("revocations", "roster")
         process.make_key()
-        return made

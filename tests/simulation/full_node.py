@@ -25,6 +25,7 @@ from phantommesh.groupkey import (
     Keyring,
     Turn,
     gossip_digest,
+    greatest_epoch,
     make_group_key,
     next_epoch,
     take_keys,
@@ -82,7 +83,8 @@ class Process:
             known = Snapshot(c for c in claims if self.roster.get(NodeId(c[:16])) is not None)
         self.ring, self.turn = Keyring(), Turn()
         if "keyring" in disk:
-            self.ring.restore(disk["keyring"], self.now)
+            self.ring.shun(self.revocations)
+            self.ring.restore(disk["keyring"], self.now, greatest_epoch(root, self.wall))
         self.secrets = MeshSecrets.decode(disk.get("admission", ADMISSION.reveal()))
         self.secrets.follow(self.ring.keys, self.ring.active, self.wall)
         self.sessions = Sessions()
@@ -174,7 +176,7 @@ class Process:
         for name in names:
             match name:
                 case "roster":
-                    disk[name] = self.roster.encode()
+                    disk[name] = self.roster.encode_kept()
                 case "revocations":
                     disk[name] = self.revocations.encode()
                 case "keyring":
@@ -248,6 +250,7 @@ class Process:
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
         now, wall, everyone = self.now, self.wall, list(self.roster)
+        self.membership.readmit(self.revocations)
         valid = [entry for entry in everyone if entry.valid(wall)]
         entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
         if not self.revoked:
@@ -339,9 +342,10 @@ class Process:
             self.note_change()
         return came
 
-    def take_revocations(self, encoded: bytes) -> bool:
+    def take_revocations(self, *packed: bytes) -> bool:
         """`RosterKeeper.take_revocations`."""
-        if not self.revocations.take(encoded, self.wall):
+        told = [one for data in packed for one in self.revocations.unpack(data)]
+        if not self.revocations.take(told, self.wall):
             return False
         self.note_change()
         return True

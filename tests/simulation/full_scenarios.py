@@ -178,7 +178,7 @@ def revoked_is_shut_out(seed: int, nodes: int) -> Simulation:
     sim = mesh(seed, nodes)
     gone = nodes - 1
     outsider = sim.process(gone)
-    outsider.take_revocations = lambda encoded: False  # type: ignore[method-assign]  # it does not listen
+    outsider.take_revocations = lambda *packed: False  # type: ignore[method-assign]  # it does not listen
     for process in sim.running():
         process.asker.ask_revoked = lambda of: None  # type: ignore[method-assign]
     sim.revoke(0, gone)
@@ -330,6 +330,26 @@ def clocks(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def clock_an_hour_back(seed: int, nodes: int) -> Simulation:
+    """One node's clock is an hour behind when another joins, whose certificate begins in its future. It takes
+    that one in as the others do, drops nobody, and starts again like that."""
+    sim = Simulation(nodes, seed=seed, network=bad_network())
+    sim.start_all(nodes - 1)
+    settle(sim, 30)
+    dead = deaths(sim)
+    sim.step_clock(2, -3600.0)
+    join(sim, nodes - 1, 0)
+    assert sim.run(30, lambda: sim.machines[-1].process is not None), "it did not get in"
+    settle(sim, 60)
+    assert len(members(sim)) == nodes
+    sim.crash(2)
+    sim.start(2)
+    settle(sim, 60)
+    assert len(list(sim.process(2).roster)) == nodes
+    assert not dead, dead
+    return sim
+
+
 def stalls(seed: int, nodes: int) -> Simulation:
     """At any time some node is stopped for 1 s: nobody is held for dead, and news get round."""
     sim = mesh(seed, nodes)
@@ -470,7 +490,8 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     for scenario, nodes in (
         (newcomers, 10), (updates, 8), (equivocation, 9), (revocation_through_a_cut, 10),
         (revoked_is_shut_out, 7), (revoker_crashes, 8), (revoker_crashes_alone, 7), (rotation, 8),
-        (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8), (stalls, 10),
+        (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8),
+        (clock_an_hour_back, 6), (stalls, 10),
         (collision, 8), (soak, 7), (news, 1000), (large, 200),
     )
 }  # fmt: skip

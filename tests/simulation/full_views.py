@@ -16,7 +16,7 @@ from tests.simulation.full_sim import Simulation
 def members(sim: Simulation) -> list[Process]:
     """The processes that run and whose node is not revoked, by anybody's word."""
     processes = sim.running()
-    revoked = {node_id for p in processes for node_id in p.revocations._entries}
+    revoked = {node_id for p in processes for node_id in p.revocations.nodes}
     return [p for p in processes if p.me not in revoked]
 
 

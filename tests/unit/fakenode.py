@@ -138,6 +138,7 @@ class FakeNode:
         self.rotated: list[str | None] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
+        self.undone: list[str] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
         self.exported = b"proofs"
@@ -184,16 +185,20 @@ class FakeNode:
     def ready(self) -> tuple[bool, list[str]]:
         return not self.reasons, self.reasons
 
-    async def revoke(self, wanted: str, *, force: bool, dry_run: bool) -> RevocationResult:
+    async def revoke(
+        self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
+    ) -> RevocationResult:
         if self.failure is not None:
             raise self.failure
         if not dry_run:
             self.revoked.append((wanted, force))
+            self.undone += [wanted] * (undo or undo_all)
         return RevocationResult(
             node_id="id002",
             name=wanted,
-            revoked_at=None if dry_run else "2030-01-01T00:00:00Z",
+            revoked_at=None if dry_run or undo else "2030-01-01T00:00:00Z",
             dry_run=dry_run,
+            taken_back=1 if undo else 20 if undo_all else 0,
         )
 
     async def new_identity(self) -> IdentityResult:

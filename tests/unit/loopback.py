@@ -23,6 +23,7 @@ from phantommesh.config import (
 from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import enrolment
+from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.trust import Role
@@ -104,8 +105,11 @@ async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) 
     state = await trio.to_thread.run_sync(load_node, at / "state", time())
     with UdpPort(config.control.port) as udp:
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
-        node = Node(config, state, FakeBackend(), udp, generation=generation)
-        # It knows no other kernel than this machine's, which is not ours to change.
+        overlay = Overlay((state.mesh.network4, state.mesh.network6), (), dict, interval=1.0)
+        node = Node(config, state, FakeBackend(), udp, generation=generation, overlay=overlay)
+        # They know no other kernel than this machine's, which is not ours to change.
+        overlay.run = trio.sleep_forever  # type: ignore[method-assign]
+        overlay.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
         node.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.guarding.run = trio.sleep_forever  # type: ignore[method-assign]

@@ -598,6 +598,20 @@ async def test_revocation() -> None:
     assert len(node.revoked) == 2
 
 
+async def test_the_root_takes_nodes_back() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    for body, back in (({"node": "pm-2", "undo": True}, 1), ({"node": "pm-1", "undo_all": True}, 20)):
+        for query in ("?dry_run=true", ""):
+            answer = await revoke(app, body, query)
+            result = msgspec.json.decode(await answer.get_data(), type=RevocationResult)
+            assert (result.taken_back, result.dry_run) == (back, bool(query))
+    assert node.undone == ["pm-2", "pm-1"]
+    state: dict[str, int | None] = {"uid": os.geteuid() + 1}
+    assert (await problem(await revoke(app, {"node": "pm-2", "undo": True}, state=state), 403)).fix
+    await problem(await revoke(app, {"node": "pm-2", "undo": 1}), 400)
+
+
 @pytest.mark.parametrize(
     "state", [{"uid": os.geteuid() + 1}, {"uid": None}, {}], ids=["other", "tcp", "none"]
 )

@@ -161,6 +161,50 @@ async def test_what_may_not_be_revoked(tmp_path: Path) -> None:
                 await revoke("beta", force=False, dry_run=False)
 
 
+async def test_the_root_takes_back_a_node_and_whom_a_rogue_revoked(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    me = state.identity.node_id
+    with capture_logs():
+        async with serving(tmp_path / "a") as alpha:
+            await join(tmp_path / "b", invite_authority(state), "beta")
+            second = load_node(tmp_path / "b" / "state", time())
+            rogue = second.identity.node_id
+            joined = await join(tmp_path / "c", make_invite(state), "gamma")
+            async with serving(tmp_path / "b") as beta, serving(tmp_path / "c") as gamma:
+                await until(lambda: all(len(peers(node)) == 2 for node in (alpha, beta, gamma)))
+                # a node, revoked and taken back
+                with pytest.raises(TrustError, match="root key") as caught:
+                    await beta.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
+                assert "phantommesh init" in caught.value.fix
+                await alpha.reporter.revoke("gamma", force=False, dry_run=False)
+                await until(lambda: gamma.keeper.revoked is not None)
+                await until(lambda: joined.node_id in beta.state.revocations)
+                planned = await alpha.reporter.revoke("gamma", force=False, dry_run=True, undo=True)
+                assert planned.taken_back == 1 and joined.node_id in alpha.state.revocations
+                back = await alpha.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
+                assert (back.name, back.taken_back, back.revoked_at) == ("gamma", 1, None)
+                again = await alpha.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
+                assert again.already and again.taken_back == 0
+                await until(lambda: gamma.keeper.revoked is None)
+                await until(lambda: joined.node_id in peers(alpha) & peers(beta) and me in peers(gamma))
+                # a rogue, that revokes everybody else
+                await beta.reporter.revoke("gamma", force=False, dry_run=False)
+                await until(lambda: joined.node_id in alpha.state.revocations)
+                await beta.reporter.revoke("alpha", force=False, dry_run=False)
+                await until(lambda: alpha.keeper.revoked is not None and gamma.keeper.revoked is not None)
+                with pytest.raises(TrustError, match="run on"):
+                    await alpha.reporter.revoke("alpha", force=False, dry_run=False, undo_all=True)
+                cast = await alpha.reporter.revoke("beta", force=False, dry_run=False, undo_all=True)
+                assert cast.taken_back == 2
+                await until(lambda: gamma.keeper.revoked is None and beta.keeper.revoked is not None)
+                await until(lambda: peers(alpha) == {joined.node_id} and peers(gamma) == {me})
+                await until(lambda: gamma.keys.ring.newest == alpha.keys.ring.newest)
+                newest = alpha.keys.ring.newest
+                assert newest is not None and newest.authority_cert == alpha.state.authority_cert
+    for directory in "ac":
+        assert load_node(tmp_path / directory / "state", time()).revocations.nodes == {rogue}
+
+
 # --- group keys
 
 

@@ -16,8 +16,6 @@ DOCUMENTS = (
     "docs/traffic-analysis.md",
     "docs/decisions/0008-stolen-identity.md",
 )
-# Named already, and brought by a change that is under way: take a name out as its file arrives.
-UNDER_WAY = frozenset({"tests/attacks/test_stopping.py", "tests/attacks/test_underlay_in_range.py"})
 
 _PATH = re.compile(r"`((?:tests|fuzz|benchmarks|docs|scripts|phantommesh)/[\w./-]+)(?:::(\w+))?`")
 _MODULE = re.compile(r"python -m ((?:benchmarks|fuzz|tests)(?:\.[a-z_]+)+)\b")
@@ -42,15 +40,10 @@ def test_what_a_document_names_is_there(document: str) -> None:
     missing = [
         f"{path}::{test}" if test else path
         for path, test in sorted(claimed)
-        if path not in UNDER_WAY
-        and (not (ROOT / path).exists() or (test and test not in functions_in(ROOT / path)))
+        if (not (ROOT / path).exists() or (test and test not in functions_in(ROOT / path)))
     ]
     missing += [link for link in _LINK.findall(text) if not ((ROOT / document).parent / link).exists()]
     assert not missing
-
-
-def test_what_has_arrived_is_no_longer_under_way() -> None:
-    assert not [path for path in sorted(UNDER_WAY) if (ROOT / path).exists()]
 
 
 def test_every_row_of_the_claims_table_names_a_check() -> None:

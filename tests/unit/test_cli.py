@@ -169,6 +169,43 @@ def test_config_check_and_show(tmp_path: Path) -> None:
     told(run("config", "check", tmp_path), 1)
 
 
+def test_init_takes_the_meshs_network(tmp_path: Path) -> None:
+    result = run("init", "--mesh", "lab", "--name", "a", "--cidr", "10.99.0.0/16", "--json", root=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["ip4"].startswith("10.99.")
+    assert run("config", "check", root=tmp_path).exit_code == 0
+    for bad in ("10.99.0.1/16", "10.0.0.0/31", "127.0.0.0/8", "fd00::/48", "lan"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        said = told(run("init", "--mesh", "lab", "--name", "a", "--cidr", bad, root=tmp_path / "other"), 1)
+        assert "overlay.cidr4" in said
+        assert "fix:" in said
+        assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_an_edited_network_is_refused_by_config_check_and_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made(tmp_path).exit_code == 0
+    file = tmp_path / "etc" / "pm.toml"
+    file.write_text(file.read_text().replace("100.64.0.0/10", "10.99.0.0/16"))
+    monkeypatch.setattr("phantommesh.nursery.logs.configure", lambda *_: None)
+    for verb in (["config", "check"], ["run"]):
+        said = told(run(*verb, root=tmp_path), 1)
+        assert "overlay.cidr4 = 10.99.0.0/16 is not this mesh's network" in said
+        assert "100.64.0.0/10" in said
+        assert "init --mesh NAME --cidr 10.99.0.0/16" in said
+
+
+def test_down_and_leave_name_what_is_missing(tmp_path: Path) -> None:
+    for verb in ("down", "leave"):
+        assert "there is no configuration" in told(run(verb, root=tmp_path), 1)
+    assert made(tmp_path).exit_code == 0
+    assert "authority" in told(run("leave", root=tmp_path), 1)
+    assert (tmp_path / "state").is_dir()
+    (tmp_path / "state").rename(tmp_path / "gone")
+    assert "there is no state directory" in told(run("down", root=tmp_path), 1)
+
+
 def test_the_environment_gives_the_globals(tmp_path: Path) -> None:
     assert made(tmp_path).exit_code == 0
     result = run("config", "show", env={"PHANTOMMESH_CONFIG": f"{tmp_path}/etc/pm.toml"})
@@ -385,7 +422,7 @@ async def test_revoke_of_a_node(tmp_path: Path) -> None:
 
     def check(at: list[str]) -> None:
         dry = process(*at, "revoke", "pm-2", "--dry-run")
-        assert (dry.returncode, dry.stdout) == (0, "pm-2 (id002) would be revoked, for ever\n")
+        assert (dry.returncode, dry.stdout) == (0, "pm-2 (id002) would be revoked\n")
         assert node.revoked == []
         done = process(*at, "revoke", "pm-2")
         assert (done.returncode, done.stderr) == (0, "")
@@ -407,13 +444,33 @@ async def test_a_new_identity_of_a_node(tmp_path: Path) -> None:
     def check(at: list[str]) -> None:
         done = process(*at, "identity", "new")
         assert done.returncode == 0 and "starts again" in done.stderr
-        assert "pm-0 has a new identity: id777" in done.stdout and "revoked, for ever: id000" in done.stdout
+        assert "pm-0 has a new identity: id777" in done.stdout and "revoked: id000" in done.stdout
         assert json.loads(process(*at, "--json", "identity", "new").stdout)["node_id"] == "id777"
         assert node.replaced == 2
         node.failure = PhantomMeshError("an authority's identity is not replaced", fix="make another one")
         failed = process(*at, "--json", "identity", "new")
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr == "error: an authority's identity is not replaced\nfix: make another one\n"
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_revocations_are_undone(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        both = process(*at, "revoke", "pm-2", "--undo", "--undo-all")
+        assert both.returncode == 2 and "not both" in both.stderr
+        dry = process(*at, "revoke", "pm-2", "--undo-all", "--dry-run")
+        assert (dry.returncode, node.undone) == (0, [])
+        assert dry.stdout == "pm-2 (id002) would be cast out, and 20 that it revoked taken back\n"
+        assert "is cast out" in process(*at, "revoke", "pm-2", "--undo-all").stdout
+        assert "is taken back" in process(*at, "revoke", "pm-1", "--undo").stdout
+        assert node.undone == ["pm-2", "pm-1"]
+        node.failure = PhantomMeshError("only the machine that holds the root key", fix="run it there")
+        failed = process(*at, "revoke", "pm-2", "--undo")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert "fix: run it there" in failed.stderr
 
     await with_node(node, tmp_path, check)
 

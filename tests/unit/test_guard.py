@@ -14,6 +14,8 @@ GUARD = Guard(
     tuple(f"pm{i}" for i in range(7)),
     (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")),
     (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")),
+    51800,
+    range(51820, 51834),
 )
 
 
@@ -57,3 +59,13 @@ def test_all_networks_are_guarded_in_both_directions() -> None:
 
 def test_drops_have_names() -> None:
     assert read_drops({1: (3, 200), 5: (1, 60), 99: (7, 7)}) == {"guard-foreign": 3, "guard-nested": 1}
+
+
+def test_the_ports_of_the_underlay_are_not_reached_through_the_mesh() -> None:
+    inside = chains(render(GUARD))["inside"]
+    assert inside[0] == "udp dport { 51800, 51820-51833 } goto drop_nested"
+    assert inside[1] == "tcp dport 51800 goto drop_nested"
+
+
+def test_a_host_without_a_network_of_one_family_has_rules_that_load() -> None:
+    assert "arp daddr" not in render_arp(replace(GUARD, networks=(IPv6Network("fd00::/48"),)))

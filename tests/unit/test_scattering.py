@@ -175,7 +175,7 @@ def make(settings: ScatterSection = ScatterSection(), ended: list[EpochCounts] |
         ipv6=True,
         me=b"m" * 16,
         addresses=lambda: (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")),
-        networks=(IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")),
+        routed=lambda: (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")),
         interval=INTERVAL,
         on_epoch=lambda node_id, counts: None if ended is None else ended.append(counts),
     )

@@ -37,10 +37,14 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself."""
+    """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself.
+    ``undo`` takes the node back, ``undo_all`` casts an authority out and takes back whom it revoked; both
+    need the root's key."""
 
     node: str
     force: bool = False
+    undo: bool = False
+    undo_all: bool = False
 
 
 class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -268,7 +272,14 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
             _need_root("only root may revoke a node", fix="run this with sudo on an authority")
 
         async def revoke() -> bytes:
-            return msgspec.json.encode(await node.revoke(wanted.node, force=wanted.force, dry_run=dry_run))
+            result = await node.revoke(
+                wanted.node,
+                force=wanted.force,
+                dry_run=dry_run,
+                undo=wanted.undo,
+                undo_all=wanted.undo_all,
+            )
+            return msgspec.json.encode(result)
 
         asked = msgspec.json.encode(("revocations", wanted, dry_run))
         answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, revoke)

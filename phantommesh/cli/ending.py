@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs that take the mesh off this host: down, leave."""
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from phantommesh.cli.base import Options, json_option, need_root
+from phantommesh.cli.output import emit
+
+if TYPE_CHECKING:
+    from phantommesh.nursery.taking_down import Down
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def down(options: Options) -> None:
+    """Take the mesh off this host, until `run`.
+
+    Stops the node if it runs (SIGTERM, and SIGKILL after 30 s), then removes its interfaces, rules and
+    routes, also those of one that was killed. Until then nothing that is sent to the mesh's addresses leaves
+    this host in clear; afterwards it takes the default route, like anything else. Where a service starts the
+    node, stop that first.
+    """
+    need_root("down")
+    import trio
+
+    from phantommesh.nursery import taking_down
+
+    done = trio.run(partial(taking_down.down, options.state_dir, options.config))
+    if options.json:
+        emit(done)
+        return
+    _report(done)
+    click.echo("next: phantommesh run", err=True)
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Leave although this node is an authority.")
+@json_option
+@click.pass_obj
+def leave(options: Options, force: bool) -> None:
+    """Leave the mesh for good: say goodbye, do what `down` does, move the keys aside.
+
+    The state directory and the configuration become NAME.left-TIME, beside where they were; nothing is
+    deleted. Moving both back and `phantommesh run` undoes it. The certificate holds on until it runs out: an
+    authority should revoke this node.
+    """
+    need_root("leave")
+    import trio
+
+    from phantommesh.nursery import taking_down
+
+    left = trio.run(
+        partial(
+            taking_down.leave,
+            options.state_dir,
+            options.config,
+            force=force,
+            now=datetime.now(UTC).timestamp(),
+        )
+    )
+    if options.json:
+        emit(left)
+        return
+    _report(left.down)
+    click.echo(f"told       {'the other members' if left.told else 'nobody: the node did not run'}")
+    click.echo(f"moved      {options.state_dir} to {left.state_dir}")
+    click.echo(f"moved      {options.config} to {left.config}")
+    click.echo("next: `phantommesh revoke` this node on an authority; to undo, move both back", err=True)
+
+
+def _report(done: "Down") -> None:
+    click.echo(f"mesh       {done.mesh}")
+    click.echo(f"node       {done.node}")
+    click.echo(f"removed    {', '.join([*done.interfaces, *done.prefixes]) or 'nothing: it was down'}")

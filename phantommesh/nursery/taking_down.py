@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`down` and `leave`: the mesh is taken off this host on purpose, whether its node runs or was killed.
+
+Everything else that ends a node leaves the overlay's range closed. This alone opens it again, as its last
+step, when nothing of the overlay is left; what goes wrong before leaves it closed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import trio
+
+from phantommesh import config as config_file
+from phantommesh import hosts as hosts_file
+from phantommesh import statedir
+from phantommesh.config import Config
+from phantommesh.dataplane import all_names, master_name
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nodestate import load_mesh
+from phantommesh.nursery import closing, guarding, hostview, marking, netlink
+from phantommesh.nursery.nft import Table
+from phantommesh.nursery.userspace import UserspaceBackend
+from phantommesh.scatter.ruleset import FAMILY, table_name
+from phantommesh.statedir import StateDir, StateInUseError, cannot
+from phantommesh.trust import Mesh
+
+STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs
+_KILL_SECONDS: Final = 10.0  # from SIGKILL to the end
+_LOOK_SECONDS: Final = 0.1  # between looks at who holds the state directory
+_LOOKS: Final = 20  # for a process that holds it
+_STARTS: Final = 3  # of a node that somebody starts again
+
+How = Literal["stopped", "killed", "not-running"]
+
+
+class TakeDownError(PhantomMeshError):
+    """The mesh could not be taken off this host. What of it is left, is closed."""
+
+
+class Down(msgspec.Struct, frozen=True, kw_only=True):
+    """What `down` found: how the ``node`` ended, and what it has removed."""
+
+    mesh: str
+    node: How
+    interfaces: list[str]
+    prefixes: list[str]
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What `leave` did. ``told``: the others heard of it from the node itself."""
+
+    mesh: str
+    told: bool
+    down: Down
+    state_dir: str
+    config: str
+
+
+async def down(state_dir: Path, config_path: Path) -> Down:
+    """Stop this state directory's node if it runs, and remove all that it put on the host.
+
+    Raises PhantomMeshError: ConfigError, StateError, BackendError, NftError or TakeDownError.
+    """
+    config, state, mesh = _read(state_dir, config_path)
+    found = await _find(config)
+    async with _stopped(state) as how:
+        return await _remove(config, mesh, found, how)
+
+
+async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) -> Left:
+    """Do what `down` does, and move state directory and configuration aside: ``NAME.left-TIME``.
+
+    A node that runs tells the others that it leaves. Raises as `down` does, and TakeDownError for an
+    authority unless ``force`` is set, before anything has changed.
+    """
+    config, state, mesh = _read(state_dir, config_path)
+    if state.has(statedir.AUTHORITY_KEY) and not force:
+        holds = "the root key" if state.has(statedir.ROOT_KEY) else "an authority's key"
+        raise TakeDownError(
+            f"{state.path} holds {holds} of mesh {mesh.name}: without another authority nobody can be "
+            "invited, renewed or revoked",
+            fix="make another one first (`phantommesh invite --role authority`), then leave with --force; "
+            "the keys stay on this machine, in the directory that is moved aside",
+        )
+    suffix = datetime.fromtimestamp(now, UTC).strftime(".left-%Y%m%dT%H%M%SZ")
+    found = await _find(config)
+    async with _stopped(state) as how:
+        done = await _remove(config, mesh, found, how)
+        aside = await trio.to_thread.run_sync(_move, state.path, suffix)
+        settings = await trio.to_thread.run_sync(_move, config_path, suffix)
+    return Left(mesh=mesh.name, told=how == "stopped", down=done, state_dir=str(aside), config=str(settings))
+
+
+def _read(state_dir: Path, config_path: Path) -> tuple[Config, StateDir, Mesh]:
+    """What is needed to know what is ours here, even where the rest of the state is damaged."""
+    config = config_file.load(config_path)
+    state = StateDir(state_dir.resolve())
+    if not state.path.is_dir():
+        StateDir.open(state_dir)  # says what is wrong with it
+    return config, state, load_mesh(state)
+
+
+def _move(path: Path, suffix: str) -> Path:
+    path = path.resolve()
+    aside = path.with_name(path.name + suffix)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise cannot(f"move {path} aside; the mesh is down, but `run` would bring it back", error) from error
+    return aside
+
+
+# ---- the node ----
+
+
+@asynccontextmanager
+async def _stopped(state: StateDir) -> AsyncIterator[How]:
+    """Hold the state directory, after ending the node that held it."""
+    how: How = "not-running"
+    with ExitStack() as held:
+        for _ in range(_STARTS):
+            try:
+                held.enter_context(state.lock())
+                break
+            except StateInUseError:
+                how = await _stop(state)
+        else:
+            raise TakeDownError(
+                f"the node on {state.path} is started again each time it ends",
+                fix="stop the service that does it first (systemctl stop phantommesh), then run this again",
+            )
+        yield how
+
+
+async def _stop(state: StateDir) -> How:
+    """End the process that holds the state directory."""
+    for _ in range(_LOOKS):
+        with _holder(state.path / statedir.LOCK_FILE) as handle:
+            if handle is not None:
+                return await _end(handle, state.path)
+        await trio.sleep(_LOOK_SECONDS)
+        try:
+            with state.lock():
+                return "stopped"  # it has just ended by itself
+        except StateInUseError:
+            continue
+    raise TakeDownError(
+        f"a node runs on {state.path} where this process cannot see it",
+        fix="stop it where it runs (its container), then run this again there; or run this as root",
+    )
+
+
+async def _end(handle: int, path: Path) -> How:
+    for number, seconds, how in (
+        (signal.SIGTERM, STOP_SECONDS, "stopped"),
+        (signal.SIGKILL, _KILL_SECONDS, "killed"),
+    ):
+        try:
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return "stopped"
+        except PermissionError as error:
+            raise cannot(f"stop the node on {path}", error) from error
+        with trio.move_on_after(seconds):
+            await trio.lowlevel.wait_readable(handle)
+            return "stopped" if how == "stopped" else "killed"
+    raise TakeDownError(f"the node on {path} does not end", fix="see what blocks its process")
+
+
+@contextmanager
+def _holder(lock: Path) -> Iterator[int | None]:
+    """The process that has the lock, as a handle that no other process can come to stand behind."""
+    wanted = lock.stat()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            handle = os.pidfd_open(int(entry.name))
+        except OSError:
+            continue
+        try:
+            if _holds(entry, (wanted.st_dev, wanted.st_ino)):
+                yield handle
+                return
+        finally:
+            os.close(handle)
+    yield None
+
+
+def _holds(process: Path, wanted: tuple[int, int]) -> bool:
+    try:
+        for entry in (process / "fd").iterdir():
+            try:
+                if not str(entry.readlink()).endswith(f"/{statedir.LOCK_FILE}"):
+                    continue  # stat(2) of some others' would wait
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) == wanted:
+                    return "FLOCK" in (process / "fdinfo" / entry.name).read_text()
+            except FileNotFoundError:
+                continue
+    except OSError:
+        pass  # it has ended, or is not ours to look into
+    return False
+
+
+# ---- what it put on the host ----
+
+
+async def _find(config: Config) -> list[str]:
+    """Which of the node's interfaces are there."""
+    links = await trio.to_thread.run_sync(netlink.read_links, all_names(config.wireguard.prefix))
+    return sorted(name for name, link in links.items() if link.ours)
+
+
+async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -> Down:
+    device, names = master_name(config.wireguard.prefix), all_names(config.wireguard.prefix)
+    view = await trio.to_thread.run_sync(hostview.look, (mesh.network4, mesh.network6), names)
+    await UserspaceBackend(Path("wireguard-go")).close(remove=names)
+    await trio.to_thread.run_sync(_delete_links, names)
+    for family in FAMILY.values():
+        await Table(family, table_name(device)).remove()
+    await marking.remove()
+    if config.dns.mode == "hosts":
+        await trio.to_thread.run_sync(
+            hosts_file.write, Path(config.dns.hosts), partial(hosts_file.without_block, mesh=mesh.name)
+        )
+    await guarding.remove(device)
+    await trio.to_thread.run_sync(closing.close, (), view.closed)
+    return Down(
+        mesh=mesh.name,
+        node=how,
+        interfaces=interfaces,
+        prefixes=sorted({str(ours.network) for ours in view.closed}),
+    )
+
+
+def _delete_links(names: tuple[str, ...]) -> None:
+    """Delete those that are ours. A userspace WireGuard without its interface ends."""
+    for name, link in netlink.read_links(names).items():
+        if link.ours:
+            netlink.delete_link(name)
