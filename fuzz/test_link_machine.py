@@ -140,7 +140,7 @@ class LinkMachine(RuleBasedStateMachine):
         assert self.sim.state(0, 1).phase is self.sim.state(1, 0).phase is PskPhase.FRESH
         for node in self.sim.nodes:
             for alarm in node.alarms:
-                assert alarm.kind in {"stale", "random", "failed", "chain-reset"}
+                assert alarm.kind in {"stale", "random", "failed", "chain-reset", "chain-forked"}
 
     def _run(self, seconds: float) -> None:
         """Run a second at a time: what must hold, must hold in between too."""

@@ -77,6 +77,19 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
     authority_cert: bytes
 
 
+class Replace(msgspec.Struct, frozen=True, tag="replace"):
+    """A member's request for an invite by which it can join anew, under its name, in place of itself."""
+
+
+class Replacement(msgspec.Struct, frozen=True, tag="replacement"):
+    """The invite, as one line. Using it revokes the member that asked for it."""
+
+    invite: str
+
+    def __repr__(self) -> str:
+        return "Replacement(***)"
+
+
 class Announce(msgspec.Struct, frozen=True, tag="announce"):
     """A signed record to keep, if it is newer than the one known."""
 
@@ -195,11 +208,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Announce | AskKeys | CompareRevocations | FetchRevocations
+    Enrol | Renew | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
 )  # fmt: skip
 Answer = (
-    Enrolled | Renewed | Done | KeysAre | RevocationsDiffer | SomeRevocations
+    Enrolled | Renewed | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Refused
 )  # fmt: skip
 

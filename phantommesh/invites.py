@@ -128,6 +128,9 @@ _PASTE: Final = "paste the whole line that `phantommesh invite` printed"
 class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the authority keeps of an invite. `name` restricts who may use it; None leaves the choice.
 
+    `replaces` is the node id of the member whose place the invite is for: that identity is revoked when the
+    invite is used. `ip4` is the member's address, which its new identity keeps. Both are empty otherwise.
+
     `names` has the names under which each node of `enrolled` joined, with a space between two; an older
     version kept none.
     """
@@ -138,6 +141,8 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uses_left: int
     secret: Secret
     enrolled: tuple[str, ...] = ()
+    replaces: str = ""
+    ip4: str = ""
     names: tuple[str, ...] = ()
 
     def admits(self, node_id: NodeId) -> bool:
@@ -184,8 +189,13 @@ class InviteBook:
         role: Role = Role.NODE,
         name: str | None = None,
         uses: int = 1,
+        replaces: NodeId | None = None,
+        ip4: str = "",
     ) -> Invite:
-        """Make an invite and keep it. Raises TrustError for arguments no joiner could use."""
+        """Make an invite and keep it. Raises TrustError for arguments no joiner could use.
+
+        One that `replaces` a member takes the place of those made before for the same member and never used.
+        """
         if name is not None:
             check_label("node name", name)
         if name is not None and uses != 1:
@@ -212,7 +222,15 @@ class InviteBook:
             role,
             endpoints,
         )
-        self._write(invite.invite_id, InviteEntry(role, name, expires, uses, invite.secret))
+        replaced = ""
+        if replaces is not None:
+            replaced = format_node_id(replaces)
+            for path in self._entries():
+                older = self._read(bytes.fromhex(path.stem))
+                if older.replaces == replaced and not older.enrolled:
+                    path.unlink(missing_ok=True)
+        entry = InviteEntry(role, name, expires, uses, invite.secret, replaces=replaced, ip4=ip4)
+        self._write(invite.invite_id, entry)
         return invite
 
     def find(self, invite_id: bytes, now: float, node_id: NodeId | None = None) -> InviteEntry:

@@ -183,6 +183,19 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.identity_alarms = Counter(
+            PREFIX + "identity_alarms_total",
+            "Identities found to be in use on two machines, perhaps: a peer's, or this node's own (self).",
+            ["whose"],
+            registry=self.registry,
+        )
+        for whose in ("peer", "self"):
+            self.identity_alarms.labels(whose)  # so that an alert can be written before there is any
+        self.identity_suspects = Gauge(
+            PREFIX + "identity_suspects",
+            "Identities that may be in use on two machines now.",
+            registry=self.registry,
+        )
         self.gossip_messages = Counter(
             PREFIX + "gossip_messages_total",
             "Gossip datagrams by kind and direction.",

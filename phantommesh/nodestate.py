@@ -2,6 +2,7 @@
 """What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.statedir import StateDir, StateError, cannot
 from phantommesh.trust import (
     EARLY,
     Member,
@@ -159,6 +160,34 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         invites=InviteBook(state),
         keyring=keyring,
     )
+
+
+def install_successor(state_dir: Path) -> bool:
+    """Put a new identity in place that is whole in the directory, if there is one; say whether there was.
+
+    Hold the state directory's lock. A crash at any moment is made good by calling this again: the new state
+    stays where it is until all of it is in place. Raises StateError.
+    """
+    state = StateDir.open(state_dir)
+    made = state.path / statedir.SUCCESSOR
+    if not made.is_dir():
+        return False
+    successor = StateDir.open(made)
+    for name in (*statedir.REQUIRED, statedir.KEYRING):
+        if successor.has(name):
+            state.write(name, successor.read(name))
+    try:
+        # What was the old identity's alone. Its proofs would break off the new one's chain.
+        for name in (statedir.RENEWAL, statedir.LEAP, statedir.SUCCESSION):
+            (state.path / name).unlink(missing_ok=True)
+        shutil.rmtree(state.path / statedir.PROOFS, ignore_errors=True)
+        over = made.with_name(f".{made.name}.over")
+        shutil.rmtree(over, ignore_errors=True)
+        made.rename(over)
+        shutil.rmtree(over, ignore_errors=True)
+    except OSError as error:
+        raise cannot(f"clear {made}", error) from error
+    return True
 
 
 def load_mesh(state: StateDir) -> Mesh:

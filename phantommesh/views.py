@@ -224,6 +224,18 @@ class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
     """How many nodes the root's word takes back, or would in a dry run."""
 
 
+class IdentityResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /v1/identities: this node's new identity. The node then starts again with it."""
+
+    name: str
+    node_id: str
+    old_node_id: str
+    """Revoked."""
+    ip4: str
+    ip6: str
+    """Another one than before: it is derived from the node id."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
 
@@ -289,6 +301,10 @@ class NodePort(Protocol):
 
     async def rotate(self, peer: str | None) -> RotationResult:
         """Rotate the PSKs of one peer, by node id, or of all (None)."""
+        ...
+
+    async def new_identity(self) -> IdentityResult:
+        """Give this node a new identity under its name; the old one is revoked."""
         ...
 
     async def revoke(

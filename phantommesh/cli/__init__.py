@@ -13,7 +13,7 @@ from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
-from phantommesh.cli.inspect import config, links, paths, peers, revoke, rotate, scatter, status
+from phantommesh.cli.inspect import config, identity, links, paths, peers, revoke, rotate, scatter, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.setup import init, invite, join, run
@@ -55,7 +55,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, scatter, proofs, events, rotate,
-    revoke, config, lab,
+    revoke, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
+IDENTITY_TIMEOUT_S = 120.0
 
 
 @click.command()
@@ -229,6 +230,31 @@ def revoke(options: Options, node: str, force: bool, undo: bool, undo_all: bool,
         click.echo(f"{named} would be revoked")
     else:
         click.echo(f"{named} is revoked; every member drops it as it hears of it")
+
+
+@click.group()
+def identity() -> None:
+    """This node's identity."""
+
+
+@identity.command("new")
+@json_option
+@click.pass_obj
+def identity_new(options: Options) -> None:
+    """Give this node a new identity under its name, and have the old one revoked.
+
+    For when the old one may be in use elsewhere. The node must run, and be linked with an authority. It gets
+    new keys and keeps its name, and its IPv4 address if nobody else has it; its IPv6 address changes. It then
+    starts again by itself.
+    """
+    result = client_of(options, IDENTITY_TIMEOUT_S).new_identity(idempotency_key=str(uuid.uuid4()))
+    if options.json:
+        emit(result)
+        return
+    click.echo(f"{result.name} has a new identity: {result.node_id}")
+    click.echo(f"addresses: {result.ip4}  {result.ip6}")
+    click.echo(f"revoked: {result.old_node_id}")
+    click.echo("the node starts again with the new identity now", err=True)
 
 
 @click.group()

@@ -19,6 +19,12 @@ _HASH_CHARACTERS = 64
 @click.option("--peer", help="With --export: those with one peer (a name or node id) only.")
 @click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
 @click.option(
+    "--unpinned",
+    is_flag=True,
+    help="With --verify: believe the root in the file. That shows that the file agrees with itself, not "
+    "whose it is.",
+)
+@click.option(
     "--max-loss",
     type=click.FloatRange(0, 100),
     default=5.0,
@@ -34,17 +40,20 @@ def proofs(
     export: Path | None,
     peer: str | None,
     root: str | None,
+    unpinned: bool,
     max_loss: float,
 ) -> None:
     """Show the scatter proofs of this node, export them, or check an exported file.
 
-    --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names;
-    where there is neither, the one in the file, and says so.
+    --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
+    Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")
+    if unpinned and (root is not None or verify is None):
+        raise click.UsageError("give --unpinned with --verify, and without --root")
     if verify is not None:
-        _verify(options, verify, root, max_loss / 100)
+        _verify(options, verify, None if unpinned else _pinned(options, root), max_loss / 100)
     elif export is not None:
         _export(options, export, peer)
     else:
@@ -115,7 +124,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
         click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
 
 
-def _verify(options: Options, path: Path, root: str | None, max_loss: float) -> None:
+def _verify(options: Options, path: Path, root_hash: bytes | None, max_loss: float) -> None:
     from phantommesh.proofs.archive import MAX_ARCHIVE_BYTES, Archive
     from phantommesh.proofs.verify import verify
 
@@ -123,12 +132,12 @@ def _verify(options: Options, path: Path, root: str | None, max_loss: float) -> 
         data = file.read(MAX_ARCHIVE_BYTES + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cryptography's, of odd certificates: whether it holds is said below
-        report = verify(Archive.decode_untrusted(data), root_hash=_pinned(options, root), max_loss=max_loss)
+        report = verify(Archive.decode_untrusted(data), root_hash=root_hash, max_loss=max_loss)
+    warning = None
     if not report.pinned:
-        click.echo(
-            f"note: this machine knows no mesh, so the root in the file is believed: is its hash "
-            f"{report.root_hash.hex()}?",
-            err=True,
+        warning = (
+            "nobody vouches for who signed: the root in the file was believed, and anybody can make one; "
+            f"is its hash {report.root_hash.hex()}?"
         )
     if options.json:
         emit(
@@ -137,6 +146,7 @@ def _verify(options: Options, path: Path, root: str | None, max_loss: float) -> 
                 "mesh": report.mesh,
                 "root_hash": report.root_hash.hex(),
                 "pinned": report.pinned,
+                "warning": warning,
                 "proofs": report.proofs,
                 "countersigned": report.countersigned,
                 "links": report.links,
@@ -173,17 +183,18 @@ def _verify(options: Options, path: Path, root: str | None, max_loss: float) -> 
         ],
     )
     half = report.proofs - report.countersigned
-    click.echo(
-        f"all {report.proofs} proofs of mesh {report.mesh} hold"
-        + (f"; {half} of them only their sender has signed" if half else "")
-    )
+    only = f"; {half} of them only their sender has signed" if half else ""
+    if warning is None:
+        click.echo(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
+    else:
+        click.echo(f"all {report.proofs} proofs agree with each other{only}; {warning}")
 
 
-def _pinned(options: Options, root: str | None) -> bytes | None:
-    """The root key's hash to believe in: what the operator says, else this machine's mesh, if it has one."""
-    from phantommesh.errors import PhantomMeshError
+def _pinned(options: Options, root: str | None) -> bytes:
+    """The root key's hash to believe in: what the operator says, else that of this machine's mesh. Raises
+    CliError where there is neither."""
     from phantommesh.statedir import ROOT_CERT
-    from phantommesh.trust import describe_mesh, load_root
+    from phantommesh.trust import TrustError, describe_mesh, load_root
 
     if root is not None:
         try:
@@ -194,7 +205,17 @@ def _pinned(options: Options, root: str | None) -> bytes | None:
         raise CliError(
             f"--root {root[:80]} is no hash", fix="give the 64 hex characters that --export printed"
         )
+    path = options.state_dir / ROOT_CERT
     try:
-        return describe_mesh(load_root((options.state_dir / ROOT_CERT).read_bytes())).root_hash
-    except (OSError, PhantomMeshError):
-        return None
+        return describe_mesh(load_root(path.read_bytes())).root_hash
+    except FileNotFoundError:
+        why = f"this machine knows no mesh (there is no {path})"
+    except OSError as error:
+        why = f"{path} cannot be read: {error.strerror}"
+    except TrustError as error:
+        why = f"{path} is damaged: {error}"
+    raise CliError(
+        f"nothing says which mesh the file should be of: {why}",
+        fix="give --root with the hash that --export printed (or --unpinned, to learn only whether the file "
+        "agrees with itself); on a machine of the mesh, run this with sudo",
+    )

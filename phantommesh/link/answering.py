@@ -14,11 +14,11 @@ from phantommesh.identity import node_id_of
 from phantommesh.link import keys
 from phantommesh.link.admission import SHARES, Cookies, Rates, Standing
 from phantommesh.link.context import Context, Gate, Peer, sends
-from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
+from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.initiation import Stage
-from phantommesh.link.psk import ALL
+from phantommesh.link.psk import ALL, PskState
 from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.wire import Address, Fragment, Kind, Mode
 
@@ -140,7 +140,10 @@ class Answerer:
             interface_hash=self._context.interface_hash(peer.auth),
         )
         mac_out = gate.mac_out(init.node_id)
-        return self._respond(Response(handshake, source, standing, init.node_id, mac_out, now))
+        response = Response(handshake, source, standing, init.node_id, mac_out, now)
+        response.sign = _sign(_offered(init)[0], chain_id, peer.psk)
+        response.judged_by = None if peer.psk.committed is None else peer.psk.committed.chain_id
+        return self._respond(response)
 
     def _standing(self, init: wire.Init, peer: Peer, gate: Gate, source: Address, now: float) -> Standing:
         """What the sender of a member's INIT has shown. An old secret is no flaw of who has shown more."""
@@ -228,7 +231,7 @@ class Answerer:
         response.verified_at = now
         self.responses.verified(response)
         peer.seen_at = response.source.host
-        had_chain = peer.psk.committed is not None
+        replaced = None if peer.psk.committed is None else peer.psk.committed.chain_id
         if not peer.psk.commit(agreement, now, responder=True):
             self.responses.drop(response)
             return self._context.drop("overtaken")
@@ -237,9 +240,14 @@ class Answerer:
         peer.next_start = max(peer.next_start, now + LIFE)  # until ACK goes out and plans the next one
         self._context.settle(peer)
         effects: list[Effect] = [Install(peer.node_id)]
-        peer.chain_reset = had_chain and response.handshake.chain_id == wire.NO_CHAIN
+        peer.chain_reset = replaced is not None and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:
-            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+            # What was broken is the chain that INIT was judged by, unless another has come between.
+            sign = response.sign if response.judged_by == replaced else None
+            detail = "the other end kept no earlier key" if sign is None else sign.value
+            effects.append(Alarm(peer.node_id, "chain-reset", detail, sign))
+        elif response.sign is ResetSign.SUPERSEDED:
+            effects.append(Alarm(peer.node_id, "chain-forked", response.sign.value, response.sign))
         return effects
 
     def _on_enrol_auth(self, response: Response, auth: wire.Auth, now: float) -> list[Effect]:
@@ -284,6 +292,19 @@ class Answerer:
                 )
                 return [*self._send_ack(response, installed, now), opened]
         return []
+
+
+def _sign(committed: bytes, chosen: bytes, psk: PskState) -> ResetSign | None:
+    """What the chains in an INIT say, by the one that its sender calls agreed and the one chosen to build on.
+    None where all is well, or where this end has no chain: then it is the one that forgot."""
+    if psk.committed is None:
+        return None
+    if chosen != wire.NO_CHAIN:
+        # Whoever has a part in our newest chain offers it, be it as staged only.
+        return ResetSign.SUPERSEDED if psk.had(chosen) else None
+    if committed == wire.NO_CHAIN:
+        return ResetSign.EMPTY
+    return ResetSign.SUPERSEDED if psk.had(committed) else ResetSign.UNKNOWN
 
 
 def _offered(init: wire.Init) -> tuple[bytes, bytes]:

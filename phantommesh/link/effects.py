@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
@@ -79,13 +80,24 @@ class Opened:
     at: Address | None = None
 
 
+class ResetSign(Enum):
+    """How a chain was broken although this node still held it; `copies.Copies` draws the conclusions."""
+
+    EMPTY = "the other end offered no earlier key"
+    UNANSWERED = "the other end did not know the key that this node offered"
+    SUPERSEDED = "the other end offered a key that a later one of its own had replaced"
+    UNKNOWN = "the other end offered a key that this node never had with it"
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something an operator should know of a link: ``stale``, ``random``, ``failed``, ``chain-reset``."""
+    """Something an operator should know of a link: ``stale``, ``random``, ``failed``, ``chain-reset``,
+    ``chain-forked``. ``sign`` says how the last two came about, where that could be told."""
 
     peer: bytes
     kind: str
     detail: str = ""
+    sign: ResetSign | None = None
 
 
 Effect = Send | Sign | Install | Opened | Alarm

@@ -11,6 +11,7 @@ ends name different ones in a handshake, that dimension alone has a random PSK, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -26,6 +27,7 @@ FORGET_OLD_AFTER = 180.0
 DIAL_AFTER = 3.0  # s that a first agreement's responder leaves the WireGuard handshake to the initiator
 ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each showing sees an attempt
 SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
+PAST_CHAINS = 16  # ids of chains given up that are remembered: about 24 minutes of epochs
 INSTALL_GRACE = 10.0  # s that a PSK may stay out of the kernel before the link is no longer called fresh
 
 ALL = (1 << DIMENSIONS) - 1
@@ -70,6 +72,7 @@ class PskState:
         self.committed: Agreement | None = None
         self.staged: Agreement | None = None
         self._previous: Agreement | None = None
+        self.past: deque[bytes] = deque(maxlen=PAST_CHAINS)
         self._blank = self._fresh_random()
         self._failed_closed = False
         self._alarmed = False
@@ -142,6 +145,10 @@ class PskState:
         known = (a for a in (self.staged, self.committed, self._previous) if a is not None)
         return [(a.chain_id, a.chain_key.reveal()) for a in known]
 
+    def had(self, chain_id: bytes) -> bool:
+        """Whether a newer chain has taken the place of this one here."""
+        return chain_id in self.past
+
     def stage(self, agreement: Agreement) -> bool:
         """Initiator, at AUTH: the other end may or may not come to have this. False, and nothing is staged,
         if a handshake that crossed this one has put an agreement of higher rank in place."""
@@ -171,6 +178,9 @@ class PskState:
         self._replaced_agreed = self.bound
         self._dial_later = agreement.bound & ~self.dials if responder else 0
         self._dial_after = now + DIAL_AFTER if self._dial_later else None
+        for replaced in (self.committed, self.staged):
+            if replaced is not None and replaced.chain_id != agreement.chain_id:
+                self.past.append(replaced.chain_id)
         self._previous, self.committed = self.committed, agreement
         if self.staged is not None and self.staged.rank <= agreement.rank:
             self.staged = None
@@ -302,7 +312,8 @@ class PskState:
                 alarms.append("random")
         if self._unsure_since is not None and now >= self._toggled + ALTERNATE:
             if now - self._unsure_since >= self._random_after:
-                self.drop_staged()
+                # No longer shown, but kept: if the other end has it, the next handshake builds on it.
+                self._unsure_since, self._showing_staged = None, False
             else:
                 self._show(not self._showing_staged, now)
             changed = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from phantommesh import wire
 from phantommesh.link.admission import SHARES, Standing, source_block
+from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
 from phantommesh.wire import Address, Kind
 
@@ -31,6 +32,8 @@ class Response:
     mac_out: bytes = field(repr=False)
     born: float
     invite: bytes = b""
+    sign: ResetSign | None = None
+    judged_by: bytes | None = None  # this end's chain when INIT came
     fragments: list[wire.Fragment] = field(default_factory=list)
     verified_at: float | None = None
     ack: list[wire.Fragment] | None = None

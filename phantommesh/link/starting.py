@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from phantommesh import wire
 from phantommesh.link import keys
 from phantommesh.link.context import Context, Peer, sends
-from phantommesh.link.effects import Alarm, Effect, Install, Sign
+from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.initiation import Initiation, Stage
@@ -155,7 +155,10 @@ class Starter:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:
-            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key"))
+            # What was broken is the chain that INIT offered, unless another has come between.
+            held = peer.psk.committed
+            sign = ResetSign.UNANSWERED if held is not None and offered[:16] == held.chain_id else None
+            effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key", sign))
         return [*effects, Sign(initiation.session, request)]
 
     def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from time import time
 
 import structlog
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh import control
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import InviteEntry, span
+from phantommesh.invites import MAX_ENDPOINTS, InviteEntry, span
 from phantommesh.issuing import (
     Authority,
     check_authority_proof,
@@ -37,6 +38,16 @@ from phantommesh.trust import NODE_LIFE, Role, TrustError
 # a life; a few in a row are for disputes, and for answers that were lost on their way.
 RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
+
+# Tuning.
+REPLACE_WITHIN = (
+    7 * 86_400.0
+)  # s, as a certificate's life: a member that died half-way may be off for a while
+
+AUTHORITY_ANEW = (
+    "make another machine an authority (`phantommesh invite --role authority`), let it run "
+    "`phantommesh revoke` for this node, move this state directory away and join anew"
+)
 
 log = structlog.get_logger("phantommesh.authority")
 
@@ -85,7 +96,8 @@ class AuthorityDesk:
         _allow(self._joins, node_id, "this node has joined several times just now")
         async with self._enrolling:
             entry = await trio.to_thread.run_sync(self._check_invite, session.invite, node_id, name)
-            others = [e.member for e in self._keeper.roster if e.member.node_id != node_id]
+            replaced = self._check_replaced(entry, node_id)
+            others = [e.member for e in self._keeper.roster if e.member.node_id not in (node_id, replaced)]
             self._check_name(entry, node_id, name)
             taken = {member.ip4 for member in others}
             # An expired member has to join again, as a new node, and wants its name back.
@@ -95,10 +107,17 @@ class AuthorityDesk:
             if entry.role is Role.AUTHORITY:
                 own_authority_cert = await trio.to_thread.run_sync(self._make_authority, request, node_id)
             ip4 = choose_ip4(node.mesh, node_id, taken)
+            if entry.ip4 and IPv4Address(entry.ip4) not in taken:
+                ip4 = IPv4Address(entry.ip4)
             issue = partial(authority.issue, spki, name, entry.role, ip4, time())
             node_cert = await trio.to_thread.run_sync(issue)
             signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
             await trio.to_thread.run_sync(self._check_endpoints, signed, name)
+            if replaced is not None:
+                # The invite first: should this node die now, the same newcomer is let in again, and nobody
+                # else. Then the revocation, and only then the record: no member is two.
+                await trio.to_thread.run_sync(node.invites.consume, session.invite, node_id, time(), name)
+                await self.revoke(self._target(replaced), force=False)
             # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
             # hears of it, so that a crash cannot leave it with a mesh that does not know it.
             self._keeper.add(SignedRecord.decode_untrusted(signed.encode()))
@@ -148,6 +167,47 @@ class AuthorityDesk:
                 f"the invite is for a node named {entry.name}", fix=f"join with --name {entry.name}"
             )
         return entry
+
+    def _check_replaced(self, entry: InviteEntry, node_id: NodeId) -> NodeId | None:
+        """Return the member whose place the invite is for, if any. Raises TrustError where that member was
+        revoked before the invite was used: who was put out does not come back by it."""
+        if not entry.replaces:
+            return None
+        replaced = parse_node_id(entry.replaces)
+        if replaced in self._node.revocations and not entry.admits(node_id):
+            raise TrustError(
+                "the identity that this invite replaces was revoked meanwhile", fix="ask for a new invite"
+            )
+        return replaced
+
+    async def replace(self, entry: Entry) -> control.Replacement:
+        """Make an invite by which a member can join anew in place of itself. Raises TrustError or StateError.
+
+        It costs the member nothing until it is used, and then its present identity: so a member cannot be
+        two. Whoever holds the member's identity key can do this, the thief of a copy too, once: whichever of
+        the two is second finds itself revoked.
+        """
+        self._authority()
+        member = entry.member
+        if member.role is Role.AUTHORITY:
+            raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        make = partial(
+            self._node.invites.create,
+            root_hash=self._node.mesh.root_hash,
+            authority=self._node.identity.node_id,
+            mesh=self._node.mesh.name,
+            endpoints=() if mine is None else mine.record.control[:MAX_ENDPOINTS],
+            expires=int(time() + REPLACE_WITHIN),
+            role=member.role,
+            name=member.name,
+            replaces=member.node_id,
+            ip4=str(member.ip4),
+        )
+        async with self._enrolling:
+            invite = await trio.to_thread.run_sync(make)
+        log.warning("a member is to get a new identity", name=member.name)
+        return control.Replacement(invite.encode())
 
     def _check_name(self, entry: InviteEntry, node_id: NodeId, name: str) -> None:
         """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it
@@ -208,6 +268,9 @@ class AuthorityDesk:
                 ids = ", ".join(format_node_id(entry.member.node_id) for entry in named)
                 raise TrustError(f"several members are named {wanted}", fix=f"give one of {ids}") from None
             node_id = named[0].member.node_id
+        return self._target(node_id)
+
+    def _target(self, node_id: NodeId) -> Target:
         known = {entry.member.node_id: entry for entry in self._keeper.roster.everyone()}
         return Target(node_id, known.get(node_id), self._node.revocations.get(node_id))
 

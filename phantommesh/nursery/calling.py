@@ -76,28 +76,43 @@ class Caller:
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> control.Renewed:
         """Ask the authorities for a new certificate, one after the other. Raises `TrustError`."""
-        reasons = []
         mine = self._keeper.roster.get(self._node.identity.node_id)
+        first = [] if mine is None else [control.Announce(mine.signed.encode())]
+        return await self._ask_authorities(
+            [*first, control.Renew(csr, evidence)], control.Renewed, "no authority renewed the certificate"
+        )
+
+    async def replace(self) -> control.Replacement:
+        """Ask the authorities for an invite in place of this node's identity. Raises `TrustError`."""
+        return await self._ask_authorities(
+            [control.Replace()], control.Replacement, "no authority gives this node a new identity"
+        )
+
+    async def _ask_authorities(self, requests: Sequence[control.Request], wanted: type[T], failed: str) -> T:
+        """Put these requests to one authority after the other, until one answers the last as ``wanted``."""
+        reasons = []
         for member in self.callable():
             entry = self._keeper.roster.get(member)
             if entry is None or entry.member.role is not Role.AUTHORITY:
                 continue
+            answer: control.Answer | None = None
             try:
                 with trio.fail_after(PATIENCE):
                     async with self.call(member) as client:
-                        if mine is not None:
-                            await client.ask(control.Announce(mine.signed.encode()))
-                        answer = await client.ask(control.Renew(csr, evidence))
+                        for request in requests:
+                            answer = await client.ask(request)
             except (streams.StreamError, trio.TooSlowError) as error:
                 reasons.append(f"{entry.member.name}: {str(error) or 'no answer'}")
                 continue
-            if isinstance(answer, control.Renewed):
+            if isinstance(answer, wanted):
                 return answer
             reasons.append(
-                answer.message if isinstance(answer, control.Refused) else "no certificate in the answer"
+                answer.message
+                if isinstance(answer, control.Refused)
+                else f"{entry.member.name}: another answer"
             )
         raise TrustError(
-            "no authority renewed the certificate: " + ("; ".join(reasons) or "there is no link to any yet"),
+            f"{failed}: " + ("; ".join(reasons) or "there is no link to any yet"),
             fix="start an authority, and check that its control port is open for TCP from here",
         )
 

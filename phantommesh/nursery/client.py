@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.views import Page, Problem, RevocationResult, RotationResult, Status
+from phantommesh.views import IdentityResult, Page, Problem, RevocationResult, RotationResult, Status
 
 T = TypeVar("T")
 
@@ -119,6 +119,17 @@ class NodeClient:
                 headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
             ),
             RevocationResult,
+        )
+
+    def new_identity(self, *, idempotency_key: str) -> IdentityResult:
+        return decode(
+            self.request(
+                "POST",
+                "/v1/identities",
+                body=b"{}",
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            IdentityResult,
         )
 
     def get(self, path: str, kind: type[T]) -> T:

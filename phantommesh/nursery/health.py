@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
-from phantommesh.identity import NodeId
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.link.copies import Suspicion, Why
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import LinkView, MemberState, PathView, rfc3339
 
@@ -50,6 +51,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
     if (problem := node.scattering.problem) is not None:
         fix = f"; {problem.fix}" if problem.fix else ""
         yield Fault(f"traffic takes dimension 0 alone: {problem}{fix}")
+    if node.succession.pending and (stuck := node.succession.error) is not None:
+        yield Fault(f"a new identity was asked for and is not there yet: {stuck}; {stuck.fix}")
     if (revoked := node.keeper.revoked) is not None:
         yield Fault(
             f"this node was revoked on {rfc3339(revoked.at)}: to come back, move its state directory "
@@ -65,6 +68,8 @@ def own_faults(node: Node) -> Iterator[Fault]:
             f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another",
             bearable=False,
         )
+    for suspicion in node.copies.suspicions:
+        yield Fault(copied(node, suspicion))
     if moot := len(node.state.revocations.moot):
         yield Fault(
             f"a revoked authority revoked {moot} nodes that other members may take for revoked: revoke "
@@ -90,6 +95,40 @@ def own_faults(node: Node) -> Iterator[Fault]:
     elif node.own.renewal_error is not None:
         error = node.own.renewal_error
         yield Fault(f"the certificate could not be renewed: {error}; {error.fix}")
+
+
+def copied(node: Node, suspicion: Suspicion) -> str:
+    """What a suspicion means, and what to do about it."""
+    if suspicion.node is None:
+        others = node.entries()
+        whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
+        return (
+            f"{suspicion.accusers} of {len(others)} peers no longer know this node's keys, though they did "
+            f"not restart: this node's identity key{whose} may be in use elsewhere; run "
+            "`phantommesh identity new` here, which revokes the old identity"
+        )
+    entry = node.keeper.roster.get(NodeId(suspicion.node))
+    name = format_node_id(NodeId(suspicion.node)) if entry is None else entry.member.name
+    match suspicion.why:
+        case Why.STRANGE_KEY:
+            return (
+                f"{name} has keys that were made in this node's name, but not by this node: {name} is at "
+                "fault, or this node's identity key is in use elsewhere; if other peers say so too, run "
+                "`phantommesh identity new` here"
+            )
+        case Why.CAME_BACK:
+            what = "came back with keys that a later handshake in its name had replaced:"
+        case Why.TURNS:
+            what = "began anew again and again within minutes: if it does not crash,"
+        case Why.NO_START | Why.SELF:
+            what = "came back without its keys although it did not restart:"
+        case _:
+            assert_never(suspicion.why)
+    return (
+        f"{name} {what} its identity key may be in use elsewhere; run `phantommesh identity new` on that "
+        f"machine (where a thief has done so first: `phantommesh revoke {name}` on an authority, and let the "
+        "machine join anew)"
+    )
 
 
 def _shared(node: Node) -> Iterator[Fault]:

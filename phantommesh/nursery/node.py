@@ -26,8 +26,10 @@ from phantommesh.guard import Guard
 from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
+from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
 from phantommesh.link.machine import Links
+from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
 from phantommesh.nodestate import NodeState
@@ -53,6 +55,7 @@ from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering, ScatterPeer
+from phantommesh.nursery.succession import Succession
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.paths.machine import Paths
@@ -112,6 +115,7 @@ class Node:
             me=lambda: self.own.member,
             answered=lambda result: self.metrics.dns_queries.labels(result).inc(),
         )
+        self.copies = Copies()
         self.links = self._make_links()
         self.driver = LinkDriver(
             self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
@@ -135,6 +139,13 @@ class Node:
             call=self.caller.call,
             read=lambda: self.reconciler.converge(),
             count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
+        )
+        self.succession = Succession(
+            config,
+            state,
+            self.caller,
+            name=lambda: self.own.member.name,
+            revoked=lambda: self.keeper.revoked is not None,
         )
         self.server = ControlServer(
             state, self.keeper, self.keys, self.desk,
@@ -277,6 +288,7 @@ class Node:
         if self.keeper.revoked is None:  # else the news of it still has to go out to the others
             self.sessions.retain(peers)
         self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
+        self.copies.retain(peers)
         self.driver.carry_out(self.links.set_peers(peers, now))
         self.guarding.kick()
         self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
@@ -391,16 +403,27 @@ class Node:
     def _opened(self, opened: Opened) -> None:
         self.sessions.add(streams.Session.of(opened))
         if not opened.invite:
+            self.copies.chained(opened.peer, self.generation_of(opened.peer), trio.current_time())
             if opened.at is not None:
                 self.places.seen(opened.peer, opened.at.host)
             self.recorder.opened(opened)
             self.reporter.handshake_finished()
 
     def _alarmed(self, alarm: Alarm) -> None:
+        if alarm.kind in ("chain-reset", "chain-forked"):
+            self.copies.reset(alarm.peer, alarm.sign, self.generation_of(alarm.peer), trio.current_time())
         self.recorder.alarmed(alarm)
 
+    def generation_of(self, peer: bytes) -> int | None:
+        """How often a member has started, as gossip counts it; None where gossip knows of none, or still
+        holds the member for gone: then the news of a start is on its way."""
+        member = self.gossip.membership.member(peer)
+        gone = member is None or member.state in (State.DEAD, State.LEFT)
+        return None if member is None or gone else member.generation
+
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
-        """Run every service until ``leave`` is set. The API is the first to stop, the interfaces the last."""
+        """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.
+        The API is the first to stop, the interfaces the last."""
         await self.guarding.converge()  # before there is anything to reach
         if self.config.control.tcp:
             await self.tcp.listen()
@@ -421,13 +444,14 @@ class Node:
                     mesh=self.state.mesh.name,
                     backend=self.backend.name,
                 )
-                await leave.wait()
+                await either(leave, self.succession.done)
                 log.info("node is leaving")
                 stop_api.set()
                 with trio.move_on_after(2 * GRACE):
                     await api_stopped.wait()
-                with trio.move_on_after(LEAVE):
-                    await self.gossip.leave()
+                if not self.succession.done.is_set():  # else nobody listens to the old identity any more
+                    with trio.move_on_after(LEAVE):
+                        await self.gossip.leave()
                 with trio.move_on_after(GRACE), suppress(PhantomMeshError):
                     await self.gossip.save()
                     await self.keeper.save()
@@ -482,6 +506,7 @@ class Node:
             "resolver": self.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(self.own.renew, self.caller),
+            "succession": self.succession.run,
             "loop-lag": self._watch_lag,
             **self.naming.services(),
         }
@@ -505,3 +530,15 @@ class Node:
             due = trio.current_time() + LAG_PROBE
             await trio.sleep_until(due)
             self.metrics.loop_lag_seconds.observe(trio.current_time() - due)
+
+
+async def either(*events: trio.Event) -> None:
+    """Return when one of the events is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)

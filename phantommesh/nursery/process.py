@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import time
 
+import structlog
 import trio
 
 from phantommesh import config as config_file
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import NodeState, load_node, next_generation
+from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery.backend import choose
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
@@ -28,6 +29,8 @@ from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay import Address, check_range
 from phantommesh.statedir import StateDir
+
+log = structlog.get_logger("phantommesh.process")
 
 
 async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
@@ -39,7 +42,8 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
             async with trio.open_nursery() as nursery:
                 leave = trio.Event()
                 nursery.start_soon(_leave_when_asked, signals, leave)
-                await _run(state_dir, config_path, socket_path, leave)
+                while await _run(state_dir, config_path, socket_path, leave) and not leave.is_set():
+                    log.warning("starting again with the new identity")
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         known, other = group.split(PhantomMeshError)
@@ -58,9 +62,11 @@ def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> None:
+async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
+    """Run the node once; return whether it got a new identity, with which it should run again."""
     config = config_file.load(config_path)
     with StateDir.open(state_dir).lock():
+        await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
         check_range(config.overlay.cidr4, state.mesh.network4)
@@ -80,6 +86,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             with UdpPort(config.control.port) as udp:
                 node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
                 await node.serve(socket_path or Path(config.api.socket), leave)
+                return node.succession.done.is_set()
 
 
 def _addresses(state: NodeState) -> dict[Address, str]:

@@ -14,6 +14,7 @@ from phantommesh.link.effects import Alarm, Opened, Role
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import PathSample, ScatterSample, WireGuardSample
+from phantommesh.nursery import health
 from phantommesh.nursery.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
@@ -70,6 +71,7 @@ class Recorder:
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
+        self._suspected: set[bytes | None] = set()
         self._telling = Telling(trio.current_time())
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
         self._unsaid: Counter[tuple[str, bytes]] = Counter()
@@ -122,6 +124,25 @@ class Recorder:
         data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
         self._node.events.publish(kind, name, data)
 
+    def _tell_copies(self) -> None:
+        """Say at once which identities seem to be in use on two machines."""
+        node = self._node
+        node.copies.look(node.generation_of, trio.current_time())
+        found = {suspicion.node: suspicion for suspicion in node.copies.suspicions}
+        for peer, suspicion in found.items():
+            if peer in self._suspected:
+                continue
+            self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
+            text, why = health.copied(node, suspicion), suspicion.why.value
+            log.critical("an identity key may be in use on two machines", text=text, why=why)
+            data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
+            if peer is None:
+                node.events.publish("health.copied", None, data)
+            else:
+                self._publish("peer.copied", peer, data)
+        self._suspected = set(found)
+        self._metrics.identity_suspects.set(len(found))
+
     def _tell_health(self) -> None:
         reasons = self._reporter.degraded()
         if reasons and reasons != self._told:
@@ -133,6 +154,7 @@ class Recorder:
 
     def measure(self) -> None:
         """Bring the metrics and events up to what the interfaces and the links say now."""
+        self._tell_copies()
         self._tell_health()
         node = self._node
         entries, now = node.entries(), trio.current_time()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node says of itself: the views of the API. It reads; all it does is `rotate` and `revoke`."""
+"""What the node says of itself: the views of the API. It reads.
+All it does is `rotate`, `revoke` and `new_identity`."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from phantommesh.scatter.intents import intent_of
 from phantommesh.trust import TrustError
 from phantommesh.views import (
     DimensionView,
+    IdentityResult,
     LinkView,
     MemberState,
     PathView,
@@ -339,6 +341,19 @@ class Reporter:
             revoked_at=None if made is None else rfc3339(made.at),
             already=target.revoked is not None,
             dry_run=dry_run,
+        )
+
+    async def new_identity(self) -> IdentityResult:
+        """Get a new identity, after which the node stops and starts again. Raises PhantomMeshError."""
+        node = self._node
+        old = format_node_id(node.state.identity.node_id)
+        made = await node.succession.begin()
+        return IdentityResult(
+            name=made.name,
+            node_id=format_node_id(made.node_id),
+            old_node_id=old,
+            ip4=str(made.ip4),
+            ip6=str(made.ip6),
         )
 
     def handshake_finished(self) -> None:

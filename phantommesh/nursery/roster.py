@@ -43,6 +43,7 @@ REQUESTS: Mapping[type[control.Request], tuple[float, float]] = {
     control.Turn: (2.0, 40),  # each has counters read
     control.Prove: (4.0, 100),
     control.Renew: (0.2, 20),  # how many are granted is less: see `authority`
+    control.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     control.Enrol: (0.2, 20),
 }
 OTHERS = 10.0, 200  # of a kind that is not named above
@@ -95,6 +96,8 @@ class ControlServer:
             match request:
                 case control.Renew():
                     return await self._desk.renew(entry, request)
+                case control.Replace():
+                    return await self._desk.replace(entry)
                 case control.Announce(record):
                     self._keeper.add(SignedRecord.decode_untrusted(record))
                     return control.Done()

@@ -6,6 +6,7 @@ import trio
 
 from benchmarks.healing import CUT, seen_by
 from phantommesh.nursery import lab
+from phantommesh.nursery.client import ApiError, NodeNotRunningError
 from phantommesh.nursery.labmesh import converged, crash, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S
@@ -58,3 +59,23 @@ async def test_a_revoked_node_is_gone_from_every_interface_and_told_why(other: L
         while not any("was revoked" in reason for reason in (await view_of(second)).status.degraded):
             await trio.sleep(0.2)
     await until(lambda: run_in(second, "wg", "show", "all", "peers").split() == [])
+
+
+async def test_a_new_identity_takes_the_old_ones_place_on_every_interface(other: LabSpec) -> None:
+    await lab.up(other)
+    first, second = nodes_of(other)
+    before = after = (await view_of(second)).status
+    keys = set(run_in(first, "wg", "show", "all", "peers").split()) - set(INTERFACES)
+    run_in(second, "phantommesh", "identity", "new")
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                after = (await view_of(second)).status
+                if after.node_id != before.node_id and after.peers_up == 1 and not after.degraded:
+                    break
+            except (NodeNotRunningError, ApiError):  # it starts again
+                pass
+            await trio.sleep(0.2)
+    assert (after.node, after.ip4) == (before.node, before.ip4)
+    shown = run_in(first, "wg", "show", "all", "peers").split()
+    assert len(shown) == 2 * len(INTERFACES) and not keys & set(shown)

@@ -90,7 +90,9 @@ async def test_proofs_of_all_links_are_exported_and_verify(proving: LabSpec, tmp
         for node in nodes:
             file = tmp_path / node.name
             await phantommesh(node, "proofs", "--export", str(file))
-            shown = verify(file, "--json")
+            assert verify(file, "--json").returncode == 1  # nothing says which mesh it should be of
+            root = describe_mesh(load_root((node.state_dir / "root.crt").read_bytes())).root_hash.hex()
+            shown = verify(file, "--json", "--root", root)
             assert shown.returncode == 0, shown.stderr
             links = json.loads(shown.stdout)["links"]
             assert {(link["sender"], link["receiver"]) for link in links} >= {
@@ -118,7 +120,7 @@ async def test_proofs_of_all_links_are_exported_and_verify(proving: LabSpec, tmp
         tampered.write_bytes(
             exported[:at] + bytes([exported[at] ^ draw.randrange(1, 256)]) + exported[at + 1 :]
         )
-        refused = verify(tampered)
+        refused = verify(tampered, "--root", root)
         assert refused.returncode == 1 and refused.stdout == ""
         assert refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
 

@@ -65,6 +65,8 @@ class Desk:
                     effects = process.membership.sync_finish(rest, session.peer, process.now)
                     process.carry_gossip(process.gossip.seal(effects, process.now))
                     return control.Done()
+                case control.Replace():
+                    return control.Refused("no new identities are simulated")
                 case control.Turn() | control.Prove():
                     return control.Refused("no traffic is simulated, so there is nothing to prove")
         except PhantomMeshError as error:

@@ -31,13 +31,14 @@ from phantommesh.groupkey import (
     take_keys,
 )
 from phantommesh.identity import NodeId
+from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, PeerAuth, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import EVENT_SIZE
+from phantommesh.membership.messages import EVENT_SIZE, State
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.nursery.node import REFRESH
@@ -118,6 +119,7 @@ class Process:
         enrolment = None
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
+        self.copies = Copies()
         self.links = Links(
             node_id=self.me, wg_keys=wg_keys(machine.identity), kem=sim.kem,
             admission=self.secrets.newest, random=self.rng.randbytes, now=self.now, enrolment=enrolment,
@@ -226,8 +228,19 @@ class Process:
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
                     self.sessions.add(Session.of(effect))
+                    if not effect.invite:
+                        self.copies.chained(effect.peer, self.generation_of(effect.peer), self.now)
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))
+                    if effect.kind in ("chain-reset", "chain-forked"):
+                        generation = self.generation_of(effect.peer)
+                        self.copies.reset(effect.peer, effect.sign, generation, self.now)
+
+    def generation_of(self, peer: bytes) -> int | None:
+        """`Node.generation_of`."""
+        member = self.membership.member(peer)
+        gone = member is None or member.state in (State.DEAD, State.LEFT)
+        return None if member is None or gone else member.generation
 
     def _signed(self, token: bytes, signature: bytes) -> None:
         self.carry_links(self.links.signed(token, signature, self.now))
@@ -277,6 +290,7 @@ class Process:
                 peers[member.node_id] = PeerAuth(
                     member.node_id, member.public_key, until, usable_keys(entry, disputes, self.me), found
                 )
+        self.copies.retain(peers)
         self.carry_links(self.links.set_peers(peers, self.now))
         kernel, left_out = self.machine.kernel, self.disputed()
         kernel.keep(peer for peer in peers if peer not in left_out)
@@ -394,5 +408,8 @@ class Process:
             self._refreshed = self.now
             self.own.publish()
             self.peers_changed()
+        self.copies.look(self.generation_of, self.now)
+        for suspicion in self.copies.suspicions:
+            self.sim.suspected.setdefault((self.machine.index, suspicion.node), suspicion)
         self.own.look()
         self.asker.ask_standing()

@@ -40,6 +40,7 @@ from phantommesh.groupkey import Keyring, make_group_key
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, choose_ip4
 from phantommesh.kem import CryptographyKem, Kem
+from phantommesh.link.copies import Suspicion
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
@@ -84,6 +85,7 @@ class Simulation:
         self.on_change: Callable[[int, Changed, float], None] | None = None
         self.overhear: Callable[[bytes, Address, Address], None] | None = None
         self.tally: Counter[str] = Counter()
+        self.suspected: dict[tuple[int, bytes | None], Suspicion] = {}  # by whom, and of whom
         self.trace = seed & 0xFFFFFFFF
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()

@@ -21,7 +21,17 @@ from hashlib import sha3_256
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Kem
 from phantommesh.link.context import Timing
-from phantommesh.link.effects import Alarm, Effect, Install, LinkState, Opened, PeerAuth, Send, Sign
+from phantommesh.link.effects import (
+    Alarm,
+    Effect,
+    Install,
+    LinkState,
+    Opened,
+    PeerAuth,
+    ResetSign,
+    Send,
+    Sign,
+)
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
@@ -132,6 +142,7 @@ class Simulation:
         self.kem: Kem = CryptographyKem() if kem is None else kem
         self.network = Network()
         self.on_event: Callable[[str, Node], None] | None = None  # what is about to happen at which node
+        self.stolen = False  # whether two nodes have one identity
         self.sent: Counter[int] = Counter()
         self._queue: list[tuple[float, int, int, object]] = []
         self._order = itertools.count()
@@ -181,6 +192,8 @@ class Simulation:
                 case Opened():
                     node.opened.append(effect)
                 case Alarm():
+                    # Nothing that befalls honest nodes brings a replaced chain back.
+                    assert self.stolen or effect.sign not in (ResetSign.SUPERSEDED, ResetSign.UNKNOWN)
                     node.alarms.append(effect)
                     node.alarmed_at.append((self.now, effect.kind))
 
@@ -237,6 +250,8 @@ class Simulation:
     def _wireguard(self) -> None:
         for a, b in itertools.permutations(self.nodes, 2):
             mine, theirs = a.identity.node_id, b.identity.node_id
+            if mine == theirs:
+                continue  # one of them stole it
             for i in range(DIMENSIONS):
                 last = a.kernel.handshakes[theirs][i]
                 if not a.kernel.keyed.get(theirs, 0) >> i & 1:

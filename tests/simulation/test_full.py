@@ -45,6 +45,7 @@ def test_scenario(name: str, seed: int) -> None:
     sim = scenario(seed, nodes)
     assert sim.tally["key-refused"] == 0
     assert sim.tally["task-failed"] == 0
+    assert not sim.suspected  # crashes, cuts and stalls copy no identity
 
 
 def test_the_same_seed_gives_the_same_trace_in_any_process() -> None:

@@ -8,6 +8,7 @@ from phantommesh.events import EventLog
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,
+    IdentityResult,
     LinkView,
     PathView,
     PeerView,
@@ -135,6 +136,7 @@ class FakeNode:
         self.count = peers
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []
+        self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
         self.undone: list[str] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
@@ -197,6 +199,14 @@ class FakeNode:
             revoked_at=None if dry_run or undo else "2030-01-01T00:00:00Z",
             dry_run=dry_run,
             taken_back=1 if undo else 20 if undo_all else 0,
+        )
+
+    async def new_identity(self) -> IdentityResult:
+        if self.failure is not None:
+            raise self.failure
+        self.replaced += 1
+        return IdentityResult(
+            name="pm-0", node_id="id777", old_node_id="id000", ip4="100.64.0.9", ip6="fd00::777"
         )
 
     async def rotate(self, peer: str | None) -> RotationResult:

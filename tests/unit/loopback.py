@@ -21,7 +21,7 @@ from phantommesh.config import (
     load,
 )
 from phantommesh.invites import Invite
-from phantommesh.nodestate import NodeState, load_node, next_generation
+from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import enrolment
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
@@ -101,6 +101,7 @@ async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summ
 async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) -> AsyncIterator[Node]:
     """Run the node that was made in ``at`` while the block runs, then let it leave."""
     config = load(at / "pm.toml")
+    await trio.to_thread.run_sync(install_successor, at / "state")
     state = await trio.to_thread.run_sync(load_node, at / "state", time())
     with UdpPort(config.control.port) as udp:
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())

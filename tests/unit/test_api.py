@@ -26,6 +26,7 @@ from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_u
 from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.proofs.statement import ProofError
 from phantommesh.views import (
+    IdentityResult,
     LinkView,
     Page,
     PathView,
@@ -625,6 +626,37 @@ async def test_the_group_does_not_revoke(state: dict[str, int | None]) -> None:
     assert node.revoked == [("pm-2", False)]
     assert (await revoke(app, {"node": "pm-1"}, "?dry_run=true", state=state)).status_code == 200
     assert (await rotate(app, "pm-2")).status_code == 200
+
+
+async def replace(
+    app: QuartTrio, body: bytes = b"{}", key: str | None = None, *, state: dict[str, int | None] = ROOT
+) -> Response:
+    headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key is not None else {})
+    return await ask(
+        app, "POST", "/v1/identities", data=body, headers=headers, scope_base={"state": state}
+    )  # fmt: skip
+
+
+async def test_a_new_identity() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    result = msgspec.json.decode(await (await replace(app, key="k")).get_data(), type=IdentityResult)
+    assert (result.name, result.node_id, result.old_node_id) == ("pm-0", "id777", "id000")
+    assert (await replace(app, key="k")).headers["Idempotency-Replayed"] == "true"
+    assert node.replaced == 1
+    await problem(await replace(app, b'{"more": 1}'), 400)
+    node.failure = PhantomMeshError("no authority gives this node a new identity", fix="start an authority")
+    assert (await problem(await replace(app), 409)).fix == "start an authority"
+
+
+@pytest.mark.parametrize(
+    "state", [{"uid": os.geteuid() + 1}, {"uid": None}, {}], ids=["other", "tcp", "none"]
+)
+async def test_the_group_does_not_replace_the_identity(state: dict[str, int | None]) -> None:
+    node = FakeNode()
+    refused = await problem(await replace(app_of(node), state=state), 403)
+    assert "root" in refused.detail and "sudo" in refused.fix
+    assert node.replaced == 0
 
 
 async def test_who_the_node_runs_as_revokes(tmp_path: Path) -> None:

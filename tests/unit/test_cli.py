@@ -110,6 +110,7 @@ def test_every_verb_has_help(command: tuple[str, ...]) -> None:
         "events --follow",
         "rotate",
         "revoke pm-2",
+        "identity new",
     ],
 )
 def test_without_a_node_it_exits_3(tmp_path: Path, verb: str) -> None:
@@ -333,16 +334,40 @@ async def test_proofs_are_exported_to_a_file_that_verifies(tmp_path: Path) -> No
         assert file.read_bytes() == node.exported and file.stat().st_mode & 0o777 == 0o600
 
     await with_node(node, tmp_path, check)
-    verified = run("proofs", "--verify", str(file), root=tmp_path)
-    assert verified.exit_code == 0
-    assert "all 4 proofs of mesh pm hold" in verified.stdout
-    assert MESH.mesh.root_hash.hex() in verified.stderr  # nothing here says that this is the right root
+    refused = run("proofs", "--verify", str(file), root=tmp_path)  # nothing says that this is the right root
+    assert "nothing says which mesh" in told(refused, 1)
+    assert refused.stdout == ""
     pinned = ("--root", MESH.mesh.root_hash.hex(), "--json")
     shown = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
     assert (shown.exit_code, shown.stderr) == (0, "")
     document = json.loads(shown.stdout)
     assert (document["proofs"], document["countersigned"], document["pinned"]) == (4, 4, True)
+    assert document["warning"] is None
+    assert (
+        "all 4 proofs of mesh pm hold"
+        in run("proofs", "--verify", str(file), *pinned[:2], root=tmp_path).stdout
+    )
     assert {link["sender"] for link in document["links"]} == {"pm-1", "pm-2"}
+
+
+def test_a_file_under_a_root_of_anybodys_own_does_not_pass_for_the_mesh_s(tmp_path: Path) -> None:
+    """A forger makes a mesh of the same names, and proofs that hold under its root."""
+    world, file = World(), tmp_path / "proofs"
+    world.run(2)
+    file.write_bytes(world.archive().encode())
+    assert "knows no mesh" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    loose = run("proofs", "--verify", str(file), "--unpinned", root=tmp_path)
+    assert loose.exit_code == 0
+    assert "nobody vouches for who signed" in loose.stdout and MESH.mesh.root_hash.hex() in loose.stdout
+    assert "hold" not in loose.stdout
+    document = json.loads(run("proofs", "--verify", str(file), "--unpinned", "--json", root=tmp_path).stdout)
+    assert document["pinned"] is False and "nobody vouches" in document["warning"]
+    for wrong in (("--unpinned", "--verify", str(file), "--root", "0" * 64), ("--unpinned",)):
+        assert run("proofs", *wrong, root=tmp_path).exit_code == 2
+    assert made(tmp_path).exit_code == 0
+    assert "another mesh" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
+    (tmp_path / "state" / "root.crt").write_bytes(b"damaged")
+    assert "root.crt is damaged" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
 
 
 def test_what_does_not_hold_of_a_file_is_one_line(tmp_path: Path) -> None:
@@ -350,8 +375,9 @@ def test_what_does_not_hold_of_a_file_is_one_line(tmp_path: Path) -> None:
     world.run(2, loss=0.5, packets=20_000)
     good = world.archive().encode()
     file.write_bytes(good)
-    assert "lost" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
-    assert run("proofs", "--verify", str(file), "--max-loss", "60", root=tmp_path).exit_code == 0
+    pinned = ("--root", MESH.mesh.root_hash.hex())
+    assert "lost" in told(run("proofs", "--verify", str(file), *pinned, root=tmp_path), 1)
+    assert run("proofs", "--verify", str(file), *pinned, "--max-loss", "60", root=tmp_path).exit_code == 0
     assert "another mesh" in told(run("proofs", "--verify", str(file), "--root", "0" * 64, root=tmp_path), 1)
     assert made(tmp_path).exit_code == 0  # now this machine has a mesh of its own, and it is not that one
     assert "another mesh" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
@@ -408,6 +434,23 @@ async def test_revoke_of_a_node(tmp_path: Path) -> None:
         failed = process(*at, "--json", "revoke", "pm-2")
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr == "error: this node is not an authority\nfix: ask one: pm-0\n"
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_a_new_identity_of_a_node(tmp_path: Path) -> None:
+    node = FakeNode()
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "identity", "new")
+        assert done.returncode == 0 and "starts again" in done.stderr
+        assert "pm-0 has a new identity: id777" in done.stdout and "revoked: id000" in done.stdout
+        assert json.loads(process(*at, "--json", "identity", "new").stdout)["node_id"] == "id777"
+        assert node.replaced == 2
+        node.failure = PhantomMeshError("an authority's identity is not replaced", fix="make another one")
+        failed = process(*at, "--json", "identity", "new")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr == "error: an authority's identity is not replaced\nfix: make another one\n"
 
     await with_node(node, tmp_path, check)
 

@@ -14,6 +14,8 @@ NAMES = {
     "phantommesh_link_handshakes_total",
     "phantommesh_psk_age_seconds",
     "phantommesh_psk_rotations_total",
+    "phantommesh_identity_alarms_total",
+    "phantommesh_identity_suspects",
     "phantommesh_wg_bytes_total",
     "phantommesh_wg_last_handshake_seconds",
     "phantommesh_dns_queries_total",

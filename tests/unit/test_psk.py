@@ -153,8 +153,9 @@ def test_doubt_ends_with_the_old_keys_after_300_seconds(state: PskState) -> None
     while state.deadline < 95.0 + 310.0:
         alarms += state.tick(state.deadline)[1]
     assert alarms == ["stale", "random"]
-    assert state.staged is None and not state.open
+    assert not state.open
     assert state.phase(400.0) is PskPhase.RANDOM
+    assert len(chains(state)) == 2  # whichever the other end has, the next handshake builds on it
 
 
 def test_stale_alarm_at_180_and_random_at_300(state: PskState) -> None:

@@ -47,6 +47,10 @@ class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     undo_all: bool = False
 
 
+class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/identities: nothing to choose."""
+
+
 class _App(QuartTrio):
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer with a problem where Quart fails outside its own error handling.
@@ -93,9 +97,9 @@ async def _send_bad_request(send: ASGISendCallable, prefix: str) -> None:
 def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = None) -> QuartTrio:
     """Return the ASGI application. ``shutdown`` ends what would otherwise go on for ever: WebSockets.
 
-    ``trusted``: whoever connects was let in by the socket's file mode and may do all but revoke, which is for
-    root and the node's own user. Otherwise (TCP) only the routes that need no scope answer; API tokens come
-    with a later version.
+    ``trusted``: whoever connects was let in by the socket's file mode and may do all but revoke and replace
+    the identity, which is for root and the node's own user. Otherwise (TCP) only the routes that need no
+    scope answer; API tokens come with a later version.
     """
     app = _App("phantommesh", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -244,13 +248,28 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 
+    @app.post("/v1/identities")
+    async def identities() -> Response:
+        """A new identity for this node, under its name."""
+        wanted = await _body(IdentityRequest, "{}", default=IdentityRequest())
+        _need_root("only root may give this node a new identity", fix="run this with sudo")
+
+        async def replace() -> bytes:
+            return msgspec.json.encode(await node.new_identity())
+
+        asked = msgspec.json.encode(("identities", wanted))
+        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, replace)
+        response = Response(answer, content_type="application/json")
+        if replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
     @app.post("/v1/revocations")
     async def revocations() -> Response:
         dry_run = _flag("dry_run")
         wanted = await _body(RevocationRequest, '{"node": "NAME"}')
-        if not dry_run and request.scope["state"].get("uid") not in (0, os.geteuid()):
-            # There is no way back from it. The group of the socket is for looking and rotating.
-            raise ProblemError(403, "only root may revoke a node", fix="run this with sudo on an authority")
+        if not dry_run:
+            _need_root("only root may revoke a node", fix="run this with sudo on an authority")
 
         async def revoke() -> bytes:
             result = await node.revoke(
@@ -268,6 +287,12 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
         if replayed:
             response.headers["Idempotency-Replayed"] = "true"
         return response
+
+
+def _need_root(refusal: str, *, fix: str) -> None:
+    """For what has no way back. The group of the socket is for looking and rotating."""
+    if request.scope["state"].get("uid") not in (0, os.geteuid()):
+        raise ProblemError(403, refusal, fix=fix)
 
 
 def _json(value: object) -> Response:
