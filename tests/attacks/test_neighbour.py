@@ -65,8 +65,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as out:
     for _ in range(20):
         out.sendto(head + udp, (host, 0))
 """
-# Tells argv[1] that a packet from argv[2] to argv[3] was too big for a path of 1280 bytes (552 over IPv4). The
-# quoted packet is an echo reply, which the kernel takes without a socket. argv[4] is the interface.
+# Tells argv[1] that a packet from argv[2] to argv[3] was too big for a path of 1280 bytes, 552 over IPv4. It
+# quotes an echo reply, which the kernel takes without a socket. argv[4] is the interface.
 TOO_BIG = """
 import ipaddress, socket, struct, sys
 to, source, target = (ipaddress.ip_address(a) for a in sys.argv[1:4])
