@@ -63,7 +63,7 @@ class Seats:
         per_host: int = PER_HOST,
         per_holder: int = PER_HOLDER,
     ) -> None:
-        """Where ``members`` and ``newcomers`` are together less than ``total``, an arrival always finds room."""
+        """An arrival always finds room if ``members`` and ``newcomers`` together are less than ``total``."""
         self._total, self._per_host, self._per_holder = total, per_host, per_holder
         self._shares = {False: members, True: newcomers}
         self._seats: OrderedDict[Seat, None] = (

@@ -2,8 +2,8 @@
 """A member with many addresses, and one with an invite, take every place they can at a node's TCP port.
 
 Played with the member's own session against whole nodes on the loopback device. Each connection sends one
-genuine request, and so is no stranger's. Before, such a one was never closed: one member with 16 addresses held
-all 512 places for as long as it sent a request a minute, and nobody could ask, join or renew.
+genuine request, and so is no stranger's. Before, such a one was never closed. One member with 16 addresses
+held all 512 places for as long as it sent a request a minute, and nobody could ask, join or renew.
 """
 
 from contextlib import AsyncExitStack, suppress
@@ -22,7 +22,7 @@ ADDRESSES = seats.TOTAL // seats.PER_HOST
 
 async def hold(stack: AsyncExitStack, host: str, port: int, session: streams.Session) -> None:
     """Open a channel from that address, ask something on it, wait for no answer, and keep it."""
-    # Closed on purpose is what the attacker may find at any point.
+    # The node may close it at any point.
     with suppress(streams.StreamError, OSError):
         stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=host)
         framed = streams.FramedStream(await stack.enter_async_context(stream))

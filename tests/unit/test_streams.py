@@ -3,7 +3,7 @@
 
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -447,6 +447,75 @@ async def test_the_name_of_a_session_alone_proves_nothing() -> None:
         await still_serves(served)
         assert await is_closed(framed)
         assert served.port.dropped["stream-displaced"] == 1
+
+
+async def test_a_peer_has_so_many_channels_on_all_its_connections() -> None:
+    async with serving(seats=Seats(per_holder=2)) as served, AsyncExitStack() as stack:
+        held = []
+        for _ in range(3):
+            framed = await stack.enter_async_context(connect(HERE, served.number))
+            client = await Client.open(framed, CLIENTS)
+            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            held.append((framed, client))
+        assert await is_closed(held[0][0])
+        assert served.port.dropped["stream-displaced"] == 1
+        for _, client in held[1:]:
+            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+
+
+async def test_a_peer_whose_channels_are_all_busy_is_refused_one_more() -> None:
+    asked = trio.Event()
+
+    async def serve(*_: object) -> control.Answer:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with serving(serve, seats=Seats(per_holder=1)) as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        await framed.send(client._sealed.seal(control.encode(control.Renew(b""))))
+        await asked.wait()
+        async with connect(HERE, served.number) as other:
+            with pytest.raises(StreamError):
+                await (await Client.open(other, CLIENTS)).ask(control.Renew(b""))
+        await served.ended("stream-limit")
+        assert len(served.port._seats) == 1
+
+
+async def test_the_channels_of_an_invite_count_together_whatever_the_node_ids() -> None:
+    def ends(who: bytes) -> tuple[Session, Session]:
+        out, back = Secret(who * 32), Secret(bytes(32))
+        return Session(b"server", who * 8, out, back), Session(who, who * 8, back, out, invite=b"invite")
+
+    pairs = [ends(who) for who in (b"1", b"2", b"3")]
+    members = [server for _, server in pairs]
+    async with (
+        serving(seats=Seats(per_holder=2), members=members) as served,
+        AsyncExitStack() as stack,
+    ):
+        held = []
+        for mine, _ in pairs:
+            framed = await stack.enter_async_context(connect(HERE, served.number))
+            await (await Client.open(framed, mine)).ask(control.Renew(b""))
+            held.append(framed)
+        assert await is_closed(held[0])
+        assert len(served.port._seats) == 2
+
+
+async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
+    """Nothing would count it, and it would stay for ever."""
+    async with serving() as served:
+        listener = (await trio.open_tcp_listeners(0, host=HERE))[0]
+        async with listener:
+            there = Address(HERE, listener.socket.getsockname()[1], "tcp")
+            served.port.callable = frozenset({there})
+            served.port.send(DATAGRAM, there)
+            async with await listener.accept() as stream:
+                framed = FramedStream(stream)
+                assert await framed.receive(100) == DATAGRAM
+                await framed.send(channel.hello(CLIENTS.name, bytes(16)))
+                assert await is_closed(framed)
+        await served.ended("stream-refused")
 
 
 @pytest.mark.parametrize("frame", [bytes([streams.ASK_REVOKED]) + bytes(16), DATAGRAM])
