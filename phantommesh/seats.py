@@ -16,7 +16,7 @@ from typing import Final
 TOTAL: Final = 512
 MEMBERS: Final = 448  # of those; so 64 are left for arrivals, however many members are connected
 NEWCOMERS: Final = 32  # of those 64
-PER_HOLDER: Final = 8
+PER_HOLDER: Final = 8  # of a member
 PER_HOST: Final = 32  # a host is an IPv4 address or an IPv6 /64; everything from it counts
 
 
@@ -103,7 +103,9 @@ class Seats:
         alike = [s.holder for s in self._seats if s.holder and s.holder.newcomer == holder.newcomer]
         held = Counter(alike)
         displaced = None
-        if held[holder] >= self._per_holder:
+        # One invite may bring in many machines at once; the newcomers' share bounds them.
+        bound = self._shares[True] if holder.newcomer else self._per_holder
+        if held[holder] >= bound:
             displaced = next((s for s in self._seats if s.holder == holder and not s.busy), None)
             if displaced is None:
                 return _REFUSED

@@ -112,6 +112,10 @@ HOLDERS = [A, B, C, Holder(b"d"), JOINER, OTHER_JOINER]
 LIMITS = {"total": 9, "members": 5, "newcomers": 2, "per_host": 4, "per_holder": 3}
 
 
+def bound_of(holder: Holder) -> int:
+    return LIMITS["newcomers" if holder.newcomer else "per_holder"]
+
+
 class Table(RuleBasedStateMachine):
     """Anybody connects, proves, asks and leaves in any order."""
 
@@ -153,7 +157,7 @@ class Table(RuleBasedStateMachine):
         if not ruling.stays:
             assert lost is None
             mine = [other for other in self.open if other.holder == holder]
-            full = len(mine) == LIMITS["per_holder"] and all(other.busy for other in mine)
+            full = len(mine) == bound_of(holder) and all(other.busy for other in mine)
             # Else all have theirs, and nobody has two more than this one would have had.
             assert full or (sum(alike.values()) == share and max(alike.values()) <= held[holder] + 1)
             self.table.leave(seat)
@@ -163,7 +167,7 @@ class Table(RuleBasedStateMachine):
         if lost is not None:
             assert lost.holder is not None and lost.holder.newcomer == holder.newcomer
             if lost.holder == holder:
-                assert held[holder] == LIMITS["per_holder"] and not lost.busy
+                assert held[holder] == bound_of(holder) and not lost.busy
             else:
                 assert held[lost.holder] == max(alike.values()) > held[holder]
                 assert not lost.busy or held[lost.holder] > held[holder] + 1
@@ -187,7 +191,7 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def nobody_is_above_a_bound(self) -> None:
         held = self.held()
-        assert max(held.values(), default=0) <= LIMITS["per_holder"]
+        assert all(n <= bound_of(holder) for holder, n in held.items())
         assert sum(n for holder, n in held.items() if not holder.newcomer) <= LIMITS["members"]
         assert sum(n for holder, n in held.items() if holder.newcomer) <= LIMITS["newcomers"]
         assert max(Counter(seat.host for seat in self.open).values(), default=0) <= LIMITS["per_host"]
