@@ -169,6 +169,9 @@ async def test_records_that_nobody_asked_for_cost_no_verification(tmp_path: Path
             mine = it.beta.state.identity.node_id
             await until(lambda: (e := it.alpha.keeper.roster.get(mine)) is not None and e.signed == it.own)
             own = it.own.encode()
+            mine = it.beta.state.identity.node_id
+            await until(lambda: (e := it.alpha.keeper.roster.get(mine)) is not None and e.signed == it.own)
+            own = it.own.encode()
             it.verified.clear()
             it.forge = lambda hashes: (own,) * min(60, 8 + len(hashes))
             for _ in range(3):
