@@ -357,6 +357,9 @@ class TcpPort:
                 await self._converse(framed, queue, waiting, trio.CancelScope(), None)
         except StreamError:
             self.dropped["stream-unreachable"] += 1
+        except Exception as error:  # as in `_handle`: what came over it is the other end's
+            self.dropped["stream-failed"] += 1
+            log.error("connection failed", source=str(destination), exc_info=error)
         finally:
             if self._outgoing.get(destination) is queue:
                 del self._outgoing[destination]
