@@ -611,3 +611,17 @@ async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Pa
     assert status == 3
     assert told.startswith(f"error: the node on {path} stopped\nfix: ")
     assert len(told.splitlines()) == 2
+
+
+def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a member of the socket's group."""
+    closed, access = tmp_path / "closed", os.access
+    closed.mkdir()
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
+    )
+    arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 3, result.output

@@ -490,7 +490,7 @@ async def test_the_channels_of_an_invite_count_together_whatever_the_node_ids() 
     pairs = [ends(who) for who in (b"1", b"2", b"3")]
     members = [server for _, server in pairs]
     async with (
-        serving(seats=Seats(per_holder=2), members=members) as served,
+        serving(seats=Seats(newcomers=2), members=members) as served,
         AsyncExitStack() as stack,
     ):
         held = []
