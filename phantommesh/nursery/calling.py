@@ -164,4 +164,4 @@ async def ask_standing(
                         )
                 if answer:
                     with suppress(PhantomMeshError):
-                        keeper.take_revocations(answer)
+                        keeper.take_standing(answer)
