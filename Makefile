@@ -22,7 +22,7 @@ test-kernel:
 	    -p no:cacheprovider -p no:hypothesispytest --durations=8 tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py \
 	    $(addprefix tests/lab/test_node.py::test_,sigterm_takes_the_vpn_down an_interface_that_goes_away_is_made_again) \
 	    $(addprefix tests/lab/test_scatter.py::test_,every_dimension_carries_its_share_both_ways one_underlay_carries_no_more_than_its_share what_others_remove_is_put_back forwarded_traffic_is_scattered_too) \
-	    $(addprefix tests/attacks/test_,neighbour.py nested.py forbidden_addresses_lab.py)
+	    $(addprefix tests/attacks/test_,neighbour.py nested.py)
 
 bench:
 	scripts/setup bench

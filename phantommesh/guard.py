@@ -42,6 +42,19 @@ class Drop(IntEnum):
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
 
 
+# RFC 792, RFC 4443, RFC 4861: an error quotes the packet that it is about behind eight bytes of its own; a
+# redirect of IPv6 names its destination behind another sixteen. Each is a match and the offset of an address.
+_ERRORS4: Final = "icmp type { destination-unreachable, redirect, time-exceeded, parameter-problem }"
+_ERRORS6: Final = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+_REDIRECT6: Final = "icmpv6 type nd-redirect"
+_QUOTED: Final = (
+    (4, _ERRORS4, 64 + 96),
+    (4, _ERRORS4, 64 + 128),
+    (6, _ERRORS6, 64 + 64),
+    (6, _ERRORS6, 64 + 192),
+    (6, _REDIRECT6, 64 + 128),
+)
+
 _REASONS: Final = {
     Drop.FOREIGN: "guard-foreign",
     Drop.BEYOND: "guard-beyond",
@@ -89,6 +102,7 @@ def render(guard: Guard) -> str:
                 "arriving", "type filter hook prerouting priority raw; policy accept;", *_arriving(guard)
             ),
             *chain_block("inside", *_inside(guard)),
+            *chain_block("quoting", *_quoting(guard)),
             *chain_block("entering", f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x} {_drop(Drop.NESTED)}"),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
@@ -157,16 +171,33 @@ def _overlay(guard: Guard, end: str) -> list[str]:
     return found
 
 
-def _quoted(names: Sequence[str]) -> str:
+def _names(names: Sequence[str]) -> str:
     return anonymous(f'"{name}"' for name in names)
 
 
 def _arriving(guard: Guard) -> list[str]:
-    rules = ['iifname "lo" accept', f"iifname {_quoted((guard.device, *guard.names))} goto inside"]
+    rules = [
+        'iifname "lo" accept',
+        f"iifname {_names((guard.device, *guard.names))} goto inside",
+        *(f"{match} jump quoting" for match in (_ERRORS4, _ERRORS6, _REDIRECT6)),
+    ]
     rules += [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "saddr")]
     if guard.forward:
-        rules.append(f"iifname {_quoted(guard.forward)} accept")
+        rules.append(f"iifname {_names(guard.forward)} accept")
     return rules + [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")]
+
+
+def _quoting(guard: Guard) -> list[str]:
+    """Errors from the underlay about packets of the overlay, of which the underlay has seen none: the kernel
+    would take a path's MTU from them, or a route."""
+    rules = []
+    for version, match, offset in _QUOTED:
+        for network in guard.networks:
+            if network.version == version:
+                length = network.prefixlen
+                prefix = int(network.network_address) >> network.max_prefixlen - length
+                rules.append(f"{match} @th,{offset},{length} {prefix} {_drop(Drop.FOREIGN)}")
+    return rules
 
 
 def _inside(guard: Guard) -> list[str]:
@@ -176,6 +207,11 @@ def _inside(guard: Guard) -> list[str]:
         # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
         f"udp dport {{ {guard.control}, {ports.start}-{ports.stop - 1} }} {_drop(Drop.NESTED)}",
         f"tcp dport {guard.control} {_drop(Drop.NESTED)}",
+        # There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
+        # would set the MTU of other members' paths.
+        f"icmp type redirect {_drop(Drop.BEYOND)}",
+        f"icmp type destination-unreachable icmp code frag-needed {_drop(Drop.BEYOND)}",
+        f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
         _drop(Drop.BEYOND),
@@ -183,9 +219,9 @@ def _inside(guard: Guard) -> list[str]:
 
 
 def _passing(guard: Guard) -> list[str]:
-    ours, rules = _quoted((guard.device, *guard.names)), list[str]()
+    ours, rules = _names((guard.device, *guard.names)), list[str]()
     if guard.forward:
-        behind = _quoted(guard.forward)
+        behind = _names(guard.forward)
         rules = [
             f"iifname {behind} oifname {ours} accept",
             # Answers, and what the host itself has published by DNAT at its overlay address.
@@ -196,7 +232,7 @@ def _passing(guard: Guard) -> list[str]:
 
 
 def _leaving(guard: Guard) -> list[str]:
-    ours = _quoted((guard.device, *guard.names))
+    ours = _names((guard.device, *guard.names))
     return [
         'oifname "lo" accept',
         f"oifname {ours} goto entering",

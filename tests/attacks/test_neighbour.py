@@ -65,6 +65,33 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as out:
     for _ in range(20):
         out.sendto(head + udp, (host, 0))
 """
+# Tells argv[1] that a packet from argv[2] to argv[3] was too big for a path of 1280 bytes, 552 over IPv4. It
+# quotes an echo reply, which the kernel takes without a socket. argv[4] is the interface.
+TOO_BIG = """
+import ipaddress, socket, struct, sys
+to, source, target = (ipaddress.ip_address(a) for a in sys.argv[1:4])
+
+def total(data):
+    words = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    words = (words & 0xFFFF) + (words >> 16)
+    return ~(words + (words >> 16)) & 0xFFFF
+
+if source.version == 4:
+    quoted = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 1400, 1, 0x4000, 64, 1, 0, source.packed, target.packed)
+    quoted = quoted[:10] + struct.pack("!H", total(quoted)) + quoted[12:]
+    error = struct.pack("!BBHHH", 3, 4, 0, 0, 552) + quoted + struct.pack("!BBHHH", 0, 0, 0, 1, 1)
+    out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    place = (str(to), 0)
+else:
+    quoted = struct.pack("!IHBB16s16s", 6 << 28, 1360, 58, 64, source.packed, target.packed)
+    error = struct.pack("!BBHI", 2, 0, 0, 1280) + quoted + struct.pack("!BBHHH", 129, 0, 0, 1, 1)
+    out = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)  # the kernel sums it up
+    place = (str(to), 0, 0, socket.if_nametoindex(sys.argv[4]))
+if source.version == 4:
+    error = error[:2] + struct.pack("!H", total(error)) + error[4:]
+for _ in range(5):
+    out.sendto(error, place)
+"""
 PORT = "20888"
 
 
@@ -159,6 +186,23 @@ def test_a_stranger_is_not_answered_who_has_an_overlay_address(
         assert not any("lladdr" in entry for entry in shown)
     finally:
         neighbour.run("ip", "route", "delete", f"{address}/32")
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_a_stranger_cannot_narrow_a_path_of_the_overlay(
+    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour, family: str
+) -> None:
+    """By an error of ICMP about a packet that the underlay has never seen."""
+    victim, member = nodes_of(spec)
+    own, peer = getattr(status_of(victim), family), getattr(status_of(member), family)
+    place = victim.address(0) if family == "ip4" else link_local(victim)
+    assert pings(victim.name, peer) == 5
+    before = drops(victim)[1]
+    assert neighbour.python(TOO_BIG, place, own, peer, "up0").err == ""
+    whole = ["ping", "-q", "-M", "do", "-s", "1350", "-c", "3", "-i", "0.2", "-W", "2", peer]
+    assert "mtu" not in run_inside(victim.name, "ip", "route", "get", peer).out
+    assert " 3 received" in run_inside(victim.name, *whole).out
+    assert drops(victim)[1] == before + 5
 
 
 def test_a_member_reaches_nothing_beyond_the_overlay_address(

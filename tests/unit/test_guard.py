@@ -37,7 +37,10 @@ def test_every_way_that_is_taken_exists() -> None:
     for text in (render(GUARD), render_arp(GUARD), render(replace(GUARD, forward=("docker0",)))):
         there = chains(text)
         assert {
-            name for rules in there.values() for rule in rules for name in re.findall(r"goto (\w+)", rule)
+            name
+            for rules in there.values()
+            for rule in rules
+            for name in re.findall(r"(?:goto|jump) (\w+)", rule)
         } <= (there.keys())
 
 
