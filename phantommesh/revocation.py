@@ -530,16 +530,18 @@ class Revocations:
             order, out = said[-1]
             if out:
                 self._revoked[NodeId(node)] = Revoked(order.number, self._words[order.id])
+        count = self._count
         for held in self._held.values():
-            self._count(held)
+            count(held)
 
     def _count(self, held: Held) -> None:
-        one = held.statement
-        if held.signer in self._revoked:
+        one, revoked = held.statement, self._revoked
+        if held.signer in revoked:
             return
-        before = self._revoked.get(NodeId(one.node_id))
+        node_id = NodeId(one.node_id)
+        before = revoked.get(node_id)
         if before is None or one.at < before.at:
-            self._revoked[NodeId(one.node_id)] = Revoked(one.at, one)
+            revoked[node_id] = Revoked(one.at, one)
 
     def _newest(self, room: int) -> list[RootWord]:
         chosen = []

@@ -283,9 +283,13 @@ class AuthorityDesk:
                 "this would revoke the authority that it is run on",
                 fix="run it on another authority, or give --force if it is what you want",
             )
-        if target.revoked is None:
-            self._node.revocations.prepare(authority, target.node_id, time())  # is there room?
         return authority
+
+    async def check_room(self, target: Target, *, force: bool) -> None:
+        """Raise TrustError where `revoke` would for want of room."""
+        authority, planned = self.check_revoke(target, force=force), self._node.revocations.copy()
+        if target.revoked is None:
+            await trio.to_thread.run_sync(planned.prepare, authority, target.node_id, time())
 
     async def revoke(self, target: Target, *, force: bool) -> Revoked:
         """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
@@ -302,7 +306,8 @@ class AuthorityDesk:
         async with self._revoking:
             if (already := revocations.get(target.node_id)) is not None:
                 return already
-            sign = revocations.prepare(authority, target.node_id, time())
+            planned = revocations.copy()  # the loop goes on meanwhile
+            sign = await trio.to_thread.run_sync(planned.prepare, authority, target.node_id, time())
             made = await trio.to_thread.run_sync(sign)
             await self._keeper.hold(made)
         name = None if target.entry is None else target.entry.member.name
