@@ -89,6 +89,31 @@ def test_all_hold_the_same_in_the_end(data: st.DataObject) -> None:
         assert (again.digest(), again.nodes) == (each.digest(), each.nodes)
 
 
+FLOOD: list[Revocation | RootWord] = [
+    revoke(authority(B), NodeId(bytes([9, i]) * 8), NOW, after=after, origin=origin)
+    for i, (after, origin) in enumerate(itertools.product((b"", FIRST.id, SECOND.id), (b"", A, C)))
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_full_ones_hold_the_same_when_they_have_exchanged_what_they_hold(data: st.DataObject) -> None:
+    pool = [*POOL, *FLOOD]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phantommesh.revocation.MAX_OF_AUTHORITY", 3)
+        mesh = [Revocations(MESH.root) for _ in range(3)]
+        for each in mesh:
+            some = data.draw(st.lists(st.sampled_from(pool), unique_by=id, max_size=20))
+            for one in some:
+                each.add(one, NOW)
+        for each, other in [*itertools.permutations(mesh, 2)] * 2:
+            each.take([*other.words, *other], NOW)
+        assert len({each.digest() for each in mesh}) == 1
+        again = mesh[0].copy()
+        assert not again.take([*mesh[1].words, *mesh[1]], NOW) and again.nodes == mesh[0].nodes
+        assert Revocations.decode(mesh[0].encode(), MESH.root, NOW).digest() == mesh[0].digest()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.permutations([one for one in POOL if isinstance(one, Revocation) and one.node_id not in (A, B, C)]))
 def test_where_no_authority_is_revoked_all_agree_on_who_is(order: list[Revocation]) -> None:
