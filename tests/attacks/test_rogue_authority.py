@@ -558,5 +558,5 @@ async def test_the_loop_has_its_turn_while_many_are_held(
         nursery.start_soon(watch)
         await keeper.take_parts([some.encode()])
         nursery.cancel_scope.cancel()
-    assert len({*held} - {0, 40}) >= 8  # it saw most of the steps between
+    assert len({*held} - {0, 40}) >= 3  # of nine steps between: the two tasks run in any order
     assert state.revocations.nodes == some.nodes
