@@ -17,7 +17,7 @@ from phantommesh import antientropy, control, idtree
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Entry, Roster, encoded_hash
-from phantommesh.revocation import Revocations
+from phantommesh.revocation import Revocation, Revocations
 from phantommesh.trust import Role, TrustError
 from phantommesh.wire import Address
 
@@ -28,6 +28,7 @@ FETCH_BATCH: Final = 64  # records asked for over one channel
 PAUSES: Final = (0.0, 0.2, 0.4, 0.8)  # s before each round of questions for a record
 MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
 MAX_COMPARED: Final = 64  # questions in which parts two sets of revocations differ, in one conversation
+MAX_WORDS: Final = 256  # of the root's that are asked for since a statement names them
 MAX_STATEMENTS: Final = 1_024  # revocations fetched in one conversation, 3.5 MB; there is another soon
 
 
@@ -139,20 +140,25 @@ def revocations(held: Revocations) -> Talk[list[bytes]]:
             raise AskingError(str(error)) from error
         look += apart.closer
         wanted += held.tree.lacking(apart.ids)
-    certs = held.known_certs(control.MAX_STATEMENTS)
+    certs, asked = held.known_certs(control.MAX_STATEMENTS), set[bytes]()
     wanted = list(dict.fromkeys(wanted))[:MAX_STATEMENTS]
     while wanted:
         some = yield control.FetchRevocations(tuple(wanted[: control.MAX_STATEMENTS]), certs)
         if not isinstance(some, control.SomeRevocations):
             raise AskingError("not an answer to a request for revocations")
         try:
-            told = {one.id for one in held.unpack(some.packed)}
+            statements = held.unpack(some.packed)
+            told = {one.id for one in statements}
         except TrustError as error:
             raise AskingError(str(error)) from error
         if not told.intersection(wanted[: control.MAX_STATEMENTS]):
             break  # it does not hold what it listed
         came.append(some.packed)
-        wanted = [one for one in wanted if one not in told]
+        # A statement is not held without the word of the root's that it names, so that one comes next.
+        named = {one.after for one in statements if isinstance(one, Revocation) and one.after}
+        words = held.tree.lacking(sorted(named - told - asked))[: MAX_WORDS - len(asked)]
+        asked |= {*words}
+        wanted = [*words, *(one for one in wanted if one not in told and one not in words)]
     return came
 
 

@@ -60,6 +60,12 @@ class IdTree:
             del self._ids[bisect_left(self._ids, one)]
             self._stale(one)
 
+    def copy(self) -> "IdTree":
+        """The same set once more."""
+        made = IdTree()
+        made._ids, made._top, made._digest = list(self._ids), dict(self._top), self._digest
+        return made
+
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for equal sets."""
         if self._digest is None:

@@ -5,6 +5,8 @@ Every node holds the same statements in the end. Which of them count is computed
 words and from the order in which they came here:
 
 - What the root voided does not count, and is forgotten (`rootword`). That is the same on every node.
+- A statement that names a word of the root's which is not known here is not held: whoever holds it has the
+  word too, and offers both again.
 - A statement counts only if its authority stood when it came: what a rogue signs once it is revoked is
   nothing. Of what comes at one time, the revocations of authorities are taken first. Two nodes that heard of
   an authority's revocation and of its own last statements in different orders may differ on those, until the
@@ -13,8 +15,9 @@ words and from the order in which they came here:
 """
 
 import hashlib
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
@@ -32,7 +35,11 @@ from phantommesh.trust import EARLY, MAX_CERTIFICATE_BYTES, TrustError, authorit
 CONTEXT: Final = b"phantommesh revocation v1"
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_REVOCATIONS: Final = 100_000
-MAX_OF_AUTHORITY: Final = 32_768  # of one authority: what a rogue can fill
+# Of one authority: its own statements, and as many again that it took over. It is what a rogue can fill. The
+# two are apart, since who is taken over says how many those are, and whom they name.
+MAX_OF_AUTHORITY: Final = 32_768
+SLICE: Final = 256  # statements that are held at a time: some milliseconds
+MAX_ALIKE: Final = 1_024  # digests of sets that are remembered to be as good as the present one
 MAX_PART: Final = 60_000  # bytes of statements and certificates in one answer, unless one alone is larger
 MAX_STANDING: Final = 65_536  # bytes: what a node is told of its own standing
 MAX_SNAPSHOT: Final = 8 * 1024 * 1024  # bytes of them that a joiner is given; it fetches the rest
@@ -115,6 +122,9 @@ class Revocations:
         self._words: dict[bytes, RootWord] = {}  # by id
         self._said: dict[bytes, list[tuple[Order, bool]]] = {}  # by node, the root's words: is it cast out?
         self._signed: Counter[NodeId] = Counter()
+        self._places: dict[tuple[NodeId, bool], list[bytes]] = {}  # by signer, and taken over or not; sorted
+        self._alike: dict[bytes, None] = {}  # digests before and after what could not count
+        self._news = 0  # grows with each change that may count
         self._revoked: dict[NodeId, Revoked] = {}
         self._authorities: dict[bytes, tuple[MLDSA65PublicKey, NodeId, bytes]] = {}  # by certificate
 
@@ -166,12 +176,38 @@ class Revocations:
 
     def sign(self, authority: Authority, node_id: NodeId, now: float) -> list[Revocation]:
         """Sign what revokes a node, given all that is held: that itself last; before it, where the node is an
-        authority, what that one revoked, so that it stands without its word."""
-        newest = self.newest_word
+        authority, what that one revoked, so that it stands without its word. Raises TrustError as
+        `prepare`."""
+        return [held.statement for held in self.prepare(authority, node_id, now)()]
+
+    def prepare(self, authority: Authority, node_id: NodeId, now: float) -> Callable[[], list[Held]]:
+        """Return what signs as `sign` does, for a thread: what it gives is as good as verified.
+
+        Raises TrustError where there is no room for all of it: then nothing of it may be held, since of too
+        many those go whose hash is greatest, and a rogue chooses whom it revokes by that.
+        """
+        newest, signer = self.newest_word, _signer(authority.der)
         after = b"" if newest is None else newest.id
         took = {NodeId(one.node_id): one.at for one in self.by(node_id) if one.node_id != node_id}
-        made = [revoke(authority, gone, at, after=after, origin=node_id) for gone, at in took.items()]
-        return [*made, revoke(authority, node_id, now, after=after)]
+        wanted = [Revocation(gone, at, b"", authority.der, after, node_id) for gone, at in took.items()]
+        wanted = [one for one in wanted if not self._is_said(signer, one)]
+        wanted.append(Revocation(node_id, int(now), b"", authority.der, after))
+        new = [one for one in wanted if _place(signer, one) not in self._held]
+        groups = Counter(_group(signer, one) for one in new)
+        if len(self._held) + len(new) > MAX_REVOCATIONS or any(
+            len(self._places.get(group, ())) + count > MAX_OF_AUTHORITY for group, count in groups.items()
+        ):
+            raise TrustError(
+                f"there is no room for this revocation and the {len(wanted) - 1} that it takes over",
+                fix="cast a rogue authority out with all that it revoked, on the machine with the root's "
+                "key: `phantommesh revoke NAME --undo-all`",
+            )
+
+        def signed() -> list[Held]:
+            made = [revoke(authority, NodeId(o.node_id), o.at, after=after, origin=o.origin) for o in wanted]
+            return [Held(one, signer, one.id) for one in made]
+
+        return signed
 
     def add(self, statement: Revocation | RootWord, now: float) -> bool:
         """Verify a statement and hold it; say whether it is new here. Raises TrustError."""
@@ -185,46 +221,109 @@ class Revocations:
         """
         return self.hold(self.verify(statements, now))
 
-    def verify(self, statements: Iterable[Revocation | RootWord], now: float) -> Sequence[RootWord | Held]:
-        """Verify statements, for `hold`; those that are known are left out. A third of a millisecond each.
-        Raises TrustError where one does not hold."""
-        verified = list[RootWord | Held]()
+    def verify(
+        self,
+        statements: Iterable[Revocation | RootWord],
+        now: float,
+        late: Callable[[NodeId], bool] = lambda signer: True,
+    ) -> Sequence[RootWord | Held]:
+        """Verify statements, for `hold`, a third of a millisecond each. Raises TrustError where one does not
+        hold.
+
+        Left out, unverified, are those that would not be held: known ones, void ones, those that name a word
+        which is neither known nor among them, those that a full authority has no room for. ``late`` says
+        whether one more is looked at of an authority that is revoked.
+        """
+        words, others = dict[bytes, RootWord](), list[Revocation]()
         for one in statements:
             _check(one)
-            if one.id in self._words or one.id in self._place:
-                continue
-            if isinstance(one, RootWord):
+            if not isinstance(one, RootWord):
+                others.append(one)
+            elif one.id not in self._words and one.id not in words:
                 verify_word(one, self.root)
-                verified.append(one)
-            elif not self._is_outdone(one):
-                verified.append(self._verify(one, now))
+                words[one.id] = one
+        verified: list[RootWord | Held] = [*words.values()]
+        for other in others:
+            if other.after and other.after not in self._words and other.after not in words:
+                continue
+            if other.id in self._place:
+                continue
+            _, signer, _ = self._authority(other, now)
+            if self._is_void(signer, other) or not self._has_room(signer, other):
+                continue
+            if signer not in self._revoked or late(signer):
+                verified.append(self._verify(other, now))
         return verified
 
     def hold(self, verified: Iterable[RootWord | Held]) -> bool:
         """Hold what came at one time and was verified here; say whether any is new. Raises TrustError where
         there is no room for it."""
+        before = self.tree.digest()
+        for _ in self.holding(verified):
+            pass
+        return self.tree.digest() != before
+
+    def holding(self, verified: Iterable[RootWord | Held]) -> Generator[None]:
+        """`hold` in slices: the caller lets others have their turn at each step, and closes this in any
+        case."""
         words, came = list[RootWord](), list[Held]()
         for one in verified:
             if isinstance(one, RootWord):
                 words.append(one)
             else:
                 came.append(one)
-        if len(self._held) + len(came) > MAX_REVOCATIONS:
-            raise TrustError(
-                "there are too many revocations",
-                fix="cast a rogue authority out with `phantommesh revoke NAME --undo-all`",
-            )
-        before = self.tree.digest()
-        for word in words:
-            self._hear(word)
-        signers = {held.signer for held in (*self._held.values(), *came)} if len(came) > 1 else set()
-        # What an authority says once it is out must not count for having come in one parcel with that.
-        again = bool(words)
-        for held in sorted(came, key=lambda held: held.statement.node_id not in signers):
-            again |= not self._hold(held)
-        if again:
-            self._judge()
-        return self.tree.digest() != before
+        before, old, news = self.tree.digest(), self._revoked, self._news
+        again, counts = bool(words), bool(words) or any(held.signer not in old for held in came)
+        try:
+            for word in words:
+                self._hear(word)
+            if len(self._held) + len(came) > MAX_REVOCATIONS:
+                raise TrustError(
+                    "there are too many revocations",
+                    fix="cast a rogue authority out with `phantommesh revoke NAME --undo-all`",
+                )
+            # What an authority says once it is out must not count for having come in one parcel with that.
+            signers = self._signed.keys() | {held.signer for held in came}
+            for number, held in enumerate(sorted(came, key=lambda one: one.statement.node_id not in signers)):
+                again |= not self._hold(held)
+                if number % SLICE == SLICE - 1:
+                    yield
+        finally:
+            if again:
+                self._judge()
+            if (after := self.tree.digest()) != before:
+                counts |= news != self._news or not self._revoked.keys() <= old.keys()
+                self._note(before, after, counts=counts)
+
+    def _note(self, before: bytes, after: bytes, *, counts: bool) -> None:
+        if counts:
+            self._news += 1
+            self._alike.clear()
+            return
+        self._alike |= {before: None, after: None}
+        while len(self._alike) > MAX_ALIKE:
+            del self._alike[next(iter(self._alike))]
+
+    def covered(self, digest: bytes) -> bool:
+        """Whether a group key that was made under the set with this digest shuts out all that the present set
+        does: it is the same, or what came since is of authorities that were revoked already."""
+        return digest == self.tree.digest() or digest in self._alike
+
+    def copy(self) -> Self:
+        """The same set, to try something with."""
+        made = type(self)(self.root)
+        made.tree = self.tree.copy()
+        made._held, made._place, made._words = dict(self._held), dict(self._place), dict(self._words)
+        made._said = {node: list(said) for node, said in self._said.items()}
+        made._signed = Counter(self._signed)
+        made._places = {group: list(places) for group, places in self._places.items()}
+        made._revoked, made._authorities = dict(self._revoked), dict(self._authorities)
+        return made
+
+    def about(self, node_id: NodeId, data: bytes) -> Sequence[Revocation | RootWord]:
+        """Of what somebody answered to a node that asked how it stands: the root's words, and what is about
+        that node. Raises TrustError only."""
+        return [one for one in self.unpack(data) if isinstance(one, RootWord) or one.node_id == node_id]
 
     def digest(self) -> bytes:
         """SHA3-256, 32 bytes: equal for nodes that hold the same, in whatever order it came."""
@@ -276,6 +375,11 @@ class Revocations:
         words = self._newest(MAX_PLEA)
         return _encode(words) if words else b""
 
+    def encoder(self) -> Callable[[], bytes]:
+        """`encode` of what is held now, to be called in a thread: a full set is 400 MB."""
+        words, held = list(self._words.values()), list(self)
+        return lambda: _encode([*words, *held])
+
     def encode(self, limit: int | None = None) -> bytes:
         """Return all that is held, in the order it came, for the state directory. With a ``limit`` in bytes,
         for a joiner: the root's words, the revocations of authorities, and the newest others that have
@@ -309,59 +413,73 @@ class Revocations:
         place = self._place.get(one)
         return None if place is None else self._held[place].statement
 
-    def _is_outdone(self, one: Revocation) -> bool:
-        """Whether an earlier one by this authority for this node is held: that costs no signature check."""
-        known = self._authorities.get(one.authority_cert)
-        held = None if known is None else self._held.get(_place(known[1], one))
-        return held is not None and _order(held.statement) <= _order(one)
+    def _is_said(self, signer: NodeId, one: Revocation) -> bool:
+        """Whether this authority has said as much already, of the same day or an earlier one."""
+        held = self._held.get(_place(signer, one))
+        return held is not None and held.statement.at <= one.at
+
+    def _has_room(self, signer: NodeId, one: Revocation) -> bool:
+        """Whether this statement would be held: there is none of an earlier date in its place, nor is its
+        authority full of such as come before it. That costs no signature check."""
+        place = _place(signer, one)
+        held = self._held.get(place)
+        if held is not None:
+            return _order(one) < _order(held.statement)
+        places = self._places.get(_group(signer, one), [])
+        return len(places) < MAX_OF_AUTHORITY or place < places[-1]
+
+    def _authority(self, one: Revocation, now: float) -> tuple[MLDSA65PublicKey, NodeId, bytes]:
+        """The key, the node and the certificate's hash of who signed. Raises TrustError for no authority."""
+        der = one.authority_cert
+        if der not in self._authorities:
+            self._authorities[der] = verify_authority(self.root, der, now), _signer(der), _hash(der)
+        return self._authorities[der]
 
     def _verify(self, one: Revocation, now: float) -> Held:
+        key, signer, _ = self._authority(one, now)
         if one.at > now + EARLY:
             raise TrustError("the revocation is dated ahead of its time")
-        known = self._authorities.get(one.authority_cert)
-        if known is None:
-            key, der = verify_authority(self.root, one.authority_cert, now), one.authority_cert
-            digest = _hash(der)
-            known = self._authorities[der] = (
-                key,
-                authority_node(der) or NodeId(digest[:NODE_ID_BYTES]),
-                digest,
-            )
         try:
-            known[0].verify(one.signature, _signed(one.node_id, one.at, one.after, one.origin), CONTEXT)
+            key.verify(one.signature, _signed(one.node_id, one.at, one.after, one.origin), CONTEXT)
         except (InvalidSignature, ValueError) as error:
             raise TrustError("the revocation's signature is wrong") from error
-        return Held(one, known[1], one.id)
+        return Held(one, signer, one.id)
 
     def _hold(self, held: Held) -> bool:
         """Keep a verified statement. Return False where all have to be judged again."""
-        if self._void(held):
+        signer, one = held.signer, held.statement
+        if self._after(one) is None or self._is_void(signer, one) or not self._has_room(signer, one):
             return True
-        place = _place(held.signer, held.statement)
+        place = _place(signer, one)
         before = self._held.get(place)
-        if before is not None and _order(before.statement) <= _order(held.statement):
-            return True
         if before is not None:
             self._forget(place, keep=True)
         self._held[place] = held  # in the place of the one before, if there was one
         self._place[held.id] = place
-        self._signed[held.signer] += 1
+        self._signed[signer] += 1
         self.tree.add(held.id)
-        if self._signed[held.signer] > MAX_OF_AUTHORITY:  # those that go are the same on every node
-            self._forget(max(p for p, one in self._held.items() if one.signer == held.signer))
-            return False
         if before is not None:
             return False
+        places = self._places.setdefault(_group(signer, one), [])
+        insort(places, place)
+        gone = None
+        if len(places) > MAX_OF_AUTHORITY:  # those that go are the same on every node
+            gone = self._forget(places[-1]).statement
         self._count(held)
-        return True
+        counted = None if gone is None else self._revoked.get(NodeId(gone.node_id))
+        return counted is None or counted.statement is not gone
 
-    def _forget(self, place: bytes, *, keep: bool = False) -> None:
+    def _forget(self, place: bytes, *, keep: bool = False) -> Held:
         held = self._held[place] if keep else self._held.pop(place)
         del self._place[held.id]
+        if not keep:
+            group = _group(held.signer, held.statement)
+            del self._places[group][bisect_left(self._places[group], place)]
         self._signed[held.signer] -= 1
         if not self._signed[held.signer]:
             del self._signed[held.signer]
         self.tree.discard(held.id)
+        return held
 
     def _hear(self, word: RootWord) -> None:
         if word.id in self._words:
@@ -374,21 +492,24 @@ class Revocations:
             self._said.setdefault(node, []).append((word.order, True))
         for said in self._said.values():
             said.sort()
-        for place in [place for place, held in self._held.items() if self._void(held)]:
+        void = [p for p, held in self._held.items() if self._is_void(held.signer, held.statement)]
+        for place in void:
             self._forget(place)
 
     # Judging.
 
-    def _void(self, held: Held) -> bool:
+    def _is_void(self, signer: NodeId, one: Revocation) -> bool:
         """Whether a word of the root's makes a statement nothing, for good."""
-        known = self._after(held.statement)
+        known = self._after(one)
+        for who in (signer, one.origin):
+            if (last := self._said.get(who)) and last[-1][1]:
+                return True  # whose authority is cast out now knew that or did not: both make it void
         if known is None:
             return False
-        said = self._said.get(held.statement.node_id, ())
-        if any(order > known and not out for order, out in said):
+        if any(order > known and not out for order, out in self._said.get(one.node_id, ())):
             return True
-        for who in (held.signer, held.statement.origin):
-            outs = [(order, out) for order, out in self._said.get(who, ())]
+        for who in (signer, one.origin):
+            outs = self._said.get(who, ())
             if any(order > known and out for order, out in outs):
                 return True
             if (until := [out for order, out in outs if order <= known]) and until[-1]:
@@ -409,16 +530,18 @@ class Revocations:
             order, out = said[-1]
             if out:
                 self._revoked[NodeId(node)] = Revoked(order.number, self._words[order.id])
+        count = self._count
         for held in self._held.values():
-            self._count(held)
+            count(held)
 
     def _count(self, held: Held) -> None:
-        one = held.statement
-        if self._after(one) is None or held.signer in self._revoked:
+        one, revoked = held.statement, self._revoked
+        if held.signer in revoked:
             return
-        before = self._revoked.get(NodeId(one.node_id))
+        node_id = NodeId(one.node_id)
+        before = revoked.get(node_id)
         if before is None or one.at < before.at:
-            self._revoked[NodeId(one.node_id)] = Revoked(one.at, one)
+            revoked[node_id] = Revoked(one.at, one)
 
     def _newest(self, room: int) -> list[RootWord]:
         chosen = []
@@ -491,6 +614,16 @@ def _signed(node_id: bytes, at: int, after: bytes, origin: bytes) -> bytes:
     """What is signed. Without the last two it is what versions before those signed."""
     more = after.ljust(WORD_ID_BYTES, b"\0") + origin.ljust(NODE_ID_BYTES, b"\0") if after or origin else b""
     return node_id + at.to_bytes(8) + more
+
+
+def _signer(der: bytes) -> NodeId:
+    """The node of an authority, by its certificate."""
+    return authority_node(der) or NodeId(_hash(der)[:NODE_ID_BYTES])
+
+
+def _group(signer: NodeId, one: Revocation) -> tuple[NodeId, bool]:
+    """What share a statement takes room of. Not of its origin's: who signs writes any that it likes."""
+    return signer, bool(one.origin)
 
 
 def _place(signer: NodeId, one: Revocation) -> bytes:

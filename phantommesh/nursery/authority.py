@@ -30,7 +30,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import Entry, SignedRecord, open_record, settle
-from phantommesh.revocation import MAX_SNAPSHOT, Revocations, Revoked
+from phantommesh.revocation import MAX_SNAPSHOT, Revoked
 from phantommesh.rootword import say
 from phantommesh.trust import NODE_LIFE, Role, TrustError
 
@@ -66,6 +66,7 @@ class AuthorityDesk:
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self._node, self._keeper, self._keys = node, keeper, keys
+        self._revoking = trio.Lock()  # from whether there is room until it is taken
         self._enrolling = trio.Lock()  # two newcomers must not be given one address
         self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
@@ -284,26 +285,44 @@ class AuthorityDesk:
             )
         return authority
 
+    async def check_room(self, target: Target, *, force: bool) -> None:
+        """Raise TrustError where `revoke` would for want of room."""
+        authority, planned = self.check_revoke(target, force=force), self._node.revocations.copy()
+        if target.revoked is None:
+            await trio.to_thread.run_sync(planned.prepare, authority, target.node_id, time())
+
     async def revoke(self, target: Target, *, force: bool) -> Revoked:
         """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
         on its way to all. What an authority revoked until now this one signs anew before: else it would be
         undone for those who hear of that one's revocation first.
 
-        The group key changes with it. Raises TrustError, or StateError where it could not be written; then
-        it holds here all the same, and is written again later.
+        The group key changes with it. Raises TrustError, also where there is no room; or StateError where it
+        could not be written; then it holds here all the same, and is written again later.
         """
         authority = self.check_revoke(target, force=force)
         if target.revoked is not None:
             return target.revoked
-        made = await trio.to_thread.run_sync(self._node.revocations.sign, authority, target.node_id, time())
-        self._keeper.revoke(*made)
+        revocations = self._node.revocations
+        async with self._revoking:
+            if (already := revocations.get(target.node_id)) is not None:
+                return already
+            planned = revocations.copy()  # the loop goes on meanwhile
+            sign = await trio.to_thread.run_sync(planned.prepare, authority, target.node_id, time())
+            made = await trio.to_thread.run_sync(sign)
+            await self._keeper.hold(made)
         name = None if target.entry is None else target.entry.member.name
+        if (revoked := revocations.get(target.node_id)) is None:
+            raise TrustError(
+                f"the revocation of {format_node_id(target.node_id)} does not count: the node is still in",
+                fix="try again; if it goes on, cast it out on the machine with the root's key: "
+                "`phantommesh revoke NAME --undo-all`",
+            )
         log.warning(
             "node revoked", name=name, node_id=format_node_id(target.node_id), taken_over=len(made) - 1
         )
         await self._keeper.save()
         await self._keys.rotate()
-        return Revoked(made[-1].at, made[-1])
+        return revoked
 
     async def undo(self, target: Target, *, cast_out: bool, dry_run: bool) -> int:
         """Have the root take a node back; or, with ``cast_out``, put an authority out together with all that
@@ -333,8 +352,8 @@ class AuthorityDesk:
             )
         )
         if dry_run:
-            planned = Revocations.decode(node.revocations.encode(), node.root, time())
-            planned.add(word, time())
+            planned = node.revocations.copy()
+            await trio.to_thread.run_sync(planned.add, word, time())
             return len(before - planned.nodes)
         self._keeper.revoke(word)
         back = before - node.revocations.nodes

@@ -171,4 +171,4 @@ async def _ask_standing_at(node: NodeState, keeper: RosterKeeper, address: Addre
             answer = await streams.ask_standing(framed, node.identity.node_id, node.revocations.plea())
     if answer:
         with suppress(PhantomMeshError):
-            keeper.take_revocations(answer)
+            keeper.take_standing(answer)

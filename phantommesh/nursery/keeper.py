@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from math import inf
 from time import time
 
@@ -21,7 +21,7 @@ from phantommesh.nursery import unexpected
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates
 from phantommesh.records import PossessionError, RecordError, SignedRecord
-from phantommesh.revocation import MAX_PLEA, Held, Revocation, Revoked
+from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord
 from phantommesh.statedir import StateError
 from phantommesh.trust import TrustError
@@ -38,10 +38,16 @@ LOOK = 1.0  # s between looks at records that wait
 RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
 # A second after that: each takes about two milliseconds to verify, and one that is new more.
 RECORDS_RATE = 20.0
-# bytes a second that the roster's writes may take on the average. Each writes all of it: so they come the
-# seldomer the larger it is, from every 2 s to every 10 min.
+# bytes a second that the writes of the roster, and of the revocations, may take on the average. Each writes
+# all of it: so they come the seldomer the larger it is, from every 2 s to every 10 min. The first few writes
+# of revocations that come in a row do not wait.
 DISK_RATE = 64 * 1024
 LEAST_PAUSE, MOST_PAUSE = 2.0, 600.0  # s
+AHEAD = 20.0  # s of such pauses that revocations may run up
+# New statements of an authority that is revoked: as many at once as may be held of it, which is what a node
+# that was away has to fetch; and so many a second after that.
+LATE_RATE, LATE_BURST = 1 / 60, 2 * MAX_OF_AUTHORITY
+VERIFIED = 16  # statements between two turns of the loop, 5 ms
 
 BROKEN = "a record was left out after an unexpected error"
 
@@ -55,9 +61,9 @@ class RosterKeeper:
     block of addresses, may have us verify: it pays for what it announces and for what it answers.
 
     What others can make it do is bounded: newer records of one member come into force a few a minute, of
-    those that came meanwhile the newest; and what others' records change is written with pauses. A crash
-    loses no more than others have too: a newcomer, a revocation and this node's own record are written at
-    once.
+    those that came meanwhile the newest; and what others' records and revocations change is written with
+    pauses. A crash loses no more than others have too: a newcomer, a revocation that is made here and this
+    node's own record are written at once.
     """
 
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
@@ -70,7 +76,9 @@ class RosterKeeper:
         self._dirty = trio.Event()
         self._saving = trio.Lock()
         self._pleas = Rates[str](PLEA_RATE, PLEA_BURST)
-        self._rest_until = -inf  # until then no change of others' records is reason to write the roster
+        self._late = Rates[NodeId](LATE_RATE, LATE_BURST)
+        # By file, until when no change by others is reason to write it.
+        self._rest_until = dict.fromkeys((statedir.ROSTER, statedir.REVOCATIONS), -inf)
         self._urgent = False  # this node's own record has changed
         self._newer = Rates[NodeId](NEWER_RATE, NEWER_BURST)
         self._waits = trio.Event()
@@ -144,11 +152,33 @@ class RosterKeeper:
             self._note_change()
 
     def revoke(self, *statements: Revocation | RootWord) -> bool:
-        """Keep statements that were made together; say whether any is new here. Raises TrustError."""
-        if not self._node.revocations.take(statements, time()):
+        """Verify and keep statements that came together; say whether any is new here. Raises TrustError."""
+        held = self._node.revocations
+        if not held.hold(held.verify(statements, time(), self._may_be_late)):
             return False
         self._note_change(revoked=True)
         return True
+
+    def _may_be_late(self, signer: NodeId) -> bool:
+        """Whether one more statement is looked at of an authority that is revoked."""
+        if self._late.allow(signer, trio.current_time()):
+            return True
+        self.dropped["revocation-late"] += 1
+        return False
+
+    async def hold(self, verified: Iterable[RootWord | Held]) -> bool:
+        """Keep statements that were made here, or verified; say whether any is new. The loop has its turn
+        meanwhile. Raises TrustError where there is no room."""
+        held = self._node.revocations
+        before = held.digest()
+        try:
+            with closing(held.holding(verified)) as slices:
+                for _ in slices:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            if new := held.digest() != before:
+                self._note_change(revoked=True)
+        return new
 
     @property
     def revoked(self) -> Revoked | None:
@@ -183,16 +213,29 @@ class RosterKeeper:
         held = self._node.revocations
         return self.revoke(*(one for data in packed for one in held.unpack(data)))
 
+    def take_standing(self, answer: bytes) -> bool:
+        """Take what somebody answered to the question how this node stands: no more than that. Raises
+        TrustError."""
+        return self.revoke(*self._node.revocations.about(self._node.identity.node_id, answer))
+
     async def take_parts(self, parts: Iterable[bytes]) -> bool:
-        """`take_revocations` of much that came from one member: the loop has its turn after each part."""
-        held, verified = self._node.revocations, list[RootWord | Held]()
+        """`take_revocations` of much that came from one member: the loop has its turn now and then. Words of
+        the root's are first, since the others name them."""
+        held, verified = self._node.revocations, list[Held]()
+        words, others = list[RootWord](), list[Revocation]()
         for data in parts:
             await trio.lowlevel.checkpoint()
-            verified += held.verify(held.unpack(data), time())
-        if not held.hold(verified):
-            return False
-        self._note_change(revoked=True)
-        return True
+            for one in held.unpack(data):
+                if isinstance(one, RootWord):
+                    words.append(one)
+                else:
+                    others.append(one)
+        new = self.revoke(*words)
+        for start in range(0, len(others), VERIFIED):
+            await trio.lowlevel.checkpoint()
+            some = held.verify(others[start : start + VERIFIED], time(), self._may_be_late)
+            verified += [one for one in some if isinstance(one, Held)]
+        return await self.hold(verified) or new
 
     def answer_standing(self, question: bytes, source: Address) -> bytes:
         """Answer anybody how a node stands: `Revocations.standing`. The question is its id, and
@@ -255,16 +298,19 @@ class RosterKeeper:
                 self._unsaved.discard(name)
                 roster = name == statedir.ROSTER
                 urgent, self._urgent = self._urgent, self._urgent and not roster
-                encoded = self.roster.encode_kept() if roster else self._node.revocations.encode()
                 try:
+                    if roster:
+                        encoded = self.roster.encode_kept()
+                    else:
+                        encoded = await trio.to_thread.run_sync(self._node.revocations.encoder())
                     await trio.to_thread.run_sync(self._node.state.write, name, encoded)
                 except BaseException:
                     self._unsaved.add(name)
                     self._urgent |= urgent
                     raise
-                if roster:
-                    pause = min(MOST_PAUSE, max(LEAST_PAUSE, len(encoded) / DISK_RATE))
-                    self._rest_until = trio.current_time() + pause
+                pause = min(MOST_PAUSE, max(LEAST_PAUSE, len(encoded) / DISK_RATE))
+                now = trio.current_time()
+                self._rest_until[name] = pause + (now if roster else max(now, self._rest_until[name]))
 
     async def keep(self) -> None:
         """Write the roster and the revocations when they have changed, and let records in that wait, until
@@ -273,17 +319,23 @@ class RosterKeeper:
             nursery.start_soon(self._admit)
             while True:
                 self._dirty = trio.Event()
-                resting = trio.current_time() < self._rest_until and not self._urgent
+                due = {name: self._due(name) for name in self._unsaved}
                 # Revocations come first: a crash between the two leaves no revoked node behind.
-                if names := sorted(self._unsaved - ({statedir.ROSTER} if resting else set())):
+                if names := sorted(name for name in due if due[name] <= trio.current_time()):
                     try:
                         await self._save(names)
                     except StateError as error:
                         log.error("roster not written", error=str(error), fix=error.fix)
                         await trio.sleep(SAVE_AGAIN)
                     continue
-                with trio.move_on_at(self._rest_until if self._unsaved else inf):
+                with trio.move_on_at(min(due.values(), default=inf)):
                     await self._dirty.wait()
+
+    def _due(self, name: str) -> float:
+        """When a file that has changed is written."""
+        if name == statedir.ROSTER:
+            return -inf if self._urgent else self._rest_until[name]
+        return self._rest_until[name] - AHEAD
 
     async def _admit(self) -> None:
         while True:

@@ -333,7 +333,8 @@ class Reporter:
                 dry_run=dry_run,
                 taken_back=back,
             )
-        desk.check_revoke(target, force=force)
+        if dry_run:
+            await desk.check_room(target, force=force)
         made = target.revoked if dry_run else await desk.revoke(target, force=force)
         return RevocationResult(
             name=None if target.entry is None else target.entry.member.name,

@@ -8,14 +8,20 @@ against the nodes' own code: in the simulator where several nodes take part.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from time import time
+from typing import Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 from cryptography.x509 import Certificate
 
+from phantommesh import statedir
 from phantommesh.groupkey import (
     MAX_EPOCH,
     GroupKey,
@@ -25,10 +31,16 @@ from phantommesh.groupkey import (
     next_epoch,
     take_keys,
 )
+from phantommesh.identity import NodeId, format_node_id
 from phantommesh.issuing import Authority, issue_authority
+from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery.authority import AuthorityDesk
+from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Roster, sign_record
-from phantommesh.revocation import Revocations, revoke
+from phantommesh.revocation import Held, Revocation, Revocations, revoke
+from phantommesh.rootword import RootWord, say
+from phantommesh.trust import TrustError
 from phantommesh.wire import Address
 from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
@@ -218,8 +230,6 @@ def test_a_revoked_authority_takes_no_member_along_in_a_mesh() -> None:
 def test_the_root_takes_back_all_whom_a_rogue_revoked() -> None:
     """Nobody links with anybody any more, the root's own machine least of all; one has been restarted
     since."""
-    from phantommesh.rootword import say
-
     attack = Attack(2)
     sim = attack.sim
     everybody = [0, *range(2, MEMBERS + 2)]
@@ -253,8 +263,6 @@ def test_the_root_takes_back_all_whom_a_rogue_revoked() -> None:
 
 
 def test_whom_the_root_took_back_may_be_revoked_again() -> None:
-    from phantommesh.rootword import say
-
     victim = identity("member 0").node_id
     revocations = Revocations(MESH.root)
     old = revoke(MESH.authority, victim, NOW)
@@ -304,3 +312,251 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
     heard = Revocations(state.root)
     heard.take(heard.unpack(answers[0]), time())
     assert heard.words == [word]
+
+
+# --- what it fills, and whom it thereby brings back
+
+
+def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It revokes made-up nodes, chosen so that their take-over sorts before all that the honest authority
+    says: before this one's revocation of the rogue, and before its older ones."""
+    from phantommesh import revocation
+
+    monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 24)
+    revocations = Revocations(MESH.root)
+    bad = [identity(f"bad {number}").node_id for number in range(5)]
+    for node_id in bad:
+        revocations.add(revoke(MESH.authority, node_id, NOW - HOUR), NOW)
+
+    def place(node_id: bytes, origin: bytes = b"") -> bytes:
+        return revocation._place(HONEST, revocation.Revocation(node_id, 0, b"", b"", b"", origin))
+
+    limit = min(place(node_id) for node_id in (ROGUE, *bad))
+    made_up = (NodeId(hashlib.sha256(b"%d" % number).digest()[:16]) for number in itertools.count())
+    ground = itertools.islice((one for one in made_up if place(one, ROGUE) < limit), 24)
+    revocations.take([revoke(BY_ROGUE, one, NOW) for one in ground], NOW)
+    revocations.take(revocations.sign(MESH.authority, ROGUE, NOW + 5), NOW + 5)
+    told = Revocations(MESH.root)
+    told.take(list(revocations), NOW + 5)
+    again = Revocations.decode(revocations.encode(), MESH.root, NOW + 5)
+    for each in (revocations, told, again):
+        assert each.digest() == revocations.digest()
+        assert ROGUE in each and all(node_id in each for node_id in bad)
+        assert len(each) == 24 + 6
+
+
+def test_what_cannot_be_taken_over_is_refused_and_the_way_out_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("phantommesh.revocation.MAX_OF_AUTHORITY", 8)
+    revocations = Revocations(MESH.root)
+    for number in range(6):  # twice as many as it may have of one kind
+        for origin in (b"", identity("nobody").node_id):
+            node_id = identity(f"made up {number} {origin.hex()}").node_id
+            revocations.add(revoke(BY_ROGUE, node_id, NOW, origin=origin), NOW)
+    before = revocations.digest()
+    with pytest.raises(TrustError, match="no room") as caught:
+        revocations.sign(MESH.authority, ROGUE, NOW)
+    assert "--undo-all" in caught.value.fix and revocations.digest() == before
+    revocations.add(say(MESH.root_key, pardoned=(), cast_out=(ROGUE,), last=0, now=NOW), NOW)
+    assert revocations.nodes == {ROGUE}
+
+
+def desk_of(state: NodeState) -> AuthorityDesk:
+    return AuthorityDesk(state, RosterKeeper(state, lambda: None), GroupKeys(state))
+
+
+async def test_a_revocation_that_does_not_count_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_authority(tmp_path)
+    desk = desk_of(state)
+    monkeypatch.setattr(Revocations, "_hold", lambda self, held: True)  # whatever the reason
+    with pytest.raises(TrustError, match="still in"):
+        await desk.revoke(desk.find(format_node_id(identity("bad").node_id)), force=False)
+
+
+async def test_the_desk_verifies_nothing_that_it_has_signed_or_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_authority(tmp_path)
+    desk, bad = desk_of(state), identity("bad").node_id
+    for name in ("_verify", "decode"):
+        monkeypatch.setattr(Revocations, name, lambda *_: pytest.fail("verified"))
+    await desk.revoke(desk.find(format_node_id(bad)), force=False)
+    target = desk.find(format_node_id(bad))
+    assert await desk.undo(target, cast_out=False, dry_run=True) == 1
+    assert bad in state.revocations and not state.revocations.words
+    assert await desk.undo(target, cast_out=False, dry_run=False) == 1
+    assert bad not in state.revocations
+
+
+# --- what it goes on to say
+
+
+def keys_forced(revocations: Revocations, statements: Iterable[Revocation | RootWord]) -> int:
+    """How many new group keys an authority makes for these, which come one after the other."""
+    ring, made = Keyring(), 0
+    ring.install(make_group_key(MESH.authority, 1, revocations, NOW), 0.0)
+    for one in statements:
+        revocations.add(one, NOW)
+        epoch = next_epoch(ring, revocations, NOW)
+        if epoch is not None:
+            made += 1
+            ring.install(make_group_key(MESH.authority, epoch, revocations, NOW), 0.0)
+    return made
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_one_that_is_cast_out_says_nothing_whatever_word_it_names(knows: bool) -> None:
+    revocations = Revocations(MESH.root)
+    word = say(MESH.root_key, pardoned=(), cast_out=(ROGUE,), last=0, now=NOW)
+    revocations.add(word, NOW)
+    before, victim = revocations.digest(), identity("member 0").node_id
+    afters = [b"", word.id] if knows else [bytes([number]) * 16 for number in range(20)]
+    assert keys_forced(revocations, (revoke(BY_ROGUE, victim, NOW - 1, after=one) for one in afters)) == 0
+    assert list(revocations) == [] and revocations.digest() == before
+
+
+def test_what_names_a_word_that_nobody_knows_is_not_held() -> None:
+    """Of an authority that stands: else it keeps such for a word to come."""
+    revocations, victim = Revocations(MESH.root), identity("member 0").node_id
+    some = [revoke(BY_ROGUE, victim, NOW, after=bytes([number]) * 16) for number in range(9)]
+    assert keys_forced(revocations, some) == 0 and list(revocations) == []
+
+
+def test_what_one_says_that_is_revoked_is_no_reason_for_a_new_group_key() -> None:
+    revocations, victim = Revocations(MESH.root), identity("member 0").node_id
+    revocations.add(revoke(MESH.authority, ROGUE, NOW), NOW)
+    some = [revoke(BY_ROGUE, identity(f"m{number}").node_id, NOW) for number in range(9)]
+    some += [revoke(BY_ROGUE, victim, NOW - number) for number in range(9)]  # one place, ever earlier
+    assert keys_forced(revocations, some) == 0 and len(list(revocations)) == 11
+    more = [revoke(BY_ROGUE, HONEST, NOW), revoke(MESH.authority, victim, NOW)]
+    assert keys_forced(revocations, more) == 1
+    assert victim in revocations
+
+
+async def test_little_is_verified_of_what_one_says_that_is_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_authority(tmp_path)
+    monkeypatch.setattr("phantommesh.nursery.keeper.LATE_BURST", 4)
+    keeper, rogue = RosterKeeper(state, lambda: None), authority_in(state)
+    assert state.authority is not None
+    keeper.revoke(revoke(state.authority, ROGUE, time()))
+    some = Revocations(state.root)
+    some.take([revoke(rogue, identity(f"m{number}").node_id, time()) for number in range(40)], time())
+    await keeper.take_parts([some.encode()])
+    assert len(list(state.revocations)) == 1 + 4
+    keeper.take_revocations(some.encode())
+    assert len(list(state.revocations)) == 1 + 4 and keeper.dropped["revocation-late"] > 0
+
+
+def authority_in(state: NodeState) -> Authority:
+    key = identity("rogue authority")
+    return Authority(state.root, issue_authority(state.root, state.root_key(), key.spki, ROGUE, time()), key)
+
+
+def test_an_answer_how_this_node_stands_says_nothing_of_others(tmp_path: Path) -> None:
+    state = make_authority(tmp_path)
+    keeper, rogue = RosterKeeper(state, lambda: None), authority_in(state)
+    told, mine = Revocations(state.root), state.identity.node_id
+    word = say(state.root_key(), pardoned=(HONEST,), cast_out=(), last=0, now=time())
+    others = [identity(f"m{number}").node_id for number in range(9)]
+    told.take([word, *(revoke(rogue, one, time(), after=word.id) for one in (*others, mine))], time())
+    assert trio.run(standing_answered, keeper, told.encode())
+    assert state.revocations.words == [word]
+    assert [one.node_id for one in state.revocations] == [mine]
+
+
+async def standing_answered(keeper: RosterKeeper, answer: bytes) -> bool:
+    return keeper.take_standing(answer)
+
+
+async def test_revocations_are_written_with_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One a second for a minute; a command's own is on disk when it returns."""
+    monkeypatch.setattr("phantommesh.nursery.keeper.DISK_RATE", 16)
+    state, written = make_authority(tmp_path), 0
+    keeper, rogue, write = RosterKeeper(state, lambda: None), authority_in(state), state.state.write
+
+    def counted(name: str, data: bytes) -> None:
+        nonlocal written
+        written += name == statedir.REVOCATIONS
+        write(name, data)
+
+    monkeypatch.setattr(state.state, "write", counted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.keep)
+        for number in range(60):
+            keeper.revoke(revoke(rogue, identity(f"m{number}").node_id, time()))
+            await trio.sleep(1)
+        assert 1 <= written <= 3
+        await keeper.save()
+        nursery.cancel_scope.cancel()
+    assert len(load_node(tmp_path / "state", time()).revocations) == 60
+
+
+# --- what its flood costs
+
+
+def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from phantommesh import revocation
+
+    class Unsearched(dict[bytes, Held]):
+        searches = 0
+
+        def items(self) -> Any:
+            self.searches += 1
+            return super().items()
+
+        def values(self) -> Any:
+            self.searches += 1
+            return super().values()
+
+    monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 8)
+    revocations = Revocations(MESH.root)
+    revocations.add(revoke(MESH.authority, ROGUE, NOW), NOW)
+    flood = [revoke(BY_ROGUE, identity(f"m{number}").node_id, NOW) for number in range(64)]
+    flood.sort(key=lambda one: revocation._place(ROGUE, one), reverse=True)
+    revocations.take(flood[32:40], NOW)
+    revocations._held = held = Unsearched(revocations._held)
+    verified, verify = 0, Revocations._verify
+
+    def counted(self: Revocations, one: Revocation, now: float) -> Held:
+        nonlocal verified
+        verified += 1
+        return verify(self, one, now)
+
+    monkeypatch.setattr(Revocations, "_verify", counted)
+    assert not revocations.take(flood[:32], NOW)
+    assert verified == 0 and held.searches <= 1
+    held.searches = 0
+    assert revocations.take(flood[40:], NOW)
+    assert held.searches <= 1
+    assert {*revocations} == {*flood[-8:], next(iter(revocations))}
+
+
+async def test_the_loop_has_its_turn_while_many_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phantommesh.revocation.SLICE", 4)
+    state, held = make_authority(tmp_path), list[int]()
+    keeper, some = RosterKeeper(state, lambda: None), Revocations(state.root)
+    rogue = authority_in(state)
+    some.take([revoke(rogue, identity(f"m{number}").node_id, time()) for number in range(40)], time())
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while True:
+                held.append(len(list(state.revocations)))
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(watch)
+        await keeper.take_parts([some.encode()])
+        nursery.cancel_scope.cancel()
+    assert len({*held} - {0, 40}) >= 3  # of nine steps between: the two tasks run in any order
+    assert state.revocations.nodes == some.nodes

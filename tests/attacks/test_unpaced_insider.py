@@ -217,7 +217,7 @@ def test_a_list_of_millions_is_refused_at_its_head() -> None:
         with pytest.raises(RecordError):
             decode_records_untrusted(records)
         with pytest.raises(TrustError):
-            Revocations(state_root).take(revocations, time())  # type: ignore[arg-type]
+            Revocations(state_root).unpack(revocations)  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

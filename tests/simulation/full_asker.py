@@ -192,6 +192,6 @@ class Asker:
 
         def heard() -> None:
             if standing:
-                process.take_revocations(standing)
+                process.take_standing(standing)
 
         sim.at_process(process, sim.hop() + sim.hop(), heard)

@@ -12,7 +12,7 @@ node's own record, `full_asker` what it asks of others, `full_desk` what others 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
@@ -44,7 +44,8 @@ from phantommesh.meshsecret import MeshSecrets
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
-from phantommesh.revocation import Revocations
+from phantommesh.revocation import Revocation, Revocations
+from phantommesh.rootword import RootWord
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role
 from phantommesh.wire import Address
@@ -344,7 +345,14 @@ class Process:
 
     def take_revocations(self, *packed: bytes) -> bool:
         """`RosterKeeper.take_revocations`."""
-        told = [one for data in packed for one in self.revocations.unpack(data)]
+        return self.shut_out(one for data in packed for one in self.revocations.unpack(data))
+
+    def take_standing(self, answer: bytes) -> bool:
+        """`RosterKeeper.take_standing`."""
+        return self.shut_out(self.revocations.about(self.me, answer))
+
+    def shut_out(self, told: Iterable[Revocation | RootWord]) -> bool:
+        """`RosterKeeper.revoke`."""
         if not self.revocations.take(told, self.wall):
             return False
         self.note_change()

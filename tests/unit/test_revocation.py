@@ -81,16 +81,43 @@ def test_all_hold_the_same_in_the_end(data: st.DataObject) -> None:
         cut = data.draw(st.integers(1, len(order)))
         other.take(order[:cut], NOW)
         order = order[cut:]
+    for each in (one, other):  # whoever has one that names a word has the word, and offers both again
+        each.take(some, NOW)
     assert one.digest() == other.digest()
     for each in (one, other):
         again = Revocations.decode(each.encode(), MESH.root, NOW)
         assert (again.digest(), again.nodes) == (each.digest(), each.nodes)
 
 
+FLOOD: list[Revocation | RootWord] = [
+    revoke(authority(B), NodeId(bytes([9, i]) * 8), NOW, after=after, origin=origin)
+    for i, (after, origin) in enumerate(itertools.product((b"", FIRST.id, SECOND.id), (b"", A, C)))
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_full_ones_hold_the_same_when_they_have_exchanged_what_they_hold(data: st.DataObject) -> None:
+    pool = [*POOL, *FLOOD]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phantommesh.revocation.MAX_OF_AUTHORITY", 3)
+        mesh = [Revocations(MESH.root) for _ in range(3)]
+        for each in mesh:
+            some = data.draw(st.lists(st.sampled_from(pool), unique_by=id, max_size=20))
+            for one in some:
+                each.add(one, NOW)
+        for each, other in [*itertools.permutations(mesh, 2)] * 2:
+            each.take([*other.words, *other], NOW)
+        assert len({each.digest() for each in mesh}) == 1
+        again = mesh[0].copy()
+        assert not again.take([*mesh[1].words, *mesh[1]], NOW) and again.nodes == mesh[0].nodes
+        assert Revocations.decode(mesh[0].encode(), MESH.root, NOW).digest() == mesh[0].digest()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.permutations([one for one in POOL if isinstance(one, Revocation) and one.node_id not in (A, B, C)]))
 def test_where_no_authority_is_revoked_all_agree_on_who_is(order: list[Revocation]) -> None:
-    assert fresh(*order, FIRST, SECOND).nodes == fresh(FIRST, SECOND, *reversed(order)).nodes
+    assert fresh(*order, FIRST, SECOND, *order).nodes == fresh(FIRST, SECOND, *reversed(order)).nodes
 
 
 def test_of_what_comes_at_one_time_the_revocations_of_authorities_are_first() -> None:
@@ -134,15 +161,27 @@ def test_the_last_of_the_roots_words_counts_in_whatever_order_they_come() -> Non
     back = revoke(authority(B), Y, NOW, after=second.id)
     pool: list[Revocation | RootWord] = [first, second, while_out, back]
     for mixed in itertools.permutations(pool):
-        assert fresh(*mixed).nodes == {Y}
+        assert fresh(*mixed, *pool).nodes == {Y}
 
 
-def test_a_word_that_nobody_knows_is_waited_for() -> None:
+def test_what_names_a_word_that_is_not_known_is_not_held_without_it() -> None:
     late = revoke(authority(A), X, NOW, after=FIRST.id)
     held = fresh(late)
-    assert held.nodes == frozenset() and len(list(held)) == 1
-    held.add(FIRST, NOW)
+    assert held.nodes == frozenset() and list(held) == [] and held.digest() == fresh().digest()
+    held.take([late, FIRST], NOW)  # whoever has it has the word, too
     assert held.nodes == {X, C}
+    theirs, mine = fresh(FIRST, late), Revocations(MESH.root)
+    for ids in (lambda: [late.id], lambda: [late.id, FIRST.id]):  # it lists that one first, or not the word
+        mine = Revocations(MESH.root)
+
+        def reply(request: object, ids: Callable[[], list[bytes]] = ids) -> control.Answer:
+            if isinstance(request, control.CompareRevocations):
+                return control.RevocationsDiffer(bytes(32) + b"".join(ids()))
+            return answer(theirs, request)
+
+        came = hold(mine, reply)
+        assert mine.take([one for data in came for one in mine.unpack(data)], NOW)
+        assert mine.digest() == theirs.digest()
 
 
 def test_only_the_root_speaks_for_the_root() -> None:
