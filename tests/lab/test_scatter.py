@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from phantommesh import guard
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start, view_of
@@ -243,13 +244,19 @@ async def test_leaving_leaves_nothing_and_a_crash_is_taken_over(nodes: list[LabN
     await converged(nodes, PATIENCE_S)
     await scattered(nodes)
     tables = run_in(node, "nft", "list", "tables").splitlines()
-    assert tables == [f"table netdev {TABLE}"]
+    assert sorted(tables) == sorted(
+        [
+            f"table netdev {TABLE}",
+            *(f"table {family} {guard.table_name(MASTER)}" for family in ("inet", "arp")),
+        ]
+    )
     assert await trio.to_thread.run_sync(ping, node, addresses(nodes[0])[0], 100) == 100
 
 
 async def test_without_nft_traffic_takes_dimension_0_and_status_says_so(
     nodes: list[LabNode], tmp_path: Path
 ) -> None:
+    """The command is gone while the node runs. A node that starts without it does not start."""
     node = nodes[1]
     for name in ("ip", "sh", "mount", "wireguard-go"):
         if (found := shutil.which(name)) is not None:
@@ -257,10 +264,20 @@ async def test_without_nft_traffic_takes_dimension_0_and_status_says_so(
     await stop(node)
     bare = {**node.environment(), "PATH": str(tmp_path)}
     run = node.inside([sys.executable, "-m", "phantommesh", "run"])
+    refused = await trio.to_thread.run_sync(
+        partial(subprocess.run, run, env=bare, capture_output=True, text=True)
+    )
+    assert refused.returncode == 1
+    assert "error: the command nft is missing" in refused.stderr and "fix: install nftables" in refused.stderr
+    nft = tmp_path / "nft"
+    nft.symlink_to(shutil.which("nft") or "")
     process = subprocess.Popen(run, env=bare, stderr=subprocess.DEVNULL)
     try:
         await until(node.socket.exists)
         await converged(nodes, PATIENCE_S)
+        await scattered(nodes)
+        nft.unlink()
+        run_in(node, "nft", "delete", "table", "netdev", TABLE)
         await until(lambda: any("dimension 0" in r for r in NodeClient(node.socket).status().degraded))
         assert not has_routes(node)
         before = sent_by(node)
