@@ -139,9 +139,3 @@ class Guarding:
                     changed = True  # more came than the socket or the buffer holds
                 if changed:
                     self.kick()
-
-
-async def remove(device: str) -> None:
-    """Remove the guard's tables; that they are gone already is fine. Raises NftError."""
-    for family in (FAMILY, ARP_FAMILY):
-        await Table(family, guard.table_name(device)).remove()
