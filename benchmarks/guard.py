@@ -38,7 +38,12 @@ _UNDERLAY, _GATEWAY = "192.0.2.2", "192.0.2.1"
 def _guard(networks: tuple[Network, ...]) -> Guard:
     names = tuple(f"pm{i}" for i in range(7))
     return Guard(
-        "pm", names, (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")), networks, 51800, range(51820, 51834)
+        "pm",
+        names,
+        (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")),
+        networks,
+        51800,
+        tuple(range(51820, 51827)),
     )
 
 

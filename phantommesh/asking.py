@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 from phantommesh import antientropy, control, idtree
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.records import Entry, Roster
+from phantommesh.records import Entry, Roster, encoded_hash
 from phantommesh.revocation import Revocations
 from phantommesh.trust import Role, TrustError
 from phantommesh.wire import Address
@@ -36,9 +36,10 @@ class AskingError(Exception):
 
 
 class Keep(NamedTuple):
-    """Verify these encoded records and keep those that are newer."""
+    """Verify these encoded records and keep those that are newer. ``unasked`` more came and are left out."""
 
     records: Sequence[bytes]
+    unasked: int = 0
 
 
 T = TypeVar("T")
@@ -47,12 +48,25 @@ Talk = Generator[control.Request | Keep, control.Answer | int, T]
 
 def fetch(hashes: Iterable[bytes]) -> Talk[int]:
     """Fetch records by their hashes; return how many changed the roster."""
-    answer = yield control.Fetch(tuple(hashes))
+    wanted = tuple(hashes)
+    answer = yield control.Fetch(wanted)
     if not isinstance(answer, control.Records):
         raise AskingError("not an answer to a request for records")
-    came = yield Keep(answer.records)
+    came = yield asked_for(answer.records, wanted)
     assert isinstance(came, int)
     return came
+
+
+def asked_for(records: Sequence[bytes], hashes: Iterable[bytes]) -> Keep:
+    """Of the records in an answer those that were asked for, each once. To tell costs a hash; to verify what
+    nobody wants would cost a hundred times as much."""
+    wanted, kept = set(hashes), list[bytes]()
+    for encoded in records:
+        name = encoded_hash(encoded)
+        if name in wanted:
+            wanted.remove(name)
+            kept.append(encoded)
+    return Keep(tuple(kept), len(records) - len(kept))
 
 
 def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:

@@ -48,6 +48,7 @@ from phantommesh.trust import (
     authority_node,
     check_label,
     describe_mesh,
+    load_certificate,
     load_root,
     verify_authority,
     verify_chain,
@@ -222,7 +223,7 @@ def finish_join(
         own_key = verify_authority(root, own_authority_cert, now)
         if own_key != draft.authority_key.public_key or authority_node(own_authority_cert) != member.node_id:
             raise TrustError("the authority certified another authority's key", fix=_NEW_INVITE)
-        own = Authority(root, x509.load_der_x509_certificate(own_authority_cert), draft.authority_key)
+        own = Authority(root, load_certificate(own_authority_cert, "authority"), draft.authority_key)
         authority_cert = own_authority_cert
         node_cert = own.issue(draft.identity.spki, member.name, Role.AUTHORITY, member.ip4, now)
     revoked = Revocations.decode(revocations, root, now)

@@ -360,6 +360,11 @@ def _check(config: Config) -> None:
     for name in config.guard.forward:
         if not _INTERFACE.fullmatch(name):
             raise ConfigError(f"guard.forward: {_show(name)} is no interface's name", fix="see `ip link`")
+        if name.rstrip("0123456789") == (wireguard.prefix.rstrip("0123456789") or wireguard.prefix):
+            raise ConfigError(
+                f"guard.forward: {_show(name)} is the mesh's own interface",
+                fix="name the interfaces of the machines or containers behind this one",
+            )
     last_port = wireguard.ports.stop - 1
     if last_port > 65535:
         raise ConfigError(
@@ -450,7 +455,8 @@ def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]
             if reach.never(host) is Why.OVERLAY:
                 raise ConfigError(
                     f"{key}: {_show(endpoint)} is {Why.OVERLAY.text}",
-                    fix="give the address of the network beneath the mesh, by which other machines reach it",
+                    fix=f"give in {key} of the configuration an address of the network beneath the mesh, by "
+                    "which other machines reach this one",
                 )
 
 

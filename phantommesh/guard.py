@@ -23,8 +23,8 @@ from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_
 
 OUTER_MARK: Final = 0x50000000
 OUTER_MASK: Final = 0xFF000000
-"""The mark of what this node and its WireGuard send over the underlay. One byte of it is ours: kube-proxy,
-Docker and Tailscale use other bits."""
+"""The mark of what this node and its WireGuard send over the underlay: one byte, not of those that kube-proxy
+and Tailscale use. Calico and Cilium may use any, so no rule drops by the mark alone."""
 
 FAMILY: Final = "inet"
 ARP_FAMILY: Final = "arp"
@@ -38,7 +38,7 @@ class Drop(IntEnum):
     BEYOND = 2  # from the mesh, to something else than this node's overlay addresses
     FORWARDED = 3  # between the mesh and another interface
     CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
-    NESTED = 5  # WireGuard's or the node's own, about to enter the mesh that it carries, or out of it
+    NESTED = 5  # WireGuard's or the control port's, about to enter the mesh that it carries, or out of it
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
 
 
@@ -83,7 +83,7 @@ class Guard:
     own: tuple[IPv4Address, IPv6Address]
     networks: tuple[Network, ...]
     control: int
-    wireguard: range
+    wireguard: tuple[int, ...]
     forward: tuple[str, ...] = ()
 
     @property
@@ -103,7 +103,7 @@ def render(guard: Guard) -> str:
             ),
             *chain_block("inside", *_inside(guard)),
             *chain_block("quoting", *_quoting(guard)),
-            *chain_block("entering", f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x} {_drop(Drop.NESTED)}"),
+            *chain_block("entering", _entering(guard)),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
@@ -202,11 +202,10 @@ def _quoting(guard: Guard) -> list[str]:
 
 def _inside(guard: Guard) -> list[str]:
     four, six = guard.own
-    ports = guard.wireguard
     return [
         # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
-        f"udp dport {{ {guard.control}, {ports.start}-{ports.stop - 1} }} {_drop(Drop.NESTED)}",
-        f"tcp dport {guard.control} {_drop(Drop.NESTED)}",
+        f"udp dport {_outer(guard)} {_drop(Drop.NESTED)}",
+        f"tcp dport {guard.control} tcp flags & (syn | ack) == syn {_drop(Drop.NESTED)}",
         # There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
         # would set the MTU of other members' paths.
         f"icmp type redirect {_drop(Drop.BEYOND)}",
@@ -229,6 +228,16 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _entering(guard: Guard) -> str:
+    """By the mark and the port: other programs have marks of their own, which may look like ours."""
+    marked = f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x}"
+    return f"{marked} udp sport {_outer(guard)} {_drop(Drop.NESTED)}"
+
+
+def _outer(guard: Guard) -> str:
+    return anonymous(sorted({guard.control, *guard.wireguard}))
 
 
 def _leaving(guard: Guard) -> list[str]:

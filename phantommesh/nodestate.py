@@ -32,6 +32,7 @@ from phantommesh.trust import (
     Mesh,
     TrustError,
     describe_mesh,
+    load_certificate,
     load_root,
     validity,
     verify_chain,
@@ -144,7 +145,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     if state.has(statedir.AUTHORITY_KEY):
         with _blame(state, statedir.AUTHORITY_KEY):
             key = Identity.from_pem(state.read_secret(statedir.AUTHORITY_KEY).reveal())
-            authority = Authority(root, x509.load_der_x509_certificate(authority_cert), key)
+            authority = Authority(root, load_certificate(authority_cert, "authority"), key)
     return NodeState(
         state=state,
         identity=identity,

@@ -267,6 +267,18 @@ class Roster:
         ahead = self.waiting.get(node_id)
         return ahead if ahead is not None and self._stands(ahead) else self.get(node_id)
 
+    def holds(self, signed: SignedRecord, now: float) -> bool:
+        """Whether this very record, valid at `now`, is in force or waits: then there is nothing to verify."""
+        try:
+            node_id = NodeId(msgspec.msgpack.decode(signed.body, type=NodeRecord).node_id)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+        known = (self.get(node_id), self.waiting.get(node_id))
+        return any(
+            entry is not None and entry.signed == signed and self._stands(entry) and entry.valid(now)
+            for entry in known
+        )
+
     def disputes(self, now: float) -> list[Dispute]:
         """What members in good standing both claim.
 
@@ -456,8 +468,13 @@ def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str,
 
 
 def record_hash(signed: SignedRecord) -> bytes:
-    """Return the 16 bytes that name a record: the SHA3-256 of its encoding, shortened."""
-    return hashlib.sha3_256(signed.encode()).digest()[:HASH_BYTES]
+    """Return the 16 bytes that name a record: `encoded_hash` of its encoding."""
+    return encoded_hash(signed.encode())
+
+
+def encoded_hash(encoded: bytes) -> bytes:
+    """Return the 16 bytes that name an encoded record: its SHA3-256, shortened."""
+    return hashlib.sha3_256(encoded).digest()[:HASH_BYTES]
 
 
 def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:

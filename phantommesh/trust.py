@@ -44,6 +44,19 @@ _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _AUTHORITY_URI: Final = re.compile(r"phantommesh:authority:([a-z2-7]{26})")
 _NODE_URI: Final = re.compile(r"phantommesh:node:([a-z2-7]{26})\?role=([a-z]{1,16})")
 
+# The parts of a certificate that are parsed when they are first read, beside its dates and its key.
+_PARTS: Final = (
+    "version",
+    "serial_number",
+    "issuer",
+    "subject",
+    "extensions",
+    "signature",
+    "signature_algorithm_oid",
+    "signature_algorithm_parameters",
+    "tbs_certificate_bytes",
+)
+
 # Everything that parsing and verifying a hostile certificate with `cryptography` can raise.
 X509_ERRORS: Final = (
     ValueError,
@@ -54,6 +67,8 @@ X509_ERRORS: Final = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
     verification.VerificationError,
+    OverflowError,
+    OSError,
 )
 
 
@@ -113,7 +128,7 @@ def authority_node(der: bytes) -> NodeId | None:
 
     Raises TrustError for what is not a certificate.
     """
-    certificate = _load(der, "authority")
+    certificate = load_certificate(der, "authority")
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
@@ -131,7 +146,7 @@ def load_root(der: bytes, root_hash: bytes | None = None) -> x509.Certificate:
 
     Raises TrustError. It does not look at the clock: `verify_chain` does.
     """
-    root = _load(der, "root")
+    root = load_certificate(der, "root")
     mesh = describe_mesh(root)
     if root_hash is not None and mesh.root_hash != root_hash:
         raise TrustError("the root certificate is another mesh's", fix="ask for a new invite")
@@ -159,7 +174,7 @@ def describe_mesh(root: x509.Certificate) -> Mesh:
         raise TrustError("the root certificate's name constraints are not those of its key")
     if network4.prefixlen > 30:
         raise TrustError(f"the root certificate's overlay {network4} has no room")
-    return Mesh(name, spki, network4, network6, root.not_valid_after_utc.timestamp())
+    return Mesh(name, spki, network4, network6, _dates(root)[1])
 
 
 def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, now: float) -> Member:
@@ -172,11 +187,12 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
     behind. Raises TrustError.
     """
     mesh = describe_mesh(root)
-    authority, node = _load(authority_der, "authority"), _load(node_der, "node")
-    begins = max(c.not_valid_before_utc.timestamp() for c in (root, authority, node))
+    authority, node = load_certificate(authority_der, "authority"), load_certificate(node_der, "node")
+    begins = max(_dates(c)[0] for c in (root, authority, node))
     if now < begins <= now + EARLY:
         now = begins
-    if (node.not_valid_after_utc - node.not_valid_before_utc).total_seconds() > LONGEST_LIFE:
+    not_before, not_after = _dates(node)
+    if not_after - not_before > LONGEST_LIFE:
         raise TrustError("the node certificate is good for longer than any may be")
     try:
         for certificate in (root, authority, node):
@@ -195,7 +211,7 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
         chain = verifier.verify(node, [authority]).chain
         names = list(node.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
         public_key = certified_key(node)
-    except (*X509_ERRORS, OverflowError, OSError) as error:
+    except X509_ERRORS as error:
         raise TrustError(f"the certificate chain does not hold: {_reason(error)}") from error
     if chain != [node, authority, root]:
         raise TrustError("the certificate chain does not hold: it is not root, authority, node")
@@ -221,7 +237,6 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
         raise TrustError("the node certificate's IPv6 address is not the one of its key")
     if ip4 in (mesh.network4.network_address, mesh.network4.broadcast_address):
         raise TrustError("the node certificate's IPv4 address is no host's")
-    not_before, not_after = node.not_valid_before_utc.timestamp(), node.not_valid_after_utc.timestamp()
     return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after)
 
 
@@ -230,7 +245,7 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
 
     `cryptography`'s verifier takes end entities only, so this checks the one step by hand.
     """
-    authority = _load(der, "authority")
+    authority = load_certificate(der, "authority")
     try:
         key = certified_key(authority)
         authority.verify_directly_issued_by(root)
@@ -241,7 +256,7 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
     if not constraints.ca or constraints.path_length != 0 or not usage.key_cert_sign:
         raise TrustError("the authority certificate is not an authority's")
     for certificate in (root, authority):
-        begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        begin, end = _dates(certificate)
         if not begin - EARLY <= now <= end:
             raise TrustError("the authority certificate is not valid now")
     return key
@@ -249,17 +264,33 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
 
 def validity(der: bytes) -> tuple[float, float]:
     """Return a certificate's (not before, not after) in unix seconds, unverified. Raises TrustError."""
-    certificate = _load(der, "node")
-    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return _dates(load_certificate(der, "node"))
 
 
-def _load(der: bytes, kind: str) -> x509.Certificate:
+def load_certificate(der: bytes, kind: str) -> x509.Certificate:
+    """Read a certificate; ``kind`` is what to call it ("node"). Raises TrustError, for all of it: no part of
+    what this returns raises when it is read later.
+
+    `cryptography` parses most parts when they are asked for, and each can raise: a date of the year 0 has no
+    `datetime`, an extension or a name may be malformed. So each is asked for here, in one place.
+    """
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise TrustError(f"the {kind} certificate is too long")
     try:
-        return x509.load_der_x509_certificate(der)
-    except X509_ERRORS as error:
+        certificate = x509.load_der_x509_certificate(der)
+        _dates(certificate)
+        for part in _PARTS:
+            getattr(certificate, part)
+        certificate.public_key()
+    except Exception as error:  # not X509_ERRORS alone: the parser is not ours, and the bytes are anybody's
         raise TrustError(f"the {kind} certificate cannot be read") from error
+    return certificate
+
+
+def _dates(certificate: x509.Certificate) -> tuple[float, float]:
+    """A certificate's (not before, not after) in unix seconds. Raises ValueError or OverflowError where a
+    date is none that Python has; not for what `load_certificate` returned."""
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
 def certified_key(certificate: x509.Certificate) -> MLDSA65PublicKey:

@@ -22,7 +22,7 @@ from phantommesh.cli.setup import init, invite, join, run
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # verbs that read it say what they need
     default=STATE_DIR,
     envvar="PHANTOMMESH_STATE_DIR",
     show_default=True,

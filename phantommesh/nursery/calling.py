@@ -18,6 +18,7 @@ from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import Entry
 from phantommesh.trust import Role, TrustError
 from phantommesh.wire import Address
@@ -117,13 +118,13 @@ class Caller:
         )
 
 
-async def converse(client: streams.Client, keeper: RosterKeeper, talk: asking.Talk[T]) -> T:
-    """Hold one of `asking`'s conversations over a channel. Raises `StreamError`."""
+async def converse(client: streams.Client, keeper: RosterKeeper, member: NodeId, talk: asking.Talk[T]) -> T:
+    """Hold one of `asking`'s conversations over a channel to a member. Raises `StreamError`."""
     try:
         step = next(talk)
         while True:
             if isinstance(step, asking.Keep):
-                step = talk.send(await keeper.take(step.records))
+                step = talk.send(await keeper.take(step.records, member, unasked=step.unasked))
             else:
                 step = talk.send(await client.ask(step))
     except asking.AskingError as error:
@@ -132,9 +133,9 @@ async def converse(client: streams.Client, keeper: RosterKeeper, talk: asking.Ta
         return cast("T", end.value)
 
 
-async def reconcile(client: streams.Client, keeper: RosterKeeper) -> int:
+async def reconcile(client: streams.Client, keeper: RosterKeeper, member: NodeId) -> int:
     """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`."""
-    return await converse(client, keeper, asking.reconcile(keeper.roster, time))
+    return await converse(client, keeper, member, asking.reconcile(keeper.roster, time))
 
 
 async def ask_standing(
@@ -156,12 +157,18 @@ async def ask_standing(
         entries = [e for e in keeper.roster.everyone() if e.member.node_id != node.identity.node_id]
         for entry in random.sample(entries, min(len(entries), STANDING_ASKED)):
             for address in where(entry):
-                answer = b""
-                with suppress(streams.StreamError):
-                    async with streams.connect(address.host, address.port) as framed:
-                        answer = await streams.ask_standing(
-                            framed, node.identity.node_id, node.revocations.plea()
-                        )
-                if answer:
-                    with suppress(PhantomMeshError):
-                        keeper.take_revocations(answer)
+                with left_out(
+                    keeper.dropped, "standing-broken", "an answer on this node's standing was left out",
+                    source=str(address),
+                ):  # fmt: skip
+                    await _ask_standing_at(node, keeper, address)
+
+
+async def _ask_standing_at(node: NodeState, keeper: RosterKeeper, address: Address) -> None:
+    answer = b""
+    with suppress(streams.StreamError):
+        async with streams.connect(address.host, address.port) as framed:
+            answer = await streams.ask_standing(framed, node.identity.node_id, node.revocations.plea())
+    if answer:
+        with suppress(PhantomMeshError):
+            keeper.take_revocations(answer)

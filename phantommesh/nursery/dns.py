@@ -18,6 +18,7 @@ import trio
 
 from phantommesh.link.admission import Rates
 from phantommesh.names import MAX_QUERY, Zone, respond
+from phantommesh.nursery import unexpected
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
@@ -113,8 +114,12 @@ class NameServer:
             return True
         return False
 
-    def _respond(self, query: bytes, *, tcp: bool) -> bytes | None:
-        result, response = respond(self._zone(), query, tcp=tcp)
+    def _respond(self, query: bytes, host: str, *, tcp: bool) -> bytes | None:
+        result, response = "dns-broken", None
+        try:
+            result, response = respond(self._zone(), query, tcp=tcp)
+        except Exception as error:  # one query is not the service's end
+            unexpected.note("a DNS query was left out after an unexpected error", error, source=host)
         if response is None:
             self.dropped[result] += 1
         else:
@@ -131,7 +136,7 @@ class NameServer:
                     break  # none left, or an ICMP error for an earlier answer
                 if not self._admit(source[0]):
                     continue
-                response = self._respond(query, tcp=False)
+                response = self._respond(query, source[0], tcp=False)
                 if response is None:
                     continue
                 try:
@@ -158,7 +163,7 @@ class NameServer:
                             self.dropped["dns-long"] += 1
                             return
                         query = await _exactly(stream, size)
-                    response = self._respond(query, tcp=True)
+                    response = self._respond(query, host, tcp=True)
                     if response is None:
                         return
                     with trio.fail_after(IDLE):

@@ -29,6 +29,7 @@ from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
 from phantommesh.wire import Address
 
@@ -41,6 +42,10 @@ LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is su
 DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
 SAVE_EVERY, SAVE_AGAIN = 30.0, 5.0  # s
 QUIET = 5.0  # s without a genuine datagram
+
+FETCH_BROKEN = "a fetch of records ended with an unexpected error"
+SYNC_BROKEN = "a comparison of tables ended with an unexpected error"
+ASK_BROKEN = "a request for keys ended with an unexpected error"
 
 Item = TypeVar("Item")
 
@@ -284,7 +289,8 @@ class GossipDriver:
                 await self._wanted.wait()
                 continue
             try:
-                await self._fetch_from_someone(batch)
+                with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN):
+                    await self._fetch_from_someone(batch)
             finally:
                 self._fetching.over(batch)
 
@@ -301,9 +307,13 @@ class GossipDriver:
                 case asking.Pause(seconds):
                     await trio.sleep(seconds)
                 case asking.Call(member, talk):
-                    await self._fetch_linked(member, talk)
+                    peer = format_node_id(member)
+                    with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN, peer=peer):
+                        await self._fetch_linked(member, talk)
                 case asking.CallUnlinked(address, hashes):
-                    await self._fetch_unlinked(address, hashes)
+                    source = str(address)
+                    with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN, source=source):
+                        await self._fetch_unlinked(address, hashes)
                 case _:
                     assert_never(step)
         self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
@@ -312,7 +322,7 @@ class GossipDriver:
         try:
             with trio.move_on_after(TALK):
                 async with self._caller.call(member) as client:
-                    await converse(client, self._keeper, talk)
+                    await converse(client, self._keeper, member, talk)
         except streams.StreamError as error:
             log.debug("records not fetched", peer=format_node_id(member), error=str(error))
 
@@ -330,7 +340,8 @@ class GossipDriver:
                 answer = await streams.ask_records(framed, request)
             records = control.decode_answer_untrusted(self._requests.open_answer(request, answer))
             if isinstance(records, control.Records):
-                await self._keeper.take(records.records)
+                kept = asking.asked_for(records.records, hashes)
+                await self._keeper.take(kept.records, source, unasked=kept.unasked)
         except (streams.StreamError, EnvelopeError, control.ControlError) as error:
             log.debug("records not fetched", source=str(source), error=str(error))
 
@@ -346,12 +357,14 @@ class GossipDriver:
             if member is None or self._caller.sessions.newest(member) is None:
                 self.dropped["gossip-sync-unlinked"] += 1
                 continue
-            try:
-                with trio.move_on_after(TALK):
-                    async with self._caller.call(member) as client:
-                        await converse(client, self._keeper, self._compare(member))
-            except (streams.StreamError, GossipError, PhantomMeshError) as error:
-                log.info("tables not compared", peer=format_node_id(member), error=str(error))
+            name = format_node_id(member)
+            with left_out(self.dropped, "gossip-sync-broken", SYNC_BROKEN, peer=name):
+                try:
+                    with trio.move_on_after(TALK):
+                        async with self._caller.call(member) as client:
+                            await converse(client, self._keeper, member, self._compare(member))
+                except (streams.StreamError, GossipError, PhantomMeshError) as error:
+                    log.info("tables not compared", peer=name, error=str(error))
 
     async def _ask(self) -> None:
         """Ask for revocations and group keys."""
@@ -362,7 +375,11 @@ class GossipDriver:
             for member in members[:ASKED]:  # the first may be away
                 if self._caller.sessions.newest(member) is None:
                     break  # no link with it yet: its next datagram says the same
-                if await self._ask_keys(member, wanted.digest):
+                answered = False
+                name = format_node_id(member)
+                with left_out(self.dropped, "gossip-ask-broken", ASK_BROKEN, peer=name):
+                    answered = await self._ask_keys(member, wanted.digest)
+                if answered:
                     break
 
     async def _ask_keys(self, member: NodeId, digest: bytes) -> bool:
@@ -370,9 +387,9 @@ class GossipDriver:
         try:
             with trio.move_on_after(TALK):
                 async with self._caller.call(member) as client:
-                    told = await converse(client, self._keeper, asking.keys(self._node.revocations))
+                    told = await converse(client, self._keeper, member, asking.keys(self._node.revocations))
                     news = await self._take_revocations(member, told.statements)
-                    news |= self._keys.merge(told.keys.keys, told.keys.active_key)
+                    news |= self._keys.merge(told.keys.keys, told.keys.active_key, member)
                     self.gossip.asked(digest, news=news)
                     return True
         except (streams.StreamError, PhantomMeshError) as error:

@@ -23,6 +23,7 @@ from phantommesh.groupkey import (
     next_epoch,
     take_keys,
 )
+from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.statedir import StateError
 from phantommesh.trust import Role
@@ -63,14 +64,14 @@ class GroupKeys:
         """The id of the key that this node sends with."""
         return NO_KEY if self.ring.active is None else self.ring.active.id
 
-    def merge(self, keys: bytes, active: bytes) -> bool:
-        """Take in what another member gave out, after its revocations, and say whether a key is new here.
+    def merge(self, keys: bytes, active: bytes, member: NodeId) -> bool:
+        """Take in what another ``member`` gave out, after its revocations, and say whether a key is new here.
         ``active`` is what it sends with: so may we. A key that does not hold is logged and left out. Raises
         TrustError where none can be read."""
         node = self._node
         came, refused = take_keys(self.ring, keys, node.root, node.revocations, trio.current_time(), time())
         for error in refused:
-            log.warning("group key refused", error=str(error))
+            log.warning("group key refused", peer=format_node_id(member), error=str(error))
         self.in_use(active)
         if came:
             self._note_change()

@@ -46,12 +46,15 @@ class _Installed:
 
 
 class Guarding:
-    """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not."""
+    """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not. ``flushed`` is
+    called when the kernel tells that the table ``beside``, which another service keeps, was removed."""
 
-    def __init__(self, want: Callable[[], Guard]) -> None:
+    def __init__(
+        self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
+    ) -> None:
         self.problem: PhantomMeshError | None = None
         self.drops: Counter[str] = Counter()
-        self._want = want
+        self._want, self._beside, self._flushed = want, beside, flushed
         self._installed: dict[str, _Installed] = {}
         self._without: set[str] = set()  # families that this kernel does not have
         self._lock = trio.Lock()
@@ -119,7 +122,7 @@ class Guarding:
 
     async def _watch(self) -> None:
         """Look whenever the kernel tells of a change to a table of ours that is no element's."""
-        name = self._want().table.encode("ascii") + b"\0"
+        name, beside = (n.encode("ascii") + b"\0" for n in (self._want().table, self._beside))
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with ExitStack() as stack:
             try:
@@ -132,10 +135,14 @@ class Guarding:
             while True:
                 await trio.lowlevel.wait_readable(told)
                 try:
-                    changed = nftnetlink.changes_rules(told.recv(_BUFFER), name)
+                    messages = told.recv(_BUFFER)
+                    ours = nftnetlink.changes_rules(messages, name)
+                    theirs = nftnetlink.removes_table(messages, beside)
                 except BlockingIOError:
                     continue
                 except (OSError, NetlinkFormatError):
-                    changed = True  # more came than the socket or the buffer holds
-                if changed:
+                    ours = theirs = True  # more came than the socket or the buffer holds
+                if ours:
                     self.kick()
+                if theirs:
+                    self._flushed()

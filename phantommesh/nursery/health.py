@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, assert_never
 
@@ -46,6 +47,9 @@ def own_faults(node: Node) -> Iterator[Fault]:
         yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
     if (problem := node.guarding.problem) is not None:
         yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
+    for name in node.config.guard.forward:
+        if not Path("/sys/class/net", name).exists():
+            yield Fault(f"guard.forward names {name}, and this host has no such interface: see `ip link`")
     if (problem := node.paths.problem) is not None:
         yield Fault(f"{problem}; {problem.fix}")
     if (problem := node.scattering.problem) is not None:

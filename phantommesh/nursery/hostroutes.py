@@ -8,6 +8,7 @@ import struct
 from ipaddress import IPv4Address, ip_network
 
 from phantommesh.nursery.netlink import NetlinkSocket, failed
+from phantommesh.overlay import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.wgnetlink import attributes, number
 
@@ -37,7 +38,10 @@ def read_host() -> HostNetworks:
                     target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
                     network = ip_network((target, payload[1]))
                     if kind in (_LOCAL, _ANYCAST):
-                        own.add(network)
+                        if (
+                            network.prefixlen > DEFAULT_PREFIX
+                        ):  # a transparent proxy takes marked packets by it
+                            own.add(network)
                     elif kind == _BROADCAST and isinstance(network.network_address, IPv4Address):
                         broadcast.add(network.network_address)
                     elif kind == _UNICAST and network.prefixlen == 0:

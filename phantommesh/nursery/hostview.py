@@ -191,6 +191,8 @@ def _taken(
         return
     first = next((link for link in through if link is not None), None)
     if message.kind == _LOCAL:
+        if message.prefix <= DEFAULT_PREFIX:
+            return  # a transparent proxy has marked packets delivered by such a route, in a table of its own
         kind: Kind = "address" if message.network.num_addresses == 1 else "route"
         yield from _range(kind, message.network, first, networks)
         return

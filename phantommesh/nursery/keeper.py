@@ -17,8 +17,10 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.link.admission import source_block
 from phantommesh.nodestate import NodeState
+from phantommesh.nursery import unexpected
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates
-from phantommesh.records import PossessionError, SignedRecord
+from phantommesh.records import PossessionError, RecordError, SignedRecord
 from phantommesh.revocation import MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord
 from phantommesh.statedir import StateError
@@ -33,10 +35,15 @@ PLEA_RATE, PLEA_BURST, WORDS_A_PLEA = 0.5, 8.0, 2
 # start, and one for each key that it replaces. Each costs every member a write, links and interfaces.
 NEWER_BURST, NEWER_RATE = 6, 1 / 15
 LOOK = 1.0  # s between looks at records that wait
+RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
+# A second after that: each takes about two milliseconds to verify, and one that is new more.
+RECORDS_RATE = 20.0
 # bytes a second that the roster's writes may take on the average. Each writes all of it: so they come the
 # seldomer the larger it is, from every 2 s to every 10 min.
 DISK_RATE = 64 * 1024
 LEAST_PAUSE, MOST_PAUSE = 2.0, 600.0  # s
+
+BROKEN = "a record was left out after an unexpected error"
 
 log = structlog.get_logger("phantommesh.roster")
 
@@ -44,7 +51,8 @@ log = structlog.get_logger("phantommesh.roster")
 class RosterKeeper:
     """This node's roster. ``changed`` is called after every change, which is then also on its way to disk.
 
-    ``dropped`` counts the records that were refused, by reason.
+    ``dropped`` counts the records that were refused, by reason. ``verifications`` is what each member, or
+    block of addresses, may have us verify: it pays for what it announces and for what it answers.
 
     What others can make it do is bounded: newer records of one member come into force a few a minute, of
     those that came meanwhile the newest; and what others' records change is written with pauses. A crash
@@ -66,17 +74,27 @@ class RosterKeeper:
         self._urgent = False  # this node's own record has changed
         self._newer = Rates[NodeId](NEWER_RATE, NEWER_BURST)
         self._waits = trio.Event()
+        self.verifications = Rates[bytes](RECORDS_RATE, RECORDS_AT_ONCE)
 
-    def add(self, signed: SignedRecord) -> bool:
+    def add(self, signed: SignedRecord, of: NodeId | None = None) -> bool:
         """Keep a record if it is newer; say whether the roster changed. It may have to wait: then it does
-        later. Raises TrustError or RecordError."""
-        if not self._offer(signed):
+        later. ``of`` is the member that brought it. Raises TrustError or RecordError."""
+        if self.roster.holds(signed, time()):
+            return False
+        if not self._offer(signed, {} if of is None else self._who(of)):
             self._report_equivocations()
             return False
         self._note_change()
         return True
 
-    def _offer(self, signed: SignedRecord) -> bool:
+    def _who(self, of: NodeId | Address) -> dict[str, str]:
+        """What a line of the log says of those who sent something."""
+        if isinstance(of, Address):
+            return {"source": str(of)}
+        entry = self.roster.get(of)
+        return {"peer": format_node_id(of) if entry is None else entry.member.name}
+
+    def _offer(self, signed: SignedRecord, about: dict[str, str]) -> bool:
         """Verify a record, and keep it or have it wait. Raises TrustError or RecordError."""
         try:
             return self._take(signed)
@@ -86,6 +104,10 @@ class RosterKeeper:
         except PhantomMeshError:
             self.dropped["record"] += 1
             raise
+        except Exception as error:  # the second line: see `unexpected`
+            self.dropped["record-broken"] += 1
+            unexpected.note(BROKEN, error, **about)
+            raise RecordError("the record cannot be judged") from error
 
     def _take(self, signed: SignedRecord) -> bool:
         wall = time()
@@ -112,7 +134,11 @@ class RosterKeeper:
             if self._too_soon(node_id):
                 continue
             del self.roster.waiting[node_id]
-            with suppress(PhantomMeshError):  # revoked meanwhile, or expired
+            about = self._who(node_id)
+            with (
+                left_out(self.dropped, "record-broken", BROKEN, **about),
+                suppress(PhantomMeshError),  # revoked meanwhile, or expired
+            ):
                 came |= self.roster.add(entry.signed, time())
         if came:
             self._note_change()
@@ -185,20 +211,33 @@ class RosterKeeper:
                 log.debug("a stranger's word is not the root's", source=str(source), error=str(error))
         return held.standing(node_id)
 
-    async def take(self, records: Iterable[bytes]) -> int:
-        """Add encoded records that somebody sent; those that do not hold are left out, and logged once.
-        Return how many changed the roster, which is told once."""
-        came, refused = 0, list[str]()
+    async def take(self, records: Iterable[bytes], of: NodeId | Address, *, unasked: int = 0) -> int:
+        """Add encoded records that ``of`` answered with; those that do not hold are left out, and logged
+        once. Return how many changed the roster, which is told once.
+
+        Each that is new here is charged to ``of``, and left out where it has had too many verified.
+        ``unasked`` is how many more came that nobody had asked for: `asking.asked_for`.
+        """
+        came, refused, about = 0, list[str](), self._who(of)
+        payer = source_block(of.host).encode() if isinstance(of, Address) else bytes(of)
+        if unasked:
+            self.dropped["record-unasked"] += unasked
         try:
             for data in records:
                 await trio.lowlevel.checkpoint()  # each takes about two milliseconds to verify
                 try:
-                    came += self._offer(SignedRecord.decode_untrusted(data))
+                    signed = SignedRecord.decode_untrusted(data)
+                    if self.roster.holds(signed, time()):
+                        self.dropped["record-held"] += 1
+                    elif not self.verifications.allow(payer, trio.current_time()):
+                        self.dropped["record-paced"] += 1
+                    else:
+                        came += self._offer(signed, about)
                 except PhantomMeshError as error:
                     refused.append(str(error))
         finally:
             if refused:
-                log.warning("records refused", count=len(refused), error=refused[0])
+                log.warning("records refused", **about, count=len(refused), error=refused[0])
             self._report_equivocations()
             if came:
                 self._note_change()

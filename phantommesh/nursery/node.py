@@ -63,6 +63,7 @@ from phantommesh.proofs.shelf import Shelf
 from phantommesh.records import Entry, usable_keys
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.intents import manner_of
+from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.trust import Role
 from phantommesh.wire import Address
@@ -186,9 +187,11 @@ class Node:
                 (self.own.member.ip4, self.own.member.ip6),
                 overlay.routed,
                 config.control.port,
-                config.wireguard.ports,
+                self.own.wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
                 config.guard.forward,
-            )
+            ),
+            beside=scatter_table(master_name(config.wireguard.prefix)),
+            flushed=self.scattering.kick,
         )
         self.paths = PathDriver(
             Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
@@ -356,6 +359,7 @@ class Node:
     def _adopt_keys(self) -> None:
         """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
         self.driver.carry_out(self.links.set_wg_keys(self.own.wg_keys.public, trio.current_time()))
+        self.guarding.kick()  # the ports have changed
         self._install()
         self.own.publish()
 

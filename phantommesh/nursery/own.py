@@ -16,6 +16,7 @@ from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.issuing import make_csr
 from phantommesh.nodestate import NodeState, make_record, renewal_files
+from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Dispute, settle, sign_record
@@ -143,6 +144,9 @@ class OwnRecord:
         except PhantomMeshError as error:
             self.renewal_error = error
             log.warning("certificate not renewed", error=str(error), fix=error.fix)
+        except Exception as error:  # an authority's answer is not the service's end
+            self.renewal_error = TrustError("the renewal failed in a way that nobody expected: see the log")
+            unexpected.note("certificate not renewed after an unexpected error", error)
 
     async def _renew(self, caller: Caller) -> None:
         state, member, now = self._state, self.member, time()

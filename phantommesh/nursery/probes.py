@@ -23,6 +23,7 @@ from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
@@ -37,6 +38,8 @@ _ONLY_FIRST = (1.0,) + (0.0,) * (DIMENSIONS - 1)
 # Tuning.
 BATCH = 256  # probes read in a row before other tasks have their turn
 RETRY = 1.0  # s between attempts at what failed
+
+BROKEN = "a probe was left out after an unexpected error"
 
 log = structlog.get_logger("phantommesh.paths")
 
@@ -191,7 +194,9 @@ class PathDriver:
             if dimension is None or node_id is None:
                 self.dropped["probe-source"] += 1
                 continue
-            self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
+            peer = format_node_id(NodeId(node_id))
+            with left_out(self.dropped, "probe-broken", BROKEN, peer=peer):
+                self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""

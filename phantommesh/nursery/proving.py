@@ -8,8 +8,9 @@ for a peer: what an absent one has not said is missing from the proof, which say
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from time import time
 from typing import Protocol, TypeVar
@@ -20,9 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
+from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery.streams import StreamError
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
@@ -93,6 +95,7 @@ class Proving:
         self._storing = trio.Lock()
         self._telling: dict[NodeId, trio.CancelScope] = {}
         self._asked: dict[NodeId, float] = {}
+        self.dropped: Counter[str] = Counter()
 
     @property
     def ready(self) -> bool:
@@ -220,7 +223,7 @@ class Proving:
     async def _tell(self, ledger: Ledger, peer: NodeId, request: control.Turn) -> None:
         """Tell a peer that an epoch is over, and read again when it has done its part."""
         wire: Seven | None = None
-        with trio.move_on_after(PATIENCE) as scope:
+        with self._left_out(peer), trio.move_on_after(PATIENCE) as scope:
             self._telling[peer] = scope
             try:
                 async with self._call(peer) as client:
@@ -229,7 +232,7 @@ class Proving:
                     await self._fresh()
                     wire = self._tally.sent(peer)
             except (StreamError, PhantomMeshError) as error:
-                log.debug("a peer was not told of an epoch", error=str(error))
+                log.debug("a peer was not told of an epoch", peer=format_node_id(peer), error=str(error))
         if self._telling.get(peer) is scope:
             del self._telling[peer]
             ledger.answered(peer, wire)
@@ -263,8 +266,12 @@ class Proving:
                 if ledger.unsent(peer):
                     nursery.start_soon(self._deliver, ledger, peer)
 
+    def _left_out(self, peer: NodeId) -> AbstractContextManager[None]:
+        what = "proofs with a peer were left out after an unexpected error"
+        return left_out(self.dropped, "proof-broken", what, peer=format_node_id(peer))
+
     async def _deliver(self, ledger: Ledger, peer: NodeId) -> None:
-        with trio.move_on_after(PATIENCE):
+        with self._left_out(peer), trio.move_on_after(PATIENCE):
             try:
                 async with self._call(peer) as client:
                     while parts := ledger.unsent(peer)[: control.MAX_PARTS]:
@@ -272,14 +279,17 @@ class Proving:
                             return
                         ledger.sent(peer, parts)
             except StreamError as error:
-                log.debug("proofs not delivered", error=str(error))
+                log.debug("proofs not delivered", peer=format_node_id(peer), error=str(error))
 
     async def _store(self, proofs: Iterable[Kept]) -> None:
         for kept in proofs:
             result, problem = self.review.add(kept)
             self._count(result)
             if problem is not None:
-                log.warning("a scatter proof does not hold", error=problem, direction=kept.direction)
+                log.warning(
+                    "a scatter proof does not hold",
+                    peer=format_node_id(NodeId(kept.peer)), error=problem, direction=kept.direction,
+                )  # fmt: skip
             await self._write(self._shelf.put, kept)
 
     async def _write(self, write: Callable[[What], None], what: What) -> None:

@@ -134,7 +134,8 @@ class Recorder:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
             text, why = health.copied(node, suspicion), suspicion.why.value
-            log.critical("an identity key may be in use on two machines", text=text, why=why)
+            about = "self" if peer is None else format_node_id(NodeId(peer))
+            log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
             if peer is None:
                 node.events.publish("health.copied", None, data)
@@ -186,7 +187,7 @@ class Recorder:
         drops["datagram-forbidden"] += node.udp.forbidden["out"]
         drops["datagram-source-forbidden"] += node.udp.forbidden["in"]
         drops["endpoint-forbidden"] += node.reconciler.refused
-        drops += node.places.dropped
+        drops += node.places.dropped + node.udp.dropped + node.proving.dropped
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)
         self._drops = drops

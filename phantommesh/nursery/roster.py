@@ -26,13 +26,9 @@ from phantommesh.trust import TrustError
 from phantommesh.wire import Address
 
 # Tuning.
-RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
-RECORDS_RATE = (
-    20.0  # a second after that: each takes about two milliseconds to verify, and one that is new more
-)
 # Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.
+# Announcements are not here: they cost what `RosterKeeper.verifications` has.
 REQUESTS: Mapping[type[control.Request], tuple[float, float]] = {
-    control.Announce: (RECORDS_RATE, RECORDS_AT_ONCE),
     control.AskKeys: (2.0, 40),
     control.CompareRevocations: (20.0, 300),  # 64 a conversation
     control.FetchRevocations: (60.0, 600),  # 17 statements each, 61 a conversation
@@ -72,6 +68,7 @@ class ControlServer:
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving = proving
         self._rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
+        self._rates[control.Announce] = keeper.verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
 
     async def serve(
@@ -99,7 +96,7 @@ class ControlServer:
                 case control.Replace():
                     return await self._desk.replace(entry)
                 case control.Announce(record):
-                    self._keeper.add(SignedRecord.decode_untrusted(record))
+                    self._keeper.add(SignedRecord.decode_untrusted(record), entry.member.node_id)
                     return control.Done()
                 case control.AskKeys():
                     return control.KeysAre(

@@ -29,6 +29,7 @@ from phantommesh.link.effects import Opened
 from phantommesh.rates import Rates
 from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_PLEA, MAX_STANDING
+from phantommesh.seats import Holder, Ruling, Seat, Seats
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
@@ -38,7 +39,6 @@ IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 # question less, and a link over TCP connects anew for every handshake.
 STRANGER = 30.0
 CONNECT = 3.0  # s
-MAX_CONNECTIONS, MAX_PER_HOST = 512, 32  # a host is an IPv4 address or an IPv6 /64
 MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
 SESSIONS_PER_PEER = 3
@@ -66,6 +66,10 @@ class StreamError(Exception):
     """The connection ended, was refused, or broke its framing."""
 
 
+class _CrowdedError(Exception):
+    """There is no place for one more channel of this peer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What a finished handshake left for request channels. ``invite`` and ``spki`` are a newcomer's."""
@@ -82,6 +86,11 @@ class Session:
         """Take it from a link's effect."""
         name = channel.session_name(opened.key_out, opened.key_in)
         return cls(opened.peer, name, opened.key_out, opened.key_in, opened.invite, opened.spki)
+
+    @property
+    def holder(self) -> Holder:
+        """The one that its channels count for."""
+        return Holder(self.invite, newcomer=True) if self.invite else Holder(self.peer)
 
 
 class Sessions:
@@ -289,9 +298,10 @@ class TcpPort:
         serve: Serve,
         standing: Callable[[bytes, Address], bytes] = lambda question, source: b"",
         records: Callable[[bytes], bytes] = lambda sealed: b"",
+        seats: Seats | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
-        answer to a sealed question."""
+        answer to a sealed question. ``seats`` bounds the connections that are taken."""
         self._port, self._standing, self._records = port, standing, records
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
@@ -299,11 +309,10 @@ class TcpPort:
         self.callable: frozenset[Address] = frozenset()
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
-        self._per_host: Counter[str] = Counter()
+        self._seats = Seats() if seats is None else seats
+        self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
-        # Connections taken on which nothing was proved yet, oldest first, with their hosts.
-        self._strangers: dict[trio.CancelScope, str] = {}
         self.dropped: Counter[str] = Counter()  # how connections ended
 
     def send(self, datagram: bytes, destination: Address) -> None:
@@ -345,9 +354,12 @@ class TcpPort:
         """Carry a handshake over a connection of our own, until it falls silent."""
         try:
             async with connect(destination.host, destination.port) as framed:
-                await self._converse(framed, queue, waiting, trio.CancelScope())
+                await self._converse(framed, queue, waiting, trio.CancelScope(), None)
         except StreamError:
             self.dropped["stream-unreachable"] += 1
+        except Exception as error:  # as in `_handle`: what came over it is the other end's
+            self.dropped["stream-failed"] += 1
+            log.error("connection failed", source=str(destination), exc_info=error)
         finally:
             if self._outgoing.get(destination) is queue:
                 del self._outgoing[destination]
@@ -358,62 +370,52 @@ class TcpPort:
                 framed = FramedStream(stream)
             except OSError:
                 return  # gone before it was looked at
-            host = source_block(framed.address.host)
-            full = self._per_host.total() >= MAX_CONNECTIONS
-            if self._per_host[host] >= MAX_PER_HOST or (full and not self._make_room()):
+            seat = Seat(source_block(framed.address.host))
+            if not self._ruled(self._seats.admit(seat)):
                 self.dropped["stream-limit"] += 1
                 return
-            life = trio.CancelScope()
-            self._strangers[life] = host
-            self._per_host[host] += 1
+            life = self._lives[seat] = trio.CancelScope()
             queue, waiting = trio.open_memory_channel[bytes](QUEUE)
             # Two connections may come from one address and port, to two addresses of ours: the newer is used.
             self._outgoing[framed.address] = queue
             try:
-                await self._converse(framed, queue, waiting, life)
+                await self._converse(framed, queue, waiting, life, seat)
             except Exception as error:  # one connection is not the service's end
                 self.dropped["stream-failed"] += 1
                 log.error("connection failed", source=str(framed.address), exc_info=error)
             finally:
-                self._strangers.pop(life, None)
+                self._seats.leave(seat)
+                del self._lives[seat]
                 if self._outgoing.get(framed.address) is queue:
                     del self._outgoing[framed.address]
-                self._per_host[host] -= 1
-                if not self._per_host[host]:
-                    del self._per_host[host]
 
-    def _make_room(self) -> bool:
-        """Close the oldest stranger's connection of the host that has most of them: so who fills the table
-        from a few hosts pushes out itself. False where every connection is a channel's."""
-        if not self._strangers:
-            return False
-        held = Counter(self._strangers.values())
-        most = max(held.values())
-        oldest = next(life for life, host in self._strangers.items() if held[host] == most)
-        del self._strangers[oldest]
-        self.dropped["stream-displaced"] += 1
-        oldest.cancel()
-        return True
-
-    def _proved(self, life: trio.CancelScope) -> None:
-        """The other end of a connection holds a session's keys: it may stay."""
-        self._strangers.pop(life, None)
-        life.deadline = float("inf")
+    def _ruled(self, ruling: Ruling) -> bool:
+        """Close the connection that has to make room, and return whether the other one may stay."""
+        if ruling.displaced is not None:
+            self.dropped["stream-displaced"] += 1
+            self._lives[ruling.displaced].cancel()
+        return ruling.stays
 
     async def _converse(
-        self, framed: FramedStream, queue: _Sender, waiting: _Receiver, life: trio.CancelScope
+        self,
+        framed: FramedStream,
+        queue: _Sender,
+        waiting: _Receiver,
+        life: trio.CancelScope,
+        seat: Seat | None,
     ) -> None:
         life.deadline = trio.current_time() + STRANGER
         with life:
             async with queue, waiting, trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_queued, framed, waiting)
-                self.dropped[await self._listen(framed, life)] += 1
+                self.dropped[await self._listen(framed, seat)] += 1
                 nursery.cancel_scope.cancel()
         if life.cancelled_caught and life.deadline <= trio.current_time():
             self.dropped["stream-overdue"] += 1
 
-    async def _listen(self, framed: FramedStream, life: trio.CancelScope) -> str:
-        """Serve one connection to its end, and return how it ended."""
+    async def _listen(self, framed: FramedStream, seat: Seat | None) -> str:
+        """Serve one connection to its end, and return how it ended. A connection of our own has no seat, so
+        nobody opens a channel on it: nothing would bound how many such a peer holds, or how long."""
         try:
             while True:
                 with trio.fail_after(IDLE):
@@ -426,12 +428,16 @@ class TcpPort:
                 elif frame[:1] == bytes([ASK_RECORDS]):
                     await self._slow_down(framed)
                     await framed.send(self._records(frame[1:]))
+                elif seat is None:
+                    raise channel.ChannelError("channel")
                 else:
-                    await self._channel(framed, frame, life)
+                    await self._channel(framed, frame, seat)
         except (StreamError, trio.TooSlowError):
             return "stream-ended"
         except (channel.ChannelError, control.ControlError):
             return "stream-refused"
+        except _CrowdedError:
+            return "stream-limit"
 
     async def _slow_down(self, framed: FramedStream) -> None:
         """Wait for as long as this host has asked too fast."""
@@ -445,7 +451,7 @@ class TcpPort:
         except StreamError:
             pass  # the reading side sees the same, and ends the connection
 
-    async def _channel(self, framed: FramedStream, hello: bytes, life: trio.CancelScope) -> None:
+    async def _channel(self, framed: FramedStream, hello: bytes, seat: Seat) -> None:
         """Answer requests until the connection ends."""
         name, theirs = channel.parse_hello_untrusted(hello)
         session = self._sessions.get(name)
@@ -457,25 +463,32 @@ class TcpPort:
         with trio.CancelScope() as scope:
             self._channels[scope] = session
             try:
-                await self._requests(framed, session, sealed, life)
+                await self._requests(framed, session, sealed, seat)
             finally:
                 del self._channels[scope]
         raise channel.ChannelError("ended")
 
     async def _requests(
-        self, framed: FramedStream, session: Session, sealed: channel.Channel, life: trio.CancelScope
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, seat: Seat
     ) -> None:
         while True:
             with trio.fail_after(IDLE):
                 frame = await framed.receive(channel.MAX_REQUEST)
             message = sealed.open(frame)
-            self._proved(life)  # not before: a session's name alone is on every handshake's datagrams
+            # Not before: a session's name alone is on every handshake's datagrams.
+            if not self._ruled(self._seats.prove(seat, session.holder)):
+                raise _CrowdedError
+            self._lives[seat].deadline = float("inf")
             request = control.decode_request_untrusted(message)
-            if control.answer_limit(request) > control.SMALL:
-                async with self._large(session.peer):
+            self._seats.begin(seat)
+            try:
+                if control.answer_limit(request) > control.SMALL:
+                    async with self._large(session.peer):
+                        await self._answer(framed, session, sealed, request)
+                else:
                     await self._answer(framed, session, sealed, request)
-            else:
-                await self._answer(framed, session, sealed, request)
+            finally:
+                self._seats.done(seat)
 
     async def _answer(
         self, framed: FramedStream, session: Session, sealed: channel.Channel, request: control.Request

@@ -26,7 +26,7 @@ from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState
-from phantommesh.nursery import enrolment
+from phantommesh.nursery import enrolment, unexpected
 from phantommesh.nursery.authority import AUTHORITY_ANEW
 from phantommesh.nursery.calling import Caller
 from phantommesh.trust import Role, TrustError
@@ -96,6 +96,8 @@ class Succession:
                         await self._carry_on()
                     except PhantomMeshError as error:
                         log.warning("no new identity yet", error=str(error), fix=error.fix)
+                    except Exception as error:  # an authority's answer is not the service's end
+                        unexpected.note("no new identity yet after an unexpected error", error)
             await trio.sleep(AGAIN)
 
     async def _carry_on(self) -> Summary:

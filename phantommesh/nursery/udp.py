@@ -15,6 +15,7 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.guard import OUTER_MARK
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.wire import MAX_DATAGRAM, Address
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
@@ -28,12 +29,15 @@ _SO_MARK = 36  # asm-generic/socket.h
 RECEIVE_BUFFER = 2 * 1024 * 1024  # bytes; a datagram takes up to 2.3 kB: 0.4 s of a flood of 2,000 a second
 _BURST = 64  # datagrams read before other tasks get a turn
 
+BROKEN = "a datagram was left out after an unexpected error"
+
 
 class UdpPort:
     """Both families' sockets on one port. ``unsent`` counts datagrams that the kernel would not take.
 
     ``forbids`` says of which addresses nothing is taken and to which nothing is sent, whatever the checks
     before this one let through: ``forbidden`` counts those datagrams by direction, ``in`` and ``out``.
+    ``dropped`` counts those whose handling failed in a way that nobody expected.
     """
 
     def __init__(self, port: int) -> None:
@@ -42,6 +46,7 @@ class UdpPort:
         self.unsent = 0
         self.forbids: Callable[[str], bool] = lambda host: False
         self.forbidden: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self._sockets: dict[int, socket.socket] = {}
         try:
             self._sockets[socket.AF_INET] = _bind(socket.AF_INET, "0.0.0.0", port)
@@ -91,7 +96,8 @@ class UdpPort:
                 if self.forbids(address.host):
                     self.forbidden["in"] += 1  # an answer would go there
                 else:
-                    handle(datagram, address)
+                    with left_out(self.dropped, "datagram-broken", BROKEN, source=str(address)):
+                        handle(datagram, address)
 
     def close(self) -> None:
         """Close the sockets."""

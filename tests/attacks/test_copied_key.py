@@ -33,6 +33,7 @@ from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
+from phantommesh.wire import Address
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in
@@ -73,11 +74,12 @@ class SlowNews:
     def _late(self, signed: SignedRecord) -> bool:
         return self.slow and msgspec.msgpack.decode(signed.body)[0] == self._of
 
-    def add(self, signed: SignedRecord) -> bool:
-        return False if self._late(signed) else self._add(signed)
+    def add(self, signed: SignedRecord, of: NodeId | None = None) -> bool:
+        return False if self._late(signed) else self._add(signed, of)
 
-    async def take(self, records: Iterable[bytes]) -> int:
-        return await self._take(r for r in records if not self._late(SignedRecord.decode_untrusted(r)))
+    async def take(self, records: Iterable[bytes], of: NodeId | Address, *, unasked: int = 0) -> int:
+        let_in = [r for r in records if not self._late(SignedRecord.decode_untrusted(r))]
+        return await self._take(let_in, of, unasked=unasked)
 
 
 def claim(insider: Node, victim: NodeRecord, *, with_proofs: bool) -> SignedRecord:
@@ -122,7 +124,7 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
                         known.record.wg_keys == old
                     ):
                         async with insider.caller.call(id_of(victim)) as client:
-                            await reconcile(client, insider.keeper)
+                            await reconcile(client, insider.keeper, id_of(victim))
                 # and announces the key as its own where nobody knows better
                 lie = claim(insider, known.record, with_proofs=with_proofs)
                 async with insider.caller.call(id_of(observer)) as client:
@@ -130,10 +132,10 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
                 # and to the one that hands it on, in answers to all that ask
                 serve(insider, lie)
                 async with observer.caller.call(id_of(insider)) as client:
-                    await reconcile(client, observer.keeper)
+                    await reconcile(client, observer.keeper, id_of(insider))
                 news.slow = False
                 async with observer.caller.call(id_of(victim)) as client:
-                    await reconcile(client, observer.keeper)
+                    await reconcile(client, observer.keeper, id_of(victim))
             # the victim keeps all seven, with its new key
             await until(lambda: keyed(victim, observer))
             assert shown(observer, victim) == [True] * 7

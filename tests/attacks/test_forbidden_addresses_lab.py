@@ -203,3 +203,27 @@ def test_a_machine_knows_its_own_bridges_and_uplinks(mesh: lab.LabResult, neighb
         "10.66.0.9": "-",
         "10.77.0.1": "own",
     }, done.err
+
+
+LOOK = """
+from ipaddress import ip_network
+from phantommesh.nursery.hostroutes import read_host
+from phantommesh.nursery.hostview import look
+from phantommesh.reachable import Reach
+view = look([ip_network("100.64.0.0/10"), ip_network("fd00::/48")], ["pm"])
+print([str(taken) for taken in view.ranges], Reach(host=read_host()).refuses("203.0.113.5", seen=False))
+"""
+
+
+def test_the_routes_of_a_transparent_proxy_are_no_addresses_of_the_host(
+    mesh: lab.LabResult, neighbour: Neighbour
+) -> None:
+    """As Istio and others have them: marked packets are delivered here, whatever their address."""
+    lines = ["rule add fwmark 1337 lookup 133"]
+    for network in ("default", "0.0.0.0/1", "128.0.0.0/1"):
+        lines.append(f"route add local {network} dev lo table 133")
+    lines.append("-6 route add local default dev lo table 133")
+    for line in lines:
+        assert neighbour.run("ip", *line.split()).status == 0
+    done = neighbour.python(LOOK)
+    assert done.out == "[] None\n", done.err

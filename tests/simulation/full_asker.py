@@ -146,14 +146,14 @@ class Asker:
                 answer = server.desk.answer_records(request)
 
             def back() -> None:
-                self._take_unlinked(request, answer)
+                self._take_unlinked(request, hashes, answer)
                 done()
 
             sim.at_process(process, sim.hop(), back)
 
         sim.later(sim.hop() + sim.hop(), arrive)
 
-    def _take_unlinked(self, request: bytes, answer: bytes) -> None:
+    def _take_unlinked(self, request: bytes, hashes: Sequence[bytes], answer: bytes) -> None:
         """The end of `GossipDriver._fetch_unlinked`."""
         process = self.process
         try:
@@ -161,7 +161,7 @@ class Asker:
         except (EnvelopeError, control.ControlError):
             return
         if isinstance(records, control.Records):
-            process.take(records.records)
+            process.take(asking.asked_for(records.records, hashes).records)
 
     def ask_standing(self) -> None:
         """`Caller.ask_standing`, where nothing genuine was heard for a while."""

@@ -26,7 +26,7 @@ from phantommesh.asking import (
 )
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.records import Roster, SignedRecord
+from phantommesh.records import Roster, record_hash
 from phantommesh.revocation import Revocations
 from phantommesh.wire import Address
 from tests.unit.makemesh import NOW, identity, make_mesh
@@ -130,10 +130,14 @@ def test_an_answer_of_another_kind_ends_the_conversation() -> None:
     assert next(talk) == control.Fetch((b"h" * 16,))
     with pytest.raises(AskingError):
         talk.send(control.Done())
-    talk = fetch([b"h" * 16])
+
+
+def test_of_an_answer_only_what_was_asked_for_is_kept_and_once() -> None:
+    encoded = {node: signed.encode() for node, signed in RECORDS.items()}
+    a, b, c, d = (encoded[node.node_id] for node in (A, B, C, D))
+    talk = fetch([record_hash(RECORDS[A.node_id]), record_hash(RECORDS[C.node_id]), b"h" * 16])
     next(talk)
-    encoded: SignedRecord = RECORDS[A.node_id]
-    assert talk.send(control.Records((encoded.encode(),))) == Keep((encoded.encode(),))
+    assert talk.send(control.Records((b, a, a, c, d, b"junk", a))) == Keep((a, c), 5)
     with pytest.raises(StopIteration) as end:
         talk.send(1)
     assert end.value.value == 1

@@ -15,7 +15,7 @@ GUARD = Guard(
     (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")),
     (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")),
     51800,
-    range(51820, 51834),
+    tuple(range(51820, 51827)),
 )
 
 
@@ -66,8 +66,10 @@ def test_drops_have_names() -> None:
 
 def test_the_ports_of_the_underlay_are_not_reached_through_the_mesh() -> None:
     inside = chains(render(GUARD))["inside"]
-    assert inside[0] == "udp dport { 51800, 51820-51833 } goto drop_nested"
-    assert inside[1] == "tcp dport 51800 goto drop_nested"
+    assert (
+        inside[0] == "udp dport { 51800, 51820, 51821, 51822, 51823, 51824, 51825, 51826 } goto drop_nested"
+    )
+    assert inside[1] == "tcp dport 51800 tcp flags & (syn | ack) == syn goto drop_nested"
 
 
 def test_a_host_without_a_network_of_one_family_has_rules_that_load() -> None:

@@ -16,13 +16,12 @@ from structlog.testing import capture_logs
 from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
-from phantommesh.identity import Identity
+from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
-from phantommesh.nursery import roster
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -31,7 +30,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
-from phantommesh.records import Roster, SignedRecord, sign_record
+from phantommesh.records import Entry, RecordError, Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
@@ -250,16 +249,94 @@ async def test_a_batch_is_merged_and_told_once(mesh: Mesh) -> None:
     bad = replace_signature(mesh.record(stranger, "bad"))
     with capture_logs() as logs:
         batch = [signed.encode() for signed in (mesh.record(B, "beta"), bad, mesh.record(C, "gamma"))]
-        assert await mesh.keeper.take([*batch, b"junk"]) == 2
+        assert await mesh.keeper.take([*batch, b"junk"], B.node_id) == 2
     assert mesh.names() == ["alpha", "beta", "gamma"]
     assert mesh.changes == 1
-    assert [(entry["event"], entry["count"]) for entry in logs] == [("records refused", 2)]
-    assert await mesh.keeper.take([batch[0], batch[2]]) == 0
+    assert [(entry["event"], entry["peer"], entry["count"]) for entry in logs] == [
+        ("records refused", format_node_id(B.node_id), 2)
+    ]
+    assert await mesh.keeper.take([batch[0], batch[2]], B.node_id) == 0
     assert mesh.changes == 1
 
 
 def replace_signature(signed: SignedRecord) -> SignedRecord:
     return msgspec.structs.replace(signed, signature=bytes(len(signed.signature)))
+
+
+class Verifications:
+    """How many records the keeper has verified."""
+
+    def __init__(self, keeper: RosterKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, verify = 0, keeper.roster.verify
+
+        def counted(signed: SignedRecord, now: float) -> Entry:
+            self.count += 1
+            return verify(signed, now)
+
+        monkeypatch.setattr(keeper.roster, "verify", counted)
+
+
+async def test_what_is_held_or_waits_is_not_verified_again(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    verified = Verifications(mesh.keeper, monkeypatch)
+    made = [mesh.record(B, "beta", seq=seq) for seq in range(1, module.NEWER_BURST + 3)]
+    for signed in made:
+        mesh.keeper.add(signed)
+    assert made[-1] is mesh.keeper.roster.waiting[B.node_id].signed
+    assert verified.count == len(made)
+    again = [made[-1].encode()] * 50
+    held = mesh.keeper.roster.get(B.node_id)
+    assert held is not None
+    again += [held.signed.encode()] * 50
+    assert await mesh.keeper.take(again, C.node_id) == 0
+    assert not mesh.keeper.add(held.signed)
+    assert verified.count == len(made)
+    assert mesh.keeper.dropped == {"record-held": 100}
+
+
+@pytest.mark.parametrize("of", [B.node_id, SOURCE])
+async def test_who_answers_pays_for_what_is_verified_as_who_announces(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, of: NodeId | Address
+) -> None:
+    mesh.keeper.verifications = Rates(module.RECORDS_RATE, 5)
+    mesh.server._rates[control.Announce] = mesh.keeper.verifications
+    verified = Verifications(mesh.keeper, monkeypatch)
+    bad = replace_signature(mesh.record(Identity.generate(), "bad")).encode()
+    with capture_logs():
+        await mesh.keeper.take([bad] * 40, of)
+        assert verified.count == 5
+        assert mesh.keeper.dropped == {"record": 5, "record-paced": 35}
+        await mesh.keeper.take([bad], C.node_id)  # nobody else pays
+        assert verified.count == 6
+        await trio.sleep(2 / module.RECORDS_RATE)
+        await mesh.keeper.take([bad] * 40, of)
+    assert verified.count == 8
+
+
+async def test_an_error_that_nobody_expected_costs_one_record(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, broken = mesh.keeper.roster.verify, mesh.record(B, "beta")
+
+    def fail(signed: SignedRecord, now: float) -> Entry:
+        if signed == broken:
+            raise ZeroDivisionError("what was sent")
+        return verify(signed, now)
+
+    monkeypatch.setattr(mesh.keeper.roster, "verify", fail)
+    with capture_logs() as logs:
+        assert await mesh.keeper.take([broken.encode(), mesh.record(C, "gamma").encode()], B.node_id) == 1
+        with pytest.raises(RecordError):
+            mesh.keeper.add(broken, B.node_id)
+    assert mesh.names() == ["alpha", "gamma"]
+    assert mesh.keeper.dropped == {"record-broken": 2}
+    lines = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [(entry["error"], entry["peer"]) for entry in lines] == [
+        ("ZeroDivisionError", format_node_id(B.node_id))
+    ] * 2
+    assert all(entry["at"].startswith("test_roster.py:") for entry in lines)
+    assert "what was sent" not in str(logs)
 
 
 async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
@@ -271,7 +348,7 @@ async def test_a_revoked_member_is_gone_for_good(mesh: Mesh) -> None:
     assert mesh.keeper.take_revocations(revocations.encode())
     assert not mesh.keeper.take_revocations(revocations.encode())
     with capture_logs():
-        assert await mesh.keeper.take([mesh.record(B, "beta", seq=9).encode()]) == 0
+        assert await mesh.keeper.take([mesh.record(B, "beta", seq=9).encode()], C.node_id) == 0
     assert mesh.names() == ["alpha"]
     assert mesh.changes == 2
     await mesh.keeper.save()
@@ -341,7 +418,7 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
-    mesh.server._rates[control.Announce] = Rates(roster.RECORDS_RATE, 5)
+    mesh.server._rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
@@ -351,7 +428,7 @@ async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, auto
     assert trio.current_time() == start
     for _ in range(40):
         await mesh.ask(B, control.Announce(record))
-    assert trio.current_time() - start == pytest.approx(40 / roster.RECORDS_RATE)
+    assert trio.current_time() - start == pytest.approx(40 / module.RECORDS_RATE)
     now = trio.current_time()
     await mesh.ask(C, control.Announce(record))
     assert trio.current_time() == now  # nobody else waits
@@ -396,12 +473,12 @@ async def test_two_members_exchange_what_either_lacks(mesh: Mesh) -> None:
     mine.add(mesh.record(B, "beta", seq=3))
     direct = Direct(mesh, B)
     client = cast("Client", direct)
-    assert await reconcile(client, mine) == 2  # alpha and gamma
+    assert await reconcile(client, mine, mesh.state.identity.node_id) == 2  # alpha and gamma
     assert direct.asked == ["Compare", "Fetch", "Announce"]
     assert mine.roster.digest() == mesh.keeper.roster.digest()
     held = mesh.keeper.roster.get(B.node_id)
     assert held is not None and held.record.seq == 3
-    assert await reconcile(client, mine) == 0
+    assert await reconcile(client, mine, mesh.state.identity.node_id) == 0
     assert direct.asked[3:] == ["Compare"]
 
 
@@ -421,13 +498,15 @@ async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
     assert isinstance(answer, control.KeysAre)
     assert (decode_keys_untrusted(answer.keys), answer.active_key) == ([made], made.id)
     other = GroupKeys(replace(mesh.state, keyring=b""))
-    assert other.merge(answer.keys, answer.active_key)
-    assert not other.merge(answer.keys, answer.active_key)
+    assert other.merge(answer.keys, answer.active_key, B.node_id)
+    assert not other.merge(answer.keys, answer.active_key, B.node_id)
     assert other.ring.active == made
     assert other.digest() == mesh.keys.digest()
     with capture_logs() as logs:
-        other.merge(encode_keys([msgspec.structs.replace(made, epoch=9)]), b"")
-    assert [entry["event"] for entry in logs] == ["group key refused"]
+        other.merge(encode_keys([msgspec.structs.replace(made, epoch=9)]), b"", B.node_id)
+    assert [(entry["event"], entry["peer"]) for entry in logs] == [
+        ("group key refused", format_node_id(B.node_id))
+    ]
     assert other.ring.keys == [made]
 
 

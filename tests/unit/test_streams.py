@@ -2,8 +2,8 @@
 """The control port over TCP, on real loopback sockets."""
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from phantommesh.link import channel
 from phantommesh.link.effects import Opened
 from phantommesh.nursery import streams
 from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect
+from phantommesh.seats import Seats
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 from tests.unit.loopback import PATIENCE, free_port, until
@@ -49,10 +50,13 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(serve: streams.Serve = refuse_all) -> AsyncIterator[Served]:
+async def serving(
+    serve: streams.Serve = refuse_all, *, seats: Seats | None = None, members: Iterable[Session] = ()
+) -> AsyncIterator[Served]:
     sessions, number = Sessions(), free_port()
-    sessions.add(SERVERS)
-    port = TcpPort(number, sessions=sessions, dispatch=lambda *_: None, serve=serve)
+    for session in (SERVERS, *members):
+        sessions.add(session)
+    port = TcpPort(number, sessions=sessions, dispatch=lambda *_: None, serve=serve, seats=seats)
     served = Served(port, number)
     port._dispatch = lambda datagram, source: served.datagrams.append((datagram, source))
     await port.listen()
@@ -366,28 +370,27 @@ async def test_a_client_that_takes_no_answer_is_cut_off(brief: None) -> None:
         await served.ended("stream-ended")
 
 
-async def test_one_host_gets_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_PER_HOST", 3)
-    async with serving() as served:
+async def test_one_host_gets_only_so_many_connections() -> None:
+    async with serving(seats=Seats(per_host=3)) as served:
         held = [await trio.open_tcp_stream(HERE, served.number) for _ in range(3)]
-        await until(lambda: served.port._per_host.total() == 3)
+        await until(lambda: len(served.port._seats) == 3)
         async with connect(HERE, served.number) as framed:
             assert await is_closed(framed)
         assert served.port.dropped["stream-limit"] == 1
         other = await trio.open_tcp_stream(HERE, served.number, local_address="127.0.0.2")
         async with other:
-            await until(lambda: served.port._per_host.total() == 4)
+            await until(lambda: len(served.port._seats) == 4)
         for stream in held:
             await stream.aclose()
-        await until(lambda: not served.port._per_host)
+        await until(lambda: not served.port._lives)
         await still_serves(served)
 
 
 async def stranger(served: Served, host: str) -> trio.SocketStream:
     """A connection from that address that has proved nothing; it is there when this returns."""
-    before = list(served.port._strangers)
+    before = list(served.port._lives)
     stream = await trio.open_tcp_stream(HERE, served.number, local_address=host)
-    await until(lambda: any(life not in before for life in served.port._strangers))
+    await until(lambda: any(seat not in before for seat in served.port._lives))
     return stream
 
 
@@ -397,9 +400,8 @@ async def is_cut(stream: trio.SocketStream) -> bool:
     return False
 
 
-async def test_the_oldest_stranger_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 2)
-    async with serving() as served:
+async def test_the_oldest_stranger_makes_room() -> None:
+    async with serving(seats=Seats(total=2, members=2, newcomers=0)) as served:
         held = [await stranger(served, f"127.0.0.{i}") for i in (2, 3)]
         await still_serves(served)
         assert [await is_cut(stream) for stream in held] == [True, False]
@@ -407,13 +409,12 @@ async def test_the_oldest_stranger_makes_room(monkeypatch: pytest.MonkeyPatch) -
         assert not served.port.dropped["stream-limit"]
         for stream in held:
             await stream.aclose()
-        await until(lambda: not served.port._per_host)
+        await until(lambda: not served.port._lives)
 
 
-async def test_the_host_with_most_strangers_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_host_with_most_strangers_makes_room() -> None:
     """A flood from a few addresses must not push out a handshake from another."""
-    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 3)
-    async with serving() as served:
+    async with serving(seats=Seats(total=3, members=3, newcomers=0)) as served:
         hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.3")
         held = [await stranger(served, host) for host in hosts]
         held += [await stranger(served, "127.0.0.3") for _ in range(2)]
@@ -422,9 +423,11 @@ async def test_the_host_with_most_strangers_makes_room(monkeypatch: pytest.Monke
             await stream.aclose()
 
 
-async def test_a_channel_never_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 1)
-    async with serving() as served, connect(HERE, served.number) as framed:
+async def test_a_channel_never_makes_room() -> None:
+    async with (
+        serving(seats=Seats(total=1, members=1, newcomers=0)) as served,
+        connect(HERE, served.number) as framed,
+    ):
         client = await Client.open(framed, CLIENTS)
         await client.ask(control.Renew(b""))
         async with connect(HERE, served.number) as other:
@@ -433,15 +436,86 @@ async def test_a_channel_never_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
         assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
 
 
-async def test_the_name_of_a_session_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_name_of_a_session_alone_proves_nothing() -> None:
     """Whoever can read a handshake on its way knows it."""
-    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 1)
-    async with serving() as served, connect(HERE, served.number) as framed:
+    async with (
+        serving(seats=Seats(total=1, members=1, newcomers=0)) as served,
+        connect(HERE, served.number) as framed,
+    ):
         await framed.send(channel.hello(CLIENTS.name, bytes(16)))
         channel.parse_answer_untrusted(await framed.receive(channel.ANSWER_SIZE))
         await still_serves(served)
         assert await is_closed(framed)
         assert served.port.dropped["stream-displaced"] == 1
+
+
+async def test_a_peer_has_so_many_channels_on_all_its_connections() -> None:
+    async with serving(seats=Seats(per_holder=2)) as served, AsyncExitStack() as stack:
+        held = []
+        for _ in range(3):
+            framed = await stack.enter_async_context(connect(HERE, served.number))
+            client = await Client.open(framed, CLIENTS)
+            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            held.append((framed, client))
+        assert await is_closed(held[0][0])
+        assert served.port.dropped["stream-displaced"] == 1
+        for _, client in held[1:]:
+            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+
+
+async def test_a_peer_whose_channels_are_all_busy_is_refused_one_more() -> None:
+    asked = trio.Event()
+
+    async def serve(*_: object) -> control.Answer:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with serving(serve, seats=Seats(per_holder=1)) as served, connect(HERE, served.number) as framed:
+        client = await Client.open(framed, CLIENTS)
+        await framed.send(client._sealed.seal(control.encode(control.Renew(b""))))
+        await asked.wait()
+        async with connect(HERE, served.number) as other:
+            with pytest.raises(StreamError):
+                await (await Client.open(other, CLIENTS)).ask(control.Renew(b""))
+        await served.ended("stream-limit")
+        assert len(served.port._seats) == 1
+
+
+async def test_the_channels_of_an_invite_count_together_whatever_the_node_ids() -> None:
+    def ends(who: bytes) -> tuple[Session, Session]:
+        out, back = Secret(who * 32), Secret(bytes(32))
+        return Session(b"server", who * 8, out, back), Session(who, who * 8, back, out, invite=b"invite")
+
+    pairs = [ends(who) for who in (b"1", b"2", b"3")]
+    members = [server for _, server in pairs]
+    async with (
+        serving(seats=Seats(newcomers=2), members=members) as served,
+        AsyncExitStack() as stack,
+    ):
+        held = []
+        for mine, _ in pairs:
+            framed = await stack.enter_async_context(connect(HERE, served.number))
+            await (await Client.open(framed, mine)).ask(control.Renew(b""))
+            held.append(framed)
+        assert await is_closed(held[0])
+        assert len(served.port._seats) == 2
+
+
+async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
+    """Nothing would count it, and it would stay for ever."""
+    async with serving() as served:
+        listener = (await trio.open_tcp_listeners(0, host=HERE))[0]
+        async with listener:
+            there = Address(HERE, listener.socket.getsockname()[1], "tcp")
+            served.port.callable = frozenset({there})
+            served.port.send(DATAGRAM, there)
+            async with await listener.accept() as stream:
+                framed = FramedStream(stream)
+                assert await framed.receive(100) == DATAGRAM
+                await framed.send(channel.hello(CLIENTS.name, bytes(16)))
+                assert await is_closed(framed)
+        await served.ended("stream-refused")
 
 
 @pytest.mark.parametrize("frame", [bytes([streams.ASK_REVOKED]) + bytes(16), DATAGRAM])
@@ -477,7 +551,7 @@ async def test_one_port_may_connect_to_two_addresses_of_ours() -> None:
             first.connect((HERE, served.number))
             second.bind(first.getsockname())
             second.connect(("127.0.0.2", served.number))
-            await until(lambda: served.port._per_host.total() == 2)
+            await until(lambda: len(served.port._seats) == 2)
             first.close()
             await served.ended("stream-ended")
             second.sendall(len(DATAGRAM).to_bytes(4) + DATAGRAM)
@@ -510,7 +584,7 @@ async def test_a_stranger_that_hung_up_is_not_called() -> None:
     async with serving() as served, serving() as other:
         served.port.send(DATAGRAM, other.address)
         assert served.port.dropped == {"stream-unsent": 1}
-        assert not other.port._per_host
+        assert not other.port._lives
 
 
 async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from phantommesh.identity import Identity, NodeId, format_node_id, overlay_ip6
 from phantommesh.invites import Invite, InviteBook
@@ -25,8 +28,10 @@ from phantommesh.trust import (
     NODE_LIFE,
     Role,
     TrustError,
+    authority_node,
     describe_mesh,
     load_root,
+    validity,
     verify_authority,
     verify_chain,
 )
@@ -493,3 +498,90 @@ def test_an_issued_authority_cannot_make_authorities() -> None:
     forged = issue_authority(MESH.root, MESH.authority.key, second.spki, NODE.node_id, NOW)
     with pytest.raises(TrustError):
         verify_authority(MESH.root, forged.public_bytes(Encoding.DER), NOW)
+
+
+def dated(der: bytes, not_before: bytes, not_after: bytes) -> bytes:
+    """A certificate with these dates, DER elements, in place of its own. No signature covers them."""
+    old = der.index(b"\x30\x1e\x17\x0d")  # a Validity of two UTCTimes
+    new = b"\x30" + bytes([len(not_before) + len(not_after)]) + not_before + not_after
+    grown = len(new) - 32
+    data = bytearray(der[:old] + new + der[old + 32 :])
+    for at in (2, 6):  # the lengths of Certificate and TBSCertificate, 30 82 xx xx each
+        data[at : at + 2] = (int.from_bytes(der[at : at + 2]) + grown).to_bytes(2)
+    return bytes(data)
+
+
+def time_of(text: bytes, tag: int = 0x18) -> bytes:
+    """GeneralizedTime, or by its tag UTCTime (X.680, 46 and 47)."""
+    return bytes([tag, len(text)]) + text
+
+
+YEAR_0, GOOD = time_of(b"00000101000000Z"), time_of(b"20500101000000Z")
+DATES = [
+    (YEAR_0, GOOD),
+    (GOOD, YEAR_0),
+    (YEAR_0, YEAR_0),
+    (time_of(b"0000010100000Z"), GOOD),  # 13 digits
+    (time_of(b"2026010100000Z"), GOOD),
+    (time_of(b"260101000000Z"), GOOD),  # a UTCTime's in a GeneralizedTime
+    (time_of(b"2026010100000Z", 0x17), GOOD),
+    (time_of(b"00010101000000Z"), time_of(b"99991231235959Z")),
+    (time_of(b"00010101000000Z"), time_of(b"00010102000000Z")),
+    (time_of(b"20260230000000Z"), GOOD),
+]
+
+
+def judge(node: bytes, authority: bytes) -> None:
+    """All that is done with certificates of others raises TrustError for these, or nothing."""
+    with pytest.raises(TrustError):
+        verify_chain(MESH.root, authority, node, NOW)
+    for der in {node, authority} - {CERT, MESH.authority.der}:
+        for read in (validity, authority_node):
+            with contextlib.suppress(TrustError):
+                read(der)
+        with pytest.raises(TrustError):
+            verify_authority(MESH.root, der, NOW)
+        with pytest.raises(TrustError):
+            load_root(der)
+
+
+@pytest.mark.parametrize("dates", DATES)
+def test_dates_that_python_has_not_are_refused_as_all_else(dates: tuple[bytes, bytes]) -> None:
+    judge(dated(CERT, *dates), MESH.authority.der)
+    authority = MESH.authority.der
+    # Its first date is a UTCTime, and its second too: the root's ten years end before 2050.
+    judge(CERT, dated(authority, *dates))
+    with pytest.raises(TrustError):
+        load_root(dated(MESH.root_der, *dates))
+
+
+@st.composite
+def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A certificate with a few bytes changed, most of them where its parts are: not its key."""
+    data = bytearray(whole)
+    signature = len(data) - 3_309
+    near = st.one_of(st.integers(0, 300), st.integers(signature - 400, signature - 1))
+    for _ in range(draw(st.integers(1, 3))):
+        data[draw(st.one_of(near, near, st.integers(0, len(data) - 1)))] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated(CERT))
+@example(dated(CERT, YEAR_0, GOOD))
+@example(dated(CERT, GOOD, YEAR_0))
+@example(dated(CERT, time_of(b"0000010100000Z"), GOOD))
+@example(dated(CERT, time_of(b"2026010100000Z"), GOOD))
+def test_a_changed_certificate_raises_nothing_but_trust_error(der: bytes) -> None:
+    if der != CERT:
+        judge(der, MESH.authority.der)
+
+
+@settings(max_examples=200, deadline=None)
+@given(mutated(MESH.authority.der))
+@example(dated(MESH.authority.der, YEAR_0, GOOD))
+@example(dated(MESH.authority.der, GOOD, YEAR_0))
+@example(dated(MESH.authority.der, time_of(b"0000010100000Z"), GOOD))
+def test_a_changed_authority_raises_nothing_but_trust_error(der: bytes) -> None:
+    if der != MESH.authority.der:
+        judge(CERT, der)
