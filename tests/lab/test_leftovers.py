@@ -138,7 +138,7 @@ async def test_what_is_left_under_other_names_or_without_state_is_removed(other:
     await start(node)
     await converged(nodes_of(other), PATIENCE_S)
     before = left_over(node)
-    lost = node.state_dir.with_name("lost")
+    lost = node.state_dir.with_name(f"{node.name}.lost")
     node.state_dir.rename(lost)
     said = ask(node, "down", status=1)
     assert "there is no state directory" in said and "a node runs here" in said
@@ -152,3 +152,4 @@ async def test_what_is_left_under_other_names_or_without_state_is_removed(other:
     assert (" qm" in inside(node, "ip", "-o", "link"), left_over(node)) == (False, "")
     said = ask(node, "down", status=1)
     assert "there is no state directory" in said and "a node runs" not in said
+    lost.rename(node.state_dir)  # for the lab to delete
