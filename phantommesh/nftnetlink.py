@@ -99,6 +99,22 @@ def decode_table(payload: bytes) -> int:
     raise NetlinkFormatError("a table without a handle")
 
 
+def encode_get_tables(*, sequence: int) -> bytes:
+    """Ask for a dump of the tables of every family."""
+    return _message(_SUBSYSTEM | _GET_TABLE, _DUMP, sequence, 0, b"")
+
+
+def decode_tables(payloads: Iterable[bytes]) -> list[tuple[str, str]]:
+    """Read family and name of the tables of a dump; other families than FAMILIES are left out."""
+    families = {value: name for name, value in FAMILIES.items()}
+    return [
+        (families[payload[0]], value.rstrip(b"\0").decode("ascii", "replace"))
+        for payload in payloads
+        for kind, value in attributes(payload[4:])
+        if kind == _NAME and payload[0] in families
+    ]
+
+
 def encode_get_rules(family: int, table: str, *, sequence: int) -> bytes:
     """Ask for a dump of a table's rules."""
     return _message(_SUBSYSTEM | _GET_RULE, _DUMP, sequence, family, _text(_RULE_TABLE, table))

@@ -23,7 +23,8 @@ def down(options: Options) -> None:
     Stops the node if it runs (SIGTERM, and SIGKILL after 30 s), then removes its interfaces, rules and
     routes, also those of one that was killed. Until then nothing that is sent to the mesh's addresses leaves
     this host in clear; afterwards it takes the default route, like anything else. Where a service starts the
-    node, stop that first.
+    node, stop that first. Where configuration or state are lost, what the kernel shows as PhantomMesh's and
+    no running node holds is removed.
     """
     need_root("down")
     import trio
@@ -35,7 +36,8 @@ def down(options: Options) -> None:
         emit(done)
         return
     _report(done)
-    click.echo("next: phantommesh run", err=True)
+    if done.mesh is not None:
+        click.echo("next: phantommesh run", err=True)
 
 
 @click.command()
@@ -74,6 +76,12 @@ def leave(options: Options, force: bool) -> None:
 
 
 def _report(done: "Down") -> None:
-    click.echo(f"mesh       {done.mesh}")
+    unknown = "unknown: its configuration or state is lost; this is what the kernel had"
+    removed = [*done.interfaces, *done.tables, *done.prefixes]
+    if done.marks:
+        removed.append("rules for marked packets")
+    click.echo(f"mesh       {done.mesh or unknown}")
     click.echo(f"node       {done.node}")
-    click.echo(f"removed    {', '.join([*done.interfaces, *done.prefixes]) or 'nothing: it was down'}")
+    click.echo(f"removed    {', '.join(removed) or 'nothing: it was down'}")
+    if done.running:
+        click.echo(f"left       what the nodes that run here have: {', '.join(done.running)}")

@@ -146,9 +146,3 @@ class Guarding:
                     self.kick()
                 if theirs:
                     self._flushed()
-
-
-async def remove(device: str) -> None:
-    """Remove the guard's tables; that they are gone already is fine. Raises NftError."""
-    for family in (FAMILY, ARP_FAMILY):
-        await Table(family, guard.table_name(device)).remove()

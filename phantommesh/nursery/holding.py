@@ -2,7 +2,8 @@
 """Keeps the overlay's addresses for the overlay: closed where it is not there, and off the host's own ranges.
 
 It is the first thing of a node that touches the host and the last that stops, and what it has closed stays
-closed when the node is gone. It looks again whenever the kernel says that an address or a route has changed.
+closed when the node is gone. It looks again whenever the kernel says that an address, a route or a policy
+rule has changed.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Overlay:
                 await trio.sleep_until(began + max(PAUSE, SHARE * took))
 
     async def _listen(self) -> None:
-        """Wake the loop whenever the host's addresses or routes change."""
+        """Wake the loop whenever the host's addresses, routes or policy rules change."""
         try:
             with socket.socket(
                 socket.AF_NETLINK,
@@ -112,7 +113,7 @@ class Overlay:
                     self.kick()
                     await trio.sleep(PAUSE)
         except OSError as error:  # then it is the interval alone
-            log.debug("changes of routes are not heard of", error=str(error))
+            log.debug("changes of routes and rules are not heard of", error=str(error))
 
     async def _look(self) -> hostview.HostView:
         return await trio.to_thread.run_sync(partial(hostview.look, self.networks, self.names))

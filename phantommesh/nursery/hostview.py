@@ -42,8 +42,9 @@ _UNICAST, _LOCAL, _UNREACHABLE = 1, 2, 7  # the other types lead nowhere, or to 
 _CLONED = 0x200  # a cached copy of a route
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
-GROUPS: Final = 0x10 | 0x40 | 0x100 | 0x400
-"""RTMGRP_*: the addresses and routes of both families, for a socket that wants to hear of changes."""
+GROUPS: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+"""RTMGRP_*: addresses, routes and policy rules of both families, for a socket that wants to hear of changes.
+The last is RTNLGRP_IPV6_RULE, 19, which has no RTMGRP_* name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,21 @@ async def converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None
     await trio.to_thread.run_sync(_converge, dict(ways), networks)
 
 
-async def remove() -> None:
-    """Remove them all. Raises BackendError."""
-    await trio.to_thread.run_sync(_converge, {}, ())
+async def remove() -> bool:
+    """Remove them all; return whether there were any. Raises BackendError."""
+    return await trio.to_thread.run_sync(_converge, {}, ())
 
 
-def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
+def indices() -> set[int]:
+    """The interfaces that marked packets are sent to. Blocks. Raises BackendError."""
+    try:
+        return {index for table, index, _ in netlink.read_tables() if table - FIRST_TABLE in _WAYS}
+    except OSError as error:
+        raise netlink.failed("rules", "reading", error) from error
+
+
+def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> bool:
+    """Return whether there were rules or routes before."""
     try:
         have = {
             (table - FIRST_TABLE, route.network): index
@@ -47,6 +56,7 @@ def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
             if table - FIRST_TABLE in _WAYS
         }
         want = {(way, network): index for way, index in ways.items() for network in networks}
+        there = bool(have)
         with IPRoute() as rtnl:
             for (way, network), index in have.items():
                 if want.get((way, network)) != index:
@@ -55,11 +65,14 @@ def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> None:
                 if have.get((way, network)) != index:
                     rtnl.route("add", **_route(way, network, index))
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
-                _rules(rtnl, family, ways if any(n.version == version for n in networks) else {})
+                wanted = ways if any(n.version == version for n in networks) else {}
+                there = _rules(rtnl, family, wanted) or there
     except (NetlinkError, OSError) as error:
         code = error.code if isinstance(error, NetlinkError) else error.errno
         if code != errno.EAFNOSUPPORT:
             raise netlink.failed("rules", "marking", error) from error
+        return False
+    return there
 
 
 def _route(way: int, network: Network, index: int) -> dict[str, object]:
@@ -73,7 +86,7 @@ def _route(way: int, network: Network, index: int) -> dict[str, object]:
     } | ({"scope": _SCOPE_LINK} if network.version == 4 else {})
 
 
-def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> None:
+def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> bool:
     have = {
         rule.get_attr("FRA_PRIORITY") - FIRST_TABLE
         for rule in rtnl.get_rules(family=family)
@@ -91,3 +104,4 @@ def _rules(rtnl: IPRoute, family: int, ways: Mapping[int, int]) -> None:
             fwmask=_MASK,
             protocol=ROUTE_PROTOCOL,
         )
+    return bool(have)

@@ -188,6 +188,22 @@ def read_links(names: Collection[str]) -> dict[str, Link]:
     return {name: _link(name, message, addresses, routes) for name, message in found.items()}
 
 
+def read_our_links() -> dict[str, Link]:
+    """Read the interfaces with our alias, whatever their names. Raises BackendError."""
+    try:
+        with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
+            body = bytes(16) + attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
+            dumped = [dict(attributes(p[16:])) for _, _, p in rtnl.exchange(_request(_GET_LINK, _DUMP, body))]
+    except OSError as error:
+        raise failed("*", "reading", error) from error
+    names = [
+        fields[_IFLA_NAME].rstrip(b"\0").decode()
+        for fields in dumped
+        if fields.get(_IFLA_ALIAS, b"").rstrip(b"\0") == ALIAS.encode()
+    ]
+    return {name: link for name, link in read_links(names).items() if link.ours}
+
+
 def _request(kind: int, flags: int, body: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body
 

@@ -153,6 +153,31 @@ class Table:
             ) from error
 
 
+async def list_tables() -> list[tuple[str, str]]:
+    """Read family and name of every table of the families in use; none where the kernel has no nf_tables.
+    Raises NftError."""
+
+    def run() -> list[tuple[str, str]]:
+        with NetlinkSocket(nftnetlink.NETFILTER) as netlink:
+            attempts = 0
+            while True:
+                attempts += 1
+                answers = netlink.exchange(nftnetlink.encode_get_tables(sequence=attempts))
+                if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
+                    return nftnetlink.decode_tables(payload for _, _, payload in answers)
+
+    try:
+        return await trio.to_thread.run_sync(run)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP):
+            return []
+        raise NftError(
+            f"listing the tables: {os.strerror(error.errno or 0)}",
+            fix="run as root or with CAP_NET_ADMIN" if error.errno == errno.EPERM else "",
+            code=error.errno or 0,
+        ) from error
+
+
 def _commit(netlink: NetlinkSocket, batch: bytes, last: int) -> None:
     """Send a batch and wait until its last message is acknowledged, or any is refused. Raises OSError."""
     netlink.send(batch)

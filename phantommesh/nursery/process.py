@@ -7,9 +7,7 @@ checked. Below it sockets are bound, interfaces made and peers spoken to.
 
 from __future__ import annotations
 
-import errno
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +20,11 @@ from phantommesh import config as config_file
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
+from phantommesh.nursery import leftovers
 from phantommesh.nursery.backend import choose
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.owning import owned
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay import Address, check_range
@@ -83,6 +83,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             config_file.refuse_overlay(config, overlay.routed)
             # ---- above this line nothing outside the state directory has changed ----
             await overlay.converge()
+            await leftovers.clear_tables(master_name(prefix))
             with UdpPort(config.control.port) as udp:
                 node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
                 await node.serve(socket_path or Path(config.api.socket), leave)
@@ -99,15 +100,11 @@ def _addresses(state: NodeState) -> dict[Address, str]:
 @contextmanager
 def _sole_owner(prefix: str) -> Iterator[None]:
     """Hold the interfaces' names against a second node in this network namespace, which would fight over
-    them: by an abstract socket (unix(7)), which belongs to the namespace and ends with the process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        try:
-            held.bind(f"\0phantommesh-interfaces-{master_name(prefix)}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
+    them."""
+    with owned(master_name(prefix)) as free:
+        if not free:
             raise PhantomMeshError(
                 f"another node here has the interfaces {prefix}0 to {prefix}6",
                 fix="stop it first, or set wireguard.prefix and wireguard.base_port in the config",
-            ) from None
+            )
         yield

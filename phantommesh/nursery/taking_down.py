@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,22 +23,24 @@ import trio
 from phantommesh import config as config_file
 from phantommesh import hosts as hosts_file
 from phantommesh import statedir
-from phantommesh.config import Config
+from phantommesh.config import Config, ConfigError
 from phantommesh.dataplane import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import load_mesh
-from phantommesh.nursery import closing, guarding, hostview, marking, netlink
-from phantommesh.nursery.nft import Table
-from phantommesh.nursery.userspace import UserspaceBackend
-from phantommesh.scatter.ruleset import FAMILY, table_name
-from phantommesh.statedir import StateDir, StateInUseError, cannot
+from phantommesh.nursery import closing, hostview, leftovers, marking, netlink
+from phantommesh.nursery.leftovers import Found
+from phantommesh.nursery.owning import owned
+from phantommesh.statedir import StateDir, StateError, StateInUseError, cannot
 from phantommesh.trust import Mesh
+from phantommesh.wireguard import Network
 
 STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs
 _KILL_SECONDS: Final = 10.0  # from SIGKILL to the end
 _LOOK_SECONDS: Final = 0.1  # between looks at who holds the state directory
 _LOOKS: Final = 20  # for a process that holds it
 _STARTS: Final = 3  # of a node that somebody starts again
+
+_EVERYTHING: Final = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 How = Literal["stopped", "killed", "not-running"]
 
@@ -47,12 +50,22 @@ class TakeDownError(PhantomMeshError):
 
 
 class Down(msgspec.Struct, frozen=True, kw_only=True):
-    """What `down` found: how the ``node`` ended, and what it has removed."""
+    """What `down` found: how the ``node`` ended, and what it has removed. ``mesh`` is None where no state
+    says which; ``marks`` says whether there were rules for marked packets; ``running`` names the scattering
+    interfaces of other nodes, which run here and keep what is theirs."""
 
-    mesh: str
+    mesh: str | None
     node: How
     interfaces: list[str]
     prefixes: list[str]
+    tables: list[str]
+    marks: bool
+    running: list[str]
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was there to be removed."""
+        return not (self.interfaces or self.prefixes or self.tables or self.marks)
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,9 +81,19 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 async def down(state_dir: Path, config_path: Path) -> Down:
     """Stop this state directory's node if it runs, and remove all that it put on the host.
 
+    Where configuration or state are lost, what the kernel shows as ours and no running node holds is removed;
+    where there is nothing of that kind, the error that says what is lost is raised.
+
     Raises PhantomMeshError: ConfigError, StateError, BackendError, NftError or TakeDownError.
     """
-    config, state, mesh = _read(state_dir, config_path)
+    try:
+        config, state, mesh = _read(state_dir, config_path)
+    except StateError as error:
+        return await _without_state(error)
+    except ConfigError as error:
+        if await trio.Path(config_path).exists():
+            raise  # an operator can mend that
+        return await _without_state(error)
     found = await _find(config)
     async with _stopped(state) as how:
         return await _remove(config, mesh, found, how)
@@ -222,29 +245,58 @@ async def _find(config: Config) -> list[str]:
 
 
 async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -> Down:
-    device, names = master_name(config.wireguard.prefix), all_names(config.wireguard.prefix)
-    view = await trio.to_thread.run_sync(hostview.look, (mesh.network4, mesh.network6), names)
-    await UserspaceBackend(Path("wireguard-go")).close(remove=names)
-    await trio.to_thread.run_sync(_delete_links, names)
-    for family in FAMILY.values():
-        await Table(family, table_name(device)).remove()
-    await marking.remove()
     if config.dns.mode == "hosts":
         await trio.to_thread.run_sync(
             hosts_file.write, Path(config.dns.hosts), partial(hosts_file.without_block, mesh=mesh.name)
         )
-    await guarding.remove(device)
-    await trio.to_thread.run_sync(closing.close, (), view.closed)
+    networks, device = (mesh.network4, mesh.network6), master_name(config.wireguard.prefix)
+
+    def belongs(found: Found) -> bool:
+        # Under other names: what has no interface is of no use to anybody, and with one it may be another
+        # mesh's that was kept for a restart.
+        return found.device == device or not found.links or found.carries(networks)
+
+    done = await _clear(belongs, networks)
+    seen = set() if device in done.running else set(interfaces)  # a stop removes them, too
+    removed = sorted(seen.union(done.interfaces))
+    return msgspec.structs.replace(done, mesh=mesh.name, node=how, interfaces=removed)
+
+
+async def _without_state(error: PhantomMeshError) -> Down:
+    """Remove all that is ours in the kernel and that no running node holds. Raises ``error`` where there is
+    nothing, and TakeDownError where there is a running node alone."""
+    done = await _clear(lambda _: True, _EVERYTHING)
+    if not done.nothing:
+        return done
+    if done.running:
+        raise TakeDownError(
+            f"{error}; a node runs here with the interface {done.running[0]}, and nothing is left of others",
+            fix=f"stop it first (systemctl stop phantommesh), then run this again; or {error.fix}",
+        )
+    raise error
+
+
+async def _clear(belongs: Callable[[Found], bool], networks: Sequence[Network]) -> Down:
+    """Remove what belongs to this node and is not held by another that runs; open ``networks`` last."""
+    with ExitStack() as held:
+        found = await leftovers.find()
+        # Held until all is gone, so that no node begins meanwhile.
+        free = {device for device in found if held.enter_context(owned(device))}
+        running = {device: each for device, each in found.items() if device not in free}
+        gone = [found[device] for device in sorted(free) if belongs(found[device])]
+        for each in gone:
+            await leftovers.remove(each)
+        links = {link.index for each in running.values() for link in each.links.values()}
+        marks = not links & await trio.to_thread.run_sync(marking.indices) and await marking.remove()
+        view = await trio.to_thread.run_sync(hostview.look, networks, ())
+        kept = leftovers.held_closed(view.closed, running)
+        await trio.to_thread.run_sync(closing.close, kept, view.closed)
     return Down(
-        mesh=mesh.name,
-        node=how,
-        interfaces=interfaces,
-        prefixes=sorted({str(ours.network) for ours in view.closed}),
+        mesh=None,
+        node="not-running",
+        interfaces=sorted(name for each in gone for name in each.links),
+        prefixes=sorted({str(ours.network) for ours in view.closed - kept}),
+        tables=[f"{family} {name}" for each in gone for family, name in each.tables],
+        marks=marks,
+        running=sorted(running),
     )
-
-
-def _delete_links(names: tuple[str, ...]) -> None:
-    """Delete those that are ours. A userspace WireGuard without its interface ends."""
-    for name, link in netlink.read_links(names).items():
-        if link.ours:
-            netlink.delete_link(name)

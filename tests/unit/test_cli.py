@@ -21,6 +21,7 @@ from phantommesh.cli import base, cli
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.invites import Invite
+from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.trust import Role
 from phantommesh.views import Rotation, RotationResult
@@ -196,7 +197,14 @@ def test_an_edited_network_is_refused_by_config_check_and_run(
         assert "init --mesh NAME --cidr 10.99.0.0/16" in said
 
 
-def test_down_and_leave_name_what_is_missing(tmp_path: Path) -> None:
+def test_down_and_leave_name_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def clear(*_: object) -> taking_down.Down:
+        """A host without anything of ours. The real one looks at, and changes, this machine."""
+        return taking_down.Down(
+            mesh=None, node="not-running", interfaces=[], prefixes=[], tables=[], marks=False, running=[]
+        )
+
+    monkeypatch.setattr(taking_down, "_clear", clear)
     for verb in ("down", "leave"):
         assert "there is no configuration" in told(run(verb, root=tmp_path), 1)
     assert made(tmp_path).exit_code == 0

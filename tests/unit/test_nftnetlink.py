@@ -14,10 +14,12 @@ from phantommesh.nftnetlink import (
     decode_map,
     decode_rules,
     decode_table,
+    decode_tables,
     encode_delete_table,
     encode_get_elements,
     encode_get_rules,
     encode_get_table,
+    encode_get_tables,
     encode_replace,
 )
 from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, split_messages
@@ -79,6 +81,17 @@ def test_requests_name_the_family_and_the_table() -> None:
         assert dict(attributes(payload[4:]))[1] == b"t\0"
 
 
+def test_tables_are_listed_with_their_family() -> None:
+    ((kind, flags, _, payload),) = split_messages(encode_get_tables(sequence=1))
+    assert (kind, flags, payload) == (0xA01, 0x301, bytes(4))
+
+    def table(family: int, name: bytes) -> bytes:
+        return bytes([family, 0, 0, 0]) + attribute(1, name) + attribute(4, struct.pack(">Q", 1))
+
+    dumped = [table(1, b"one\0"), table(2, b"of-ip\0"), table(3, b"two\0")]
+    assert decode_tables(dumped) == [("inet", "one"), ("arp", "two")]
+
+
 def counter(key: int, packets: int, size: int) -> bytes:
     data = attribute(1, struct.pack(">Q", size)) + attribute(2, struct.pack(">Q", packets))
     expression = attribute(1, b"counter\0") + attribute(2, data)
@@ -123,5 +136,6 @@ def test_nonsense_is_one_kind_of_error(junk: bytes) -> None:
             decode_counters([payload])
             decode_rules([payload], "t")
             decode_table(payload)
+            decode_tables([payload])
         except NetlinkFormatError:
             pass

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What nodes have put into this network namespace, by the name of their scattering interface, and the removal
+of what is left of a node that nobody runs.
+
+A guard goes by its interfaces' names and stays when its node ends. Under other names (another
+``wireguard.prefix``, a second mesh) it would drop all that comes by the new interfaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import trio
+
+from phantommesh import guard
+from phantommesh.dataplane import master_name
+from phantommesh.nursery import netlink
+from phantommesh.nursery.netlink import Link
+from phantommesh.nursery.nft import Table, list_tables
+from phantommesh.nursery.owning import owned
+from phantommesh.nursery.userspace import UserspaceBackend
+from phantommesh.overlay import Closing, overlap
+from phantommesh.scatter import ruleset
+from phantommesh.wireguard import Network
+
+log = structlog.get_logger("phantommesh.leftovers")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is here under the names of one scattering interface, ``device``: tables as (family, name), and
+    interfaces with our alias."""
+
+    device: str
+    tables: list[tuple[str, str]] = field(default_factory=list)
+    links: dict[str, Link] = field(default_factory=dict)
+
+    def carries(self, networks: Iterable[Network]) -> bool:
+        """Whether an interface has an address in one of these networks."""
+        addresses = [address.network for link in self.links.values() for address in link.addresses]
+        return any(overlap(address, network) for network in networks for address in addresses)
+
+
+def device_of(table: str, present: Collection[str] = ()) -> str | None:
+    """The scattering interface that a table of ours is named after; None for somebody else's table. The guard
+    of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
+    ``present``."""
+    wide, narrow = ruleset.table_name(""), guard.table_name("")
+    prefixes = (wide,) if table.removeprefix(wide) in present else (narrow, wide)
+    for prefix in prefixes:
+        if table.startswith(prefix) and table != prefix:
+            return table.removeprefix(prefix)
+    return None
+
+
+async def find() -> dict[str, Found]:
+    """Read what is here, by scattering interface. Raises NftError and BackendError."""
+    found: dict[str, Found] = {}
+    for name, link in (await trio.to_thread.run_sync(netlink.read_our_links)).items():
+        device = master_name(name)
+        found.setdefault(device, Found(device)).links[name] = link
+    for family, name in await list_tables():
+        if (owner := device_of(name, found)) is not None:
+            found.setdefault(owner, Found(owner)).tables.append((family, name))
+    return found
+
+
+async def remove(found: Found) -> None:
+    """Remove interfaces, then tables. A userspace WireGuard without its interface ends. Raises NftError and
+    BackendError."""
+    await UserspaceBackend(Path("wireguard-go")).close(remove=list(found.links))
+    await trio.to_thread.run_sync(_delete_links, tuple(found.links))
+    for family, name in found.tables:
+        await Table(family, name).remove()
+
+
+def _delete_links(names: tuple[str, ...]) -> None:
+    """Delete those that are still there and ours."""
+    for name, link in netlink.read_links(names).items():
+        if link.ours:
+            netlink.delete_link(name)
+
+
+async def clear_tables(own: str) -> None:
+    """Remove the tables of other nodes that nobody runs here, before the node of the interface ``own`` has
+    its own. Interfaces that were kept for a restart keep their guard. Raises NftError and BackendError."""
+    for found in (await find()).values():
+        if found.device == own or found.links:
+            continue
+        with owned(found.device) as free:
+            if not free:
+                continue
+            for family, name in found.tables:
+                await Table(family, name).remove()
+                log.info("a table that no running node owns is removed", table=f"{family} {name}")
+
+
+def held_closed(closed: Iterable[Closing], running: Mapping[str, Found]) -> frozenset[Closing]:
+    """Which of our closed prefixes belong to nodes that run: those that meet what their interfaces route. A
+    node without a route has just started or is about to end, so all may be its."""
+    routed = [[r.network for link in each.links.values() for r in link.routes] for each in running.values()]
+    if not all(routed):
+        return frozenset(closed)
+    networks = [network for each in routed for network in each]
+    return frozenset(c for c in closed if any(overlap(c.network, network) for network in networks))

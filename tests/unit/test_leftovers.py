@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, ip_network
+
+import pytest
+
+from phantommesh.guard import table_name as guard_name
+from phantommesh.nursery.leftovers import Found, device_of, held_closed
+from phantommesh.nursery.netlink import Link
+from phantommesh.nursery.owning import owned
+from phantommesh.overlay import Closing
+from phantommesh.scatter.ruleset import table_name as scatter_name
+from phantommesh.wireguard import Route
+
+WIDE, OTHER = ip_network("100.64.0.0/10"), ip_network("10.9.0.0/16")
+
+
+def link(address: str, *routes: str) -> Link:
+    routed = frozenset(Route(ip_network(route), 50) for route in routes)
+    return Link(1, "tun", True, True, 1420, frozenset({IPv4Interface(address)}), routed, True)
+
+
+@pytest.mark.parametrize("device", ["pm", "guard_pm", "a-b"])
+def test_a_table_names_its_interface(device: str) -> None:
+    assert device_of(guard_name(device)) == device
+    assert device_of(scatter_name(device), {device}) == device
+
+
+def test_other_programs_tables_name_none() -> None:
+    for name in ("filter", "phantommesh", "phantommesh_", "xphantommesh_guard_pm"):
+        assert device_of(name) is None
+
+
+def test_what_a_running_node_routes_stays_closed() -> None:
+    closed = [Closing(kind, network) for kind in ("route", "fence") for network in (WIDE, OTHER)]
+    running = Found("pm", links={"pm": link("10.9.0.1/32", str(OTHER))})
+    assert held_closed(closed, {}) == frozenset()
+    assert {each.network for each in held_closed(closed, {"pm": running})} == {OTHER}
+    starting = Found("qm")
+    assert held_closed(closed, {"pm": running, "qm": starting}) == frozenset(closed)
+    assert running.carries([OTHER]) and not running.carries([WIDE])
+
+
+def test_an_interface_is_held_once() -> None:
+    with owned("unit-test") as first, owned("unit-test") as second:
+        assert first and not second
+    with owned("unit-test") as again:
+        assert again
