@@ -47,7 +47,10 @@ async def remove(name: str) -> None:
 def _converge(want: MasterConfig, *, routes: bool) -> int:
     link = netlink.read_links([want.name]).get(want.name)
     if link is not None and not link.ours:
-        raise netlink.taken(want.name)
+        if link.kind != want.kind or not link.blank:
+            raise netlink.taken(want.name)
+        netlink.delete_link(want.name)  # a node that died had made it, and not yet marked it as ours
+        link = None
     if link is not None and link.kind != want.kind:  # the other backend's
         netlink.delete_link(want.name)
         link = None

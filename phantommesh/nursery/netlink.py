@@ -76,6 +76,11 @@ class Link:
     routes: frozenset[Route]
     loose_rp: bool
 
+    @property
+    def blank(self) -> bool:
+        """Whether nobody has set it up yet."""
+        return not (self.up or self.addresses or self.routes)
+
     def state(self, name: str, report: Report) -> DeviceState:
         """Put this link and what WireGuard says of it together."""
         return DeviceState(

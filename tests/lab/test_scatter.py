@@ -253,6 +253,16 @@ async def test_leaving_leaves_nothing_and_a_crash_is_taken_over(nodes: list[LabN
     assert await trio.to_thread.run_sync(ping, node, addresses(nodes[0])[0], 100) == 100
 
 
+async def test_an_interface_that_a_killed_node_had_not_yet_marked_is_made_again(nodes: list[LabNode]) -> None:
+    node = nodes[1]
+    await stop(node)
+    kind = ["type", "wireguard"] if BACKEND == "kernel" else ["mode", "tun"]
+    run_in(node, "ip", *(["link"] if BACKEND == "kernel" else ["tuntap"]), "add", "dev", MASTER, *kind)
+    await start(node)
+    await converged(nodes, PATIENCE_S)
+    await scattered(nodes)
+
+
 async def test_without_nft_traffic_takes_dimension_0_and_status_says_so(
     nodes: list[LabNode], tmp_path: Path
 ) -> None:
