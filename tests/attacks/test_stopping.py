@@ -44,19 +44,28 @@ heard.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
 heard.bind(("up0", 0))
 seen, last, ready = 0, "", selectors.DefaultSelector()
 ready.register(heard, selectors.EVENT_READ); ready.register(sys.stdin, selectors.EVENT_READ)
-print("ready", flush=True)
-while True:
-    for key, _ in ready.select():
-        if key.fileobj is sys.stdin:
-            if not sys.stdin.readline():
-                sys.exit()
-            print(seen, last, flush=True)
-            seen, last = 0, ""
-            continue
-        frame = heard.recv(65536)
+heard.setblocking(False)
+
+def drain():  # all that is here: what is counted after an answer was sent after the question
+    global seen, last
+    while True:
+        try:
+            frame = heard.recv(65536)
+        except BlockingIOError:
+            return
         kind, packet = frame[12:14].hex(), frame[14:]
         if {"0800": packet[16:20], "86dd": packet[24:40]}.get(kind) in wanted:
             seen, last = seen + 1, packet[:60].hex()
+
+print("ready", flush=True)
+while True:
+    asked = any(key.fileobj is sys.stdin for key, _ in ready.select())
+    drain()
+    if asked:
+        if not sys.stdin.readline():
+            sys.exit()
+        print(seen, last, flush=True)
+        seen, last = 0, ""
 """
 
 # Sends to the peer without end: each kind of socket, those that look the way up once and always.
