@@ -14,11 +14,11 @@ class Case:
     ``accusers`` are named by rumours and only shorten the wait. ``failed`` is when this node's own question
     went unanswered, ``checked`` that it was asked within this case. ``witnesses`` are members that
     this node asked with a fresh nonce, at the address in their signed records, and that said the same at
-    first hand: one member is one voice, whatever it forges.
+    first hand: one member is one voice, whatever it forges. ``contrary`` are those that last said otherwise.
     """
 
     __slots__ = (
-        "accusers", "asking", "checked", "deadline", "failed", "key", "kind", "least", "most", "next_query",
+        "accusers", "asking", "checked", "contrary", "deadline", "failed", "key", "kind", "least", "most", "next_query",
         "node", "queries", "started", "visible", "vouchers", "witnesses",
     )  # fmt: skip
 
@@ -35,6 +35,7 @@ class Case:
         self.asking = False
         self.visible = False
         self.witnesses: dict[bytes, bytes] = {}  # and the key of which each says it
+        self.contrary: set[bytes] = set()
         self.vouchers: dict[bytes, bytes] = {}
         self.queries = 0
         self.next_query = now

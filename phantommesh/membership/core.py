@@ -15,15 +15,19 @@ from phantommesh.membership.health import Awareness, RoundTrips
 from phantommesh.membership.messages import (
     ACK,
     ALIVE,
+    CARRIED,
     GOSSIP,
     LEFT,
     MAX_EVENTS,
     MAX_GENERATION,
     MAX_INCARNATION,
+    MAX_REQUEST_EVENTS,
+    Kind,
     encode,
     make_key,
 )
 from phantommesh.membership.presets import Params
+from phantommesh.membership.reach import Reach
 from phantommesh.membership.table import Table
 from phantommesh.wire import Address
 
@@ -41,8 +45,8 @@ class Core:
 
     __slots__ = (
         "_gossip_armed", "_last_gossip", "_offset", "_serial", "_timers", "clock", "drops", "generation",
-        "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "queue", "received",
-        "record", "rng", "rtt", "sent", "table", "traffic",
+        "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "queue", "reach",
+        "received", "record", "rng", "rtt", "sent", "table", "traffic",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +67,7 @@ class Core:
         self.rng = rng
         self.table = table
         self.queue = Broadcasts()
+        self.reach = Reach()
         self.health = Awareness(params.awareness_max if params.lifeguard else 1)
         self.rtt = RoundTrips()
         self.out: list[Effect] = []
@@ -70,8 +75,8 @@ class Core:
         self.traffic: dict[bytes, float] = {}  # when its authenticated WireGuard traffic was last seen
         self.leaving = False
         self.drops: Counter[str] = Counter()
-        self.sent = [0] * 8
-        self.received = [0] * 8
+        self.sent = [0] * (max(Kind) + 1)
+        self.received = [0] * (max(Kind) + 1)
         self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._serial = 0
         self._offset = 0.0
@@ -143,14 +148,19 @@ class Core:
 
     def send(
         self, to: bytes | Address, kind: int, nonce: bytes, target: bytes, first: Sequence[bytes] = (),
-        wait_ms: int = 0,
+        wait_ms: int = 0, extra: bytes = b"",
     ) -> None:  # fmt: skip
         """Send a datagram with these events, and with news in the room that is left."""
-        events = list(first)
+        events, room = list(first), MAX_REQUEST_EVENTS if extra else MAX_EVENTS
         if self.queue:
-            events += self.queue.take(MAX_EVENTS - len(events), 1, self.limit)
+            events += self.queue.take(room - len(events), 1, self.limit)
         self.sent[kind] += 1
-        self.out.append(Send(encode(kind, nonce, self.node, target, events, wait_ms), to))
+        self.out.append(Send(encode(kind, nonce, self.node, target, events, wait_ms, extra), to))
+
+    def carry(self, to: Address, nonce: bytes, target: bytes, code: bytes, event: bytes) -> None:
+        """Send an answer on its way back. It holds one event only: whoever asks may be anywhere."""
+        self.sent[CARRIED] += 1
+        self.out.append(Send(encode(CARRIED, nonce, self.node, target, [event], extra=code), to))
 
     @property
     def limit(self) -> int:
@@ -186,12 +196,21 @@ class Core:
             self.at(self.clock + self.params.gossip_interval, self._gossip)
 
     def peer(self) -> bytes | None:
-        """Return some other member that is not down, or None if the draw missed."""
+        """Return some other member that is not down and that this node reaches itself, or None if the draw
+        missed."""
+        partly = self.reach.partly
+        if 2 * len(partly) > self.table.live:  # a leaf: most draws would miss
+            return self._near()
         node = self.table.random(self.rng)
-        return None if node is None or node == self.node or node in self.table.down else node
+        return None if node is None or node == self.node or node in self.table.down or node in partly else node
+
+    def _near(self) -> bytes | None:
+        away, down = self.reach.partly, self.table.down
+        near = [n for n in self.table if n != self.node and n not in away and n not in down]
+        return self.rng.choice(near) if near else None
 
     def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
-        """Draw up to ``count`` different members that are not down, nor ruled out."""
+        """Draw up to ``count`` different members that this node reaches itself, not down nor ruled out."""
         found: list[bytes] = []
         for _ in range(4 * count + 8):
             if len(found) == count:

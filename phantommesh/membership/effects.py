@@ -19,7 +19,8 @@ class Send(NamedTuple):
 class Changed(NamedTuple):
     """A member's state as this node sees it. ``new`` is None once it is forgotten.
 
-    ``event``: joined, updated, restarted, suspected, refuted, vetoed, dead, left, returned, purged, expelled.
+    ``event``: joined, updated, restarted, suspected, refuted, vetoed, dead, left, returned, purged, expelled,
+    partly (it is reached only by way of others), direct (it is not any more).
     """
 
     node: bytes

@@ -27,7 +27,7 @@ from phantommesh.membership.messages import (
     State,
 )
 from phantommesh.membership.presets import LAN, Params
-from phantommesh.membership.probing import Probing
+from phantommesh.membership.probing import Agree, Probing
 from phantommesh.membership.table import EMPTY, Snapshot, Table
 from phantommesh.wire import Address
 
@@ -37,7 +37,8 @@ LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers
 
 class MemberView(NamedTuple):
     """A member as this node sees it. ``since`` is when it went down, on the protocol's clock; the record
-    is the claimed one, which may run ahead of the newest that the owner has verified."""
+    is the claimed one, which may run ahead of the newest that the owner has verified. ``through``: it is
+    partly reachable, by way of these members, the one that carried its last answer first; empty: directly."""
 
     node: bytes
     state: State
@@ -46,6 +47,7 @@ class MemberView(NamedTuple):
     record_seq: int
     record_hash: bytes
     since: float | None
+    through: tuple[bytes, ...] = ()
 
 
 class Membership:
@@ -53,19 +55,21 @@ class Membership:
 
     ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
     ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run. ``seeds`` are
-    addresses to try for ever. Nothing is sent before the first `tick`.
+    addresses to try for ever. ``agree`` is what proofs are made and checked with (see `probing.Agree`): without
+    it no member is reached by way of others. Nothing is sent before the first `tick`.
     """
 
     def __init__(
         self, *, node: bytes, generation: int, record_seq: int, record_hash: bytes, rng: Random, now: float,
         params: Params = LAN, known: Snapshot = EMPTY, seeds: Sequence[Address] = (),
+        agree: Agree = lambda node, draw: None,
     ) -> None:  # fmt: skip
         """Raises ValueError for numbers that the wire cannot carry."""
         if not 0 <= generation <= MAX_GENERATION:
             raise ValueError("the generation needs 48 bits")
         record = _record(record_seq, record_hash)
         self._core = core = Core(node, generation, record, params, rng, Table(known), now)
-        self._probing = probing = Probing(core)
+        self._probing = probing = Probing(core, agree)
         self._rumours = probing.rumours
         self._merging = Merging(core, probing, tuple(seeds))
         self.left_at: float | None = None
@@ -112,6 +116,8 @@ class Membership:
                 self._merging.contacted()
         elif kind == messages.PING_REQ:
             probing.relay(message, source)
+        elif kind == messages.CARRIED:
+            probing.carried(message)
         elif kind == messages.NACK:
             probing.refused(message)
         elif kind == messages.QUERY:
@@ -248,7 +254,7 @@ class Membership:
         down = self._core.table.down.get(node)
         return MemberView(
             node, state, event.generation, event.incarnation, event.record_seq, event.record_hash,
-            None if down is None else down.since,
+            None if down is None else down.since, self._core.reach.through(node),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[bytes]:

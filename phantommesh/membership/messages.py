@@ -5,7 +5,9 @@
 
     event     node id 16 | generation 6 | incarnation 3 | state 1 | record seq 6 | record hash 16
               (in an accusation - suspect, dead - the last 16 bytes are the accuser's node id)
-    datagram  version 1 | kind 1 | wait ms 2 | nonce 8 | sender 16 | target 16 | events 48 each
+    datagram  version 1 | kind 1 | wait ms 2 | nonce 8 | sender 16 | target 16 | extra | events 48 each
+    extra     of a ping-req: asker 16 | the asker's nonce 8 | hops 1;  of a carried answer: proof 16;
+              of the others nothing
 
 All integers are big-endian, so that the nine bytes of generation and incarnation, the event's *key*, order
 as bytes do. The envelope around a datagram is another layer's; it may add `ENVELOPE_OVERHEAD` bytes.
@@ -42,6 +44,9 @@ MAX_RECORD_SEQ: Final = 2**48 - 1
 _HEADER: Final = struct.Struct("!BBH8s16s16s")
 HEADER_SIZE: Final = _HEADER.size
 MAX_EVENTS: Final = (MAX_MESSAGE - HEADER_SIZE) // EVENT_SIZE
+_ERRAND: Final = struct.Struct("!16s8sB")
+PROOF_SIZE: Final = 16
+MAX_REQUEST_EVENTS: Final = (MAX_MESSAGE - HEADER_SIZE - _ERRAND.size) // EVENT_SIZE
 
 BUCKETS: Final = 256  # of a sync's digest, by the node id's first byte
 BUCKET_HASH_SIZE: Final = 8
@@ -76,6 +81,7 @@ class Kind(IntEnum):
     GOSSIP = 5
     QUERY = 6  # what do you, at first hand, say of these nodes?
     ANSWER = 7
+    CARRIED = 8  # a member's answer to a ping-req, on its way back through those who carried the question
 
 
 class SyncKind(IntEnum):
@@ -88,12 +94,15 @@ class SyncKind(IntEnum):
 
 _STATES: Final = bytes(State)
 ALIVE, SUSPECT, DEAD, LEFT = (int(state) for state in State)
-PING, PING_REQ, ACK, NACK, GOSSIP, QUERY, ANSWER = (int(kind) for kind in Kind)  # enums are slow to compare
+# Enums are slow to compare.
+PING, PING_REQ, ACK, NACK, GOSSIP, QUERY, ANSWER, CARRIED = (int(kind) for kind in Kind)
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
+_EXTRA: Final = {PING_REQ: _ERRAND.size, CARRIED: PROOF_SIZE}
 
 
 class Message(NamedTuple):
-    """A decoded datagram. ``wait_ms`` is how long a ping-req's relay may take; ``events`` are raw."""
+    """A decoded datagram. ``wait_ms`` is how long a ping-req's relay may take; ``events`` are raw; ``extra``
+    is what its kind has besides."""
 
     kind: int
     wait_ms: int
@@ -101,6 +110,24 @@ class Message(NamedTuple):
     sender: bytes
     target: bytes
     events: list[bytes]
+    extra: bytes = b""
+
+
+class Errand(NamedTuple):
+    """What a ping-req asks for: an answer to ``nonce`` of ``asker``, by at most ``hops`` more members."""
+
+    asker: bytes
+    nonce: bytes
+    hops: int
+
+    @classmethod
+    def of(cls, extra: bytes) -> Errand:
+        """Take a ping-req's extra apart."""
+        return cls(*_ERRAND.unpack(extra))
+
+    def encode(self) -> bytes:
+        """Return the ping-req's extra."""
+        return _ERRAND.pack(*self)
 
 
 class Event(NamedTuple):
@@ -140,29 +167,34 @@ def accusation(node: bytes, key: bytes, state: int, accuser: bytes) -> bytes:
 
 
 def encode(
-    kind: int, nonce: bytes, sender: bytes, target: bytes, events: list[bytes], wait_ms: int = 0
-) -> bytes:
-    """Return a datagram. No more than `MAX_EVENTS` events fit."""
-    return _HEADER.pack(VERSION, kind, wait_ms, nonce, sender, target) + b"".join(events)
+    kind: int, nonce: bytes, sender: bytes, target: bytes, events: list[bytes], wait_ms: int = 0,
+    extra: bytes = b"",
+) -> bytes:  # fmt: skip
+    """Return a datagram. No more than `MAX_EVENTS` events fit, in a ping-req `MAX_REQUEST_EVENTS`."""
+    return _HEADER.pack(VERSION, kind, wait_ms, nonce, sender, target) + extra + b"".join(events)
 
 
 def decode_untrusted(datagram: bytes) -> Message:
     """Take a datagram apart. Raises `GossipError` and nothing else."""
     size = len(datagram)
-    if size < HEADER_SIZE or size > MAX_MESSAGE or (size - HEADER_SIZE) % EVENT_SIZE:
+    if size < HEADER_SIZE or size > MAX_MESSAGE:
         raise GossipError("length")
     version, kind, wait_ms, nonce, sender, target = _HEADER.unpack_from(datagram)
+    start = HEADER_SIZE + _EXTRA.get(kind, 0)
+    if size < start or (size - start) % EVENT_SIZE:
+        raise GossipError("length")
     if version != VERSION:
         raise GossipError("version")
     if kind not in _KINDS:
         raise GossipError("kind")
     if sender == NOBODY:
         raise GossipError("sender")
-    if datagram[HEADER_SIZE + STATE :: EVENT_SIZE].strip(_STATES):
+    if datagram[start + STATE :: EVENT_SIZE].strip(_STATES):
         raise GossipError("state")
     return Message(
         kind, wait_ms, nonce, sender, target,
-        [datagram[i : i + EVENT_SIZE] for i in range(HEADER_SIZE, size, EVENT_SIZE)],
+        [datagram[i : i + EVENT_SIZE] for i in range(start, size, EVENT_SIZE)],
+        datagram[HEADER_SIZE:start],
     )  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
 from phantommesh.membership.core import Core
+from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import (
-    ACK,
     ANSWER,
     DEAD,
     MAX_EVENTS,
@@ -19,10 +20,12 @@ from phantommesh.membership.messages import (
     PING_REQ,
     QUERY,
     SUSPECT,
+    Errand,
     Message,
     State,
     accusation,
 )
+from phantommesh.membership.reach import MAX_HOPS, proof, proves
 from phantommesh.membership.rumours import Rumours
 from phantommesh.membership.verdicts import Verdicts
 from phantommesh.wire import Address
@@ -30,17 +33,29 @@ from phantommesh.wire import Address
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life
 MAX_RELAYED: Final = 256  # ping-reqs that this node serves at once
+MAX_WAYS: Final = 8  # by which one question that this node carries may come
 MAX_RELAY_WAIT: Final = 5.0  # s that a ping-req may take, whatever it asks for
 TICK: Final = 0.1  # s between rounds of queries
 QUERY_AGAIN: Final = 0.25  # s between queries about one member; half as much more each time
 QUERY_AGAIN_MAX: Final = 5.0
 RECHECK: Final = 2.0  # s after which a member that we cannot reach, but others can, is asked anew
+SETTLE: Final = 1.0  # s between probes of a member until it is clear whether it is partly reachable
+LOOK_AGAIN: Final = 10.0  # s between probes of one that is
+SEARCHERS: Final = 3  # members that are asked on for a member of which nobody here knows a way
+CARRY_AGAIN: Final = 0.12  # s after which a question that is carried goes out once more
+
+#: ``agree(node, draw)`` gives what this node and another member, and nobody else, have in common; ``draw``, 0
+#: to 255, chooses among several such secrets. None where there is none (yet).
+Agree = Callable[[bytes, int], bytes | None]
 
 
 class Probe:
-    """One member being asked. ``thorough`` probes use relays; the others ask directly only."""
+    """One member being asked. ``thorough`` probes use relays; the others ask directly only. ``carried``: an
+    answer came by way of others, and it goes on to see whether one comes directly."""
 
-    __slots__ = ("done", "ends", "nacks", "nonces", "relays", "spacing", "step", "target", "thorough")
+    __slots__ = (
+        "carried", "done", "ends", "nacks", "nonces", "relays", "spacing", "step", "target", "thorough",
+    )  # fmt: skip
 
     def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool) -> None:
         self.target = target
@@ -52,6 +67,7 @@ class Probe:
         self.relays = 0
         self.nacks = 0
         self.done = False
+        self.carried = False
 
 
 class _Direct(NamedTuple):
@@ -62,14 +78,31 @@ class _Direct(NamedTuple):
 class _Through(NamedTuple):
     probe: Probe
     relay: bytes
+    nonce: bytes  # of the question, the same for all relays that are asked at one time
 
 
-class _Serving(NamedTuple):
-    """A ping-req that this node serves: who asked, with which nonce, about whom."""
+class _Serving:
+    """A question that this node carries: for whom, about whom, through how many more members, where it came
+    from and with which nonce; whom this node has asked; and the answer, once it is there.
 
-    asker: Address
-    nonce: bytes
-    target: bytes
+    One question may come by several ways. It goes on once, and the answer goes back on all of them: so none
+    of those who bring it can keep the answer from the others, and it does not run in circles.
+    """
+
+    __slots__ = ("answer", "asked", "errand", "target", "ways")
+
+    def __init__(self, errand: Errand, target: bytes) -> None:
+        self.errand, self.target = errand, target
+        self.ways: dict[tuple[Address, bytes], None] = {}
+        self.asked: dict[bytes, tuple[bytes, int]] = {}  # by nonce: who, and how many ms it may take
+        self.answer: tuple[bytes, bytes] | None = None  # proof and event
+
+
+class _Asking(NamedTuple):
+    """A ping-req that this node passed on, to the member that it is about or to one that may reach it."""
+
+    serving: _Serving
+    next: bytes
 
 
 class _Asked(NamedTuple):
@@ -85,11 +118,12 @@ class _Contact(NamedTuple):
 class Probing:
     """Asks, and answers what is asked of this node. ``contacted`` tells of answers from bare addresses."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._waiting: dict[bytes, _Direct | _Through | _Serving | _Asked | _Contact] = {}
-        self._serving = 0
+    def __init__(self, core: Core, agree: Agree) -> None:
+        self._core, self._agree = core, agree
+        self._waiting: dict[bytes, _Direct | _Through | _Asking | _Asked | _Contact] = {}
+        self._serving: dict[tuple[bytes, bytes, bytes], _Serving] = {}  # by asker, its nonce, and target
         self._querying = False
+        self._looks: set[bytes] = set()  # members that are partly reachable and will be looked at again
         self.claims = Claims(core)
         self.verdicts = Verdicts(core, self.claims, self.check, self.want_query)
         self.rumours = Rumours(core, self.claims, self.verdicts)
@@ -112,6 +146,8 @@ class Probing:
         """Ask one member now."""
         core = self._core
         if core.table.get(target) is not None and target != core.node:
+            # Where this node is badly placed, its own pings alone say little.
+            thorough = thorough or core.reach.known(target) or core.reach.elsewhere(target)
             self._begin(target, core.params.probe_interval * core.health.scale, thorough)
 
     def _begin(self, target: bytes, interval: float, thorough: bool) -> None:
@@ -122,9 +158,12 @@ class Probing:
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
-        ends = core.clock + (interval if thorough else 3 * spacing)
+        helped = thorough and core.reach.known(target)
+        ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
         probe = Probe(target, ends, spacing, thorough)
         self._ping(probe)
+        if helped:
+            self._ask_relays(probe)
         core.at(core.clock + spacing, self._step, probe)
 
     def _ping(self, probe: Probe) -> None:
@@ -157,7 +196,7 @@ class Probing:
         probe.step += 1
         if params.adaptive:
             self._ping(probe)
-        if probe.thorough and probe.step in ((2, 3) if params.adaptive else (1,)):
+        if probe.thorough and not probe.carried and probe.step in ((2, 3) if params.adaptive else (1,)):
             self._ask_relays(probe)
         following = core.clock + probe.spacing
         if not params.adaptive or (probe.thorough and probe.step == 3):
@@ -165,19 +204,27 @@ class Probing:
         core.at(min(following, probe.ends), self._step, probe)
 
     def _ask_relays(self, probe: Probe) -> None:
-        core, cases = self._core, self.verdicts.cases
+        core, cases, target = self._core, self.verdicts.cases, probe.target
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
-        for relay in core.peers(core.params.indirect, lambda n: n == probe.target or n in cases):
+        relays = core.reach.helpers(target, core.clock, core.table.down)
+        wanted = core.params.indirect - len(relays)
+        relays += core.peers(wanted, lambda n: n == target or n in cases or n in relays)
+        question = core.nonce()
+        errand = Errand(core.node, question, MAX_HOPS).encode()
+        for relay in relays:
             nonce = core.nonce()
             probe.nonces.append(nonce)
             probe.relays += 1
-            self._waiting[nonce] = _Through(probe, relay)
-            core.send(relay, PING_REQ, nonce, probe.target, wait_ms=min(wait_ms, 0xFFFF))
+            self._waiting[nonce] = _Through(probe, relay, question)
+            core.send(relay, PING_REQ, nonce, target, wait_ms=min(wait_ms, 0xFFFF), extra=errand)
 
     def _end(self, probe: Probe) -> None:
         core = self._core
         probe.done = True
         core.at(core.clock + MEMORY, self._forget, probe.nonces)
+        if probe.carried:
+            self._weigh(probe.target, direct=False)
+            return
         if probe.thorough and core.params.lifeguard:
             missing = probe.relays - probe.nacks if probe.relays else 1
             if core.params.verify:
@@ -185,7 +232,28 @@ class Probing:
                 # and those of our second round have little time: a death cost its finder up to six points.
                 missing = 0 if probe.nacks else min(missing, core.params.indirect)
             core.health.adjust(missing)
-        self.verdicts.failed(probe.target)
+        if probe.thorough and core.reach.missed(probe.target) and probe.target not in core.table.down:
+            self.check(probe.target, True)
+        else:
+            self.verdicts.failed(probe.target)
+
+    def _weigh(self, target: bytes, *, direct: bool) -> None:
+        """A probe found a member alive. See whether it is reached otherwise than before, and look again."""
+        core = self._core
+        if core.table.get(target) is None or target in core.table.down or not core.params.verify:
+            return
+        event = core.reach.weigh(target, direct=direct)
+        if event is not None:
+            core.out.append(Changed(target, State.ALIVE, State.ALIVE, event))
+        if core.reach.known(target) and target not in self._looks:
+            soon = core.reach.unsettled(target) or direct
+            self._looks.add(target)
+            core.at(core.clock + (SETTLE if soon else LOOK_AGAIN), self._look_again, target)
+
+    def _look_again(self, target: bytes) -> None:
+        self._looks.discard(target)
+        if self._core.reach.known(target) and target not in self._core.table.down:
+            self.check(target, True)
 
     def _forget(self, nonces: list[bytes]) -> None:
         for nonce in nonces:
@@ -202,7 +270,7 @@ class Probing:
     # Answers.
 
     def answered(self, message: Message, source: Address) -> None:
-        """An ack: first-hand word if it answers our own ping, a rumour if it came through a relay."""
+        """An ack: first-hand word if it answers our own ping."""
         core = self._core
         waiting = self._waiting.get(message.nonce)
         events = message.events
@@ -213,30 +281,55 @@ class Probing:
                 return
             del self._waiting[message.nonce]
             core.rtt.measured(probe.target, core.clock - waiting.asked)
+            if not probe.done:
+                self._weigh(probe.target, direct=True)
             self._succeed(probe)
             self.rumours.answered(probe.target, events[0] if events else None)
             self.rumours.hear(events[1:], probe.target)
-        elif isinstance(waiting, _Through):
-            if message.sender != waiting.relay:
-                core.drops["impostor"] += 1
-                return
-            del self._waiting[message.nonce]
-            self._succeed(waiting.probe)
-            self.rumours.indirectly(waiting.probe.target)
-            self.rumours.hear(events, waiting.relay)
-        elif isinstance(waiting, _Serving):
-            if message.sender != waiting.target:
-                core.drops["impostor"] += 1
-                return
-            del self._waiting[message.nonce]
-            self._serving -= 1
-            core.send(waiting.asker, ACK, waiting.nonce, waiting.target, events[:1])
         elif isinstance(waiting, _Contact):
             del self._waiting[message.nonce]
             self.contacts.append((message.sender, waiting.address))
             self.rumours.hear(events, source)
         else:
             core.drops["nonce"] += 1
+
+    def carried(self, message: Message) -> None:
+        """An answer by way of others: ours, or one that this node passes on."""
+        core, waiting = self._core, self._waiting.get(message.nonce)
+        if isinstance(waiting, _Asking):
+            serving = waiting.serving
+            if message.sender != waiting.next or len(message.events) != 1:
+                core.drops["impostor"] += 1
+            elif serving.answer is None:
+                serving.answer = message.extra, message.events[0]
+                for source, nonce in serving.ways:
+                    core.carry(source, nonce, serving.target, *serving.answer)
+        elif isinstance(waiting, _Through):
+            self._take_proof(waiting, message)
+        else:
+            core.drops["nonce"] += 1
+
+    def _take_proof(self, waiting: _Through, message: Message) -> None:
+        """Believe a helper only what the member itself says by way of it."""
+        core, probe, target = self._core, waiting.probe, waiting.probe.target
+        if message.sender != waiting.relay or len(message.events) != 1:
+            core.drops["impostor"] += 1
+            return
+        event, nonce = message.events[0], waiting.nonce
+        if core.params.verify:
+            secret = self._agree(target, nonce[0])
+            if secret is None or not proves(message.extra, secret, core.node, target, nonce, event):
+                core.drops["proof"] += 1
+                return
+        del self._waiting[message.nonce]
+        if core.params.verify:
+            core.reach.carried(target, waiting.relay, core.clock)
+            if not probe.done and not probe.carried and core.params.lifeguard:
+                core.health.adjust(-1)
+            probe.carried = True
+        else:
+            self._succeed(probe)
+        self.rumours.answered(target, event)
 
     def _succeed(self, probe: Probe) -> None:
         if probe.done:
@@ -253,7 +346,6 @@ class Probing:
         waiting = self._waiting.get(message.nonce)
         if isinstance(waiting, _Through) and waiting.relay == message.sender:
             waiting.probe.nacks += 1
-            del self._waiting[message.nonce]
 
     # Questions to this node.
 
@@ -274,24 +366,82 @@ class Probing:
             self.verdicts.ask_whether_back(sender, down.key)
 
     def relay(self, message: Message, source: Address) -> None:
-        """Ping a member for another."""
-        core, target = self._core, message.target
+        """Answer a ping-req that is about this node; pass on one that is about another."""
+        core, target, errand = self._core, message.target, Errand.of(message.extra)
         self.rumours.hear(message.events, source)
-        if core.table.get(target) is None or target == core.node or self._serving >= MAX_RELAYED:
+        if target == core.node:
+            secret = self._agree(errand.asker, errand.nonce[0])
+            if secret is not None or not core.params.verify:
+                code = proof(secret or b"", errand.asker, core.node, errand.nonce, core.own)
+                core.carry(source, message.nonce, core.node, code, core.own)
+            else:
+                core.drops["proof"] += 1
+            return
+        self._carry(message, errand, source)
+
+    def _carry(self, message: Message, errand: Errand, source: Address) -> None:
+        core, target = self._core, message.target
+        if core.table.get(target) is None or errand.asker == core.node:
             core.drops["relay"] += 1
             return
-        nonce = core.nonce()
-        self._waiting[nonce] = _Serving(source, message.nonce, target)
-        self._serving += 1
-        core.send(target, PING, nonce, target, self._told_first(target) if core.params.lifeguard else ())
-        core.at(core.clock + min(message.wait_ms / 1000, MAX_RELAY_WAIT), self._relay_failed, nonce)
+        place = errand.asker, errand.nonce, target
+        serving, wait = self._serving.get(place), min(message.wait_ms / 1000, MAX_RELAY_WAIT)
+        following = []
+        if serving is None:
+            if len(self._serving) >= MAX_RELAYED:
+                core.drops["relay"] += 1
+                return
+            serving = self._serving[place] = _Serving(errand, target)
+            following.append(target)
+            core.at(core.clock + wait, self._relay_failed, serving)
+            core.at(core.clock + wait + MEMORY, self._relayed, place)
+        elif serving.answer is not None:
+            core.carry(source, message.nonce, target, *serving.answer)
+            return
+        elif len(serving.ways) >= MAX_WAYS:
+            core.drops["relay"] += 1
+            return
+        serving.ways[source, message.nonce] = None
+        if len(serving.asked) <= 1:  # not yet asked further: it may have come with too few hops left before
+            following += self._further(target, errand, message.sender)
+        asked = {core.nonce(): (member, int(800 * wait)) for member in following}
+        for nonce, (member, _) in asked.items():
+            self._waiting[nonce] = _Asking(serving, member)
+        serving.asked |= asked
+        self._pass_on((serving, errand, asked))
+        if wait > 2 * CARRY_AGAIN:
+            core.at(core.clock + CARRY_AGAIN, self._pass_on, (serving, errand, asked))
 
-    def _relay_failed(self, nonce: bytes) -> None:
-        waiting = self._waiting.pop(nonce, None)
-        if isinstance(waiting, _Serving):
-            self._serving -= 1
-            if self._core.params.lifeguard:
-                self._core.send(waiting.asker, NACK, waiting.nonce, waiting.target)
+    def _further(self, target: bytes, errand: Errand, sender: bytes) -> list[bytes]:
+        """Who else than the member itself may bring a question on: its helpers, or where this node is badly
+        placed and the member does not answer it, any members that do. In a mesh of which all reach all, a
+        question goes no further than one helper."""
+        core, cases = self._core, self.verdicts.cases
+        if errand.hops <= 0:
+            return []
+        out = {target, sender, errand.asker}
+        helpers = core.reach.helpers(target, core.clock, out | core.table.down.keys())
+        case = cases.get(target)
+        if not helpers and case is not None and case.accuses and core.reach.elsewhere(target):
+            helpers = core.peers(SEARCHERS, lambda n: n in out or n in cases)
+        return helpers
+
+    def _pass_on(self, asking: tuple[_Serving, Errand, dict[bytes, tuple[bytes, int]]]) -> None:
+        serving, errand, asked = asking
+        if serving.answer is None:
+            extra = errand._replace(hops=max(0, min(errand.hops, MAX_HOPS) - 1)).encode()
+            for nonce, (following, wait_ms) in asked.items():
+                first = self._told_first(serving.target) if following == serving.target else ()
+                self._core.send(following, PING_REQ, nonce, serving.target, first, wait_ms, extra)
+
+    def _relay_failed(self, serving: _Serving) -> None:
+        if serving.answer is None and self._core.params.lifeguard:
+            for source, nonce in serving.ways:
+                self._core.send(source, NACK, nonce, serving.target)
+
+    def _relayed(self, place: tuple[bytes, bytes, bytes]) -> None:
+        """A late answer still counts for a while; then forget the question."""
+        self._forget(list(self._serving.pop(place).asked))
 
     # Judges.
 

@@ -141,7 +141,8 @@ class Rumours:
     # First-hand evidence.
 
     def answered(self, node: bytes, raw: bytes | None) -> None:
-        """A member answered our nonce from its own address, with this event about itself, if any."""
+        """A member answered our nonce with this event about itself, if any: from its own address, or with a
+        proof by way of others."""
         core = self._core
         core.heard[node] = core.clock
         if raw is None or raw[:16] != node or node in self._claims.expelled or node == core.node:
@@ -164,11 +165,6 @@ class Rumours:
             self._verdicts.clear(node, "refuted")
             if raw != claim:
                 self._claims.adopt(raw, node)
-
-    def indirectly(self, node: bytes) -> None:
-        """A relay of our choice reached a member that we did not."""
-        if self._core.params.verify:
-            self._verdicts.clear(node, "refuted")
 
     # What others say of us.
 

@@ -30,6 +30,7 @@ from phantommesh.membership.table import Down
 
 ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
 MANY: Final = 100  # members, from which on not all of them ask an accused at once
+SEARCH: Final = 3.0  # shortest suspicions for which a badly placed node looks for a way that another has
 FRESH: Final = 0.6  # s that a failed check counts for in a verdict: a stalled member may be back since then
 
 
@@ -214,9 +215,11 @@ class Verdicts:
 
     def required(self, node: bytes) -> int:
         """How many others must have found the same: as the parameters say, if there are as many to ask."""
-        case = self.cases.get(node)
+        case, partly = self.cases.get(node), self._core.reach.partly
         mine = 1 if case is not None and case.failed is not None else 0
         others = self._core.table.live - 1 - (node not in self._core.table.down)
+        # Nor can those be asked that this node reaches only by way of others.
+        others -= sum(n != node and ((c := self.cases.get(n)) is None or c.failed is None) for n in partly)
         return max(0, min(self._core.params.accusers, others - (self.unreachable - mine)))
 
     def judge(self, case: Case) -> None:
@@ -231,10 +234,20 @@ class Verdicts:
         if case.failed is None or not case.checked or core.clock - case.failed > FRESH:
             if not case.asking:
                 self.check_soon(case)
+        elif self._disputed(case):
+            core.at(core.clock + FRESH, self.judge, case)
         elif len(case.witnesses) >= self.required(node):
             self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
         else:
             self._want_query()
+
+    def _disputed(self, case: Case) -> bool:
+        """Where this node is badly placed, a member that it has asked says otherwise, and it is not too long:
+        the way by which that one reaches the accused may not have been found here yet."""
+        core = self._core
+        if not case.contrary or not core.reach.elsewhere(case.node):
+            return False
+        return core.clock < case.started + SEARCH * case.least
 
     def position(self, node: bytes) -> bytes | None:
         """What this node says of another at first hand, for whoever asks."""
@@ -268,9 +281,11 @@ class Verdicts:
                     self._claims.adopt(best, witness)
         elif raw[STATE] == ALIVE:
             case.witnesses.pop(witness, None)
+            case.contrary.add(witness)
         elif raw[ACCUSER] == witness and raw[GENERATION] >= case.key[:6]:
             # Perhaps it went down in a later generation than the last that we heard of.
             case.witnesses[witness] = raw[KEY]
+            case.contrary.discard(witness)
             self.judge(case)
 
     def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:
@@ -281,6 +296,7 @@ class Verdicts:
             self._forget_failure(case)
         visible = case is not None and case.visible
         core.table.put_down(node, Down(state, key, core.clock, core.clock))
+        core.reach.down(node)
         # Others look for themselves, so what we pass on is our own word, or the leaver's.
         core.spread(accusation(node, key, state, core.node) if raw is None else raw)
         event = "dead" if state is State.DEAD else "left"
@@ -313,6 +329,7 @@ class Verdicts:
         core.table.remove(node)
         core.queue.drop(node)
         core.rtt.forget(node)
+        core.reach.forget(node)
         core.heard.pop(node, None)
         core.traffic.pop(node, None)
         self._claims.forget(node)

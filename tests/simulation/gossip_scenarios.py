@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from phantommesh.membership.effects import Changed
@@ -149,3 +151,90 @@ def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
     sim.run(1.0)
     assert len(sim.running()) == nodes
     return sim.now - start if sim.run(180, sim.agreed, every=2.0) else float("inf")
+
+
+def half_of(nodes: int) -> Callable[[int, int], bool]:
+    """Node 0 is reached by the lower half of the others only."""
+    return lambda a, b: min(a, b) == 0 and max(a, b) > nodes // 2
+
+
+def star(_: int) -> Callable[[int, int], bool]:
+    """All reach node 0, and nobody else."""
+    return lambda a, b: 0 not in (a, b)
+
+
+def ring(nodes: int) -> Callable[[int, int], bool]:
+    """Each reaches its two neighbours."""
+    return lambda a, b: (a - b) % nodes not in (1, nodes - 1)
+
+
+def chain(_: int) -> Callable[[int, int], bool]:
+    """Each reaches those before and after it."""
+    return lambda a, b: abs(a - b) != 1
+
+
+def bridge(nodes: int) -> Callable[[int, int], bool]:
+    """Two halves that have nothing in common but node 0."""
+    return lambda a, b: 0 not in (a, b) and (a <= nodes // 2) != (b <= nodes // 2)
+
+
+SHAPES: dict[str, tuple[Callable[[int], Callable[[int, int], bool]], int]] = {
+    "half": (half_of, 10), "star": (star, 8), "ring": (ring, 6), "chain": (chain, 5), "bridge": (bridge, 9),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Partly:
+    """One run of `partly`. ``deaths`` are members wrongly held for dead, by when and by whom."""
+
+    deaths: list[tuple[float, int, int]]
+    suspicions: int
+    returns: int
+    incarnation: int
+    unseen: list[tuple[int, int]]
+    """Pairs that do not reach each other, and of which the first does not show by way of whom it does."""
+    found_dead: dict[int, float]
+    """After the end, when node 1 dies: who knew after how many seconds."""
+    bytes_per_node_s: float
+    events: dict[str, int]
+
+
+def partly(
+    shape: str, seed: int, *, nodes: int = 0, seconds: float = 600.0, params: Params = LAN, dies: int = 1,
+    patience: float = 60.0,
+) -> Partly:  # fmt: skip
+    """A mesh of which all reach all loses most of its ways, so that members reach some others only by way of
+    further ones. After so many seconds a member dies."""
+    make, usual = SHAPES[shape]
+    nodes = nodes or usual
+    sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
+    sim.start_all()
+    sim.run(5)
+    cut = sim.network.cut = make(nodes)
+    start, counts = sim.now, Counter[str]()
+    deaths: list[tuple[float, int, int]] = []
+
+    def heard(viewer: int, change: Changed, now: float) -> None:
+        counts[change.event] += 1
+        if change.event == "dead":
+            deaths.append((round(now - start, 1), viewer, sim.index[change.node]))
+
+    sim.on_change = heard
+    sent = sim.tally.bytes
+    sim.run(seconds)
+    rate = (sim.tally.bytes - sent) / nodes / seconds
+    unseen = [
+        (a, b)
+        for a in range(nodes)
+        for b in range(nodes)
+        if a != b and cut(a, b) and not ((m := sim.nodes[a].member) and (v := m.member(sim.nodes[b].id)) and v.through)
+    ]
+    most = max(node.member.incarnation for node in sim.nodes if node.member is not None)
+    wrong = list(deaths)
+    views = Views(sim, dies, "dead", sim.now)
+    sim.on_change = views.heard
+    sim.crash(dies)
+    sim.run(patience)
+    return Partly(
+        wrong, counts["suspected"], counts["returned"], most, unseen, views.times, rate, dict(counts)
+    )
