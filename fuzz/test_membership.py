@@ -58,10 +58,10 @@ def test_any_bytes_decode_or_raise_one_error(data: bytes) -> None:
         for event in message.events:
             assert Event.of(event).encode() == event
     try:
-        kind, wait_ms, nonce, sender, target, held = decode_untrusted(data)
+        kind, wait_ms, nonce, sender, target, held, extra = decode_untrusted(data)
     except GossipError:
         return
-    assert encode(kind, nonce, sender, target, held, wait_ms) == data
+    assert encode(kind, nonce, sender, target, held, wait_ms, extra) == data
 
 
 def member() -> Membership:

@@ -2,6 +2,7 @@
 """What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
 
 import json
+import random
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import msgspec
 from cryptography import x509
 
 from phantommesh import __version__, statedir
+from phantommesh.acquaintance import LastAddresses
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -283,6 +285,17 @@ def load_members(node: NodeState) -> Snapshot:
         return Snapshot(c for c, who in others if who != me and node.roster.get(who) is not None)
     except (StateError, ValueError):
         return EMPTY
+
+
+def load_last_addresses(node: NodeState) -> LastAddresses:
+    """Read the last addresses of members that were forgotten. Damage costs only that."""
+    lost = LastAddresses(random.SystemRandom())
+    try:
+        if node.state.has(statedir.LAST_ADDRESSES):
+            lost.restore(node.state.read(statedir.LAST_ADDRESSES))
+    except (StateError, ValueError):
+        return LastAddresses(random.SystemRandom())
+    return lost
 
 
 @contextmanager

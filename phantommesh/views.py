@@ -45,6 +45,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Peers whose every dimension has a post-quantum PSK and answers."""
     members: dict[MemberState, int] = {}
     """The other members by what gossip says of them."""
+    partly_reachable: int = 0
+    """How many of them gossip reaches only by way of others."""
     degraded: list[str]
     certificate_expires: str
 
@@ -75,6 +77,9 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     """Of the link."""
     membership: MemberState = "unknown"
     """What gossip says of the node."""
+    through: list[str] = []
+    """Not empty: the node is partly reachable. Gossip reaches it only by way of these members, the one that
+    carried its last answer first."""
     gossip_rtt_s: float | None = None
     endpoint: str | None
     dimensions: list[DimensionView]

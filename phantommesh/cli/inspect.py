@@ -36,7 +36,7 @@ def status(options: Options) -> None:
         ("node", f"{now.node} ({now.role})"),
         ("node id", now.node_id),
         ("addresses", f"{now.ip4}  {now.ip6}"),
-        ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members)}"),
+        ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("certificate", f"until {now.certificate_expires}"),
@@ -46,8 +46,9 @@ def status(options: Options) -> None:
         click.echo(f"{key:12} {one_line(value)}")
 
 
-def _members(states: Mapping[MemberState, int]) -> str:
+def _members(states: Mapping[MemberState, int], partly: int) -> str:
     others = [f"{count} {state}" for state, count in sorted(states.items()) if state != "alive"]
+    others += [f"{partly} partly reachable"] if partly else []
     return f" ({', '.join(others)})" if others else ""
 
 
@@ -68,7 +69,7 @@ def peers(options: Options) -> None:
             (
                 peer.name,
                 peer.role,
-                peer.membership,
+                f"via {', '.join(peer.through)}" if peer.through else peer.membership,
                 peer.state,
                 peer.ip4,
                 peer.ip6,

@@ -18,8 +18,8 @@ class Case:
     """
 
     __slots__ = (
-        "accusers", "asking", "checked", "contrary", "deadline", "failed", "key", "kind", "least", "most", "next_query",
-        "node", "queries", "started", "visible", "vouchers", "witnesses",
+        "accusers", "asking", "checked", "contrary", "deadline", "failed", "key", "kind", "least", "most",
+        "next_query", "node", "queries", "started", "visible", "vouchers", "witnesses",
     )  # fmt: skip
 
     def __init__(self, node: bytes, key: bytes, kind: State, now: float) -> None:

@@ -202,7 +202,9 @@ class Core:
         if 2 * len(partly) > self.table.live:  # a leaf: most draws would miss
             return self._near()
         node = self.table.random(self.rng)
-        return None if node is None or node == self.node or node in self.table.down or node in partly else node
+        return (
+            None if node is None or node == self.node or node in self.table.down or node in partly else node
+        )
 
     def _near(self) -> bytes | None:
         away, down = self.reach.partly, self.table.down

@@ -19,8 +19,8 @@ MAX_NODES: Final = 4096  # members with a penalty; the smallest makes room
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``half_life`` in seconds; the thresholds are penalties. One flap holds the next verdict back for
-    ``half_life`` x log2(FLAP / reuse) if it reaches ``cut``, a ceiling of 4 FLAP at most two half-lives more."""
+    """``half_life`` in seconds; the others are penalties. A flap that reaches ``cut`` holds the next verdict
+    back for ``half_life`` x log2(FLAP / ``reuse``) s; ``ceiling`` says for how long at most: ``longest``."""
 
     half_life: float = 60.0
     cut: float = FLAP

@@ -55,8 +55,8 @@ class Membership:
 
     ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
     ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run. ``seeds`` are
-    addresses to try for ever. ``agree`` is what proofs are made and checked with (see `probing.Agree`): without
-    it no member is reached by way of others. Nothing is sent before the first `tick`.
+    addresses to try for ever. ``agree`` is what proofs are made and checked with, see `probing.Agree`:
+    without it no member is reached by way of others. Nothing is sent before the first `tick`.
     """
 
     def __init__(
@@ -254,8 +254,12 @@ class Membership:
         down = self._core.table.down.get(node)
         return MemberView(
             node, state, event.generation, event.incarnation, event.record_seq, event.record_hash,
-            None if down is None else down.since, self._core.reach.through(node),
+            None if down is None else down.since, self.through(node),
         )  # fmt: skip
+
+    def through(self, node: bytes) -> tuple[bytes, ...]:
+        """By way of whom a partly reachable member is reached, see `MemberView`."""
+        return self._core.reach.through(node)
 
     def __iter__(self) -> Iterator[bytes]:
         """Every known node id, this node's own included, in the order of joining."""

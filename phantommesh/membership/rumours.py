@@ -36,6 +36,8 @@ from phantommesh.wire import Address
 
 MAX_LEAP: Final = 2**20  # generations that a rumour may make us leap, and
 LEAP_INTERVAL: Final = 10.0  # s between two such leaps: 2**48 generations last for 85 years of forging
+REFUTE_BURST: Final = 8  # accusations that we refute at once, and
+REFUTE_EVERY: Final = 5.0  # s between those after them
 LEFT_WAIT: Final = 1.0  # s that a rumour of a graceful leave waits for what the check says
 
 
@@ -47,6 +49,8 @@ class Rumours:
         self._claims = claims
         self._verdicts = verdicts
         self._next_leap = -math.inf
+        self._refute_at = -math.inf  # when the next refutation is due at a steady pace
+        self._outbid: tuple[int, int] | None = None  # generation and incarnation that wait to be outbid
 
     def hear(self, events: list[bytes], source: bytes | Address) -> None:
         """Take in events that anyone may have made up."""
@@ -184,6 +188,24 @@ class Rumours:
             self._next_leap = core.clock + LEAP_INTERVAL
             core.generation = generation
             core.out.append(Persist(generation))
-        elif raw[STATE] != ALIVE:
-            core.health.adjust(1)
-        core.say(incarnation + 1)
+            core.say(incarnation + 1)
+        elif self._outbid is not None:
+            self._outbid = max(self._outbid, (generation, incarnation))
+        else:
+            if raw[STATE] != ALIVE:
+                core.health.adjust(1)
+            # All members hear each refutation, and whoever can accuse us for ever would have us refute for
+            # ever. So this is a leaky bucket, as of ITU-T I.371 (GCRA).
+            ahead = (REFUTE_BURST - 1) * REFUTE_EVERY
+            self._refute_at = max(self._refute_at, core.clock)
+            if self._refute_at > core.clock + ahead:
+                self._outbid = generation, incarnation
+                core.at(self._refute_at - ahead, self._refute_now, None)
+            else:
+                core.say(incarnation + 1)
+            self._refute_at += REFUTE_EVERY
+
+    def _refute_now(self, _: None) -> None:
+        core, outbid, self._outbid = self._core, self._outbid, None
+        if outbid is not None and outbid >= (core.generation, core.incarnation) and not core.leaving:
+            core.say(outbid[1] + 1)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
 from phantommesh.membership.core import Core
+from phantommesh.membership.damping import Damping
 from phantommesh.membership.effects import Changed, Sync
 from phantommesh.membership.messages import (
     ACCUSER,
@@ -47,6 +48,7 @@ class Verdicts:
         self._want_query = want_query
         self._next_check = core.clock
         self.cases: dict[bytes, Case] = {}
+        self.damping = Damping()
         self.unreachable = 0  # cases in which our own check has failed
 
     # Cases.
@@ -234,12 +236,13 @@ class Verdicts:
         if case.failed is None or not case.checked or core.clock - case.failed > FRESH:
             if not case.asking:
                 self.check_soon(case)
-        elif self._disputed(case):
-            core.at(core.clock + FRESH, self.judge, case)
-        elif len(case.witnesses) >= self.required(node):
-            self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
-        else:
+        elif self._disputed(case) or len(case.witnesses) < self.required(node):
             self._want_query()
+        elif kind is State.DEAD and (held := self.damping.holds(node, core.clock)):
+            case.deadline = core.clock + held
+            core.at(case.deadline, self.judge, case)
+        else:
+            self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
 
     def _disputed(self, case: Case) -> bool:
         """Where this node is badly placed, a member that it has asked says otherwise, and it is not too long:
@@ -309,6 +312,10 @@ class Verdicts:
         if case is not None:
             self._drop(case)
         down, claim = core.table.down[node], core.table.get(node)
+        if raw[GENERATION] > down.key[:6]:
+            self.damping.forget(node)  # it has really started again
+        elif down.state is State.DEAD and core.params.verify:
+            self.damping.flap(node, core.clock)  # it was there all the time: the verdict was wrong
         core.table.raise_up(node)
         core.out.append(Changed(node, down.state, State.ALIVE, "returned"))
         core.queue.drop(node)
@@ -330,6 +337,7 @@ class Verdicts:
         core.queue.drop(node)
         core.rtt.forget(node)
         core.reach.forget(node)
+        self.damping.forget(node)
         core.heard.pop(node, None)
         core.traffic.pop(node, None)
         self._claims.forget(node)

@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from phantommesh import antientropy, asking, control, envelope, gossip, statedir
+from phantommesh.acquaintance import Acquaintance
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -22,7 +23,7 @@ from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
-from phantommesh.nodestate import NodeState, encode_members, load_leap, load_members
+from phantommesh.nodestate import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.nursery import streams
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
@@ -31,6 +32,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
+from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Address
 
 # Tuning.
@@ -72,17 +74,18 @@ class GossipDriver:
         changed: Callable[[Changed], None],
         learned: Callable[[float], None],
         look: Callable[[], None],
+        agree: Callable[[int, bytes], bytes | None],
     ) -> None:
         """``generation`` is the number of this start: no rumour moves the next one. ``where`` gives the
         addresses of a member's record that may be used, ``seeds`` those to try for ever; ``may`` says whether
-        a member, or somebody, may be spoken to at an address; ``look`` has the interfaces read soon."""
+        a member, or somebody, may be spoken to at an address; ``look`` has the interfaces read soon;
+        ``agree`` is `WgKeys.agree` of this node's keys."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
-        self._where, self._changed, self._learned, self._look = where, changed, learned, look
-        self._may = may
+        self._where, self._changed, self._look = where, changed, look
+        self._may, self._agree_on = may, agree
         self._mine, self._seeds = node.identity.node_id, seeds
         me = node.roster.get(self._mine)
         self._start, self._leap = generation, load_leap(node.state)
-        self._known: dict[NodeId, bytes] = {}  # by member, the hash of the record that membership was told of
         self.membership = Membership(
             node=self._mine,
             generation=min(generation + self._leap, MAX_GENERATION),
@@ -92,9 +95,19 @@ class GossipDriver:
             now=trio.current_time(),
             params=params,
             known=load_members(node),
+            agree=self._agree,
         )
-        if me is not None:
-            self._known[self._mine] = me.hash
+        self._fetching, self._wanted = asking.Fetching(), trio.Event()
+        self._acquaintance = Acquaintance(
+            self._mine,
+            keeper.roster,
+            node.revocations,
+            self.membership,
+            self._fetching,
+            told={} if me is None else {self._mine: me.hash},
+            learned=learned,
+        )
+        self._lost = load_last_addresses(node)
         sealed = Envelope(
             self._mine,
             keys.ring,
@@ -114,9 +127,8 @@ class GossipDriver:
             self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use, may=may
         )
         self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
-        self._saving, self._spread_new = trio.Lock(), False
+        self._saving = trio.Lock()
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
-        self._fetching, self._wanted = asking.Fetching(), trio.Event()
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
         self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
         self.dropped: Counter[str] = Counter()
@@ -142,31 +154,18 @@ class GossipDriver:
 
     def roster_changed(self) -> None:
         """Tell membership of records that are new here, and of members that were revoked."""
-        now, wall = trio.current_time(), time()
-        self.membership.readmit(self._node.revocations)
-        for entry in self._keeper.roster:
-            node_id = entry.member.node_id
-            if self._known.get(node_id) == entry.hash or not entry.valid(wall):
-                continue
-            self._known[node_id] = entry.hash
-            heard = self._fetching.came(entry.hash)
-            if heard is not None:
-                self._learned(now - heard)
-            if node_id == self._mine:
-                effects = self.membership.publish(entry.record.seq, entry.hash, now)
-            else:
-                effects = self.membership.verified(
-                    node_id, entry.record.seq, entry.hash, now, spread=self._spread_new
-                )
+        now = trio.current_time()
+        for effects in self._acquaintance.roster_changed(now, time()):
             self._carry_out(self.gossip.seal(effects, now))
-        for node_id in [n for n in self._known if n != self._mine and n in self._node.revocations]:
-            del self._known[node_id]
-            self._carry_out(self.gossip.seal(self.membership.expel(node_id, now), now))
-        # Others know what this node starts with. What comes later they should hear of while it is here to be
-        # asked for it: whom it enrolled may have nobody else to vouch for it.
-        self._spread_new = True
-        self.gossip.forget(set(self._known))
-        self._rx = {node_id: seen for node_id, seen in self._rx.items() if node_id in self._known}
+        told = self._acquaintance.told
+        self.gossip.forget(set(told))
+        self._rx = {node_id: seen for node_id, seen in self._rx.items() if node_id in told}
+
+    def _agree(self, node: bytes, draw: int) -> bytes | None:
+        """See `membership.probing.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which
+        their signed records name. One that is being replaced may differ for a moment; others do not."""
+        entry, dimension = self._keeper.roster.get(NodeId(node)), draw % DIMENSIONS
+        return None if entry is None else self._agree_on(dimension, entry.record.wg_keys[dimension])
 
     def read_interfaces(self, received: Mapping[NodeId, Sequence[int]]) -> None:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life, and it
@@ -223,9 +222,14 @@ class GossipDriver:
                     self._udp.send(data, to)
                 case Changed():
                     self._unsaved.set()
+                    self._lost.heard(effect, self._where)
                     self._changed(effect)
                 case FetchRecord():
-                    self._want(effect)
+                    now = trio.current_time()
+                    told, fetch = self._acquaintance.wished(effect, now, time())
+                    self._carry_out(self.gossip.seal(told, now))
+                    if fetch:
+                        self._want(effect)
                 case Sync(peer):
                     self._queue(self._to_sync, peer, "sync")
                 case AskKeys():
@@ -236,6 +240,10 @@ class GossipDriver:
                 case _:
                     assert_never(effect)
         self._due.look()
+
+    def _all_seeds(self) -> list[Address]:
+        last = [address for address in self._lost.addresses() if self._may(None, address.host)]
+        return [*self._seeds(), *last]
 
     def _queue(self, channel: trio.MemorySendChannel[Item], item: Item, what: str) -> None:
         try:
@@ -276,7 +284,7 @@ class GossipDriver:
     async def _watch(self) -> None:
         """Keep the seeds up to date; have the interfaces read while traffic there could clear a suspect."""
         while True:
-            self.membership.set_seeds(self._seeds())
+            self.membership.set_seeds(self._all_seeds())
             await trio.sleep(LOOK_AGAIN)
             if self.membership.unsure:
                 self._look()
@@ -348,7 +356,7 @@ class GossipDriver:
     def _member_at(self, peer: bytes | Address) -> NodeId | None:
         if not isinstance(peer, Address):
             return NodeId(peer)
-        return next((node_id for node_id in self._known if peer in self._where(node_id)), None)
+        return next((node_id for node_id in self._acquaintance.told if peer in self._where(node_id)), None)
 
     async def _sync(self) -> None:
         """Compare tables, and then records and keys, with a member over a channel."""
@@ -420,7 +428,10 @@ class GossipDriver:
         async with self._saving:
             self._unsaved = trio.Event()
             try:
-                files = {statedir.MEMBERS: encode_members(self.membership.snapshot())}
+                files = {
+                    statedir.MEMBERS: encode_members(self.membership.snapshot()),
+                    statedir.LAST_ADDRESSES: self._lost.encode(),
+                }
                 if self._leap:
                     files[statedir.LEAP] = str(self._leap).encode("ascii")
                 for name, data in files.items():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from phantommesh.nursery.node import Node
 
 # Tuning.
+MAX_PARTLY = 8  # partly reachable peers named in `status`
 RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
 
 
@@ -188,6 +189,20 @@ def peer_faults(
         yield Fault(
             f"dark: {', '.join(map(str, dark))} of the dimensions of peer {name}: probes get no answer, "
             "its traffic takes the others; check the uplink, and the UDP ports at both ends"
+        )
+
+
+def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) -> Iterator[Fault]:
+    """Whom gossip reaches only by way of others; ``through`` are those, by name."""
+    for name in sorted(through)[:MAX_PARTLY]:
+        yield Fault(
+            f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, but not "
+            f"from here; check that its control port {control_port} is reachable by UDP from here, and ours "
+            "from there"
+        )
+    if len(through) > MAX_PARTLY:
+        yield Fault(
+            f"and {len(through) - MAX_PARTLY} more peers are partly reachable: see `phantommesh peers`"
         )
 
 

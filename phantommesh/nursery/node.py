@@ -129,6 +129,7 @@ class Node:
             changed=lambda change: self.recorder.member_changed(change),
             learned=self.metrics.gossip_convergence_seconds.observe,
             look=lambda: self.reconciler.kick(),
+            agree=lambda dimension, theirs: self.own.wg_keys.agree(dimension, theirs),
         )  # fmt: skip
         self.proving = Proving(
             state,

@@ -48,7 +48,7 @@ class Telling:
     def wants(self, change: Changed, now: float) -> bool:
         """Whether to tell this one."""
         node, event = change.node, change.event
-        if event in ("updated", "restarted", "suspected"):
+        if event in ("updated", "restarted", "suspected", "partly", "direct"):
             each = self._each.setdefault(node, Bucket(ONE_RATE, ONE_BURST, now))
             told = each.take(now) and self._all.take(now)
             if told and event == "suspected":
@@ -89,6 +89,8 @@ class Recorder:
         if not self._telling.wants(change, trio.current_time()):
             return
         data: dict[str, object] = {"state": state}
+        if change.event == "partly":
+            data["through"] = self._reporter.names_of(self._node.gossip.membership.through(change.node))
         if self._telling.untold:
             data["untold"], self._telling.untold = self._telling.untold, 0
         entry = self._node.keeper.roster.get(NodeId(change.node))

@@ -5,7 +5,7 @@ All it does is `rotate`, `revoke` and `new_identity`."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from time import time
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,7 @@ class Reporter:
             peers_total=len(links),
             peers_up=sum(map(health.is_up, links)),
             members=dict(Counter(self._membership(entry) for entry in node.entries())),
+            partly_reachable=sum(bool(self._through(entry)) for entry in node.entries()),
             degraded=self.degraded(),
             certificate_expires=rfc3339(member.not_after),
         )
@@ -102,9 +103,11 @@ class Reporter:
         """What is wrong, and what to do about it: `status` has it too."""
         node = self._node
         standing = {entry.member.name: self._membership(entry) for entry in node.entries()}
+        through = {e.member.name: via for e in node.entries() if (via := self._through(e))}
         faults = [
             *health.own_faults(node),
             *health.peer_faults(standing, self.links(), self.paths(), node.config.control.port),
+            *health.partly_reachable(through, node.config.control.port),
         ]
         return [fault.text for fault in faults]
 
@@ -124,6 +127,17 @@ class Reporter:
     def _membership(self, entry: Entry) -> MemberState:
         state = self._node.gossip.membership.state(entry.member.node_id)
         return "unknown" if state is None else MEMBER_STATES[state]
+
+    def _through(self, entry: Entry) -> list[str]:
+        return self.names_of(self._node.gossip.membership.through(entry.member.node_id))
+
+    def names_of(self, members: Iterable[bytes]) -> list[str]:
+        """Their names, or the node ids of those whose records are gone."""
+        roster, names = self._node.keeper.roster, list[str]()
+        for node in members:
+            entry = roster.get(NodeId(node))
+            names.append(format_node_id(NodeId(node)) if entry is None else entry.member.name)
+        return names
 
     def _state(self, entry: Entry) -> LinkState:
         return self._node.links.state(entry.member.node_id, trio.current_time())
@@ -186,6 +200,7 @@ class Reporter:
             ip6=str(member.ip6),
             state=state.phase.value,
             membership=self._membership(entry),
+            through=self._through(entry),
             gossip_rtt_s=self._node.gossip.membership.round_trip(member.node_id),
             endpoint=entry.record.control[0] if entry.record.control else None,
             dimensions=dimensions,

@@ -67,7 +67,9 @@ class Asker:
         if not isinstance(peer, Address):
             return NodeId(peer)
         process = self.process
-        return next((node_id for node_id in process.told if peer in process.where(node_id)), None)
+        return next(
+            (node_id for node_id in process.acquaintance.told if peer in process.where(node_id)), None
+        )
 
     def pump(self) -> None:
         """Start what waits, as far as there are workers for it."""

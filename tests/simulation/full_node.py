@@ -17,6 +17,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from phantommesh.acquaintance import Acquaintance, LastAddresses
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -93,19 +94,24 @@ class Process:
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
         self.alarms: list[tuple[float, Alarm]] = []
-        self._spread_new = False
         self.authorities: list[NodeId] = []
         self._refreshed = self.now
         machine.generation = max(machine.generation + 1, int(self.wall))
-        self.told: dict[NodeId, bytes] = {} if me is None else {self.me: me.hash}
-        if shared is not None:
-            self.told = {entry.member.node_id: entry.hash for entry in shared[0]}
         self.membership = Membership(
             node=self.me, generation=machine.generation + machine.leap,
             record_seq=0 if me is None else me.record.seq,
             record_hash=bytes(16) if me is None else me.hash, rng=Random(self.rng.getrandbits(64)),
-            now=self.now, params=sim.params, known=known,
+            now=self.now, params=sim.params, known=known, agree=self._agree,
         )  # fmt: skip
+        told = {} if me is None else {self.me: me.hash}
+        if shared is not None:
+            told = {entry.member.node_id: entry.hash for entry in shared[0]}
+        self.acquaintance = Acquaintance(
+            self.me, self.roster, self.revocations, self.membership, self.asker.fetching, told=told
+        )
+        self.lost = LastAddresses(Random(self.rng.getrandbits(64)))
+        if "lastaddresses" in disk:
+            self.lost.restore(disk["lastaddresses"])
         self.membership._merging._synced = shared is not None  # a mesh that has long been running
         envelope = Envelope(
             self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
@@ -185,6 +191,7 @@ class Process:
                     disk["admission"] = self.secrets.encode()
                 case "members":
                     disk[name] = b"".join(self.membership.snapshot())
+                    disk["lastaddresses"] = self.lost.encode()
 
     # Datagrams and timers.
 
@@ -210,11 +217,25 @@ class Process:
                 case Datagram(data, to):
                     self.sim.transmit(self.machine, data, to)
                 case Changed():
+                    if self.lost.heard(effect, self.where):
+                        self.set_seeds()
                     self.sim.changed(self.machine, effect)
-                case FetchRecord() | Sync() | AskKeys():
+                case FetchRecord():
+                    told, fetch = self.acquaintance.wished(effect, self.now, self.wall)
+                    self.carry_gossip(self.gossip.seal(told, self.now))
+                    if fetch:
+                        self.asker.want(effect)
+                case Sync() | AskKeys():
                     self.asker.want(effect)
                 case Persist(generation):
                     self.machine.leap = generation - self.machine.generation
+
+    def _agree(self, node: bytes, draw: int) -> bytes | None:
+        """`GossipDriver._agree`."""
+        entry, dimension = self.roster.get(NodeId(node)), draw % DIMENSIONS
+        if entry is None:
+            return None
+        return agree(self.machine.identity, dimension, entry.record.wg_keys[dimension])
 
     def carry_links(self, wanted: Sequence[LinkEffect]) -> None:
         """`LinkDriver.carry_out`."""
@@ -251,34 +272,21 @@ class Process:
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
         now, wall, everyone = self.now, self.wall, list(self.roster)
-        self.membership.readmit(self.revocations)
         valid = [entry for entry in everyone if entry.valid(wall)]
         entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
         if not self.revoked:
             self.sessions.retain({entry.member.node_id for entry in entries})
         self.set_links(entries)
-        for entry in valid:
-            node_id = entry.member.node_id
-            if self.told.get(node_id) == entry.hash:
-                continue
-            self.told[node_id] = entry.hash
-            self.asker.fetching.came(entry.hash)
-            if node_id == self.me:
-                effects = self.membership.publish(entry.record.seq, entry.hash, now)
-            else:
-                effects = self.membership.verified(
-                    node_id, entry.record.seq, entry.hash, now, spread=self._spread_new
-                )
+        for effects in self.acquaintance.roster_changed(now, wall):
             self.carry_gossip(self.gossip.seal(effects, now))
-        for node_id in [n for n in self.told if n != self.me and n in self.revocations]:
-            del self.told[node_id]
-            self.carry_gossip(self.gossip.seal(self.membership.expel(node_id, now), now))
-        self._spread_new = True
-        self.gossip.forget(set(self.told))
+        self.gossip.forget(set(self.acquaintance.told))
         self.authorities = [e.member.node_id for e in everyone if e.member.role is Role.AUTHORITY]
-        self.membership.set_seeds(
-            address for node_id in self.authorities if node_id != self.me for address in self.where(node_id)
-        )
+        self.set_seeds()
+
+    def set_seeds(self) -> None:
+        """`Node._seeds`, `GossipDriver._all_seeds`."""
+        found = [address for n in self.authorities if n != self.me for address in self.where(n)]
+        self.membership.set_seeds([*found, *self.lost.addresses()])
 
     def set_links(self, entries: Sequence[Entry]) -> None:
         """Keep links and interfaces with these members, those that are wanted."""

@@ -17,11 +17,14 @@ from phantommesh import control
 from phantommesh.groupkey import MAX_AGE
 from phantommesh.identity import Identity, overlay_ip4
 from phantommesh.membership.effects import Changed
+from phantommesh.membership.messages import State
+from phantommesh.membership.presets import MIN_PURGE
 from phantommesh.nursery.streams import Session
 from phantommesh.records import sign_record
 from phantommesh.secret import Secret
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Network
+from tests.simulation.full_node import Process
 from tests.simulation.full_parts import Mesh, identity, plain_record
 from tests.simulation.full_sim import Simulation
 from tests.simulation.full_views import (
@@ -244,6 +247,66 @@ def rotation(seed: int, nodes: int) -> Simulation:
 
 def _all_send_with_another(sim: Simulation, old: bytes) -> bool:
     return all(p.ring.active is not None and p.ring.active.id > old for p in members(sim))
+
+
+def _purge(sim: Simulation) -> None:
+    """Have all nodes that run forget who is down, as after 72 hours."""
+    for process in sim.running():
+        for down in process.membership._core.table.down.values():
+            down.since -= MIN_PURGE
+    assert sim.run(30, lambda: not any(p.membership._core.table.down for p in sim.running()))
+
+
+def back_after_a_purge(seed: int, nodes: int) -> Simulation:
+    """A node was away for so long that the others forgot it, though they hold its record. It returns, and is
+    alive to all in 15 s; when it dies again all know in the usual time."""
+    sim = mesh(seed, nodes)
+    gone = nodes - 1
+    node_id = sim.machines[gone].identity.node_id
+    sim.crash(gone)
+    views = [p.membership for p in sim.running()]
+    assert sim.run(15, lambda: all(v.state(node_id) is State.DEAD for v in views))
+    _purge(sim)
+    assert all(v.state(node_id) is None for v in views)
+    assert all(p.roster.get(node_id) is not None for p in sim.running())
+    sim.publish(1, "later")  # a change of the roster alone brings back nobody
+    sim.run(20)
+    assert all(v.state(node_id) is None for v in views)
+    sim.start(gone)
+    assert sim.run(15, lambda: all(v.state(node_id) is State.ALIVE for v in views), every=0.1)
+    settle(sim, 30)
+    sim.crash(gone)
+    assert sim.run(8, lambda: all(v.state(node_id) is State.DEAD for v in views), every=0.1)
+    return sim
+
+
+def halves_forget_each_other(seed: int, nodes: int) -> Simulation:
+    """Two halves are cut off from each other for 73 hours. The members of one start again meanwhile, and no
+    seed is on the other side: the last addresses of those that were forgotten bring the halves together."""
+    sim = mesh(seed, nodes)
+    border = nodes // 2
+    sim.network.cut = halves(border)
+    sim.run(40)
+    _purge(sim)
+    for process in sim.running():
+        assert len([n for n in process.membership if n != process.me]) == border - 1
+    for index in range(border, nodes):
+        sim.process(index).write("members")
+        sim.crash(index)
+        sim.start(index)
+    sim.run(40)
+    _purge(sim)
+    for process in sim.running():  # the authorities are seeds in this simulation: leave them out
+
+        def last_only(process: Process = process) -> None:
+            process.membership.set_seeds(process.lost.addresses())
+
+        process.set_seeds = last_only  # type: ignore[method-assign]
+        process.set_seeds()
+    sim.network.cut = None
+    settle(sim, 90)
+    assert not any(len(process.lost) for process in sim.running())
+    return sim
 
 
 def partition(seed: int, nodes: int) -> Simulation:
@@ -490,6 +553,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     for scenario, nodes in (
         (newcomers, 10), (updates, 8), (equivocation, 9), (revocation_through_a_cut, 10),
         (revoked_is_shut_out, 7), (revoker_crashes, 8), (revoker_crashes_alone, 7), (rotation, 8),
+        (back_after_a_purge, 8), (halves_forget_each_other, 8),
         (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8),
         (clock_an_hour_back, 6), (stalls, 10),
         (collision, 8), (soak, 7), (news, 1000), (large, 200),

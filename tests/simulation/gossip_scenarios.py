@@ -153,6 +153,13 @@ def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
     return sim.now - start if sim.run(180, sim.agreed, every=2.0) else float("inf")
 
 
+def through(sim: Simulation, viewer: int, of: int) -> tuple[bytes, ...]:
+    """By way of whom one node shows that it reaches another."""
+    member = sim.nodes[viewer].member
+    view = None if member is None else member.member(sim.nodes[of].id)
+    return () if view is None else view.through
+
+
 def half_of(nodes: int) -> Callable[[int, int], bool]:
     """Node 0 is reached by the lower half of the others only."""
     return lambda a, b: min(a, b) == 0 and max(a, b) > nodes // 2
@@ -223,12 +230,8 @@ def partly(
     sent = sim.tally.bytes
     sim.run(seconds)
     rate = (sim.tally.bytes - sent) / nodes / seconds
-    unseen = [
-        (a, b)
-        for a in range(nodes)
-        for b in range(nodes)
-        if a != b and cut(a, b) and not ((m := sim.nodes[a].member) and (v := m.member(sim.nodes[b].id)) and v.through)
-    ]
+    pairs = [(a, b) for a in range(nodes) for b in range(nodes) if a != b and cut(a, b)]
+    unseen = [(a, b) for a, b in pairs if not through(sim, a, b)]
     most = max(node.member.incarnation for node in sim.nodes if node.member is not None)
     wrong = list(deaths)
     views = Views(sim, dies, "dead", sim.now)

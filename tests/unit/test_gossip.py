@@ -27,7 +27,16 @@ from phantommesh.groupkey import GroupKey, Keyring
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import Changed, FetchRecord
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import GOSSIP, MAX_MESSAGE, PING, PING_REQ, QUERY, State, encode
+from phantommesh.membership.messages import (
+    GOSSIP,
+    MAX_MESSAGE,
+    PING,
+    PING_REQ,
+    QUERY,
+    Errand,
+    State,
+    encode,
+)
 from phantommesh.wire import Address
 
 KEY = GroupKey(1, bytes(32), 0, b"k" * 32, b"", b"")
@@ -216,7 +225,9 @@ def test_who_asks_from_an_unproved_address_gets_little(kind: int) -> None:
     for i in range(2000):
         for one in news:
             a.membership._core.queue.put(one)  # there is always something to tell
-        asked = encode(kind, i.to_bytes(8), node_id("b"), node_id("c" if kind == PING_REQ else "a"), [], 10)
+        extra = Errand(node_id("b"), i.to_bytes(8), 1).encode() if kind == PING_REQ else b""
+        target = node_id("c" if kind == PING_REQ else "a")
+        asked = encode(kind, i.to_bytes(8), node_id("b"), target, [], 10, extra)
         datagram = sealer.envelope.seal(KIND, asked)
         sent += len(datagram)
         for effect in a.take(datagram, ELSEWHERE) + a.gossip.tick(a.now):

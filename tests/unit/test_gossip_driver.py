@@ -282,7 +282,7 @@ async def test_data_is_a_sign_of_life_and_keepalives_are_none(
             return []
 
         monkeypatch.setattr(node.gossip.membership, "traffic_seen", traffic_seen)
-        node.gossip._known[peer] = b""
+        node.gossip._acquaintance.told[peer] = b""
         node.gossip.read_interfaces({peer: [10_000] * 7})  # what came before the first reading says nothing
         before = trio.current_time()
         node.gossip.read_interfaces({peer: [10_000 + module.DATA] * 7})

@@ -3,6 +3,7 @@
 
 import math
 import random
+from functools import partial
 
 import pytest
 
@@ -11,6 +12,7 @@ from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import (
     NOBODY,
+    Errand,
     Event,
     Message,
     State,
@@ -20,9 +22,10 @@ from phantommesh.membership.messages import (
     make_key,
 )
 from phantommesh.membership.presets import LAN, MEMBERLIST_LAN, Params
+from phantommesh.membership.reach import proof
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.wire import Address
-from tests.simulation.gossip_sim import Network, Simulation, claim, node_id, record_hash
+from tests.simulation.gossip_sim import Network, Simulation, agree, claim, node_id, record_hash
 
 A, B, C, D = (node_id(i) for i in range(4))
 HERE = Address("192.0.2.7", 51800)
@@ -36,6 +39,7 @@ def make(
     return Membership(
         node=A, generation=generation, record_seq=1, record_hash=record_hash(0, 1), rng=random.Random(1),
         now=NOW, params=params, seeds=seeds, known=Snapshot(map(claim, range(known))) if known else EMPTY,
+        agree=partial(agree, A),
     )  # fmt: skip
 
 
@@ -76,6 +80,11 @@ class Driver:
                 own = self.says.get(to) or alive(to, digest=record_hash(1, 1))
                 if message.kind == messages.PING:
                     self.feed(encode(messages.ACK, message.nonce, to, to, [own]))
+                elif message.kind == messages.PING_REQ and message.target == to:
+                    errand = Errand.of(message.extra)
+                    secret = agree(to, errand.asker, errand.nonce[0])
+                    code = proof(secret, errand.asker, to, errand.nonce, own)
+                    self.feed(encode(messages.CARRIED, message.nonce, to, to, [own], extra=code))
                 elif message.kind == messages.QUERY:
                     said = [
                         accusation(e[:16], e[16:25], State.DEAD, to) if e[:16] in self.accuse.get(to, ()) else
@@ -344,11 +353,15 @@ def test_an_answer_counts_only_from_the_judge_that_was_asked() -> None:
 
 def test_a_relay_asks_for_us_and_says_when_nobody_answers() -> None:
     driver = Driver(make(), {B})
-    effects = driver.feed(encode(messages.PING_REQ, b"theirs78", D, B, [], wait_ms=200))
-    (_, first), (relayed, to) = sends(effects)[0], sends(driver.seen)[-1]
+    errand = Errand(D, b"question", 4).encode()
+    effects = driver.feed(encode(messages.PING_REQ, b"theirs78", D, B, [], wait_ms=200, extra=errand))
+    (passed_on, first), (relayed, to) = sends(effects)[0], sends(driver.seen)[-1]
     assert first == B
-    assert (relayed.kind, relayed.nonce, relayed.target, to) == (messages.ACK, b"theirs78", B, HERE)
-    driver.feed(encode(messages.PING_REQ, b"again678", D, C, [], wait_ms=200))
+    assert Errand.of(passed_on.extra) == (D, b"question", 3)
+    assert passed_on.nonce not in (b"theirs78", b"question")
+    assert (relayed.kind, relayed.nonce, relayed.target, to) == (messages.CARRIED, b"theirs78", B, HERE)
+    assert relayed.extra == proof(agree(B, D, b"question"[0]), D, B, b"question", relayed.events[0])
+    driver.feed(encode(messages.PING_REQ, b"again678", D, C, [], wait_ms=200, extra=errand))
     nacks = [(m, to) for m, to in sends(driver.run(0.3)) if m.kind == messages.NACK]
     assert [(m.nonce, m.target, to) for m, to in nacks] == [(b"again678", C, HERE)]
 

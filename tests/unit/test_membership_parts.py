@@ -63,7 +63,7 @@ GOOD = encode(messages.PING, b"12345678", b"s" * 16, b"t" * 16, [event(1), event
 
 def test_a_datagram_reads_back() -> None:
     message = decode_untrusted(GOOD)
-    assert message == (messages.PING, 7, b"12345678", b"s" * 16, b"t" * 16, [event(1), event(2)])
+    assert message == (messages.PING, 7, b"12345678", b"s" * 16, b"t" * 16, [event(1), event(2)], b"")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,8 @@ def test_a_datagram_reads_back() -> None:
         (GOOD + event(3) * 22, "length"),
         (b"\x02" + GOOD[1:], "version"),
         (GOOD[:1] + b"\x00" + GOOD[2:], "kind"),
-        (GOOD[:1] + b"\x08" + GOOD[2:], "kind"),
+        (GOOD[:1] + b"\x09" + GOOD[2:], "kind"),
+        (GOOD[:1] + b"\x08" + GOOD[2:], "length"),  # no proof in it
         (GOOD[:12] + bytes(16) + GOOD[28:], "sender"),
         (GOOD[:69] + b"\x00" + GOOD[70:], "state"),
         (GOOD[: 69 + 48] + b"\x05" + GOOD[70 + 48 :], "state"),
