@@ -198,21 +198,26 @@ class Core:
     def peer(self) -> bytes | None:
         """Return some other member that is not down and that this node reaches itself, or None if the draw
         missed."""
-        partly = self.reach.partly
-        if 2 * len(partly) > self.table.live:  # a leaf: most draws would miss
-            return self._near()
+        if near := self._near():
+            return self.rng.choice(near)
         node = self.table.random(self.rng)
-        return (
-            None if node is None or node == self.node or node in self.table.down or node in partly else node
-        )
+        return None if node is None or not self._fit(node) else node
 
-    def _near(self) -> bytes | None:
-        away, down = self.reach.partly, self.table.down
-        near = [n for n in self.table if n != self.node and n not in away and n not in down]
-        return self.rng.choice(near) if near else None
+    def _fit(self, node: bytes) -> bool:
+        return node != self.node and node not in self.table.down and node not in self.reach.partly
+
+    def _near(self) -> list[bytes]:
+        """The members that this node reaches itself, if most others are partly reachable: draws among all
+        would miss. Empty otherwise."""
+        if 2 * len(self.reach.partly) <= self.table.live:
+            return []
+        return [node for node in self.table if self._fit(node)]
 
     def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
         """Draw up to ``count`` different members that this node reaches itself, not down nor ruled out."""
+        if near := self._near():
+            fit = [node for node in near if not without(node)]
+            return self.rng.sample(fit, min(count, len(fit)))
         found: list[bytes] = []
         for _ in range(4 * count + 8):
             if len(found) == count:

@@ -28,11 +28,13 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.reach import MAX_HOPS, proof, proves
 from phantommesh.membership.rumours import Rumours
 from phantommesh.membership.verdicts import Verdicts
+from phantommesh.rates import Bucket
 from phantommesh.wire import Address
 
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life
-MAX_RELAYED: Final = 256  # ping-reqs that this node serves at once
+MAX_RELAYED: Final = 256  # questions that this node carries at once, and
+MAX_REMEMBERED: Final = 2048  # those together with the ones whose answer may still come
 MAX_WAYS: Final = 8  # by which one question that this node carries may come
 MAX_RELAY_WAIT: Final = 5.0  # s that a ping-req may take, whatever it asks for
 TICK: Final = 0.1  # s between rounds of queries
@@ -41,8 +43,14 @@ QUERY_AGAIN_MAX: Final = 5.0
 RECHECK: Final = 2.0  # s after which a member that we cannot reach, but others can, is asked anew
 SETTLE: Final = 1.0  # s between probes of a member until it is clear whether it is partly reachable
 LOOK_AGAIN: Final = 10.0  # s between probes of one that is
+LOOKED_AT: Final = 20  # such members from which on both take longer
 SEARCHERS: Final = 3  # members that are asked on for a member of which nobody here knows a way
 CARRY_AGAIN: Final = 0.12  # s after which a question that is carried goes out once more
+
+# What ping-reqs may cost this node, a second and in a row: proofs, some 0.1 ms each; questions passed on to
+# more than the member that they are about.
+PROOF_RATE, PROOF_BURST = 300.0, 600
+FURTHER_RATE, FURTHER_BURST = 100.0, 200
 
 #: ``agree(node, draw)`` gives what this node and another member, and nobody else, have in common; ``draw``, 0
 #: to 255, chooses among several such secrets. None where there is none (yet).
@@ -122,7 +130,10 @@ class Probing:
         self._core, self._agree = core, agree
         self._waiting: dict[bytes, _Direct | _Through | _Asking | _Asked | _Contact] = {}
         self._serving: dict[tuple[bytes, bytes, bytes], _Serving] = {}  # by asker, its nonce, and target
+        self._under_way = 0
         self._querying = False
+        self._proofs = Bucket(PROOF_RATE, PROOF_BURST, core.clock)
+        self._passed_on = Bucket(FURTHER_RATE, FURTHER_BURST, core.clock)
         self._looks: set[bytes] = set()  # members that are partly reachable and will be looked at again
         self.claims = Claims(core)
         self.verdicts = Verdicts(core, self.claims, self.check, self.want_query)
@@ -248,7 +259,8 @@ class Probing:
         if core.reach.known(target) and target not in self._looks:
             soon = core.reach.unsettled(target) or direct
             self._looks.add(target)
-            core.at(core.clock + (SETTLE if soon else LOOK_AGAIN), self._look_again, target)
+            wait = (SETTLE if soon else LOOK_AGAIN) * max(1.0, len(core.reach) / LOOKED_AT)
+            core.at(core.clock + wait, self._look_again, target)
 
     def _look_again(self, target: bytes) -> None:
         self._looks.discard(target)
@@ -369,15 +381,15 @@ class Probing:
         """Answer a ping-req that is about this node; pass on one that is about another."""
         core, target, errand = self._core, message.target, Errand.of(message.extra)
         self.rumours.hear(message.events, source)
-        if target == core.node:
-            secret = self._agree(errand.asker, errand.nonce[0])
-            if secret is not None or not core.params.verify:
-                code = proof(secret or b"", errand.asker, core.node, errand.nonce, core.own)
-                core.carry(source, message.nonce, core.node, code, core.own)
-            else:
-                core.drops["proof"] += 1
-            return
-        self._carry(message, errand, source)
+        if target != core.node:
+            self._carry(message, errand, source)
+        elif not self._proofs.take(core.clock):
+            core.drops["relay"] += 1
+        elif (secret := self._agree(errand.asker, errand.nonce[0])) is not None or not core.params.verify:
+            code = proof(secret or b"", errand.asker, core.node, errand.nonce, core.own)
+            core.carry(source, message.nonce, core.node, code, core.own)
+        else:
+            core.drops["proof"] += 1
 
     def _carry(self, message: Message, errand: Errand, source: Address) -> None:
         core, target = self._core, message.target
@@ -388,9 +400,10 @@ class Probing:
         serving, wait = self._serving.get(place), min(message.wait_ms / 1000, MAX_RELAY_WAIT)
         following = []
         if serving is None:
-            if len(self._serving) >= MAX_RELAYED:
+            if self._under_way >= MAX_RELAYED or len(self._serving) >= MAX_REMEMBERED:
                 core.drops["relay"] += 1
                 return
+            self._under_way += 1
             serving = self._serving[place] = _Serving(errand, target)
             following.append(target)
             core.at(core.clock + wait, self._relay_failed, serving)
@@ -417,7 +430,7 @@ class Probing:
         placed and the member does not answer it, any members that do. In a mesh of which all reach all, a
         question goes no further than one helper."""
         core, cases = self._core, self.verdicts.cases
-        if errand.hops <= 0:
+        if errand.hops <= 0 or not core.reach or not self._passed_on.take(core.clock):
             return []
         out = {target, sender, errand.asker}
         helpers = core.reach.helpers(target, core.clock, out | core.table.down.keys())
@@ -435,6 +448,7 @@ class Probing:
                 self._core.send(following, PING_REQ, nonce, serving.target, first, wait_ms, extra)
 
     def _relay_failed(self, serving: _Serving) -> None:
+        self._under_way -= 1
         if serving.answer is None and self._core.params.lifeguard:
             for source, nonce in serving.ways:
                 self._core.send(source, NACK, nonce, serving.target)

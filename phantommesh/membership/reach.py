@@ -60,6 +60,10 @@ class Reach:
         self._ways: dict[bytes, _Way] = {}
         self.partly: set[bytes] = set()
 
+    def __len__(self) -> int:
+        """How many members have helpers."""
+        return len(self._ways)
+
     def carried(self, node: bytes, helper: bytes, now: float) -> None:
         """A proof of this member came by way of this helper."""
         way = self._ways.setdefault(node, _Way())

@@ -32,6 +32,7 @@ from phantommesh.membership.table import Down
 ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
 MANY: Final = 100  # members, from which on not all of them ask an accused at once
 SEARCH: Final = 3.0  # shortest suspicions for which a badly placed node looks for a way that another has
+UNPROVED: Final = 60.0  # s for which a word that the accused is alive counts: by then there is a proof of it
 FRESH: Final = 0.6  # s that a failed check counts for in a verdict: a stalled member may be back since then
 
 
@@ -217,12 +218,15 @@ class Verdicts:
 
     def required(self, node: bytes) -> int:
         """How many others must have found the same: as the parameters say, if there are as many to ask."""
-        case, partly = self.cases.get(node), self._core.reach.partly
+        core, case = self._core, self.cases.get(node)
+        partly = core.reach.partly
         mine = 1 if case is not None and case.failed is not None else 0
-        others = self._core.table.live - 1 - (node not in self._core.table.down)
+        others = core.table.live - 1 - (node not in core.table.down)
         # Nor can those be asked that this node reaches only by way of others.
+        if case is not None and core.clock > case.started + UNPROVED:
+            others -= len(case.contrary)
         others -= sum(n != node and ((c := self.cases.get(n)) is None or c.failed is None) for n in partly)
-        return max(0, min(self._core.params.accusers, others - (self.unreachable - mine)))
+        return max(0, min(core.params.accusers, others - (self.unreachable - mine)))
 
     def judge(self, case: Case) -> None:
         """Decide a case if it is due and decidable."""

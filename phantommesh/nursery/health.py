@@ -196,7 +196,7 @@ def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) ->
     """Whom gossip reaches only by way of others; ``through`` are those, by name."""
     for name in sorted(through)[:MAX_PARTLY]:
         yield Fault(
-            f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, but not "
+            f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, not "
             f"from here; check that its control port {control_port} is reachable by UDP from here, and ours "
             "from there"
         )
