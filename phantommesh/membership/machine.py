@@ -14,6 +14,7 @@ from random import Random
 from typing import NamedTuple
 
 from phantommesh.membership import messages
+from phantommesh.membership.carrying import Agree
 from phantommesh.membership.core import Core
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Sync
 from phantommesh.membership.merging import Merging
@@ -27,7 +28,7 @@ from phantommesh.membership.messages import (
     State,
 )
 from phantommesh.membership.presets import LAN, Params
-from phantommesh.membership.probing import Agree, Probing
+from phantommesh.membership.probing import Probing
 from phantommesh.membership.table import EMPTY, Snapshot, Table
 from phantommesh.wire import Address
 
@@ -55,7 +56,7 @@ class Membership:
 
     ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
     ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run. ``seeds`` are
-    addresses to try for ever. ``agree`` is what proofs are made and checked with, see `probing.Agree`:
+    addresses to try for ever. ``agree`` is what proofs are made and checked with, see `carrying.Agree`:
     without it no member is reached by way of others. Nothing is sent before the first `tick`.
     """
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from phantommesh.membership.carrying import Agree, Carrying
 from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
 from phantommesh.membership.core import Core
@@ -14,7 +14,6 @@ from phantommesh.membership.messages import (
     ANSWER,
     DEAD,
     MAX_EVENTS,
-    NACK,
     NOBODY,
     PING,
     PING_REQ,
@@ -25,18 +24,13 @@ from phantommesh.membership.messages import (
     State,
     accusation,
 )
-from phantommesh.membership.reach import MAX_HOPS, proof, proves
+from phantommesh.membership.reach import MAX_HOPS, proves
 from phantommesh.membership.rumours import Rumours
 from phantommesh.membership.verdicts import Verdicts
-from phantommesh.rates import Bucket
 from phantommesh.wire import Address
 
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life
-MAX_RELAYED: Final = 256  # questions that this node carries at once, and
-MAX_REMEMBERED: Final = 2048  # those together with the ones whose answer may still come
-MAX_WAYS: Final = 8  # by which one question that this node carries may come
-MAX_RELAY_WAIT: Final = 5.0  # s that a ping-req may take, whatever it asks for
 TICK: Final = 0.1  # s between rounds of queries
 QUERY_AGAIN: Final = 0.25  # s between queries about one member; half as much more each time
 QUERY_AGAIN_MAX: Final = 5.0
@@ -44,17 +38,6 @@ RECHECK: Final = 2.0  # s after which a member that we cannot reach, but others 
 SETTLE: Final = 1.0  # s between probes of a member until it is clear whether it is partly reachable
 LOOK_AGAIN: Final = 10.0  # s between probes of one that is
 LOOKED_AT: Final = 20  # such members from which on both take longer
-SEARCHERS: Final = 3  # members that are asked on for a member of which nobody here knows a way
-CARRY_AGAIN: Final = 0.12  # s after which a question that is carried goes out once more
-
-# What ping-reqs may cost this node, a second and in a row: proofs, some 0.1 ms each; questions passed on to
-# more than the member that they are about.
-PROOF_RATE, PROOF_BURST = 300.0, 600
-FURTHER_RATE, FURTHER_BURST = 100.0, 200
-
-#: ``agree(node, draw)`` gives what this node and another member, and nobody else, have in common; ``draw``, 0
-#: to 255, chooses among several such secrets. None where there is none (yet).
-Agree = Callable[[bytes, int], bytes | None]
 
 
 class Probe:
@@ -89,30 +72,6 @@ class _Through(NamedTuple):
     nonce: bytes  # of the question, the same for all relays that are asked at one time
 
 
-class _Serving:
-    """A question that this node carries: for whom, about whom, through how many more members, where it came
-    from and with which nonce; whom this node has asked; and the answer, once it is there.
-
-    One question may come by several ways. It goes on once, and the answer goes back on all of them: so none
-    of those who bring it can keep the answer from the others, and it does not run in circles.
-    """
-
-    __slots__ = ("answer", "asked", "errand", "target", "ways")
-
-    def __init__(self, errand: Errand, target: bytes) -> None:
-        self.errand, self.target = errand, target
-        self.ways: dict[tuple[Address, bytes], None] = {}
-        self.asked: dict[bytes, tuple[bytes, int]] = {}  # by nonce: who, and how many ms it may take
-        self.answer: tuple[bytes, bytes] | None = None  # proof and event
-
-
-class _Asking(NamedTuple):
-    """A ping-req that this node passed on, to the member that it is about or to one that may reach it."""
-
-    serving: _Serving
-    next: bytes
-
-
 class _Asked(NamedTuple):
     witness: bytes
 
@@ -128,16 +87,13 @@ class Probing:
 
     def __init__(self, core: Core, agree: Agree) -> None:
         self._core, self._agree = core, agree
-        self._waiting: dict[bytes, _Direct | _Through | _Asking | _Asked | _Contact] = {}
-        self._serving: dict[tuple[bytes, bytes, bytes], _Serving] = {}  # by asker, its nonce, and target
-        self._under_way = 0
+        self._waiting: dict[bytes, _Direct | _Through | _Asked | _Contact] = {}
         self._querying = False
-        self._proofs = Bucket(PROOF_RATE, PROOF_BURST, core.clock)
-        self._passed_on = Bucket(FURTHER_RATE, FURTHER_BURST, core.clock)
         self._looks: set[bytes] = set()  # members that are partly reachable and will be looked at again
         self.claims = Claims(core)
         self.verdicts = Verdicts(core, self.claims, self.check, self.want_query)
         self.rumours = Rumours(core, self.claims, self.verdicts)
+        self._carrying = Carrying(core, agree, self.verdicts.cases, self._told_first)
         self.contacts: list[tuple[bytes, Address]] = []
 
     # Asking whether a member is there.
@@ -306,20 +262,12 @@ class Probing:
             core.drops["nonce"] += 1
 
     def carried(self, message: Message) -> None:
-        """An answer by way of others: ours, or one that this node passes on."""
-        core, waiting = self._core, self._waiting.get(message.nonce)
-        if isinstance(waiting, _Asking):
-            serving = waiting.serving
-            if message.sender != waiting.next or len(message.events) != 1:
-                core.drops["impostor"] += 1
-            elif serving.answer is None:
-                serving.answer = message.extra, message.events[0]
-                for source, nonce in serving.ways:
-                    core.carry(source, nonce, serving.target, *serving.answer)
-        elif isinstance(waiting, _Through):
+        """An answer by way of others: to our own question, or to one that this node carries."""
+        waiting = self._waiting.get(message.nonce)
+        if isinstance(waiting, _Through):
             self._take_proof(waiting, message)
         else:
-            core.drops["nonce"] += 1
+            self._carrying.answered(message)
 
     def _take_proof(self, waiting: _Through, message: Message) -> None:
         """Believe a helper only what the member itself says by way of it."""
@@ -378,84 +326,9 @@ class Probing:
             self.verdicts.ask_whether_back(sender, down.key)
 
     def relay(self, message: Message, source: Address) -> None:
-        """Answer a ping-req that is about this node; pass on one that is about another."""
-        core, target, errand = self._core, message.target, Errand.of(message.extra)
+        """A question about this node, or about another, by way of this node or more."""
         self.rumours.hear(message.events, source)
-        if target != core.node:
-            self._carry(message, errand, source)
-        elif not self._proofs.take(core.clock):
-            core.drops["relay"] += 1
-        elif (secret := self._agree(errand.asker, errand.nonce[0])) is not None or not core.params.verify:
-            code = proof(secret or b"", errand.asker, core.node, errand.nonce, core.own)
-            core.carry(source, message.nonce, core.node, code, core.own)
-        else:
-            core.drops["proof"] += 1
-
-    def _carry(self, message: Message, errand: Errand, source: Address) -> None:
-        core, target = self._core, message.target
-        if core.table.get(target) is None or errand.asker == core.node:
-            core.drops["relay"] += 1
-            return
-        place = errand.asker, errand.nonce, target
-        serving, wait = self._serving.get(place), min(message.wait_ms / 1000, MAX_RELAY_WAIT)
-        following = []
-        if serving is None:
-            if self._under_way >= MAX_RELAYED or len(self._serving) >= MAX_REMEMBERED:
-                core.drops["relay"] += 1
-                return
-            self._under_way += 1
-            serving = self._serving[place] = _Serving(errand, target)
-            following.append(target)
-            core.at(core.clock + wait, self._relay_failed, serving)
-            core.at(core.clock + wait + MEMORY, self._relayed, place)
-        elif serving.answer is not None:
-            core.carry(source, message.nonce, target, *serving.answer)
-            return
-        elif len(serving.ways) >= MAX_WAYS:
-            core.drops["relay"] += 1
-            return
-        serving.ways[source, message.nonce] = None
-        if len(serving.asked) <= 1:  # not yet asked further: it may have come with too few hops left before
-            following += self._further(target, errand, message.sender)
-        asked = {core.nonce(): (member, int(800 * wait)) for member in following}
-        for nonce, (member, _) in asked.items():
-            self._waiting[nonce] = _Asking(serving, member)
-        serving.asked |= asked
-        self._pass_on((serving, errand, asked))
-        if wait > 2 * CARRY_AGAIN:
-            core.at(core.clock + CARRY_AGAIN, self._pass_on, (serving, errand, asked))
-
-    def _further(self, target: bytes, errand: Errand, sender: bytes) -> list[bytes]:
-        """Who else than the member itself may bring a question on: its helpers, or where this node is badly
-        placed and the member does not answer it, any members that do. In a mesh of which all reach all, a
-        question goes no further than one helper."""
-        core, cases = self._core, self.verdicts.cases
-        if errand.hops <= 0 or not core.reach or not self._passed_on.take(core.clock):
-            return []
-        out = {target, sender, errand.asker}
-        helpers = core.reach.helpers(target, core.clock, out | core.table.down.keys())
-        case = cases.get(target)
-        if not helpers and case is not None and case.accuses and core.reach.elsewhere(target):
-            helpers = core.peers(SEARCHERS, lambda n: n in out or n in cases)
-        return helpers
-
-    def _pass_on(self, asking: tuple[_Serving, Errand, dict[bytes, tuple[bytes, int]]]) -> None:
-        serving, errand, asked = asking
-        if serving.answer is None:
-            extra = errand._replace(hops=max(0, min(errand.hops, MAX_HOPS) - 1)).encode()
-            for nonce, (following, wait_ms) in asked.items():
-                first = self._told_first(serving.target) if following == serving.target else ()
-                self._core.send(following, PING_REQ, nonce, serving.target, first, wait_ms, extra)
-
-    def _relay_failed(self, serving: _Serving) -> None:
-        self._under_way -= 1
-        if serving.answer is None and self._core.params.lifeguard:
-            for source, nonce in serving.ways:
-                self._core.send(source, NACK, nonce, serving.target)
-
-    def _relayed(self, place: tuple[bytes, bytes, bytes]) -> None:
-        """A late answer still counts for a while; then forget the question."""
-        self._forget(list(self._serving.pop(place).asked))
+        self._carrying.asked(message, source)
 
     # Judges.
 

@@ -162,7 +162,7 @@ class GossipDriver:
         self._rx = {node_id: seen for node_id, seen in self._rx.items() if node_id in told}
 
     def _agree(self, node: bytes, draw: int) -> bytes | None:
-        """See `membership.probing.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which
+        """See `membership.carrying.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which
         their signed records name. One that is being replaced may differ for a moment; others do not."""
         entry, dimension = self._keeper.roster.get(NodeId(node)), draw % DIMENSIONS
         return None if entry is None else self._agree_on(dimension, entry.record.wg_keys[dimension])

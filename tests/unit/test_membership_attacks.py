@@ -6,15 +6,18 @@ Each test runs a small mesh of real memberships over a network with loss. The in
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from phantommesh.membership import messages
+from phantommesh.membership import carrying, messages, rumours
 from phantommesh.membership.effects import Effect, Send
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import (
     NOBODY,
+    Errand,
     Event,
     State,
     accusation,
@@ -24,7 +27,7 @@ from phantommesh.membership.messages import (
 )
 from phantommesh.membership.table import Snapshot
 from phantommesh.wire import Address
-from tests.simulation.gossip_sim import Network, Simulation, claim, node_id, record_hash
+from tests.simulation.gossip_sim import Network, Simulation, agree, claim, node_id, record_hash
 
 NOWHERE = Address("203.0.113.66", 6)
 VICTIM = 1
@@ -77,13 +80,14 @@ class Liar(Membership):
         return super().receive(datagram, source, now, at_home=at_home)
 
 
-def turn(mesh: Mesh, *indices: int) -> None:
+def turn(mesh: Mesh, *indices: int, of: type[Liar] = Liar) -> None:
     """Make liars of these nodes."""
     for index in indices:
         node = mesh.nodes[index]
-        node.member = Liar(
+        node.member = of(
             node=node.id, generation=node.generation, record_seq=1, record_hash=record_hash(index, 1),
             rng=random.Random(index), now=mesh.now, known=Snapshot(claim(i) for i in range(len(mesh.nodes))),
+            agree=partial(agree, node.id),
         )  # fmt: skip
         mesh.step_clock(index, 0)
 
@@ -132,6 +136,180 @@ def test_as_many_lying_judges_as_are_required_do() -> None:
     mesh.network.cut = lambda a, b: {a, b} == {0, VICTIM}
     mesh.run(60)
     assert mesh.state(0, VICTIM) is State.DEAD
+
+
+class Helper(Liar):
+    """A member that vouches for a dead one in every way: it says so, makes proofs up, and shows old ones."""
+
+    says = State.ALIVE
+    old: tuple[bytes, bytes] | None = None
+
+    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
+        message = decode_untrusted(datagram)
+        if message.kind == messages.CARRIED:
+            Helper.old = message.extra, message.events[0]
+        if message.kind == messages.PING_REQ and message.target == node_id(VICTIM):
+            code, event = Helper.old or (bytes(16), claim(VICTIM))
+            answers = [(code, event), (bytes(16), event), (random.randbytes(16), claim(VICTIM))]
+            me, nonce = self._core.node, message.nonce
+            return [
+                Send(encode(messages.CARRIED, nonce, me, VICTIM_ID, [said], extra=code), source)
+                for code, said in answers
+            ]
+        return super().receive(datagram, source, now, at_home=at_home)
+
+
+VICTIM_ID = node_id(VICTIM)
+
+
+def knows(mesh: Mesh, index: int) -> tuple[State | None, tuple[bytes, ...]]:
+    member = mesh.nodes[index].member
+    assert member is not None
+    return member.state(VICTIM_ID), member.through(VICTIM_ID)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_helper_can_not_carry_answers_of_a_dead_member(seed: int) -> None:
+    """Half of the others are helpers that lie, and the honest ones can reach each other and them."""
+    mesh = Mesh(8, seed=seed)
+    turn(mesh, 6, 7, of=Helper)
+    mesh.crash(VICTIM)
+    honest = [0, 2, 3, 4, 5]
+    assert mesh.run(12, lambda: all(mesh.state(i, VICTIM) is State.DEAD for i in honest))
+    mesh.changes.clear()
+    mesh.run(60)
+    assert mesh.events("returned", "partly") == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_only_helper_can_not_keep_a_dead_member_alive_for_long(seed: int) -> None:
+    """All reach the last node and nobody else. It carries what it is asked to, until it begins to lie: the
+    member dies. The liar alone would be asked, and says that it is there: so it is not dead at once, but it
+    is suspect, and is dead a minute after; nobody ever shows it as reached by way of the liar again."""
+    mesh = Mesh(5, seed=seed)
+    mesh.network.cut = lambda a, b: 4 not in (a, b)
+    mesh.run(30)
+    honest = [0, 2, 3]
+    assert all(knows(mesh, i) == (State.ALIVE, (node_id(4),)) for i in honest)
+    member = mesh.nodes[4].member
+    assert member is not None
+    member.__class__ = Helper  # it knows what it knew
+    mesh.crash(VICTIM)
+    mesh.run(25)
+    assert all(mesh.state(i, VICTIM) is not State.ALIVE for i in honest)
+    assert mesh.run(75, lambda: all(mesh.state(i, VICTIM) is State.DEAD for i in honest))
+    mesh.changes.clear()
+    mesh.run(60)
+    assert mesh.events("returned", "partly") == []
+
+
+def test_an_answer_that_was_carried_before_proves_nothing_later() -> None:
+    mesh = Mesh(4, loss=0)
+    mesh.network.cut = lambda a, b: {a, b} == {0, VICTIM}
+    carried: list[bytes] = []
+
+    def overhear(datagram: bytes) -> None:
+        if decode_untrusted(datagram).kind == messages.CARRIED:
+            carried.append(datagram)
+
+    mesh.overhear = overhear
+    mesh.run(30)
+    assert knows(mesh, 0)[1] and carried
+    mesh.crash(VICTIM)
+    mesh.run(10)
+    assert mesh.state(0, VICTIM) is State.DEAD
+    mesh.changes.clear()
+    for datagram in carried:
+        mesh.inject(datagram, 0, mesh.nodes[2].address)
+    mesh.run(10)
+    assert mesh.events("returned", "partly", "refuted") == []
+    assert mesh.state(0, VICTIM) is State.DEAD
+
+
+def test_a_helper_that_carries_nothing_does_not_hide_the_others() -> None:
+    """Two of five members answer no ping-req: who is reached by way of the others stays partly reachable."""
+    mesh = Mesh(7)
+    mesh.network.cut = lambda a, b: {a, b} == {0, VICTIM}
+    mesh.run(30)
+    turn(mesh, 5, 6)
+    mesh.changes.clear()
+    mesh.run(120)
+    state, through = knows(mesh, 0)
+    assert state is State.ALIVE and set(through) <= {node_id(i) for i in (2, 3, 4, 5, 6)} and through
+    assert mesh.events(*DOWN) == []
+
+
+def test_whoever_asks_for_another_makes_few_datagrams_and_few_proofs() -> None:
+    """An insider sends questions in others' names. Each costs a bounded number of datagrams; proofs, which
+    are what costs most, are made at a bounded rate."""
+    mesh = Mesh(6, loss=0)
+    member = mesh.nodes[0].member
+    assert member is not None
+    sent = Counter[int]()
+    agreed = 0
+    really = member._probing._carrying._agree
+
+    def counting(node: bytes, draw: int) -> bytes | None:
+        nonlocal agreed
+        agreed += 1
+        return really(node, draw)
+
+    member._probing._carrying._agree = counting
+    for i in range(4000):
+        for target in (0, VICTIM):
+            extra = Errand(node_id(2), i.to_bytes(8), 255).encode()
+            asked = encode(messages.PING_REQ, i.to_bytes(8), node_id(3), node_id(target), [], 65535, extra)
+            for effect in member.receive(asked, NOWHERE, mesh.now):
+                if isinstance(effect, Send):
+                    sent[decode_untrusted(effect.datagram).kind] += 1
+    assert agreed <= carrying.PROOF_BURST
+    assert sent[messages.CARRIED] <= carrying.PROOF_BURST
+    assert sent[messages.PING_REQ] <= carrying.MAX_CARRIED
+    assert len(member._probing._carrying._questions) <= carrying.MAX_REMEMBERED
+    mesh.step_clock(0, 0)
+    mesh.run(20)
+    assert not member._probing._carrying._questions and not member._probing._carrying._asked
+
+
+def test_questions_about_a_member_that_is_not_there_do_not_multiply() -> None:
+    """Two halves that meet in one node: a question about a dead member goes through each node once."""
+    mesh = Mesh(9, loss=0)
+    mesh.network.cut = lambda a, b: 8 not in (a, b) and (a < 4) != (b < 4)
+    mesh.run(40)
+    mesh.crash(VICTIM)
+    asked = 0
+
+    def overhear(datagram: bytes) -> None:
+        nonlocal asked
+        message = decode_untrusted(datagram)
+        if message.kind == messages.PING_REQ:
+            asked += Errand.of(message.extra).nonce == b"question"
+
+    mesh.overhear = overhear
+    extra = Errand(node_id(5), b"question", 8).encode()
+    for index in (4, 6, 7, 8):
+        datagram = encode(messages.PING_REQ, bytes(8), node_id(5), VICTIM_ID, [], 1000, extra)
+        mesh.inject(datagram, index, mesh.nodes[5].address)
+    mesh.run(2)
+    assert 0 < asked <= 2 * 8 * (1 + carrying.SEARCHERS)
+
+
+def test_accusations_for_ever_do_not_make_a_member_speak_for_ever() -> None:
+    mesh = Mesh(5)
+
+    def accuse(_: int) -> None:
+        victim = mesh.nodes[VICTIM].member
+        assert victim is not None
+        key = make_key(victim.generation, victim.incarnation)
+        mesh.forge(accusation(VICTIM_ID, key, State.SUSPECT, node_id(4)), names=(4,))
+
+    mesh.every(0.2, 600, accuse)
+    victim = mesh.nodes[VICTIM].member
+    assert victim is not None
+    assert victim.incarnation <= rumours.REFUTE_BURST + 120 / rumours.REFUTE_EVERY + 2
+    mesh.run(20)
+    assert mesh.events(*DOWN) == []
+    assert mesh.agreed()
 
 
 def test_liars_do_not_kill_who_can_be_reached() -> None:
@@ -268,7 +446,8 @@ def test_a_false_source_address_redirects_nothing() -> None:
     assert member is not None
     for kind in (messages.PING, messages.GOSSIP, messages.QUERY, messages.PING_REQ):
         target = node_id(2) if kind == messages.PING_REQ else node_id(0)
-        datagram = encode(kind, bytes(8), node_id(VICTIM), target, [claim(VICTIM)], 100)
+        extra = Errand(node_id(VICTIM), bytes(8), 4).encode() if kind == messages.PING_REQ else b""
+        datagram = encode(kind, bytes(8), node_id(VICTIM), target, [claim(VICTIM)], 100, extra)
         sent += [e for e in member.receive(datagram, NOWHERE, mesh.now) if isinstance(e, Send)]
     answers = [decode_untrusted(s.datagram).kind for s in sent if s.to == NOWHERE]
     assert set(answers) <= {messages.ACK, messages.ANSWER, messages.NACK}
