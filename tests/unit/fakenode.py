@@ -32,6 +32,7 @@ def peer_view(number: int) -> PeerView:
         ip4=f"100.64.0.{number}",
         ip6=f"fd00::{number}",
         state="fresh",
+        through=["pm-1"] if number == 2 else [],
         endpoint=f"192.0.2.{number}:51820",
         dimensions=[
             DimensionView(
@@ -158,6 +159,7 @@ class FakeNode:
             ip6="fd00::9",
             peers_total=self.count,
             peers_up=self.count,
+            partly_reachable=1,
             degraded=[],
             certificate_expires="2030-01-01T00:00:00Z",
         )

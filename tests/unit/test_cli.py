@@ -308,8 +308,8 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
 
     def check(at: list[str]) -> None:
         for verb, words in (
-            ("status", ["mesh", "lab", "3 of 3 up", "userspace"]),
-            ("peers", ["NAME", "pm-3", "100.64.0.3", "192.0.2.3:51820"]),
+            ("status", ["mesh", "lab", "3 of 3 up (1 partly reachable)", "userspace"]),
+            ("peers", ["NAME", "via pm-1", "pm-3", "100.64.0.3", "192.0.2.3:51820"]),
             ("links", ["PEER", "pm-3", "7/7", "12s"]),
             ("paths", ["DIMENSION", "pm-3", "dark", "12.3 ms", "0.5%", "192.0.2.1:51820"]),
             ("scatter", ["PEER", "pm-3", "deck", "3.4", "2.800", "14.3%"]),

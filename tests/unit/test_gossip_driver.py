@@ -13,6 +13,7 @@ from phantommesh import asking, statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.envelope import REQUEST, Envelope
+from phantommesh.events import Filter
 from phantommesh.groupkey import Keyring
 from phantommesh.identity import NodeId
 from phantommesh.membership import rumours
@@ -110,6 +111,42 @@ async def test_a_changed_record_reaches_members_without_an_authority(tmp_path: P
 
         await until(lambda: seq() == before.record.seq + 1)
         assert node.metrics.registry.get_sample_value("phantommesh_gossip_convergence_seconds_count")
+
+
+def silence(node: Node, other: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing gets from one node's control port to another's any more."""
+    really, port = node.udp.send, other.config.control.port
+
+    def send(data: bytes, to: Address) -> None:
+        if to.port != port:
+            really(data, to)
+
+    monkeypatch.setattr(node.udp, "send", send)
+
+
+async def test_a_member_that_another_reaches_is_partly_reachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beta and gamma no longer reach each other; alpha carries their questions. Their proofs are of the keys
+    in their signed records."""
+    _, beta, gamma = await make_mesh(tmp_path)
+    async with serving(tmp_path / "a"), serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
+        await until(lambda: linked(node, gamma.node_id) and linked(other, beta.node_id))
+        await until(lambda: sees(node, gamma) and sees(other, beta))
+        silence(node, other, monkeypatch)
+        silence(other, node, monkeypatch)
+        with capture_logs() as logs:
+            await until(lambda: node.reporter.status().partly_reachable == 1)
+        assert {peer.name: peer.through for peer in node.reporter.peers()} == {
+            "alpha": [],
+            "gamma": ["alpha"],
+        }
+        assert sees(node, gamma)
+        [event] = node.events.read(0, Filter.parse("peer.partly"), 9).events
+        assert (event.node, event.data["through"], event.data["state"]) == ("gamma", ["alpha"], "alive")
+        assert any(line["event"] == "member partly" for line in logs)
+        assert any("answers by way of alpha, not" in text for text in node.reporter.status().degraded)
+        assert not node.gossip.drops["gossip-proof"] and not other.gossip.drops["gossip-proof"]
 
 
 async def test_a_revocation_and_the_next_key_go_on_without_the_authority(tmp_path: Path) -> None:
