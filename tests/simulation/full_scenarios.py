@@ -309,6 +309,34 @@ def halves_forget_each_other(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def partly_reachable(seed: int, nodes: int) -> Simulation:
+    """Half of the nodes no longer reach the last one. It is dead to nobody, all see by way of whom it is
+    reached, and its next record comes to all; its real death is known in the usual time."""
+    sim = mesh(seed, nodes)
+    dead, last = deaths(sim), nodes - 1
+    far = range(nodes // 2)
+    sim.network.cut = lambda a, b: last in (a, b) and min(a, b) in far
+    node_id = sim.machines[last].identity.node_id
+    assert sim.run(40, lambda: all(sim.process(i).membership.through(node_id) for i in far))
+    sim.publish(last, "told by others")
+    assert sim.run(10, lambda: spread(sim, last)), f"{lacking(sim, last)} lack its record"
+    sim.run(60)
+    assert not dead, dead
+    assert not any(process.gossip.drops["gossip-proof"] for process in sim.running())
+    sim.network.cut = None
+    settle(sim, 90)
+    assert sim.run(30, lambda: not any(p.membership.through(node_id) for p in sim.running()))
+    sim.network.cut = lambda a, b: last in (a, b) and min(a, b) in far
+    sim.run(40)
+    sim.crash(last)
+    views = [process.membership for process in sim.running()]
+    assert sim.run(9, lambda: all(v.state(node_id) is State.DEAD for v in views), every=0.1)
+    sim.network.cut = None
+    sim.start(last)
+    settle(sim, 60)
+    return sim
+
+
 def partition(seed: int, nodes: int) -> Simulation:
     """Cut 60 to 40 for two minutes; each side has an authority, revokes a node, and publishes. Then one view:
     of members, records, revocations and keys."""
@@ -553,7 +581,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     for scenario, nodes in (
         (newcomers, 10), (updates, 8), (equivocation, 9), (revocation_through_a_cut, 10),
         (revoked_is_shut_out, 7), (revoker_crashes, 8), (revoker_crashes_alone, 7), (rotation, 8),
-        (back_after_a_purge, 8), (halves_forget_each_other, 8),
+        (back_after_a_purge, 8), (halves_forget_each_other, 8), (partly_reachable, 8),
         (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8),
         (clock_an_hour_back, 6), (stalls, 10),
         (collision, 8), (soak, 7), (news, 1000), (large, 200),
