@@ -42,17 +42,19 @@ LOOKED_AT: Final = 20  # such members from which on both take longer
 
 class Probe:
     """One member being asked. ``thorough`` probes use relays; the others ask directly only. ``carried``: an
-    answer came by way of others, and it goes on to see whether one comes directly."""
+    answer came by way of others, and it goes on to see whether one comes directly. ``scored``: that it fails
+    may be this node's own fault."""
 
     __slots__ = (
-        "carried", "done", "ends", "nacks", "nonces", "relays", "spacing", "step", "target", "thorough",
+        "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step", "target",
+        "thorough",
     )  # fmt: skip
 
-    def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool) -> None:
+    def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool, scored: bool) -> None:
         self.target = target
         self.ends = ends
         self.spacing = spacing
-        self.thorough = thorough
+        self.thorough, self.scored = thorough, scored
         self.step = 0
         self.nonces: list[bytes] = []
         self.relays = 0
@@ -114,10 +116,11 @@ class Probing:
         core = self._core
         if core.table.get(target) is not None and target != core.node:
             # Where this node is badly placed, its own pings alone say little.
-            thorough = thorough or core.reach.known(target) or core.reach.elsewhere(target)
-            self._begin(target, core.params.probe_interval * core.health.scale, thorough)
+            helped = core.reach.known(target) or core.reach.elsewhere(target)
+            interval = core.params.probe_interval * core.health.scale
+            self._begin(target, interval, thorough or helped, scored=thorough)
 
-    def _begin(self, target: bytes, interval: float, thorough: bool) -> None:
+    def _begin(self, target: bytes, interval: float, thorough: bool, *, scored: bool = True) -> None:
         core = self._core
         scale = core.health.scale
         if core.params.adaptive:
@@ -127,7 +130,7 @@ class Probing:
             spacing = core.params.probe_timeout * scale
         helped = thorough and core.reach.known(target)
         ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
-        probe = Probe(target, ends, spacing, thorough)
+        probe = Probe(target, ends, spacing, thorough, scored)
         self._ping(probe)
         if helped:
             self._ask_relays(probe)
@@ -192,7 +195,7 @@ class Probing:
         if probe.carried:
             self._weigh(probe.target, direct=False)
             return
-        if probe.thorough and core.params.lifeguard:
+        if probe.thorough and probe.scored and core.params.lifeguard:
             missing = probe.relays - probe.nacks if probe.relays else 1
             if core.params.verify:
                 # Lifeguard counts each missing nack. But one that came says that we hear and are heard,
@@ -200,7 +203,7 @@ class Probing:
                 missing = 0 if probe.nacks else min(missing, core.params.indirect)
             core.health.adjust(missing)
         if probe.thorough and core.reach.missed(probe.target) and probe.target not in core.table.down:
-            self.check(probe.target, True)
+            self.check(probe.target, False)
         else:
             self.verdicts.failed(probe.target)
 
@@ -221,7 +224,7 @@ class Probing:
     def _look_again(self, target: bytes) -> None:
         self._looks.discard(target)
         if self._core.reach.known(target) and target not in self._core.table.down:
-            self.check(target, True)
+            self.check(target, False)
 
     def _forget(self, nonces: list[bytes]) -> None:
         for nonce in nonces:
