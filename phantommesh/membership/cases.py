@@ -19,7 +19,7 @@ class Case:
 
     __slots__ = (
         "accusers", "asking", "checked", "contrary", "deadline", "failed", "key", "kind", "least", "most",
-        "next_query", "node", "queries", "started", "visible", "vouchers", "witnesses",
+        "next_query", "node", "queries", "recalled", "started", "visible", "vouchers", "witnesses",
     )  # fmt: skip
 
     def __init__(self, node: bytes, key: bytes, kind: State, now: float) -> None:
@@ -36,6 +36,7 @@ class Case:
         self.visible = False
         self.witnesses: dict[bytes, bytes] = {}  # and the key of which each says it
         self.contrary: set[bytes] = set()
+        self.recalled: set[bytes] = set()  # of those, asked once more since a rumour says they accuse it now
         self.vouchers: dict[bytes, bytes] = {}
         self.queries = 0
         self.next_query = now

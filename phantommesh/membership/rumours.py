@@ -135,6 +135,8 @@ class Rumours:
                 core.spread(raw)
         elif kind is State.LEFT:
             case.kind = kind
+        else:
+            self._verdicts.recall(case, raw[ACCUSER])
         recent = core.clock - core.heard.get(node, -math.inf) < LEFT_WAIT
         if case.deadline > core.clock + LEFT_WAIT and (kind is State.LEFT or not recent):
             case.deadline = core.clock + LEFT_WAIT

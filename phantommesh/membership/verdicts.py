@@ -84,6 +84,7 @@ class Verdicts:
     def confirm(self, case: Case, accuser: bytes) -> None:
         """Count another accuser that a rumour names: it can make the case shorter, not decide it."""
         core, wanted = self._core, self._wanted()
+        self.recall(case, accuser)
         if accuser in case.accusers or len(case.accusers) > wanted:
             return
         case.accusers.add(accuser)
@@ -94,6 +95,13 @@ class Verdicts:
         core.at(case.deadline, self.judge, case)
         if case.accuses:
             core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
+
+    def recall(self, case: Case, accuser: bytes) -> None:
+        """A rumour names an accuser that told us otherwise before: ask it again now, once."""
+        if accuser in case.contrary and accuser not in case.recalled:
+            case.recalled.add(accuser)
+            case.queries, case.next_query = 0, self._core.clock
+            self._want_query()
 
     def _show(self, case: Case) -> None:
         if not case.visible:

@@ -24,6 +24,7 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.presets import LAN, MEMBERLIST_LAN, Params
 from phantommesh.membership.reach import proof
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.membership.verdicts import UNPROVED
 from phantommesh.wire import Address
 from tests.simulation.gossip_sim import Network, Simulation, agree, claim, node_id, record_hash
 
@@ -223,8 +224,10 @@ def test_a_member_that_answers_nobody_is_dead_when_enough_others_say_so() -> Non
 def test_one_other_that_agrees_is_not_enough() -> None:
     driver = Driver(make(), {C, D})
     driver.accuse = {C: {B}}
-    assert changes(driver.run(120), B) == ["suspected"]
+    assert changes(driver.run(UNPROVED - 10), B) == ["suspected"]
     assert driver.member.state(B) is State.SUSPECT
+    # The other one says that it is there, and has not carried a proof of it for a minute.
+    assert changes(driver.run(30), B) == ["dead"]
 
 
 def test_with_one_other_to_ask_its_word_is_enough_and_with_none_our_own() -> None:
