@@ -186,9 +186,9 @@ class Core:
             self.at(self.clock + self.params.gossip_interval, self._gossip)
 
     def peer(self) -> bytes | None:
-        """Return some other member that is not down, or None if the draw missed."""
+        """Return some other member that is not down, or None if the draw hit ourselves."""
         node = self.table.random(self.rng)
-        return None if node is None or node == self.node or node in self.table.down else node
+        return None if node == self.node else node
 
     def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
         """Draw up to ``count`` different members that are not down, nor ruled out."""

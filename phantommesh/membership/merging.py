@@ -154,13 +154,12 @@ class Merging:
         left out."""
         table, me = self._core.table, self._core.node
         events = []
-        for bucket in buckets:
-            for node in table.bucket(bucket):
-                claim, down = table.get(node), table.down.get(node)
-                if node == me:
-                    events.append(self._core.own)
-                elif down is not None:
-                    events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
-                elif claim is not None:
-                    events.append(claim)
+        for node in table.within(buckets):
+            claim, down = table.get(node), table.down.get(node)
+            if node == me:
+                events.append(self._core.own)
+            elif down is not None:
+                events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
+            elif claim is not None:
+                events.append(claim)
         return events if len(events) <= limit else self._core.rng.sample(events, limit)

@@ -102,11 +102,11 @@ class Probing:
         core = self._core
         interval = core.params.probe_interval * core.health.scale
         core.at(core.clock + interval, self.tick)
-        for _try in range(16):
+        target = core.table.next_probe(core.rng)
+        if target == core.node:  # ourselves: once a round
             target = core.table.next_probe(core.rng)
-            if target is not None and target != core.node and target not in core.table.down:
-                self._begin(target, interval, thorough=True)
-                return
+        if target is not None and target != core.node:
+            self._begin(target, interval, thorough=True)
 
     def check(self, target: bytes, thorough: bool) -> None:
         """Ask one member now."""
