@@ -132,7 +132,11 @@ class Probing:
         nonce = core.nonce()
         probe.nonces.append(nonce)
         self._waiting[nonce] = _Direct(probe, core.clock)
-        core.send(target, PING, nonce, target, self._told_first(target) if core.params.lifeguard else ())
+        first = self._told_first(target) if core.params.lifeguard else []
+        if core.params.verify and not probe.thorough:
+            # Out of turn: perhaps both of us were away. So it hears of us as well, and need not by chance.
+            first = [core.own, *first]
+        core.send(target, PING, nonce, target, first)
 
     def _told_first(self, node: bytes) -> list[bytes]:
         """Lifeguard's buddy system: whoever is accused hears of it from whoever talks to it."""
@@ -165,9 +169,9 @@ class Probing:
         core.at(min(following, probe.ends), self._step, probe)
 
     def _ask_relays(self, probe: Probe) -> None:
-        core, cases = self._core, self.verdicts.cases
+        core, doubted = self._core, self.verdicts.doubted
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
-        for relay in core.peers(core.params.indirect, lambda n: n == probe.target or n in cases):
+        for relay in core.peers(core.params.indirect, lambda n: n == probe.target or doubted(n)):
             nonce = core.nonce()
             probe.nonces.append(nonce)
             probe.relays += 1
@@ -185,7 +189,7 @@ class Probing:
                 # and those of our second round have little time: a death cost its finder up to six points.
                 missing = 0 if probe.nacks else min(missing, core.params.indirect)
             core.health.adjust(missing)
-        self.verdicts.failed(probe.target)
+        self.verdicts.failed(probe.target, probe.thorough)
 
     def _forget(self, nonces: list[bytes]) -> None:
         for nonce in nonces:
@@ -316,7 +320,7 @@ class Probing:
             core.at(core.clock + TICK, self._query)
 
     def _ask_judges(self, due: list[Case]) -> None:
-        core, cases = self._core, self.verdicts.cases
+        core, cases, doubted = self._core, self.verdicts.cases, self.verdicts.doubted
         subjects = []
         for case in due:
             subjects.append(self._subject(case))
@@ -326,10 +330,10 @@ class Probing:
                 case.asking = True
                 self.check(case.node, True)
         wanted = core.params.query_nodes
-        judges = core.peers(wanted, lambda n: n in cases)
+        judges = core.peers(wanted, doubted)
         if len(judges) < wanted:  # or else a forger that accuses everyone would leave nobody to ask
             judges += core.peers(
-                wanted - len(judges), lambda n: n in judges or (n in cases and cases[n].failed is not None)
+                wanted - len(judges), lambda n: n in judges or (doubted(n) and cases[n].failed is not None)
             )
         for witness in judges:
             nonce = core.nonce()
