@@ -9,10 +9,12 @@ timed until 99 % of the nodes know. For the false deaths, 5 % of up to 100 nodes
 a death counts. Bytes are datagrams with their envelope but without UDP and IP headers, and streams,
 at rest. CPU is this process's, the simulator's own share included. memberlist's TCP ping is not simulated.
 
-    python -m benchmarks.gossip --fault partition|restart [--nodes N] [--seeds K] [--json]
+    python -m benchmarks.gossip --fault partition|restart|dead [--nodes N] [--roster] [--seeds K] [--json]
 
 The same mesh is cut 60 to 40 for ten minutes, or all of it ends and starts again within a second: seconds
-until all agree on all again. 1,000 nodes take some 25 minutes of one core each, and 2 and 5 GB.
+until all agree on all again. A node keeps what 256 members said; it fetches the records of the others, or
+with ``--roster`` has all of them on disk. ``dead``: five live nodes hold N others for dead: seconds until all
+know an update, and a death.
 """
 
 from __future__ import annotations
@@ -22,12 +24,21 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.machine import describe
 from phantommesh.membership.messages import ENVELOPE_OVERHEAD
 from phantommesh.membership.presets import LAN, MEMBERLIST_LAN, Params
-from tests.simulation.gossip_scenarios import bad_network, mass_restart, partition, spread, stalls
+from tests.simulation.gossip_scenarios import (
+    among_the_dead,
+    bad_network,
+    mass_restart,
+    partition,
+    spread,
+    stalls,
+)
 from tests.simulation.gossip_sim import Simulation
 
 CHOICES = {"ours": LAN, "memberlist-lan": MEMBERLIST_LAN}
@@ -49,7 +60,8 @@ def at_rest(nodes: int, seed: int, params: Params, seconds: float) -> tuple[floa
 
 def after_faults(options: argparse.Namespace) -> None:
     """Time how long a mesh takes to be of one mind after a fault."""
-    heal = {"partition": partition, "restart": mass_restart}[options.fault]
+    restart = partial(mass_restart, roster=options.roster)
+    heal: Callable[..., float] = partition if options.fault == "partition" else restart
     runs = []
     for seed in range(options.first_seed, options.first_seed + (options.seeds or 1)):
         runs.append({"seed": seed, "healed_s": heal(options.nodes, seed, params=CHOICES[options.params])})
@@ -60,6 +72,23 @@ def after_faults(options: argparse.Namespace) -> None:
         print(json.dumps(document | {"fault": options.fault, "healed_s": healed}))
     else:
         print(f"{'healed_s':46} {healed:10.1f}")
+
+
+def among_many_dead(options: argparse.Namespace) -> None:
+    """Time an update and a death among five who hold many for dead."""
+    seeds = range(options.first_seed, options.first_seed + (options.seeds or 10))
+    runs = [(seed, *among_the_dead(5, options.nodes, seed)) for seed in seeds]
+    found = {
+        "update_s": statistics.median(update for _, update, _ in runs),
+        "dead_s": statistics.median(death for _, _, death in runs),
+    }
+    if options.json:
+        rows = [{"seed": seed, "update_s": update, "dead_s": death} for seed, update, death in runs]
+        document = {"name": "gossip", "machine": describe(), "runs": rows, "nodes": options.nodes}
+        print(json.dumps(document | {"fault": options.fault} | found))
+    else:
+        for key, value in found.items():
+            print(f"{key:46} {value:10.2f}")
 
 
 def main() -> None:
@@ -74,12 +103,22 @@ def main() -> None:
     parser.add_argument(
         "--stall-seconds", type=float, default=None, help="virtual; 3600, or 120 with --quick"
     )
-    parser.add_argument("--fault", choices=("partition", "restart"), help="this alone; one seed, or --seeds")
+    parser.add_argument(
+        "--fault",
+        choices=("partition", "restart", "dead"),
+        help="this alone; one seed (dead: 10), or --seeds",
+    )
+    parser.add_argument("--roster", action="store_true", help="restart: with all records on disk")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.fault == "dead":
+        among_many_dead(options)
+        return
     if options.nodes < 4:
         parser.error("--nodes: at least 4")
+    if options.roster and options.fault != "restart":
+        parser.error("--roster goes with --fault restart")
     if options.fault:
         after_faults(options)
         return

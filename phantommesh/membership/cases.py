@@ -12,14 +12,15 @@ class Case:
     """One member's open question. ``kind`` is what the rumour says: suspect, left, or alive (again).
 
     ``accusers`` are named by rumours and only shorten the wait. ``failed`` is when this node's own question
-    went unanswered, ``checked`` that it was asked within this case. ``witnesses`` are members that
-    this node asked with a fresh nonce, at the address in their signed records, and that said the same at
-    first hand: one member is one voice, whatever it forges. ``contrary`` are those that last said otherwise.
+    went unanswered, ``checked`` that it was asked within this case, ``due`` that it is to be asked when its
+    turn comes. ``witnesses`` are members that this node asked with a fresh nonce, at the address in their
+    signed records, and that said the same at first hand: one member is one voice, whatever it forges.
+    ``contrary`` are those that last said otherwise.
     """
 
     __slots__ = (
-        "accusers", "asking", "checked", "contrary", "deadline", "failed", "key", "kind", "least", "most",
-        "next_query", "node", "queries", "recalled", "started", "visible", "vouchers", "witnesses",
+        "accusers", "asking", "checked", "contrary", "deadline", "due", "failed", "key", "kind", "least",
+        "most", "next_query", "node", "queries", "recalled", "started", "visible", "vouchers", "witnesses",
     )  # fmt: skip
 
     def __init__(self, node: bytes, key: bytes, kind: State, now: float) -> None:
@@ -33,6 +34,7 @@ class Case:
         self.failed: float | None = None
         self.checked = False
         self.asking = False
+        self.due = False
         self.visible = False
         self.witnesses: dict[bytes, bytes] = {}  # and the key of which each says it
         self.contrary: set[bytes] = set()

@@ -61,22 +61,22 @@ class Claims:
     def _fetch(self, raw: bytes, source: bytes | Address) -> None:
         self._core.out.append(FetchRecord(raw[:16], int.from_bytes(raw[26:32]), raw[32:], source))
 
-    def verified(self, node: bytes, record: bytes, spread: bool) -> bool:
-        """The owner holds this verified record now; say whether a node becomes a member by it."""
+    def verified(self, node: bytes, record: bytes, spread: bool) -> None:
+        """The owner holds this verified record now: its node is a member. Nobody asks it whether it is there
+        before its turn comes: after a mass restart everybody would ask everybody."""
         core = self._core
         if node == core.node or node in self.expelled:
-            return False
+            return
         if record > self.records.get(node, b""):
             self.records[node] = record
         heard = self.unknown.pop(node, {}).get(record)
         if core.table.get(node) is not None:
-            return False
+            return
         raw = node + bytes(9) + bytes((ALIVE,)) + record if heard is None else heard[0]
         core.table.put(raw)
         core.out.append(Changed(node, None, State.ALIVE, "joined"))
         if heard is not None or spread:
             core.spread(raw)
-        return True
 
     def forget(self, node: bytes) -> None:
         """Forget what was verified of a node, and what was heard."""

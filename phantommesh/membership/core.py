@@ -201,17 +201,15 @@ class Core:
         if near := self._near():
             return self.rng.choice(near)
         node = self.table.random(self.rng)
-        return None if node is None or not self._fit(node) else node
-
-    def _fit(self, node: bytes) -> bool:
-        return node != self.node and node not in self.table.down and node not in self.reach.partly
+        return None if node == self.node or node in self.reach.partly else node
 
     def _near(self) -> list[bytes]:
         """The members that this node reaches itself, if most others are partly reachable: draws among all
         would miss. Empty otherwise."""
-        if 2 * len(self.reach.partly) <= self.table.live:
+        away, down = self.reach.partly, self.table.down
+        if 2 * len(away) <= self.table.live:
             return []
-        return [node for node in self.table if self._fit(node)]
+        return [node for node in self.table if node != self.node and node not in away and node not in down]
 
     def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
         """Draw up to ``count`` different members that this node reaches itself, not down nor ruled out."""

@@ -135,8 +135,7 @@ class Membership:
         """This record is verified and kept: its node may be a member. With ``spread`` others are to hear of
         it, though it has not spoken up itself. Raises ValueError for bad numbers."""
         self._core.advance(now)
-        if self._probing.claims.verified(node, _record(record_seq, record_hash), spread):
-            self._probing.verdicts.ask_soon(node)
+        self._probing.claims.verified(node, _record(record_seq, record_hash), spread)
         return self._core.flush()
 
     def publish(self, record_seq: int, record_hash: bytes, now: float) -> list[Effect]:

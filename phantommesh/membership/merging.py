@@ -26,6 +26,9 @@ from phantommesh.wire import Address
 
 FIRST_SEED_WAIT: Final = 0.5  # s between tries while nobody is known; then more each time
 MISSING_AT_ONCE: Final = 8  # records asked for again per retry
+YOUNG: Final = 60.0  # s from the start in which after a sync that found a difference
+HASTY: Final = 3  # more follow
+HASTE: Final = 0.3  # after this share of the usual time
 SLICE: Final = 512  # events of a sync taken in at once, some 20 ms
 SLICE_PAUSE: Final = 0.01  # s until the next
 
@@ -40,12 +43,15 @@ class Merging:
         self._seeds = list(seeds)
         self._seed_wait = FIRST_SEED_WAIT
         self._synced = False
+        self._young_until = core.clock + YOUNG
+        self._next_sync = core.clock
+        self._hasty = 0
 
     def start(self) -> None:
         """Set the timers."""
         core, params, rng = self._core, self._core.params, self._core.rng
         core.at(core.clock, self._try_seed)
-        core.at(core.clock + rng.random() * params.sync_interval, self._sync)
+        self._sync_in(rng.random() * params.sync_interval * (HASTE if params.verify else 1))
         core.at(core.clock + rng.random() * params.retry_interval, self._retry)
 
     def set_seeds(self, seeds: Iterable[Address]) -> None:
@@ -79,14 +85,34 @@ class Merging:
                 self._synced = True
                 core.out.append(Sync(address))
 
+    def _sync_in(self, seconds: float) -> None:
+        self._next_sync = self._core.clock + seconds
+        self._core.at(self._next_sync, self._sync)
+
     def _sync(self, _: None) -> None:
         """Compare with a random member (memberlist's push-pull, but by digest)."""
         core = self._core
-        core.at(core.clock + core.params.sync_interval * (0.75 + 0.5 * core.rng.random()), self._sync)
+        if core.clock < self._next_sync - 1e-6:  # it was brought forward, and has been since
+            return
+        self._hasty -= self._hasty > 0
+        self._sync_in(self._pause() * (0.75 + 0.5 * core.rng.random()))
         if core.leaving:
             return
-        for peer in core.peers(1, lambda n: n in self._probing.verdicts.cases):
+        for peer in core.peers(1, self._probing.verdicts.doubted):
             core.out.append(Sync(peer))
+
+    def _pause(self) -> float:
+        return self._core.params.sync_interval * (HASTE if self._hasty else 1)
+
+    def _differed(self) -> None:
+        """A sync found a difference. Whoever has just started may have missed more, and news does not come
+        twice; whoever has run for a while hears what is new by gossip."""
+        core = self._core
+        if core.params.verify and core.clock < self._young_until:
+            self._hasty = HASTY
+            soon = self._pause() * (0.75 + 0.5 * core.rng.random())
+            if core.clock + soon < self._next_sync:
+                self._sync_in(soon)
 
     def _retry(self, _: None) -> None:
         """Serf's rule: the more have failed, the likelier one is tried again. And purge what is too old."""
@@ -120,11 +146,15 @@ class Merging:
         self._probing.hint(message.sender)
         mine = self._core.table.hashes()
         differing = [b for b, theirs in enumerate(message.hashes) if theirs != mine[b]]
+        if differing:
+            self._differed()
         return encode_events(SyncKind.DIFFERENCE, self._core.node, differing, self._events(differing))
 
     def close(self, answer: bytes, peer: bytes) -> bytes:
         """Take in what they hold, and return what we do."""
         message = self._decode(answer, SyncKind.DIFFERENCE, peer)
+        if message.buckets:
+            self._differed()
         mine = self._events(message.buckets, MAX_REST_EVENTS)
         self._hear((message.events, message.sender))
         return encode_events(SyncKind.REST, self._core.node, message.buckets, mine)
@@ -154,13 +184,12 @@ class Merging:
         left out."""
         table, me = self._core.table, self._core.node
         events = []
-        for bucket in buckets:
-            for node in table.bucket(bucket):
-                claim, down = table.get(node), table.down.get(node)
-                if node == me:
-                    events.append(self._core.own)
-                elif down is not None:
-                    events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
-                elif claim is not None:
-                    events.append(claim)
+        for node in table.within(buckets):
+            claim, down = table.get(node), table.down.get(node)
+            if node == me:
+                events.append(self._core.own)
+            elif down is not None:
+                events.append(accusation(node, down.key, down.state, node if down.state == LEFT else me))
+            elif claim is not None:
+                events.append(claim)
         return events if len(events) <= limit else self._core.rng.sample(events, limit)

@@ -105,11 +105,11 @@ class Probing:
         core = self._core
         interval = core.params.probe_interval * core.health.scale
         core.at(core.clock + interval, self.tick)
-        for _try in range(16):
+        target = core.table.next_probe(core.rng)
+        if target == core.node:  # ourselves: once a round
             target = core.table.next_probe(core.rng)
-            if target is not None and target != core.node and target not in core.table.down:
-                self._begin(target, interval, thorough=True)
-                return
+        if target is not None and target != core.node:
+            self._begin(target, interval, thorough=True)
 
     def check(self, target: bytes, thorough: bool) -> None:
         """Ask one member now."""
@@ -141,7 +141,11 @@ class Probing:
         nonce = core.nonce()
         probe.nonces.append(nonce)
         self._waiting[nonce] = _Direct(probe, core.clock)
-        core.send(target, PING, nonce, target, self._told_first(target) if core.params.lifeguard else ())
+        first = self._told_first(target) if core.params.lifeguard else []
+        if core.params.verify and not probe.thorough:
+            # Out of turn: perhaps both of us were away. So it hears of us as well, and need not by chance.
+            first = [core.own, *first]
+        core.send(target, PING, nonce, target, first)
 
     def _told_first(self, node: bytes) -> list[bytes]:
         """Lifeguard's buddy system: whoever is accused hears of it from whoever talks to it."""
@@ -174,11 +178,11 @@ class Probing:
         core.at(min(following, probe.ends), self._step, probe)
 
     def _ask_relays(self, probe: Probe) -> None:
-        core, cases, target = self._core, self.verdicts.cases, probe.target
+        core, doubted, target = self._core, self.verdicts.doubted, probe.target
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
         relays = core.reach.helpers(target, core.clock, core.table.down)
         wanted = core.params.indirect - len(relays)
-        relays += core.peers(wanted, lambda n: n == target or n in cases or n in relays)
+        relays += core.peers(wanted, lambda n: n == target or n in relays or doubted(n))
         question = core.nonce()
         errand = Errand(core.node, question, MAX_HOPS).encode()
         for relay in relays:
@@ -205,7 +209,7 @@ class Probing:
         if probe.thorough and core.reach.missed(probe.target) and probe.target not in core.table.down:
             self.check(probe.target, False)
         else:
-            self.verdicts.failed(probe.target)
+            self.verdicts.failed(probe.target, probe.thorough)
 
     def _weigh(self, target: bytes, *, direct: bool) -> None:
         """A probe found a member alive. See whether it is reached otherwise than before, and look again."""
@@ -356,7 +360,7 @@ class Probing:
             core.at(core.clock + TICK, self._query)
 
     def _ask_judges(self, due: list[Case]) -> None:
-        core, cases = self._core, self.verdicts.cases
+        core, cases, doubted = self._core, self.verdicts.cases, self.verdicts.doubted
         subjects = []
         for case in due:
             subjects.append(self._subject(case))
@@ -366,10 +370,10 @@ class Probing:
                 case.asking = True
                 self.check(case.node, True)
         wanted = core.params.query_nodes
-        judges = core.peers(wanted, lambda n: n in cases)
+        judges = core.peers(wanted, doubted)
         if len(judges) < wanted:  # or else a forger that accuses everyone would leave nobody to ask
             judges += core.peers(
-                wanted - len(judges), lambda n: n in judges or (n in cases and cases[n].failed is not None)
+                wanted - len(judges), lambda n: n in judges or (doubted(n) and cases[n].failed is not None)
             )
         for witness in judges:
             nonce = core.nonce()

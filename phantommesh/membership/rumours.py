@@ -57,7 +57,8 @@ class Rumours:
         own, base = self._core.table.lookup()
         for raw in events:
             node = raw[:16]
-            if raw == (own(node) or base(node)):
+            held = own(node)  # empty for a member that was forgotten since
+            if raw == (base(node) if held is None else held):
                 continue
             state = raw[STATE]
             if node == self._core.node:

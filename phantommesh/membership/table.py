@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 
+from phantommesh.membership.living import Living
 from phantommesh.membership.messages import BUCKETS, EVENT_SIZE, STATE, State
 
-_GONE = b""  # in place of a claim: the snapshot has this member, the table no longer
+_GONE = b""  # in place of a claim: this member has a slot, and the table no longer has the member
+_KEPT = 64  # slots of added members that are gone, from which on they may be cleared
 
 
 class Snapshot:
     """Members as they were at one moment: alive, by their claims."""
 
-    __slots__ = ("claims", "hashes", "ids", "ordered")
+    __slots__ = ("claims", "hashes", "ids", "ordered", "slots")
 
     def __init__(self, claims: Iterable[bytes] = ()) -> None:
         """Take alive events, of 48 bytes. Raises ValueError for anything else."""
@@ -31,6 +33,7 @@ class Snapshot:
                 raise ValueError("a snapshot holds events that say alive")
             self.claims[raw[:16]] = raw
         self.ids = tuple(self.claims)
+        self.slots = {node: slot for slot, node in enumerate(self.ids)}
         self.ordered = sorted(self.ids)
         self.hashes = [0] * BUCKETS
         for raw in self.claims.values():
@@ -52,18 +55,19 @@ class Down:
 
 
 class Table:
-    """Claims by node id, in the order of joining, with a round-robin order for probes over them."""
+    """Claims by node id, in the order of joining. Draws and rounds of probes are over those not down: most of
+    a table may be dead for three days."""
 
-    __slots__ = ("_added", "_base", "_claims", "_hashes", "_missing", "_position", "_swaps", "down")
+    __slots__ = ("_added", "_base", "_claims", "_gone", "_hashes", "_living", "_slots", "down")
 
     def __init__(self, base: Snapshot = EMPTY) -> None:
         self._base = base
         self._claims: dict[bytes, bytes] = {}
         self._added: list[bytes] = []
+        self._slots: dict[bytes, int] = {}  # of the added ones
+        self._gone = 0  # how many of the added ones are there no longer
         self._hashes: list[int] | None = None  # the snapshot's until something changes
-        self._missing = 0
-        self._position = 0
-        self._swaps: dict[int, int] = {}
+        self._living = Living(len(base.ids))
         self.down: dict[bytes, Down] = {}
 
     def get(self, node: bytes) -> bytes | None:
@@ -76,35 +80,38 @@ class Table:
 
     def __len__(self) -> int:
         """How many are known, of whatever state."""
-        return self._slots - self._missing
+        return self._living.count + len(self.down)
 
     def __iter__(self) -> Iterator[bytes]:
-        for position in range(self._slots):
-            node = self._at(position)
-            if self.get(node):
-                yield node
+        for nodes in (self._base.ids, self._added):
+            for node in nodes:
+                if self.get(node):
+                    yield node
 
     @property
     def live(self) -> int:
         """How many are not down."""
-        return self._slots - self._missing - len(self.down)
+        return self._living.count
 
-    @property
-    def _slots(self) -> int:
-        return len(self._base.ids) + len(self._added)
-
-    def _at(self, position: int) -> bytes:
+    def _at(self, slot: int) -> bytes:
         ids = self._base.ids
-        return ids[position] if position < len(ids) else self._added[position - len(ids)]
+        return ids[slot] if slot < len(ids) else self._added[slot - len(ids)]
+
+    def _slot(self, node: bytes) -> int:
+        slot = self._base.slots.get(node)
+        return self._slots[node] if slot is None else slot
 
     def put(self, claim: bytes) -> None:
         """Keep a claim in place of any older one. It does not change whether the member is down."""
         node = claim[:16]
         self._fold(node)
         if node not in self._claims and node not in self._base.claims:
+            self._slots[node] = len(self._base.ids) + len(self._added)
             self._added.append(node)
+            self._living.add()
         elif self._claims.get(node) == _GONE:
-            self._missing -= 1
+            self._gone -= node in self._slots
+            self._living.rise(self._slot(node))
         self._claims[node] = claim
         self._fold(node)
 
@@ -113,18 +120,31 @@ class Table:
         if not self.get(node):
             return
         self._fold(node)
-        self.down.pop(node, None)
-        if node in self._base.claims:
-            self._claims[node] = _GONE
-            self._missing += 1
-        else:
+        if self.down.pop(node, None) is None:
+            self._living.fall(self._slot(node))
+        self._claims[node] = _GONE
+        self._gone += node in self._slots
+        if self._gone > max(_KEPT, len(self._added) // 2):
+            self._clear()
+
+    def _clear(self) -> None:
+        """Give up the slots of added members that are gone, and begin a round anew."""
+        first = len(self._base.ids)
+        for node in [node for node in self._added if self._claims[node] == _GONE]:
             del self._claims[node]
-            self._added.remove(node)
-            self._position, self._swaps = 0, {}
+        self._gone = 0
+        self._added = [node for node in self._added if node in self._claims]
+        self._slots = {node: slot for slot, node in enumerate(self._added, first)}
+        self._living = Living(first + len(self._added))
+        for slot in range(first + len(self._added)):
+            if self._at(slot) in self.down or not self.get(self._at(slot)):
+                self._living.fall(slot)
 
     def put_down(self, node: bytes, down: Down) -> None:
         """Mark a known member as dead or gone."""
         self._fold(node)
+        if node not in self.down:
+            self._living.fall(self._slot(node))
         self.down[node] = down
         self._fold(node)
 
@@ -132,46 +152,27 @@ class Table:
         """Mark a member as no longer down."""
         self._fold(node)
         del self.down[node]
+        self._living.rise(self._slot(node))
         self._fold(node)
 
     def random(self, rng: Random) -> bytes | None:
-        """Return any member's id, each as likely as the next, or None for one that is no longer there."""
-        slots = self._slots
-        if not slots:
-            return None
-        node = self._at(int(rng.random() * slots))
-        return node if self.get(node) else None
+        """Return the id of any member that is not down, each as likely as the next; None if there is none."""
+        slot = self._living.draw(rng)
+        return None if slot is None else self._at(slot)
 
     def next_probe(self, rng: Random) -> bytes | None:
-        """Return the next of a shuffled list of all, shuffled anew after each round (SWIM section 4.3).
+        """Return the next of a shuffled list of those not down, shuffled anew after each round."""
+        slot = self._living.next(rng)
+        return None if slot is None else self._at(slot)
 
-        The shuffle is Fisher and Yates's, done one step a call: whoever joins lands at a random place in
-        the rest of the round, and a long list costs nothing before it is used.
-        """
-        slots = self._slots
-        if self._position >= slots:
-            self._position, self._swaps = 0, {}
-            if not slots:
-                return None
-        here = self._position
-        there = here + int(rng.random() * (slots - here))
-        swaps = self._swaps
-        displaced = swaps.pop(here, here)
-        chosen = displaced
-        if there != here:
-            chosen = swaps.get(there, there)
-            swaps[there] = displaced
-        self._position = here + 1
-        node = self._at(chosen)
-        return node if self.get(node) else None
-
-    def bucket(self, number: int) -> list[bytes]:
-        """Return the ids in one of the digest's buckets."""
-        ordered = self._base.ordered
-        start = bisect_left(ordered, bytes((number,)))
-        end = bisect_right(ordered, bytes((number,)) + b"\xff" * 15)
-        found = ordered[start:end] + [node for node in self._added if node[0] == number]
-        return [node for node in found if self.get(node)]
+    def within(self, buckets: Iterable[int]) -> Iterator[bytes]:
+        """Give the ids in these of the digest's buckets."""
+        ordered, wanted = self._base.ordered, set(buckets)
+        for number in wanted:
+            start = bisect_left(ordered, bytes((number,)))
+            end = bisect_right(ordered, bytes((number,)) + b"\xff" * 15)
+            yield from (node for node in ordered[start:end] if self.get(node))
+        yield from (node for node in self._added if node[0] in wanted and self.get(node))
 
     def hashes(self) -> list[int]:
         """Return the digest: per bucket the sum (exclusive or) of its members' hashes."""

@@ -82,6 +82,29 @@ def spread(
     )  # fmt: skip
 
 
+def among_the_dead(alive: int, dead: int, seed: int, *, patience: float = 60.0) -> tuple[float, float]:
+    """A few alive among many who died long ago: one of the few publishes a record, and another dies. Return
+    after how many seconds all the others knew the one and the other (infinite: not within ``patience``)."""
+    sim = Simulation(alive + dead, seed=seed, network=bad_network())
+    sim.start_all()
+    for index in range(alive, alive + dead):
+        sim.crash(index)
+    for viewer in range(alive):
+        sim.bury(viewer, range(alive, alive + dead))
+    sim.run(3)
+    update, death = Views(sim, 1, "updated", sim.now), Views(sim, 2, "dead", sim.now)
+
+    def heard(viewer: int, change: Changed, now: float) -> None:
+        update.heard(viewer, change, now)
+        death.heard(viewer, change, now)
+
+    sim.on_change = heard
+    sim.publish(1)
+    sim.crash(2)
+    sim.run(patience, lambda: len(death.times) == alive - 1 and len(update.times) == alive - 2)
+    return update.when(1, alive - 2), death.when(1, alive - 1)
+
+
 @dataclass(frozen=True)
 class Stalls:
     """One run of `stalls`: how often a node held a live one for dead, or suspect, in how many node hours."""
@@ -135,8 +158,16 @@ def partition(
     return sim.now - start if sim.run(120, sim.agreed) else float("inf")
 
 
-def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
-    """Crash all, start all within a second with what each kept on disk; return how long until all agree."""
+def mass_restart(nodes: int, seed: int, *, params: Params = LAN, roster: bool = False) -> float:
+    """Crash all, start all within a second with what each kept on disk; return how long until all agree.
+    What ``roster`` says of the disks matters where more are there than a node keeps claims of."""
+    return restarted(nodes, seed, params=params, roster=roster)[0]
+
+
+def restarted(
+    nodes: int, seed: int, *, params: Params = LAN, roster: bool = False, every: float = 2.0
+) -> tuple[float, Simulation]:
+    """`mass_restart`, and the mesh that came of it."""
     sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
     sim.start_all()
     sim.run(3)
@@ -147,10 +178,11 @@ def mass_restart(nodes: int, seed: int, *, params: Params = LAN) -> float:
         sim.crash(node.index)
     sim.run(5)
     start = sim.now
-    sim.restart_from(kept, within=1.0)
+    sim.restart_from(kept, within=1.0, roster=roster)
     sim.run(1.0)
     assert len(sim.running()) == nodes
-    return sim.now - start if sim.run(180, sim.agreed, every=2.0) else float("inf")
+    agreed = sim.run(180, sim.agreed, every=every)
+    return (sim.now - start if agreed else float("inf")), sim
 
 
 def through(sim: Simulation, viewer: int, of: int) -> tuple[bytes, ...]:

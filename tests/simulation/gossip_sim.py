@@ -22,9 +22,9 @@ from zlib import crc32
 
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist, Send, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import GossipError, State
+from phantommesh.membership.messages import KEY, GossipError, State
 from phantommesh.membership.presets import LAN, Params
-from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.membership.table import EMPTY, Down, Snapshot
 from phantommesh.wire import Address
 
 NEVER = float("inf")
@@ -143,17 +143,21 @@ class Simulation:
         node.wake = NEVER
         self._schedule(node)
 
-    def restart_from(self, kept: dict[int, list[bytes]], *, within: float) -> None:
+    def restart_from(self, kept: dict[int, list[bytes]], *, within: float, roster: bool = False) -> None:
         """Start nodes again at random times, each with the claims it kept and node 0's address.
 
-        The owner keeps all records on disk, so each says at once which nodes' records it has verified.
+        With ``roster`` each has everybody's record on disk, as real nodes do, and says so at once; without,
+        it has only the records of those whose claims it kept, and fetches the others.
         """
         for index, claims in kept.items():
             delay = self.rng.random() * within
-            self.later(delay, lambda i=index, c=claims: self._restart(i, c))  # type: ignore[misc]
+            self.later(delay, lambda i=index, c=claims: self._restart(i, c, roster))  # type: ignore[misc]
 
-    def _restart(self, index: int, claims: list[bytes]) -> None:
+    def _restart(self, index: int, claims: list[bytes], roster: bool) -> None:
         self.start(index, known=Snapshot(claims), seeds=(self.nodes[0].address,))
+        for other in self.nodes if roster else ():
+            said = record_hash(other.index, other.seq)
+            self.tell(index, lambda m, t, o=other, h=said: m.verified(o.id, o.seq, h, t))  # type: ignore[misc]
 
     def crash(self, index: int) -> None:
         """End a node's process at once."""
@@ -161,6 +165,14 @@ class Simulation:
         node.member = None
         node.life += 1
         node.wake = NEVER
+
+    def bury(self, viewer: int, dead: Iterable[int]) -> None:
+        """Have a node hold others for dead, as if it had seen them die."""
+        member = self.nodes[viewer].member
+        assert member is not None
+        table = member._core.table
+        for index in dead:
+            table.put_down(self.nodes[index].id, Down(State.DEAD, claim(index)[KEY], self.now, self.now))
 
     def stall(self, index: int, seconds: float) -> None:
         """Stop a node's process for a while."""

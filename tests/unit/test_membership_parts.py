@@ -4,6 +4,9 @@
 import random
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from phantommesh.membership import messages
 from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
@@ -259,3 +262,97 @@ def test_a_large_sync_is_taken_in_a_slice_at_a_time() -> None:
         wanted += came
     assert now < 1.0
     assert most <= SLICE + 8  # and those asked for again
+
+
+def test_draws_and_probes_hit_the_living_only() -> None:
+    """Five alive among 1,000 dead: a death was known after 40 s instead of 5, for draws that hit the dead."""
+    table, rng = Table(Snapshot(claim(i) for i in range(500))), random.Random(1)
+    for i in range(500, 1005):
+        table.put(event(i))
+    for i in range(1000):
+        table.put_down(node_id(i), Down(State.DEAD, make_key(1, 0), 0.0))
+    living = {node_id(i) for i in range(1000, 1005)}
+    assert {table.random(rng) for _ in range(100)} == living
+    assert all({table.next_probe(rng) for _ in range(5)} == living for _ in range(3))
+
+
+def test_a_table_of_which_all_came_and_went_keeps_few_slots() -> None:
+    table = Table()
+    for i in range(1000):
+        table.put(event(i))
+        table.remove(node_id(i))
+    assert len(table) == 0
+    assert len(table._added) <= 200
+    assert table.random(random.Random(1)) is None
+    assert table.next_probe(random.Random(1)) is None
+
+
+class TableMachine(RuleBasedStateMachine):
+    """A table beside a plain model of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table(Snapshot(claim(i) for i in range(4)))
+        self.alive = {node_id(i) for i in range(4)}
+        self.dead: set[bytes] = set()
+        self.rng = random.Random(1)
+
+    nodes = st.integers(0, 8).map(node_id)
+
+    @rule(index=st.integers(0, 8), incarnation=st.integers(0, 3))
+    def put(self, index: int, incarnation: int) -> None:
+        self.table.put(event(index, incarnation))
+        if node_id(index) not in self.dead:
+            self.alive.add(node_id(index))
+
+    @rule(node=nodes)
+    def die(self, node: bytes) -> None:
+        if node in self.alive | self.dead:
+            self.table.put_down(node, Down(State.DEAD, make_key(1, 0), 0.0))
+            self.alive.discard(node)
+            self.dead.add(node)
+
+    @rule(node=nodes)
+    def come_back(self, node: bytes) -> None:
+        if node in self.dead:
+            self.table.raise_up(node)
+            self.dead.discard(node)
+            self.alive.add(node)
+
+    @rule(node=nodes)
+    def go(self, node: bytes) -> None:
+        self.table.remove(node)
+        self.alive.discard(node)
+        self.dead.discard(node)
+
+    @rule()
+    def clear(self) -> None:
+        self.table._clear()
+
+    @rule(times=st.integers(1, 12))
+    def probe(self, times: int) -> None:
+        for _ in range(times):
+            node = self.table.next_probe(self.rng)
+            assert (node in self.alive) if self.alive else node is None
+
+    @invariant()
+    def counts(self) -> None:
+        assert self.table.live == len(self.alive)
+        assert len(self.table) == len(self.alive | self.dead)
+        assert set(self.table) == self.alive | self.dead
+        assert set(self.table.within(range(256))) == self.alive | self.dead
+        node = self.table.random(self.rng)
+        assert (node in self.alive) if self.alive else node is None
+
+    @rule()
+    def a_round_has_each_once(self) -> None:
+        """The rest of the round that is under way, and then one whole round."""
+        rest = self.table._living.count - self.table._living._round
+        for _ in range(rest):
+            self.table.next_probe(self.rng)
+        one = [self.table.next_probe(self.rng) for _ in self.alive]
+        assert set(one) == self.alive
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
