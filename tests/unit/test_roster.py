@@ -221,6 +221,62 @@ async def test_the_rosters_writes_keep_to_their_budget(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_flood_of_one_members_records_is_written_seldom_and_in_small_parts(
+    mesh: Mesh, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a second for two minutes: what comes into force is written, and no more than that."""
+    written = list[int]()
+
+    async def here(sync: Callable[..., object], *args: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return sync(*args)
+
+    for i in range(8):
+        mesh.keeper.add(mesh.record(identity(f"other {i}"), f"other-{i}"))
+    await mesh.keeper.save()
+    flood = [mesh.record(B, "beta", seq=seq) for seq in range(1, 121)]
+    one = 2 * len(flood[0].node_cert) + len(flood[0].body)  # a record with a new certificate, and its frames
+    watch(monkeypatch, lambda _, name, data: written.append(len(data)))
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mesh.keeper.keep)
+        for signed in flood:
+            mesh.keeper.add(signed)
+            await trio.sleep(1)
+        in_force = 1 + module.NEWER_BURST + 120 * module.NEWER_RATE + 1
+        assert 5 <= len(written) <= in_force
+        assert sum(written) <= in_force * one
+        await mesh.keeper.save()
+        nursery.cancel_scope.cancel()
+    held = load_node(mesh.state.state.path, time()).roster.get(B.node_id)
+    assert held == mesh.keeper.roster.get(B.node_id)
+
+
+async def test_a_damaged_roster_is_named_and_mended_and_its_node_runs(mesh: Mesh) -> None:
+    for who, name in ((B, "beta"), (C, "gamma")):
+        mesh.keeper.add(mesh.record(who, name))
+    await mesh.keeper.save()
+    path, me = mesh.state.state.path / statedir.ROSTER, mesh.state.identity.node_id
+    entry = mesh.keeper.roster.get(B.node_id)
+    assert entry is not None
+    path.write_bytes(path.read_bytes().replace(entry.signed.body, bytes(len(entry.signed.body))) + b"torn")
+    node = load_node(mesh.state.state.path, time())
+    keeper = RosterKeeper(node, lambda: None)
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.keep)
+            await until(lambda: not load_node(node.state.path, time()).roster_log.damage)
+            nursery.cancel_scope.cancel()
+    line, torn = logs
+    assert line["file"] == torn["file"] == str(path)
+    assert "cannot be read" in line["event"] and "bytes from byte" in line["error"] and line["fix"]
+    assert torn["bytes"] == 4
+    assert sorted(e.member.node_id for e in keeper.roster) == sorted((me, C.node_id))
+    assert keeper.add(entry.signed)  # others give it again
+    await keeper.save()
+    assert mesh.on_disk() == ["alpha", "beta", "gamma"]
+
+
 async def test_this_nodes_own_record_is_written_at_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PAUSE", 600.0)
     me = mesh.state.identity

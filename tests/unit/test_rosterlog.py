@@ -338,7 +338,7 @@ def test_a_damaged_middle_costs_what_is_in_it_and_is_mended(tmp_path: Path) -> N
         node = made.again()
         found, whole = seqs(node.roster), seqs(made.roster)
         assert all(seq <= whole[node_id] for node_id, seq in found.items())
-        assert len(found) >= len(whole) - 1  # one record at most, or a certificate of one
+        assert len(found) >= len(whole) - 2  # two frames at most: a record each, or a certificate
         assert node.log.damage or node.log.torn or found == whole
         assert "cannot be read" in str(node.log.damage) or not node.log.damage.bytes
         if node.log.damage:
