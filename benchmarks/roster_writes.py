@@ -38,6 +38,7 @@ from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.own import RENEW_AT
 from phantommesh.nursery.rekeying import HASTE
+from phantommesh.possession import prove
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
 from phantommesh.statedir import StateDir
 from phantommesh.trust import NODE_LIFE, Role
@@ -180,7 +181,9 @@ async def _live(directory: Path, members: int, seconds: float, seed: int) -> tup
                 other.seq += 1
                 if kind == "key":
                     other.keys = other.keys.replaced(dimension, 1, began + due, 0)
-                    other.proofs = other.keys.proofs(other.identity.node_id)
+                    key = other.keys.keys[dimension]
+                    fresh = prove(key.seed, key.public, other.identity.node_id, dimension)
+                    other.proofs = (*other.proofs[:dimension], fresh, *other.proofs[dimension + 1 :])
                 elif kind == "certificate":
                     ip4 = choose_ip4(node.mesh, other.identity.node_id, ())
                     spki = other.identity.spki
