@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
-from phantommesh import __version__, statedir
+from phantommesh import __version__, rosterlog, statedir
 from phantommesh.acquaintance import LastAddresses
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
@@ -27,6 +27,7 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
+from phantommesh.rosterlog import RosterLog
 from phantommesh.statedir import StateDir, StateError, cannot
 from phantommesh.trust import (
     EARLY,
@@ -58,6 +59,7 @@ class NodeState:
     wg_keys: WgKeys
     admission: MeshSecrets
     roster: Roster
+    roster_log: RosterLog
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
@@ -134,7 +136,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
-        roster = Roster.decode_kept(state.read(statedir.ROSTER), root, revocations, now)
+        known = authority_cert, node_cert
+        roster, roster_log = rosterlog.load(state, root, revocations, identity.node_id, now, known)
     keyring = b""
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):
@@ -158,6 +161,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         wg_keys=wg_keys,
         admission=admission,
         roster=roster,
+        roster_log=roster_log,
         revocations=revocations,
         authority=authority,
         invites=InviteBook(state),
