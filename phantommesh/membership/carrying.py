@@ -116,7 +116,9 @@ class Carrying:
         question.asked += nonces
         onward = errand._replace(hops=max(0, min(errand.hops, MAX_HOPS) - 1))
         self._pass_on((question, onward, nonces))
-        if wait > 2 * AGAIN:
+        if (
+            wait > 2 * AGAIN and core.reach
+        ):  # else it is a question through one member, and asked often enough
             core.at(core.clock + AGAIN, self._pass_on, (question, onward, nonces))
 
     def _further(self, target: bytes, errand: Errand, sender: bytes) -> list[bytes]:
@@ -138,9 +140,10 @@ class Carrying:
         if question.answer is None:
             for nonce in nonces:
                 _, member, wait_ms = self._asked[nonce]
-                first = self._told_first(member) if member == question.target else ()
-                extra = errand.encode()
-                self._core.send(member, PING_REQ, nonce, question.target, first, wait_ms, extra)
+                there = member == question.target  # perhaps it is not: then news would be told in vain
+                first = self._told_first(member) if there else ()
+                extra, target = errand.encode(), question.target
+                self._core.send(member, PING_REQ, nonce, target, first, wait_ms, extra, news=not there)
 
     def answered(self, message: Message) -> None:
         """An answer to a question that this node carries: it goes back where the question came from."""

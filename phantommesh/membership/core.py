@@ -148,11 +148,11 @@ class Core:
 
     def send(
         self, to: bytes | Address, kind: int, nonce: bytes, target: bytes, first: Sequence[bytes] = (),
-        wait_ms: int = 0, extra: bytes = b"",
+        wait_ms: int = 0, extra: bytes = b"", *, news: bool = True,
     ) -> None:  # fmt: skip
-        """Send a datagram with these events, and with news in the room that is left."""
+        """Send a datagram with these events, and with ``news`` in the room that is left."""
         events, room = list(first), MAX_REQUEST_EVENTS if extra else MAX_EVENTS
-        if self.queue:
+        if self.queue and news:
             events += self.queue.take(room - len(events), 1, self.limit)
         self.sent[kind] += 1
         self.out.append(Send(encode(kind, nonce, self.node, target, events, wait_ms, extra), to))
