@@ -142,3 +142,8 @@ class Reach:
     def elsewhere(self, node: bytes) -> bool:
         """Whether members other than this one have helpers: then this node itself may be badly placed."""
         return len(self._ways) > (node in self._ways)
+
+    def badly_placed(self, node: bytes) -> bool:
+        """Whether more than lost pings say so of members other than this one."""
+        ways = self._ways.items()
+        return any((way.partly or way.indirect > 1) for other, way in ways if other != node)

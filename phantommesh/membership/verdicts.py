@@ -272,7 +272,7 @@ class Verdicts:
         """Where this node is badly placed, a member that it has asked says otherwise, and it is not too long:
         the way by which that one reaches the accused may not have been found here yet."""
         core = self._core
-        if not case.contrary or not core.reach.elsewhere(case.node):
+        if not case.contrary or not core.reach.badly_placed(case.node):
             return False
         return core.clock < case.started + SEARCH * case.least
 

@@ -40,6 +40,15 @@ def test_a_member_is_partly_reachable_after_some_probes_in_a_row_and_direct_afte
     assert not reach.partly and not reach.known(T) and reach.through(T) == ()
 
 
+def test_a_node_is_badly_placed_once_two_probes_of_another_member_say_so() -> None:
+    reach = Reach()
+    reach.carried(T, H, 0.0)
+    reach.weigh(T, direct=False)
+    assert not reach.badly_placed(G)
+    reach.weigh(T, direct=False)
+    assert reach.badly_placed(G) and not reach.badly_placed(T)
+
+
 def test_one_direct_answer_ends_what_a_few_lost_pings_began() -> None:
     reach = Reach()
     reach.carried(T, H, 0.0)
