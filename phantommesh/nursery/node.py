@@ -139,6 +139,7 @@ class Node:
             keep=config.proofs.keep,
             call=self.caller.call,
             read=lambda: self.reconciler.converge(),
+            scattered=lambda: self.scattering.under_way(),
             count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
         )
         self.succession = Succession(

@@ -2,7 +2,8 @@
 """Running totals of what WireGuard sent and received a peer and dimension, across keys and interfaces.
 
 WireGuard's counters begin anew when a peer gets another key or its interface is made again; these totals do
-not. What came between the last look and such a change is not in them: dimensions are drained before that.
+not. What came between the last look and such a change is not in them, so `Tally.look` says that there was
+one: nothing that is counted across it proves anything.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,7 +17,7 @@ Counters = tuple[bytes, int, int]  # the peer's WireGuard key, bytes received, b
 
 @dataclass(slots=True)
 class _Totals:
-    last: dict[int, Counters] = field(default_factory=dict)
+    last: dict[int, Counters] = field(default_factory=dict)  # of the dimensions that were there
     received: list[int] = field(default_factory=lambda: list(ZEROS))
     sent: list[int] = field(default_factory=lambda: list(ZEROS))
 
@@ -36,19 +37,25 @@ class Tally:
         """Whom there are totals of."""
         return list(self._peers)
 
-    def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> None:
-        """Take in one look at a peer's counters, one a dimension; None for one that is not there now."""
-        totals = self._peers.setdefault(peer, _Totals())
-        for dimension, reading in enumerate(readings):
-            if reading is None:
-                continue
+    def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> bool:
+        """Take in one look at a peer's counters, one a dimension; None for one that is not there now.
+
+        Return whether the totals are whole: nothing can have been counted since the look before this one
+        that is not in them. They are not where a counter has begun anew, or a dimension has come or gone.
+        """
+        known = self._peers.get(peer)
+        totals = self._peers[peer] = _Totals() if known is None else known
+        now = {dimension: reading for dimension, reading in enumerate(readings) if reading is not None}
+        whole = known is None or now.keys() == known.last.keys()
+        for dimension, reading in now.items():
             key, received, sent = reading
             last = totals.last.get(dimension, reading)  # what was there before the first look does not count
             if last[0] != key or received < last[1] or sent < last[2]:
-                last = (key, 0, 0)
+                whole, last = False, (key, 0, 0)
             totals.received[dimension] += received - last[1]
             totals.sent[dimension] += sent - last[2]
-            totals.last[dimension] = reading
+        totals.last = now
+        return whole
 
     def received(self, peer: NodeId) -> Seven:
         """Bytes received from a peer so far."""

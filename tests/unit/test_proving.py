@@ -26,7 +26,7 @@ from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.shelf import HEADS, Shelf
 from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Statement, decode_leaf_untrusted
 from phantommesh.proofs.verify import Report, verify
-from phantommesh.records import Roster, sign_record
+from phantommesh.records import Entry, Roster, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
@@ -57,14 +57,16 @@ class End:
         self.sent = self.received = ZEROS
         self.away = self.hangs = False
         self.other: End = self
+        self.serving: trio.Nursery
         self.epochs = self.reads = self.asked = self.calls = 0
-        self.ahead = 0.0
+        self.ahead = self.turned_ago = 0.0
+        self.current: EpochCounts | None = None
         self.restart()
 
     def restart(self) -> None:
         self.proving = Proving(
             cast("NodeState", State(self.name)), Shelf(self.at, self.keep), self.roster, epoch_seconds=3600.0,
-            batch=8, keep=self.keep, call=self.call, read=self.read,
+            batch=8, keep=self.keep, call=self.call, read=self.read, scattered=self.scattered,
             count=lambda result: self.results.update([result]),
         )  # fmt: skip
 
@@ -86,10 +88,19 @@ class End:
             await trio.sleep_forever()
         entry = other.roster.get(self.id)
         assert entry is not None
-        if isinstance(request, control.Turn):
-            return await other.proving.turn(entry, request)
-        assert isinstance(request, control.Prove)
-        return await other.proving.take(entry, request)
+        answers, answered = list[control.Answer](), trio.Event()
+
+        async def serve() -> None:
+            if isinstance(request, control.Turn):
+                answers.append(await other.proving.turn(entry, request))
+            else:
+                assert isinstance(request, control.Prove)
+                answers.append(await other.proving.take(entry, request))
+            answered.set()
+
+        other.serving.start_soon(serve)  # it goes on when who asked has hung up
+        await answered.wait()
+        return answers[0]
 
     async def read(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -97,23 +108,27 @@ class End:
         counters = [(bytes(32), came, sent) for came, sent in zip(self.received, self.sent, strict=True)]
         self.proving.look({self.other.id: counters})
 
+    async def scattered(self) -> dict[bytes, EpochCounts]:
+        await trio.lowlevel.checkpoint()
+        return {} if self.current is None else {bytes(self.other.id): self.current}
+
     def carry(self, packets: tuple[int, ...] = SHARE) -> Hits:
         """Send the other so many packets."""
         sent = seven([count * 1467 for count in packets])
         self.sent, self.other.received = plus(self.sent, sent), plus(self.other.received, sent)
         return Hits(tuple(packets), tuple(count * 1420 for count in packets))
 
-    def turn(self, hits: Hits | None = None) -> None:
-        """The scatterer goes on to the next epoch."""
-        begun = time.time() - 10 + self.ahead
+    def turn(self, hits: Hits | None = None, early: Hits | None = None) -> None:
+        """The scatterer goes on to the next epoch, of which it has counted so much already."""
+        now, started = trio.current_time() - self.turned_ago, time.time() - 10 + 2 * self.epochs + self.ahead
         ended = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, hits or Hits(), begun + 2 * self.epochs
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, hits or Hits(), started, began=now - 2
         )
         self.epochs += 1
-        current = EpochCounts(
-            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, Hits(), begun + 2 * self.epochs
+        self.current = EpochCounts(
+            Epoch(1, self.epochs), "packet", (1.0,) * 7, CARDS, early or Hits(), started + 2, began=now
         )
-        self.proving.epoch(self.other.id, ended, current)
+        self.proving.epoch(self.other.id, ended, self.current)
 
     async def verified(self) -> Report:
         exported = await self.proving.export()
@@ -134,6 +149,7 @@ async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             certificate = MESH.certify(node, name, now=now)
             end.roster.add(sign_record(node, plain_record(node), certificate, MESH.authority.der), now)
     async with trio.open_nursery() as nursery:
+        a.serving = b.serving = nursery
         for end in (a, b):
             nursery.start_soon(end.proving.run)
             await until(lambda: end.proving.ready)  # noqa: B023
@@ -197,22 +213,22 @@ async def test_both_directions_at_once(pair: Pair) -> None:
         ]
 
 
-async def test_a_peer_that_is_away_leaves_half_a_proof_and_the_chain_goes_on(pair: Pair) -> None:
+async def test_while_a_peer_is_away_nothing_is_proved_and_the_chain_goes_on(pair: Pair) -> None:
     a, b = pair
     await step(a)
     await prove(a, 2)
     b.away = True
     await prove(a, 2)
     shown = a.proving.review.link(b.id, "sent")
-    assert list(shown.whole.values()) == [True, True, False, False]
+    assert list(shown.whole.values()) == [True, True]
     assert a.results["unwitnessed"] == 2
     b.away = False
     await prove(a, 3)
     # The first of them closes a commitment that the peer has never had.
-    assert list(shown.whole.values()) == [True, True, False, False, False, True, True]
-    (link,) = (await a.verified()).links
-    assert (link.proofs, link.countersigned) == (7, 4)
-    assert (await b.verified()).links[0].countersigned == 2  # since the gap
+    assert shown.whole == dict.fromkeys(range(4), True)
+    for end in pair:
+        (link,) = (await end.verified()).links
+        assert (link.proofs, link.countersigned) == (4, 4)
 
 
 async def test_a_receipt_that_could_not_be_delivered_comes_later(pair: Pair) -> None:
@@ -238,8 +254,67 @@ async def test_a_peer_that_does_not_answer_holds_nothing_up(pair: Pair) -> None:
         await until(lambda: a.asked > asked)  # noqa: B023
     b.hangs = False
     await step(a, a.carry())
-    await a.proving.round()
-    assert a.results["signed"] == 4
+    await step(a, a.carry())
+    await rounds(a)
+    assert a.results == {"unwitnessed": 3, "signed": 1, "countersigned": 1}
+
+
+async def test_an_answer_that_comes_late_proves_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer has read its counters, and the next epoch is under way before it says so: nobody knows what it
+    counted in which. Neither epoch is stated, and those that follow are."""
+    a, b = pair
+    await step(a)
+    heard, late, handled = b.proving.turn, trio.Event(), trio.Event()
+
+    async def slow(entry: Entry, request: control.Turn) -> control.Answer:
+        await late.wait()
+        answer = await heard(entry, request)
+        handled.set()
+        return answer
+
+    async def after(entry: Entry, request: control.Turn) -> control.Answer:
+        late.set()
+        await handled.wait()
+        return await heard(entry, request)
+
+    monkeypatch.setattr(b.proving, "turn", slow)
+    asked = a.asked
+    a.turn(a.carry(seven([2000] * 7)))
+    await until(lambda: a.asked > asked)
+    monkeypatch.setattr(b.proving, "turn", after)
+    for _ in range(4):
+        await step(a, a.carry(seven([2000] * 7)))
+    await rounds(a)
+    assert a.results == {"unwitnessed": 1, "signed": 3, "countersigned": 3}
+
+
+async def test_a_reading_too_late_for_the_epoch_proves_nothing(pair: Pair) -> None:
+    """So much time between the change of the map and the reading: the epoch's bytes are not those read."""
+    a, _ = pair
+    await step(a)
+    a.turned_ago = module.PATIENCE + 0.1
+    for _ in range(3):
+        a.turn(a.carry())
+        await until(lambda: not a.proving._telling and not a.proving._to_turn.statistics().tasks_waiting_send)
+    await rounds(a)
+    assert "signed" not in a.results and "mismatch" not in a.results
+
+
+async def test_what_was_sent_before_the_counters_were_read_is_in_the_statement(pair: Pair) -> None:
+    """The scheduler's counts end when the map changes, WireGuard's when they are read."""
+    a, b = pair
+    await step(a)
+    hits = a.carry(seven([3000] * 7))
+    early = a.carry(seven([2000] * 7))  # of the next epoch already
+    before = a.calls
+    a.turn(hits, early)
+    await until(lambda: a.calls > before and not a.proving._telling)
+    a.carry(seven([3000] * 7))
+    await step(a, Hits((5000,) * 7, (5000 * 1420,) * 7))
+    await rounds(a)
+    assert a.results == {"signed": 2, "countersigned": 2}
+    shown = a.proving.review.link(b.id, "sent")
+    assert shown.newest is not None and shown.newest.statement.late_open == early.bytes
 
 
 async def test_the_chain_goes_on_after_a_restart(pair: Pair) -> None:
@@ -417,7 +492,9 @@ async def test_counters_that_begin_anew_do_not_go_back(pair: Pair) -> None:
     a.sent = a.received = b.sent = b.received = ZEROS  # the interfaces were made again
     for end in pair:
         await end.read()
-    await prove(a, 2)
+    await prove(a, 3)
+    # The one across which they began anew is not stated: what was sent before that is in no counter.
+    assert a.results == {"signed": 3, "countersigned": 3}
     assert (await a.verified()).countersigned == 3
 
 
