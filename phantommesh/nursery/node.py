@@ -140,6 +140,7 @@ class Node:
             call=self.caller.call,
             read=lambda: self.reconciler.converge(),
             scattered=lambda: self.scattering.under_way(),
+            delay=lambda peer: self.paths.paths.delay(peer),
             count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
         )
         self.succession = Succession(

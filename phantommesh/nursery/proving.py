@@ -41,6 +41,9 @@ SHORTEST: float = 1.0
 # s from the change of the map in which both ends must have read their counters; within the lag that a proof
 # may have.
 PATIENCE = 2.5
+# s that what was sent is given to arrive, before the peer is told to read: so long at least, and at most; and
+# besides as long as the slowest path's round trip, which waits in the same queues.
+SETTLE, SETTLE_MOST = 0.1, 1.0
 OFTEN = 0.25  # s between two turns that a peer may ask for: each has its counters read
 QUEUE = 4096  # epochs that wait to be looked at
 
@@ -70,7 +73,8 @@ class _Event:
 
 class Proving:
     """One node's proofs. ``read`` has the interfaces' counters read and told to `look`; ``scattered`` has the
-    scheduler's read, and returns each peer's epoch under way; ``count`` is given each result."""
+    scheduler's read, and returns each peer's epoch under way; ``delay`` says how many seconds packets to a
+    peer may be on their way; ``count`` is given each result."""
 
     def __init__(
         self,
@@ -84,12 +88,14 @@ class Proving:
         call: Call,
         read: Callable[[], Awaitable[object]],
         scattered: Callable[[], Awaitable[Mapping[bytes, EpochCounts]]],
+        delay: Callable[[NodeId], float],
         count: Callable[[str], None],
     ) -> None:
         self._state, self._shelf, self._roster = state, shelf, roster
         self._me = state.identity.node_id
         self._epoch, self._batch = epoch_seconds, batch
         self._call, self._read, self._scattered, self._count = call, read, scattered, count
+        self._delay = delay
         self._tally = Tally()
         self._ledger: Ledger | None = None
         self.review = Review(keep)
@@ -244,11 +250,17 @@ class Proving:
     async def _tell(
         self, ledger: Ledger, peer: NodeId, request: control.Turn, scope: trio.CancelScope
     ) -> None:
-        """Tell a peer that an epoch is over, and read again when it has done its part."""
+        """Tell a peer that an epoch is over, and read again when it has done its part.
+
+        It is told when all has arrived that was counted here: else what was on its way would be of this epoch
+        here, and of the next one there.
+        """
         wire: Seven | None = None
+        settled = trio.current_time() + min(SETTLE + self._delay(peer), SETTLE_MOST)
         with self._left_out(peer), scope:
             try:
                 async with self._call(peer) as client:
+                    await trio.sleep_until(settled)
                     answer = await client.ask(request)
                 if isinstance(answer, control.Done):
                     await self._fresh()
