@@ -163,8 +163,12 @@ async def measure(
 
 def _losing(loss: float) -> str:
     """Rules that drop a share of the datagrams that come in by the cables."""
-    drop = f'iifname "up*" meta l4proto udp numgen random mod 10000 < {round(loss * 10_000)} counter drop'
-    return f"table inet losing {{ chain in {{ type filter hook prerouting priority -400; {drop}; }} }}"
+    return f"""table inet losing {{
+        chain in {{
+            type filter hook prerouting priority -400
+            iifname "up*" meta l4proto udp numgen random mod 10000 < {round(loss * 10_000)} counter drop
+        }}
+    }}"""
 
 
 @contextmanager
