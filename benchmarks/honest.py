@@ -172,10 +172,9 @@ def _losing(loss: float) -> str:
 
 
 @contextmanager
-def _running(
-    node: LabNode, program: str, *arguments: str, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(node.inside([sys.executable, "-c", program, *arguments]), **options) as process:
+def _running(node: LabNode, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = node.inside([sys.executable, "-c", program, *arguments])
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             yield process
         finally:

@@ -61,7 +61,8 @@ class Shelf:
         chains = {}
         for peer in peers[-MAX_PEERS:]:
             for number, proof in self.newest_first(peer, "sent"):
-                chains[peer] = Chain(number + 1, leaf_hash(proof.statement.leaf))
+                statement = decode_leaf_untrusted(proof.statement.leaf)
+                chains[peer] = Chain(number + 1, leaf_hash(proof.statement.leaf), _ended(statement))
                 break
         return chains, self._heads()
 
@@ -157,6 +158,10 @@ class Shelf:
 
     def _files(self, peer: NodeId, direction: Direction) -> list[Path]:
         return sorted(self._directory(peer).glob(f"{direction}-*"), reverse=True)
+
+
+def _ended(leaf: Statement | Receipt) -> int:
+    return leaf.end_ms if isinstance(leaf, Statement) else 0
 
 
 def _read(path: Path) -> tuple[Proof, Statement, Receipt | None]:
