@@ -213,6 +213,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document on the last line")
     parser.add_argument("--honest", type=int, metavar="EPOCHS", help="run a lab until so many are proved")
     parser.add_argument("--backend", default="auto", help="of the lab")
+    parser.add_argument("--nodes", type=int, default=honest.NODES, help="in the lab")
     parser.add_argument("--epoch", type=float, default=4.0, help="seconds of an epoch in the lab")
     parser.add_argument("--rate", type=float, default=2e6, help="bytes a second of each direction in the lab")
     parser.add_argument("--loss", type=float, default=honest.LOSS, help="share of datagrams lost in the lab")
@@ -221,7 +222,8 @@ def main() -> int:
     if arguments.honest is not None:
         found = trio.run(
             partial(
-                honest.measure, arguments.honest, backend=arguments.backend, epoch_s=arguments.epoch,
+                honest.measure, arguments.honest, backend=arguments.backend, count=arguments.nodes,
+                epoch_s=arguments.epoch,
                 rate=arguments.rate, loss=arguments.loss, seconds=arguments.seconds,
             )
         )  # fmt: skip
