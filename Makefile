@@ -3,14 +3,19 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BIN := .venv/bin
+# The tests write and sync thousands of small files: in memory where there is room for them.
+ROOM := $(shell df -k --output=avail /dev/shm 2>/dev/null | tail -1)
+TESTS := $(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(shell [ "$(ROOM)" -gt 2000000 ] 2>/dev/null && echo TMPDIR=/dev/shm) $(BIN)/python -m pytest
 
 .PHONY: lab test test-kernel bench lint clean setup lock
 
 lab: setup
 	$(SUDO) $(BIN)/phantommesh lab run
 
+# Labs one after the other: each takes all the processors there are.
 test: setup lint
-	$(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(BIN)/python -m pytest -m "not kernel and not slow"
+	$(TESTS) -m "not kernel and not slow and not lab" -n auto --dist loadscope
+	$(TESTS) -m "lab and not kernel and not slow"
 
 # On this machine's kernel where it has WireGuard, else in a small VM. Left to `make test`: what is no matter of
 # the kernel, that is, the lab command itself, other WireGuards and most of a node's life.

@@ -132,6 +132,16 @@ def test_a_thousand_inits_a_second_from_256_addresses(calm: Attack) -> None:
     attack.check(calm, 10.0, 20)
 
 
+@pytest.mark.slow
+def test_a_thousand_inits_a_second_for_ten_minutes(calm: Attack) -> None:
+    """The same at default timers, over all the handshakes that fall due."""
+    attack = Attack(256, 1000.0)
+    attack.sim.run(5)
+    attack.run(SECONDS)
+    assert attack.flood.sent["init"] > 0.9 * 1000 * SECONDS
+    attack.check(calm, 10.0, 20)
+
+
 @pytest.mark.parametrize("known_by", ["address", "chain"])
 def test_a_member_that_cannot_prove_its_name(calm: Attack, known_by: str) -> None:
     """No WireGuard key is known at both ends, so that nothing can be proven; and the same flood."""
