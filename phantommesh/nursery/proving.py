@@ -241,6 +241,7 @@ class Proving:
             slip = _seven(under_way.hits.bytes)
         elif plan is not None:
             closed = plan = None  # another epoch has begun since, or nothing could be read
+            self._count("unwitnessed")
         closes, opens = ledger.turn(peer, closed, plan, self._tally.sent(peer), slip)
         if closes or opens:
             # Known from here on, not from when its task begins: two may begin in either order.
