@@ -19,7 +19,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh import statedir
+from phantommesh import rosterlog, statedir
 from phantommesh.config import (
     Config,
     ConfigError,
@@ -304,7 +304,7 @@ def _node_files(
         statedir.NODE_KEY: identity.to_pem().reveal(),
         statedir.WIREGUARD_KEYS: json.dumps(wg_keys.encode()).encode("ascii"),
         statedir.ADMISSION_KEY: admission_key.reveal(),
-        statedir.ROSTER: roster.encode_kept(),
+        statedir.ROSTER: rosterlog.encode(roster.in_order(revoked=True)),
         statedir.REVOCATIONS: revocations.encode(),
     }
 

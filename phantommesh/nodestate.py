@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
-from phantommesh import __version__, statedir
+from phantommesh import __version__, rosterlog, statedir
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -25,6 +25,7 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
 from phantommesh.revocation import Revocations
+from phantommesh.rosterlog import RosterLog
 from phantommesh.statedir import StateDir, StateError, cannot
 from phantommesh.trust import (
     EARLY,
@@ -56,6 +57,7 @@ class NodeState:
     wg_keys: WgKeys
     admission: MeshSecrets
     roster: Roster
+    roster_log: RosterLog
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
@@ -132,7 +134,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     with _blame(state, statedir.REVOCATIONS):
         revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
     with _blame(state, statedir.ROSTER):
-        roster = Roster.decode_kept(state.read(statedir.ROSTER), root, revocations, now)
+        known = authority_cert, node_cert
+        roster, roster_log = rosterlog.load(state, root, revocations, identity.node_id, now, known)
     keyring = b""
     if state.has(statedir.KEYRING):
         with _blame(state, statedir.KEYRING):
@@ -156,6 +159,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         wg_keys=wg_keys,
         admission=admission,
         roster=roster,
+        roster_log=roster_log,
         revocations=revocations,
         authority=authority,
         invites=InviteBook(state),

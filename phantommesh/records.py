@@ -2,7 +2,7 @@
 """What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Annotated, Final, Self, TypeVar
@@ -309,18 +309,10 @@ class Roster:
 
         In the order they came, but who lost a WireGuard key to another stands behind that one.
         """
-        return msgspec.msgpack.encode([entry.signed for entry in self._in_order()])
+        return msgspec.msgpack.encode([entry.signed for entry in self.in_order()])
 
-    def encode_kept(self) -> bytes:
-        """Return the same with revoked nodes, whom the root may take back, for this node's own disk.
-        Records whose proofs of possession were verified have a mark: the next start does not do it again."""
-        kept = []
-        for entry in self._in_order(revoked=True):
-            s, proved = entry.signed, bool(entry.record.wg_proofs)
-            kept.append(_KeptRecord(s.body, s.signature, s.node_cert, s.authority_cert, proved))
-        return msgspec.msgpack.encode(kept)
-
-    def _in_order(self, *, revoked: bool = False) -> list[Entry]:
+    def in_order(self, *, revoked: bool = False) -> list[Entry]:
+        """The entries as `encode` has them; with revoked nodes too, whom the root may take back."""
         later = {
             claimant for claim in self._contested if isinstance(claim, bytes)
             for claimant in self._claims[claim][1:]
@@ -331,7 +323,7 @@ class Roster:
 
     @classmethod
     def decode_kept(cls, data: bytes, root: x509.Certificate, revocations: Revocations, now: float) -> Self:
-        """Read what `encode_kept` or `encode` wrote into this node's own state directory, as
+        """Read what an earlier version or `encode` wrote into this node's own state directory, as
         `decode_untrusted` does. Whoever can write there has this node's keys, so a mark is believed."""
         kept = _records(data, _KeptRecord)
         records = ((SignedRecord(k.body, k.signature, k.node_cert, k.authority_cert), k.proved) for k in kept)
@@ -361,12 +353,23 @@ class Roster:
     ) -> Self:
         roster = cls(root, revocations)
         for signed, proved in records:
-            not_before, not_after = validity(signed.node_cert)
-            at = max(not_before, min(now, not_after))
-            entry = roster._open(signed, at, unproved=True, proved=proved)
-            if not roster._keep(entry, now):
+            if not roster.reopen(signed, now, proved=proved):
                 raise RecordError("the roster holds two records of one node")
         return roster
+
+    def reopen(self, signed: SignedRecord, now: float, *, proved: bool) -> bool:
+        """Keep a record that was held when it was written, as `decode_untrusted` judges it; say whether it
+        outranks what is held. Raises TrustError or RecordError."""
+        not_before, not_after = validity(signed.node_cert)
+        at = max(not_before, min(now, not_after))
+        return self._keep(self._open(signed, at, unproved=True, proved=proved), now)
+
+    def claimed_since(self, since: Mapping[NodeId, Mapping[bytes, int]]) -> None:
+        """Say in which order members came to claim their WireGuard keys: for each member and key a number,
+        smaller for who claimed it earlier."""
+        for claim in self._contested:
+            if isinstance(claim, bytes):
+                self._claims[claim].sort(key=lambda node_id: since.get(node_id, {}).get(claim, 0))
 
     def _stands(self, entry: Entry) -> bool:
         """Whether a member that is held is not revoked.

@@ -15,6 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 from typing import Final, Self
@@ -67,6 +68,18 @@ class StateError(PhantomMeshError):
 
 class StateInUseError(StateError):
     """Another process holds the state directory."""
+
+
+class PlaceError(StateError):
+    """A file is not the one that was written last, or nobody knows how much of it is on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The end of a file that grows: which file it is, and how many bytes of it hold."""
+
+    inode: int
+    end: int
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -175,6 +188,46 @@ class StateDir:
             atomic_write(self.path / name, data)
         except OSError as error:
             raise cannot(f"write {self.path / name}", error) from error
+
+    def place(self, name: str) -> Place:
+        """Return where a file ends now. Raises StateError."""
+        try:
+            status = (self.path / name).lstat()
+        except OSError as error:
+            raise cannot(f"read {self.path / name}", error) from error
+        return Place(status.st_ino, status.st_size)
+
+    def append(self, name: str, place: Place, data: bytes) -> Place:
+        """Add bytes to a file at `place`, over whatever a write that was cut off left there; return its new
+        end. The bytes are on disk then. Hold the directory's lock.
+
+        Raises StateError where they could not be written: then `place` holds still. Raises PlaceError where
+        it does not: then the file is to be replaced (`write`).
+        """
+        path = self.path / name
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise PlaceError(f"{path} is not the file that was written last") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_ino != place.inode or status.st_size < place.end:
+                raise PlaceError(f"{path} is not the file that was written last")
+            if status.st_size > place.end:
+                os.ftruncate(descriptor, place.end)
+                _settle(descriptor, path)  # else what was cut off could come back behind the new bytes
+            try:
+                _write_at(descriptor, data, place.end)
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, place.end)  # gives the space back
+                raise cannot(f"write {path}", error) from error
+            _settle(descriptor, path)
+        except OSError as error:
+            raise cannot(f"write {path}", error) from error
+        finally:
+            os.close(descriptor)
+        return Place(place.inode, place.end + len(data))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -329,6 +382,22 @@ def _fill(file: BufferedWriter, data: bytes, mode: int) -> None:
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _write_at(descriptor: int, data: bytes, at: int) -> None:
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(descriptor, left, at)
+        left, at = left[count:], at + count
+
+
+def _settle(descriptor: int, path: Path) -> None:
+    """Wait until a file is on disk. After a failure the kernel may forget what it could not write and let the
+    next attempt succeed: nothing that is in the file may be believed any more. Raises PlaceError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise PlaceError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _sync_directory(path: Path) -> None:

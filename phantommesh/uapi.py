@@ -47,9 +47,10 @@ def encode_set(change: DeviceDiff) -> bytes:
 def encode_set_boringtun(change: DeviceDiff) -> list[bytes]:
     """The same for boringtun, as several operations.
 
-    boringtun aborts when told to change a peer, so a changed one is removed and added again, which costs its
-    sessions. Nor does it know ``update_only``, and within one operation a peer inherits what the one before
-    it was given: hence an operation for each.
+    boringtun panics when told to change a peer (0.7.1, `Device::update_peer`), and has no other way to give
+    it a new PSK. So a changed one is removed and added again, which costs its sessions. Nor does boringtun
+    know ``update_only``, and within one operation a peer inherits what the one before it was given: hence an
+    operation for each.
     """
     operations = [_operation(lines)] if (lines := list(_device_lines(change))) else []
     for peer in change.peers:

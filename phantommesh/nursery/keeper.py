@@ -20,7 +20,7 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates
-from phantommesh.records import PossessionError, RecordError, SignedRecord
+from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
 from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord
 from phantommesh.statedir import StateError
@@ -38,9 +38,10 @@ LOOK = 1.0  # s between looks at records that wait
 RECORDS_AT_ONCE = 2000.0  # records that a member may bring in a row, as after a cut
 # A second after that: each takes about two milliseconds to verify, and one that is new more.
 RECORDS_RATE = 20.0
-# bytes a second that the writes of the roster, and of the revocations, may take on the average. Each writes
-# all of it: so they come the seldomer the larger it is, from every 2 s to every 10 min. The first few writes
-# of revocations that come in a row do not wait.
+# bytes a second that the writes of the roster, and of the revocations, may take on the average. After each
+# there is a pause, the longer the more was written, from 2 s to 10 min. The roster's are what changed, and
+# now and then all of it: see `rosterlog`. The revocations are written whole each time; the first few writes
+# that come in a row do not wait.
 DISK_RATE = 64 * 1024
 LEAST_PAUSE, MOST_PAUSE = 2.0, 600.0  # s
 AHEAD = 20.0  # s of such pauses that revocations may run up
@@ -72,7 +73,8 @@ class RosterKeeper:
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
         self._change = trio.Event()
-        self._unsaved: set[str] = set()
+        self._unsaved: set[str] = set()  # files; the roster's own changes are in the log
+        self._log = node.roster_log
         self._dirty = trio.Event()
         self._saving = trio.Lock()
         self._pleas = Rates[str](PLEA_RATE, PLEA_BURST)
@@ -130,7 +132,13 @@ class RosterKeeper:
                 self.roster.waiting[node_id] = entry
                 self._waits.set()
             return False
-        return self.roster.keep(entry, wall)
+        return self._keep(entry, wall)
+
+    def _keep(self, entry: Entry, wall: float) -> bool:
+        """Keep a verified record, on disk too: nothing else here changes the roster."""
+        if changed := self.roster.keep(entry, wall):
+            self._log.note(entry)
+        return changed
 
     def _too_soon(self, node_id: NodeId) -> bool:
         return not self._newer.allow(node_id, trio.current_time())
@@ -147,7 +155,7 @@ class RosterKeeper:
                 left_out(self.dropped, "record-broken", BROKEN, **about),
                 suppress(PhantomMeshError),  # revoked meanwhile, or expired
             ):
-                came |= self.roster.add(entry.signed, time())
+                came |= self._keep(self.roster.verify(entry.signed, time()), time())
         if came:
             self._note_change()
 
@@ -193,8 +201,8 @@ class RosterKeeper:
         self._report_equivocations()
         self._change.set()
         self._change = trio.Event()
-        self._unsaved |= {statedir.REVOCATIONS} if revoked else set()
-        self._unsaved.add(statedir.ROSTER)  # without the revoked node, too
+        if revoked:  # the roster's file has revoked nodes too, so it stays as it is
+            self._unsaved.add(statedir.REVOCATIONS)
         self._dirty.set()
         self._changed()
 
@@ -293,33 +301,51 @@ class RosterKeeper:
     async def _save(self, names: Iterable[str]) -> None:
         async with self._saving:
             for name in names:
-                if name not in self._unsaved:
+                if name not in self._changed_files():
                     continue
-                self._unsaved.discard(name)
-                roster = name == statedir.ROSTER
-                urgent, self._urgent = self._urgent, self._urgent and not roster
-                try:
-                    if roster:
-                        encoded = self.roster.encode_kept()
-                    else:
-                        encoded = await trio.to_thread.run_sync(self._node.revocations.encoder())
-                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
-                except BaseException:
-                    self._unsaved.add(name)
-                    self._urgent |= urgent
-                    raise
-                pause = min(MOST_PAUSE, max(LEAST_PAUSE, len(encoded) / DISK_RATE))
-                now = trio.current_time()
-                self._rest_until[name] = pause + (now if roster else max(now, self._rest_until[name]))
+                before = self._rest_until[name]
+                if name == statedir.ROSTER:
+                    written, before = await self._save_roster(), -inf
+                else:
+                    written = await self._save_revocations()
+                pause = min(MOST_PAUSE, max(LEAST_PAUSE, written / DISK_RATE))
+                self._rest_until[name] = pause + max(trio.current_time(), before)
+
+    async def _save_roster(self) -> int:
+        job, urgent = self._log.take(self.roster), self._urgent
+        self._urgent = False
+        try:
+            written = await trio.to_thread.run_sync(self._log.write, job)
+        except BaseException:
+            self._log.give_back(job)
+            self._urgent |= urgent
+            raise
+        if (refused := self._log.refused) is not None:
+            log.warning("roster not compacted: its file goes on growing", error=str(refused), fix=refused.fix)
+        return written
+
+    async def _save_revocations(self) -> int:
+        self._unsaved.discard(statedir.REVOCATIONS)
+        try:
+            encoded = await trio.to_thread.run_sync(self._node.revocations.encoder())
+            await trio.to_thread.run_sync(self._node.state.write, statedir.REVOCATIONS, encoded)
+        except BaseException:
+            self._unsaved.add(statedir.REVOCATIONS)
+            raise
+        return len(encoded)
+
+    def _changed_files(self) -> set[str]:
+        return self._unsaved | ({statedir.ROSTER} if self._log.unsaved else set())
 
     async def keep(self) -> None:
         """Write the roster and the revocations when they have changed, and let records in that wait, until
         cancelled. A full disk does not end the node."""
+        self._report_damage()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._admit)
             while True:
                 self._dirty = trio.Event()
-                due = {name: self._due(name) for name in self._unsaved}
+                due = {name: self._due(name) for name in self._changed_files()}
                 # Revocations come first: a crash between the two leaves no revoked node behind.
                 if names := sorted(name for name in due if due[name] <= trio.current_time()):
                     try:
@@ -330,6 +356,19 @@ class RosterKeeper:
                     continue
                 with trio.move_on_at(min(due.values(), default=inf)):
                     await self._dirty.wait()
+
+    def _report_damage(self) -> None:
+        path = str(self._node.state.path / statedir.ROSTER)
+        if self._log.damage:
+            log.error(
+                "a part of the roster's file cannot be read: other members give again what it held",
+                file=path,
+                error=str(self._log.damage),
+                members=len(self.roster),
+                fix="nothing, after a power cut: the file is written anew; else check the disk",
+            )
+        if self._log.torn:
+            log.info("the last write of the roster was cut off", file=path, bytes=self._log.torn)
 
     def _due(self, name: str) -> float:
         """When a file that has changed is written."""

@@ -47,6 +47,10 @@ _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND 
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _TUN, _NO_PACKET_INFO, _SET_IFF, _SET_PERSIST = 0x1, 0x1000, 0x400454CA, 0x400454CB  # linux/if_tun.h
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
+_UNICAST = 1  # RTN_UNICAST: neither blackhole nor the like
+# What says more than an interface: a source, a gateway, a preferred source, several ways, a way of another
+# family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics such as an MTU are let be.
+_RTA_MORE = frozenset({2, 5, 7, 9, 18, 22, 30})
 
 
 class BackendError(PhantomMeshError):
@@ -243,24 +247,45 @@ def _read_routes(rtnl: NetlinkSocket) -> dict[int, set[Route]]:
     return routes
 
 
-def read_tables() -> list[tuple[int, int, Route]]:
-    """Read our routes of every table: table, interface index, route. Raises OSError."""
+@dataclass(frozen=True, slots=True)
+class TableRoute:
+    """One of our routes. ``index`` is that of its interface, 0 where it has none.
+
+    ``plain``: it sends what is for its network to that interface, and says nothing else: no gateway, no
+    source, no type of its own.
+    """
+
+    family: int
+    table: int
+    index: int
+    route: Route
+    plain: bool
+
+
+def read_tables() -> list[TableRoute]:
+    """Read our routes of every table. Raises OSError."""
     with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
-        return list(_dump_routes(rtnl, 0))
+        return list(_dump_tables(rtnl, 0))
 
 
 def _dump_routes(rtnl: NetlinkSocket, table: int) -> Iterator[tuple[int, int, Route]]:
-    """Our routes; the kernel sends those of one table, or of all (0)."""
+    """Our routes that have an interface; the kernel sends those of one table, or of all (0)."""
+    return ((one.table, one.index, one.route) for one in _dump_tables(rtnl, table) if one.index)
+
+
+def _dump_tables(rtnl: NetlinkSocket, table: int) -> Iterator[TableRoute]:
     for family in (socket.AF_INET, socket.AF_INET6):
         asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, table, ROUTE_PROTOCOL, 0, 0, 0)
         for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, _DUMP, asked)):
-            _, prefix, _, _, found, protocol = struct.unpack_from("=6B", payload)
+            _, prefix, source, tos, found, protocol, _, kind = struct.unpack_from("=8B", payload)
             fields = dict(attributes(payload[12:]))
-            if protocol == ROUTE_PROTOCOL and _RTA_OIF in fields:
+            if protocol == ROUTE_PROTOCOL:
                 target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
                 metric = number(fields.get(_RTA_PRIORITY, b"\1"))
                 found = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else found
-                yield found, number(fields[_RTA_OIF]), Route(ip_network((target, prefix)), metric)
+                index = number(fields[_RTA_OIF]) if _RTA_OIF in fields else 0
+                plain = kind == _UNICAST and not (source or tos or fields.keys() & _RTA_MORE)
+                yield TableRoute(family, found, index, Route(ip_network((target, prefix)), metric), plain)
 
 
 def _link(

@@ -17,6 +17,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from phantommesh import rosterlog
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -75,7 +76,7 @@ class Process:
         if shared is not None:
             self.roster, known = sharing(shared[0], root, self.revocations), shared[1]
         elif "roster" in disk:
-            self.roster = Roster.decode_untrusted(disk["roster"], root, self.revocations, self.wall)
+            self.roster = rosterlog.decode(disk["roster"], root, self.revocations, self.wall).roster
         else:
             self.roster = Roster(root, self.revocations)
         if shared is None and "members" in disk:
@@ -177,7 +178,7 @@ class Process:
         for name in names:
             match name:
                 case "roster":
-                    disk[name] = self.roster.encode_kept()
+                    disk[name] = rosterlog.encode(self.roster.in_order(revoked=True))
                 case "revocations":
                     disk[name] = self.revocations.encode()
                 case "keyring":

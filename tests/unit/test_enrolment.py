@@ -26,6 +26,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.trust import TrustError
+from tests.unit.dying import watch
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity
 
@@ -325,16 +326,14 @@ async def test_a_disk_that_refuses_is_said_and_nothing_is_lost(
 ) -> None:
     state = make_authority(tmp_path / "a")
     invite = make_invite(state)
-    write = statedir.StateDir.write
 
     def refuse(self: statedir.StateDir, name: str, data: bytes) -> None:
         if name == statedir.ROSTER and self.path == (tmp_path / "a" / "state"):
             raise statedir.StateError("cannot write roster.bin: No space left on device")
-        write(self, name, data)
 
     async with serving(tmp_path / "a"):
         with monkeypatch.context() as patch, capture_logs():
-            patch.setattr(statedir.StateDir, "write", refuse)
+            watch(patch, refuse)
             with pytest.raises(JoinError, match="No space left"):
                 await join(tmp_path / "b", invite, "beta")
         await join(tmp_path / "b", invite, "beta")

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roster on disk: a file that grows by what changes, and is written anew when it has grown too much.
+
+The file is `HEADER` and then frames. A frame is a mark (4 bytes), the payload's length (4 bytes, big-endian),
+the CRC-32 over that length and the payload (4 bytes), and the payload: a certificate, or a record that names
+its two certificates by hash. A member's certificates change once in days and its record several times a day,
+so most changes cost a third of a record.
+
+Three things make every crash harmless. Frames are added at the end, and a torn end is no frame: it is left
+out, and cut off before the next frame is written. The whole file is only ever replaced by a rename. A record
+is the whole of what a member says and its last one counts, so those that stand before it do no harm.
+
+A frame in the middle that cannot be read costs what is in it. The mark shows where the next one begins.
+"""
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from cryptography import x509
+
+from phantommesh import statedir
+from phantommesh.errors import PhantomMeshError
+from phantommesh.identity import NodeId
+from phantommesh.records import (
+    Entry,
+    NodeRecord,
+    RecordError,
+    Roster,
+    SignedRecord,
+    encoded_hash,
+)
+from phantommesh.revocation import Revocations
+from phantommesh.statedir import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
+
+HEADER: Final = b"phantommesh roster 1\n"
+_MARK: Final = b"\xc1PMr"  # msgpack uses the byte 0xc1 for nothing
+_FRAME: Final = struct.Struct(">4sII")
+_LENGTH: Final = struct.Struct(">I")
+_MOST_PAYLOAD: Final = 16 * 1024  # bytes; a certificate has 8 KiB at most, a body and its signature less
+
+# Tuning.
+# The file may grow to twice what it holds, or by so many bytes where that is more. Then it is written anew.
+# So what is written is about twice what changed: three times where members come, or certificates change.
+GROWTH: Final = 2
+SLACK: Final = 1024 * 1024
+MOST_NOTED: Final = 4_096  # records that wait for a disk that refuses; beyond, the whole roster is written
+
+
+class _Certificate(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    der: bytes
+
+
+class _Line(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """A record. ``node_cert`` and ``authority_cert`` are `encoded_hash` of the certificates. ``proved``: this
+    node has verified its proofs of possession, and the next start does not do it again."""
+
+    body: bytes
+    signature: bytes
+    node_cert: bytes
+    authority_cert: bytes
+    proved: bool
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(_Certificate | _Line)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What of the file cannot be read: ``bytes`` of it, the first at offset ``at``, and ``records`` that can
+    be read and do not hold, or lack a certificate. ``reason`` is why the first of those does not."""
+
+    at: int = 0
+    bytes: int = 0
+    records: int = 0
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes or self.records)
+
+    def __str__(self) -> str:
+        parts = [f"{self.bytes} bytes from byte {self.at} on cannot be read"] if self.bytes else []
+        return "; ".join(parts + [f"{self.records} records do not hold ({self.reason})"] * bool(self.records))
+
+
+@dataclass(slots=True)
+class Content:
+    """A file that was read. ``certificates`` are the hashes of those in it. ``end`` is the offset behind the
+    last whole frame, ``torn`` the number of bytes after that. ``listed``: it is no log but the list of an
+    earlier version, to which nothing can be added."""
+
+    roster: Roster
+    certificates: set[bytes] = field(default_factory=set)
+    end: int = 0
+    torn: int = 0
+    listed: bool = False
+    damage: Damage = Damage()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be written now: `RosterLog.take`. ``whole``: nothing can be added to the file that is there.
+    ``anew``: it is to be written anew, also where something can."""
+
+    noted: list[Entry]
+    added: bytes
+    certificates: set[bytes]
+    everything: list[Entry]
+    whole: bool
+    anew: bool
+
+
+def encode(entries: Iterable[Entry]) -> bytes:
+    """Return a whole file of these entries, in their order."""
+    return _encode(entries)[0]
+
+
+def _encode(entries: Iterable[Entry]) -> tuple[bytes, set[bytes]]:
+    """Return a whole file and the hashes of the certificates in it. The certificate of an authority, which
+    several records name, is there twice: damage to one copy loses no record."""
+    frames, known = bytearray(HEADER), set[bytes]()
+    uses, certificates = Counter[bytes](), dict[bytes, bytes]()
+    for entry in entries:
+        names = _add(frames, entry, known)
+        uses.update(names)
+        certificates |= zip(names, (entry.signed.node_cert, entry.signed.authority_cert), strict=True)
+    for name, count in uses.items():
+        if count > 1:
+            frames += _frame(_Certificate(certificates[name]))
+    return bytes(frames), known
+
+
+def _add(frames: bytearray, entry: Entry, known: set[bytes]) -> tuple[bytes, bytes]:
+    """Add a record and those of its certificates that are not yet ``known``; return their hashes."""
+    signed = entry.signed
+    names = encoded_hash(signed.node_cert), encoded_hash(signed.authority_cert)
+    for name, der in zip(names, (signed.node_cert, signed.authority_cert), strict=True):
+        if name not in known:
+            known.add(name)
+            frames += _frame(_Certificate(der))
+    frames += _frame(_Line(signed.body, signed.signature, *names, bool(entry.record.wg_proofs)))
+    return names
+
+
+def _frame(item: _Certificate | _Line) -> bytes:
+    payload = msgspec.msgpack.encode(item)
+    return _FRAME.pack(_MARK, len(payload), _checksum(payload)) + payload
+
+
+def _checksum(payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
+
+
+def _frame_at(data: memoryview, at: int) -> memoryview | None:
+    """The payload of the frame that begins at ``at``, or None where there is no whole one."""
+    if len(data) - at < _FRAME.size:
+        return None
+    mark, length, checksum = _FRAME.unpack_from(data, at)
+    payload = data[at + _FRAME.size : at + _FRAME.size + length]
+    if mark != _MARK or not 0 < length <= _MOST_PAYLOAD or len(payload) != length:
+        return None
+    return payload if _checksum(payload) == checksum else None
+
+
+def _items(data: bytes) -> tuple[list[_Certificate | _Line], int, list[tuple[int, int]]]:
+    """Return what the frames hold, where the last whole one ends, and the ranges between them that hold no
+    frame that can be read."""
+    items, gaps, view = list[_Certificate | _Line](), list[tuple[int, int]](), memoryview(data)
+    at = end = len(HEADER) if data.startswith(HEADER) else 0
+    while at != -1 and at < len(data):
+        payload = _frame_at(view, at)
+        if payload is None:
+            at = data.find(_MARK, at + 1)
+            continue
+        if at > end:
+            gaps.append((end, at))
+        at, start = at + _FRAME.size + len(payload), at
+        try:
+            items.append(_DECODER.decode(payload))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            gaps.append((start, at))
+        end = at
+    return items, end, gaps
+
+
+def decode(
+    data: bytes,
+    root: x509.Certificate,
+    revocations: Revocations,
+    now: float,
+    certificates: Iterable[bytes] = (),
+) -> Content:
+    """Read what `encode` and `RosterLog` wrote, or the list of an earlier version, and verify it.
+
+    What cannot be read is left out, and `Content.damage` says so. ``certificates`` (DER) are others that this
+    node has, in place of some that are damaged. Whoever can write the file has this node's keys, so its marks
+    are believed. Raises RecordError or TrustError where nothing of it can be read.
+    """
+    items, end, gaps = _items(data)
+    if not items and not data.startswith(HEADER):
+        kept = Roster.decode_kept(data, root, revocations, now)
+        return Content(kept, end=len(data), listed=True)
+    ders = [item.der for item in items if isinstance(item, _Certificate)]
+    named = {encoded_hash(der): der for der in (*certificates, *ders)}
+    roster, damage = _replay(
+        [item for item in items if isinstance(item, _Line)], named, Roster(root, revocations), now
+    )
+    lost = sum(until - start for start, until in gaps)
+    found = Damage(gaps[0][0] if gaps else 0, lost, damage.records, damage.reason)
+    return Content(roster, set(map(encoded_hash, ders)), end, len(data) - end, damage=found)
+
+
+def _replay(
+    lines: Sequence[_Line], certificates: dict[bytes, bytes], roster: Roster, now: float
+) -> tuple[Roster, Damage]:
+    """Fill the roster with the last line of each node that holds. Lines before it are not verified: they only
+    tell since when the node claims its WireGuard keys."""
+    of_node, since = dict[NodeId, list[_Line]](), dict[NodeId, dict[bytes, int]]()
+    failed, reasons = 0, list[str]()
+    for number, line in enumerate(lines):
+        try:
+            record = msgspec.msgpack.decode(line.body, type=NodeRecord)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            failed += 1
+            reasons.append("a record's body cannot be read")
+            continue
+        node_id = NodeId(record.node_id)
+        before = since.get(node_id, {})
+        since[node_id] = {key: before.get(key, number) for key in record.wg_keys}
+        of_node.setdefault(node_id, []).append(line)
+    for own in of_node.values():
+        for line in reversed(own):
+            try:
+                node_cert, authority_cert = certificates[line.node_cert], certificates[line.authority_cert]
+                signed = SignedRecord(line.body, line.signature, node_cert, authority_cert)
+                roster.reopen(signed, now, proved=line.proved)
+                break
+            except (PhantomMeshError, KeyError) as error:
+                failed += 1
+                reasons.append("a certificate is missing" if isinstance(error, KeyError) else str(error))
+    roster.claimed_since(since)
+    return roster, Damage(records=failed, reason=reasons[0] if reasons else "")
+
+
+class RosterLog:
+    """The file of one state directory, in the hands of the node that holds the directory's lock.
+
+    `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. What
+    `write` returned from is on disk. ``damage`` and ``torn`` say what was found when it was read; ``refused``
+    why the file could not be made smaller the last time.
+    """
+
+    def __init__(self, state: StateDir, content: Content) -> None:
+        self._state = state
+        self._place = Place(state.place(statedir.ROSTER).inode, content.end)
+        self.damage, self.torn = content.damage, content.torn
+        self.refused: StateError | None = None
+        self._certificates = content.certificates
+        self._noted = list[Entry]()
+        self._changed = bool(content.damage)
+        self._whole = content.listed or bool(content.damage)
+        self._lost = False  # nobody knows what is on the disk, or it is not what was written
+        self._most = _most(sum(_size(entry) for entry in content.roster.in_order(revoked=True)))
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the roster has what is not on disk, or the disk what cannot be read."""
+        return self._changed
+
+    def note(self, entry: Entry) -> None:
+        """The roster took this in: it is to be written."""
+        self._changed = True
+        self._noted.append(entry)
+        if len(self._noted) > MOST_NOTED:
+            self._whole = True
+            self._noted.clear()
+
+    def take(self, roster: Roster) -> Job:
+        """Return what is to be written now. What comes in later is the next job's."""
+        frames, known = bytearray(), set(self._certificates)
+        for entry in self._noted:
+            _add(frames, entry, known)
+        end = self._place.end + len(frames)
+        whole = self._whole or self._lost or end > MAX_FILE_BYTES
+        job = Job(
+            self._noted, bytes(frames), known, roster.in_order(revoked=True), whole, whole or end > self._most
+        )
+        self._noted, self._changed, self._whole = [], False, False
+        return job
+
+    def give_back(self, job: Job) -> None:
+        """Let `write` have failed: the next job has this one's records, too."""
+        self._changed = True
+        self._whole |= job.whole
+        self._noted[:0] = job.noted
+
+    def write(self, job: Job) -> int:
+        """Write it; return how many bytes that were. Blocks. Raises StateError: then `give_back` the job."""
+        written, whole = 0, job.whole
+        if not whole:
+            try:
+                self._place = self._state.append(statedir.ROSTER, self._place, job.added)
+                self._certificates = job.certificates
+                written = len(job.added)
+            except PlaceError:
+                self._lost = whole = True
+        if whole or job.anew:
+            data, certificates = _encode(job.everything)
+            written += len(data)
+            try:
+                self._state.write(statedir.ROSTER, data)
+                self._place = self._state.place(statedir.ROSTER)
+            except StateError as error:
+                if whole:
+                    raise
+                self.refused = error  # nothing is lost: try again when it has grown some more
+                self._most = self._place.end + max(SLACK, self._place.end // 4)
+            else:
+                self._certificates, self._most = certificates, _most(len(data))
+                self._lost, self.refused = False, None
+        return written
+
+
+def _most(size: int) -> int:
+    """How large a file may grow that had this size when it was written."""
+    return min(max(GROWTH * size, size + SLACK), MAX_FILE_BYTES)
+
+
+def _size(entry: Entry) -> int:
+    """About how many bytes of a file that holds nothing old are this entry's."""
+    signed = entry.signed
+    return len(signed.body) + len(signed.signature) + len(signed.node_cert) + 4 * _FRAME.size + 32
+
+
+def load(
+    state: StateDir,
+    root: x509.Certificate,
+    revocations: Revocations,
+    me: NodeId,
+    now: float,
+    certificates: Iterable[bytes] = (),
+) -> tuple[Roster, RosterLog]:
+    """Read the roster of a state directory, as `decode` does. Raises StateError, RecordError or TrustError.
+
+    Damage does not stop a node that knows another member still: that one gives the rest again.
+    """
+    content = decode(state.read(statedir.ROSTER), root, revocations, now, certificates)
+    alone = all(entry.member.node_id == me for entry in content.roster)
+    if alone and (content.damage or (content.torn and not len(content.roster))):
+        left = content.damage or Damage(content.end, content.torn)
+        raise RecordError(f"{left}, and no other member is left in it to ask")
+    return content.roster, RosterLog(state, content)
