@@ -119,7 +119,7 @@ def turn(a: Node, b: Node, number: int, totals: Seven, draw: random.Random) -> i
     with b.timed():
         told = control.decode_request_untrusted(request)
         assert isinstance(told, control.Turn)
-        b.ledger.turned(a.id, told.closes, told.opens, totals, now / 1000)
+        b.ledger.turned(a.id, told.closes, told.opens, totals, now / 1000, now)
     with a.timed():
         a.ledger.answered(b.id, totals)
     return len(request)

@@ -163,8 +163,9 @@ class Proving:
         self._asked[peer] = now
         await self._fresh()
         self._ledger.turned(
-            peer, request.closes, request.opens, self._tally.received(peer), trio.current_time()
-        )
+            peer, request.closes, request.opens, self._tally.received(peer), trio.current_time(),
+            int(time() * 1000),
+        )  # fmt: skip
         return control.Done()
 
     async def take(self, entry: Entry, request: control.Prove) -> control.Answer:

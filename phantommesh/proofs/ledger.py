@@ -155,9 +155,10 @@ class _Peer:
     draft: _Draft | None = None
     totals: Seven = ZEROS
     slip: Seven = ZEROS
+    cuts: int = 0
     seen: Seen = Seen()
     held: _Held | None = None
-    windows: OrderedDict[bytes, tuple[int, Seven]] = field(default_factory=OrderedDict)
+    windows: OrderedDict[bytes, tuple[int, Seven, int, Seven, int]] = field(default_factory=OrderedDict)
     halves: OrderedDict[bytes, tuple[Statement, Signed]] = field(default_factory=OrderedDict)
     unsent: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_UNSENT))
 
@@ -175,14 +176,16 @@ class Ledger:
     def retain(self, peers: Collection[NodeId]) -> None:
         """Forget what is under way with others; where their chains have got to is kept."""
         for node_id, peer in self._peers.items():
-            if node_id not in peers and peer != _Peer(peer.chain, seen=peer.seen):
-                self._peers[node_id] = _Peer(peer.chain, seen=peer.seen)
+            kept = _Peer(peer.chain, cuts=peer.cuts, seen=peer.seen)
+            if node_id not in peers and peer != kept:
+                self._peers[node_id] = kept
 
     def cut(self, peer: NodeId) -> None:
         """The totals of a peer lack something since they were last read: nothing that is under way is
         proved."""
         known = self._peer(peer)
         known.open = known.draft = known.held = None
+        known.cuts += 1
 
     def remember(self, kept: Kept) -> None:
         """Note a proof from disk, each link's oldest first: a peer goes on where it was."""
@@ -254,15 +257,18 @@ class Ledger:
 
     # ---- what peers send ----
 
-    def turned(self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float) -> None:
+    def turned(
+        self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float, now_ms: int
+    ) -> None:
         """A peer's epoch is over: it closes one commitment and opens another. ``now`` is in seconds, by any
-        clock that never goes back."""
+        clock that never goes back, ``now_ms`` the same moment in Unix milliseconds."""
         known = self._peer(peer)
         held = known.held
         if held is not None and closes == held.commitment:
             came = _since(received, held.received)
             if came is not None:
-                known.windows[closes] = round((now - held.at) * 1000), came
+                held_ms = round((now - held.at) * 1000)
+                known.windows[closes] = held_ms, came, now_ms, received, known.cuts
             if len(known.windows) > MAX_WINDOWS:
                 known.windows.popitem(last=False)
         known.held = _Held(opens, received, now) if opens else None

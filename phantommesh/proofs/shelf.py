@@ -167,6 +167,7 @@ def _ended(leaf: Statement | Receipt) -> int:
 def _read(path: Path) -> tuple[Proof, Statement, Receipt | None]:
     """Raises OSError, and ProofError for what is no proof."""
     proof = decode_part(Proof, path.read_bytes(), 2 * MAX_SIGNED_BYTES, "proof")
+    proof.statement.open_head()  # of this version: an older one says less
     statement, receipt = decode_leaf_untrusted(proof.statement.leaf), None
     if proof.receipt is not None:
         receipt = decode_leaf_untrusted(proof.receipt.leaf)

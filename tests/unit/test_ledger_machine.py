@@ -168,7 +168,9 @@ class Link:
                 self._arrives(flight)
             self._read(self.b)
             now = self.now / 1000
-            self.b.ledger.turned(A, message.closes, message.opens, self.b.tally.received(A), now)
+            self.b.ledger.turned(
+                A, message.closes, message.opens, self.b.tally.received(A), now, round(now * 1000)
+            )
             self.answers.append(message.turn)
 
     def a_turn_is_lost(self) -> None:

@@ -4,7 +4,7 @@
 import pytest
 
 from phantommesh.identity import NodeId
-from phantommesh.proofs.tally import Counters, Tally
+from phantommesh.proofs.tally import MAX_GONE, Counters, Tally
 from phantommesh.sizes import DIMENSIONS
 
 PEER, KEY, OTHER = NodeId(b"p" * 16), bytes(32), b"k" * 32
@@ -41,3 +41,21 @@ def test_a_dimension_that_comes_back_has_counted_what_nobody_saw() -> None:
     assert not tally.look(PEER, [(KEY, 900, 90), *readings[1:]])
     assert tally.look(PEER, [(KEY, 901, 90), *readings[1:]])
     assert tally.received(PEER)[0] == 1
+
+
+def test_who_leaves_and_comes_back_goes_on_in_its_totals() -> None:
+    """Else a sender could have them forgotten, and with them what it sent by the wrong ways."""
+    tally = Tally()
+    tally.look(PEER, counted(100, 0))
+    tally.look(PEER, counted(700, 0))
+    tally.retain([])
+    assert (tally.peers(), tally.received(PEER)) == ([], (0,) * DIMENSIONS)
+    assert not tally.look(PEER, counted(5, 0))  # what came before this look is missing
+    assert tally.look(PEER, counted(25, 0))
+    assert tally.received(PEER) == (620,) * DIMENSIONS
+    tally.retain([])
+    for number in range(MAX_GONE + 1):
+        tally.look(NodeId(number.to_bytes(16)), [])
+        tally.retain([])
+    assert tally.look(PEER, counted(25, 0))  # too many have left since: it is new
+    assert tally.received(PEER) == (0,) * DIMENSIONS
