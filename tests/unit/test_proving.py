@@ -26,6 +26,7 @@ from phantommesh.nursery.streams import StreamError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.shelf import HEADS, Shelf
 from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Seven, Statement, decode_leaf_untrusted
+from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.records import Entry, Roster, sign_record
 from phantommesh.revocation import Revocations
@@ -141,7 +142,9 @@ class End:
 
     async def verified(self) -> Report:
         exported = await self.proving.export()
-        return verify(Archive.decode_untrusted(exported), root_hash=MESH.mesh.root_hash)
+        # How much of the time is proved depends on the machine here, where epochs are milliseconds.
+        demands = Demands(min_coverage=0.0)
+        return verify(Archive.decode_untrusted(exported), root_hash=MESH.mesh.root_hash, demands=demands)
 
 
 Pair = tuple[End, End]
