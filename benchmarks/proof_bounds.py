@@ -147,11 +147,11 @@ STARTS: Sequence[Strategy] = (
     Strategy(late=False),
     Strategy(unproved=0.1, elsewhere=20.0),
     Strategy(unproved=0.5, elsewhere=2.0, blocks=4),
-    Strategy(unseen=1.0, restarts=3),
-    Strategy(some=0.5, unseen=1.0, restarts=3),
+    Strategy(unseen=0.92, restarts=3),
+    Strategy(some=0.5, unseen=0.92, restarts=3),
     Strategy(some=0.1),
     Strategy(idle=True),
-    Strategy(idle=True, unseen=1.0, restarts=3),
+    Strategy(idle=True, unseen=0.92, restarts=3),
 )
 
 

@@ -18,7 +18,7 @@ MIN_COVERAGE: Final = 0.5
 """The least share of a link's time, and of its bytes, that has to be proved."""
 
 # Tuning.
-STRAY_SHARE: Final = 0.05
+STRAY_SHARE: Final = 0.045
 """Of a link's bytes, what may have come outside of the proved epochs by one dimension beyond its share, where
 half of all has to be proved. Where a share c has to be, it is (1 - c) / c times that."""
 CUT_MS: Final = 5_000  # ms between two looks at a counter, and so what is missing where it begins anew
