@@ -2,12 +2,15 @@
 """What scatter proofs cost a node per epoch: CPU time, bytes sent, files written, by number of links.
 
 ``python -m benchmarks.proofs [--links 1,10,50] [--quick] [--json]``
+``python -m benchmarks.proofs --honest EPOCHS [--backend B] [--epoch S] [--rate N] [--seconds S] [--json]``
 
 One node and as many peers, in one process: every link's epoch ends in both directions, statements are signed,
 delivered, checked, countersigned, delivered and checked again, and written to disk, by the node's own code.
 The node's part is timed; its peers' part is not. Reading WireGuard's counters is not in it. The baseline, in
 the same run, is the cryptography that no such scheme can do without: one signature a node and epoch, and one
 verification of each peer's.
+
+``--honest`` runs a lab instead (`benchmarks.honest`), and exits 1 if a proof of honest nodes does not hold.
 """
 
 from __future__ import annotations
@@ -21,9 +24,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import trio
+
+from benchmarks import honest
 from benchmarks.machine import describe
 from phantommesh import control
 from phantommesh.identity import Identity, NodeId
@@ -112,7 +119,7 @@ def turn(a: Node, b: Node, number: int, totals: Seven, draw: random.Random) -> i
     with b.timed():
         told = control.decode_request_untrusted(request)
         assert isinstance(told, control.Turn)
-        b.ledger.turned(a.id, told.closes, told.opens, totals, now / 1000)
+        b.ledger.turned(a.id, told.closes, told.opens, totals, now / 1000, now)
     with a.timed():
         a.ledger.answered(b.id, totals)
     return len(request)
@@ -204,7 +211,27 @@ def main() -> int:
     parser.add_argument("--links", default=",".join(map(str, LINKS)), help="how many links, with commas")
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument("--json", action="store_true", help="one JSON document on the last line")
+    parser.add_argument("--honest", type=int, metavar="EPOCHS", help="run a lab until so many are proved")
+    parser.add_argument("--backend", default="auto", help="of the lab")
+    parser.add_argument("--nodes", type=int, default=honest.NODES, help="in the lab")
+    parser.add_argument("--epoch", type=float, default=4.0, help="seconds of an epoch in the lab")
+    parser.add_argument("--rate", type=float, default=2e6, help="bytes a second of each direction in the lab")
+    parser.add_argument("--loss", type=float, default=honest.LOSS, help="share of datagrams lost in the lab")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="that the lab runs at most")
     arguments = parser.parse_args()
+    if arguments.honest is not None:
+        found = trio.run(
+            partial(
+                honest.measure, arguments.honest, backend=arguments.backend, count=arguments.nodes,
+                epoch_s=arguments.epoch,
+                rate=arguments.rate, loss=arguments.loss, seconds=arguments.seconds,
+            )
+        )  # fmt: skip
+        if arguments.json:
+            print(json.dumps({"name": "proofs-honest", "machine": describe(), **found}))
+        else:
+            honest.show(found)
+        return 1 if found["mismatches"] or found["files_refused"] else 0
     links = tuple(int(number) for number in arguments.links.split(","))
     result = measure(links, QUICK_RUNS if arguments.quick else RUNS)
     if arguments.json:

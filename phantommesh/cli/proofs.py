@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The verb proofs: what there is, as a file, and whether a file holds."""
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import emit, size, table
+
+if TYPE_CHECKING:
+    from phantommesh.proofs.verdict import Demands
+    from phantommesh.proofs.verify import Report
 
 EXPORT_TIMEOUT_S = 60.0
 _HASH_CHARACTERS = 64
@@ -32,6 +39,22 @@ _HASH_CHARACTERS = 64
     metavar="PERCENT",
     help="With --verify: how much of what was sent may be lost, of each dimension and epoch.",
 )
+@click.option(
+    "--min-coverage",
+    type=click.FloatRange(0, 100),
+    default=50.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="With --verify: how much of each link's time and bytes has to be proved.",
+)
+@click.option(
+    "--min-entropy",
+    type=click.FloatRange(0, 3),
+    default=0.5,
+    show_default=True,
+    metavar="BITS",
+    help="With --verify: the least entropy of each link's plans, and of its bytes as received.",
+)
 @json_option
 @click.pass_obj
 def proofs(
@@ -42,18 +65,24 @@ def proofs(
     root: str | None,
     unpinned: bool,
     max_loss: float,
+    min_coverage: float,
+    min_entropy: float,
 ) -> None:
     """Show the scatter proofs of this node, export them, or check an exported file.
 
     --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
     Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
+    Each direction of a link gets a verdict, and all have to hold.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")
     if unpinned and (root is not None or verify is None):
         raise click.UsageError("give --unpinned with --verify, and without --root")
     if verify is not None:
-        _verify(options, verify, None if unpinned else _pinned(options, root), max_loss / 100)
+        from phantommesh.proofs.verdict import Demands
+
+        demands = Demands(max_loss / 100, min_coverage / 100, min_entropy)
+        _verify(options, verify, None if unpinned else _pinned(options, root), demands)
     elif export is not None:
         _export(options, export, peer)
     else:
@@ -124,15 +153,15 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
         click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
 
 
-def _verify(options: Options, path: Path, root_hash: bytes | None, max_loss: float) -> None:
+def _verify(options: Options, path: Path, root_hash: bytes | None, demands: Demands) -> None:
     from phantommesh.proofs.archive import MAX_ARCHIVE_BYTES, Archive
-    from phantommesh.proofs.verify import verify
+    from phantommesh.proofs.verify import examine
 
     with path.open("rb") as file:
         data = file.read(MAX_ARCHIVE_BYTES + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cryptography's, of odd certificates: whether it holds is said below
-        report = verify(Archive.decode_untrusted(data), root_hash=root_hash, max_loss=max_loss)
+        report = examine(Archive.decode_untrusted(data), root_hash=root_hash, demands=demands)
     warning = None
     if not report.pinned:
         warning = (
@@ -147,47 +176,73 @@ def _verify(options: Options, path: Path, root_hash: bytes | None, max_loss: flo
                 "root_hash": report.root_hash.hex(),
                 "pinned": report.pinned,
                 "warning": warning,
+                "holds": report.problem is None,
                 "proofs": report.proofs,
                 "countersigned": report.countersigned,
+                "demands": demands,
                 "links": report.links,
             }
         )
-        return
+    else:
+        _show(report)
+    if report.problem is not None:
+        raise report.problem
+    if not options.json:
+        half = report.proofs - report.countersigned
+        only = f"; {half} of them only their sender has signed" if half else ""
+        if warning is None:
+            click.echo(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
+        else:
+            click.echo(f"all {report.proofs} proofs agree with each other{only}; {warning}")
+
+
+def _show(report: Report) -> None:
     table(
         [
             "FROM",
             "TO",
+            "VERDICT",
+            "SCHEDULER",
             "PROOFS",
             "SIGNED BY BOTH",
             "TESTED",
-            "PACKETS",
+            "TIME",
             "BYTES",
+            "RECEIVED",
+            "LARGEST SHARE",
+            "PLAN",
+            "EACH",
             "ENTROPY",
             "MIN-ENTROPY",
+            "OF PACKETS",
             "LEAST P",
         ],
         [
             (
                 link.sender,
                 link.receiver,
+                "agrees" if link.verdict == "holds" and not report.pinned else link.verdict,
+                ",".join(link.schedulers),
                 link.proofs,
                 link.countersigned,
                 link.tested,
-                link.packets,
-                size(link.octets),
+                f"{link.coverage_time:.0%}",
+                f"{link.coverage_bytes:.0%}",
+                size(link.received),
+                f"{link.largest_share:.1%}",
+                f"{link.plan_bits:.3f}",
+                f"{link.epoch_plan_bits:.3f}",
+                f"{link.received_shannon_bits:.3f}",
+                f"{link.received_minimum_bits:.3f}",
                 f"{link.shannon_bits:.3f}",
-                f"{link.minimum_bits:.3f}",
                 None if link.least_p_value is None else f"{link.least_p_value:.2g}",
             )
             for link in report.links
         ],
     )
-    half = report.proofs - report.countersigned
-    only = f"; {half} of them only their sender has signed" if half else ""
-    if warning is None:
-        click.echo(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
-    else:
-        click.echo(f"all {report.proofs} proofs agree with each other{only}; {warning}")
+    for link in report.links:
+        if link.reason is not None:
+            click.echo(f"{link.sender} to {link.receiver}, {link.verdict}: {link.reason}")
 
 
 def _pinned(options: Options, root: str | None) -> bytes:

@@ -21,7 +21,7 @@ from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
 from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.proofs.archive import Archive
-from phantommesh.proofs.verify import Report, verify
+from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import ROOT_CERT, StateDir, atomic_write
@@ -211,7 +211,7 @@ async def view_of(node: LabNode) -> NodeView:
 async def proved(nodes: Sequence[LabNode], patience_s: float) -> dict[tuple[str, str], int]:
     """Wait until every node has proofs of what it sends on each link that hold and both ends have signed, and
     return how many by (sender, receiver). After ``patience_s`` seconds it is those that are there by then; a
-    file that does not hold counts for nothing."""
+    link that does not hold counts for nothing."""
     found: dict[tuple[str, str], int] = {}
     wanted = {(a.name, b.name) for a in nodes for b in nodes if a != b}
     with trio.move_on_after(patience_s):
@@ -222,7 +222,7 @@ async def proved(nodes: Sequence[LabNode], patience_s: float) -> dict[tuple[str,
                 except PhantomMeshError:
                     continue  # there are none yet
                 for link in report.links:
-                    if link.sender == node.name and link.countersigned:
+                    if link.sender == node.name and link.verdict == "holds":
                         found[link.sender, link.receiver] = link.countersigned
             await trio.sleep(POLL_S)
     return found
@@ -231,7 +231,7 @@ async def proved(nodes: Sequence[LabNode], patience_s: float) -> dict[tuple[str,
 def _verified(node: LabNode) -> Report:
     root = load_root(StateDir.open(node.state_dir).read(ROOT_CERT))
     exported = NodeClient(node.socket).request("GET", "/v1/proofs/export")
-    return verify(Archive.decode_untrusted(exported), root_hash=describe_mesh(root).root_hash)
+    return examine(Archive.decode_untrusted(exported), root_hash=describe_mesh(root).root_hash)
 
 
 def links_between(nodes: Sequence[LabNode], views: Mapping[str, NodeView]) -> list[LabLink]:

@@ -140,6 +140,8 @@ class Node:
             keep=config.proofs.keep,
             call=self.caller.call,
             read=lambda: self.reconciler.converge(),
+            scattered=lambda: self.scattering.under_way(),
+            delay=lambda peer: self.paths.paths.delay(peer),
             count=lambda result: self.metrics.scatter_proofs.labels(result).inc(),
         )
         self.succession = Succession(

@@ -2,7 +2,7 @@
 """Proves what the scatterer does: commits to each epoch, states what was sent, has the peers countersign.
 
 `Ledger` keeps the books; this reads counters for it, carries its messages, signs and stores. Nothing waits
-for a peer: what an absent one has not said is missing from the proof, which says so.
+for a peer: an epoch at whose beginning or end the peer did not answer is not proved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
 from phantommesh.proofs.shelf import Shelf
-from phantommesh.proofs.statement import CONTEXT, VERSION, Plan, Proof, ProofError, Seven, Signed
+from phantommesh.proofs.statement import CONTEXT, VERSION, ZEROS, Plan, Proof, ProofError, Seven, Signed
 from phantommesh.proofs.tally import Counters, Tally
 from phantommesh.records import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
@@ -38,7 +38,12 @@ SHORTEST: float = 1.0
 """Seconds an epoch must last to be proved: both ends read their counters when it ends."""
 
 # Tuning.
-PATIENCE = 2.5  # s a peer has to answer; within the lag that a proof may have
+# s from the change of the map in which both ends must have read their counters; within the lag that a proof
+# may have.
+PATIENCE = 2.5
+# s that what was sent is given to arrive, before the peer is told to read: so long at least, and at most; and
+# besides as long as the slowest path's round trip, which waits in the same queues.
+SETTLE, SETTLE_MOST = 0.1, 1.0
 OFTEN = 0.25  # s between two turns that a peer may ask for: each has its counters read
 QUEUE = 4096  # epochs that wait to be looked at
 
@@ -58,16 +63,18 @@ Call = Callable[[NodeId], AbstractAsyncContextManager[Asks]]
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A link's epoch is over; ``plan`` is of the one that has begun."""
+    """A link's epoch is over; ``plan`` is of the one that has begun. ``at`` is when, by trio's clock."""
 
     peer: NodeId
     closed: Closed | None
     plan: Plan | None
+    at: float
 
 
 class Proving:
-    """One node's proofs. ``read`` has the interfaces' counters read and told to `look`; ``count`` is given
-    each result."""
+    """One node's proofs. ``read`` has the interfaces' counters read and told to `look`; ``scattered`` has the
+    scheduler's read, and returns each peer's epoch under way; ``delay`` says how many seconds packets to a
+    peer may be on their way; ``count`` is given each result."""
 
     def __init__(
         self,
@@ -80,12 +87,15 @@ class Proving:
         keep: int,
         call: Call,
         read: Callable[[], Awaitable[object]],
+        scattered: Callable[[], Awaitable[Mapping[bytes, EpochCounts]]],
+        delay: Callable[[NodeId], float],
         count: Callable[[str], None],
     ) -> None:
         self._state, self._shelf, self._roster = state, shelf, roster
         self._me = state.identity.node_id
         self._epoch, self._batch = epoch_seconds, batch
-        self._call, self._read, self._count = call, read, count
+        self._call, self._read, self._scattered, self._count = call, read, scattered, count
+        self._delay = delay
         self._tally = Tally()
         self._ledger: Ledger | None = None
         self.review = Review(keep)
@@ -108,7 +118,8 @@ class Proving:
         """The interfaces were read: these are the counters of each peer, a dimension each."""
         self._tally.retain(counters.keys())
         for peer, readings in counters.items():
-            self._tally.look(peer, readings)
+            if not self._tally.look(peer, readings) and self._ledger is not None:
+                self._ledger.cut(peer)
         for known in self._asked.keys() - counters.keys():
             del self._asked[known]
         if self._ledger is not None:
@@ -119,9 +130,11 @@ class Proving:
         if self._epoch < SHORTEST:
             return
         plan = None if current is None else self._plan(peer, current)
-        stopped = ended.ended if current is None else current.started
+        stopped = ended.ended if current is None else ended.after(current.began)
+        if stopped is None:
+            return
         closed = None
-        if ended.whole and stopped is not None and int(ended.started * 1000) < int(stopped * 1000):
+        if ended.whole and int(ended.started * 1000) < int(stopped * 1000):
             closed = Closed(
                 self._plan(peer, ended),
                 int(ended.started * 1000),
@@ -130,7 +143,8 @@ class Proving:
                 _seven(ended.hits.bytes),
             )
         try:
-            self._ended.send_nowait(_Event(NodeId(peer), closed, plan))
+            at = ended.began + stopped - ended.started
+            self._ended.send_nowait(_Event(NodeId(peer), closed, plan, at))
         except trio.WouldBlock:
             self._count("dropped")
 
@@ -149,8 +163,9 @@ class Proving:
         self._asked[peer] = now
         await self._fresh()
         self._ledger.turned(
-            peer, request.closes, request.opens, self._tally.received(peer), trio.current_time()
-        )
+            peer, request.closes, request.opens, self._tally.received(peer), trio.current_time(),
+            int(time() * 1000),
+        )  # fmt: skip
         return control.Done()
 
     async def take(self, entry: Entry, request: control.Prove) -> control.Answer:
@@ -199,34 +214,55 @@ class Proving:
                         events.append(self._to_turn.receive_nowait())
                     except trio.WouldBlock:
                         break
+                under_way: Mapping[bytes, EpochCounts] = {}
                 try:
                     await self._fresh()
+                    under_way = await self._scattered()
                 except PhantomMeshError as error:
-                    log.debug("epochs are not proved: the interfaces cannot be read", error=str(error))
-                    events = [_Event(event.peer, None, None) for event in events]
+                    log.debug("epochs are not proved: counters cannot be read", error=str(error))
                 for each in events:
-                    self._turn(self._ledger, each, nursery)
+                    self._turn(self._ledger, each, under_way.get(each.peer), nursery)
 
     async def _rounds(self) -> None:
         while True:
             await trio.sleep(max(self._epoch, SHORTEST))
             await self.round()
 
-    def _turn(self, ledger: Ledger, event: _Event, nursery: trio.Nursery) -> None:
+    def _turn(
+        self, ledger: Ledger, event: _Event, under_way: EpochCounts | None, nursery: trio.Nursery
+    ) -> None:
+        """Go on to the next epoch of a link. ``under_way`` was read after the interfaces were: it shows what
+        they may have sent of that epoch already."""
         peer = event.peer
         if (before := self._telling.pop(peer, None)) is not None:
             before.cancel()  # it has not answered for an epoch
-        closes, opens = ledger.turn(peer, event.closed, event.plan, self._tally.sent(peer))
+            self._count("unwitnessed")
+        closed, plan, slip = event.closed, event.plan, ZEROS
+        if under_way is not None and plan is not None and self._plan(peer, under_way) == plan:
+            slip = _seven(under_way.hits.bytes)
+        elif plan is not None:
+            closed = plan = None  # another epoch has begun since, or nothing could be read
+            self._count("unwitnessed")
+        closes, opens = ledger.turn(peer, closed, plan, self._tally.sent(peer), slip)
         if closes or opens:
-            nursery.start_soon(self._tell, ledger, peer, control.Turn(closes, opens))
+            # Known from here on, not from when its task begins: two may begin in either order.
+            self._telling[peer] = scope = trio.CancelScope(deadline=event.at + PATIENCE)
+            nursery.start_soon(self._tell, ledger, peer, control.Turn(closes, opens), scope)
 
-    async def _tell(self, ledger: Ledger, peer: NodeId, request: control.Turn) -> None:
-        """Tell a peer that an epoch is over, and read again when it has done its part."""
+    async def _tell(
+        self, ledger: Ledger, peer: NodeId, request: control.Turn, scope: trio.CancelScope
+    ) -> None:
+        """Tell a peer that an epoch is over, and read again when it has done its part.
+
+        It is told when all has arrived that was counted here: else what was on its way would be of this epoch
+        here, and of the next one there.
+        """
         wire: Seven | None = None
-        with self._left_out(peer), trio.move_on_after(PATIENCE) as scope:
-            self._telling[peer] = scope
+        settled = trio.current_time() + min(SETTLE + self._delay(peer), SETTLE_MOST)
+        with self._left_out(peer), scope:
             try:
                 async with self._call(peer) as client:
+                    await trio.sleep_until(settled)
                     answer = await client.ask(request)
                 if isinstance(answer, control.Done):
                     await self._fresh()

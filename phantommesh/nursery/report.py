@@ -250,7 +250,7 @@ class Reporter:
             scheduler=now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,
-            epoch_age_s=round(max(0.0, time() - now.started), 1),
+            epoch_age_s=round(max(0.0, trio.current_time() - now.began), 1),
             entropy_bits=None if (bits := snapshot.entropy_bits) is None else round(bits, 4),
             dimensions=[
                 ScatterDimension(

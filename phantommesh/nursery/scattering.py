@@ -29,7 +29,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Numbers, PeerScatter
+from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Moment, Numbers, PeerScatter
 from phantommesh.scatter.intents import Manner
 from phantommesh.scatter.maps import entropy_bits
 from phantommesh.scatter.ruleset import (
@@ -196,6 +196,12 @@ class Scattering:
             if self._seen is not None:
                 await self._read()
 
+    async def under_way(self) -> dict[bytes, EpochCounts]:
+        """Read the counters now, and return each peer's epoch under way. Raises NftError."""
+        await self.refresh()
+        shown = {node_id: self.snapshot(node_id) for node_id in self._installed}
+        return {node_id: found.current for node_id, found in shown.items() if found is not None}
+
     def kick(self) -> None:
         """Start the next pass now."""
         self._kicked.set()
@@ -295,7 +301,7 @@ class Scattering:
         """The table is not there, or not as we left it: put all of it in place in one transaction."""
         if self._seen is not None:
             log.warning("somebody else changed the scatter rules; they are installed again")
-        self._seen, now, ended = None, time(), list[tuple[bytes, EpochCounts]]()
+        self._seen, now, ended = None, _now(), list[tuple[bytes, EpochCounts]]()
         self._networks = tuple(self._wanted())
         kept = {node_id: found for node_id, found in self._installed.items() if self._as_wanted(node_id)}
         self._installed = {}
@@ -336,7 +342,7 @@ class Scattering:
         for node_id in [n for n in self._installed if not self._as_wanted(n)]:
             found = self._installed.pop(node_id)
             text += render_removal(frame, found.map)
-            if (counts := found.end(counters, time())) is not None:
+            if (counts := found.end(counters, _now())) is not None:
                 ended.append((node_id, counts))
         for node_id, known in self._peers.items():
             keying = self._keying(known)
@@ -371,7 +377,7 @@ class Scattering:
             self._seen = None  # whatever the table has now, it is not this
             self.kick()
             raise
-        counters, now = await self._table.counters(HITS), time()
+        counters, now = await self._table.counters(HITS), _now()
         closed = [(node_id, found.close(counters, now)) for node_id, found in rotated]
         self._report((node_id, counts) for node_id, counts in closed if counts is not None)
 
@@ -430,7 +436,7 @@ class Scattering:
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying) -> None:
         there = (index is not None for index in self._indexes)
         scores = self._peers[node_id].scores
-        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], time())
+        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], _now())
         length = self.settings.epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
         found.due = trio.current_time() + length
 
@@ -466,3 +472,7 @@ class Scattering:
             addresses.add(IPv6Interface(six))
         routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)
+
+
+def _now() -> Moment:
+    return Moment(time(), trio.current_time())

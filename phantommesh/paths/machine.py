@@ -345,6 +345,12 @@ class Paths:
                 return tuple(float(path in chosen) for path in paths)
         return FULL
 
+    def delay(self, node_id: bytes) -> float:
+        """How long a packet to a peer may be on its way, by the slowest of its paths: seconds there and back,
+        and 0.0 while nothing is known."""
+        peer = self._peers.get(node_id)
+        return max((path.quality.timeout for path in peer.paths), default=0.0) if peer is not None else 0.0
+
     def view(self, node_id: bytes, now: float) -> list[PathView]:
         """What to report of a peer's paths, by dimension."""
         peer = self._peers.get(node_id)

@@ -46,7 +46,28 @@ class Archive(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
             raise ProofError("this is not a file of proofs", fix="give one that `proofs --export` wrote")
         if len(data) > MAX_ARCHIVE_BYTES:
             raise ProofError("the file of proofs is too long")
+        body = memoryview(data)[len(MAGIC) :]
         try:
-            return msgspec.msgpack.decode(memoryview(data)[len(MAGIC) :], type=cls)
+            return msgspec.msgpack.decode(body, type=cls)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ProofError("the file of proofs is damaged, or of another version") from error
+            raise _unreadable(body) from error
+
+
+class _Of(msgspec.Struct, frozen=True, array_like=True):
+    """The beginning of a file of whatever version."""
+
+    version: int
+
+
+def _unreadable(body: memoryview) -> ProofError:
+    """Say why a file cannot be read: it may be of a version that says other things."""
+    try:
+        version = msgspec.msgpack.decode(body, type=_Of).version
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        version = VERSION
+    if version == VERSION:
+        return ProofError("the file of proofs is damaged")
+    return ProofError(
+        f"the file of proofs is of version {version}, and this is a program for version {VERSION}",
+        fix="export the proofs again, with the program that checks them",
+    )

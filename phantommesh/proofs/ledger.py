@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node's books: what it has committed to, what it holds of its peers' commitments, what waits to be signed.
 
-Sans-I/O. All byte totals are `Seven` running totals by dimension that never go back; the ledger takes the
-differences. One epoch of one link goes like this, A sending to B:
+Sans-I/O. All byte totals are `Seven` running totals by dimension; the ledger takes the differences. One epoch
+of one link goes like this, A sending to B:
 
 1. A's epoch is over: A reads its totals, `turn` gives two commitments, the one to close and the next, and A
    tells B both. B reads its totals (`turned`), and answers. A reads again (`answered`): now its statement is
    complete.
 2. A's round signs the statement with everything else that waits (`gather`, `seal`), and A sends it to B.
 3. B checks it and writes a receipt (`take`), which B's next round signs, and B sends it to A (`take`).
+
+A states an epoch only if it knows between which two readings of its own B has read, at the beginning and at
+the end. So a turn without an answer costs two epochs: the one that it closes and the one that it opens. So
+does a gap in either end's totals (`cut`).
 """
 
 from collections import OrderedDict, deque
@@ -63,10 +67,12 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Where a chain has got to: the next number, and the hash of the last one."""
+    """Where a chain has got to: the next number, and the hash of the last one. ``end_ms`` is when the epoch
+    of a link's last statement ended."""
 
     next: int = 0
     last: bytes = FIRST
+    end_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +107,13 @@ class Round:
 
 @dataclass(slots=True)
 class _Open:
-    """An epoch under way: the plan committed to, and the totals at its beginning."""
+    """An epoch under way: the plan committed to, and the totals at its beginning. ``late`` is None until the
+    peer has answered."""
 
     plan: Plan
     salt: bytes
     wire: Seven
-    late: Seven = ZEROS
+    late: Seven | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,7 @@ class _Draft:
     opened: _Open
     closed: Closed
     wire: Seven
+    late_open: Seven
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +154,11 @@ class _Peer:
     open: _Open | None = None
     draft: _Draft | None = None
     totals: Seven = ZEROS
+    slip: Seven = ZEROS
+    cuts: int = 0
     seen: Seen = Seen()
     held: _Held | None = None
-    windows: OrderedDict[bytes, tuple[int, Seven]] = field(default_factory=OrderedDict)
+    windows: OrderedDict[bytes, tuple[int, Seven, int, Seven, int]] = field(default_factory=OrderedDict)
     halves: OrderedDict[bytes, tuple[Statement, Signed]] = field(default_factory=OrderedDict)
     unsent: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_UNSENT))
 
@@ -166,8 +176,16 @@ class Ledger:
     def retain(self, peers: Collection[NodeId]) -> None:
         """Forget what is under way with others; where their chains have got to is kept."""
         for node_id, peer in self._peers.items():
-            if node_id not in peers and (peer.open or peer.held or peer.unsent or peer.windows):
-                self._peers[node_id] = _Peer(peer.chain, seen=peer.seen)
+            kept = _Peer(peer.chain, cuts=peer.cuts, seen=peer.seen)
+            if node_id not in peers and peer != kept:
+                self._peers[node_id] = kept
+
+    def cut(self, peer: NodeId) -> None:
+        """The totals of a peer lack something since they were last read: nothing that is under way is
+        proved."""
+        known = self._peer(peer)
+        known.open = known.draft = known.held = None
+        known.cuts += 1
 
     def remember(self, kept: Kept) -> None:
         """Note a proof from disk, each link's oldest first: a peer goes on where it was."""
@@ -177,31 +195,37 @@ class Ledger:
     # ---- what this node sends ----
 
     def turn(
-        self, peer: NodeId, closed: Closed | None, plan: Plan | None, wire: Seven
+        self, peer: NodeId, closed: Closed | None, plan: Plan | None, wire: Seven, slip: Seven = ZEROS
     ) -> tuple[bytes, bytes]:
         """An epoch is over, another begins (or none). Return the commitments to tell the peer, the one that
-        closes and the one that opens; empty where there is none."""
+        closes and the one that opens; empty where there is none, or nothing that can be proved. ``slip`` is
+        what the scheduler had given to the new epoch when ``wire`` was read."""
         known = self._peer(peer)
-        if known.draft is not None:
-            self._complete(peer, ZEROS)
         opened, closes, opens = known.open, b"", b""
-        if opened is not None and closed is not None and closed.plan == opened.plan:
-            known.draft = _Draft(opened, closed, _less(wire, opened.wire))
-            closes = opened.plan.commitment(opened.salt)
-        known.open, known.totals = None, wire
+        known.draft = None  # the peer has not answered: nobody knows when it read, if it did
+        if opened is not None and opened.late is not None and closed is not None:
+            sent = _since(wire, opened.wire)
+            if sent is not None and closed.plan == opened.plan:
+                known.draft = _Draft(opened, closed, sent, opened.late)
+                closes = opened.plan.commitment(opened.salt)
+        known.open, known.totals, known.slip = None, wire, slip
         if plan is not None:
             known.open = _Open(plan, self._random(SALT_BYTES), wire)
             opens = plan.commitment(known.open.salt)
         return closes, opens
 
     def answered(self, peer: NodeId, wire: Seven | None) -> None:
-        """The peer has read its counters, and ``wire`` was read after that; None: it did not answer."""
+        """The peer has read its counters, and ``wire`` was read after that; None: it did not answer, or too
+        late. It may have read them all the same, at a moment that nobody knows."""
         known = self._peer(peer)
-        late = ZEROS if wire is None else _less(wire, known.totals)
+        after = None if wire is None else _since(wire, known.totals)
+        if after is None:
+            known.open = known.draft = None
+            return
+        late = _most(after, known.slip)
         if known.open is not None:
             known.open.late = late
-        if known.draft is not None:
-            self._complete(peer, late)
+        self._complete(peer, late)
 
     def _complete(self, peer: NodeId, late: Seven) -> None:
         known = self._peer(peer)
@@ -209,34 +233,42 @@ class Ledger:
         if draft is None or sum(w.peer == peer for w in self._waiting) >= 2 * MAX_WAITING:
             return
         opened, closed = draft.opened, draft.closed
+        # The clock was set back, or this node's last run had another: no date may come before the one that
+        # was stated last. A number that is left out shows that this statement does not follow that one.
+        backwards = closed.start_ms < known.chain.end_ms
         statement = Statement(
             plan=opened.plan,
             salt=opened.salt,
-            number=known.chain.next,
+            number=known.chain.next + backwards,
             previous=known.chain.last,
             start_ms=closed.start_ms,
             end_ms=closed.end_ms,
             packets=closed.packets,
             octets=closed.octets,
             wire=draft.wire,
-            late_open=opened.late,
+            late_open=draft.late_open,
             late_close=late,
             shannon=fit.millionths(fit.entropy_bits(closed.packets)),
             minimum=fit.millionths(fit.min_entropy_bits(closed.packets)),
         )
         leaf = msgspec.msgpack.encode(statement)
-        known.chain = Chain(statement.number + 1, merkle.leaf_hash(leaf))
+        known.chain = Chain(statement.number + 1, merkle.leaf_hash(leaf), statement.end_ms)
         self._waiting.append(_Waiting(peer, leaf, statement))
 
     # ---- what peers send ----
 
-    def turned(self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float) -> None:
+    def turned(
+        self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float, now_ms: int
+    ) -> None:
         """A peer's epoch is over: it closes one commitment and opens another. ``now`` is in seconds, by any
-        clock that never goes back."""
+        clock that never goes back, ``now_ms`` the same moment in Unix milliseconds."""
         known = self._peer(peer)
         held = known.held
         if held is not None and closes == held.commitment:
-            known.windows[closes] = round((now - held.at) * 1000), _less(received, held.received)
+            came = _since(received, held.received)
+            if came is not None:
+                held_ms = round((now - held.at) * 1000)
+                known.windows[closes] = held_ms, came, now_ms, received, known.cuts
             if len(known.windows) > MAX_WINDOWS:
                 known.windows.popitem(last=False)
         known.held = _Held(opens, received, now) if opens else None
@@ -339,7 +371,13 @@ def _check_place(statement: Statement, seen: Seen, now_ms: int) -> None:
         )
 
 
-def _less(now: Seven, before: Seven) -> Seven:
-    """The difference of two totals; totals never go back."""
-    a, b, c, d, e, f, g = (max(0, x - y) for x, y in zip(now, before, strict=True))
+def _since(now: Seven, before: Seven) -> Seven | None:
+    """The difference of two totals; None for totals that went back, of which nothing is known."""
+    a, b, c, d, e, f, g = (x - y for x, y in zip(now, before, strict=True))
+    return None if min(a, b, c, d, e, f, g) < 0 else (a, b, c, d, e, f, g)
+
+
+def _most(one: Seven, other: Seven) -> Seven:
+    """The greater of each two."""
+    a, b, c, d, e, f, g = map(max, one, other)
     return a, b, c, d, e, f, g

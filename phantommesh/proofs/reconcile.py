@@ -8,22 +8,24 @@ them (``late_open``, ``late_close``) is how far a count can be off.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
-from phantommesh.proofs.statement import Receipt, Statement
+from phantommesh.proofs.spread import OWN_BYTES_PER_S
+from phantommesh.proofs.statement import ZEROS, Receipt, Statement
 
 MAX_LOSS: Final = 0.05
 """The loss bound: the share of a dimension's bytes that may get lost in an epoch."""
 
 # Tuning.
 SLACK_BYTES: Final = 256 * 1024  # a dimension: what lies in queues when counters are read
-OWN_BYTES_PER_S: Final = 12 * 1024  # a dimension: handshakes, and probes at fifty a second both ways
 PACKET_OVERHEAD, SEGMENT_OVERHEAD = (
     64,
     0.25,
 )  # WireGuard's header, tag and padding; a GSO burst has one a segment
-LATE_SHARE: Final = 0.25  # of a run of epochs, what may have been sent while counters were read
+LATE_SHARE: Final = 0.25  # of all epochs of a file, what may have been sent while counters were read
 MAX_LAG_MS: Final = 3_000  # ms a commitment or the end of an epoch may take to reach the peer
+LAG_SHARE: Final = 0.05  # of all epochs of a file, the time by which both ends' may differ besides
 
 
 def unsent(statement: Statement, max_loss: float = MAX_LOSS) -> str | None:
@@ -34,19 +36,31 @@ def unsent(statement: Statement, max_loss: float = MAX_LOSS) -> str | None:
 
 
 def unsent_together(statements: Sequence[Statement], max_loss: float = MAX_LOSS) -> str | None:
-    """The same of consecutive epochs as a whole."""
+    """The same of all epochs of a file as a whole: what is late in one is early in the next, so the slack
+    does not grow with their number."""
     packets, octets, wire = (
-        [sum(column) for column in zip(*counts, strict=True)]
-        for counts in (
-            [statement.packets for statement in statements],
-            [statement.octets for statement in statements],
-            [statement.wire for statement in statements],
-        )
+        _sums([getattr(statement, name) for statement in statements])
+        for name in ("packets", "octets", "wire")
     )
-    ends = zip(statements[0].late_open, statements[-1].late_close, strict=True)
-    late = [min(sum(pair), int(LATE_SHARE * given)) for pair, given in zip(ends, octets, strict=True)]
+    late = _late_together(statements, octets)
     seconds = sum(statement.seconds for statement in statements)
     return _unlike(packets, octets, wire, late, seconds, max_loss)
+
+
+def _late_together(statements: Sequence[Statement], sent: Sequence[int]) -> list[int]:
+    """What may have been sent while counters were read, a dimension: where there is a gap and, to a share of
+    all, where there is none."""
+    ends, between = [statements[0].late_open, statements[-1].late_close], [ZEROS]
+    for a, b in pairwise(statements):
+        (between if a.end_ms == b.start_ms else ends).extend((a.late_close, b.late_open))
+    return [
+        end + min(late, int(LATE_SHARE * whole))
+        for end, late, whole in zip(_sums(ends), _sums(between), sent, strict=True)
+    ]
+
+
+def _sums(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
 
 
 def _unlike(
@@ -78,18 +92,18 @@ def unreceived(statement: Statement, receipt: Receipt, max_loss: float = MAX_LOS
 
 
 def unreceived_together(pairs: Sequence[tuple[Statement, Receipt]], max_loss: float = MAX_LOSS) -> str | None:
-    """The same of consecutive epochs of one link as a whole. What is late in one is early in the next, so the
-    slack does not grow with their number."""
+    """The same of all epochs of a link that both ends have signed, whatever lies between them: one slack for
+    a file."""
     if not pairs:
         return None
-    first, last = pairs[0][0], pairs[-1][0]
-    wire = [sum(statement.wire[i] for statement, _ in pairs) for i in range(len(first.wire))]
-    received = [sum(receipt.received[i] for _, receipt in pairs) for i in range(len(first.wire))]
-    late = [
-        [min(bytes_, int(LATE_SHARE * sent)) for bytes_, sent in zip(side, wire, strict=True)]
-        for side in (first.late_open, last.late_close)
-    ]
-    return _apart(wire, received, (late[0], late[1]), max_loss)
+    held = sum(receipt.held_ms for _, receipt in pairs)
+    stated = sum(statement.end_ms - statement.start_ms for statement, _ in pairs)
+    if abs(held - stated) > MAX_LAG_MS + LAG_SHARE * held:
+        return f"the peer held the commitments for {held / 1000:.1f} s of {stated / 1000:.1f} s"
+    wire = _sums([statement.wire for statement, _ in pairs])
+    received = _sums([receipt.received for _, receipt in pairs])
+    late = _late_together([statement for statement, _ in pairs], wire)
+    return _apart(wire, received, (late, late), max_loss)
 
 
 def _apart(
@@ -102,7 +116,7 @@ def _apart(
         if came > sent + late[1][i] + SLACK_BYTES:
             return f"{sent} bytes were sent on dimension {i}, but {came} received"
         if came < (sent - late[0][i]) * (1 - max_loss) - SLACK_BYTES:
-            lost = 1 - came / sent
+            lost = 1 - came / max(1, sent)
             return (
                 f"of {sent} bytes sent on dimension {i} {came} were received: {lost:.1%} lost, "
                 f"the bound is {max_loss:.0%}"

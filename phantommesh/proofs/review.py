@@ -8,8 +8,7 @@ from typing import Literal
 from phantommesh.identity import NodeId
 from phantommesh.proofs import fit
 from phantommesh.proofs.ledger import Direction, Kept
-from phantommesh.proofs.reconcile import unreceived
-from phantommesh.proofs.verify import check_statement
+from phantommesh.proofs.verdict import check_proof
 
 Result = Literal["signed", "countersigned", "witnessed", "mismatch"]
 
@@ -42,8 +41,7 @@ class Review:
             if shown.newest is None:
                 shown.newest = kept
             return "signed", None
-        problem = check_statement(kept.statement, fit.FALSE_REJECTIONS / 2 / self._keep)
-        problem = problem or unreceived(kept.statement, kept.receipt)
+        problem = check_proof(kept.statement, kept.receipt, fit.FALSE_REJECTIONS / 4 / self._keep)
         newer = shown.newest is None or shown.newest.receipt is None or shown.newest.number <= kept.number
         if newer:
             shown.newest, shown.problem = kept, problem

@@ -61,7 +61,8 @@ class Shelf:
         chains = {}
         for peer in peers[-MAX_PEERS:]:
             for number, proof in self.newest_first(peer, "sent"):
-                chains[peer] = Chain(number + 1, leaf_hash(proof.statement.leaf))
+                statement = decode_leaf_untrusted(proof.statement.leaf)
+                chains[peer] = Chain(number + 1, leaf_hash(proof.statement.leaf), _ended(statement))
                 break
         return chains, self._heads()
 
@@ -159,9 +160,14 @@ class Shelf:
         return sorted(self._directory(peer).glob(f"{direction}-*"), reverse=True)
 
 
+def _ended(leaf: Statement | Receipt) -> int:
+    return leaf.end_ms if isinstance(leaf, Statement) else 0
+
+
 def _read(path: Path) -> tuple[Proof, Statement, Receipt | None]:
     """Raises OSError, and ProofError for what is no proof."""
     proof = decode_part(Proof, path.read_bytes(), 2 * MAX_SIGNED_BYTES, "proof")
+    proof.statement.open_head()  # of this version: an older one says less
     statement, receipt = decode_leaf_untrusted(proof.statement.leaf), None
     if proof.receipt is not None:
         receipt = decode_leaf_untrusted(proof.receipt.leaf)

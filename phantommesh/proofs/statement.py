@@ -19,7 +19,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.proofs import merkle
 
-VERSION: Final = 1
+VERSION: Final = 2
 CONTEXT: Final = b"phantommesh proof v1"  # FIPS 204 section 5.2
 COMMITMENT_LABEL: Final = b"phantommesh proof commitment v1"
 SALT_BYTES: Final = 32
@@ -113,14 +113,33 @@ class Statement(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unkn
 class Receipt(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
     """What the receiver says of one statement: the commitment that it held before, for how many milliseconds
     by its own clock until the epoch was over, and the bytes that its WireGuard received from the sender in
-    that time, a dimension."""
+    that time, a dimension.
+
+    ``until_ms`` is when the epoch was over, Unix milliseconds by the receiver's clock. ``total`` is what it
+    had received of the sender by then, of all epochs and what lay between them: running totals since the
+    receiver began to count, so two receipts show what came between their epochs. ``cuts`` is how often
+    something may be missing from the totals, because a counter began anew.
+    """
 
     witness: NodeBytes
     sender: NodeBytes
     statement: Hash
     commitment: Hash
-    held_ms: Count
+    held_ms: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
     received: Seven
+    until_ms: Moment
+    total: Seven
+    cuts: Count
+
+    @property
+    def since_ms(self) -> int:
+        """When the receiver heard of the commitment, if its clock was not set since."""
+        return self.until_ms - self.held_ms
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The running totals when it heard of the commitment."""
+        return tuple(total - came for total, came in zip(self.total, self.received, strict=True))
 
 
 Leaf = Statement | Receipt

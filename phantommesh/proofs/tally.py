@@ -2,21 +2,28 @@
 """Running totals of what WireGuard sent and received a peer and dimension, across keys and interfaces.
 
 WireGuard's counters begin anew when a peer gets another key or its interface is made again; these totals do
-not. What came between the last look and such a change is not in them: dimensions are drained before that.
+not. What came between the last look and such a change is not in them, so `Tally.look` says that there was
+one: nothing that is counted across it proves anything. A peer that leaves does not have its totals forgotten
+by that: what it sent until then, and comes back to prove nothing of, is in the next receipt's totals.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from phantommesh.identity import NodeId
 from phantommesh.proofs.statement import ZEROS, Seven
+
+# Tuning.
+MAX_GONE: Final = 1024  # peers that have left, whose totals are kept
 
 Counters = tuple[bytes, int, int]  # the peer's WireGuard key, bytes received, bytes sent
 
 
 @dataclass(slots=True)
 class _Totals:
-    last: dict[int, Counters] = field(default_factory=dict)
+    last: dict[int, Counters] = field(default_factory=dict)  # of the dimensions that were there
     received: list[int] = field(default_factory=lambda: list(ZEROS))
     sent: list[int] = field(default_factory=lambda: list(ZEROS))
 
@@ -26,29 +33,39 @@ class Tally:
 
     def __init__(self) -> None:
         self._peers: dict[NodeId, _Totals] = {}
+        self._gone: OrderedDict[NodeId, _Totals] = OrderedDict()
 
     def retain(self, peers: Collection[NodeId]) -> None:
-        """Forget all others."""
-        for peer in self._peers.keys() - set(peers):
-            del self._peers[peer]
+        """All others have left."""
+        for peer in sorted(self._peers.keys() - set(peers)):
+            self._gone[peer] = totals = self._peers.pop(peer)
+            totals.last = {}
+        while len(self._gone) > MAX_GONE:
+            self._gone.popitem(last=False)
 
     def peers(self) -> list[NodeId]:
-        """Whom there are totals of."""
+        """Who is there."""
         return list(self._peers)
 
-    def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> None:
-        """Take in one look at a peer's counters, one a dimension; None for one that is not there now."""
-        totals = self._peers.setdefault(peer, _Totals())
-        for dimension, reading in enumerate(readings):
-            if reading is None:
-                continue
+    def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> bool:
+        """Take in one look at a peer's counters, one a dimension; None for one that is not there now.
+
+        Return whether the totals are whole: nothing can have been counted since the look before this one
+        that is not in them. They are not where a counter has begun anew, or a dimension has come or gone.
+        """
+        known = self._peers.get(peer, self._gone.pop(peer, None))
+        totals = self._peers[peer] = _Totals() if known is None else known
+        now = {dimension: reading for dimension, reading in enumerate(readings) if reading is not None}
+        whole = known is None or now.keys() == known.last.keys()
+        for dimension, reading in now.items():
             key, received, sent = reading
             last = totals.last.get(dimension, reading)  # what was there before the first look does not count
             if last[0] != key or received < last[1] or sent < last[2]:
-                last = (key, 0, 0)
+                whole, last = False, (key, 0, 0)
             totals.received[dimension] += received - last[1]
             totals.sent[dimension] += sent - last[2]
-            totals.last[dimension] = reading
+        totals.last = now
+        return whole
 
     def received(self, peer: NodeId) -> Seven:
         """Bytes received from a peer so far."""

@@ -5,7 +5,7 @@ in."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from phantommesh.scatter.intents import Manner
@@ -15,13 +15,24 @@ from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS, SLOTS
 
 EQUAL = (1.0,) * DIMENSIONS
+STEP = 1.0  # s that the clock and the epochs' lengths may differ by, before it counts as set
 _REMEMBERED = 8  # epochs of the link, those used last; an unsure one alternates between two
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One moment by two clocks: ``wall`` in Unix seconds, which may be set; ``steady`` in seconds by one that
+    never goes back."""
+
+    wall: float
+    steady: float
 
 
 @dataclass(frozen=True, slots=True)
 class EpochCounts:
     """An epoch as its sender knows it. ``cards`` is the committed distribution, ``hits`` what the kernel
-    counted (decisions: a GSO burst is one), times in Unix seconds. ``ended`` is None for the one that is
+    counted (decisions: a GSO burst is one). ``started`` and ``ended`` are in Unix seconds, and as far apart
+    as by the steady clock, whose reading at the start is ``began``. ``ended`` is None for the one that is
     under way, and ``whole`` False for one whose last counts are lost, because somebody removed the table
     meanwhile. ``scores`` are those in effect: 0.0 too for a dimension whose interface was missing."""
 
@@ -33,6 +44,11 @@ class EpochCounts:
     started: float
     ended: float | None = None
     whole: bool = True
+    began: float = 0.0
+
+    def after(self, steady: float) -> float:
+        """The date of a later moment of the epoch, in Unix seconds, whether or not the clock was set."""
+        return self.started + (steady - self.began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +105,9 @@ class PeerScatter:
         assert self._map is not None
         return self._map
 
-    def open(self, keying: Keying, scores: Sequence[float], now: float) -> PeerMap:
-        """Start the next epoch and return its map. Raises ValueError for scores that are none."""
+    def open(self, keying: Keying, scores: Sequence[float], now: Moment) -> PeerMap:
+        """Start the next epoch and return its map. Its date is that at which the epoch before it ends, unless
+        the clock was set meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
         scheduler = self.manner.scheduler
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.manner.unequal)
@@ -103,10 +120,15 @@ class PeerScatter:
         self._map = PeerMap(
             self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.manner.segments
         )
-        self.current = EpochCounts(epoch, scheduler, tuple(scores), committed, Hits(), now)
+        started = now.wall if before is None else before.after(now.steady)
+        if abs(started - now.wall) >= STEP:
+            started = now.wall
+        self.current = EpochCounts(
+            epoch, scheduler, tuple(scores), committed, Hits(), started, began=now.steady
+        )
         return self._map
 
-    def close(self, counters: Mapping[int, tuple[int, int]], now: float) -> EpochCounts | None:
+    def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:
         """End the epoch before the one that ``open`` started, with counters read after the swap."""
         if self._closing is None:
             return None
@@ -116,7 +138,7 @@ class PeerScatter:
         self.previous = _ended(before, hits, now)
         return self.previous
 
-    def lost(self, now: float) -> EpochCounts | None:
+    def lost(self, now: Moment) -> EpochCounts | None:
         """The table and its counters are gone: end the epoch with what was last read, and count from
         nothing."""
         self._stood = [Hits(), Hits()]
@@ -126,7 +148,7 @@ class PeerScatter:
         self.previous = _ended(before, before.hits, now, whole=False)
         return self.previous
 
-    def end(self, counters: Mapping[int, tuple[int, int]], now: float) -> EpochCounts | None:
+    def end(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:
         """The peer leaves the table: end the epoch under way."""
         self.read(counters)
         if self.current is None:
@@ -142,10 +164,8 @@ class PeerScatter:
 
 
 def _counted(counts: EpochCounts, hits: Hits) -> EpochCounts:
-    return EpochCounts(counts.epoch, counts.scheduler, counts.scores, counts.cards, hits, counts.started)
+    return replace(counts, hits=hits)
 
 
-def _ended(counts: EpochCounts, hits: Hits, now: float, *, whole: bool = True) -> EpochCounts:
-    return EpochCounts(
-        counts.epoch, counts.scheduler, counts.scores, counts.cards, hits, counts.started, now, whole
-    )
+def _ended(counts: EpochCounts, hits: Hits, now: Moment, *, whole: bool = True) -> EpochCounts:
+    return replace(counts, hits=hits, ended=counts.after(now.steady), whole=whole)

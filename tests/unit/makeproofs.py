@@ -9,7 +9,7 @@ from typing import cast
 from phantommesh.identity import Identity, NodeId
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
-from phantommesh.proofs.statement import CONTEXT, ZEROS, Plan, Proof, Scheduler, Seven, Signed
+from phantommesh.proofs.statement import CONTEXT, VERSION, ZEROS, Plan, Proof, Scheduler, Seven, Signed
 from phantommesh.scatter import maps
 from phantommesh.sizes import SLOTS
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
@@ -102,7 +102,7 @@ class World:
         closes, opens = self.ledgers[a].turn(node(b).node_id, closed, plan, wire)
         if reached:
             came = self.came.get(link, ZEROS)
-            self.ledgers[b].turned(node(a).node_id, closes, opens, came, self.now)
+            self.ledgers[b].turned(node(a).node_id, closes, opens, came, self.now, int(self.now * 1000))
         self.ledgers[a].answered(node(b).node_id, wire if reached else None)
         if plan is not None:
             self.began[link] = (plan, self.now)
@@ -182,5 +182,5 @@ class World:
             for name in self.names
         }
         return Archive(
-            1, MESH.root_der, known, tuple(self.proofs(self.names[0]) if proofs is None else proofs)
+            VERSION, MESH.root_der, known, tuple(self.proofs(self.names[0]) if proofs is None else proofs)
         )

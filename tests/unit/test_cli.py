@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 import trio
 from click.testing import CliRunner, Result
@@ -23,10 +24,14 @@ from phantommesh.events import EventLog
 from phantommesh.invites import Invite
 from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
+from phantommesh.proofs.archive import MAGIC
+from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust import Role
 from phantommesh.views import Rotation, RotationResult
 from tests.unit.fakenode import FakeNode
-from tests.unit.makeproofs import MESH, World
+from tests.unit.makeproofs import MESH, World, node
+from tests.unit.proofs.cheats import CHEATS
+from tests.unit.proofs.telling import Telling
 
 
 def run(*args: str | Path, root: Path | None = None, **options: Any) -> Result:
@@ -44,10 +49,11 @@ def made(root: Path) -> Result:
     return run("init", "--mesh", "lab", "--name", "pm-1", "--endpoint", "192.0.2.1", root=root)
 
 
-def told(result: Result, code: int) -> str:
-    """Assert that it failed as operators may expect: a line, perhaps a fix, no traceback, clean stdout."""
+def told(result: Result, code: int, *, table: bool = False) -> str:
+    """Assert that it failed as operators may expect: a line, perhaps a fix, no traceback, clean stdout; or,
+    where a file of proofs was judged, a table there."""
     assert result.exit_code == code, result.output
-    assert result.stdout == ""
+    assert ("VERDICT" in result.stdout) if table else result.stdout == ""
     lines = result.stderr.splitlines()
     assert lines[0].startswith("error: ")
     assert all(line.startswith("fix: ") for line in lines[1:])
@@ -378,13 +384,63 @@ def test_a_file_under_a_root_of_anybodys_own_does_not_pass_for_the_mesh_s(tmp_pa
     assert "root.crt is damaged" in told(run("proofs", "--verify", str(file), root=tmp_path), 1)
 
 
+def test_each_link_of_a_file_has_its_verdict(tmp_path: Path) -> None:
+    """One that holds, and one that its receiver has not signed."""
+    world, file = World(), tmp_path / "proofs"
+    world.run(3, "deck", packets=20_000)
+    proofs = world.proofs("pm-1")
+    half = [Proof(proof.statement) if of(proof) == node("pm-2").node_id else proof for proof in proofs]
+    file.write_bytes(world.archive(half).encode())
+    pinned = ("--root", MESH.mesh.root_hash.hex())
+    refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
+    assert told(refused, 1, table=True).startswith("error: pm-2 to pm-1: no proof of it is countersigned")
+    assert "pm-2 to pm-1, too little: no proof of it is countersigned" in refused.stdout
+    assert "holds" in refused.stdout and "100%" in refused.stdout
+    document = json.loads(run("proofs", "--verify", str(file), *pinned, "--json", root=tmp_path).stdout)
+    assert document["holds"] is False
+    assert {(link["sender"], link["verdict"], link["coverage_time"]) for link in document["links"]} == {
+        ("pm-1", "holds", 1.0),
+        ("pm-2", "too little", 0.0),
+    }
+    assert document["demands"] == {"max_loss": 0.05, "min_coverage": 0.5, "min_entropy": 0.5}
+
+
+def of(proof: Proof) -> bytes:
+    """Who sent what the proof is of."""
+    leaf = decode_leaf_untrusted(proof.statement.leaf)
+    assert isinstance(leaf, Statement)
+    return leaf.plan.sender
+
+
+def test_what_is_asked_of_a_file_can_be_changed(tmp_path: Path) -> None:
+    """A link with one path in use shows no scattering, unless that is accepted."""
+    acts, _ = CHEATS["a_plan_of_one_dimension"]()
+    file, pinned = tmp_path / "proofs", ("--root", MESH.mesh.root_hash.hex())
+    file.write_bytes(Telling().tell(acts).encode())
+    refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
+    assert "--min-entropy" in told(refused, 1, table=True)
+    lowered = run("proofs", "--verify", str(file), *pinned, "--min-entropy", "0", root=tmp_path)
+    assert lowered.exit_code == 0 and "100.0%" in lowered.stdout
+    acts, _ = CHEATS["a_narrow_window_with_true_dates"]()
+    file.write_bytes(Telling().tell(acts).encode())
+    refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
+    assert "--min-coverage" in told(refused, 1, table=True)
+
+
+def test_a_file_of_an_older_version_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "proofs"
+    file.write_bytes(MAGIC + msgspec.msgpack.encode([1, b"root", {}, []]))
+    refused = told(run("proofs", "--verify", str(file), "--unpinned", root=tmp_path), 1)
+    assert "version 1" in refused and "export the proofs again" in refused
+
+
 def test_what_does_not_hold_of_a_file_is_one_line(tmp_path: Path) -> None:
     world, file = World(), tmp_path / "proofs"
     world.run(2, loss=0.5, packets=20_000)
     good = world.archive().encode()
     file.write_bytes(good)
     pinned = ("--root", MESH.mesh.root_hash.hex())
-    assert "lost" in told(run("proofs", "--verify", str(file), *pinned, root=tmp_path), 1)
+    assert "lost" in told(run("proofs", "--verify", str(file), *pinned, root=tmp_path), 1, table=True)
     assert run("proofs", "--verify", str(file), *pinned, "--max-loss", "60", root=tmp_path).exit_code == 0
     assert "another mesh" in told(run("proofs", "--verify", str(file), "--root", "0" * 64, root=tmp_path), 1)
     assert made(tmp_path).exit_code == 0  # now this machine has a mesh of its own, and it is not that one

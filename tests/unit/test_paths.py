@@ -449,6 +449,14 @@ def test_a_flood_of_pings_is_answered_at_a_bounded_rate() -> None:
     assert world.a.paths.drops["probe-rate"] == 5000 - answers
 
 
+def test_a_peer_is_as_far_away_as_by_its_slowest_path() -> None:
+    world = World()
+    assert world.a.paths.delay(bytes(16)) == 0.0
+    world.delay[5] = 0.2
+    world.run(20)
+    assert 0.4 <= world.a.paths.delay(B) < 0.6
+
+
 def test_a_peer_that_is_gone_leaves_nothing() -> None:
     world = World()
     world.run(2)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.reconcile import unreceived
 from phantommesh.proofs.statement import Plan, Receipt, Scheduler, Seven, Statement
-from phantommesh.proofs.verify import check_statement
+from phantommesh.proofs.verdict import check_statement
 from phantommesh.scatter import maps
 from phantommesh.secret import Secret
 from phantommesh.sizes import MAX_BATCH, MIN_BATCH, SLOTS
@@ -194,7 +194,7 @@ def test_none_of_ten_thousand_honest_epochs_is_rejected() -> None:
             late_close=late[1],
         )
         held = 60_000 + rng.randint(-2000, 2000)
-        receipt = Receipt(bytes(16), bytes(16), bytes(32), bytes(32), held, received)
+        receipt = Receipt(bytes(16), bytes(16), bytes(32), bytes(32), held, received, 61_000, received, 0)
         assert check_statement(statement, ALPHA) is None, (number, statement)
         assert unreceived(statement, receipt) is None, (number, statement, receipt)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import trio
 
 from phantommesh.identity import NodeId
 from phantommesh.nursery import proving as module
@@ -40,14 +41,26 @@ def count(node: Node, other: Node, *, received: int = 0, sent: int = 0) -> None:
         backend.state[name] = replace(device, peers={**device.peers, key: counted})
 
 
-def epoch(node: Node, other: Node, number: int, began: float) -> None:
-    """What the scatterer says at the end of an epoch of two seconds."""
+def epoch(node: Node, other: Node, number: int, before: EpochCounts | None) -> EpochCounts:
+    """What the scatterer says at the end of an epoch, and when the counters of the next one are read."""
+    peer, now = other.state.identity.node_id, trio.current_time()
     hits = Hits(PACKETS, tuple(n * 1380 for n in PACKETS)) if number else Hits()
-    ended, current = (
-        EpochCounts(Epoch(1, n), "deck", (1.0,) * 7, cards_of("deck"), counted, began + 2 * n)
-        for n, counted in ((number, hits), (number + 1, Hits()))
-    )
-    node.proving.epoch(other.state.identity.node_id, ended, current)
+    if before is None:
+        before = counts(number, now - 2)
+    current = counts(number + 1, now)
+
+    async def scattered() -> dict[bytes, EpochCounts]:
+        await trio.lowlevel.checkpoint()
+        return {peer: current}
+
+    node.proving._scattered = scattered
+    node.proving.epoch(peer, replace(before, hits=hits), current)
+    return current
+
+
+def counts(number: int, began: float) -> EpochCounts:
+    date = time.time() - trio.current_time() + began
+    return EpochCounts(Epoch(1, number), "deck", (1.0,) * 7, cards_of("deck"), Hits(), date, began=began)
 
 
 def answered(node: Node) -> list[Seven | None]:
@@ -76,12 +89,12 @@ async def test_nodes_prove_to_each_other_over_their_control_ports(
         peer = NodeId(b.state.identity.node_id)
         await until(lambda: bool(a.sessions.newest(peer)) and len(linked(a, b)) == len(linked(b, a)) == 7)
         answers = answered(a)
-        began = time.time()
+        current: EpochCounts | None = None
         for number in range(4):
             if number:
                 count(a, b, sent=3000 * 1420)
                 count(b, a, received=3000 * 1420)
-            epoch(a, b, number, began)
+            current = epoch(a, b, number, current)
             await until(lambda: len(answers) > number)  # noqa: B023
             await a.proving.round()
             await b.proving.round()

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
-from phantommesh.scatter.epochs import EQUAL, Keying, Numbers, PeerScatter
+import pytest
+
+from phantommesh.scatter.epochs import EQUAL, STEP, Keying, Moment, Numbers, PeerScatter
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
@@ -23,6 +25,11 @@ class Counters(dict[int, tuple[int, int]]):
             self[mark(4, parity, i)] = had[0] + packets, had[1] + 100 * packets
 
 
+def at(seconds: float, *, ahead: float = 0.0) -> Moment:
+    """So long after the start; the clock has been set ``ahead`` meanwhile."""
+    return Moment(seconds + ahead, 500.0 + seconds)
+
+
 def scatter() -> PeerScatter:
     made = PeerScatter(b"n" * 16, 4, ADDRESSES, MANNERS["speed"], 8, Numbers())
     made.live = True
@@ -36,7 +43,7 @@ def even(packets: int) -> Hits:
 def test_epochs_are_numbered_within_those_of_the_link() -> None:
     peer, seen = scatter(), []
     for keying in (ONE, ONE, ONE, TWO, TWO):
-        peer.open(keying, EQUAL, 0.0)
+        peer.open(keying, EQUAL, at(0.0))
         assert peer.current is not None
         seen.append(peer.current.epoch)
     assert seen == [Epoch(1, 0), Epoch(1, 1), Epoch(1, 2), Epoch(2, 0), Epoch(2, 1)]
@@ -64,11 +71,11 @@ def test_each_epoch_counts_its_own_packets() -> None:
     peer, counters = scatter(), Counters()
     parities = []
     for number in range(6):
-        parity = peer.open(ONE, EQUAL, 10.0 * number).parity
+        parity = peer.open(ONE, EQUAL, at(10.0 * number)).parity
         parities.append(parity)
         if number:
             counters.send(1 - parity, 3)  # they were dealt before the swap and are counted after it
-            ended = peer.close(counters, 10.0 * number)
+            ended = peer.close(counters, at(10.0 * number))
             assert ended is not None
             assert ended.epoch == Epoch(1, number - 1)
             assert (ended.started, ended.ended) == (10.0 * (number - 1), 10.0 * number)
@@ -81,22 +88,40 @@ def test_each_epoch_counts_its_own_packets() -> None:
     assert parities in ([0, 1] * 3, [1, 0] * 3)
 
 
+@pytest.mark.parametrize("ahead", [-4.0, 4.0, 86_400.0, -0.3, 0.3])
+def test_a_clock_that_is_set_changes_no_epochs_length(ahead: float) -> None:
+    peer, counters, ended = scatter(), Counters(), []
+    peer.open(ONE, EQUAL, at(1000.0))
+    for seconds in (1010.0, 1020.0, 1030.0):
+        moment = at(seconds, ahead=ahead if seconds > 1015.0 else 0.0)
+        peer.open(ONE, EQUAL, moment)
+        ended.append(peer.close(counters, moment))
+    lengths = [
+        found.ended - found.started for found in ended if found is not None and found.ended is not None
+    ]
+    assert lengths == pytest.approx([10.0] * 3)
+    assert peer.current is not None
+    starts = [found.started for found in (*ended, peer.current) if found is not None]
+    step = ahead if abs(ahead) >= STEP else 0.0  # a little is how any two clocks go
+    assert starts == pytest.approx([1000.0, 1010.0, 1020.0 + step, 1030.0 + step])
+
+
 def test_without_a_swap_nothing_ends() -> None:
     peer = scatter()
-    peer.open(ONE, EQUAL, 0.0)
-    assert peer.close(Counters(), 1.0) is None
-    assert peer.lost(1.0) is None
+    peer.open(ONE, EQUAL, at(0.0))
+    assert peer.close(Counters(), at(1.0)) is None
+    assert peer.lost(at(1.0)) is None
     assert peer.previous is None
 
 
 def test_what_was_read_last_is_kept_when_the_table_is_lost() -> None:
     peer, counters = scatter(), Counters()
-    parity = peer.open(ONE, EQUAL, 0.0).parity
+    parity = peer.open(ONE, EQUAL, at(0.0)).parity
     counters.send(parity, 5)
     peer.read(counters)
     fresh = Counters()
-    parity = peer.open(ONE, EQUAL, 9.0).parity
-    ended = peer.lost(9.0)
+    parity = peer.open(ONE, EQUAL, at(9.0)).parity
+    ended = peer.lost(at(9.0))
     assert ended is not None and ended.hits == even(5) and not ended.whole and ended.ended == 9.0
     fresh.send(parity, 2)
     peer.read(fresh)
@@ -105,25 +130,25 @@ def test_what_was_read_last_is_kept_when_the_table_is_lost() -> None:
 
 def test_a_peer_that_leaves_ends_its_epoch() -> None:
     peer, counters = scatter(), Counters()
-    counters.send(peer.open(ONE, EQUAL, 0.0).parity, 5)
-    ended = peer.end(counters, 3.0)
+    counters.send(peer.open(ONE, EQUAL, at(0.0)).parity, 5)
+    ended = peer.end(counters, at(3.0))
     assert ended is not None and ended.hits == even(5) and ended.ended == 3.0
-    assert peer.current is None and peer.end(counters, 4.0) is None
+    assert peer.current is None and peer.end(counters, at(4.0)) is None
 
 
 def test_a_drained_dimension_gets_no_card_and_all_of_them_drop() -> None:
     peer = scatter()
-    made = peer.open(ONE, (1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0), 0.0)
+    made = peer.open(ONE, (1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0), at(0.0))
     assert set(made.dealt) == {0, 2, 3, 5, 6}
     assert peer.current is not None and peer.current.cards[1] == peer.current.cards[4] == 0
-    made = peer.open(ONE, (0.0,) * DIMENSIONS, 0.0)
+    made = peer.open(ONE, (0.0,) * DIMENSIONS, at(0.0))
     assert made.dealt == () and set(made.elements.values()) == {4 << 8 | 15}
 
 
 def test_an_epoch_that_the_kernel_never_had_is_not_reported_and_its_number_not_used_again() -> None:
     peer = scatter()
     peer.live = False
-    peer.open(ONE, EQUAL, 0.0)
-    peer.open(ONE, EQUAL, 1.0)
-    assert peer.lost(1.0) is None and peer.close(Counters(), 1.0) is None
+    peer.open(ONE, EQUAL, at(0.0))
+    peer.open(ONE, EQUAL, at(1.0))
+    assert peer.lost(at(1.0)) is None and peer.close(Counters(), at(1.0)) is None
     assert peer.current is not None and peer.current.epoch == Epoch(1, 1)
