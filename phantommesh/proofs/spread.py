@@ -46,9 +46,8 @@ that TCP announces (RFC 9293 section 3.7.1), with 47 bytes each for header, tag 
 # Tuning.
 STRETCHES: Final = 128
 """`deck` and `batch` deal the same order again and again. Traffic that keeps step with it, so that the large
-packets fall on the same cards each time, is drawn less often than it has packets: at least so often in
-`RHYTHM_MS`. A deck has 146 hands of seven, so any rhythm of up to seven packets is covered."""
-RHYTHM_MS: Final = 60_000  # ms that traffic keeps step with a map of a thousand cards, at the very most
+packets fall on the same cards each time, is drawn less often than it has packets: at least so often an
+epoch, however long it is. A deck has 146 hands of seven, so any rhythm of up to seven packets is covered."""
 OWN_BYTES_PER_S: Final = 12 * 1024  # a dimension: handshakes, and probes at fifty a second both ways
 OWN_ALONE_PER_S: Final = 1024  # those of a dimension that is alone with them
 OWN_LIKE_OTHERS: Final = 2.0  # times what others have: paths in use are probed at the same pace
@@ -236,7 +235,7 @@ def _evidence(drawn: Sequence[tuple[float, float, float]], x: float, came: float
 
 def _draw(epoch: Epoch, total: float) -> float:
     """The bytes of a draw at most, where so many came in all."""
-    plan, stretch = epoch.plan, total / STRETCHES / max(1.0, epoch.held_ms / RHYTHM_MS)
+    plan, stretch = epoch.plan, total / STRETCHES
     match plan.scheduler:
         case "packet":
             return LARGEST_DRAW
