@@ -95,7 +95,7 @@ def test_one_link_does_not_carry_another() -> None:
     ]
 
 
-@pytest.mark.parametrize("seed", (*range(120), 3851, 7346))  # the last two: in step for ten minutes
+@pytest.mark.parametrize("seed", [*range(120), 3851, 7346])  # the last two: in step for ten minutes
 def test_an_honest_link_is_not_refused(seed: int) -> None:
     """`python -m benchmarks.proof_bounds --honest 10000` tries more."""
     found = verdict(honest(seed))
