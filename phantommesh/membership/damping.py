@@ -17,6 +17,11 @@ FLAP: Final = 1000.0  # the penalty of one flap, the unit of the thresholds
 MAX_NODES: Final = 4096  # members with a penalty; the smallest makes room
 
 
+ROUNDING: Final = 0.001
+"""Seconds that count as none: whoever has waited as long as it was told must not be told to wait again, for
+ever, for what is left by rounding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``half_life`` in seconds; the others are penalties. A flap that reaches ``cut`` holds the next verdict
@@ -64,8 +69,9 @@ class Damping:
         if node not in self._held:
             return 0.0
         over = self.penalty(node, now) / self._limits.reuse
-        if over > 1:
-            return self._limits.half_life * math.log2(over)
+        left = self._limits.half_life * math.log2(over) if over > 1 else 0.0
+        if left > ROUNDING:
+            return left
         self.forget(node)
         return 0.0
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Ways to members, and damping: the pure parts."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phantommesh.membership.damping import DEATHS, FLAP, MAX_NODES, Damping, Limits
@@ -88,6 +88,17 @@ def test_the_helpers_of_a_dead_member_are_kept_and_those_of_a_forgotten_one_not(
     assert not reach.elsewhere(T) and reach.elsewhere(G)
     reach.forget(T)
     assert reach.helpers(T, 1.0) == []
+
+
+@example(0.0, [0.0, 0.0, 0.0])
+@given(st.floats(0, 1e9), st.lists(st.floats(0, 30), min_size=1, max_size=6))
+def test_whoever_has_waited_as_told_need_not_wait_again(start: float, gaps: list[float]) -> None:
+    """Else a timer that is due at once is set again, for ever: a node of a simulation stood still."""
+    damping, now = Damping(), start
+    for gap in gaps:
+        now += gap
+        damping.flap(T, now)
+    assert damping.holds(T, now + damping.holds(T, now)) == 0
 
 
 def test_one_flap_holds_the_next_verdict_back_for_a_minute() -> None:
