@@ -139,7 +139,9 @@ class Carrying:
         question, errand, nonces = asking
         if question.answer is None:
             for nonce in nonces:
-                _, member, wait_ms = self._asked[nonce]
+                if (asked := self._asked.get(nonce)) is None:
+                    continue  # the question came a second time shortly before it was over
+                _, member, wait_ms = asked
                 there = member == question.target  # perhaps it is not: then news would be told in vain
                 first = self._told_first(member) if there else ()
                 extra, target = errand.encode(), question.target

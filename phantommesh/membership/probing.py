@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from phantommesh.membership.carrying import Agree, Carrying
@@ -68,10 +69,14 @@ class _Direct(NamedTuple):
     asked: float
 
 
-class _Through(NamedTuple):
+@dataclass(slots=True)
+class _Through:
+    """A question by way of a relay."""
+
     probe: Probe
     relay: bytes
     nonce: bytes  # of the question, the same for all relays that are asked at one time
+    secret: bytes | None = None  # that its answer is proved by, once there was one: many wrong ones may come
 
 
 class _Asked(NamedTuple):
@@ -284,7 +289,7 @@ class Probing:
             return
         event, nonce = message.events[0], waiting.nonce
         if core.params.verify:
-            secret = self._agree(target, nonce[0])
+            secret = waiting.secret = waiting.secret or self._agree(target, nonce[0])
             if secret is None or not proves(message.extra, secret, core.node, target, nonce, event):
                 core.drops["proof"] += 1
                 return

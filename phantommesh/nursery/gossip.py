@@ -45,6 +45,7 @@ DATA = 256  # bytes received on one interface between two readings from which on
 SAVE_EVERY, SAVE_AGAIN = 30.0, 5.0  # s
 QUIET = 5.0  # s without a genuine datagram
 
+BROKEN = "what gossip had to do now ended with an unexpected error"
 FETCH_BROKEN = "a fetch of records ended with an unexpected error"
 SYNC_BROKEN = "a comparison of tables ended with an unexpected error"
 ASK_BROKEN = "a request for keys ended with an unexpected error"
@@ -272,7 +273,8 @@ class GossipDriver:
             nursery.start_soon(self._watch)
             while True:
                 await self._due.sleep()
-                self._carry_out(self.gossip.tick(trio.current_time()))
+                with left_out(self.dropped, "gossip-broken", BROKEN):  # what others said had a timer set
+                    self._carry_out(self.gossip.tick(trio.current_time()))
 
     async def leave(self) -> None:
         """Say goodbye, and stay until those who ask whether it is true have been answered."""

@@ -494,3 +494,24 @@ def test_a_made_up_claim_does_not_hide_a_newcomer() -> None:
         forged = Event(node_id(2), state, 9, State.ALIVE, 5, b"forged!!" * 2).encode()
         mesh.inject(encode(messages.GOSSIP, bytes(8), node_id(3), NOBODY, [forged]), VICTIM, NOWHERE)
     assert mesh.run(15, mesh.agreed)
+
+
+def test_a_question_that_comes_again_as_it_ends_breaks_nothing() -> None:
+    """Before: the second copy's timer looked for nonces that the first one's had forgotten. Six such errors
+    in a minute end the node."""
+    mesh = Mesh(5, loss=0)
+    mesh.network.cut = lambda a, b: {a, b} == {0, VICTIM}
+    mesh.run(30)
+    asked = mesh.nodes[0].member
+    assert asked is not None and asked.through(VICTIM_ID) != ()
+    mesh.network.cut = lambda a, b: VICTIM in (a, b)  # nobody answers, which would end the question
+
+    def ask(nonce: bytes, hops: int, wait_ms: int) -> None:
+        errand = Errand(node_id(3), b"question", hops).encode()
+        datagram = encode(messages.PING_REQ, nonce, VICTIM_ID, VICTIM_ID, [], wait_ms, errand)
+        mesh.inject(datagram, 0, mesh.nodes[VICTIM].address)
+
+    ask(b"aaaaaaaa", 0, 1000)
+    mesh.run(1.0 + carrying.LATE - 0.05)
+    ask(b"bbbbbbbb", 8, 5000)
+    mesh.run(1.0)
