@@ -58,6 +58,7 @@ LATE_SHARE: Final = 0.01  # of a file's bytes, what may have come late by the pl
 LATE_ALONE: Final = 0.1  # the same of a dimension that has cards in the next plan only: less than its share
 LATE_AT_END: Final = 0.005  # the same where the plan that follows is not in the file
 UNUSUAL: Final = 3.0  # median deviations by which a plan's share is not unusual
+UNUSUAL_AT_MOST: Final = 0.2  # else plans that differ much would excuse what came between them one way
 _STEEPEST, _RATIO, _STEPS = 10.0, 1.5, 20  # the x of `lopsided`, times b: 10 down to 0.0045
 _NOTHING: Final = 5.0  # where a normal distribution's evidence is less, there is none to be found
 _EPOCH_STEPS: Final = (0.35, 0.7, 1.4)  # those of `restless`: for shares from a fifth to a half
@@ -189,7 +190,7 @@ def usual_shares(epochs: Sequence[Epoch]) -> tuple[float, ...]:
         apart = sorted((abs(epoch.shares[i] - mean), epoch.total) for epoch in epochs)
         below = accumulate(total for _, total in apart)
         median = next((off for (off, _), sum_ in zip(apart, below, strict=True) if 2 * sum_ >= whole), 0.0)
-        found.append(min(1.0, mean + UNUSUAL * median))
+        found.append(min(1.0, mean + min(UNUSUAL_AT_MOST, UNUSUAL * median)))
     return tuple(found)
 
 
@@ -302,12 +303,19 @@ class _Misplaced:
 
     def by_next(self, i: int) -> float:
         """How many bytes of a dimension that has no cards can be of a next plan, which gives it some."""
-        late = sum(
-            min(epoch.late, epoch.total)
+        # What is late follows the next plan, so it comes by all dimensions of that plan. Of one epoch it may
+        # be a single burst; of a file it is not all of it.
+        late = math.fsum(
+            min(epoch.late, epoch.total) * self._part(epoch, i)
             for epoch in self._epochs
             if not epoch.shares[i] and (epoch.following is None or epoch.following[i])
         )
         return min(late, LATE_ALONE * self._total) if self._bounded else late
+
+    def _part(self, epoch: Epoch, i: int) -> float:
+        """The share of late bytes that a dimension can have of a plan: twice what the plan gives it."""
+        whole = epoch.following is None or not self._bounded
+        return 1.0 if whole or epoch.following is None else min(1.0, 2 * epoch.following[i])
 
     def of(self, i: int, *, more: bool) -> float:
         """How far a dimension's bytes can be above its share by that, or below: not at all where plans are
