@@ -26,10 +26,20 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery.streams import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.proofs.archive import Archive, Certificates
-from phantommesh.proofs.ledger import Closed, Kept, Ledger
+from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
 from phantommesh.proofs.shelf import Shelf
-from phantommesh.proofs.statement import CONTEXT, VERSION, ZEROS, Plan, Proof, ProofError, Seven, Signed
+from phantommesh.proofs.statement import (
+    CONTEXT,
+    VERSION,
+    ZEROS,
+    Plan,
+    Proof,
+    ProofError,
+    Seven,
+    Signed,
+    head_hash,
+)
 from phantommesh.proofs.tally import Counters, Tally
 from phantommesh.records import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
@@ -293,10 +303,13 @@ class Proving:
             return
         made = ledger.gather(int(time() * 1000))
         if made is not None:
-            sign = self._state.identity.sign
-            kept = ledger.seal(made, await trio.to_thread.run_sync(sign, made.head, CONTEXT))
-            await self._store(kept)
-            await self._write(self._shelf.put_heads, ledger.heads)
+            # The number is on disk before anything is signed under it. Else a node that ends here, or whose
+            # disk is full, would sign another head of this number after its next start.
+            following = Chain(ledger.heads.next + 1, head_hash(made.head))
+            if await self._write(self._shelf.put_heads, following):
+                sign = self._state.identity.sign
+                kept = ledger.seal(made, await trio.to_thread.run_sync(sign, made.head, CONTEXT))
+                await self._store(kept)
         async with trio.open_nursery() as nursery:
             for peer in self._tally.peers():
                 if ledger.unsent(peer):
@@ -328,13 +341,15 @@ class Proving:
                 )  # fmt: skip
             await self._write(self._shelf.put, kept)
 
-    async def _write(self, write: Callable[[What], None], what: What) -> None:
-        """A full disk costs evidence, not the node."""
+    async def _write(self, write: Callable[[What], None], what: What) -> bool:
+        """Say whether it is on disk: a full one costs evidence, not the node."""
         async with self._storing:
             try:
                 await trio.to_thread.run_sync(write, what)
             except PhantomMeshError as error:
                 log.error("proofs not written", error=str(error), fix=error.fix)
+                return False
+        return True
 
     async def export(self, wanted: NodeId | None = None) -> bytes:
         """A file of all proofs without gaps, or of those with one peer. Raises ProofError where none is."""

@@ -24,6 +24,7 @@ import msgspec
 
 from phantommesh.identity import NodeId
 from phantommesh.proofs import fit, merkle
+from phantommesh.proofs.chain import CLOCKS_MS
 from phantommesh.proofs.statement import (
     FIRST,
     SALT_BYTES,
@@ -298,6 +299,11 @@ class Ledger:
         commitment = plan.commitment(leaf.salt)
         if commitment in known.windows:
             _check_place(leaf, known.seen, now_ms)
+            if abs(leaf.end_ms - known.windows[commitment][2]) > CLOCKS_MS:  # it would spoil the whole link
+                raise ProofError(
+                    f"statement {leaf.number} ended more than an hour apart by the two ends' clocks",
+                    fix="set the clocks of both nodes",
+                )
             known.seen = Seen(leaf.number, leaf.end_ms)
         window = known.windows.pop(commitment, None)
         if window is not None and sum(w.peer == peer for w in self._waiting) < 2 * MAX_WAITING:

@@ -27,6 +27,7 @@ from phantommesh.proofs.statement import (
     Statement,
     decode_leaf_untrusted,
     decode_part,
+    head_hash,
 )
 from phantommesh.statedir import atomic_write, cannot
 
@@ -67,11 +68,23 @@ class Shelf:
         return chains, self._heads()
 
     def _heads(self) -> Chain:
+        """Where the chain of heads has got to, or behind the last that signed a proof which is here, where
+        the file is older, damaged or gone: no number is signed twice. Raises StateError."""
+        found = Chain(0, FIRST)
         try:
             heads = decode_part(_Heads, (self._path / HEADS).read_bytes(), 64, "chain of heads")
-        except (OSError, ProofError):
-            return Chain(0, FIRST)
-        return Chain(heads.next, heads.last)
+            found = Chain(heads.next, heads.last)
+        except (FileNotFoundError, ProofError):
+            pass
+        except OSError as error:
+            raise cannot(f"read {self._path / HEADS}", error) from error
+        for peer, direction in self.links():
+            for _, proof in self.newest_first(peer, direction):
+                ours = proof.statement if direction == "sent" else proof.receipt
+                if ours is not None and (head := ours.open_head()).sequence >= found.next:
+                    found = Chain(head.sequence + 1, head_hash(ours.head))
+                break
+        return found
 
     def put(self, kept: Kept) -> None:
         """Store a proof, and throw away the oldest beyond ``keep``. Raises StateError.

@@ -24,6 +24,7 @@ from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.report import _direction
 from phantommesh.nursery.streams import StreamError
 from phantommesh.proofs.archive import Archive
+from phantommesh.proofs.ledger import Kept
 from phantommesh.proofs.shelf import HEADS, Shelf
 from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Seven, Statement, decode_leaf_untrusted
 from phantommesh.proofs.verdict import Demands
@@ -33,6 +34,7 @@ from phantommesh.revocation import Revocations
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
+from phantommesh.statedir import StateError
 from tests.unit.makemesh import identity, make_mesh, plain_record
 from tests.unit.makeproofs import cards_of, plus, seven
 
@@ -518,7 +520,7 @@ async def test_what_is_damaged_on_disk_is_left_out(pair: Pair) -> None:
     (link,) = (await a.verified()).links
     assert link.proofs == 2
     chains, heads = Shelf(a.at, 60).load()
-    assert heads.next == 0 and [chain.next for chain in chains.values()] == [4]
+    assert heads.next == 4 and [chain.next for chain in chains.values()] == [4]
 
 
 async def test_a_loss_is_told(pair: Pair) -> None:
@@ -589,3 +591,97 @@ async def test_epochs_that_are_too_short_are_not_proved(tmp_path: Path) -> None:
     end.proving._epoch = 0.05
     end.turn(Hits())
     assert end.proving._to_turn.statistics().current_buffer_used == 0
+
+
+async def both_ways(a: End, b: End, epochs: int) -> None:
+    """So many epochs of both directions, each signed."""
+    for _ in range(epochs):
+        await step(a, a.carry())
+        await step(b, b.carry())
+        await rounds(a)
+        await rounds(b)
+
+
+async def again(end: End) -> None:
+    """The process ends, and starts again."""
+    end.restart()
+    end.serving.start_soon(end.proving.run)
+    await until(lambda: end.proving.ready)
+    await end.read()
+    await step(end)
+
+
+async def all_holds(a: End, b: End) -> None:
+    for end in (a, b):
+        assert {link.verdict for link in (await end.verified()).links} == {"holds"}
+
+
+async def test_a_node_that_is_stopped_within_a_round_signs_no_second_head_of_it(pair: Pair) -> None:
+    """Before: its own file was refused as a whole, for two heads of one round."""
+    a, b = pair
+    await step(a)
+    await step(b)
+    await both_ways(a, b, 2)
+    await step(a, a.carry())
+    await step(b, b.carry())
+    await a.proving.round()
+    put = b.proving._shelf.put
+    with trio.CancelScope() as scope:
+
+        def stop(kept: Kept) -> None:
+            put(kept)
+            trio.from_thread.run_sync(scope.cancel)
+
+        b.proving._shelf.put = stop  # type: ignore[method-assign]
+        await b.proving.round()
+    assert scope.cancelled_caught
+    await again(b)
+    await both_ways(a, b, 2)
+    await all_holds(a, b)
+
+
+async def test_a_full_disk_costs_no_contradiction_after_the_next_start(pair: Pair) -> None:
+    """Before: the peer's file was refused, from a disk that was well."""
+    a, b = pair
+    await step(a)
+    await step(b)
+    await both_ways(a, b, 3)
+
+    def refuse(what: object) -> None:
+        raise StateError("no space left on the device")
+
+    b.proving._shelf.put = refuse  # type: ignore[assignment]
+    b.proving._shelf.put_heads = refuse  # type: ignore[assignment]
+    await both_ways(a, b, 3)
+    await again(b)
+    await both_ways(a, b, 4)
+    for end in (a, b):
+        assert all(link.verdict != "fails" for link in (await end.verified()).links)
+
+
+@pytest.mark.parametrize("damaged", [b"", None])
+async def test_damaged_or_lost_heads_begin_no_second_chain(pair: Pair, damaged: bytes | None) -> None:
+    """Before: both ends' files were refused, for two heads of round 0."""
+    a, b = pair
+    await step(a)
+    await step(b)
+    await both_ways(a, b, 3)
+    heads = b.at / HEADS
+    heads.unlink()
+    if damaged is not None:
+        heads.write_bytes(damaged)
+    await again(b)
+    await both_ways(a, b, 3)
+    await all_holds(a, b)
+
+
+async def test_a_clock_that_is_hours_off_at_boot_costs_its_own_epochs_alone(pair: Pair) -> None:
+    """Before: the receiver signed them, and the whole link failed for them."""
+    a, _ = pair
+    a.ahead = -7200.0
+    await step(a)
+    await prove(a, 3)
+    a.ahead = 0.0
+    await prove(a, 5)
+    for end in pair:
+        assert {link.verdict for link in (await end.verified()).links} == {"holds"}
