@@ -48,6 +48,7 @@ _MOST_PAYLOAD: Final = 16 * 1024  # bytes; a certificate has 8 KiB at most, a bo
 # So what is written is about twice what changed: three times where members come, or certificates change.
 GROWTH: Final = 2
 SLACK: Final = 1024 * 1024
+MOST_MISSES: Final = 1_024  # marks without a frame behind them: each may cost a checksum over 16 KiB
 MOST_NOTED: Final = 4_096  # records that wait for a disk that refuses; beyond, the whole roster is written
 
 
@@ -171,10 +172,12 @@ def _items(data: bytes) -> tuple[list[_Certificate | _Line], int, list[tuple[int
     frame that can be read."""
     items, gaps, view = list[_Certificate | _Line](), list[tuple[int, int]](), memoryview(data)
     at = end = len(HEADER) if data.startswith(HEADER) else 0
+    misses = 0
     while at != -1 and at < len(data):
         payload = _frame_at(view, at)
         if payload is None:
-            at = data.find(_MARK, at + 1)
+            misses += data.startswith(_MARK, at)
+            at = data.find(_MARK, at + 1) if misses <= MOST_MISSES else -1
             continue
         if at > end:
             gaps.append((end, at))
