@@ -42,7 +42,10 @@ from phantommesh.trust import (
 )
 from phantommesh.wgkeys import WgKeys
 
-_RESTORE: Final = "restore the file from a backup, or move the state directory away and join again"
+_RESTORE: Final = (
+    "restore the file from a backup; or move the state directory and the configuration away, run "
+    "`phantommesh revoke NAME` for this node on an authority, and join again"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

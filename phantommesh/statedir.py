@@ -167,7 +167,8 @@ class StateDir:
             if name not in entries:
                 raise StateError(
                     f"{path} is incomplete: {name} is missing",
-                    fix="restore it from a backup, or move the directory away and join again",
+                    fix="restore it from a backup; or move the directory and the configuration away, run "
+                    "`phantommesh revoke NAME` for this node on an authority, and join again",
                 )
         return state
 

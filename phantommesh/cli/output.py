@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How verbs print: one JSON document, or tables for people."""
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import click
@@ -28,8 +27,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(one_line("-" if cell is None else str(cell))) for cell in row))
-    # A pipe has no width: nothing is cut for the sake of one.
-    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+    # Nothing is cut for the sake of a width: a narrow terminal wraps what it cannot show.
+    Console(width=1000, highlight=False).print(table)
 
 
 def age(seconds: float | None) -> str | None:

@@ -258,7 +258,7 @@ def _pinned(options: Options, root: str | None) -> bytes:
         except ValueError:
             pass
         raise CliError(
-            f"--root {root[:80]} is no hash", fix="give the 64 hex characters that --export printed"
+            f"--root {root[:80]!r} is no hash", fix="give the 64 hex characters that --export printed"
         )
     path = options.state_dir / ROOT_CERT
     try:

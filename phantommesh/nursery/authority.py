@@ -103,7 +103,11 @@ class AuthorityDesk:
             taken = {member.ip4 for member in others}
             # An expired member has to join again, as a new node, and wants its name back.
             if any(member.name == name and member.not_after >= time() for member in others):
-                raise TrustError(f"the mesh has a node named {name} already", fix="join with another --name")
+                raise TrustError(
+                    f"the mesh has a node named {name} already",
+                    fix="join with another --name; if this machine was that node and has lost its state, run "
+                    f"`phantommesh revoke {name}` on an authority first",
+                )
             own_authority_cert = b""
             if entry.role is Role.AUTHORITY:
                 own_authority_cert = await trio.to_thread.run_sync(self._make_authority, request, node_id)

@@ -197,8 +197,8 @@ def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) ->
     for name in sorted(through)[:MAX_PARTLY]:
         yield Fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, not "
-            f"from here; check that its control port {control_port} is reachable by UDP from here, and ours "
-            "from there"
+            f"from here, and nobody carries traffic; check that its control port {control_port} and its "
+            "WireGuard ports are reachable by UDP from here, and ours from there"
         )
     if len(through) > MAX_PARTLY:
         yield Fault(

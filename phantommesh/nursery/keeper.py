@@ -368,7 +368,13 @@ class RosterKeeper:
                 fix="nothing, after a power cut: the file is written anew; else check the disk",
             )
         if self._log.torn:
-            log.info("the last write of the roster was cut off", file=path, bytes=self._log.torn)
+            log.warning(
+                "the end of the roster's file is no whole record: a write that was cut off, or damage",
+                file=path,
+                bytes=self._log.torn,
+                members=len(self.roster),
+                fix="nothing, after a crash or a power cut: other members give it again; else check the disk",
+            )
 
     def _due(self, name: str) -> float:
         """When a file that has changed is written."""

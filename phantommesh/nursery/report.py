@@ -81,6 +81,7 @@ class Reporter:
         """This node at a glance."""
         node, member = self._node, self._node.own.member
         links = self.links()
+        gone = {e.member.name for e in node.entries() if self._membership(e) in ("dead", "left")}
         return Status(
             mesh=node.state.mesh.name,
             node=member.name,
@@ -92,7 +93,7 @@ class Reporter:
             ip4=str(member.ip4),
             ip6=str(member.ip6),
             peers_total=len(links),
-            peers_up=sum(map(health.is_up, links)),
+            peers_up=sum(health.is_up(link) and link.peer not in gone for link in links),
             members=dict(Counter(self._membership(entry) for entry in node.entries())),
             partly_reachable=sum(bool(self._through(entry)) for entry in node.entries()),
             degraded=self.degraded(),

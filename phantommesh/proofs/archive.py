@@ -66,7 +66,7 @@ def _unreadable(body: memoryview) -> ProofError:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         version = VERSION
     if version == VERSION:
-        return ProofError("the file of proofs is damaged")
+        return ProofError("the file of proofs is damaged", fix="export it again, and copy it whole")
     return ProofError(
         f"the file of proofs is of version {version}, and this is a program for version {VERSION}",
         fix="export the proofs again, with the program that checks them",

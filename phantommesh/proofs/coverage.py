@@ -109,7 +109,8 @@ def too_little(found: Coverage, epochs: Sequence[Epoch], least: float) -> str | 
     if least and strays > STRAY_BYTES + STRAY_SHARE * (1 - least) / least * whole:
         return (
             f"{strays / whole:.1%} of the bytes came, or may have come, by dimension {i} outside of the "
-            f"proved epochs, beyond its share"
+            f"proved epochs, beyond its share: {STRAY_SHARE * (1 - least) / least:.1%} are allowed where "
+            f"{least:.0%} is to be proved"
         )
     return None
 

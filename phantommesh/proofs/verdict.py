@@ -196,17 +196,17 @@ def _too_little(
             "export again once the peer has answered; it takes two epochs",
         )
     if (found := too_little(covered, epochs, demands.min_coverage)) is not None:
-        return found, "give --min-coverage if that is known and accepted"
+        return found, (
+            "export again later, if a node was killed or cut off meanwhile; or give a lower --min-coverage "
+            "if that is known and accepted"
+        )
     bits = (
         ("what the sender committed to", _entropy(_planned(epochs))),
         ("what was received", fit.entropy_bits(covered.received)),
     )
     for what, entropy in bits:
         if entropy < demands.min_entropy:
-            reason = (
-                f"{what} has {entropy:.3f} bits of entropy, which shows no scattering: "
-                f"{demands.min_entropy:.3f} are asked for"
-            )
+            reason = f"{what} has {entropy:.3f} bits of entropy, and {demands.min_entropy:.3f} are asked for"
             fix = (
                 "see `phantommesh paths` for what paths there are, or give --min-entropy if that is accepted"
             )

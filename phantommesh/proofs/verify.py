@@ -65,10 +65,15 @@ def examine(archive: Archive, *, root_hash: bytes | None = None, demands: Demand
     if not archive.proofs:
         raise ProofError("there is no proof in the file")
     try:
-        root = load_root(archive.root, root_hash)
+        root = load_root(archive.root)
         mesh = describe_mesh(root)
     except PhantomMeshError as error:
         raise ProofError(str(error), fix=error.fix) from error
+    if root_hash is not None and mesh.root_hash != root_hash:
+        raise ProofError(
+            f"the file is of another mesh: the hash of its root key is {mesh.root_hash.hex()}",
+            fix="check --root (or the state directory), or ask for a file of your mesh",
+        )
     signatures = Signatures(root, archive)
     links: dict[tuple[bytes, bytes], list[Checked]] = {}
     for proof in archive.proofs:

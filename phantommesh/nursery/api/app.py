@@ -226,7 +226,9 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
             found = (view.node_id for view in node.proofs() if wanted in (view.node_id, view.peer))
             if (chosen := next(found, None)) is None:
                 raise ProblemError(
-                    404, "there are no scatter proofs with this peer", fix="see GET /v1/proofs"
+                    404,
+                    "there are no scatter proofs with this peer",
+                    fix="see `phantommesh proofs` (GET /v1/proofs) for who there is",
                 )
         return Response(await node.export_proofs(chosen), content_type="application/octet-stream")
 
