@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from cryptography import x509
@@ -41,11 +40,6 @@ from phantommesh.trust import (
     verify_chain,
 )
 from phantommesh.wgkeys import WgKeys
-
-_RESTORE: Final = (
-    "restore the file from a backup; or move the state directory and the configuration away, run "
-    "`phantommesh revoke NAME` for this node on an authority, and join again"
-)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -313,4 +307,4 @@ def _blame(state: StateDir, name: str) -> Iterator[None]:
     except StateError:
         raise
     except (PhantomMeshError, ValueError, TypeError, RecursionError) as error:
-        raise StateError(f"{state.path / name} is damaged: {error}", fix=_RESTORE) from error
+        raise StateError(f"{state.path / name} is damaged: {error}", fix=statedir.RESTORE) from error

@@ -60,6 +60,11 @@ REQUIRED: Final = (
     REVOCATIONS,
 )
 
+RESTORE: Final = (
+    "restore the file from a backup; or move the state directory and the configuration away, run "
+    "`phantommesh revoke NAME` for this node on an authority, and join again"
+)
+"""What mends a state directory that lacks something."""
 MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records.py allows
 
 
@@ -167,8 +172,7 @@ class StateDir:
             if name not in entries:
                 raise StateError(
                     f"{path} is incomplete: {name} is missing",
-                    fix="restore it from a backup; or move the directory and the configuration away, run "
-                    "`phantommesh revoke NAME` for this node on an authority, and join again",
+                    fix=RESTORE,
                 )
         return state
 

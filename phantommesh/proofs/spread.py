@@ -314,8 +314,9 @@ class _Misplaced:
 
     def _part(self, epoch: Epoch, i: int) -> float:
         """The share of late bytes that a dimension can have of a plan: twice what the plan gives it."""
-        whole = epoch.following is None or not self._bounded
-        return 1.0 if whole or epoch.following is None else min(1.0, 2 * epoch.following[i])
+        if epoch.following is None or not self._bounded:
+            return 1.0
+        return min(1.0, 2 * epoch.following[i])
 
     def of(self, i: int, *, more: bool) -> float:
         """How far a dimension's bytes can be above its share by that, or below: not at all where plans are
