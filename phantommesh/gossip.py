@@ -14,11 +14,10 @@ from typing import Final, NamedTuple
 
 from phantommesh.envelope import OVERHEAD, Envelope, EnvelopeError
 from phantommesh.identity import NodeId
-from phantommesh.link.admission import source_block
 from phantommesh.membership import effects
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE, HEADER_SIZE, NODE_ID_SIZE
-from phantommesh.rates import Rates
+from phantommesh.rates import Rates, source_block
 from phantommesh.wire import Address
 
 KIND: Final = 1  # of the envelope: the payload is a datagram of `membership.messages`

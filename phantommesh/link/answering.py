@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from phantommesh import wire
 from phantommesh.identity import node_id_of
 from phantommesh.link import keys
-from phantommesh.link.admission import SHARES, Cookies, Rates, Standing
+from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
 from phantommesh.link.context import Context, Gate, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
 from phantommesh.link.fragments import Missing, Pool
@@ -20,6 +20,7 @@ from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, pr
 from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import ALL, PskState
 from phantommesh.link.response import LIFE, Response, Responses
+from phantommesh.rates import Rates, source_block
 from phantommesh.wire import Address, Fragment, Kind, Mode
 
 # Tuning.
@@ -33,8 +34,10 @@ class Answerer:
         self._context = context
         self._cookies = Cookies(context.random, now)
         # By source block, and apart for who has no current admission secret: the two may share an address.
-        self._rates = {True: Rates(), False: Rates()}
-        self._budgets = {standing: Rates(share.rate, share.burst) for standing, share in SHARES.items()}
+        self._rates = {current: Rates[str](INIT_RATE, INIT_BURST, MAX_SOURCES) for current in (True, False)}
+        self._budgets = {
+            standing: Rates[bytes](share.rate, share.burst, MAX_SOURCES) for standing, share in SHARES.items()
+        }
         self.responses = Responses()
 
     def on_cookie_request(
@@ -102,7 +105,7 @@ class Answerer:
         if fragment.index == 0 and not self._may_enter(gate, fragment.chunk[wire.INIT_NODE_ID]):
             return self._context.drop("mac")
         started = self._context.reassembler.started(source, fragment)
-        if not started and not self._rates[gate.current].allow(source.host, now):
+        if not started and not self._rates[gate.current].allow(source_block(source.host), now):
             return self._context.drop("rate")
         pool = Pool.CURRENT if gate.current else Pool.OUTDATED
         body = self._context.reassembler.add(source, fragment, now, pool)
@@ -187,7 +190,7 @@ class Answerer:
         if self.responses.replayed(init.nonce):
             self._context.drop("replay")
             return False
-        if not self._budgets[standing].take(name if SHARES[standing].each else b"", now):
+        if not self._budgets[standing].allow(name if SHARES[standing].each else b"", now):
             self._context.drop("budget")
             return False
         if not self.responses.room_for(standing, init.node_id, name, source):

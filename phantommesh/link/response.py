@@ -7,9 +7,10 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from phantommesh import wire
-from phantommesh.link.admission import SHARES, Standing, source_block
+from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
+from phantommesh.rates import source_block
 from phantommesh.wire import Address, Kind
 
 # Tuning.

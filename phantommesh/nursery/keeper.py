@@ -15,11 +15,10 @@ import trio
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
-from phantommesh.link.admission import source_block
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.rates import Rates
+from phantommesh.rates import Rates, source_block
 from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
 from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord

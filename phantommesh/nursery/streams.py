@@ -24,9 +24,8 @@ from phantommesh import control, wire
 from phantommesh.asking import MAX_UNLINKED
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
-from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
-from phantommesh.rates import Rates
+from phantommesh.rates import Rates, source_block
 from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_PLEA, MAX_STANDING
 from phantommesh.seats import Holder, Ruling, Seat, Seats

@@ -13,8 +13,8 @@ import pytest
 from phantommesh import wire
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Decapsulator
-from phantommesh.link import fragments, keys
-from phantommesh.link.admission import HALF_OPEN, SHARES, Rates, Standing
+from phantommesh.link import answering, fragments, keys
+from phantommesh.link.admission import HALF_OPEN, SHARES, Standing
 from phantommesh.link.context import Agree, no_agreement
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Send, Sign
 from phantommesh.link.fragments import Pool, Reassembler
@@ -79,7 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     spy(wire, "cookie_mac_ok", "cookie mac")
     spy(wire, "first_mac_ok", "first mac")
-    spy(Rates, "allow", "rate")
+    spy(answering, "source_block", "rate")
     spy(Reassembler, "add", "reassembly")
     spy(Responses, "replayed", "duplicates")
     return found
