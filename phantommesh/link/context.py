@@ -16,8 +16,8 @@ from phantommesh.link.fragments import Reassembler
 from phantommesh.link.handshake import Random
 from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
-from phantommesh.link.timers import Timers
 from phantommesh.secret import Secret
+from phantommesh.timers import Timers
 from phantommesh.wire import Address
 
 # Specification (DESIGN section 4).

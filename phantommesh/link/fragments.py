@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from phantommesh.link.timers import Timers
+from phantommesh.timers import Timers
 from phantommesh.wire import CHUNK_SIZE, Address, Fragment, Kind, Mode
 
 # Specification (DESIGN section 4).

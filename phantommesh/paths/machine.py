@@ -6,11 +6,9 @@ It never raises for anything that came from the network: what it cannot use is c
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from random import Random
 from typing import Final
 
@@ -20,6 +18,7 @@ from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.rates import Bucket
 from phantommesh.sizes import DIMENSIONS
+from phantommesh.timers import Timers
 from phantommesh.wire import DecodeError
 
 ALL: Final = (1 << DIMENSIONS) - 1
@@ -64,8 +63,7 @@ class Paths:
         self._thrift = (float("-inf"), 1.0)  # when it was counted, and by how much fast probes are too many
         self._peers: dict[bytes, _Peer] = {}
         self._leaving = 0
-        self._queue: list[tuple[float, int, Path]] = []
-        self._order = count()
+        self._timers = Timers[tuple[bytes, int]]()  # by peer and dimension
         self._weigh_at = float("inf")
         self._hold = float("-inf")
         self.drops: Counter[str] = Counter()
@@ -79,6 +77,7 @@ class Paths:
         for gone in self._peers.keys() - peers.keys():
             for path in self._peers.pop(gone).paths:
                 path.close(now)
+                self._schedule(path)
         for node_id, ready in peers.items():
             peer = self._peers.get(node_id)
             if peer is None:
@@ -92,6 +91,7 @@ class Paths:
                     self._schedule(path)
                 elif not ready >> i & 1 and before is not PathState.CLOSED:
                     path.close(now)
+                    self._schedule(path)
                 if path.state is not before:
                     effects.append(Turned(node_id, i, before, path.state))
             effects += self._rescore(node_id, peer)
@@ -161,10 +161,7 @@ class Paths:
     @property
     def deadline(self) -> float:
         """When `tick` next has something to do."""
-        while self._queue and self._queue[0][0] != self._queue[0][2].due:
-            heapq.heappop(self._queue)
-        first = self._queue[0][0] if self._queue else float("inf")
-        return min(first, self._weigh_at)
+        return min(self._timers.first, self._weigh_at)
 
     def receive(self, datagram: bytes, node_id: bytes, dimension: int, now: float) -> list[Effect]:
         """Take a probe that came in through this dimension from this peer."""
@@ -217,8 +214,9 @@ class Paths:
                 for node_id, peer in self._peers.items():
                     effects += self._rescore(node_id, peer)
                 continue
-            path = heapq.heappop(self._queue)[2]
-            peer = self._peers[path.peer]
+            node_id, dimension = self._timers.take()
+            peer = self._peers[node_id]
+            path = peer.paths[dimension]
             before = path.state
             path.overdue(now, self._hold)
             if path.misses:
@@ -269,9 +267,7 @@ class Paths:
         return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)
 
     def _schedule(self, path: Path) -> None:
-        due = path.due
-        if due < float("inf"):
-            heapq.heappush(self._queue, (due, next(self._order), path))
+        self._timers.set((path.peer, path.dimension), path.due)
 
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
