@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never, get_args
 
-from phantommesh.link.keys import expand
+from phantommesh.kdf import expand
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 
