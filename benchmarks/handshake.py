@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from benchmarks.machine import describe
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
 from phantommesh.kem import SEED_SIZE, provider
@@ -44,7 +45,6 @@ from phantommesh.nursery.udp import UdpPort
 from phantommesh.rates import Rates
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 
 WARM_UP, RUNS, QUICK_RUNS = 20, 500, 60
 PATIENCE = 30.0  # s; a guard only

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
@@ -24,7 +25,7 @@ from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.response import SEEN_NONCES
 from phantommesh.sizes import EK_SIZE
-from phantommesh.wire import Address, CookieReply, Kind, Mode
+from phantommesh.wire import CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 
 #: Every reason there is to drop a datagram.

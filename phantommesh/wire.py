@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
 from hmac import compare_digest
-from typing import NamedTuple
 
+from phantommesh.endpoint import MAX_DATAGRAM
+from phantommesh.errors import DecodeError
 from phantommesh.sizes import CT_SIZE, DIMENSIONS, EK_SIZE
 
 VERSION = 1
 SUITE = 1  # ML-KEM-1024 + X25519, ML-DSA-65, SHA3-256/SHA-512, HKDF-SHA512, ChaCha20-Poly1305
 
-MAX_DATAGRAM = 1232  # IPv6's minimum MTU of 1280 less the IPv6 and UDP headers (RFC 8200): never IP fragments
 HEADER_SIZE = 16
 MAC_SIZE = 16
 TRAILER_SIZE = 2 * MAC_SIZE
@@ -46,10 +46,6 @@ MAX_EPOCH = 2**63  # exclusive: whatever a peer sends, its successor can still b
 _HEADER = struct.Struct("!BBBBHH8s")
 
 
-class DecodeError(Exception):
-    """The bytes are not a datagram or message of this protocol. ``args[0]`` is a short, bounded reason."""
-
-
 class Kind(IntEnum):
     """What a datagram is."""
 
@@ -67,18 +63,6 @@ class Mode(IntEnum):
 
     MEMBER = 0
     ENROL = 1
-
-
-class Address(NamedTuple):
-    """Where a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
-
-    host: str
-    port: int
-    transport: str = "udp"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}" + ("" if self.transport == "udp" else f"/{self.transport}")
 
 
 _INIT = struct.Struct(f"!BB8sQ{CHAIN_ID_SIZE}s{CHAIN_ID_SIZE}s16s32sB32s{EK_SIZE}s32s")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2s
 
+from phantommesh.endpoint import Address
 from phantommesh.link.handshake import Random
-from phantommesh.wire import MAC_SIZE, Address
+from phantommesh.wire import MAC_SIZE
 
 # Specification (DESIGN section 4).
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
 from phantommesh.identity import node_id_of
 from phantommesh.link import keys
 from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
@@ -21,7 +23,7 @@ from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import ALL, PskState
 from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.rates import Rates, source_block
-from phantommesh.wire import Address, Fragment, Kind, Mode
+from phantommesh.wire import Fragment, Kind, Mode
 
 # Tuning.
 PARTIAL_ACK_AFTER = 1.0  # s to wait for all seven interfaces before acknowledging fewer
@@ -76,7 +78,7 @@ class Answerer:
             return []
         auth = wire.decode_auth_untrusted(body)
         if auth.session != fragment.session:
-            raise wire.DecodeError("session")
+            raise DecodeError("session")
         return self._on_auth(response, auth, now)
 
     def ask_again(self, missing: Missing) -> list[Effect]:
@@ -113,7 +115,7 @@ class Answerer:
             return []
         init = wire.decode_init_untrusted(body, fragment.mode)
         if init.session != fragment.session:
-            raise wire.DecodeError("session")
+            raise DecodeError("session")
         if init.mode is Mode.ENROL:
             return self._on_enrol(init, gate, source, now)
         return self._on_init(init, gate, source, now)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random as JitterRandom
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.kem import Kem
 from phantommesh.link import keys
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Role, Send
@@ -18,7 +19,6 @@ from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
 from phantommesh.secret import Secret
 from phantommesh.timers import Timers
-from phantommesh.wire import Address
 
 # Specification (DESIGN section 4).
 GLARE_DELAY = 10.0  # s that the end with the higher node id leaves the other to start

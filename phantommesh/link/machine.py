@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from random import Random as JitterRandom
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
 from phantommesh.link.answering import Answerer
 from phantommesh.link.context import Agree, Context, Peer, Timing, no_agreement
@@ -21,7 +23,7 @@ from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import PskState
 from phantommesh.link.starting import Starter
 from phantommesh.secret import Secret
-from phantommesh.wire import Address, Kind
+from phantommesh.wire import Kind
 
 # Tuning.
 FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast
@@ -242,7 +244,7 @@ class Links:
                 case wire.Fragment():
                     side = self._starter if _for_initiator(parsed) else self._answerer
                     return side.receive(parsed, datagram, source, now)
-        except wire.DecodeError:
+        except DecodeError:
             return self._context.drop("malformed")
         except QuotaError:
             return self._context.drop("quota")

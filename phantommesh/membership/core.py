@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
 from phantommesh.membership.effects import Effect, Persist, Send
 from phantommesh.membership.health import Awareness, RoundTrips
@@ -29,7 +30,6 @@ from phantommesh.membership.presets import Params
 from phantommesh.membership.reach import Reach
 from phantommesh.membership.table import Table
 from phantommesh.timers import Timers
-from phantommesh.wire import Address
 
 #: How late a timer may be, as a share of the probe interval, before this node knows that it was stalled.
 LATE: Final = 0.25

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from phantommesh import statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.nodestate import NodeState
@@ -24,7 +25,6 @@ from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation,
 from phantommesh.rootword import RootWord
 from phantommesh.statedir import StateError
 from phantommesh.trust import TrustError
-from phantommesh.wire import Address
 
 # Tuning.
 SAVE_AGAIN = 5.0  # s after the disk refused

@@ -20,6 +20,7 @@ import trio
 from phantommesh import __version__, envelope, statedir
 from phantommesh.config import Config
 from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.guard import Guard
@@ -66,7 +67,6 @@ from phantommesh.scatter.intents import manner_of
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
 # Tuning.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
@@ -19,7 +20,6 @@ from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.rates import Bucket
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.timers import Timers
-from phantommesh.wire import DecodeError
 
 ALL: Final = (1 << DIMENSIONS) - 1
 FULL: Final = (1.0,) * DIMENSIONS

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from phantommesh import asking, control
+from phantommesh.endpoint import Address
 from phantommesh.envelope import EnvelopeError
 from phantommesh.gossip import AskKeys
 from phantommesh.identity import NodeId
@@ -18,7 +19,6 @@ from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.nursery.calling import STANDING_ASKED, STANDING_FIRST, STANDING_MAX
 from phantommesh.nursery.gossip import ASK_QUEUE, ASKERS, FETCHERS, QUIET, SYNC_QUEUE, SYNCERS
 from phantommesh.nursery.streams import CONNECT
-from phantommesh.wire import Address
 from tests.simulation.full_calls import Ask, Task, spawn
 
 if TYPE_CHECKING:

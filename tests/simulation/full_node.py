@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
 from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -50,7 +51,6 @@ from phantommesh.revocation import Revocation, Revocations
 from phantommesh.rootword import RootWord
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord

@@ -6,9 +6,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantommesh.endpoint import Address
 from phantommesh.link.admission import COOKIE_SECRET_LIFE, INIT_BURST, INIT_RATE, MAX_SOURCES, Cookies
 from phantommesh.rates import Rates, source_block
-from phantommesh.wire import Address
 
 HERE, THERE = Address("192.0.2.1", 51800), Address("192.0.2.2", 51800)
 

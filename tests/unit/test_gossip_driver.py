@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from phantommesh import asking, statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.control import Records, decode_answer_untrusted
+from phantommesh.endpoint import Address
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.events import Filter
 from phantommesh.groupkey import Keyring
@@ -24,7 +25,6 @@ from phantommesh.nursery import gossip as module
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.wire import Address
 from tests.unit.dying import hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

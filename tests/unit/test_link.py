@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Decapsulator
 from phantommesh.link import answering, fragments, keys
@@ -24,7 +25,7 @@ from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.psk import PskPhase
 from phantommesh.link.response import LIFE, SEEN_NONCES, Response, Responses
 from phantommesh.secret import Secret
-from phantommesh.wire import Address, CookieReply, Fragment, Kind, Mode
+from phantommesh.wire import CookieReply, Fragment, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 
 ME, OTHER = identities(2)[1], identities(2)[0]

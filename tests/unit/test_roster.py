@@ -14,6 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity, NodeId, format_node_id
@@ -35,7 +36,6 @@ from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role
-from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
