@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from benchmarks.machine import describe
+from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
@@ -39,12 +40,10 @@ from phantommesh.link.admission import Standing
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.rates import Rates
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
 WARM_UP, RUNS, QUICK_RUNS = 20, 500, 60
 PATIENCE = 30.0  # s; a guard only

@@ -11,13 +11,13 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
     EARLY,
     LONGEST_LIFE,

@@ -38,7 +38,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     need_access("init", options.state_dir, options.config)
     from phantommesh.bootstrap import init_mesh
     from phantommesh.config import WireguardSection
-    from phantommesh.dataplane import all_names
+    from phantommesh.dimensions import all_names
     from phantommesh.nursery import hostview
     from phantommesh.overlay import Address
     from phantommesh.wireguard import Network

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from phantommesh import wire
+from phantommesh.dimensions import ALL
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.identity import node_id_of
@@ -20,7 +21,7 @@ from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, 
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.initiation import Stage
-from phantommesh.link.psk import ALL, PskState
+from phantommesh.link.psk import PskState
 from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.rates import Rates, source_block
 from phantommesh.wire import Fragment, Kind, Mode

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh import wire
+from phantommesh.dimensions import ALL
 from phantommesh.errors import DecodeError
 from phantommesh.kem import SEED_SIZE, Kem, KemError
 from phantommesh.link import keys
@@ -85,7 +86,7 @@ class Initiator:
         epoch: int,
         credential: bytes,
         interface_hash: bytes,
-        bitmap: int = 0x7F,
+        bitmap: int = ALL,
     ) -> None:
         ek, self._decapsulator = kem.keypair(random(SEED_SIZE))
         self._x = X25519PrivateKey.from_private_bytes(random(32))
@@ -173,7 +174,7 @@ class Responder:
         chain_id: bytes,
         chain_key: bytes,
         interface_hash: bytes,
-        bitmap: int = 0x7F,
+        bitmap: int = ALL,
     ) -> None:
         self.init = init
         try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from random import Random as JitterRandom
 
 from phantommesh import wire
+from phantommesh.dimensions import bits
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
@@ -253,7 +254,7 @@ class Links:
 
 
 def _different(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    return sum(1 << i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    return bits(a != b for a, b in zip(one, other, strict=True))
 
 
 def _for_initiator(fragment: wire.Fragment) -> bool:

@@ -15,7 +15,7 @@ import trio
 from phantommesh import control
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.config import Config
-from phantommesh.dataplane import all_names
+from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite

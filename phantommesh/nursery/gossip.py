@@ -15,6 +15,7 @@ import trio
 
 from phantommesh import antientropy, asking, control, envelope, gossip, statedir
 from phantommesh.acquaintance import Acquaintance
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
@@ -33,7 +34,6 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
-from phantommesh.sizes import DIMENSIONS
 
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time

@@ -19,7 +19,8 @@ import trio
 
 from phantommesh import __version__, envelope, statedir
 from phantommesh.config import Config
-from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
+from phantommesh.dataplane import MeshPeer, desired_devices, read_peer
+from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 import structlog
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nursery.due import Due
@@ -28,7 +29,6 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from phantommesh import config as config_file
-from phantommesh.dataplane import all_names, master_name
+from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import leftovers

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from phantommesh import __version__
+from phantommesh.dimensions import has
 from phantommesh.events import EventLog
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
@@ -157,7 +158,7 @@ class Reporter:
         now = time()
         answering = sum(
             peer is not None
-            and bound >> i & 1
+            and has(bound, i)
             and peer.psk == psks[i]
             and now - peer.last_handshake < REJECT_AFTER
             for i, _, peer in self.devices(entry)
@@ -190,7 +191,7 @@ class Reporter:
                     last_handshake_s=round(now - handshake, 1) if handshake else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
-                    psk_age_s=round(state.age, 1) if bound >> i & 1 and state.age is not None else None,
+                    psk_age_s=round(state.age, 1) if has(bound, i) and state.age is not None else None,
                 )
             )
         return PeerView(

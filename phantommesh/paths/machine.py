@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from phantommesh.dimensions import DIMENSIONS, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.rates import Bucket
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.timers import Timers
 
-ALL: Final = (1 << DIMENSIONS) - 1
 FULL: Final = (1.0,) * DIMENSIONS
 
 # Tuning.
@@ -86,10 +85,10 @@ class Paths:
             first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
             for i, path in enumerate(peer.paths):
                 before = path.state
-                if ready >> i & 1 and before is PathState.CLOSED:
+                if has(ready, i) and before is PathState.CLOSED:
                     path.open(now, first=first)
                     self._schedule(path)
-                elif not ready >> i & 1 and before is not PathState.CLOSED:
+                elif not has(ready, i) and before is not PathState.CLOSED:
                     path.close(now)
                     self._schedule(path)
                 if path.state is not before:
@@ -129,7 +128,7 @@ class Paths:
         effects: list[Effect] = []
         for node_id, peer in self._peers.items():
             for path in peer.paths:
-                if changed >> path.dimension & 1 and path.state in (PathState.UP, PathState.PROVING):
+                if has(changed, path.dimension) and path.state in (PathState.UP, PathState.PROVING):
                     path.next_probe = now  # so that the peer hears of it
                     self._schedule(path)
             effects += self._rescore(node_id, peer)
@@ -237,7 +236,7 @@ class Paths:
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
-        leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
+        leaving = has(self._leaving, path.dimension) and not path.peer_drained
         if unsure or (_new(path) and path.misses < MISSES):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving):
@@ -272,7 +271,7 @@ class Paths:
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
         # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
-        leaving = bool(self._leaving >> path.dimension & 1) or path.state is PathState.CLOSED
+        leaving = has(self._leaving, path.dimension) or path.state is PathState.CLOSED
         probe = Probe(
             pong,
             path.dimension,
@@ -327,7 +326,7 @@ class Paths:
         return max(1, round(path.share * STEPS)) / STEPS
 
     def _leaves(self, path: Path) -> bool:
-        return path.peer_leaving or bool(self._leaving >> path.dimension & 1)
+        return path.peer_leaving or has(self._leaving, path.dimension)
 
     def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
         stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]

@@ -18,8 +18,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import DecodeError
-from phantommesh.sizes import DIMENSIONS
 
 VERSION: Final = 1
 SIZE: Final = 18

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
 from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
@@ -38,7 +39,6 @@ from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, PeerAuth, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE, State
@@ -49,7 +49,6 @@ from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.rootword import RootWord
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk

@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 
 from phantommesh import records
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
@@ -22,7 +23,6 @@ from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
 from phantommesh.wgkeys import WgKey, WgKeys
 

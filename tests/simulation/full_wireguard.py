@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId
 from phantommesh.nursery.gossip import LOOK_AGAIN
-from phantommesh.sizes import DIMENSIONS
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process

@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 from phantommesh import statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.config import load
+from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
-from phantommesh.link.psk import ALL
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
