@@ -27,6 +27,7 @@ from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.nodestate import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.nursery import streams
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -98,7 +99,7 @@ class GossipDriver:
             known=load_members(node),
             agree=self._agree,
         )
-        self._fetching, self._wanted = asking.Fetching(), trio.Event()
+        self._fetching, self._wanted = asking.Fetching(), Bell()
         self._acquaintance = Acquaintance(
             self._mine,
             keeper.roster,
@@ -256,8 +257,7 @@ class GossipDriver:
         if NodeId(wanted.node) in self._keeper.roster.waiting:
             self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
         elif self._fetching.want(wanted, trio.current_time()):
-            self._wanted.set()
-            self._wanted = trio.Event()
+            self._wanted.ring()
         elif self._fetching.full:  # what matters is asked for again
             self.dropped["gossip-fetch-queue"] += 1
 

@@ -18,6 +18,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
@@ -71,7 +72,7 @@ class RosterKeeper:
         self.dropped: Counter[str] = Counter()
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
-        self._change = trio.Event()
+        self._change = Bell()
         self._unsaved: set[str] = set()  # files; the roster's own changes are in the log
         self._log = node.roster_log
         self._dirty = trio.Event()
@@ -198,8 +199,7 @@ class RosterKeeper:
 
     def _note_change(self, *, revoked: bool = False) -> None:
         self._report_equivocations()
-        self._change.set()
-        self._change = trio.Event()
+        self._change.ring()
         if revoked:  # the roster's file has revoked nodes too, so it stays as it is
             self._unsaved.add(statedir.REVOCATIONS)
         self._dirty.set()

@@ -21,6 +21,7 @@ import trio
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
@@ -108,7 +109,7 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._apply_now, self._changed = trio.Event(), trio.Event()
+        self._apply_now, self._changed = trio.Event(), Bell()
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
@@ -218,8 +219,7 @@ class PathDriver:
         self._due.look()
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.ring()
 
     def _send(self, peer: bytes, dimension: int, datagram: bytes) -> None:
         to, index = self._addresses.get(peer), self._indexes[dimension]

@@ -20,6 +20,7 @@ from phantommesh.link.psk import PskPhase
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
 from phantommesh.nursery import health
+from phantommesh.nursery.bell import Bell
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -66,7 +67,7 @@ class Reporter:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._finished = trio.Event()
+        self._finished = Bell()
 
     @property
     def metrics(self) -> Metrics:
@@ -376,8 +377,7 @@ class Reporter:
 
     def handshake_finished(self) -> None:
         """Tell `rotate`, which waits for some."""
-        self._finished.set()
-        self._finished = trio.Event()
+        self._finished.ring()
 
 
 def _direction(shown: Shown) -> ProofDirection:

@@ -26,6 +26,7 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
+from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block
 from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_PLEA, MAX_STANDING
@@ -98,7 +99,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
-        self._added = trio.Event()
+        self._added = Bell()
 
     async def added(self) -> None:
         """Return when the next session comes."""
@@ -111,8 +112,7 @@ class Sessions:
         if known is not None and known.peer != session.peer:
             return
         self._by_name[session.name] = session
-        self._added.set()
-        self._added = trio.Event()
+        self._added.ring()
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
             del self._by_name[name]
