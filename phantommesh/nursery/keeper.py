@@ -19,16 +19,15 @@ from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
 from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord
-from phantommesh.statedir import StateError
 from phantommesh.trust import TrustError
 
 # Tuning.
-SAVE_AGAIN = 5.0  # s after the disk refused
 # Questions of strangers with words of the root's that are new: of one source, a second and in a row.
 PLEA_RATE, PLEA_BURST, WORDS_A_PLEA = 0.5, 8.0, 2
 # Newer records of one member that come into force at once, and a second. A node has reason for a few at its
@@ -347,11 +346,8 @@ class RosterKeeper:
                 due = {name: self._due(name) for name in self._changed_files()}
                 # Revocations come first: a crash between the two leaves no revoked node behind.
                 if names := sorted(name for name in due if due[name] <= trio.current_time()):
-                    try:
+                    async with patiently(log, "roster"):
                         await self._save(names)
-                    except StateError as error:
-                        log.error("roster not written", error=str(error), fix=error.fix)
-                        await trio.sleep(SAVE_AGAIN)
                     continue
                 with trio.move_on_at(min(due.values(), default=inf)):
                     await self._dirty.wait()

@@ -23,6 +23,7 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
+from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -116,7 +117,7 @@ async def test_a_disk_that_refuses_does_not_end_the_keeping(
             raise StateError("cannot write it: No space left on device", fix="free some space")
 
     watch(monkeypatch, refuse_twice)
-    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mesh.keeper.keep)
@@ -568,7 +569,7 @@ async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: p
     """A key is made while the ring is being saved, as it was before."""
     first = await mesh.keys.rotate()
     assert first is not None
-    mesh.keys._dirty.set()
+    mesh.keys._saver.mark()
     authority = mesh.state.authority
     assert authority is not None
     mesh.keeper.revoke(revoke(authority, B.node_id, time()))
