@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh import control
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import MAX_ENDPOINTS, InviteEntry, span
+from phantommesh.invites import MAX_ENDPOINTS, InviteEntry
 from phantommesh.issuing import (
     Authority,
     check_authority_proof,
@@ -23,6 +23,7 @@ from phantommesh.issuing import (
     issue_authority,
     parse_csr_untrusted,
 )
+from phantommesh.moments import span
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys

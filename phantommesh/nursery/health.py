@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, assert_never
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import Suspicion, Why
-from phantommesh.views import LinkView, MemberState, PathView, rfc3339
+from phantommesh.moments import rfc3339
+from phantommesh.views import LinkView, MemberState, PathView
 
 if TYPE_CHECKING:
     from phantommesh.nursery.node import Node

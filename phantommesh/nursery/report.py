@@ -19,6 +19,7 @@ from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
+from phantommesh.moments import rfc3339
 from phantommesh.nursery import health
 from phantommesh.nursery.bell import Bell
 from phantommesh.proofs import fit
@@ -43,7 +44,6 @@ from phantommesh.views import (
     ScatterDimension,
     ScatterView,
     Status,
-    rfc3339,
 )
 from phantommesh.wireguard import PeerState
 
