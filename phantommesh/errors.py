@@ -2,6 +2,10 @@
 """The error an operator sees: one line that names the thing, and one that says what to do. And the error that
 decoders of untrusted bytes raise, which nobody sees."""
 
+from typing import TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
+
 
 class PhantomMeshError(Exception):
     """An operator's error. ``str(error)`` is the message; ``error.fix`` says what to do, or is empty.
@@ -16,3 +20,9 @@ class PhantomMeshError(Exception):
 
 class DecodeError(Exception):
     """The bytes are not a datagram or message of this protocol. ``args[0]`` is a short, bounded reason."""
+
+
+def first_of(group: BaseExceptionGroup[Error]) -> Error:
+    """Return the first error of a group, however deep it lies."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
