@@ -7,8 +7,9 @@ import pytest
 from phantommesh.config import WireguardSection
 from phantommesh.dataplane import (
     MASTER_METRIC,
+    Desired,
     MeshPeer,
-    desired_devices,
+    OwnSide,
     interface_names,
     master_name,
     read_peer,
@@ -37,7 +38,9 @@ NAMES = interface_names("pm")
 
 def devices(*peers: MeshPeer, prefix: str = "pm") -> dict[str, DeviceConfig]:
     settings = WireguardSection(prefix=prefix, mtu=1400, keepalive=7)
-    return desired_devices(settings, PRIVATE, range(50000, 50007), ME, NETWORKS, peers)
+    desired = Desired(settings)
+    desired.replace(OwnSide(PRIVATE, tuple(range(50000, 50007)), ME, NETWORKS), peers)
+    return desired.devices()
 
 
 def test_seven_devices_with_keys_and_ports_of_their_own() -> None:
