@@ -147,7 +147,7 @@ class Reporter:
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
         """What WireGuard says of a member: number and name of each interface, and the peer there."""
-        wg_keys = self._node.wg_keys_of(entry)
+        wg_keys = self._node.peers.wg_keys_of(entry)
         for i, name in enumerate(self._node.names):
             device = self._node.actual.get(name)
             yield i, name, None if device is None else device.peers.get(wg_keys[i])

@@ -337,7 +337,7 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
             alpha.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
         monkeypatch.setattr("phantommesh.nursery.node.time", lambda: time() + NODE_LIFE * 3 / 4)
-        alpha._install()
+        alpha._arrange()
         assert peers(alpha) == {claimants[0].node_id}
         alpha._peers_changed()
         assert peers(alpha) == {claimants[1 - first_out].node_id}
