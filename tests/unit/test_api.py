@@ -164,6 +164,29 @@ async def test_rotation_of_one_and_of_all() -> None:
     assert len(node.rotated) == 2
 
 
+async def test_a_name_that_two_members_have_is_refused_everywhere() -> None:
+    node = FakeNode()
+    node.twins = True
+    app = app_of(node)
+    for refused in (
+        await ask(app, "GET", "/v1/peers/pm-1"),
+        await ask(app, "GET", "/v1/proofs/export?peer=pm-1"),
+        await rotate(app, "pm-1"),
+        await rotate(app, "pm-1", query="?dry_run=true"),
+    ):
+        body = await problem(refused, 409)
+        assert body.detail == "several members are named pm-1"
+        assert body.candidates == ["id001", "id002"]
+        assert body.fix == "give one of id001, id002"
+    assert node.rotated == []
+    for known in ("id001", "id002"):
+        found = await (await ask(app, "GET", f"/v1/peers/{known}")).get_data()
+        assert msgspec.json.decode(found, type=PeerView).node_id == known
+        assert (await rotate(app, known)).status_code == 200
+        assert await (await ask(app, "GET", f"/v1/proofs/export?peer={known}")).get_data() == known.encode()
+    assert node.rotated == ["id001", "id002"]
+
+
 async def test_a_dry_run_changes_nothing() -> None:
     node = FakeNode()
     response = await rotate(app_of(node), "pm-2", query="?dry_run=true")

@@ -13,6 +13,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEven
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
+from phantommesh.management.finding import find
 from phantommesh.nursery.api import problems
 from phantommesh.nursery.api.events import add_events
 from phantommesh.nursery.api.idempotency import IdempotencyCache
@@ -223,13 +224,13 @@ def _add_v1(app: QuartTrio, node: NodePort) -> None:
         wanted = request.args.get("peer")
         chosen = None
         if wanted is not None:
-            found = (view.node_id for view in node.proofs() if wanted in (view.node_id, view.peer))
-            if (chosen := next(found, None)) is None:
-                raise ProblemError(
-                    404,
-                    "there are no scatter proofs with this peer",
-                    fix="see `phantommesh proofs` (GET /v1/proofs) for who there is",
-                )
+            chosen = find(
+                node.proofs(),
+                wanted,
+                lambda view: (view.peer, view.node_id),
+                unknown="there are no scatter proofs with this peer",
+                fix="see `phantommesh proofs` (GET /v1/proofs) for who there is",
+            ).node_id
         return Response(await node.export_proofs(chosen), content_type="application/octet-stream")
 
     @app.post("/v1/rotations")
@@ -302,13 +303,7 @@ def _json(value: object) -> Response:
 
 
 def _find(peers: Sequence[PeerView], wanted: str) -> PeerView:
-    for peer in peers:
-        if wanted == peer.node_id:
-            return peer
-    for peer in peers:
-        if wanted == peer.name:
-            return peer
-    raise ProblemError(404, "no such peer in the mesh", fix="see `phantommesh peers` or GET /v1/peers")
+    return find(peers, wanted, lambda peer: (peer.name, peer.node_id))
 
 
 def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
