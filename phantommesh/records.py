@@ -164,6 +164,11 @@ class Entry:
         return bool(self.record.wg_proofs) and self.member.not_before - EARLY <= now <= self.member.not_after
 
     @property
+    def called(self) -> tuple[str, str]:
+        """The member's name and its node id as text: what operators call it by."""
+        return self.member.name, format_node_id(self.member.node_id)
+
+    @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
         """Of two records of one node the greater rank wins, on every node alike: the later word; of two
         different words with one number neither is better, so the greater hash; then the later certificate."""

@@ -23,6 +23,7 @@ from phantommesh.issuing import (
     issue_authority,
     parse_csr_untrusted,
 )
+from phantommesh.management.finding import MAX_SHOWN, find, look
 from phantommesh.moments import span
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
@@ -255,25 +256,24 @@ class AuthorityDesk:
         return control.Renewed(node_cert, authority.der)
 
     def find(self, wanted: str) -> Target:
-        """Find the node to revoke or to take back, by node id or name. Raises TrustError for a name that is
-        not one node's.
+        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError or
+        AmbiguousNameError for a name that is not one node's.
 
         A node id is taken though nobody here knows it: others may.
         """
         try:
             node_id = parse_node_id(wanted)
         except IdentityError:
-            named = [entry for entry in self._keeper.roster if entry.member.name == wanted]
-            if not named:  # a revoked one, to be taken back
-                named = [e for e in self._keeper.roster.everyone() if e.member.name == wanted]
-            if not named:
-                raise TrustError(
-                    f"no member is named {wanted[:64]!r}", fix="see `phantommesh peers`"
-                ) from None
-            if len(named) > 1:
-                ids = ", ".join(format_node_id(entry.member.node_id) for entry in named)
-                raise TrustError(f"several members are named {wanted}", fix=f"give one of {ids}") from None
-            node_id = named[0].member.node_id
+            found = look(self._keeper.roster, wanted, lambda entry: entry.called)
+            if found is None:  # a revoked one, to be taken back
+                found = find(
+                    self._keeper.roster.everyone(),
+                    wanted,
+                    lambda entry: entry.called,
+                    unknown=f"no member is named {wanted[:MAX_SHOWN]!r}",
+                    fix="see `phantommesh peers`",
+                )
+            node_id = found.member.node_id
         return self._target(node_id)
 
     def _target(self, node_id: NodeId) -> Target:
