@@ -239,21 +239,13 @@ class StateDir:
             os.close(descriptor)
         return Place(place.inode, place.end + len(data), (place.tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:])
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for one node. The kernel drops the lock with the process, however it ends.
+    def lock(self) -> "StateLock":
+        """Hold the directory for one node, as a context. The kernel drops the lock with the process, however
+        it ends.
 
         Raises StateInUseError when another process holds it.
         """
-        try:
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise cannot(f"open {self.path / LOCK_FILE}", error) from error
-        try:
-            _flock(descriptor, f"another node is running on {self.path}")
-            yield
-        finally:
-            os.close(descriptor)
+        return StateLock(self.path)
 
     def _read(self, name: str, *, secret: bool = False) -> bytes:
         path = self.path / name
@@ -275,6 +267,56 @@ class StateDir:
             raise cannot(f"read {path}", error) from error
         finally:
             os.close(descriptor)
+
+
+class StateLock:
+    """The lock of a state directory, in the hands of one node. It is a lock of the file ``lock``: where that
+    is removed, another process could make and lock another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path / LOCK_FILE
+        self._held = self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._held)
+
+    def check(self) -> bool:
+        """Take the lock of the file that is there now, if it is not the one that is held; say whether it was
+        another one, or none. Raises StateInUseError where another process has taken it: then this one is to
+        end. Raises StateError where the file cannot be read or made."""
+        if self._is_there(self._held):
+            return False
+        before, self._held = self._held, self._take()
+        os.close(before)
+        return True
+
+    def _is_there(self, descriptor: int) -> bool:
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise cannot(f"look at {self._path}", error) from error
+        held = os.fstat(descriptor)
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+    def _take(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise cannot(f"open {self._path}", error) from error
+            try:
+                _flock(descriptor, f"another node is running on {self._path.parent}")
+                if self._is_there(descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it was removed between our open and our lock
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
