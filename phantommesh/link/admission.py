@@ -18,7 +18,7 @@ from ipaddress import IPv6Address, ip_address
 from phantommesh.link.handshake import Random
 from phantommesh.wire import MAC_SIZE, Address
 
-# Specification (DESIGN section 4).
+# Specification (docs/protocol.md, "Limits").
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64
 INIT_BURST = 5.0
 

@@ -20,7 +20,7 @@ from phantommesh.link.timers import Timers
 from phantommesh.secret import Secret
 from phantommesh.wire import Address
 
-# Specification (DESIGN section 4).
+# Specification (docs/protocol.md, "Who starts").
 GLARE_DELAY = 10.0  # s that the end with the higher node id leaves the other to start
 
 

@@ -9,7 +9,7 @@ from enum import Enum
 from phantommesh.link.timers import Timers
 from phantommesh.wire import CHUNK_SIZE, Address, Fragment, Kind, Mode
 
-# Specification (DESIGN section 4).
+# Specification (docs/protocol.md, "Limits").
 PER_SOURCE = 64 * 1024  # bytes
 IN_ALL = 4 * 1024 * 1024  # bytes
 LIFE = 3.0  # s

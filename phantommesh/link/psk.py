@@ -20,7 +20,7 @@ from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 
-# Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
+# Specification (docs/protocol.md, "PSKs"; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0
 
 # Tuning.
