@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What documents, docstrings and comments point at is in the repository, and nothing points at what is not."""
+"""Documents, docstrings and comments point only at files that are in the repository."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def files() -> list[Path]:
     """Every file of ours that has prose in it."""
     found = [path for path in ROOT.iterdir() if path.is_file()]
     for name in SOURCES:
-        found += [path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        found += [
+            path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        ]
     return sorted(path for path in found if path.suffix in {".md", ".py", ".toml"} and path != Path(__file__))
 
 
@@ -78,10 +80,14 @@ def test_files_that_prose_names_are_there() -> None:
     wrong = []
     for path in files():
         text = prose(path)
-        named = {name for name in _FILE.findall(text) if "NAME" not in name and name not in tails() | _ELSEWHERE}
+        named = {
+            name for name in _FILE.findall(text) if "NAME" not in name and name not in tails() | _ELSEWHERE
+        }
         named |= {name for name in _FOLDER.findall(text) if not (ROOT / name).exists()}
         modules = {name.replace(".", "/") for name in _MODULE.findall(text)}
-        named |= {name for name in modules if not (ROOT / f"{name}.py").exists() and not (ROOT / name).is_dir()}
+        named |= {
+            name for name in modules if not (ROOT / f"{name}.py").exists() and not (ROOT / name).is_dir()
+        }
         wrong += [f"{path.relative_to(ROOT)}: {name}" for name in sorted(named)]
     assert not wrong
 
@@ -89,6 +95,9 @@ def test_files_that_prose_names_are_there() -> None:
 def test_decisions_that_prose_names_are_there() -> None:
     numbers = [int(path.name[:4]) for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md")]
     assert len(numbers) == len(set(numbers)), "two decisions have one number"
+    design = prose(ROOT / "docs" / "design.md")
+    unlinked = [n for n in numbers if f"](decisions/{n:04}-" not in design]
+    assert not unlinked, "docs/design.md links to every decision"
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in files()
@@ -104,5 +113,20 @@ def test_nothing_cites_a_plan_or_a_ticket_that_is_not_in_the_repository() -> Non
         for path in files()
         for number, line in enumerate(prose(path).splitlines(), 1)
         for found in _ABSENT.finditer(line)
+    ]
+    assert not wrong
+
+
+def test_classes_in_the_glossary_are_there() -> None:
+    """The table of kinds of peer: each row's class is defined in the file that the row names."""
+    rows = re.findall(r"^\| `(\w+)` \| `([\w./]+)` \|", prose(ROOT / "docs" / "glossary.md"), re.MULTILINE)
+    assert len(rows) >= 14
+    wrong = [
+        name
+        for name, file in rows
+        if not any(
+            str(path).endswith(f"/{file}") and re.search(rf"^class {name}\b", prose(path), re.MULTILINE)
+            for path in files()
+        )
     ]
     assert not wrong
