@@ -49,10 +49,10 @@ def files() -> list[Path]:
 def tails() -> frozenset[str]:
     """Each file of the repository under every name that a reader can find it by: with all or some folders."""
     found = set()
-    for path in files():
+    for path in (*files(), Path(__file__)):
         parts = path.relative_to(ROOT).parts
         found |= {"/".join(parts[at:]) for at in range(len(parts))}
-    return frozenset(found) | {Path(__file__).name}
+    return frozenset(found)
 
 
 @cache
