@@ -40,7 +40,7 @@ SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE_BYTES + 64
 MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
-KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
+KEEP_EXPIRED: Final = 72 * 3_600.0  # s; nobody is forgotten sooner (docs/gossip.md, "Life of a member")
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
