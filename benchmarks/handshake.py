@@ -22,7 +22,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -79,7 +79,7 @@ class End:
         peer = PeerAuth(self.peer.node_id, self.peer.public_key, math.inf, WG_KEYS[1 - number], endpoints)
         self.driver.carry_out(self.links.set_peers({self.peer.node_id: peer}, trio.current_time()))
 
-    def _install(self) -> None:
+    def _install(self, _: Sequence[bytes]) -> None:
         now = trio.current_time()
         self.driver.carry_out(self.links.read_back(self.peer.node_id, ALL, [None] * DIMENSIONS, now))
 

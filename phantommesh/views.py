@@ -259,7 +259,7 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error as RFC 9457 problem details, with ``fix`` and ``reasons`` as extension members."""
+    """An error as RFC 9457 problem details; ``fix``, ``reasons`` and ``candidates`` are extension members."""
 
     status: int
     title: str
@@ -267,6 +267,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
     fix: str = ""
     reasons: list[str] = []
+    candidates: list[str] = []
+    """The node ids of the members that have the ambiguous name."""
 
 
 class NodePort(Protocol):

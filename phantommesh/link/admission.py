@@ -16,7 +16,7 @@ from phantommesh.endpoint import Address
 from phantommesh.link.handshake import Random
 from phantommesh.wire import MAC_SIZE
 
-# Specification (DESIGN section 4).
+# Specification (docs/protocol.md, "Limits").
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64
 INIT_BURST = 5.0
 

@@ -21,7 +21,7 @@ from phantommesh.link.psk import Agreement, PskState
 from phantommesh.secret import Secret
 from phantommesh.timers import Timers
 
-# Specification (DESIGN section 4).
+# Specification (docs/protocol.md, "Who starts").
 GLARE_DELAY = 10.0  # s that the end with the higher node id leaves the other to start
 
 

@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which WireGuard preshared keys a peer should have, and how sure we are that the other end has them too.
 
-A peer's PSKs are *random* until a handshake has finished (fail closed), then those of the newest agreement.
-Only the initiator can be unsure, between sending AUTH and receiving ACK: then it shows staged and committed
-PSKs in turn until a WireGuard handshake lands on one of them, and whichever was shown is what both ends have.
+Theory of operation. The kernel holds one PSK a peer and dimension. It uses a PSK only in WireGuard's own
+handshakes, about every two minutes; the session that such a handshake makes lives on for up to 180 s,
+whatever the PSK is changed to. So this module never has to change both ends at one moment. It has to see to
+it that both ends hold the same PSK again before WireGuard's next handshake, and to know when they do.
 
-A PSK is bound to the WireGuard keys of both ends of its dimension. Where one of the two is replaced, or the
-ends name different ones in a handshake, that dimension alone has a random PSK, until the next handshake.
+A link's handshake makes an *agreement*: seven PSKs, a chain key, an epoch. An agreement is
+
+    staged      at the initiator, from the moment it sends AUTH: the responder may or may not come to have it
+    committed   both ends have it: at the responder once AUTH is verified, at the initiator once ACK arrives
+    previous    replaced, and kept for its chain key until the new PSKs are confirmed, or for 180 s
+
+Without any agreement the PSKs are random, so the peer is shut out (fail closed). They are random again 300 s
+after the last agreement.
+
+Only the initiator can be unsure, and only between AUTH and ACK: AUTH may be lost, or its ACK. It cannot ask,
+since nothing of the link gets through. WireGuard answers instead: the initiator *shows* the kernel the staged
+and the committed PSKs in turn, 7 s each. A WireGuard handshake succeeds under a PSK that both ends have and
+no other, so the PSKs that were shown when one succeeded are the ones to keep.
+
+A WireGuard handshake also *confirms* an installed PSK, one dimension each. The kernel stamps it with the time
+when it ended, and it may have begun under the PSK before. So it confirms only when it is a second newer than
+the read-back of the PSK; no margin is needed where the PSK before was random and could not have worked.
+
+A PSK is bound to the WireGuard keys of both ends of its dimension. If one of the two keys is replaced, or the
+ends name different keys in a handshake, that dimension alone has a random PSK until the next handshake.
+
+Two handshakes may cross. Agreements have a *rank* that both ends compute alike, and an agreement of lower
+rank never takes the place of one of higher rank. docs/protocol.md has the table of states and events
+("PSKs"); decisions 13, 15, 25 and 33 have the reasons.
 """
 
 from __future__ import annotations
@@ -20,7 +43,7 @@ from phantommesh.dimensions import ALL, DIMENSIONS, bits, has, only, without
 from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
 
-# Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
+# Specification (docs/protocol.md, "PSKs"; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0
 
 # Tuning.
@@ -128,9 +151,9 @@ class PskState:
 
     @property
     def ready(self) -> int:
-        """On which dimensions something may be sent to the peer, as a bitmap: those that dial, once the
-        kernel has what they dial with. A packet that comes sooner makes WireGuard try without, and then wait
-        5 s. A later PSK does not interrupt it, as sessions outlive that."""
+        """Dimensions on which something may be sent to the peer, as a bitmap: they dial, and the kernel has
+        their PSK. Sending earlier makes WireGuard try with the wrong PSK and then wait 5 s. Replacing the PSK
+        later does no harm: sessions outlive it."""
         return self._usable & self.dials
 
     @property

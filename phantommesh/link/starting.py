@@ -147,12 +147,12 @@ class Starter:
             raise HandshakeError("chain")
         request = initiation.on_resp(resp, chains[resp.chain], verifier)
         effects: list[Effect] = []
-        staged, shown = peer.psk.staged, peer.psk.desired
+        staged, shown, dialled = peer.psk.staged, peer.psk.desired, peer.psk.dials
         if staged is not None and resp.chain == staged.chain_id:
             peer.psk.commit(staged, now)  # the other end has what we were unsure of
         elif staged is not None:
             peer.psk.drop_staged()
-        if peer.psk.desired is not shown:
+        if peer.psk.desired is not shown or peer.psk.dials != dialled:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -22,7 +22,7 @@ from phantommesh.nursery.udp import UdpPort
 
 
 class LinkDriver:
-    """Runs one `Links`. ``install`` is called when some peer's desired PSKs changed, ``opened`` when a
+    """Runs one `Links`. ``install`` is called with the peers whose desired PSKs changed, ``opened`` when a
     handshake finished, ``alarmed`` for what an operator should know."""
 
     def __init__(
@@ -31,7 +31,7 @@ class LinkDriver:
         identity: Identity,
         udp: UdpPort,
         *,
-        install: Callable[[], None],
+        install: Callable[[Sequence[bytes]], None],
         opened: Callable[[Opened], None],
         alarmed: Callable[[Alarm], None],
     ) -> None:
@@ -53,7 +53,7 @@ class LinkDriver:
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
-        install = False
+        install = dict[bytes, None]()
         for effect in effects:
             match effect:
                 case Send(datagram, destination):
@@ -64,8 +64,8 @@ class LinkDriver:
                 case Sign():
                     with contextlib.suppress(trio.WouldBlock):  # then the initiator repeats itself
                         self._to_sign.send_nowait(effect)
-                case Install():
-                    install = True
+                case Install(peer):
+                    install[peer] = None
                 case Opened():
                     self._opened(effect)
                 case Alarm(peer, kind, detail):
@@ -74,7 +74,7 @@ class LinkDriver:
                     )
                     self._alarmed(effect)
         if install:
-            self._install()
+            self._install(tuple(install))
         self.wake()
 
     async def run(self) -> None:

@@ -318,9 +318,19 @@ class RosterKeeper:
             self._log.give_back(job)
             self._urgent |= urgent
             raise
+        finally:
+            self._report_replaced()
         if (refused := self._log.refused) is not None:
             log.warning("roster not compacted: its file goes on growing", error=str(refused), fix=refused.fix)
         return written
+
+    def _report_replaced(self) -> None:
+        if (replaced := self._log.replaced) is not None:
+            log.warning(
+                "the roster's file is written anew from what this node knows",
+                error=str(replaced),
+                fix=replaced.fix,
+            )
 
     async def _save_revocations(self) -> int:
         self._unsaved.discard(statedir.REVOCATIONS)

@@ -124,6 +124,10 @@ class PathDriver:
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
 
+    def set_ready(self, node_id: bytes, ready: int) -> None:
+        """One of the peers has other dimensions to be used than before, a bitmap."""
+        self.carry_out(self.paths.set_ready(node_id, ready, trio.current_time()))
+
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces."""
         self._indexes = [actual[name].index if name in actual else 0 for name in self._names]

@@ -28,7 +28,9 @@ from phantommesh.nursery.owning import owned
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay import Address, check_range
-from phantommesh.statedir import StateDir
+from phantommesh.statedir import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
+
+LOCK_LOOK = 5.0  # s between two looks at the state directory's lock
 
 log = structlog.get_logger("phantommesh.process")
 
@@ -60,7 +62,7 @@ async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> N
 async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
     """Run the node once; return whether it got a new identity, with which it should run again."""
     config = config_file.load(config_path)
-    with StateDir.open(state_dir).lock():
+    with StateDir.open(state_dir).lock() as lock:
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
@@ -81,8 +83,34 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             await leftovers.clear_tables(master_name(prefix))
             with UdpPort(config.control.port) as udp:
                 node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
-                await node.serve(socket_path or Path(config.api.socket), leave)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_lock, lock, state.state.path)
+                    await node.serve(socket_path or Path(config.api.socket), leave)
+                    nursery.cancel_scope.cancel()
                 return node.succession.done.is_set()
+
+
+async def keep_lock(lock: StateLock, path: Path) -> None:
+    """See to it, until cancelled, that no second node runs on the state directory though its lock is removed
+    meanwhile. Raises StateInUseError where one does: then this node is to end."""
+    while True:
+        await trio.sleep(LOCK_LOOK)
+        try:
+            anew = await trio.to_thread.run_sync(lock.check)
+        except StateInUseError as error:
+            raise StateInUseError(
+                f"{error}: somebody removed the file {LOCK_FILE} and started it, so this node ends",
+                fix="leave one of them running, and remove no files of a state directory that is in use",
+            ) from error
+        except StateError as error:
+            log.warning("state directory not held", error=str(error), fix=error.fix)
+            continue
+        if anew:
+            log.warning(
+                "the state directory's lock was removed: it is made and held anew",
+                file=str(path / LOCK_FILE),
+                fix="remove no files of a state directory that is in use",
+            )
 
 
 def _addresses(state: NodeState) -> dict[Address, str]:

@@ -14,9 +14,10 @@ import trio
 from phantommesh import __version__
 from phantommesh.dimensions import has
 from phantommesh.events import EventLog
-from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.finding import find
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
 from phantommesh.moments import rfc3339
@@ -147,7 +148,7 @@ class Reporter:
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
         """What WireGuard says of a member: number and name of each interface, and the peer there."""
-        wg_keys = self._node.wg_keys_of(entry)
+        wg_keys = self._node.peers.wg_keys_of(entry)
         for i, name in enumerate(self._node.names):
             device = self._node.actual.get(name)
             yield i, name, None if device is None else device.peers.get(wg_keys[i])
@@ -292,7 +293,7 @@ class Reporter:
     async def rotate(self, peer: str | None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
         node = self._node
-        entries = [e for e in node.entries() if peer is None or self._is(e, peer)]
+        entries = node.entries() if peer is None else [find(node.entries(), peer, lambda entry: entry.called)]
         before = {entry.member.node_id: self._state(entry).epoch for entry in entries}
         for node_id in before:
             node.links.rotate(node_id, trio.current_time())
@@ -323,13 +324,6 @@ class Reporter:
     def _rotated(self, entry: Entry, before: dict[NodeId, int]) -> bool:
         state = self._state(entry)
         return state.epoch > before[entry.member.node_id] and state.phase is PskPhase.FRESH
-
-    @staticmethod
-    def _is(entry: Entry, peer: str) -> bool:
-        try:
-            return entry.member.node_id == parse_node_id(peer)
-        except IdentityError:
-            return entry.member.name == peer
 
     async def revoke(
         self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False

@@ -78,23 +78,29 @@ class Paths:
                 path.close(now)
                 self._schedule(path)
         for node_id, ready in peers.items():
-            peer = self._peers.get(node_id)
-            if peer is None:
+            if node_id not in self._peers:
                 numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
-                peer = self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
-            first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
-            for i, path in enumerate(peer.paths):
-                before = path.state
-                if has(ready, i) and before is PathState.CLOSED:
-                    path.open(now, first=first)
-                    self._schedule(path)
-                elif not has(ready, i) and before is not PathState.CLOSED:
-                    path.close(now)
-                    self._schedule(path)
-                if path.state is not before:
-                    effects.append(Turned(node_id, i, before, path.state))
-            effects += self._rescore(node_id, peer)
+                self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
+            effects += self.set_ready(node_id, ready, now)
         return effects
+
+    def set_ready(self, node_id: bytes, ready: int, now: float) -> list[Effect]:
+        """Open the paths with one of the peers on the dimensions of this bitmap, and close the others."""
+        peer, effects = self._peers.get(node_id), list[Effect]()
+        if peer is None:
+            return effects
+        first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
+        for i, path in enumerate(peer.paths):
+            before = path.state
+            if has(ready, i) and before is PathState.CLOSED:
+                path.open(now, first=first)
+                self._schedule(path)
+            elif not has(ready, i) and before is not PathState.CLOSED:
+                path.close(now)
+                self._schedule(path)
+            if path.state is not before:
+                effects.append(Turned(node_id, i, before, path.state))
+        return effects + self._rescore(node_id, peer)
 
     def read(self, node_id: bytes, counters: Sequence[tuple[int, int] | None], now: float) -> None:
         """Take in WireGuard's counters of a peer: bytes sent and received on each dimension."""

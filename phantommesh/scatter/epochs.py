@@ -59,6 +59,18 @@ class Keying:
     secret: Secret
 
 
+@dataclass(frozen=True, slots=True)
+class ScatterPeer:
+    """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
+    keys are random."""
+
+    node_id: bytes
+    ip4: IPv4Address
+    ip6: IPv6Address
+    keying: tuple[int, Secret] | None
+    manner: Manner
+
+
 class Numbers:
     """Numbers a peer's epochs within each of the link's, so that none is ever used twice: a link that is
     unsure goes back and forth between two of its epochs, and a peer may leave the table and come back."""

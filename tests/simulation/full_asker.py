@@ -57,7 +57,8 @@ class Asker:
         """`Caller.callable`. In a large mesh those that are named, and the authorities, can all be called."""
         process = self.process
         if process.sim.large and first:
-            named = dict.fromkeys(NodeId(node_id) for node_id in (*first, *process.authorities))
+            authorities = (entry.member.node_id for entry in process.peers.authorities)
+            named = dict.fromkeys(NodeId(node_id) for node_id in (*first, *authorities))
             return [n for n in named if n != process.me and process.roster.get(n) is not None]
         ordered = asking.whom(process.roster, process.me, first, process.rng)
         return [m for m in ordered if process.sim.large or process.sessions.newest(m) is not None]

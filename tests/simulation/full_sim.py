@@ -47,7 +47,6 @@ from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations
-from phantommesh.secret import Secret
 from phantommesh.trust import Role
 from tests.simulation import full_parts
 from tests.simulation.full_joining import carry_join
@@ -79,9 +78,10 @@ class Simulation:
         self.machines = [Machine(i, known[i]) for i in range(nodes)]
         for machine in self.machines[:authorities]:
             machine.authority = self.mesh.authority(machine.name, machine.identity)
+        self.machines[0].root_key = self.mesh.root_key
         self.by_address = {machine.address: machine for machine in self.machines}
         self.by_id = {machine.identity.node_id: machine for machine in self.machines}
-        self.invites: dict[bytes, Secret] = {}
+        self.refused: dict[int, str] = {}  # why a newcomer was not let in, the last time
         self.on_change: Callable[[int, Changed, float], None] | None = None
         self.overhear: Callable[[bytes, Address, Address], None] | None = None
         self.tally: Counter[str] = Counter()

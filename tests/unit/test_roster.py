@@ -20,8 +20,8 @@ from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
+from phantommesh.node import desk as desk_module
 from phantommesh.nodestate import NodeState, load_node
-from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
@@ -696,11 +696,11 @@ async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, auto
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     request_ = control.Renew(make_csr(B, "beta"))
-    for _ in range(authority_module.RENEWALS):
+    for _ in range(desk_module.RENEWALS):
         assert isinstance(await mesh.ask(B, request_), control.Renewed)
     refused = await mesh.ask(B, request_)
     assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
     assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
-    await trio.sleep(NODE_LIFE / authority_module.RENEWALS_LIFE + 1)
+    await trio.sleep(NODE_LIFE / desk_module.RENEWALS_LIFE + 1)
     assert isinstance(await mesh.ask(B, request_), control.Renewed)
     assert isinstance(await mesh.ask(B, request_), control.Refused)

@@ -20,8 +20,8 @@ from phantommesh.nursery import marking, master
 from phantommesh.nursery import scattering as service
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.nft import Fingerprint, NftError
-from phantommesh.nursery.scattering import Scattering, ScatterPeer
-from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.nursery.scattering import Scattering
+from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
