@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from time import time
 
 import structlog
@@ -20,7 +21,7 @@ from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Dispute, settle, sign_record
-from phantommesh.trust import TrustError, authority_node, verify_chain
+from phantommesh.trust import Member, TrustError, authority_node, verify_chain
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
 
 RENEW_AT = 2 / 3  # of a certificate's life
@@ -41,6 +42,26 @@ class OwnRecord:
         self.member = state.member_at_issue()
         self.wg_keys = state.wg_keys
         self.renewal_error: PhantomMeshError | None = None
+
+    def me(self) -> Member:
+        """``member``: what the certificate says now."""
+        return self.member
+
+    def name(self) -> str:
+        """This node's name now: another certificate may give it another."""
+        return self.member.name
+
+    def ip4(self) -> IPv4Address:
+        """This node's overlay address now."""
+        return self.member.ip4
+
+    def addresses(self) -> tuple[IPv4Address, IPv6Address]:
+        """Both of this node's overlay addresses now."""
+        return self.member.ip4, self.member.ip6
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes | None:
+        """`WgKeys.agree` of this node's keys as they are now."""
+        return self.wg_keys.agree(dimension, theirs)
 
     def publish(self) -> None:
         """Put our record into the roster if it says anything new. Also where the roster came back with a
