@@ -172,7 +172,7 @@ class MakeKey:
 class Told:
     """Something happened that an operator may want to read of. ``part`` names the logger."""
 
-    part: Literal["authority"]
+    part: Literal["authority", "own", "roster"]
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
     level: Literal["info", "warning", "error"] = "info"

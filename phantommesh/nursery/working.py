@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from time import time
 from typing import Any, TypeVar, assert_never
@@ -15,12 +16,36 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 def moment() -> steps.Moment:
     """The present time."""
     return steps.Moment(trio.current_time(), time())
+
+
+def tell(told: steps.Told) -> None:
+    """Write a line of the log."""
+    getattr(structlog.get_logger(f"phantommesh.{told.part}"), told.level)(told.event, **told.fields)
+
+
+async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]]) -> T:
+    """Carry each step of the work out to its end, and return what the work returns. Raises what it raises."""
+    try:
+        step = next(work)
+        while True:
+            try:
+                result = await carry_out(step)
+            except Exception as error:
+                step = work.throw(error)
+            else:
+                step = work.send(result)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    finally:
+        work.close()
 
 
 class Worker:
@@ -32,20 +57,7 @@ class Worker:
 
     async def do(self, work: steps.Work[T]) -> T:
         """Carry the work out to its end, and return what it returns. Raises what it raises."""
-        try:
-            step = next(work)
-            while True:
-                try:
-                    result = await self._do(step)
-                except Exception as error:
-                    step = work.throw(error)
-                else:
-                    step = work.send(result)
-        except StopIteration as end:
-            found: T = end.value
-            return found
-        finally:
-            work.close()
+        return await do(work, self._do)
 
     async def _do(self, step: steps.Step) -> Any:
         in_thread, invites = trio.to_thread.run_sync, self._node.invites
@@ -73,8 +85,8 @@ class Worker:
                 return await self._keeper.save()
             case steps.MakeKey():
                 return await self._keys.rotate()
-            case steps.Told(part, event, fields, level):
-                return getattr(structlog.get_logger(f"phantommesh.{part}"), level)(event, **fields)
+            case steps.Told():
+                return tell(step)
             case _:
                 assert_never(step)
 

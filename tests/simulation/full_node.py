@@ -137,7 +137,7 @@ class Process:
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
-        self.own.publish()
+        self.own.start()
         self.peers_changed()
 
     # Clocks, and what the parts ask of each other.
@@ -181,7 +181,7 @@ class Process:
         if self.sim.large:
             return  # the process's own objects are what is kept
         disk = self.machine.disk
-        for name in names:
+        for name in () if self.machine.disk_full else names:
             match name:
                 case "roster":
                     disk[name] = rosterlog.encode(self.roster.in_order(revoked=True))

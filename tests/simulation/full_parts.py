@@ -40,14 +40,20 @@ def identity(label: str) -> Identity:
 
 def wg_keys(node: Identity) -> tuple[bytes, ...]:
     """Its seven public WireGuard keys."""
-    return _keys_and_proofs(node.node_id)[0]
+    return _keys_and_proofs(node)[0]
 
 
 @cache
-def _keys_and_proofs(node_id: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    tries = (Secret(hashlib.sha256(node_id + i.to_bytes(2)).digest()) for i in count())
-    keys = WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
-    return keys.public, keys.proofs(node_id)
+def generated(node: Identity) -> WgKeys:
+    """The WireGuard keys of a new node: always the same ones."""
+    tries = (Secret(hashlib.sha256(node.node_id + i.to_bytes(2)).digest()) for i in count())
+    return WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
+
+
+@cache
+def _keys_and_proofs(node: Identity) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    keys = generated(node)
+    return keys.public, keys.proofs(node.node_id)
 
 
 def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
@@ -59,7 +65,7 @@ def plain_record(node: Identity, seq: int, address: Address, version: str = "sim
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
     ports = tuple(range(51820, 51827))
-    keys, proofs = _keys_and_proofs(node.node_id)
+    keys, proofs = _keys_and_proofs(node)
     return NodeRecord(node.node_id, seq, control, keys, ports, version, proofs)
 
 

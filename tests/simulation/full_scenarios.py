@@ -22,7 +22,7 @@ from phantommesh.membership.presets import MIN_PURGE
 from phantommesh.nursery.streams import Session
 from phantommesh.records import sign_record
 from phantommesh.secret import Secret
-from phantommesh.trust import Role
+from phantommesh.trust import DAY, Role
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Network
 from tests.simulation.full_node import Process
@@ -553,6 +553,56 @@ def rush(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def lost_number(seed: int, nodes: int) -> Simulation:
+    """A node's disk fills up, it tells something new, and crashes: its roster's file knows nothing of the
+    record. When it starts again it has something else to say, under a number of its own: nobody sees two
+    records with one number."""
+    sim = mesh(seed, nodes)
+    sim.machines[3].disk_full = True
+    sim.publish(3, "lost")
+    assert sim.run(20, lambda: spread(sim, 3)), "not everybody has the record"
+    sim.crash(3)
+    sim.machines[3].disk_full = False
+    sim.machines[3].version = "found"
+    subject = sim.machines[3].identity.node_id
+    sim.start(3)
+
+    def versions() -> set[str]:
+        return {e.record.version for p in members(sim) if (e := p.roster.get(subject)) is not None}
+
+    assert sim.run(30, lambda: versions() == {"found"}), versions()
+    settle(sim, 40)
+    liars = [p.machine.name for p in sim.running() if p.roster.equivocations]
+    assert not liars, f"{liars} hold the node for one that lies"
+    for _ in range(3):  # the keys were dated at the first start, and do not grow young
+        dated = [key.made for key in sim.process(3).own.word.wg_keys.keys]
+        assert all(made is not None and made < sim.wall for made in dated)
+        sim.crash(3)
+        sim.run(5)
+        sim.start(3)
+        assert [key.made for key in sim.process(3).own.word.wg_keys.keys] == dated
+    settle(sim, 40)
+    return sim
+
+
+def certificates(seed: int, nodes: int) -> Simulation:
+    """Four days go by: every certificate is renewed in time, once each. An authority renews its own."""
+    sim = mesh(seed, nodes)
+    before = {p.me: p.own.member for p in sim.running()}
+    assert before[sim.process(0).me].not_after < sim.wall + 6.5 * DAY
+    for _ in range(4):
+        for index in range(nodes):
+            sim.step_clock(index, DAY)
+        sim.run(40)
+    for process in sim.running():
+        old, new = before[process.me], process.own.member
+        assert new.not_after > old.not_after + 3 * DAY, f"{process.machine.name} was not renewed"
+        assert (new.node_id, new.name, new.role, new.ip4) == (old.node_id, old.name, old.role, old.ip4)
+    settle(sim, 60)
+    assert sim.tally["certificate renewed"] == 2 * nodes - 2  # at the desk, and where it was asked for
+    return sim
+
+
 def soak(seed: int, nodes: int) -> Simulation:
     """Any faults at all; then quiet, and one view with all links keyed."""
     rng = random.Random(zlib.crc32(b"soak %d" % seed))
@@ -642,6 +692,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
         (back_after_a_purge, 8), (halves_forget_each_other, 8), (partly_reachable, 8),
         (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8),
         (clock_an_hour_back, 6), (stalls, 10),
-        (collision, 8), (roles, 7), (rush, 8), (soak, 7), (news, 1000), (large, 200),
+        (collision, 8), (roles, 7), (rush, 8), (lost_number, 6),
+        (certificates, 6), (soak, 7), (news, 1000), (large, 200),
     )
 }  # fmt: skip

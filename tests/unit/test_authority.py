@@ -20,6 +20,7 @@ from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
 from phantommesh.link.psk import ALL
+from phantommesh.node.own import Certified
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -253,7 +254,9 @@ async def test_a_second_authority_works_while_the_first_is_away(tmp_path: Path) 
                 await until(lambda: gamma.links.keyed(second.identity.node_id))
                 await until(lambda: gamma.sessions.newest(second.identity.node_id) is not None)
                 first = gamma.own.member.not_before
-                gamma.own.member = replace(gamma.own.member, not_before=0.0, not_after=1.0)
+                word = gamma.own.word
+                aged = replace(word.member, not_before=0.0, not_after=1.0)
+                word.certified = replace(word.certified, member=aged)
                 await gamma.own.renew_if_due(gamma.caller)  # by beta: alpha is away
                 assert gamma.own.renewal_error is None
                 assert gamma.own.member.not_before >= first
@@ -289,13 +292,13 @@ async def test_a_revoked_authority_can_do_nothing_and_its_nodes_stay(tmp_path: P
             async with serving(tmp_path / "c") as gamma:
                 await until(lambda: names(alpha) == ["alpha", "beta", "gamma"])
                 await until(lambda: gamma.sessions.newest(state.identity.node_id) is not None)
-                issuer = gamma.own._authority_cert
+                issuer = gamma.own.word.certified.authority_cert
                 with capture_logs():
                     await alpha.reporter.revoke("beta", force=False, dry_run=False)
                     await until(lambda: beta.keeper.revoked is not None)
                     # gamma, whom beta certified, gets another certificate from alpha at once
-                    await until(lambda: gamma.own._authority_cert != issuer)
-                assert gamma.own._authority_cert == alpha.state.authority_cert
+                    await until(lambda: gamma.own.word.certified.authority_cert != issuer)
+                assert gamma.own.word.certified.authority_cert == alpha.state.authority_cert
                 assert peers(alpha) == {joined.node_id}
                 # what beta signs from now on is worth nothing
                 forged = second.authority
@@ -315,8 +318,8 @@ def certify_twice(state: NodeState, one: Summary, other: Node) -> None:
     assert isinstance(authority, Authority)
     node = other.state.identity
     cert = authority.issue(node.spki, one.name, Role.NODE, one.ip4, time())
-    other.own._node_cert, other.own._authority_cert = cert, authority.der
-    other.own.member = replace(other.own.member, name=one.name, ip4=one.ip4)
+    member = replace(other.own.member, name=one.name, ip4=one.ip4)
+    other.own.word.certified = Certified(cert, authority.der, member)
     other.own.publish()
 
 
