@@ -139,9 +139,11 @@ class ReadRootKey:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Verify a record, and keep it if it is newer. The result says whether the roster changed."""
+    """Verify a record, and keep it if it is newer. ``of`` is the member that brought it, if one did. The
+    result says whether the roster changed."""
 
     record: SignedRecord
+    of: NodeId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]
 
 
 class Worker:
-    """Does the work of one node's desk."""
+    """Does the work of one node's desk, and what of it others of its parts want done."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self._node, self._keeper, self._keys = node, keeper, keys
@@ -57,9 +57,10 @@ class Worker:
 
     async def do(self, work: steps.Work[T]) -> T:
         """Carry the work out to its end, and return what it returns. Raises what it raises."""
-        return await do(work, self._do)
+        return await do(work, self.carry_out)
 
-    async def _do(self, step: steps.Step) -> Any:
+    async def carry_out(self, step: steps.Step) -> Any:
+        """Carry one step out. Raises what it ends with."""
         in_thread, invites = trio.to_thread.run_sync, self._node.invites
         match step:
             case steps.Compute(job):
@@ -75,8 +76,8 @@ class Worker:
                 return await in_thread(partial(self._make_invite, step))
             case steps.ReadRootKey(what):
                 return await in_thread(self._node.root_key, what)
-            case steps.Keep(record):
-                return self._keeper.add(record)
+            case steps.Keep(record, of):
+                return self._keeper.add(record, of)
             case steps.Hold(made):
                 return await self._keeper.hold(made)
             case steps.Hear(word):

@@ -6,8 +6,9 @@ Real: `Gossip` with its envelope and membership, `Keyring` and group keys signed
 the session of a finished handshake), `Links` with `Newcomer` for whoever joins. Modelled: sockets, disks (of
 bytes that the real code encodes and reads back), WireGuard, and the invites' book.
 
-Here is how the parts are put together, with the roster, the links and the group keys. `full_own` has the
-node's own record, `full_asker` what it asks of others, `full_desk` what others ask of it.
+Here is how the parts are put together, with the roster, the links and the group keys. `full_own` drives
+`node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (what others ask of it),
+both by `full_working`; `full_asker` is what it asks of others.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite, InviteEntry
 from phantommesh.issuing import Authority
+from phantommesh.membership.messages import GossipError
 from phantommesh.meshsecret import MeshSecrets
-from phantommesh.node import own, steps
+from phantommesh.node import own, serving, steps
 from phantommesh.records import Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -27,8 +28,7 @@ from phantommesh.trust import Mesh, TrustError
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
 
-THREAD = 0.002  # s that a signature takes
-
+AnyStep = serving.ServingStep | own.OwnStep
 Done = Callable[[Any], None]
 """Called with what the work returned, or with the PhantomMeshError that it raised."""
 
@@ -72,7 +72,10 @@ class Worker:
 
     def _go_on(self, work: Generator[Any, Any, Any], done: Done, result: object) -> None:
         try:
-            step = work.throw(result) if isinstance(result, PhantomMeshError) else work.send(result)
+            if isinstance(result, PhantomMeshError | GossipError):
+                step = work.throw(result)
+            else:
+                step = work.send(result)
         except StopIteration as end:
             done(end.value)
             return
@@ -92,10 +95,10 @@ class Worker:
         else:
             self._end(step, back)
 
-    def _end(self, step: steps.Step | own.OwnStep, back: Done) -> None:
+    def _end(self, step: AnyStep, back: Done) -> None:
         try:
             result = self._do(step)
-        except PhantomMeshError as error:
+        except (PhantomMeshError, GossipError) as error:
             result = error
         back(result)
 
@@ -110,11 +113,13 @@ class Worker:
 
         self.do(step.work(self.moment()), over)
 
-    def _seconds(self, step: steps.Step | own.OwnStep) -> float:
+    def _seconds(self, step: AnyStep) -> float:
         """How long a step takes."""
         match step:
             case steps.Compute():
-                return THREAD
+                return self.process.machine.thread_seconds
+            case serving.Wait(seconds):
+                return seconds
             case (
                 steps.FindInvite() | steps.SpendInvite() | steps.MakeInvite() | steps.ReadRootKey()
                 | steps.Save() | own.WriteCertificates()
@@ -123,7 +128,7 @@ class Worker:
             case _:
                 return 0.0
 
-    def _do(self, step: steps.Step | own.OwnStep) -> object:
+    def _do(self, step: AnyStep) -> object:
         process = self.process
         machine, wall = process.machine, process.wall
         match step:
@@ -141,6 +146,17 @@ class Worker:
                 return machine.root_key
             case steps.Keep(record):
                 return process.add(record)
+            case serving.Wait():
+                return self.moment()
+            case serving.AnswerSync(opening, peer):
+                answer, effects = process.membership.sync_answer(opening, peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+                return answer
+            case serving.FinishSync(rest, peer):
+                effects = process.membership.sync_finish(rest, peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+            case serving.Account():
+                raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):
                 if process.revocations.hold(made):
                     process.note_change()
