@@ -19,6 +19,7 @@ import msgspec
 
 from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.statedir import INVITES, StateDir, StateError, atomic_write
 from phantommesh.trust import Role, TrustError, check_label
@@ -349,11 +350,3 @@ def _texts(rest: bytes) -> list[str]:
             raise TrustError("the invite's texts cannot be read", fix="ask for a new invite")
         texts.append(chunk.decode("ascii"))
     return texts
-
-
-def span(seconds: float) -> str:
-    """A time in its largest unit, rounded down: ``3 h``."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"

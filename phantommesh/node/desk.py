@@ -15,7 +15,7 @@ from phantommesh import control
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.identity import Identity, IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import MAX_ENDPOINTS, Invite, InviteEntry, span
+from phantommesh.invites import MAX_ENDPOINTS, Invite, InviteEntry
 from phantommesh.issuing import (
     Authority,
     check_authority_proof,
@@ -23,6 +23,8 @@ from phantommesh.issuing import (
     issue_authority,
     parse_csr_untrusted,
 )
+from phantommesh.management.finding import MAX_SHOWN, find, look
+from phantommesh.moments import span
 from phantommesh.node.steps import (
     Alone,
     Compute,
@@ -282,8 +284,8 @@ class Desk:
     # Putting nodes out.
 
     def find(self, wanted: str) -> Target:
-        """Find the node to revoke or to take back, by node id or name. Raises TrustError for a name that is
-        not one node's.
+        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError or
+        AmbiguousNameError for a name that is not one node's.
 
         A node id is taken though nobody here knows it: others may.
         """
@@ -291,17 +293,16 @@ class Desk:
         try:
             node_id = parse_node_id(wanted)
         except IdentityError:
-            named = [entry for entry in roster if entry.member.name == wanted]
-            if not named:  # a revoked one, to be taken back
-                named = [e for e in roster.everyone() if e.member.name == wanted]
-            if not named:
-                raise TrustError(
-                    f"no member is named {wanted[:64]!r}", fix="see `phantommesh peers`"
-                ) from None
-            if len(named) > 1:
-                ids = ", ".join(format_node_id(entry.member.node_id) for entry in named)
-                raise TrustError(f"several members are named {wanted}", fix=f"give one of {ids}") from None
-            node_id = named[0].member.node_id
+            found = look(roster, wanted, lambda entry: entry.called)
+            if found is None:  # a revoked one, to be taken back
+                found = find(
+                    roster.everyone(),
+                    wanted,
+                    lambda entry: entry.called,
+                    unknown=f"no member is named {wanted[:MAX_SHOWN]!r}",
+                    fix="see `phantommesh peers`",
+                )
+            node_id = found.member.node_id
         return self._target(node_id)
 
     def _target(self, node_id: NodeId) -> Target:

@@ -19,7 +19,7 @@ from phantommesh.records import Dispute, NodeRecord, SignedRecord, settle, sign_
 from phantommesh.trust import Member, Mesh, Role, TrustError, authority_node, verify_chain
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
 
-RENEW_AT: Final = 2 / 3  # of a certificate's life (DESIGN section 3)
+RENEW_AT: Final = 2 / 3  # of a certificate's life
 
 T = TypeVar("T")
 

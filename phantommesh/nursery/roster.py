@@ -11,6 +11,7 @@ from typing import Any, assert_never
 import trio
 
 from phantommesh import control
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.node import serving, steps
 from phantommesh.nodestate import NodeState
@@ -21,7 +22,6 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.working import do, moment
 from phantommesh.records import Entry
-from phantommesh.wire import Address
 
 
 class ControlServer:

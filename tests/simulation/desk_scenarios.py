@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from phantommesh import control
+from phantommesh.endpoint import Address
 from phantommesh.invites import Invite, InviteEntry
 from phantommesh.issuing import make_csr
 from phantommesh.node.desk import JOINS, RENEWALS
@@ -18,7 +19,6 @@ from phantommesh.nursery.streams import Session
 from phantommesh.records import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.trust import DAY, Role
-from phantommesh.wire import Address
 from tests.simulation import full_scenarios
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Machine

@@ -109,7 +109,7 @@ def _link(a: Process, b: NodeId) -> None:
     for end, peer in ((a, b), (other, a.me)):
         if end is not None and end.linked is not None and peer not in end.linked:
             end.linked.add(peer)
-            end.set_links([e for n in end.linked if (e := end.roster.get(NodeId(n))) is not None])
+            end.set_links()
             sim.schedule(end.machine)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
 from phantommesh.invites import InviteEntry
 from phantommesh.issuing import Authority
-from phantommesh.wire import Address
 from tests.simulation.full_wireguard import Kernel
 
 if TYPE_CHECKING:

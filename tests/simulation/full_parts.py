@@ -15,21 +15,22 @@ from typing import Any
 from cryptography import x509
 
 from phantommesh import records
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dataplane import OwnSide
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
 from phantommesh.wgkeys import WgKey, WgKeys
-from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE - 86_400.0  # when the mesh was made
 ADMISSION = Secret(b"a" * 32)
+PORTS = tuple(range(51820, 51827))
 
 
 @cache
@@ -43,6 +44,20 @@ def wg_keys(node: Identity) -> tuple[bytes, ...]:
     return _keys_and_proofs(node)[0]
 
 
+def own_side(node: Identity, member: Member, mesh: Mesh) -> OwnSide:
+    """Its own end of the seven interfaces."""
+    networks = mesh.described.network4, mesh.described.network6
+    return OwnSide(_private_keys(node), PORTS, member, networks)
+
+
+def owner(wg_key: bytes) -> bytes:
+    """The node whose public WireGuard key this is."""
+    return _owners[wg_key]
+
+
+_owners: dict[bytes, bytes] = {}
+
+
 @cache
 def generated(node: Identity) -> WgKeys:
     """The WireGuard keys of a new node: always the same ones."""
@@ -51,9 +66,16 @@ def generated(node: Identity) -> WgKeys:
 
 
 @cache
+def _private_keys(node: Identity) -> tuple[Secret, ...]:
+    return generated(node).private
+
+
+@cache
 def _keys_and_proofs(node: Identity) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     keys = generated(node)
-    return keys.public, keys.proofs(node.node_id)
+    public = keys.public
+    _owners.update(dict.fromkeys(public, node.node_id))
+    return public, keys.proofs(node.node_id)
 
 
 def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
@@ -64,9 +86,8 @@ def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
-    ports = tuple(range(51820, 51827))
     keys, proofs = _keys_and_proofs(node)
-    return NodeRecord(node.node_id, seq, control, keys, ports, version, proofs)
+    return NodeRecord(node.node_id, seq, control, keys, PORTS, version, proofs)
 
 
 @cache

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from zlib import crc32
 
+from phantommesh.endpoint import Address
 from phantommesh.groupkey import Keyring, make_group_key
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, choose_ip4
@@ -47,7 +48,6 @@ from phantommesh.membership.table import Snapshot
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.simulation import full_parts
 from tests.simulation.full_joining import carry_join
 from tests.simulation.full_machines import NEVER, Machine, Network

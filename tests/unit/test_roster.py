@@ -14,6 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity, NodeId, format_node_id
@@ -22,6 +23,7 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import keeper as module
+from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -35,7 +37,6 @@ from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role
-from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
@@ -116,7 +117,7 @@ async def test_a_disk_that_refuses_does_not_end_the_keeping(
             raise StateError("cannot write it: No space left on device", fix="free some space")
 
     watch(monkeypatch, refuse_twice)
-    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mesh.keeper.keep)
@@ -568,7 +569,7 @@ async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: p
     """A key is made while the ring is being saved, as it was before."""
     first = await mesh.keys.rotate()
     assert first is not None
-    mesh.keys._dirty.set()
+    mesh.keys._saver.mark()
     authority = mesh.state.authority
     assert authority is not None
     mesh.keeper.revoke(revoke(authority, B.node_id, time()))
