@@ -25,7 +25,8 @@ from phantommesh.endpoint import Address
 from phantommesh.gossip import KIND
 from phantommesh.logbudget import LogBudget
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
-from phantommesh.nursery import streams
+from phantommesh.node.serving import ServingWork
+from phantommesh.node.steps import Moment, Party
 from phantommesh.nursery.logs import _SUBJECTS
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
@@ -94,13 +95,11 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
         await until(lambda: bool(beta.parts.sessions.newest(mine) and alpha.parts.sessions.newest(theirs)))
         await until(lambda: beta.parts.gossip.membership.state(mine) is State.ALIVE)
         it = Attack(alpha, beta)
-        real, verify = beta.parts.server._serve, alpha.parts.keeper.roster.verify
+        real, verify = beta.parts.server.serving._serve, alpha.parts.keeper.roster.verify
 
-        async def serve(
-            session: streams.Session, request: control.Request, source: Address
-        ) -> control.Answer:
+        def serve(party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
             if not isinstance(request, control.Fetch):
-                return await real(session, request, source)
+                return (yield from real(party, request, at))
             answer = control.Records(it.forge(request.hashes))
             it.answered += 1
             it.asked.update(request.hashes)
@@ -110,7 +109,7 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
             it.verified.append(signed)
             return verify(signed, now)
 
-        beta.parts.server._serve = serve  # type: ignore[method-assign]
+        beta.parts.server.serving._serve = serve  # type: ignore[method-assign]
         alpha.parts.keeper.roster.verify = count  # type: ignore[method-assign]
         yield it
 

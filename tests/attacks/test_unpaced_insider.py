@@ -25,12 +25,12 @@ from phantommesh.issuing import Authority, make_csr
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
+from phantommesh.node.serving import REFUSALS
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import enrolment, logs, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.roster import REFUSALS
 from phantommesh.records import RecordError, decode_records_untrusted, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret

@@ -21,6 +21,7 @@ from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
+from phantommesh.node.own import Certified
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -260,7 +261,9 @@ async def test_a_second_authority_works_while_the_first_is_away(tmp_path: Path) 
                 await until(lambda: gamma.parts.links.keyed(second.identity.node_id))
                 await until(lambda: gamma.parts.sessions.newest(second.identity.node_id) is not None)
                 first = gamma.parts.own.member.not_before
-                gamma.parts.own.member = replace(gamma.parts.own.member, not_before=0.0, not_after=1.0)
+                word = gamma.parts.own.word
+                aged = replace(word.member, not_before=0.0, not_after=1.0)
+                word.certified = replace(word.certified, member=aged)
                 await gamma.parts.own.renew_if_due(gamma.parts.caller)  # by beta: alpha is away
                 assert gamma.parts.own.renewal_error is None
                 assert gamma.parts.own.member.not_before >= first
@@ -296,13 +299,13 @@ async def test_a_revoked_authority_can_do_nothing_and_its_nodes_stay(tmp_path: P
             async with serving(tmp_path / "c") as gamma:
                 await until(lambda: names(alpha) == ["alpha", "beta", "gamma"])
                 await until(lambda: gamma.parts.sessions.newest(state.identity.node_id) is not None)
-                issuer = gamma.parts.own._authority_cert
+                issuer = gamma.parts.own.word.certified.authority_cert
                 with capture_logs():
                     await alpha.reporter.revoke("beta", force=False, dry_run=False)
                     await until(lambda: beta.parts.keeper.revoked is not None)
                     # gamma, whom beta certified, gets another certificate from alpha at once
-                    await until(lambda: gamma.parts.own._authority_cert != issuer)
-                assert gamma.parts.own._authority_cert == alpha.parts.state.authority_cert
+                    await until(lambda: gamma.parts.own.word.certified.authority_cert != issuer)
+                assert gamma.parts.own.word.certified.authority_cert == alpha.parts.state.authority_cert
                 assert peers(alpha) == {joined.node_id}
                 # what beta signs from now on is worth nothing
                 forged = second.authority
@@ -322,8 +325,8 @@ def certify_twice(state: NodeState, one: Summary, other: Node) -> None:
     assert isinstance(authority, Authority)
     node = other.parts.state.identity
     cert = authority.issue(node.spki, one.name, Role.NODE, one.ip4, time())
-    other.parts.own._node_cert, other.parts.own._authority_cert = cert, authority.der
-    other.parts.own.member = replace(other.parts.own.member, name=one.name, ip4=one.ip4)
+    member = replace(other.parts.own.member, name=one.name, ip4=one.ip4)
+    other.parts.own.word.certified = Certified(cert, authority.der, member)
     other.parts.own.publish()
 
 

@@ -24,6 +24,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.streams import Sessions
+from phantommesh.nursery.working import moment
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role, validity
@@ -32,7 +33,7 @@ from tests.unit.loopback import join, make_authority, make_invite, serving, unti
 from tests.unit.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
-CLOCKED = ("own", "roster", "keeper", "working", "groupkeys", "weaving")
+CLOCKED = ("own", "keeper", "working", "groupkeys", "weaving")
 
 
 class Clock:
@@ -269,7 +270,7 @@ async def test_a_node_that_dies_while_it_writes_another_authoritys_renewal_start
         with monkeypatch.context() as patch:
             die_after(patch, writes)
             try:
-                await it.own._renew(it.caller)
+                await it.own._do(it.own.word.renew(moment()), it.caller)
             except Killed:
                 return False
         return True

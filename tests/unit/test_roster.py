@@ -355,7 +355,7 @@ async def test_who_answers_pays_for_what_is_verified_as_who_announces(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, of: NodeId | Address
 ) -> None:
     mesh.keeper.verifications = Rates(module.RECORDS_RATE, 5)
-    mesh.server._rates[control.Announce] = mesh.keeper.verifications
+    mesh.server.serving.rates[control.Announce] = mesh.keeper.verifications
     verified = Verifications(mesh.keeper, monkeypatch)
     bad = replace_signature(mesh.record(Identity.generate(), "bad")).encode()
     with capture_logs():
@@ -473,7 +473,7 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
-    mesh.server._rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
+    mesh.server.serving.rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
