@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh import antientropy, asking, control
 from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import NO_KEY, encode_keys
 from phantommesh.identity import NodeId, node_id_of
 from phantommesh.issuing import choose_ip4, parse_csr_untrusted
 from phantommesh.nursery.streams import Session
@@ -45,9 +44,8 @@ class Desk:
                     process.add(SignedRecord.decode_untrusted(record))
                     return control.Done()
                 case control.AskKeys():
-                    keys = encode_keys(process.ring.keys)
-                    active = NO_KEY if process.ring.active is None else process.ring.active.id
-                    return control.KeysAre(process.revocations.digest(), keys, active)
+                    keys = process.keys
+                    return control.KeysAre(process.revocations.digest(), keys.encode(), keys.active_id)
                 case control.CompareRevocations(prefix, parts):
                     return control.RevocationsDiffer(process.revocations.tree.differing(prefix, parts))
                 case control.FetchRevocations(ids, certs):
@@ -106,8 +104,8 @@ class Desk:
         process.make_key()
         return control.Enrolled(
             node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), process.secrets.newest.reveal(),
-            process.roster.encode(), process.revocations.encode(), encode_keys(process.ring.keys),
-            NO_KEY if process.ring.active is None else process.ring.active.id,
+            process.roster.encode(), process.revocations.encode(), process.keys.encode(),
+            process.keys.active_id,
         )  # fmt: skip
 
     def renew(self, entry: Entry, request: control.Renew) -> control.Renewed:
