@@ -12,13 +12,15 @@ node's own record, `full_asker` what it asks of others, `full_desk` what others 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
-from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.acquaintance import LastAddresses
+from phantommesh.asking import Shut
 from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
@@ -36,6 +38,7 @@ from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.node.groupkeys import Change, HeldKeys
+from phantommesh.node.news import News
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
@@ -86,6 +89,7 @@ class Process:
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
+        self.received: Counter[NodeId] = Counter()  # bytes over the interfaces
         self.alarms: list[tuple[float, Alarm]] = []
         self._refreshed = self.now
         machine.generation = max(machine.generation + 1, int(self.wall))
@@ -98,9 +102,6 @@ class Process:
         told = {} if me is None else {self.me: me.hash}
         if shared is not None:
             told = {entry.member.node_id: entry.hash for entry in shared[0]}
-        self.acquaintance = Acquaintance(
-            self.me, self.roster, self.revocations, self.membership, self.asker.fetching, told=told
-        )
         self.lost = LastAddresses(Random(self.rng.getrandbits(64)))
         if "lastaddresses" in disk:
             self.lost.restore(disk["lastaddresses"])
@@ -115,6 +116,12 @@ class Process:
         self.gossip = Gossip(
             self.membership, envelope, where=self.where, digest=self.keys.digest, in_use=self.in_use
         )
+        self.news = News(
+            self.me, self.roster, self.revocations, self.gossip, self.requests, told=told, where=self.where,
+            reachable=self.asker.callable,
+            linked=lambda member: sim.large or self.sessions.newest(member) is not None,
+            carry_out=self.carry_gossip,
+        )  # fmt: skip
         enrolment = None
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
@@ -212,13 +219,9 @@ class Process:
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
                     self.sim.changed(self.machine, effect)
-                case FetchRecord():
-                    told, fetch = self.acquaintance.wished(effect, self.now, self.wall)
-                    self.carry_gossip(self.gossip.seal(told, self.now))
-                    if fetch:
-                        self.asker.want(effect)
-                case Sync() | AskKeys():
-                    self.asker.want(effect)
+                case FetchRecord() | Sync() | AskKeys():
+                    if self.news.wish(effect, self.now, self.wall):
+                        self.sim.later(0.0, self.asker.pump)
                 case Persist(generation):
                     self.machine.leap = generation - self.machine.generation
 
@@ -262,11 +265,8 @@ class Process:
 
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
-        now, wall = self.now, self.wall
         self.set_links()
-        for effects in self.acquaintance.roster_changed(now, wall):
-            self.carry_gossip(self.gossip.seal(effects, now))
-        self.gossip.forget(set(self.acquaintance.told))
+        self.news.roster_changed(self.now, self.wall)
         self.set_seeds()
 
     def set_seeds(self) -> None:
@@ -346,6 +346,14 @@ class Process:
             return False
         self.note_change()
         return True
+
+    def take_told(self, told: Shut) -> bool | None:
+        """Take in a member's revocations and group keys; None where they cannot be read."""
+        try:
+            news = self.take_revocations(*told.statements)
+            return self.merge(told.keys.keys, told.keys.active_key) or news
+        except PhantomMeshError:
+            return None
 
     def note_change(self) -> None:
         """`RosterKeeper._note_change`."""

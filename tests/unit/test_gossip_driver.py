@@ -19,6 +19,7 @@ from phantommesh.identity import NodeId
 from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
+from phantommesh.node.news import DATA
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
 from phantommesh.nursery.node import Node
@@ -290,7 +291,7 @@ async def test_one_member_cannot_have_us_look_for_ever_more_records(tmp_path: Pa
         for i in range(10 * asking.FETCHES_PER_SOURCE):
             wanted = FetchRecord(bytes([i % 256]) * 16, 1, i.to_bytes(16), liar)
             node.gossip._carry_out([wanted, wanted])
-        assert len(node.gossip._fetching) == asking.FETCHES_PER_SOURCE
+        assert len(node.gossip.news.fetching) == asking.FETCHES_PER_SOURCE
 
 
 async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
         assert node.gossip.answer_records(bytes(200)) == b""
         (reason,) = node.gossip.drops - before
         assert reason.startswith("records-")
-        await until(lambda: not node.gossip._fetching)
+        await until(lambda: not node.gossip.news.fetching)
 
 
 async def test_data_is_a_sign_of_life_and_keepalives_are_none(
@@ -319,14 +320,14 @@ async def test_data_is_a_sign_of_life_and_keepalives_are_none(
             return []
 
         monkeypatch.setattr(node.gossip.membership, "traffic_seen", traffic_seen)
-        node.gossip._acquaintance.told[peer] = b""
+        node.gossip.news.told[peer] = b""
         node.gossip.read_interfaces({peer: [10_000] * 7})  # what came before the first reading says nothing
         before = trio.current_time()
-        node.gossip.read_interfaces({peer: [10_000 + module.DATA] * 7})
+        node.gossip.read_interfaces({peer: [10_000 + DATA] * 7})
         after = trio.current_time()
         assert seen == []
         await trio.sleep(0.01)
-        node.gossip.read_interfaces({peer: [*[10_000 + module.DATA] * 6, 10_001 + 2 * module.DATA]})
+        node.gossip.read_interfaces({peer: [*[10_000 + DATA] * 6, 10_001 + 2 * DATA]})
         assert [who for who, _ in seen] == [peer]
         assert before <= seen[0][1] <= after
         node.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
