@@ -27,14 +27,14 @@ import trio
 
 from benchmarks.machine import describe
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dataplane import OwnSide, interface_names
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dataplane import OwnSide
+from phantommesh.dimensions import ALL, DIMENSIONS, interface_names
+from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import Identity, NodeId
 from phantommesh.issuing import make_root
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Effect, Install, Opened, Send, Sign
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.scattering import Scattering
@@ -42,9 +42,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.records import Entry, NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
-from phantommesh.wire import Address
 
 FLAT = 2.0  # the cost in the largest mesh over that in the smallest
 WALL = 1_800_000_000.0  # unix time

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
+from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
 from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
 from phantommesh.wireguard import (
     DeviceConfig,
@@ -43,21 +43,6 @@ class MeshPeer:
     hosts: tuple[str, ...]
     psks: tuple[Secret, ...]
     dials: int
-
-
-def interface_names(prefix: str) -> tuple[str, ...]:
-    """The names of the seven dimensions."""
-    return tuple(f"{prefix}{i}" for i in range(DIMENSIONS))
-
-
-def master_name(prefix: str) -> str:
-    """The name of the interface that the overlay's routes point at, from which packets are scattered."""
-    return prefix.rstrip("0123456789") or prefix
-
-
-def all_names(prefix: str) -> tuple[str, ...]:
-    """The names of all interfaces that a node makes."""
-    return master_name(prefix), *interface_names(prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +123,7 @@ class Desired:
 
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
-    endpoint, dials = None, peer.dials >> dimension & 1
+    endpoint, dials = None, has(peer.dials, dimension)
     if dials and peer.hosts:
         endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
     return PeerConfig(
@@ -167,14 +152,14 @@ def read_peer(
     actual: Mapping[str, DeviceState], names: Sequence[str], wg_keys: Sequence[bytes], psks: Sequence[Secret]
 ) -> PeerReading:
     """Compare the devices with the PSKs that one peer should have."""
-    bitmap, located, handshakes, counters = 0, 0, list[float | None](), list[tuple[int, int] | None]()
-    for i, name in enumerate(names):
-        device = actual.get(name)
-        state = None if device is None else device.peers.get(wg_keys[i])
-        if not any(wg_keys[i]) or (state is not None and state.psk == psks[i]):
-            bitmap |= 1 << i
-        handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
-        counters.append(None if state is None else (state.tx_bytes, state.rx_bytes))
-        if state is not None and state.endpoint is not None:
-            located |= 1 << i
-    return PeerReading(bitmap, tuple(handshakes), tuple(counters), located)
+    devices = (actual.get(name) for name in names)
+    states = [None if d is None else d.peers.get(key) for d, key in zip(devices, wg_keys, strict=True)]
+    return PeerReading(
+        bitmap=bits(
+            not any(key) or (state is not None and state.psk == psk)
+            for state, key, psk in zip(states, wg_keys, psks, strict=True)
+        ),
+        handshakes=tuple(None if state is None else state.last_handshake or None for state in states),
+        counters=tuple(None if state is None else (state.tx_bytes, state.rx_bytes) for state in states),
+        located=bits(state is not None and state.endpoint is not None for state in states),
+    )

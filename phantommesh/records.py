@@ -11,13 +11,13 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
     EARLY,
     LONGEST_LIFE,
@@ -40,7 +40,7 @@ SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE_BYTES + 64
 MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
-KEEP_EXPIRED: Final = 72 * 3_600.0  # s (DESIGN section 5)
+KEEP_EXPIRED: Final = 72 * 3_600.0  # s; nobody is forgotten sooner (docs/gossip.md, "Life of a member")
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
@@ -162,6 +162,11 @@ class Entry:
         """Say whether the certificate holds at `now`, by a clock that may be `EARLY` seconds behind, and the
         node proved to hold its WireGuard keys."""
         return bool(self.record.wg_proofs) and self.member.not_before - EARLY <= now <= self.member.not_after
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """The member's name and its node id as text: what operators call it by."""
+        return self.member.name, format_node_id(self.member.node_id)
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:

@@ -18,13 +18,14 @@ from typing import Final, Literal, NamedTuple, TypeVar
 
 from phantommesh import asking, control
 from phantommesh.acquaintance import Acquaintance
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import AskKeys, Effect, Gossip
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.records import Entry, Roster
 from phantommesh.revocation import Revocations
-from phantommesh.wire import Address
 
 Kind = Literal["fetch", "sync", "ask"]
 
@@ -247,3 +248,13 @@ class Standing:
             self._pause = STANDING_FIRST
         self.due = now + self._pause * self._rng.uniform(0.75, 1.25)
         return asked
+
+
+def agreement(
+    roster: Roster, node: bytes, draw: int, agree: Callable[[int, bytes], bytes | None]
+) -> bytes | None:
+    """See `membership.carrying.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which their
+    signed records name. One that is being replaced may differ for a moment; others do not. ``agree`` is
+    `WgKeys.agree` of this node's keys."""
+    entry, dimension = roster.get(NodeId(node)), draw % DIMENSIONS
+    return None if entry is None else agree(dimension, entry.record.wg_keys[dimension])

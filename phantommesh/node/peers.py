@@ -29,7 +29,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dataplane import Desired, MeshPeer, OwnSide, PeerReading, interface_names, read_peer
+from phantommesh.dataplane import Desired, MeshPeer, OwnSide, PeerReading, read_peer
+from phantommesh.dimensions import DIMENSIONS, interface_names
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
@@ -38,9 +40,7 @@ from phantommesh.membership.messages import State
 from phantommesh.records import NO_KEY, Dispute, Entry, Roster
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceConfig, DeviceState
 
 Where = Callable[[Entry], tuple[Address, ...]]

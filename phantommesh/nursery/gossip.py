@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from phantommesh import antientropy, asking, control, envelope, gossip, statedir
+from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -22,23 +23,23 @@ from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
-from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task
+from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreement
 from phantommesh.nodestate import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.nursery import streams
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.saver import Saver, patiently
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 
 # Tuning.
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
-SAVE_EVERY, SAVE_AGAIN = 30.0, 5.0  # s
+SAVE_EVERY = 30.0  # s
 
 BROKEN = "what gossip had to do now ended with an unexpected error"
 TASK_BROKEN: Mapping[Kind, str] = {
@@ -137,8 +138,8 @@ class GossipDriver:
             carry_out=self._carry_out,
         )
         self.dropped = self.news.dropped
-        self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
-        self._saving, self._wanted = trio.Lock(), trio.Event()
+        self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
+        self._wanted = Bell()
 
     # Told from outside.
 
@@ -164,10 +165,7 @@ class GossipDriver:
         self.news.roster_changed(trio.current_time(), time())
 
     def _agree(self, node: bytes, draw: int) -> bytes | None:
-        """See `membership.carrying.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which
-        their signed records name. One that is being replaced may differ for a moment; others do not."""
-        entry, dimension = self._keeper.roster.get(NodeId(node)), draw % DIMENSIONS
-        return None if entry is None else self._agree_on(dimension, entry.record.wg_keys[dimension])
+        return agreement(self._keeper.roster, node, draw, self._agree_on)
 
     def read_interfaces(self, received: Mapping[NodeId, Sequence[int]]) -> None:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life."""
@@ -204,16 +202,15 @@ class GossipDriver:
                 case Datagram(data, to):
                     self._udp.send(data, to)
                 case Changed():
-                    self._unsaved.set()
+                    self._saver.mark()
                     self._lost.heard(effect, self._where)
                     self._changed(effect)
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, trio.current_time(), time()):
-                        self._wanted.set()
-                        self._wanted = trio.Event()
+                        self._wanted.ring()
                 case Persist(generation):
                     self._leap = generation - self._start
-                    self._unsaved.set()
+                    self._saver.mark()
                 case _:
                     assert_never(effect)
         self._due.look()
@@ -318,30 +315,24 @@ class GossipDriver:
     async def _save(self) -> None:
         """Keep on disk what the next start should know. A full disk does not end the node."""
         while True:
-            await self._unsaved.wait()
-            try:
+            await self._saver.marked()
+            async with patiently(log, "members"):
                 await self.save()
                 await trio.sleep(SAVE_EVERY)
-            except PhantomMeshError as error:
-                log.error("members not written", error=str(error), fix=error.fix)
-                await trio.sleep(SAVE_AGAIN)
 
     async def save(self) -> None:
         """Write what members last said of themselves, and how far we have leapt. Raises StateError."""
-        async with self._saving:
-            self._unsaved = trio.Event()
-            try:
-                files = {
-                    statedir.MEMBERS: encode_members(self.membership.snapshot()),
-                    statedir.LAST_ADDRESSES: self._lost.encode(),
-                }
-                if self._leap:
-                    files[statedir.LEAP] = str(self._leap).encode("ascii")
-                for name, data in files.items():
-                    await trio.to_thread.run_sync(self._node.state.write, name, data)
-            except BaseException:
-                self._unsaved.set()
-                raise
+        await self._saver.save(always=True)
+
+    async def _write(self) -> None:
+        files = {
+            statedir.MEMBERS: encode_members(self.membership.snapshot()),
+            statedir.LAST_ADDRESSES: self._lost.encode(),
+        }
+        if self._leap:
+            files[statedir.LEAP] = str(self._leap).encode("ascii")
+        for name, data in files.items():
+            await trio.to_thread.run_sync(self._node.state.write, name, data)
 
 
 def _whom(step: Step) -> dict[str, str]:

@@ -15,11 +15,10 @@ from phantommesh.groupkey import GroupKey, make_group_key
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.nodestate import NodeState
-from phantommesh.statedir import StateError
+from phantommesh.nursery.saver import Saver, patiently
 
 # Tuning.
 LOOK = 1.0  # s between looks at whether a key is due
-SAVE_AGAIN = 5.0  # s after the disk refused
 
 log = structlog.get_logger("phantommesh.groupkeys")
 
@@ -31,8 +30,7 @@ class GroupKeys:
     def __init__(self, node: NodeState, changed: Callable[[], None] = lambda: None) -> None:
         self._changed = changed
         self._node = node
-        self._dirty = trio.Event()
-        self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
+        self._saver = Saver(self._write)
         self._held = HeldKeys(node.identity.node_id, node.root, node.revocations, node.admission)
         if node.keyring:
             self._held.restore(node.keyring, trio.current_time(), time())
@@ -60,7 +58,7 @@ class GroupKeys:
 
     def _note(self, change: Change) -> None:
         if change.keys:
-            self._dirty.set()
+            self._saver.mark()
         if change.secrets:
             self._changed()
 
@@ -70,7 +68,7 @@ class GroupKeys:
         Returns None where none is due, or this node is no authority in good standing.
         """
         node = self._node
-        async with self._writing:
+        async with self._saver.lock:
             authority, epoch = node.authority, self._held.due(time())
             if authority is None or epoch is None:
                 return None
@@ -89,30 +87,22 @@ class GroupKeys:
             self._note(self._held.tick(trio.current_time(), time()))
             if self.active_id != before:
                 log.info("group key in use", key=self.active_id.hex())
-            try:
+            async with patiently(log, "group keys"):
                 node = self._node
                 if node.authority is not None and self._held.ours(node.roster, trio.current_time(), time()):
                     await self.rotate()
                 await self.save()
-            except StateError as error:
-                log.error("group keys not written", error=str(error), fix=error.fix)
-                await trio.sleep(SAVE_AGAIN)
             with trio.move_on_after(min(LOOK, max(0.0, self.ring.deadline - trio.current_time()))):
-                await self._dirty.wait()
+                await self._saver.marked()
 
     async def save(self) -> None:
         """Write the keys if they have changed. Raises StateError."""
-        async with self._writing:
-            if not self._dirty.is_set():
-                return
-            self._dirty = trio.Event()
-            try:
-                files = {
-                    statedir.KEYRING: self.ring.encode(),
-                    statedir.ADMISSION_KEY: self._node.admission.encode(),
-                }
-                for name, encoded in files.items():
-                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
-            except BaseException:
-                self._dirty.set()
-                raise
+        await self._saver.save()
+
+    async def _write(self) -> None:
+        files = {
+            statedir.KEYRING: self.ring.encode(),
+            statedir.ADMISSION_KEY: self._node.admission.encode(),
+        }
+        for name, encoded in files.items():
+            await trio.to_thread.run_sync(self._node.state.write, name, encoded)

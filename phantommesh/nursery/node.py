@@ -18,7 +18,9 @@ import trio
 
 from phantommesh import __version__, envelope, statedir
 from phantommesh.config import Config
-from phantommesh.dataplane import OwnSide, interface_names, master_name
+from phantommesh.dataplane import OwnSide
+from phantommesh.dimensions import interface_names, master_name
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.guard import Guard
@@ -63,7 +65,6 @@ from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
 # Tuning.

@@ -25,6 +25,7 @@ import trio
 
 from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
@@ -55,7 +56,6 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState, Network, Route
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as

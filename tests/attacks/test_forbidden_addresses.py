@@ -22,7 +22,7 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from phantommesh.bootstrap import init_mesh
-from phantommesh.endpoint import format_endpoint
+from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import KIND
 from phantommesh.identity import Identity
@@ -37,7 +37,6 @@ from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.unit.loopback import free_port, serving, settings
 from tests.unit.makemesh import identity, plain_record
 

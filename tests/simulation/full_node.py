@@ -22,6 +22,7 @@ from phantommesh import rosterlog
 from phantommesh.acquaintance import LastAddresses
 from phantommesh.asking import Shut
 from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -38,15 +39,13 @@ from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
 from phantommesh.node.groupkeys import Change, HeldKeys
-from phantommesh.node.news import News
+from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.rootword import RootWord
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord
@@ -226,11 +225,7 @@ class Process:
                     self.machine.leap = generation - self.machine.generation
 
     def _agree(self, node: bytes, draw: int) -> bytes | None:
-        """`GossipDriver._agree`."""
-        entry, dimension = self.roster.get(NodeId(node)), draw % DIMENSIONS
-        if entry is None:
-            return None
-        return agree(self.machine.identity, dimension, entry.record.wg_keys[dimension])
+        return agreement(self.roster, node, draw, partial(agree, self.machine.identity))
 
     def carry_links(self, wanted: Sequence[LinkEffect]) -> None:
         """`LinkDriver.carry_out`."""

@@ -16,17 +16,16 @@ from cryptography import x509
 
 from phantommesh import records
 from phantommesh.dataplane import OwnSide
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
 from phantommesh.wgkeys import WgKey, WgKeys
-from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE - 86_400.0  # when the mesh was made

@@ -5,17 +5,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from phantommesh.config import WireguardSection
-from phantommesh.dataplane import (
-    MASTER_METRIC,
-    Desired,
-    MeshPeer,
-    OwnSide,
-    interface_names,
-    master_name,
-    read_peer,
-)
+from phantommesh.dataplane import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
+from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity

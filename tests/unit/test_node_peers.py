@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.dataplane import Desired, MeshPeer, OwnSide
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import NodeId
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
@@ -28,9 +29,7 @@ from phantommesh.node.peers import Peers
 from phantommesh.records import NO_KEY, Entry, NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
-from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 from tests.unit.loopback import make_authority, serving
 from tests.unit.makemesh import NOW, identity, make_mesh
