@@ -186,6 +186,7 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     sent, dialled = Counter[str](), Counter[str]()
     monkeypatch.setattr(resolve, "FRESH", 0.05)
     monkeypatch.setattr("phantommesh.nursery.calling.STANDING_FIRST", 0.01)
+    monkeypatch.setattr("phantommesh.node.news.STANDING_FIRST", 0.01)
 
     async def dial(host: str, _: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -318,7 +319,7 @@ async def test_what_seems_to_come_from_a_forbidden_address_is_not_answered(attac
         victim._weaving.receive(sealed.seal(KIND, b"\0" * 60), source)
         victim.parts.gossip.gossip._heard(insider.node_id, source, trio.current_time())
         fetch = FetchRecord(insider.node_id, 99, bytes([number]) * 16, source)
-        await victim.parts.gossip._fetch_from_someone([fetch])
+        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch]))
     assert heard == ["172.17.0.2", "64:ff9b::172.17.0.2", "fd17::2"]
     assert attack.everywhere() == set()
     assert victim.parts.gossip.dropped["gossip-record-forbidden"] == len(heard)

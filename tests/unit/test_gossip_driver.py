@@ -20,8 +20,8 @@ from phantommesh.identity import NodeId
 from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
+from phantommesh.node.news import DATA
 from phantommesh.nodestate import NodeState, load_members, load_node
-from phantommesh.nursery import gossip as module
 from phantommesh.nursery import saver
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
@@ -295,7 +295,7 @@ async def test_one_member_cannot_have_us_look_for_ever_more_records(tmp_path: Pa
         for i in range(10 * asking.FETCHES_PER_SOURCE):
             wanted = FetchRecord(bytes([i % 256]) * 16, 1, i.to_bytes(16), liar)
             node.parts.gossip._carry_out([wanted, wanted])
-        assert len(node.parts.gossip._fetching) == asking.FETCHES_PER_SOURCE
+        assert len(node.parts.gossip.news.fetching) == asking.FETCHES_PER_SOURCE
 
 
 async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
         assert node.parts.gossip.answer_records(bytes(200)) == b""
         (reason,) = node.parts.gossip.dropped - before
         assert reason.startswith("records-")
-        await until(lambda: not node.parts.gossip._fetching)
+        await until(lambda: not node.parts.gossip.news.fetching)
 
 
 async def test_data_is_a_sign_of_life_and_keepalives_are_none(
@@ -324,16 +324,16 @@ async def test_data_is_a_sign_of_life_and_keepalives_are_none(
             return []
 
         monkeypatch.setattr(node.parts.gossip.membership, "traffic_seen", traffic_seen)
-        node.parts.gossip._acquaintance.told[peer] = b""
+        node.parts.gossip.news.told[peer] = b""
         node.parts.gossip.read_interfaces(
             {peer: [10_000] * 7}
         )  # what came before the first reading says nothing
         before = trio.current_time()
-        node.parts.gossip.read_interfaces({peer: [10_000 + module.DATA] * 7})
+        node.parts.gossip.read_interfaces({peer: [10_000 + DATA] * 7})
         after = trio.current_time()
         assert seen == []
         await trio.sleep(0.01)
-        node.parts.gossip.read_interfaces({peer: [*[10_000 + module.DATA] * 6, 10_001 + 2 * module.DATA]})
+        node.parts.gossip.read_interfaces({peer: [*[10_000 + DATA] * 6, 10_001 + 2 * DATA]})
         assert [who for who, _ in seen] == [peer]
         assert before <= seen[0][1] <= after
         node.parts.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
