@@ -40,8 +40,11 @@ def status(options: Options) -> None:
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("certificate", f"until {now.certificate_expires}"),
-        *(("degraded", reason) for reason in now.degraded),
     ]
+    for fault in now.faults:
+        rows += [("degraded", fault.text), *([("  fix", fault.fix)] if fault.fix else [])]
+    if not now.faults:  # a node of an older version says it in one line
+        rows += [("degraded", reason) for reason in now.degraded]
     for key, value in rows:
         click.echo(f"{key:12} {one_line(value)}")
 

@@ -15,6 +15,7 @@ from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.issuing import make_csr
+from phantommesh.management.faults import FaultKind
 from phantommesh.nodestate import NodeState, make_record, renewal_files
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
@@ -22,6 +23,10 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records import Dispute, settle, sign_record
 from phantommesh.trust import TrustError, authority_node, verify_chain
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
+
+DISPUTED = FaultKind("own-claim-disputed", "critical")
+CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
+CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
 RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
 

@@ -20,6 +20,7 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
@@ -30,6 +31,8 @@ from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
+
+PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination

@@ -135,7 +135,7 @@ class Recorder:
             if peer in self._suspected:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
-            text, why = health.copied(node, suspicion), suspicion.why.value
+            text, why = health.copied(node, suspicion).line, suspicion.why.value
             about = "self" if peer is None else format_node_id(NodeId(peer))
             log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
@@ -147,9 +147,11 @@ class Recorder:
         self._metrics.identity_suspects.set(len(found))
 
     def _tell_health(self) -> None:
-        reasons = self._reporter.degraded()
+        faults = self._reporter.faults()
+        reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
-            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            codes = sorted({fault.code for fault in faults})
+            data = {"reasons": reasons[:TOLD_REASONS], "codes": codes, "total": len(reasons)}
             self._node.events.publish("health.degraded", None, data)
         elif self._told and not reasons:
             self._node.events.publish("health.well", None, {})

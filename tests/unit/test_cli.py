@@ -22,6 +22,7 @@ from phantommesh.cli import base, cli
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.invites import Invite
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.proofs.archive import MAGIC
@@ -332,6 +333,34 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
             "pm-2",
             "pm-3",
         ]
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
+    node = FakeNode()
+    kind = FaultKind("peer-gone", "medium")
+    node.faults = [
+        kind.fault("pm-2 is dead\x1b[2J", "start it", subject="pm-2"),
+        kind.fault("pm-1 is dead", "", subject="pm-1"),
+    ]
+
+    def check(at: list[str]) -> None:
+        lines = process(*at, "status").stdout.splitlines()
+        assert lines[-3:] == [
+            "degraded     pm-2 is dead [2J",
+            "  fix        start it",
+            "degraded     pm-1 is dead",
+        ]
+        shown = json.loads(process(*at, "status", "--json").stdout)
+        assert shown["faults"][0] == {
+            "code": "peer-gone",
+            "severity": "medium",
+            "subject": "pm-2",
+            "text": "pm-2 is dead\x1b[2J",
+            "fix": "start it",
+        }
+        assert shown["degraded"] == ["pm-2 is dead\x1b[2J; start it", "pm-1 is dead"]
 
     await with_node(node, tmp_path, check)
 
