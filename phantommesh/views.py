@@ -6,7 +6,6 @@ ignore fields they do not know, so an older command line reads a newer node. Dur
 bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 """
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -23,11 +22,6 @@ LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "non
 MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 Item = TypeVar("Item")
-
-
-def rfc3339(moment: float) -> str:
-    """Write a moment, in Unix seconds, to the second."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,8 +23,8 @@ from phantommesh import guard, nftnetlink
 from phantommesh.errors import PhantomMeshError
 from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
 from phantommesh.management.faults import FaultKind
+from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.wgnetlink import NetlinkFormatError
 
 UNGUARDED = FaultKind("overlay-unguarded", "critical")
 

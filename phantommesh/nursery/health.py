@@ -12,9 +12,9 @@ from phantommesh import guard, overlay, records, revocation
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.management.faults import Fault
+from phantommesh.moments import rfc3339
 from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
 from phantommesh.scatter import intents
-from phantommesh.views import rfc3339
 
 if TYPE_CHECKING:
     from phantommesh.nursery.node import Node

@@ -28,7 +28,7 @@ DISPUTED = FaultKind("own-claim-disputed", "critical")
 CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
 CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
-RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
+RENEW_AT = 2 / 3  # of a certificate's life
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age

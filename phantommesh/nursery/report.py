@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from phantommesh import __version__
+from phantommesh.dimensions import has
 from phantommesh.events import EventLog
 from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
@@ -21,7 +22,9 @@ from phantommesh.management.finding import find
 from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
+from phantommesh.moments import rfc3339
 from phantommesh.nursery import health
+from phantommesh.nursery.bell import Bell
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -44,7 +47,6 @@ from phantommesh.views import (
     ScatterDimension,
     ScatterView,
     Status,
-    rfc3339,
 )
 from phantommesh.wireguard import PeerState
 
@@ -68,7 +70,7 @@ class Reporter:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._finished = trio.Event()
+        self._finished = Bell()
 
     @property
     def metrics(self) -> Metrics:
@@ -153,7 +155,7 @@ class Reporter:
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
         """What WireGuard says of a member: number and name of each interface, and the peer there."""
-        wg_keys = self._node.wg_keys_of(entry)
+        wg_keys = self._node.peers.wg_keys_of(entry)
         for i, name in enumerate(self._node.names):
             device = self._node.actual.get(name)
             yield i, name, None if device is None else device.peers.get(wg_keys[i])
@@ -165,7 +167,7 @@ class Reporter:
         now = time()
         answering = sum(
             peer is not None
-            and bound >> i & 1
+            and has(bound, i)
             and peer.psk == psks[i]
             and now - peer.last_handshake < REJECT_AFTER
             for i, _, peer in self.devices(entry)
@@ -198,7 +200,7 @@ class Reporter:
                     last_handshake_s=round(now - handshake, 1) if handshake else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
-                    psk_age_s=round(state.age, 1) if bound >> i & 1 and state.age is not None else None,
+                    psk_age_s=round(state.age, 1) if has(bound, i) and state.age is not None else None,
                 )
             )
         return PeerView(
@@ -376,8 +378,7 @@ class Reporter:
 
     def handshake_finished(self) -> None:
         """Tell `rotate`, which waits for some."""
-        self._finished.set()
-        self._finished = trio.Event()
+        self._finished.ring()
 
 
 def _direction(shown: Shown) -> ProofDirection:

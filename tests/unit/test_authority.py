@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 from phantommesh import statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.config import load
+from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
-from phantommesh.link.psk import ALL
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
@@ -340,7 +340,7 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
             alpha.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
         monkeypatch.setattr("phantommesh.nursery.node.time", lambda: time() + NODE_LIFE * 3 / 4)
-        alpha._install()
+        alpha._arrange()
         assert peers(alpha) == {claimants[0].node_id}
         alpha._peers_changed()
         assert peers(alpha) == {claimants[1 - first_out].node_id}
