@@ -21,6 +21,7 @@ import trio
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
@@ -31,6 +32,8 @@ from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard import DeviceState
+
+PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination

@@ -14,6 +14,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
 from phantommesh.wireguard import (
@@ -24,6 +25,8 @@ from phantommesh.wireguard import (
     diff,
     without_ipv6,
 )
+
+INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
 MAX_BACKOFF = 30.0
 """Seconds between attempts at most, while the backend fails."""

@@ -134,7 +134,7 @@ class Recorder:
             if peer in self._suspected:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
-            text, why = health.copied(parts, suspicion), suspicion.why.value
+            text, why = health.copied(parts, suspicion).line, suspicion.why.value
             about = "self" if peer is None else format_node_id(NodeId(peer))
             log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
@@ -146,9 +146,11 @@ class Recorder:
         self._metrics.identity_suspects.set(len(found))
 
     def _tell_health(self) -> None:
-        reasons = self._reporter.degraded()
+        faults = self._reporter.faults()
+        reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
-            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            codes = sorted({fault.code for fault in faults})
+            data = {"reasons": reasons[:TOLD_REASONS], "codes": codes, "total": len(reasons)}
             self._parts.events.publish("health.degraded", None, data)
         elif self._told and not reasons:
             self._parts.events.publish("health.well", None, {})

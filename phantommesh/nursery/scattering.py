@@ -27,6 +27,7 @@ from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
@@ -57,6 +58,8 @@ from phantommesh.scatter.ruleset import (
 )
 from phantommesh.secret import Secret
 from phantommesh.wireguard import DeviceState, Network, Route
+
+NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
 # long, so a peer that was scattered then is scattered on, by a map of no agreement, until it is keyed.
