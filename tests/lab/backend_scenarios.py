@@ -14,7 +14,7 @@ import subprocess
 import sys
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 import structlog
 import trio
 
-from phantommesh.nursery import userspace
+from phantommesh.nursery import kernel, userspace
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.kernel import KernelBackend
 from phantommesh.nursery.netlink import BackendError
@@ -33,17 +33,22 @@ from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
+from phantommesh.wgnetlink import decode_device
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,
     Endpoint,
     PeerConfig,
+    Report,
     Route,
     peers_by_key,
     public_key_of,
 )
+from tests.lab import witness
 
 RANDOM = Random(1)
+WITNESSED: list[int] = []
+"""Of each dump that was read twice, how many messages it had; see ``decode_twice``."""
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000  # linux/sched.h
 PATIENCE = 30.0  # seconds; only a guard against waiting for ever
 
@@ -53,7 +58,19 @@ def private_key() -> Secret:
 
 
 def make_backend(kind: str) -> Backend:
-    return KernelBackend() if kind == "kernel" else UserspaceBackend(Path(kind))
+    if kind == "kernel":
+        pytest.MonkeyPatch().setattr(kernel, "decode_device", decode_twice)
+        return KernelBackend()
+    return UserspaceBackend(Path(kind))
+
+
+def decode_twice(payloads: Iterable[bytes]) -> Report:
+    """Read a dump of the kernel's with wgnlpy's classes, too: whatever a scenario reads has two readers."""
+    dump = list(payloads)
+    report = decode_device(dump)
+    assert report == witness.decode_device(dump)
+    WITNESSED.append(len(dump))
+    return report
 
 
 def make_peer(number: int) -> PeerConfig:
@@ -182,6 +199,24 @@ async def agreement(kind: str) -> None:
     check(await reconciler.converge(), desired)
     assert backend.batches == before
     assert reconciler.failures == 0
+    assert (kind == "kernel") == bool(WITNESSED)
+
+
+async def large(kind: str) -> None:
+    """A peer with more networks than one message of a dump holds is read whole."""
+    backend = make_backend(kind)
+    desired = make_desired(backend, peers=3)
+    peers = [
+        replace(
+            peer, allowed_ips=frozenset(ip_network((0x64500000 + 4096 * slot + n, 32)) for n in range(900))
+        )
+        for slot, peer in enumerate(desired["pm0"].peers.values())
+    ]
+    desired = {"pm0": replace(desired["pm0"], peers=peers_by_key(peers))}
+    reconciler = make_reconciler(backend, desired)
+    check(await reconciler.converge(), desired)
+    assert reconciler.failures == 0
+    assert kind != "kernel" or max(WITNESSED) > 1  # else no dump was split
 
 
 async def change(kind: str) -> None:
@@ -433,6 +468,7 @@ SCENARIOS: dict[str, Callable[[str], Awaitable[None] | None]] = {
     scenario.__name__: scenario
     for scenario in (
         agreement,
+        large,
         change,
         rival,
         untouched,
