@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a WireGuard backend and the reconciler must do, run inside a network namespace by test_backends.py.
 
-A scenario is given ``kernel``, or the path of a userspace WireGuard, and fails with a traceback.
+A scenario is given ``kernel``, or the path of a userspace WireGuard, and fails with a traceback. Those in
+ANYWHERE also run over the fake backend (``fake``), in tests/unit/test_fake.py.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ import trio
 
 from phantommesh.nursery import kernel, userspace
 from phantommesh.nursery.backend import Backend
+from phantommesh.nursery.fake import FakeBackend, FakeHost
 from phantommesh.nursery.kernel import KernelBackend
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
@@ -47,6 +49,9 @@ from phantommesh.wireguard import (
 from tests.lab import witness
 
 RANDOM = Random(1)
+HOST = FakeHost()
+"""What the fake backends of a scenario stand on, for one that starts a second."""
+
 WITNESSED: list[int] = []
 """Of each dump that was read twice, how many messages it had; see ``decode_twice``."""
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000  # linux/sched.h
@@ -58,6 +63,8 @@ def private_key() -> Secret:
 
 
 def make_backend(kind: str) -> Backend:
+    if kind == "fake":
+        return FakeBackend(HOST)
     if kind == "kernel":
         pytest.MonkeyPatch().setattr(kernel, "decode_device", decode_twice)
         return KernelBackend()
@@ -145,6 +152,19 @@ def run(*command: str, given: str | None = None) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, input=given).stdout
 
 
+def links(kind: str) -> str:
+    """Name every interface that there is."""
+    return " ".join(HOST.devices) if kind == "fake" else run("ip", "link", "show")
+
+
+def delete_link(kind: str, name: str) -> None:
+    """Delete an interface as someone else would."""
+    if kind == "fake":
+        del HOST.devices[name]
+    else:
+        run("ip", "link", "delete", name)
+
+
 def text(key: bytes) -> str:
     return b64encode(key).decode()
 
@@ -173,14 +193,8 @@ async def start_process(kind: str, name: str) -> None:
     await answering(name)
 
 
-async def agreement(kind: str) -> None:
-    """What is read back is what was desired, ``wg`` agrees, and a second pass has nothing to do."""
-    backend = make_backend(kind)
-    assert await backend.devices(["pm0"]) == {}
-    desired = make_desired(backend)
-    reconciler = make_reconciler(backend, desired)
-    check(await reconciler.converge(), desired)
-
+def wg_agrees(desired: Mapping[str, DeviceConfig]) -> None:
+    """Check what ``wg`` shows."""
     shown: dict[str, dict[str, list[str]]] = {name: {} for name in desired}
     for line in run("wg", "show", "all", "dump").splitlines():
         name, key, *fields = line.split("\t")
@@ -195,6 +209,17 @@ async def agreement(kind: str) -> None:
             assert {ip_network(network) for network in networks.split(",")} == peer.allowed_ips
             assert keepalive == str(peer.keepalive)
 
+
+async def agreement(kind: str) -> None:
+    """What is read back is what was desired, ``wg`` agrees, and a second pass has nothing to do."""
+    backend = make_backend(kind)
+    assert await backend.devices(["pm0"]) == {}
+    desired = make_desired(backend)
+    reconciler = make_reconciler(backend, desired)
+    check(await reconciler.converge(), desired)
+
+    if kind != "fake":
+        wg_agrees(desired)
     before = dict(backend.batches)
     check(await reconciler.converge(), desired)
     assert backend.batches == before
@@ -245,7 +270,7 @@ async def change(kind: str) -> None:
     del desired["pm6"]
     reconciler.set_desired(desired)
     check(await reconciler.converge(), desired)
-    assert "pm6" not in run("ip", "link", "show")
+    assert "pm6" not in links(kind)
     assert reconciler.failures == 0
 
 
@@ -319,7 +344,7 @@ async def deleted(kind: str) -> None:
             await nursery.start(reconciler.run)
             await well.wait()
             index = (await backend.devices(["pm2"]))["pm2"].index
-            run("ip", "link", "delete", "pm2")
+            delete_link(kind, "pm2")
             while agrees(await backend.devices(desired), desired):
                 await trio.sleep(0.01)
             well = trio.Event()
@@ -378,7 +403,7 @@ async def restarted(kind: str) -> None:
     first = make_backend(kind)
     desired = make_desired(first)
     before = await make_reconciler(first, desired).converge()
-    pids = None if kind == "kernel" else {name: pid_of(name) for name in desired}
+    pids = None if kind in ("kernel", "fake") else {name: pid_of(name) for name in desired}
     second = make_backend(kind)
     after = await make_reconciler(second, desired).converge()
     check(after, desired)
@@ -464,24 +489,20 @@ async def batches(kind: str) -> None:
     assert backend.batches == dict.fromkeys(desired, 1)
 
 
+ANYWHERE = (agreement, large, change, untouched, deleted, restarted, batches)
+
 SCENARIOS: dict[str, Callable[[str], Awaitable[None] | None]] = {
     scenario.__name__: scenario
     for scenario in (
-        agreement,
-        large,
-        change,
+        *ANYWHERE,
         rival,
-        untouched,
-        deleted,
         killed,
         foreign,
-        restarted,
         parent_killed,
         left_over,
         socket_lost,
         elsewhere,
         blank,
-        batches,
     )
 }
 

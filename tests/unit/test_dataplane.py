@@ -13,12 +13,12 @@ from phantommesh.dataplane import (
     master_name,
     read_peer,
 )
+from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
-from tests.unit.wireguard_model import apply
 
 ME = Member(
     identity("a").node_id, "a", Role.NODE, IPv4Address("100.64.0.1"), IPv6Address("fd00::1"),
