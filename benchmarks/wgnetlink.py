@@ -30,23 +30,15 @@ from statistics import median
 
 from benchmarks.machine import describe
 from phantommesh.config import WireguardSection
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.nlattr import NESTED, attribute, pack_message, split_messages
 from phantommesh.nursery import wgmessages
 from phantommesh.nursery.kernel import kernel_has_wireguard
 from phantommesh.nursery.netlink import NetlinkSocket, make_wireguard
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wgnetlink import (
-    attribute,
-    decode_device,
-    decode_family,
-    encode_get,
-    encode_get_family,
-    split_messages,
-)
+from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family
 from phantommesh.wireguard import DeviceDiff, Endpoint, Network, PeerDiff, Report, public_key_of
 from tests.lab import witness
-
-_NESTED = 0x8000
 
 
 @dataclass(frozen=True)
@@ -68,8 +60,8 @@ def encode_by_hand(family: int, sequence: int, change: DeviceDiff) -> list[bytes
     if change.fwmark is not None:
         body += attribute(7, struct.pack("=I", change.fwmark))
     if change.peers:
-        body += attribute(8 | _NESTED, b"".join(_peer_by_hand(peer) for peer in change.peers))
-    return [struct.pack("=IHHII", 16 + len(body), family, 5, sequence, 0) + body]
+        body += attribute(8 | NESTED, b"".join(_peer_by_hand(peer) for peer in change.peers))
+    return [pack_message(family, 5, sequence, body)]
 
 
 def _peer_by_hand(peer: PeerDiff) -> bytes:
@@ -87,9 +79,9 @@ def _peer_by_hand(peer: PeerDiff) -> bytes:
     if peer.keepalive is not None:
         body += attribute(5, struct.pack("=H", peer.keepalive))
     if peer.allowed_ips:
-        networks = (attribute(_NESTED, _network_by_hand(one)) for one in sorted(peer.allowed_ips, key=str))
-        body += attribute(9 | _NESTED, b"".join(networks))
-    return attribute(_NESTED, body)
+        networks = (attribute(NESTED, _network_by_hand(one)) for one in sorted(peer.allowed_ips, key=str))
+        body += attribute(9 | NESTED, b"".join(networks))
+    return attribute(NESTED, body)
 
 
 def _network_by_hand(network: Network) -> bytes:
@@ -174,8 +166,7 @@ class _Kernel:
     def raw(self, name: str) -> Iterator[bytes]:
         """The messages of a dump as the kernel sent them, but for its sequence number and our port."""
         for payload in self.dump(name):
-            header = struct.pack("=IHHII", 16 + len(payload), self.family, 2, 2, 0)
-            yield header + payload + bytes(-len(payload) % 4)
+            yield pack_message(self.family, 2, 2, payload) + bytes(-len(payload) % 4)
 
     def write(self, codec: Codec, changes: Sequence[DeviceDiff]) -> None:
         for change in changes:

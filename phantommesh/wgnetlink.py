@@ -6,25 +6,27 @@ builds the messages that change a device, in ``nursery/wgmessages.py``. No key p
 that the kernel splits over two messages of a dump is put together again. Nothing here does I/O.
 """
 
-import errno
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from phantommesh.nlattr import (
+    ACK,
+    DUMP,
+    REQUEST,
+    NetlinkFormatError,
+    attribute,
+    attributes,
+    number,
+    pack_message,
+)
 from phantommesh.secret import Secret
 from phantommesh.wireguard import NO_KEY, Endpoint, Network, PeerState, Report
 
 GENL_CONTROL = 16
 """The netlink type of the generic netlink controller (GENL_ID_CTRL)."""
 
-ERROR, DONE = 2, 3
-"""Netlink message types NLMSG_ERROR and NLMSG_DONE (linux/netlink.h)."""
-
-DUMP_INTERRUPTED = 0x10
-"""Netlink flag NLM_F_DUMP_INTR: the device changed while it was dumped; dump it again."""
-
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
 _GET_DEVICE = 0
 _D_NAME, _D_PUBLIC_KEY, _D_PORT, _D_FWMARK, _D_PEERS = 2, 4, 6, 7, 8
@@ -34,53 +36,20 @@ _A_ADDRESS, _A_PREFIX = 2, 3
 _IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6 on Linux
 
 
-class NetlinkFormatError(OSError):
-    """Bytes that are not the message they should be; an OSError, for only a broken kernel sends them."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(errno.EBADMSG, message)
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Pack one attribute, padded to four bytes."""
-    return struct.pack("=HH", len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
-
-
 def _message(kind: int, flags: int, sequence: int, command: int, body: bytes) -> bytes:
-    return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, sequence, 0, command, 1, 0) + body
+    return pack_message(kind, flags, sequence, struct.pack("=BBH", command, 1, 0) + body)
 
 
 def encode_get_family(sequence: int) -> bytes:
     """Ask the controller for the number of the ``wireguard`` family; the kernel loads its module."""
     return _message(
-        GENL_CONTROL, _REQUEST | _ACK, sequence, _GET_FAMILY, attribute(_FAMILY_NAME, b"wireguard\0")
+        GENL_CONTROL, REQUEST | ACK, sequence, _GET_FAMILY, attribute(_FAMILY_NAME, b"wireguard\0")
     )
 
 
 def encode_get(family: int, sequence: int, name: str) -> bytes:
     """Ask for a dump of one device."""
-    return _message(
-        family, _REQUEST | _DUMP, sequence, _GET_DEVICE, attribute(_D_NAME, name.encode() + b"\0")
-    )
-
-
-def split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield (type, flags, sequence, payload) for each message in what one read returned."""
-    while data:
-        if len(data) < 16:
-            raise NetlinkFormatError("a truncated header")
-        length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data)
-        if not 16 <= length <= len(data):
-            raise NetlinkFormatError("a length beyond the data")
-        yield kind, flags, sequence, data[16:length]
-        data = data[(length + 3) & ~3 :]
-
-
-def decode_errno(payload: bytes) -> int:
-    """Read the positive errno of an NLMSG_ERROR or NLMSG_DONE payload; 0 is an acknowledgement."""
-    if len(payload) < 4:
-        return 0  # old kernels send NLMSG_DONE without one
-    return -int(struct.unpack_from("=i", payload)[0])
+    return _message(family, REQUEST | DUMP, sequence, _GET_DEVICE, attribute(_D_NAME, name.encode() + b"\0"))
 
 
 def decode_family(payload: bytes) -> int:
@@ -116,23 +85,6 @@ def _merge_peer(peers: dict[bytes, PeerState], peer: PeerState) -> None:
     peers[peer.public_key] = (
         peer if before is None else replace(before, allowed_ips=before.allowed_ips | peer.allowed_ips)
     )
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and payload of each attribute, without the flag bits. Raises NetlinkFormatError."""
-    while data:
-        if len(data) < 4:
-            raise NetlinkFormatError("a truncated attribute")
-        length, kind = struct.unpack_from("=HH", data)
-        if not 4 <= length <= len(data):
-            raise NetlinkFormatError("an attribute beyond its parent")
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
-
-
-def number(value: bytes) -> int:
-    """Read an integer of any width in the machine's byte order."""
-    return int.from_bytes(value, "little" if struct.pack("=H", 1) == b"\1\0" else "big")
 
 
 def _decode_peer(data: bytes) -> PeerState:

@@ -15,14 +15,13 @@ from wgnlpy.nlas import peer as peer_class
 from wgnlpy.sockaddr_in import sockaddr_in
 from wgnlpy.sockaddr_in6 import sockaddr_in6
 
+from phantommesh.nlattr import ACK, REQUEST, NetlinkFormatError
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import NetlinkFormatError
 from phantommesh.wireguard import KEY_SIZE, DeviceDiff, Endpoint, Network, PeerDiff
 
 MAX_PEERS_BYTES = 32768
 """Bytes of peers put in one message. An attribute's length is 16 bits wide and has to hold all of them."""
 
-_REQUEST, _ACK = 1, 4  # NLM_F_*, linux/netlink.h
 _NETWORKS_PER_ENTRY = 256
 _PEER_BYTES = 4 + 36 + 36 + 8 + 32 + 8 + 4  # an entry: itself, two keys, flags, endpoint, keepalive, list
 _NETWORK_BYTES = 4 + 8 + 20 + 8  # itself, family, IPv6 address, prefix length
@@ -55,7 +54,7 @@ def encode_set(family: int, sequence: int, change: DeviceDiff) -> list[bytes]:
 def _encode(family: int, sequence: int, name: str, attributes: _Attributes) -> bytes:
     try:
         message = device.set_device(name)
-        message["header"].update(type=family, flags=_REQUEST | _ACK, sequence_number=sequence)
+        message["header"].update(type=family, flags=REQUEST | ACK, sequence_number=sequence)
         message["attrs"] += attributes
         message.encode()
         return bytes(message.data)

@@ -26,6 +26,7 @@ import pytest
 import structlog
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import kernel, userspace
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.fake import FakeBackend, FakeHost
@@ -34,7 +35,6 @@ from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wgnetlink import decode_device
 from phantommesh.wireguard import (
     DeviceConfig,

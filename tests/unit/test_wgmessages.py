@@ -10,16 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phantommesh.nlattr import NetlinkFormatError, attribute
 from phantommesh.nursery.wgmessages import encode_set
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import NetlinkFormatError, decode_device
+from phantommesh.wgnetlink import decode_device
 from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, PeerDiff
 from tests.lab import witness
 from tests.unit.test_wgnetlink import PEERS, many, payloads
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
 
 
 def test_every_byte_of_a_message() -> None:
