@@ -23,7 +23,7 @@ from phantommesh.records import Dispute, settle, sign_record
 from phantommesh.trust import TrustError, authority_node, verify_chain
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
 
-RENEW_AT = 2 / 3  # of a certificate's life (DESIGN section 3)
+RENEW_AT = 2 / 3  # of a certificate's life
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
