@@ -133,7 +133,7 @@ class Probing:
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
-        helped = thorough and core.reach.known(target)
+        helped = thorough and core.reach.leans(target)
         ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
         probe = Probe(target, ends, spacing, thorough, scored)
         self._ping(probe)

@@ -6,12 +6,13 @@ A run that fails prints the command that replays it.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
 from phantommesh.membership.effects import Changed
-from phantommesh.membership.messages import State
+from phantommesh.membership.messages import PING_REQ, State
 from tests.simulation import gossip_scenarios as scenarios
 from tests.simulation.gossip_sim import Simulation
 
@@ -56,6 +57,20 @@ def test_a_death_is_known_as_soon_where_one_member_brings_all_rumours() -> None:
         for seed in range(12)
     ]
     assert max(slowest) <= 12
+
+
+def test_a_mesh_at_rest_asks_by_way_of_others_no_more_than_at_first() -> None:
+    """At 10 % loss, for two minutes: answers by way of others that come late make helpers of ever more."""
+    sim, kinds, asked = Simulation(50, seed=1, network=scenarios.bad_network()), Counter[int](), list[int]()
+    sim.overhear = lambda datagram: kinds.update(datagram[1:2])
+    sim.start_all()
+    sim.run(5)
+    for _ in range(5):
+        kinds.clear()
+        sim.run(20)
+        asked.append(kinds[PING_REQ])
+    assert asked[0] > 100
+    assert max(asked) < 1.5 * asked[0]
 
 
 def test_a_larger_mesh_with_one_badly_placed_node_is_at_rest() -> None:
