@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import antientropy, control, idtree
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Entry, Roster, encoded_hash
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.trust import Role, TrustError
-from phantommesh.wire import Address
 
 # Tuning.
 FETCH_QUEUE: Final = 512
@@ -178,7 +178,7 @@ class Call(NamedTuple):
     """Hold this conversation with a member, over a channel."""
 
     member: NodeId
-    talk: Talk[int]
+    talk: Talk[Any]
 
 
 class CallUnlinked(NamedTuple):

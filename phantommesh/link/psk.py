@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which WireGuard preshared keys a peer should have, and how sure we are that the other end has them too.
 
-A peer's PSKs are *random* until a handshake has finished (fail closed), then those of the newest agreement.
-Only the initiator can be unsure, between sending AUTH and receiving ACK: then it shows staged and committed
-PSKs in turn until a WireGuard handshake lands on one of them, and whichever was shown is what both ends have.
+Theory of operation. The kernel holds one PSK a peer and dimension. It uses a PSK only in WireGuard's own
+handshakes, about every two minutes; the session that such a handshake makes lives on for up to 180 s,
+whatever the PSK is changed to. So this module never has to change both ends at one moment. It has to see to
+it that both ends hold the same PSK again before WireGuard's next handshake, and to know when they do.
 
-A PSK is bound to the WireGuard keys of both ends of its dimension. Where one of the two is replaced, or the
-ends name different ones in a handshake, that dimension alone has a random PSK, until the next handshake.
+A link's handshake makes an *agreement*: seven PSKs, a chain key, an epoch. An agreement is
+
+    staged      at the initiator, from the moment it sends AUTH: the responder may or may not come to have it
+    committed   both ends have it: at the responder once AUTH is verified, at the initiator once ACK arrives
+    previous    replaced, and kept for its chain key until the new PSKs are confirmed, or for 180 s
+
+Without any agreement the PSKs are random, so the peer is shut out (fail closed). They are random again 300 s
+after the last agreement.
+
+Only the initiator can be unsure, and only between AUTH and ACK: AUTH may be lost, or its ACK. It cannot ask,
+since nothing of the link gets through. WireGuard answers instead: the initiator *shows* the kernel the staged
+and the committed PSKs in turn, 7 s each. A WireGuard handshake succeeds under a PSK that both ends have and
+no other, so the PSKs that were shown when one succeeded are the ones to keep.
+
+A WireGuard handshake also *confirms* an installed PSK, one dimension each. The kernel stamps it with the time
+when it ended, and it may have begun under the PSK before. So it confirms only when it is a second newer than
+the read-back of the PSK; no margin is needed where the PSK before was random and could not have worked.
+
+A PSK is bound to the WireGuard keys of both ends of its dimension. If one of the two keys is replaced, or the
+ends name different keys in a handshake, that dimension alone has a random PSK until the next handshake.
+
+Two handshakes may cross. Agreements have a *rank* that both ends compute alike, and an agreement of lower
+rank never takes the place of one of higher rank. docs/protocol.md has the table of states and events
+("PSKs"); decisions 13, 15, 25 and 33 have the reasons.
 """
 
 from __future__ import annotations
@@ -16,11 +39,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from phantommesh.dimensions import ALL, DIMENSIONS, bits, has, only, without
 from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
-# Specification (DESIGN section 4; the 180 s are WireGuard's REJECT_AFTER_TIME).
+# Specification (docs/protocol.md, "PSKs"; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0
 
 # Tuning.
@@ -29,8 +52,6 @@ ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each
 SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
 PAST_CHAINS = 16  # ids of chains given up that are remembered: about 24 minutes of epochs
 INSTALL_GRACE = 10.0  # s that a PSK may stay out of the kernel before the link is no longer called fresh
-
-ALL = (1 << DIMENSIONS) - 1
 
 
 class PskPhase(Enum):
@@ -130,9 +151,9 @@ class PskState:
 
     @property
     def ready(self) -> int:
-        """On which dimensions something may be sent to the peer, as a bitmap: those that dial, once the
-        kernel has what they dial with. A packet that comes sooner makes WireGuard try without, and then wait
-        5 s. A later PSK does not interrupt it, as sessions outlive that."""
+        """Dimensions on which something may be sent to the peer, as a bitmap: they dial, and the kernel has
+        their PSK. Sending earlier makes WireGuard try with the wrong PSK and then wait 5 s. Replacing the PSK
+        later does no harm: sessions outlive it."""
         return self._usable & self.dials
 
     @property
@@ -194,19 +215,19 @@ class PskState:
         holds no more. The other dimensions and the chain stay as they are."""
         self._blank = self._unbound(self._blank, dimensions)
         if self.committed is not None:
-            psks = self._unbound(self.committed.psks, dimensions)
-            self.committed = replace(self.committed, psks=psks, bound=self.committed.bound & ~dimensions)
+            psks, bound = self._unbound(self.committed.psks, dimensions), self.committed.bound
+            self.committed = replace(self.committed, psks=psks, bound=without(bound, dimensions))
         if self.staged is not None:
-            psks = self._unbound(self.staged.psks, dimensions)
-            self.staged = replace(self.staged, psks=psks, bound=self.staged.bound & ~dimensions)
-        self._dial_later &= ~dimensions
-        self._usable &= ~dimensions
-        self.confirmed &= ~dimensions
-        self.installed(self._noted() & ~dimensions, now)
+            psks, bound = self._unbound(self.staged.psks, dimensions), self.staged.bound
+            self.staged = replace(self.staged, psks=psks, bound=without(bound, dimensions))
+        self._dial_later = without(self._dial_later, dimensions)
+        self._usable = without(self._usable, dimensions)
+        self.confirmed = without(self.confirmed, dimensions)
+        self.installed(without(self._noted(), dimensions), now)
 
     def _unbound(self, psks: tuple[Secret, ...], dimensions: int) -> tuple[Secret, ...]:
         random = self._fresh_random()
-        return tuple(random[i] if dimensions >> i & 1 else psk for i, psk in enumerate(psks))
+        return tuple(random[i] if has(dimensions, i) else psk for i, psk in enumerate(psks))
 
     def _forget_installs(self, now: float) -> None:
         self._installed_at = [None] * DIMENSIONS
@@ -222,7 +243,7 @@ class PskState:
     def installed(self, bitmap: int, now: float) -> int:
         """Note the dimensions whose PSK was read back equal to `desired`; return all noted so far."""
         for i in range(DIMENSIONS):
-            if bitmap >> i & 1:
+            if has(bitmap, i):
                 if self._installed_at[i] is None:
                     self._installed_at[i] = now
             else:
@@ -236,18 +257,18 @@ class PskState:
         return noted
 
     def _noted(self) -> int:
-        return sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+        return bits(moment is not None for moment in self._installed_at)
 
     def observe(self, handshakes: Sequence[float | None], now: float) -> None:
         """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
         newer than the set confirms that the other end has the same PSK. One in the future confirms nothing:
         the clock that the kernel stamps them with was set back."""
         for i, (seen, set_at) in enumerate(zip(handshakes, self._installed_at, strict=True)):
-            if seen is None or set_at is None or not self.bound >> i & 1:
+            if seen is None or set_at is None or not has(self.bound, i):
                 continue
-            margin = SAME_HANDSHAKE if self._replaced_agreed >> i & 1 else 0.0
+            margin = SAME_HANDSHAKE if has(self._replaced_agreed, i) else 0.0
             if set_at + margin <= seen <= now:
-                self.confirmed |= 1 << i
+                self.confirmed |= only(i)
         if self.confirmed and self._unsure_since is not None:
             staged, confirmed = self.staged, self.confirmed
             if self._showing_staged and staged is not None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.core import Core
 from phantommesh.membership.messages import NACK, PING_REQ, Errand, Message
 from phantommesh.membership.reach import MAX_HOPS, proof
 from phantommesh.membership.verdicts import Verdicts
 from phantommesh.rates import Bucket
-from phantommesh.wire import Address
 
 LATE: Final = 3.0  # s for which a late answer is still carried
 MAX_CARRIED: Final = 256  # questions that this node carries at once, and

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.carrying import Agree, Carrying
 from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
@@ -28,7 +29,6 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.reach import MAX_HOPS, proves
 from phantommesh.membership.rumours import Rumours
 from phantommesh.membership.verdicts import Verdicts
-from phantommesh.wire import Address
 
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life

@@ -1,8 +1,36 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Cases about members, and how they are decided: by this node's own question, and by members it asks.
 
-An accusation makes this node ask the accused; if that fails, it asks members of its own choosing what they
-found, and believes a death once enough of them, each counted once, found the same.
+Theory of operation. Every member holds the group key, so any member can write any other's name into an event.
+A rumour is therefore a reason to look, and no evidence. Evidence is at first hand: an answer to a fresh nonce
+of this node, from the address in a member's signed record.
+
+A *case* opens when a member is accused (by a rumour, or because it did not answer this node), or is said to
+be back. It runs as follows.
+
+    check     this node asks the member itself, out of turn but at a pace: in a large mesh not all ask at once
+    wait      the deadline is Lifeguard's: long for one accuser, shorter for each further one. Accusers that
+              rumours name count here, where a lie costs little
+    query     shortly before the deadline this node asks other members of its own choosing what they found.
+              One member is one voice: a witness (it found the same) or contrary (it did not)
+    verdict   dead, or left, if this node's own check has failed lately and enough members are witnesses
+
+A case ends in the member's favour when the member answers this node, or when WireGuard authenticates data of
+it that is newer than the accusation. A newer incarnation ends it too, unless this node has already asked in
+vain: then the member is only asked again.
+
+How many witnesses are enough is set by the parameters, less what cannot be had: members that do not answer
+this node either, or that it reaches only by way of others, cannot be asked. So a node that is cut off with
+one other can still come to a verdict, and a pair in which one dies is no deadlock.
+
+A verdict can be wrong when a member is badly placed: some reach it, some do not. Two things keep such a
+member from flapping. A node that finds itself badly placed looks for the others' way to the member first, for
+a bounded time. And a verdict that the member disproves holds the next one back (`Damping`, after RFC 2439).
+
+A member that was down comes back by its own answer, or because as many others vouch for it as a death needs.
+The rest of the world is told of this node's own word only; the others look for themselves.
+
+docs/gossip.md ("Whose word counts") has the rules; decisions 10 and 22 have the reasons.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ from typing import Protocol, Self
 import structlog
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
@@ -28,7 +30,6 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
@@ -98,7 +99,7 @@ class PathDriver:
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
-        self.dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
         self._turned = turned
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
@@ -108,10 +109,15 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._apply_now, self._changed = trio.Event(), trio.Event()
+        self._apply_now, self._changed = trio.Event(), Bell()
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Probes that were dropped, by reason."""
+        return self._dropped + self.paths.drops
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
         """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used."""
@@ -122,6 +128,10 @@ class PathDriver:
             del self._applied[gone]
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
+
+    def set_ready(self, node_id: bytes, ready: int) -> None:
+        """One of the peers has other dimensions to be used than before, a bitmap."""
+        self.carry_out(self.paths.set_ready(node_id, ready, trio.current_time()))
 
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces."""
@@ -188,14 +198,14 @@ class PathDriver:
             except BlockingIOError:
                 return
             except OSError:
-                self.dropped["probe-unread"] += 1
+                self._dropped["probe-unread"] += 1
                 continue
             dimension, node_id = self._dimensions.get(index), self._sources.get(source)
             if dimension is None or node_id is None:
-                self.dropped["probe-source"] += 1
+                self._dropped["probe-source"] += 1
                 continue
             peer = format_node_id(NodeId(node_id))
-            with left_out(self.dropped, "probe-broken", BROKEN, peer=peer):
+            with left_out(self._dropped, "probe-broken", BROKEN, peer=peer):
                 self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
 
     def carry_out(self, effects: list[Effect]) -> None:
@@ -218,18 +228,17 @@ class PathDriver:
         self._due.look()
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.ring()
 
     def _send(self, peer: bytes, dimension: int, datagram: bytes) -> None:
         to, index = self._addresses.get(peer), self._indexes[dimension]
         if self._socket is None or to is None or not index:
-            self.dropped["probe-unsent"] += 1
+            self._dropped["probe-unsent"] += 1
             return
         try:
             self._socket.send(datagram, to, index)
         except OSError:  # the interface is down or its queue full: the probe is lost, as others would be
-            self.dropped["probe-unsent"] += 1
+            self._dropped["probe-unsent"] += 1
 
     async def _apply(self) -> None:
         """Have the kernel scatter by the newest weights: those that came meanwhile, together."""

@@ -17,8 +17,8 @@ import structlog
 import trio
 
 from phantommesh import config as config_file
-from phantommesh.dataplane import all_names, master_name
-from phantommesh.errors import PhantomMeshError
+from phantommesh.dimensions import all_names, master_name
+from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import leftovers
 from phantommesh.nursery.backend import choose
@@ -51,17 +51,12 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
         known, other = group.split(PhantomMeshError)
         if known is None or other is not None:
             raise
-        raise _first(known) from group
+        raise first_of(known) from group
 
 
 async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
     async for _ in signals:
         leave.set()
-
-
-def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
@@ -92,7 +87,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
                     nursery.start_soon(keep_lock, lock, state.state.path)
                     await node.serve(socket_path or Path(config.api.socket), leave)
                     nursery.cancel_scope.cancel()
-                return node.succession.done.is_set()
+                return node.parts.succession.done.is_set()
 
 
 async def keep_lock(lock: StateLock, path: Path) -> None:

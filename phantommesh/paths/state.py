@@ -10,7 +10,7 @@ from typing import Final
 
 from phantommesh.paths.quality import Quality
 
-# Specification (DESIGN section 6).
+# Specification (docs/protocol.md, "Probes").
 MISSES: Final = 3  # probes in a row without an answer that make a path dark
 
 # Tuning.

@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import pytest
 import trio
 
-from phantommesh.dataplane import interface_names, master_name
+from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import format_endpoint
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.client import NodeClient
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.lab
 
 NODES = 3
 SECONDS = 10.0  # that are measured
-MOST = 20_000.0  # bytes/s that a node may send while nobody has any traffic (issue 10, B.5)
+MOST = 20_000.0  # bytes/s that a node may send while nobody has any traffic
 MELTING = 2_000_000  # bytes at which the measuring ends at once
 
 # The real node, which from some moment on has another idea of where it is: it signs that with its own key.

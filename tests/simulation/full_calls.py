@@ -15,6 +15,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.link.channel import RANDOM_SIZE, Channel, ChannelError
 from phantommesh.membership.messages import GossipError
+from phantommesh.node import news
+from phantommesh.node.news import Step, Take
 from phantommesh.nursery.gossip import TALK
 from phantommesh.nursery.streams import CONNECT, Session
 from phantommesh.secret import Secret
@@ -32,10 +34,10 @@ class Ask(NamedTuple):
     talk: asking.Talk[Any]
 
 
-Task = Generator[Ask | asking.Pause | asking.CallUnlinked, object, None]
+Task = Generator[Ask | Step, object, None]
 
 
-def spawn(process: Process, kind: str, task: Task) -> None:
+def spawn(process: Process, kind: str, task: Task | news.Task) -> None:
     """Run one of a node's tasks."""
     if kind in process.asker.busy:
         process.asker.busy[kind] += 1
@@ -45,7 +47,7 @@ def spawn(process: Process, kind: str, task: Task) -> None:
 class _Running:
     """A node's task, with what it waits for."""
 
-    def __init__(self, process: Process, kind: str, task: Task) -> None:
+    def __init__(self, process: Process, kind: str, task: Task | news.Task) -> None:
         self.sim, self.process, self.kind, self.task = process.sim, process, kind, task
 
     def send(self, value: object) -> None:
@@ -62,9 +64,11 @@ class _Running:
         match step:
             case asking.Pause(seconds):
                 self.sim.at_process(self.process, seconds, lambda: self.send(None))
-            case asking.CallUnlinked(address, hashes):
-                self.process.asker.ask_records(address, hashes, lambda: self.send(None))
-            case Ask(member, talk):
+            case asking.CallUnlinked():
+                self.process.asker.ask_unlinked(step, lambda: self.send(None))
+            case Take(_, told):
+                self.send(self.process.take_told(told))
+            case Ask(member, talk) | asking.Call(member, talk):
                 self._ask(member, talk)
 
     def _ask(self, member: NodeId, talk: asking.Talk[Any]) -> None:
@@ -109,7 +113,7 @@ def _link(a: Process, b: NodeId) -> None:
     for end, peer in ((a, b), (other, a.me)):
         if end is not None and end.linked is not None and peer not in end.linked:
             end.linked.add(peer)
-            end.set_links([e for n in end.linked if (e := end.roster.get(NodeId(n))) is not None])
+            end.set_links()
             sim.schedule(end.machine)
 
 
@@ -142,6 +146,8 @@ class Call:
         self.mine = Channel(session.key_out, session.key_in, *randoms)
         self.randoms = randoms
         self.theirs: tuple[Channel, Session] | None = None
+        self.asked = False  # whether a request waits for its answer
+        self.me = client.identity.node_id
         if not sim.network.both(client.index, server.index):
             sim.later(CONNECT, self._fail)
         else:
@@ -206,9 +212,28 @@ class Call:
         except (ChannelError, control.ControlError):
             self._fail()
             return
-        answer = channel.seal(control.encode(self.server.process.desk.serve(session, request)))
-        self.sim.tally["stream_bytes"] += len(answer)
-        self._reach(lambda: self._go_on(control.decode_answer_untrusted(self.mine.open(answer))))
+        self.asked = True
+
+        def done(answer: control.Answer) -> None:
+            if not self.asked:
+                return
+            self.asked, sealed = False, channel.seal(control.encode(answer))
+            self.sim.tally["stream_bytes"] += len(sealed)
+            self._reach(lambda: self._go_on(control.decode_answer_untrusted(self.mine.open(sealed))))
+
+        self.server.process.desk.serve(session, request, done)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A server that goes, or turns the client out, or takes too long, gives no answer."""
+        if not self.asked or self.client.life != self.lives[0]:
+            return
+        server = self.server.process if self.server.life == self.lives[1] else None
+        if server is None or self.me in server.revocations or self.sim.now >= self.deadline:
+            self.asked = False
+            self._fail()
+        else:
+            self.sim.later(0.2, self._wait)
 
     def _fail(self) -> None:
         self.sim.tally["call-failed"] += 1

@@ -6,55 +6,51 @@ Real: `Gossip` with its envelope and membership, `Keyring` and group keys signed
 the session of a finished handshake), `Links` with `Newcomer` for whoever joins. Modelled: sockets, disks (of
 bytes that the real code encodes and reads back), WireGuard, and the invites' book.
 
-Here is how the parts are put together, with the roster, the links and the group keys. `full_own` has the
-node's own record, `full_asker` what it asks of others, `full_desk` what others ask of it.
+Here is how the parts are put together, with the roster, the links and the group keys. `full_own` drives
+`node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (what others ask of it),
+both by `full_working`; `full_asker` is what it asks of others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
-from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.acquaintance import LastAddresses
+from phantommesh.asking import Shut
+from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.gossip import Effect as GossipEffect
-from phantommesh.groupkey import (
-    Keyring,
-    Turn,
-    gossip_digest,
-    greatest_epoch,
-    make_group_key,
-    next_epoch,
-    take_keys,
-)
+from phantommesh.groupkey import make_group_key
 from phantommesh.identity import NodeId
 from phantommesh.link.copies import Copies
-from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, PeerAuth, Send, Sign
+from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import EVENT_SIZE, State
+from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
+from phantommesh.node.groupkeys import Change, HeldKeys
+from phantommesh.node.news import News, agreement
+from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
-from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
+from phantommesh.records import Entry, Roster, SignedRecord
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.rootword import RootWord
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord
-from tests.simulation.full_parts import ADMISSION, addresses, agree, sharing, wg_keys
+from tests.simulation.full_parts import ADMISSION, addresses, agree, own_side, sharing, wg_keys
 
 if TYPE_CHECKING:
     from tests.simulation.full_machines import Machine
@@ -84,18 +80,17 @@ class Process:
             data = disk["members"]
             claims = (data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE))
             known = Snapshot(c for c in claims if self.roster.get(NodeId(c[:16])) is not None)
-        self.ring, self.turn = Keyring(), Turn()
-        if "keyring" in disk:
-            self.ring.shun(self.revocations)
-            self.ring.restore(disk["keyring"], self.now, greatest_epoch(root, self.wall))
         self.secrets = MeshSecrets.decode(disk.get("admission", ADMISSION.reveal()))
-        self.secrets.follow(self.ring.keys, self.ring.active, self.wall)
+        self.keys = HeldKeys(self.me, root, self.revocations, self.secrets)
+        if "keyring" in disk:
+            self.keys.restore(disk["keyring"], self.now, self.wall)
+        self.ring = self.keys.ring
         self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
+        self.received: Counter[NodeId] = Counter()  # bytes over the interfaces
         self.alarms: list[tuple[float, Alarm]] = []
-        self.authorities: list[NodeId] = []
         self._refreshed = self.now
         machine.generation = max(machine.generation + 1, int(self.wall))
         self.membership = Membership(
@@ -107,23 +102,26 @@ class Process:
         told = {} if me is None else {self.me: me.hash}
         if shared is not None:
             told = {entry.member.node_id: entry.hash for entry in shared[0]}
-        self.acquaintance = Acquaintance(
-            self.me, self.roster, self.revocations, self.membership, self.asker.fetching, told=told
-        )
         self.lost = LastAddresses(Random(self.rng.getrandbits(64)))
         if "lastaddresses" in disk:
             self.lost.restore(disk["lastaddresses"])
         self.membership._merging._synced = shared is not None  # a mesh that has long been running
         envelope = Envelope(
-            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
+            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.keys.digest,
         )  # fmt: skip
         self.requests = Envelope(
-            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
+            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.keys.digest,
             label=REQUEST,
         )  # fmt: skip
         self.gossip = Gossip(
-            self.membership, envelope, where=self.where, digest=self.digest, in_use=self.in_use
+            self.membership, envelope, where=self.where, digest=self.keys.digest, in_use=self.in_use
         )
+        self.news = News(
+            self.me, self.roster, self.revocations, self.gossip, self.requests, told=told, where=self.where,
+            reachable=self.asker.callable,
+            linked=lambda member: sim.large or self.sessions.newest(member) is not None,
+            carry_out=self.carry_gossip,
+        )  # fmt: skip
         enrolment = None
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
@@ -134,10 +132,14 @@ class Process:
             agree=partial(agree, machine.identity),
         )  # fmt: skip
         self.links.set_admission(self.secrets.current, self.secrets.replaced)
+        self.peers = Peers(
+            self.me, self.links, WireguardSection(), ScatterSection(),
+            where=lambda entry: addresses(entry.record.control),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
-        self.own.publish()
+        self.own.start()
         self.peers_changed()
 
     # Clocks, and what the parts ask of each other.
@@ -163,10 +165,6 @@ class Process:
         """Whether this node knows that it was revoked."""
         return self.me in self.revocations
 
-    def digest(self) -> bytes:
-        """See `groupkey.gossip_digest`."""
-        return gossip_digest(self.revocations, self.ring)
-
     def where(self, node_id: NodeId) -> tuple[Address, ...]:
         """The addresses in a member's record."""
         entry = self.roster.get(node_id)
@@ -181,7 +179,7 @@ class Process:
         if self.sim.large:
             return  # the process's own objects are what is kept
         disk = self.machine.disk
-        for name in names:
+        for name in () if self.machine.disk_full else names:
             match name:
                 case "roster":
                     disk[name] = rosterlog.encode(self.roster.in_order(revoked=True))
@@ -221,22 +219,14 @@ class Process:
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
                     self.sim.changed(self.machine, effect)
-                case FetchRecord():
-                    told, fetch = self.acquaintance.wished(effect, self.now, self.wall)
-                    self.carry_gossip(self.gossip.seal(told, self.now))
-                    if fetch:
-                        self.asker.want(effect)
-                case Sync() | AskKeys():
-                    self.asker.want(effect)
+                case FetchRecord() | Sync() | AskKeys():
+                    if self.news.wish(effect, self.now, self.wall):
+                        self.sim.later(0.0, self.asker.pump)
                 case Persist(generation):
                     self.machine.leap = generation - self.machine.generation
 
     def _agree(self, node: bytes, draw: int) -> bytes | None:
-        """`GossipDriver._agree`."""
-        entry, dimension = self.roster.get(NodeId(node)), draw % DIMENSIONS
-        if entry is None:
-            return None
-        return agree(self.machine.identity, dimension, entry.record.wg_keys[dimension])
+        return agreement(self.roster, node, draw, partial(agree, self.machine.identity))
 
     def carry_links(self, wanted: Sequence[LinkEffect]) -> None:
         """`LinkDriver.carry_out`."""
@@ -248,6 +238,7 @@ class Process:
                     signature = self.machine.identity.sign(request.data, request.context)
                     self.sim.at_process(self, 0.002, lambda t=token, s=signature: self._signed(t, s))  # type: ignore[misc]
                 case Install(peer):
+                    self.peers.keyed(peer)
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
                     self.sessions.add(Session.of(effect))
@@ -260,78 +251,63 @@ class Process:
                         self.copies.reset(effect.peer, effect.sign, generation, self.now)
 
     def generation_of(self, peer: bytes) -> int | None:
-        """`Node.generation_of`."""
-        member = self.membership.member(peer)
-        gone = member is None or member.state in (State.DEAD, State.LEFT)
-        return None if member is None or gone else member.generation
+        """How often a member has started, as gossip counts it."""
+        return generation_of(self.membership, peer)
 
     def _signed(self, token: bytes, signature: bytes) -> None:
         self.carry_links(self.links.signed(token, signature, self.now))
 
-    # Roster, links, interfaces (`Node._peers_changed`, `RosterKeeper`, `GossipDriver.roster_changed`).
+    # Roster, links, interfaces (`RosterKeeper`, `GossipDriver.roster_changed`).
 
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
-        now, wall, everyone = self.now, self.wall, list(self.roster)
-        valid = [entry for entry in everyone if entry.valid(wall)]
-        entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
-        if not self.revoked:
-            self.sessions.retain({entry.member.node_id for entry in entries})
-        self.set_links(entries)
-        for effects in self.acquaintance.roster_changed(now, wall):
-            self.carry_gossip(self.gossip.seal(effects, now))
-        self.gossip.forget(set(self.acquaintance.told))
-        self.authorities = [e.member.node_id for e in everyone if e.member.role is Role.AUTHORITY]
+        self.set_links()
+        self.news.roster_changed(self.now, self.wall)
         self.set_seeds()
 
     def set_seeds(self) -> None:
-        """`Node._seeds`, `GossipDriver._all_seeds`."""
-        found = [address for n in self.authorities if n != self.me for address in self.where(n)]
-        self.membership.set_seeds([*found, *self.lost.addresses()])
+        """Where the mesh is found again."""
+        self.membership.set_seeds([*self.peers.seeds(), *self.lost.addresses()])
 
-    def set_links(self, entries: Sequence[Entry]) -> None:
-        """Keep links and interfaces with these members, those that are wanted."""
-        peers: dict[bytes, PeerAuth] = {}
-        disputes = self.roster.disputes(self.wall)
-        for entry in entries:
-            member, found = entry.member, addresses(entry.record.control)
-            if self.linked is None or member.node_id in self.linked:
-                until = self.now + member.not_after - self.wall
-                peers[member.node_id] = PeerAuth(
-                    member.node_id, member.public_key, until, usable_keys(entry, disputes, self.me), found
-                )
-        self.copies.retain(peers)
-        self.carry_links(self.links.set_peers(peers, self.now))
-        kernel, left_out = self.machine.kernel, self.disputed()
-        kernel.keep(peer for peer in peers if peer not in left_out)
-        for peer in peers:
+    def set_links(self) -> None:
+        """Keep links and interfaces with the peers, of those that are wanted."""
+        now, wall, machine = self.now, self.wall, self.machine
+        self.peers.look(self.roster, wall, revoked=self.revoked, linked=self.linked)
+        if not self.revoked:
+            self.sessions.retain(self.peers.standing)
+        auths = self.peers.auths(now, wall)
+        self.copies.retain(auths)
+        self.carry_links(self.links.set_peers(auths, now))
+        self.peers.arrange(own_side(machine.identity, self.own.member, self.sim.mesh))
+        machine.kernel.keep(self.peers.devices)
+        for peer in auths:
             self.reconcile(peer)
-
-    def disputed(self) -> set[NodeId]:
-        """Who is kept out of the interfaces: those that `usable_keys` finds no key for."""
-        disputes = [d for d in self.roster.disputes(self.wall) if d.over == "address"]
-        return {d.winner if d.loser == self.me else d.loser for d in disputes}
 
     def reconcile(self, peer: bytes) -> None:
         """Make one peer of the interfaces as desired, and report what they hold."""
-        if peer not in self.links._peers:
+        entry = self.peers.get(peer)
+        if entry is None:
             return
-        kernel, wanted = self.machine.kernel, self.links.psks(peer)
-        bitmap, seen = ALL, list[float | None]([None] * DIMENSIONS)
-        if peer not in self.disputed():
-            kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer) != 0)
-            held = kernel.psks[peer]
-            bitmap = sum(1 << i for i in range(DIMENSIONS) if held[i] == wanted[i].reveal())
-            seen = [
-                None if moment is None else self.now - (self.wall - moment)
-                for moment in kernel.handshakes[peer]
-            ]
-        self.carry_links(self.links.read_back(peer, bitmap, seen, self.now))
+        kernel, devices, keys = self.machine.kernel, self.peers.devices, entry.record.wg_keys
+        kernel.set(peer, keys, devices)
+        seen = self.peers.read(entry, kernel.states(peer, keys, devices), self.now, self.wall)
+        self.carry_links(self.links.read_back(peer, seen.reading.bitmap, seen.handshakes, self.now))
 
     def poll(self) -> None:
         """The reconciler's pass."""
-        for peer in list(self.links._peers):
-            self.reconcile(peer)
+        for entry in list(self.peers.entries):
+            assert self._follows(entry), "a link changed its keys without an Install"
+            self.reconcile(entry.member.node_id)
+
+    def _follows(self, entry: Entry) -> bool:
+        """Whether the interfaces are to have what the link says. Only the `Install` of a peer changes it."""
+        peer, keys = entry.member.node_id, self.peers.wg_keys_of(entry)
+        psks, dials = self.links.psks(peer), self.links.dials(peer)
+        held = [device.peers.get(key) for device, key in zip(self.peers.devices.values(), keys, strict=True)]
+        return all(
+            found is None or (found.psk == psks[i] and (found.endpoint is not None) == dials >> i & 1)
+            for i, found in enumerate(held)
+        )
 
     def add(self, signed: SignedRecord) -> bool:
         """`RosterKeeper.add`."""
@@ -367,57 +343,55 @@ class Process:
         self.note_change()
         return True
 
+    def take_told(self, told: Shut) -> bool | None:
+        """Take in a member's revocations and group keys; None where they cannot be read."""
+        try:
+            news = self.take_revocations(*told.statements)
+            return self.merge(told.keys.keys, told.keys.active_key) or news
+        except PhantomMeshError:
+            return None
+
     def note_change(self) -> None:
         """`RosterKeeper._note_change`."""
         self.save("revocations", "roster")
         self.peers_changed()
 
-    # Group keys (`GroupKeys`).
+    # Group keys.
 
     def in_use(self, key_id: bytes) -> None:
         """A member sends with this key."""
-        if self.ring.promote(key_id, self.now):
-            self.keys_changed()
+        self.note_keys(self.keys.in_use(key_id, self.now, self.wall))
 
-    def keys_changed(self) -> None:
-        """`GroupKeys._note_change`, `Node._secrets_changed`."""
-        self.save("keyring")
-        if self.secrets.follow(self.ring.keys, self.ring.active, self.wall):
+    def note_keys(self, change: Change) -> None:
+        """Save the keys, and tell the links, where they are others than before."""
+        if change.keys:
+            self.save("keyring")
+        if change.secrets:
             self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def make_key(self) -> None:
-        """`GroupKeys.rotate`: the key that is due, on disk before anybody hears of it."""
-        authority = self.machine.authority
-        epoch = next_epoch(self.ring, self.revocations, self.wall)
-        if authority is None or epoch is None or self.revoked:
+        """Make the key that is due, on disk before anybody hears of it."""
+        authority, epoch = self.machine.authority, self.keys.due(self.wall)
+        if authority is None or epoch is None:
             return
         key = make_group_key(authority, epoch, self.revocations, self.wall, self.rng.randbytes)
         self.machine.disk["keyring"] = self.ring.encode(key)
-        self.ring.install(key, self.now)
-        self.keys_changed()
+        self.note_keys(self.keys.install(key, self.now, self.wall))
 
     def merge(self, keys: bytes, active: bytes) -> bool:
-        """`GroupKeys.merge`."""
-        root, revocations = self.sim.mesh.root, self.revocations
-        came, refused = take_keys(self.ring, keys, root, revocations, self.now, self.wall)
-        self.sim.tally["key-refused"] += len(refused)
-        self.in_use(active)
-        if came:
-            self.keys_changed()
-        return came
+        """Take in what a member gave out."""
+        merged = self.keys.merge(keys, active, self.now, self.wall)
+        self.sim.tally["key-refused"] += len(merged.refused)
+        self.note_keys(merged.change)
+        return merged.new
 
     # Once a second.
 
     def housekeeping(self) -> None:
-        """`GroupKeys.run`, `OwnRecord.renew`, `ask_standing`, saving, the reconciler's pass."""
-        if self.ring.tick(self.now):
-            self.keys_changed()
-        if self.machine.authority is not None:
-            due = next_epoch(self.ring, self.revocations, self.wall) is not None
-            held = [e for n in self.authorities if (e := self.roster.get(n)) is not None]
-            authorities = [e.member.node_id for e in held if e.valid(self.wall)]
-            if self.turn.ours(due, self.me, authorities, self.now):
-                self.make_key()
+        """`OwnRecord.renew`, `ask_standing`, the group keys, saving, the reconciler's pass."""
+        self.note_keys(self.keys.tick(self.now, self.wall))
+        if self.machine.authority is not None and self.keys.ours(self.roster, self.now, self.wall):
+            self.make_key()
         if not self.sim.large:
             self.poll()
             self.save("members")

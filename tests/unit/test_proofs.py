@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from phantommesh.moments import rfc3339
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.archive import MAGIC, Archive, Certificates
 from phantommesh.proofs.ledger import Chain, Seen
@@ -29,7 +30,6 @@ from phantommesh.proofs.statement import (
 )
 from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
-from phantommesh.views import rfc3339
 from tests.unit.makemesh import make_mesh
 from tests.unit.makeproofs import EQUAL, MESH, NAMES, UNEQUAL, World, certificate, node, plus, seven
 

@@ -14,14 +14,16 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
+from phantommesh.node import desk as desk_module
 from phantommesh.nodestate import NodeState, load_node
-from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
+from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -35,7 +37,6 @@ from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role
-from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
@@ -116,7 +117,7 @@ async def test_a_disk_that_refuses_does_not_end_the_keeping(
             raise StateError("cannot write it: No space left on device", fix="free some space")
 
     watch(monkeypatch, refuse_twice)
-    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mesh.keeper.keep)
@@ -354,7 +355,7 @@ async def test_who_answers_pays_for_what_is_verified_as_who_announces(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, of: NodeId | Address
 ) -> None:
     mesh.keeper.verifications = Rates(module.RECORDS_RATE, 5)
-    mesh.server._rates[control.Announce] = mesh.keeper.verifications
+    mesh.server.serving.rates[control.Announce] = mesh.keeper.verifications
     verified = Verifications(mesh.keeper, monkeypatch)
     bad = replace_signature(mesh.record(Identity.generate(), "bad")).encode()
     with capture_logs():
@@ -472,7 +473,7 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
-    mesh.server._rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
+    mesh.server.serving.rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
@@ -568,7 +569,7 @@ async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: p
     """A key is made while the ring is being saved, as it was before."""
     first = await mesh.keys.rotate()
     assert first is not None
-    mesh.keys._dirty.set()
+    mesh.keys._saver.mark()
     authority = mesh.state.authority
     assert authority is not None
     mesh.keeper.revoke(revoke(authority, B.node_id, time()))
@@ -631,7 +632,7 @@ async def test_a_new_member_is_known_to_all_and_linked(tmp_path: Path) -> None:
                     return sorted(link.peer for link in node.reporter.links() if link.state == "fresh")
 
                 await until(lambda: all(linked(n) == sorted({*nodes} - {name}) for name, n in nodes.items()))
-                await until(lambda: len({node.keeper.roster.digest() for node in nodes.values()}) == 1)
+                await until(lambda: len({node.parts.keeper.roster.digest() for node in nodes.values()}) == 1)
 
 
 @pytest.mark.parametrize("direction", ["joiner", "authority"])
@@ -640,7 +641,7 @@ async def test_handshakes_go_over_tcp_where_udp_does_not(tmp_path: Path, directi
     state = make_authority(tmp_path / "a")
 
     def mute(node: Node) -> None:
-        node.udp.send = lambda *_: None  # type: ignore[method-assign]
+        node.parts.udp.send = lambda *_: None  # type: ignore[method-assign]
 
     def leave(node: Node) -> None:
         pass
@@ -650,7 +651,10 @@ async def test_handshakes_go_over_tcp_where_udp_does_not(tmp_path: Path, directi
         joined = await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b", changes[1]) as node:
             await until(
-                lambda: authority.links.keyed(joined.node_id) and node.links.keyed(state.identity.node_id)
+                lambda: (
+                    authority.parts.links.keyed(joined.node_id)
+                    and node.parts.links.keyed(state.identity.node_id)
+                )
             )
 
 
@@ -661,11 +665,11 @@ async def test_an_authority_that_restarts_is_followed_again(tmp_path: Path) -> N
         await join(tmp_path / "b", make_invite(state), "beta")
     async with serving(tmp_path / "b") as node:
         async with serving(tmp_path / "a"):
-            await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
+            await until(lambda: node.parts.sessions.newest(state.identity.node_id) is not None)
         async with serving(tmp_path / "a") as authority:
             await join(tmp_path / "c", make_invite(state), "gamma")
-            await until(lambda: node.keeper.roster.digest() == authority.keeper.roster.digest())
-            assert len(node.keeper.roster) == 3
+            await until(lambda: node.parts.keeper.roster.digest() == authority.parts.keeper.roster.digest())
+            assert len(node.parts.keeper.roster) == 3
 
 
 async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path) -> None:
@@ -673,20 +677,20 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
     async with serving(tmp_path / "a") as authority:
         joined = await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b") as node:
-            session = node.sessions
-            await until(lambda: authority.sessions.newest(joined.node_id) is not None)
+            session = node.parts.sessions
+            await until(lambda: authority.parts.sessions.newest(joined.node_id) is not None)
             await until(lambda: session.newest(state.identity.node_id) is not None)
-            signer = authority.state.authority
+            signer = authority.parts.state.authority
             assert signer is not None
             revocations = Revocations(state.root)
             revocations.add(revoke(signer, joined.node_id, time()), time())
             mine = session.newest(state.identity.node_id)
-            authority.keeper.take_revocations(revocations.encode())
+            authority.parts.keeper.take_revocations(revocations.encode())
             assert authority.reporter.links() == []
-            assert authority.sessions.newest(joined.node_id) is None
-            assert not any(device.peers for device in authority.reconciler.desired.values())
+            assert authority.parts.sessions.newest(joined.node_id) is None
+            assert not any(device.peers for device in authority.parts.reconciler.desired.values())
             assert mine is not None
-            async with connect("127.0.0.1", authority.config.control.port) as framed:
+            async with connect("127.0.0.1", authority.parts.config.control.port) as framed:
                 with pytest.raises(StreamError):
                     await Client.open(framed, mine)
 
@@ -695,11 +699,11 @@ async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, auto
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     request_ = control.Renew(make_csr(B, "beta"))
-    for _ in range(authority_module.RENEWALS):
+    for _ in range(desk_module.RENEWALS):
         assert isinstance(await mesh.ask(B, request_), control.Renewed)
     refused = await mesh.ask(B, request_)
     assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
     assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
-    await trio.sleep(NODE_LIFE / authority_module.RENEWALS_LIFE + 1)
+    await trio.sleep(NODE_LIFE / desk_module.RENEWALS_LIFE + 1)
     assert isinstance(await mesh.ask(B, request_), control.Renewed)
     assert isinstance(await mesh.ask(B, request_), control.Refused)

@@ -15,16 +15,16 @@ import trio
 import trio.testing
 
 from phantommesh.config import ScatterSection
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import marking, master
 from phantommesh.nursery import scattering as service
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.nft import Fingerprint, NftError
-from phantommesh.nursery.scattering import Scattering, ScatterPeer
-from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.nursery.scattering import Scattering
+from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
@@ -507,10 +507,10 @@ async def test_drops_are_counted_once(kernel: Kernel, autojump_clock: object) ->
         kernel.counters[0] = (4, 400)
         await scatter.refresh()
         await scatter.refresh()
-        assert scatter.drops["scatter-unknown"] == 4
+        assert scatter.dropped["scatter-unknown"] == 4
         kernel.tables.clear()  # and its counters with it
         kernel.counters.clear()
         await trio.sleep(INTERVAL + 0.1)
         kernel.counters[0] = (3, 300)
         await scatter.refresh()
-        assert scatter.drops["scatter-unknown"] == 7
+        assert scatter.dropped["scatter-unknown"] == 7
