@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option
+from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
 from phantommesh.cli.output import emit, size, table
 
@@ -76,7 +76,8 @@ def proofs(
 
     --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
     Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
-    Each direction of a link gets a verdict, and all have to hold.
+    Each direction of a link gets a verdict, and all have to hold: it exits 1 where one fails or the file is
+    not genuine, and 4 where nothing is wrong but a link shows too little.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")
@@ -169,7 +170,8 @@ def _verify(options: Options, path: Path, data: bytes, root_hash: bytes | None, 
                 "root_hash": report.root_hash.hex(),
                 "pinned": report.pinned,
                 "warning": warning,
-                "holds": report.problem is None,
+                "holds": report.verdict == "holds",
+                "verdict": report.verdict,
                 "proofs": report.proofs,
                 "countersigned": report.countersigned,
                 "demands": demands,
@@ -178,8 +180,10 @@ def _verify(options: Options, path: Path, data: bytes, root_hash: bytes | None, 
         )
     else:
         _show(report)
-    if report.problem is not None:
-        raise report.problem
+    if (problem := report.problem) is not None:
+        if report.verdict == "too little":
+            raise CliError(str(problem), fix=problem.fix, status=EXIT_TOO_LITTLE)
+        raise problem
     if not options.json:
         half = report.proofs - report.countersigned
         only = f"; {half} of them only their sender has signed" if half else ""

@@ -214,7 +214,7 @@ class Verdicts:
 
     def failed(self, node: bytes, thorough: bool) -> None:
         """Our own question went unanswered; a ``thorough`` one went through others too."""
-        core = self._core
+        core, params = self._core, self._core.params
         case = self.cases.get(node)
         if case is not None and case.kind is State.ALIVE:
             # It does not answer us; perhaps it does answer others.
@@ -238,10 +238,14 @@ class Verdicts:
             case.checked = True
         if case.failed is None:
             self.unreachable += 1
+            if core.reach.badly_placed(node):
+                # Few reach this node, and their rumours may all be lost: after the shortest time it asks.
+                soonest = case.started + case.least - params.probe_interval / 2
+                core.at(max(core.clock, soonest), self._prepare, case)
         case.failed = core.clock
         self._show(case)
         self.confirm(case, core.node)
-        core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
+        core.at(max(core.clock, case.deadline - params.probe_interval / 2), self._prepare, case)
 
     def traffic(self, node: bytes, when: float) -> None:
         """WireGuard has authenticated traffic of this member, of this time of `Core.clock`. What is older
@@ -341,6 +345,8 @@ class Verdicts:
             # Perhaps it went down in a later generation than the last that we heard of.
             case.witnesses[witness] = raw[KEY]
             case.contrary.discard(witness)
+            if case.kind is State.SUSPECT and core.reach.badly_placed(node):
+                self.confirm(case, witness)
             self.judge(case)
 
     def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:

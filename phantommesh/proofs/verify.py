@@ -17,7 +17,7 @@ from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.chain import Checked
 from phantommesh.proofs.genuine import Signatures, genuine
 from phantommesh.proofs.statement import Proof, ProofError, Signed
-from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, judge
+from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, Verdict, judge
 from phantommesh.trust import describe_mesh, load_root
 
 
@@ -41,13 +41,18 @@ class Report:
         return sum(link.countersigned for link in self.links)
 
     @property
+    def verdict(self) -> Verdict:
+        """That of the worst link: ``fails`` if any does."""
+        found = {link.verdict for link in self.links}
+        return "fails" if "fails" in found else "too little" if "too little" in found else "holds"
+
+    @property
     def problem(self) -> ProofError | None:
         """What is wrong with the first link that does not hold, those that fail first; None if all hold."""
-        for verdict in ("fails", "too little"):
-            for link in self.links:
-                if link.verdict == verdict:
-                    return ProofError(f"{link.sender} to {link.receiver}: {link.reason}", fix=link.fix or "")
-        return None
+        if (verdict := self.verdict) == "holds":
+            return None
+        link = next(link for link in self.links if link.verdict == verdict)
+        return ProofError(f"{link.sender} to {link.receiver}: {link.reason}", fix=link.fix or "")
 
 
 def verify(archive: Archive, *, root_hash: bytes | None = None, demands: Demands = DEMANDS) -> Report:

@@ -510,16 +510,21 @@ def test_each_link_of_a_file_has_its_verdict(tmp_path: Path) -> None:
     file.write_bytes(world.archive(half).encode())
     pinned = ("--root", MESH.mesh.root_hash.hex())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert told(refused, 1, table=True).startswith("error: pm-2 to pm-1: no proof of it is countersigned")
+    assert told(refused, 4, table=True).startswith("error: pm-2 to pm-1: no proof of it is countersigned")
     assert "pm-2 to pm-1, too little: no proof of it is countersigned" in refused.stdout
     assert "holds" in refused.stdout and "100%" in refused.stdout
     document = json.loads(run("proofs", "--verify", str(file), *pinned, "--json", root=tmp_path).stdout)
-    assert document["holds"] is False
+    assert document["holds"] is False and document["verdict"] == "too little"
     assert {(link["sender"], link["verdict"], link["coverage_time"]) for link in document["links"]} == {
         ("pm-1", "holds", 1.0),
         ("pm-2", "too little", 0.0),
     }
     assert document["demands"] == {"max_loss": 0.05, "min_coverage": 0.5, "min_entropy": 0.5}
+    missing = [proof for proof in half if of(proof) != node("pm-2").node_id][1]
+    file.write_bytes(world.archive([proof for proof in half if proof != missing]).encode())
+    failing = run("proofs", "--verify", str(file), *pinned, "--json", root=tmp_path)
+    assert failing.exit_code == 1  # one link shows too little, and another fails
+    assert json.loads(failing.stdout)["verdict"] == "fails"
 
 
 def of(proof: Proof) -> bytes:
@@ -535,13 +540,13 @@ def test_what_is_asked_of_a_file_can_be_changed(tmp_path: Path) -> None:
     file, pinned = tmp_path / "proofs", ("--root", MESH.mesh.root_hash.hex())
     file.write_bytes(Telling().tell(acts).encode())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert "--min-entropy" in told(refused, 1, table=True)
+    assert "--min-entropy" in told(refused, 4, table=True)
     lowered = run("proofs", "--verify", str(file), *pinned, "--min-entropy", "0", root=tmp_path)
     assert lowered.exit_code == 0 and "100.0%" in lowered.stdout
     acts, _ = CHEATS["a_narrow_window_with_true_dates"]()
     file.write_bytes(Telling().tell(acts).encode())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert "--min-coverage" in told(refused, 1, table=True)
+    assert "--min-coverage" in told(refused, 4, table=True)
 
 
 def test_a_file_of_an_older_version_is_refused_by_name(tmp_path: Path) -> None:
