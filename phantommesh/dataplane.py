@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the seven WireGuard interfaces should be, from the roster and the links' PSKs; and what they prove."""
+"""The seven WireGuard interfaces as they should be, from the roster and the links' PSKs; and what they
+prove."""
 
 from __future__ import annotations
 
@@ -103,10 +104,10 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they should, the
-    wanted PSK, or nothing where there is no key for the peer; ``located``:
-    those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
-    (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
+    """A reading of what the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they
+    should, the wanted PSK, or nothing where there is no key for the peer; ``located``: those on which
+    WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each (None: never);
+    ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]

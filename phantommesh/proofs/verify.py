@@ -3,10 +3,10 @@
 
 In this order: the certificate chains up to the root; each head's signature, and that a node's heads do not
 contradict each other; each leaf's way up to its head; that statement, commitment and receipt are of one link
-and epoch. What fails of these makes the whole file worthless. Then each direction of a link gets a verdict of
-its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and plan; both
-ends' counters; the bytes that the receiver counted against the plans; and whether all this is enough to show
-that there was scattering. What this proves and what it does not is in docs/proofs.md.
+and epoch. A failure of any of these makes the whole file worthless. Then each direction of a link gets a
+verdict of its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and
+plan; both ends' counters; the bytes that the receiver counted against the plans; and whether all this is
+enough to show that there was scattering. docs/proofs.md says what this proves and what it does not.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class Report:
 
     @property
     def problem(self) -> ProofError | None:
-        """What is wrong with the first link that does not hold, those that fail first; None if all hold."""
+        """Say what is wrong with the first link that does not hold, those that fail first; None if all
+        hold."""
         for verdict in ("fails", "too little"):
             for link in self.links:
                 if link.verdict == verdict:
