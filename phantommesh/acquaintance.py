@@ -71,8 +71,8 @@ class Acquaintance:
         for node_id in [n for n in self.told if n != self._mine and n in self._revocations]:
             del self.told[node_id]
             yield self._membership.expel(node_id, now)
-        # Others know what this node starts with. What comes later they should hear of while it is here to be
-        # asked for it: whom it enrolled may have nobody else to vouch for it.
+        # Peers already have the records that this node starts with. Announce later ones at once, while it is
+        # up to serve them: a newcomer that it enrolled may be known to nobody else.
         self._spread_new = True
 
     def _tell(self, entry: Entry, now: float, *, spread: bool) -> list[Effect]:

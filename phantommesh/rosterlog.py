@@ -72,8 +72,8 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Certificate | _Line)
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What of the file cannot be read: ``bytes`` of it, the first at offset ``at``, and ``records`` that can
-    be read and do not hold, or lack a certificate. ``reason`` is why the first of those does not."""
+    """The part of the file that cannot be read: ``bytes`` of it, the first at offset ``at``, and ``records``
+    that can be read and do not hold, or lack a certificate. ``reason`` is why the first of those does not."""
 
     at: int = 0
     bytes: int = 0
@@ -104,8 +104,8 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be written now: `RosterLog.take`. ``whole``: nothing can be added to the file that is there.
-    ``anew``: it is to be written anew, also where something can."""
+    """The bytes to be written now: `RosterLog.take`. ``whole``: nothing can be added to the file that is
+    there. ``anew``: it is to be written anew, also where something can."""
 
     noted: list[Entry]
     added: bytes
@@ -199,9 +199,9 @@ def decode(
 ) -> Content:
     """Read what `encode` and `RosterLog` wrote, or the list of an earlier version, and verify it.
 
-    What cannot be read is left out, and `Content.damage` says so. ``certificates`` (DER) are others that this
-    node has, in place of some that are damaged. Whoever can write the file has this node's keys, so its marks
-    are believed. Raises RecordError or TrustError where nothing of it can be read.
+    Parts that cannot be read are left out, and `Content.damage` says so. ``certificates`` (DER) are others
+    that this node has, in place of some that are damaged. Whoever can write the file has this node's keys, so
+    its marks are believed. Raises RecordError or TrustError where nothing of it can be read.
     """
     items, end, gaps = _items(data)
     if not items and not data.startswith(HEADER):
@@ -252,9 +252,9 @@ def _replay(
 class RosterLog:
     """The file of one state directory, in the hands of the node that holds the directory's lock.
 
-    `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. What
-    `write` returned from is on disk. ``damage`` and ``torn`` say what was found when it was read; ``refused``
-    why the file could not be made smaller the last time.
+    `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. When
+    `write` has returned, its job is on disk. ``damage`` and ``torn`` say what was found when it was read;
+    ``refused`` why the file could not be made smaller the last time.
     """
 
     def __init__(self, state: StateDir, content: Content) -> None:
@@ -283,7 +283,7 @@ class RosterLog:
             self._noted.clear()
 
     def take(self, roster: Roster) -> Job:
-        """Return what is to be written now. What comes in later is the next job's."""
+        """Return what is to be written now. Changes that come in later are the next job's."""
         frames, known = bytearray(), set(self._certificates)
         for entry in self._noted:
             _add(frames, entry, known)

@@ -51,7 +51,7 @@ class DecodeError(Exception):
 
 
 class Kind(IntEnum):
-    """What a datagram is."""
+    """The kind of a datagram."""
 
     COOKIE_REQUEST = 1
     COOKIE_REPLY = 2
@@ -63,14 +63,14 @@ class Kind(IntEnum):
 
 
 class Mode(IntEnum):
-    """Who starts the handshake: a member of the mesh, or a newcomer with an invitation."""
+    """The kind of node that starts the handshake: a member of the mesh, or a newcomer with an invitation."""
 
     MEMBER = 0
     ENROL = 1
 
 
 class Address(NamedTuple):
-    """Where a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
+    """The address that a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
 
     host: str
     port: int
@@ -358,7 +358,8 @@ def decode_auth_untrusted(body: bytes) -> Auth:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What either AEAD holds: who I am, my signature, my key confirmation, and in enrolment my credential."""
+    """The content of either AEAD: who I am, my signature, my key confirmation, and in enrolment my
+    credential."""
 
     node_id: bytes
     signature: bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host has in the overlay's range: addresses and routes of its own, and what closes that range.
+"""The host's view of the overlay's range: addresses and routes of its own there, and what closes that range.
 
 The functions block, so they are called inside ``trio.to_thread.run_sync``.
 """
@@ -172,7 +172,7 @@ def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:
 
 
 def _closing(message: _Message) -> Closing | None:
-    """What a route of ours closes; None for any other route."""
+    """Return what a route of ours closes; None for any other route."""
     told = message.kind, message.protocol, message.table
     metric = number(message.fields.get(_RTA_PRIORITY, bytes(4)))
     closing = told == (_UNREACHABLE, ROUTE_PROTOCOL, _MAIN_TABLE) and metric == CLOSED_METRIC
@@ -182,7 +182,8 @@ def _closing(message: _Message) -> Closing | None:
 def _taken(
     message: _Message, links: dict[int, _Interface], networks: Sequence[Network]
 ) -> Iterator[HostRange]:
-    """What of the overlay a route of the host's takes: what it leads to, and the gateway that it needs."""
+    """Yield the parts of the overlay that a route of the host's takes: what it leads to, and the gateway that
+    it needs."""
     if message.kind == _UNREACHABLE:
         return
     hops = list(_hops(message))

@@ -63,8 +63,8 @@ class _Name:
 
 
 class Resolver:
-    """The last known address of each name that was asked for. ``changed`` is called when one changes. Of
-    several addresses the first is taken that is not among those that ``forbids``."""
+    """The last known address of each name that was asked for. ``changed`` is called when one changes. If a
+    name has several addresses, the first is taken that is not among those that ``forbids``."""
 
     def __init__(
         self, changed: Callable[[], None], forbids: Callable[[str], bool] = lambda address: False
@@ -153,7 +153,7 @@ class Resolver:
     async def _find(self, host: str) -> str | None:
         addresses = await find_all(host)
         usable = (address for address in addresses if not self._forbids(address))
-        # Where none may be used, whoever asked is to see why.
+        # If none may be used, whoever asked is to see why.
         return next(usable, addresses[0] if addresses else None)
 
 

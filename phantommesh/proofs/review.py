@@ -23,7 +23,7 @@ class Shown:
 
 
 class Review:
-    """Of the ``keep`` newest proofs of each link and direction."""
+    """Remembers the ``keep`` newest proofs of each link and direction."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
