@@ -47,8 +47,8 @@ class Datagram(NamedTuple):
 
 
 class AskKeys(NamedTuple):
-    """Ask for revocations and group keys: this member, which has others than we do, or (None) any: datagrams
-    come that no key of ours opens. Answer with `Gossip.asked`."""
+    """Ask `member` for revocations and group keys: its digest differs from ours. None: ask any member, since
+    we receive datagrams that none of our keys opens. Answer with `Gossip.asked`."""
 
     member: NodeId | None
     digest: bytes

@@ -144,9 +144,9 @@ async def ask_standing(
     quiet: Callable[[], bool],
     where: Callable[[Entry], Sequence[Address]],
 ) -> None:
-    """While it is ``quiet``, or this node is revoked, ask members how it stands: nobody links with a node
-    that is out, or gossips to it. It hears of its revocation this way, and of its pardon; where it knows of a
-    pardon that they do not, they hear of that."""
+    """While nobody talks to us (``quiet``), or this node is revoked, ask members how it stands. Members stop
+    linking with a revoked node and gossiping to it, so the node hears of its revocation, and of its pardon,
+    no other way. If it knows of a pardon that they do not know, they hear of that."""
     pause = STANDING_FIRST
     while True:
         await trio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # spreads questions, keys nothing

@@ -353,7 +353,8 @@ class Node:
         )
 
     def _tell_paths(self) -> None:
-        """A packet to a peer whose place WireGuard does not know yet would make it wait 5 s, too."""
+        """Do not probe a peer before WireGuard knows its endpoint: a failed attempt delays the next one by 5
+        s."""
         self.paths.set_peers(
             (node_id, ip4, self.links.ready(node_id) & self._located.get(node_id, 0))
             for node_id, ip4 in self._reached

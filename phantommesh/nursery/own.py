@@ -67,9 +67,9 @@ class OwnRecord:
         return max(0 if held is None else held.record.seq, self._state.wg_keys.seq) + 1
 
     async def reserve(self) -> None:
-        """To be called once, before `publish`: write down what record numbers this run may give out, for a
-        run after one that ended before it saved the roster; and that keys of unknown age are new, so that
-        they grow old across restarts too. Where it cannot be written the node does without."""
+        """Call once, before `publish`. Reserves record numbers on disk, so that a run that crashes before
+        saving the roster does not reuse them. Also dates keys of unknown age from now, so that they grow old
+        across restarts too. If it cannot be written, the node does without."""
         if self.wg_keys.in_place:
             log.warning("the WireGuard keys of an earlier version were replaced: they could not be proved")
         dated = self.wg_keys.dated(time())
@@ -103,7 +103,8 @@ class OwnRecord:
 
     def _disputed(self) -> bool:
         """Whether the certificate should be replaced before its time: another member has the name or the
-        address and keeps it, or the authority that issued it was revoked. Not where we were, ourselves."""
+        address and keeps it, or the authority that issued it was revoked. False if this node itself was
+        revoked."""
         issuer = authority_node(self._authority_cert)
         if self._keeper.revoked is not None:
             return False

@@ -35,8 +35,8 @@ log = structlog.get_logger("phantommesh.report")
 class Telling:
     """Which changes of members are told, in the log and as events.
 
-    One insider can make up updates, restarts and suspicions as fast as it sends: of those only so many are.
-    The end of a suspicion is told where its beginning was. All else takes more than one member's word.
+    One insider can make up updates, restarts and suspicions as fast as it sends: only so many of those are
+    told. The end of a suspicion is told where its beginning was. All else takes more than one member's word.
     """
 
     def __init__(self, now: float) -> None:
