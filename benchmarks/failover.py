@@ -24,13 +24,13 @@ from dataclasses import dataclass
 import trio
 
 from benchmarks.machine import describe
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import flows_between
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Traffic, open_traffic
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.views import PathView
 
 PING = 0.005  # s

@@ -22,7 +22,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,19 +31,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from benchmarks.machine import describe
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity
 from phantommesh.kem import SEED_SIZE, provider
-from phantommesh.link.admission import Rates, Standing
+from phantommesh.link.admission import Standing
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.rates import Rates
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 
 WARM_UP, RUNS, QUICK_RUNS = 20, 500, 60
 PATIENCE = 30.0  # s; a guard only
@@ -65,8 +65,10 @@ class End:
             agree=lambda dimension, theirs: b"x" * 32,  # computed once for all handshakes of a pair
         )  # fmt: skip
         if not limited:
-            self.links._answerer._rates = {True: Rates(rate=1e9, burst=1e9)}
-            self.links._answerer._budgets = {standing: Rates(rate=1e9, burst=1e9) for standing in Standing}
+            self.links._answerer._rates = {True: Rates[str](rate=1e9, burst=1e9)}
+            self.links._answerer._budgets = {
+                standing: Rates[bytes](rate=1e9, burst=1e9) for standing in Standing
+            }
         self.opened = trio.Event()
         self.opened_at = 0.0
         self.driver = LinkDriver(
@@ -77,7 +79,7 @@ class End:
         peer = PeerAuth(self.peer.node_id, self.peer.public_key, math.inf, WG_KEYS[1 - number], endpoints)
         self.driver.carry_out(self.links.set_peers({self.peer.node_id: peer}, trio.current_time()))
 
-    def _install(self) -> None:
+    def _install(self, _: Sequence[bytes]) -> None:
         now = trio.current_time()
         self.driver.carry_out(self.links.read_back(self.peer.node_id, ALL, [None] * DIMENSIONS, now))
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.machine import describe
+from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Scheduler, Seven
 from phantommesh.scatter import maps
-from phantommesh.sizes import SLOTS
 from tests.unit.makeproofs import seven
 from tests.unit.proofs.cheats import RATE, biased, convincing, plan_of, shared
 from tests.unit.proofs.honest import honest

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
+from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.kernel import kernel_has_wireguard
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS, SLOTS
 from phantommesh.wireguard import public_key_of
 
 MTU = 1420

@@ -22,9 +22,9 @@ from statistics import median
 
 from benchmarks.machine import describe
 from benchmarks.rig import FOUR, PathShape, Rig, rig
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.maps import SCHEDULERS, Scheduler, entropy_bits
-from phantommesh.sizes import DIMENSIONS
 
 DEFAULT: Scheduler = MANNERS["speed"].scheduler
 PLAIN = "10.98.0.2"

@@ -40,11 +40,11 @@ from benchmarks.traffic import attack, fingerprint, pagelab, splitting
 from benchmarks.traffic.pages import Page, choose, survey
 from benchmarks.traffic.traces import Capture, load, save
 from phantommesh.config import ScatterSection
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
 from phantommesh.nursery.labnet import LabError, LabSpec
 from phantommesh.scatter.intents import MANNERS
-from phantommesh.sizes import DIMENSIONS
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
 EXTRAS = frozenset({"adaptive", "constant", "mss"})

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
-from phantommesh.kem import CryptographyKem
+from phantommesh.kem import EK_SIZE, CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.admission import HALF_OPEN, MAX_SOURCES
 from phantommesh.link.context import Timing
@@ -23,8 +24,7 @@ from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.response import SEEN_NONCES
-from phantommesh.sizes import EK_SIZE
-from phantommesh.wire import Address, CookieReply, Kind, Mode
+from phantommesh.wire import CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 
 #: Every reason there is to drop a datagram.

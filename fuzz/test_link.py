@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fuzz.storm import Storm
+from phantommesh.endpoint import Address
 from phantommesh.link.admission import HALF_OPEN, SHARES, Standing
 from phantommesh.link.psk import PskPhase
-from phantommesh.wire import Address
 from tests.simulation.pair import Network, Simulation
 
 TRICKS = [

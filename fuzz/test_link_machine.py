@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fuzz.conftest import TIMES
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.psk import INSTALL_GRACE, PskPhase
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 

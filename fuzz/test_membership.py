@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from phantommesh.endpoint import Address
 from phantommesh.membership import messages
 from phantommesh.membership.effects import Send
 from phantommesh.membership.machine import Membership
@@ -21,7 +22,6 @@ from phantommesh.membership.messages import (
     encode,
 )
 from phantommesh.membership.table import Snapshot
-from phantommesh.wire import Address
 from tests.simulation.gossip_sim import Network, Simulation, claim, node_id, record_hash
 
 NOWHERE = Address("203.0.113.66", 6)

@@ -12,7 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phantommesh import wire
-from phantommesh.wire import DecodeError, Fragment, Kind, Mode
+from phantommesh.endpoint import MAX_DATAGRAM
+from phantommesh.errors import DecodeError
+from phantommesh.wire import Fragment, Kind, Mode
 
 KEY, COOKIE = b"k" * 32, b"c" * 16
 
@@ -92,7 +94,7 @@ def test_every_message_survives_its_fragments(kind: Kind, data: st.DataObject, m
     assert b"".join(f.chunk for f in cut) == body
 
 
-@given(st.integers(1, wire.MAX_DATAGRAM * 8))
+@given(st.integers(1, MAX_DATAGRAM * 8))
 def test_no_single_bit_of_a_datagram_is_outside_its_macs(bit: int) -> None:
     datagram = bytearray(
         wire.fragments(Kind.AUTH, Mode.MEMBER, b"12345678", bytes(3381))[0].encode(KEY, COOKIE)

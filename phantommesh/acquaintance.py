@@ -16,12 +16,12 @@ from typing import Final, NamedTuple
 import msgspec
 
 from phantommesh.asking import Fetching, missing
+from phantommesh.endpoint import Address
 from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.records import Entry, Roster
 from phantommesh.revocation import Revocations
-from phantommesh.wire import Address
 
 MAX_LOST: Final = 16  # members that were forgotten and whose last addresses are kept
 MAX_ADDRESSES: Final = 4  # of each

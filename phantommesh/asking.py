@@ -14,12 +14,12 @@ from random import Random
 from typing import Final, NamedTuple, TypeVar
 
 from phantommesh import antientropy, control, idtree
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Entry, Roster, encoded_hash
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.trust import Role, TrustError
-from phantommesh.wire import Address
 
 # Tuning.
 FETCH_QUEUE: Final = 512

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
-from phantommesh.sizes import DIMENSIONS, MAX_BATCH, MIN_BATCH
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
+from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
 from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member
 from phantommesh.wireguard import (
     DeviceConfig,
@@ -33,8 +33,8 @@ class MeshPeer:
     """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
     goes to host i modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
     endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
-    its PSK is random. ``wg_keys``: zeros where there is no key for it (`records.usable_keys`); it has no part
-    in that dimension then."""
+    its PSK is random. ``wg_keys``: zeros where there is no key for it (`node.peers.usable_keys`); it has no
+    part in that dimension then."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -46,51 +46,85 @@ class MeshPeer:
     dials: int
 
 
-def interface_names(prefix: str) -> tuple[str, ...]:
-    """The names of the seven dimensions."""
-    return tuple(f"{prefix}{i}" for i in range(DIMENSIONS))
+@dataclass(frozen=True, slots=True)
+class OwnSide:
+    """This node's own end of the seven devices: private keys and UDP ports by dimension, its certificate's
+    word, and the prefixes that lead into the overlay."""
+
+    private_keys: tuple[Secret, ...]
+    ports: tuple[int, ...]
+    member: Member
+    networks: tuple[IPv4Network | IPv6Network, ...]
 
 
-def master_name(prefix: str) -> str:
-    """The name of the interface that the overlay's routes point at, from which packets are scattered."""
-    return prefix.rstrip("0123456789") or prefix
+class Desired:
+    """What the seven devices should be, kept up to date peer by peer: to change one peer costs the same in a
+    mesh of ten and of a thousand."""
 
+    def __init__(self, settings: WireguardSection) -> None:
+        self._settings = settings
+        self._names = interface_names(settings.prefix)
+        self._own: OwnSide | None = None
+        self._held: dict[bytes, MeshPeer] = {}
+        self._peers: list[dict[bytes, PeerConfig]] = [{} for _ in range(DIMENSIONS)]
+        self._made: dict[str, DeviceConfig] | None = None  # of all that, until some of it changes
 
-def all_names(prefix: str) -> tuple[str, ...]:
-    """The names of all interfaces that a node makes."""
-    return master_name(prefix), *interface_names(prefix)
+    def replace(self, own: OwnSide, peers: Iterable[MeshPeer]) -> None:
+        """Make these all the peers, at our own end ``own``."""
+        wanted = {peer.node_id: peer for peer in peers}
+        if own != self._own:
+            self._own, self._made = own, None
+        for held in [held for held in self._held.values() if wanted.get(held.node_id) != held]:
+            self._remove(held)  # all before any is added: a key may have passed from one peer to another
+        for peer in wanted.values():
+            self.change(peer)
 
+    def change(self, peer: MeshPeer) -> None:
+        """Make one peer like this. It may be a new one."""
+        held = self._held.get(peer.node_id)
+        if held == peer:
+            return
+        if held is not None and held.wg_keys != peer.wg_keys:
+            self._remove(held)
+        self._held[peer.node_id], self._made = peer, None
+        for i, peers in enumerate(self._peers):
+            if any(peer.wg_keys[i]):
+                peers[peer.wg_keys[i]] = _peer(peer, i, self._settings.keepalive)
 
-def desired_devices(
-    settings: WireguardSection,
-    private_keys: Sequence[Secret],
-    ports: Sequence[int],
-    me: Member,
-    networks: Iterable[IPv4Network | IPv6Network],
-    peers: Iterable[MeshPeer],
-) -> dict[str, DeviceConfig]:
-    """Return the seven devices, by name. ``private_keys`` and UDP ``ports`` are by dimension."""
-    everyone, routed = tuple(peers), tuple(networks)
-    addresses: frozenset[Interface] = frozenset({IPv4Interface(me.ip4), IPv6Interface(me.ip6)})
-    return {
-        name: DeviceConfig(
+    def _remove(self, held: MeshPeer) -> None:
+        del self._held[held.node_id]
+        self._made = None
+        for key, peers in zip(held.wg_keys, self._peers, strict=True):
+            if key in peers and held.ip4 in peers[key].allowed_ips:  # else it is another peer's by now
+                del peers[key]
+
+    def devices(self) -> dict[str, DeviceConfig]:
+        """The seven devices, by name; none before the first `replace`. The value stays as it is when a peer
+        changes later. Raises ValueError where two peers claim one address."""
+        if self._own is None:
+            return {}
+        if self._made is None:
+            self._made = {name: self._device(name, i, self._own) for i, name in enumerate(self._names)}
+        return self._made
+
+    def _device(self, name: str, dimension: int, own: OwnSide) -> DeviceConfig:
+        addresses: frozenset[Interface] = frozenset(
+            {IPv4Interface(own.member.ip4), IPv6Interface(own.member.ip6)}
+        )
+        return DeviceConfig(
             name=name,
-            private_key=private_keys[i],
-            listen_port=ports[i],
-            mtu=settings.mtu,
+            private_key=own.private_keys[dimension],
+            listen_port=own.ports[dimension],
+            mtu=self._settings.mtu,
             addresses=addresses,
-            routes=frozenset(Route(network, FIRST_METRIC + i) for network in routed),
-            peers=peers_by_key(
-                _peer(peer, i, settings.keepalive) for peer in everyone if any(peer.wg_keys[i])
-            ),
+            routes=frozenset(Route(network, FIRST_METRIC + dimension) for network in own.networks),
+            peers=peers_by_key(self._peers[dimension].values()),
             fwmark=OUTER_MARK,
         )
-        for i, name in enumerate(interface_names(settings.prefix))
-    }
 
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
-    endpoint, dials = None, peer.dials >> dimension & 1
+    endpoint, dials = None, has(peer.dials, dimension)
     if dials and peer.hosts:
         endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
     return PeerConfig(
@@ -119,14 +153,14 @@ def read_peer(
     actual: Mapping[str, DeviceState], names: Sequence[str], wg_keys: Sequence[bytes], psks: Sequence[Secret]
 ) -> PeerReading:
     """Compare the devices with the PSKs that one peer should have."""
-    bitmap, located, handshakes, counters = 0, 0, list[float | None](), list[tuple[int, int] | None]()
-    for i, name in enumerate(names):
-        device = actual.get(name)
-        state = None if device is None else device.peers.get(wg_keys[i])
-        if not any(wg_keys[i]) or (state is not None and state.psk == psks[i]):
-            bitmap |= 1 << i
-        handshakes.append(state.last_handshake if state is not None and state.last_handshake else None)
-        counters.append(None if state is None else (state.tx_bytes, state.rx_bytes))
-        if state is not None and state.endpoint is not None:
-            located |= 1 << i
-    return PeerReading(bitmap, tuple(handshakes), tuple(counters), located)
+    devices = (actual.get(name) for name in names)
+    states = [None if d is None else d.peers.get(key) for d, key in zip(devices, wg_keys, strict=True)]
+    return PeerReading(
+        bitmap=bits(
+            not any(key) or (state is not None and state.psk == psk)
+            for state, key, psk in zip(states, wg_keys, psks, strict=True)
+        ),
+        handshakes=tuple(None if state is None else state.last_handshake or None for state in states),
+        counters=tuple(None if state is None else (state.tx_bytes, state.rx_bytes) for state in states),
+        located=bits(state is not None and state.endpoint is not None for state in states),
+    )

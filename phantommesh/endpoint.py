@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The text form of a control endpoint, as the config, invites and records carry it."""
+"""Where a datagram goes, and how large it may be; and a control endpoint as text, as the config, invites and
+records carry it."""
 
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final
+from typing import Final, NamedTuple
 
+# IPv6's minimum MTU of 1280 less the IPv6 and UDP headers (RFC 8200): never IP fragments.
+MAX_DATAGRAM: Final = 1232
 MAX_ENDPOINT_BYTES: Final = 255
 
 _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+
+
+class Address(NamedTuple):
+    """Where a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
+
+    host: str
+    port: int
+    transport: str = "udp"
+
+    def __str__(self) -> str:
+        text = format_endpoint(self.host, self.port)
+        return text if self.transport == "udp" else f"{text}/{self.transport}"
 
 
 def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:

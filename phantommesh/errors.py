@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The error an operator sees: one line that names the thing, and one that says what to do."""
+"""The error an operator sees: one line that names the thing, and one that says what to do. And the error that
+decoders of untrusted bytes raise, which nobody sees."""
+
+from typing import TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 
 class PhantomMeshError(Exception):
@@ -11,3 +16,13 @@ class PhantomMeshError(Exception):
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(message)
         self.fix = fix
+
+
+class DecodeError(Exception):
+    """The bytes are not a datagram or message of this protocol. ``args[0]`` is a short, bounded reason."""
+
+
+def first_of(group: BaseExceptionGroup[Error]) -> Error:
+    """Return the first error of a group, however deep it lies."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first

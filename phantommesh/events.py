@@ -7,12 +7,12 @@ here, so a slow one costs nothing: when what it comes for is no longer kept, it 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeAlias
 
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.moments import rfc3339
 from phantommesh.views import Event
 
 FAMILIES = ("peer", "link", "path", "scatter", "agent", "threat", "config", "health")
@@ -136,7 +136,5 @@ class EventLog:
         return Batch(events, place, place < self.last)
 
     def _event(self, seq: int, kind: str, node: str | None, data: dict[str, object]) -> Event:
-        moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
-        return Event(
-            seq=seq, time=moment.replace("+00:00", "Z"), type=kind, node=node, data=data, run=self.run
-        )
+        time = rfc3339(self._clock(), milliseconds=True)
+        return Event(seq=seq, time=time, type=kind, node=node, data=data, run=self.run)

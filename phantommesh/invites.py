@@ -19,6 +19,7 @@ import msgspec
 
 from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.statedir import INVITES, StateDir, StateError, atomic_write
 from phantommesh.trust import Role, TrustError, check_label
@@ -150,6 +151,13 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Say whether this node used the invite before; it may do so again, e.g. after a crash."""
         return format_node_id(node_id) in self.enrolled
 
+    def check(self, node_id: NodeId | None, now: float) -> None:
+        """Raise TrustError where this node may not use the invite at `now`, saying why."""
+        if now >= self.expires:
+            raise TrustError(f"the invite expired {span(now - self.expires)} ago", fix="ask for a new invite")
+        if self.uses_left == 0 and not (node_id is not None and self.admits(node_id)):
+            raise TrustError("the invite is used up", fix="ask for a new invite")
+
     def names_of(self, node_id: NodeId) -> list[str]:
         """The names under which this node joined by this invite."""
         return dict(zip(self.enrolled, self.names, strict=False)).get(format_node_id(node_id), "").split()
@@ -240,12 +248,7 @@ class InviteBook:
         A used-up invite is still found for a node that it enrolled.
         """
         entry = self._read(invite_id)
-        if now >= entry.expires:
-            raise TrustError(
-                f"the invite expired {span(now - entry.expires)} ago", fix="ask for a new invite"
-            )
-        if entry.uses_left == 0 and not (node_id is not None and entry.admits(node_id)):
-            raise TrustError("the invite is used up", fix="ask for a new invite")
+        entry.check(node_id, now)
         return entry
 
     def consume(self, invite_id: bytes, node_id: NodeId, now: float, name: str = "") -> InviteEntry:
@@ -348,11 +351,3 @@ def _texts(rest: bytes) -> list[str]:
             raise TrustError("the invite's texts cannot be read", fix="ask for a new invite")
         texts.append(chunk.decode("ascii"))
     return texts
-
-
-def span(seconds: float) -> str:
-    """A time in its largest unit, rounded down: ``3 h``."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"

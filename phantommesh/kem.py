@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey, MLKEM1024PublicKey
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.sizes import CT_SIZE, EK_SIZE
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 # FIPS 203, table 3.
 SEED_SIZE = 64
 SECRET_SIZE = 32
+EK_SIZE = 1568
+CT_SIZE = 1568
 
 
 class KemError(Exception):

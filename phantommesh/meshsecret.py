@@ -15,7 +15,7 @@ from typing import Final, Self
 import msgspec
 
 from phantommesh.groupkey import ID_BYTES, NO_KEY, GroupKey, KeyId
-from phantommesh.link.keys import expand
+from phantommesh.kdf import expand
 from phantommesh.secret import Secret
 from phantommesh.trust import DAY, NODE_LIFE
 

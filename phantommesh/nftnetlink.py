@@ -9,7 +9,18 @@ marks and numbers are in nf_tables' registers. Nothing here does I/O.
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, number, split_messages
+from phantommesh.nlattr import (
+    ACK,
+    DUMP,
+    NESTED,
+    REQUEST,
+    NetlinkFormatError,
+    attribute,
+    attributes,
+    number,
+    pack_message,
+    split_messages,
+)
 
 NETFILTER = 12
 """The netlink protocol NETLINK_NETFILTER (linux/netlink.h)."""
@@ -20,8 +31,7 @@ FAMILIES = {"inet": 1, "arp": 3, "netdev": 5}
 ELEMENTS_PER_MESSAGE = 1022
 """Elements put in one message. A list's length is 16 bits wide, and an element takes 28 bytes."""
 
-_REQUEST, _ACK, _DUMP, _CREATE = 1, 4, 0x300, 0x400
-_NESTED = 0x8000
+_CREATE = 0x400  # NLM_F_CREATE, linux/netlink.h
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GET_TABLE, _DELETE_TABLE, _GET_RULE, _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 1, 2, 7, 12, 13, 14
@@ -36,8 +46,8 @@ _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 
 
 def _message(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:
-    head = struct.pack("=IHHII", 20 + len(body), kind, flags | _REQUEST, sequence, 0)
-    return head + struct.pack("=BB", family, 0) + struct.pack(">H", resource) + body
+    head = struct.pack("=BB", family, 0) + struct.pack(">H", resource)
+    return pack_message(kind, flags | REQUEST, sequence, head + body)
 
 
 def _text(kind: int, value: str) -> bytes:
@@ -51,7 +61,7 @@ def _transaction(messages: Sequence[tuple[int, int, bytes]], family: int, sequen
     for i, (kind, flags, body) in enumerate(messages):
         last = i == len(messages) - 1
         packed.append(
-            _message(_SUBSYSTEM | kind, flags | (_ACK if last else 0), sequence + 1 + i, family, body)
+            _message(_SUBSYSTEM | kind, flags | (ACK if last else 0), sequence + 1 + i, family, body)
         )
     packed.append(_message(_BATCH_END, 0, sequence + 1 + len(messages), 0, b"", 10))
     return b"".join(packed)
@@ -69,15 +79,15 @@ def encode_replace(
         items = [_element(key, value) for key, value in elements.items()]
         for start in range(0, len(items), ELEMENTS_PER_MESSAGE):
             some = b"".join(items[start : start + ELEMENTS_PER_MESSAGE])
-            messages.append((_NEW_ELEMENTS, _CREATE, head + attribute(_LIST_ELEMENTS | _NESTED, some)))
+            messages.append((_NEW_ELEMENTS, _CREATE, head + attribute(_LIST_ELEMENTS | NESTED, some)))
     return _transaction(messages, family, sequence), sequence + len(messages)
 
 
 def _element(key: int, value: int) -> bytes:
     return attribute(
-        _ITEM | _NESTED,
-        attribute(_KEY | _NESTED, attribute(_VALUE, struct.pack("=I", key)))
-        + attribute(_DATA | _NESTED, attribute(_VALUE, struct.pack("=I", value))),
+        _ITEM | NESTED,
+        attribute(_KEY | NESTED, attribute(_VALUE, struct.pack("=I", key)))
+        + attribute(_DATA | NESTED, attribute(_VALUE, struct.pack("=I", value))),
     )
 
 
@@ -88,7 +98,7 @@ def encode_delete_table(family: int, table: str, *, sequence: int) -> tuple[byte
 
 def encode_get_table(family: int, table: str, *, sequence: int) -> bytes:
     """Ask for one table."""
-    return _message(_SUBSYSTEM | _GET_TABLE, _ACK, sequence, family, _text(_NAME, table))
+    return _message(_SUBSYSTEM | _GET_TABLE, ACK, sequence, family, _text(_NAME, table))
 
 
 def decode_table(payload: bytes) -> int:
@@ -101,7 +111,7 @@ def decode_table(payload: bytes) -> int:
 
 def encode_get_tables(*, sequence: int) -> bytes:
     """Ask for a dump of the tables of every family."""
-    return _message(_SUBSYSTEM | _GET_TABLE, _DUMP, sequence, 0, b"")
+    return _message(_SUBSYSTEM | _GET_TABLE, DUMP, sequence, 0, b"")
 
 
 def decode_tables(payloads: Iterable[bytes]) -> list[tuple[str, str]]:
@@ -117,7 +127,7 @@ def decode_tables(payloads: Iterable[bytes]) -> list[tuple[str, str]]:
 
 def encode_get_rules(family: int, table: str, *, sequence: int) -> bytes:
     """Ask for a dump of a table's rules."""
-    return _message(_SUBSYSTEM | _GET_RULE, _DUMP, sequence, family, _text(_RULE_TABLE, table))
+    return _message(_SUBSYSTEM | _GET_RULE, DUMP, sequence, family, _text(_RULE_TABLE, table))
 
 
 def decode_rules(payloads: Iterable[bytes], table: str) -> frozenset[int]:
@@ -133,7 +143,7 @@ def decode_rules(payloads: Iterable[bytes], table: str) -> frozenset[int]:
 def encode_get_elements(family: int, table: str, name: str, *, sequence: int) -> bytes:
     """Ask for a dump of a set's elements."""
     body = _text(_LIST_TABLE, table) + _text(_LIST_SET, name)
-    return _message(_SUBSYSTEM | _GET_ELEMENTS, _DUMP, sequence, family, body)
+    return _message(_SUBSYSTEM | _GET_ELEMENTS, DUMP, sequence, family, body)
 
 
 def decode_elements(payloads: Iterable[bytes]) -> frozenset[bytes]:

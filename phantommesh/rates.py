@@ -5,12 +5,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Generic, TypeVar
 
 # Tuning.
 MOST: Final = 16_384  # buckets of one table: as many as a mesh has members
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+@lru_cache(maxsize=1024)
+def source_block(host: str) -> str:
+    """The unit that rates are kept for: an IPv4 address, or an IPv6 /64, since a host owns its whole /64."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(IPv6Address(int(address) >> 64 << 64))
+    return str(address)
 
 
 class Bucket:

@@ -3,7 +3,7 @@
 them."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Annotated, Final, Self, TypeVar
@@ -12,13 +12,13 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import (
     EARLY,
     LONGEST_LIFE,
@@ -163,6 +163,11 @@ class Entry:
         """Say whether the certificate holds at `now`, by a clock that may be `EARLY` seconds behind, and the
         node proved to hold its WireGuard keys."""
         return bool(self.record.wg_proofs) and self.member.not_before - EARLY <= now <= self.member.not_after
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """The member's name and its node id as text: what operators call it by."""
+        return self.member.name, format_node_id(self.member.node_id)
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
@@ -438,21 +443,6 @@ class Roster:
             raise RecordError(f"the roster is full at {MAX_MEMBERS} members")
         self._unclaim(oldest, None)
         del self._entries[oldest.member.node_id]
-
-
-def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:
-    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that cannot be used for it.
-
-    On one interface a key and an address can be one peer's only. ``me`` is this node. A key is not used for a
-    member if another has the better claim to it, or if it is this node's own. No key is used for a member
-    that has to give up its address, or whose address this node has to give up.
-    """
-    node_id = entry.member.node_id
-    lost = [d for d in disputes if node_id == d.loser or {node_id, me} == {d.loser, d.winner}]
-    if any(d.over == "address" for d in lost):
-        return (NO_KEY,) * DIMENSIONS
-    taken = {d.key for d in lost if d.key}
-    return tuple(NO_KEY if key in taken else key for key in entry.record.wg_keys)
 
 
 def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:

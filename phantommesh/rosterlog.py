@@ -6,18 +6,22 @@ the CRC-32 over that length and the payload (4 bytes), and the payload: a certif
 its two certificates by hash. A member's certificates change once in days and its record several times a day,
 so most changes cost a third of a record.
 
-Three things make every crash harmless. Frames are added at the end, and a torn end is no frame: it is left
-out, and cut off before the next frame is written. The whole file is only ever replaced by a rename. A record
-is the whole of what a member says and its last one counts, so those that stand before it do no harm.
+Three things make every crash harmless. Frames are added at the end, and all that are added at once begin with
+one that says how long they are. A disk may write their pages in any order, so a power cut may take any of
+them; but the next addition only begins when they are on disk. So what cannot be read in the last addition, or
+behind it, was cut off: nobody was told that it is on disk. The file is written anew before anything more is
+added to it. The whole file is only ever replaced by a rename. A record is the whole of what a member says and
+its last one counts, so those that stand before it do no harm.
 
-A frame in the middle that cannot be read costs what is in it. The mark shows where the next one begins.
+A frame that cannot be read before that is damage, and costs what is in it. The mark shows where the next one
+begins.
 """
 
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -35,7 +39,7 @@ from phantommesh.records import (
     encoded_hash,
 )
 from phantommesh.revocation import Revocations
-from phantommesh.statedir import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
+from phantommesh.statedir import MAX_FILE_BYTES, PlaceError, StateDir, StateError
 
 HEADER: Final = b"phantommesh roster 1\n"
 _MARK: Final = b"\xc1PMr"  # msgpack uses the byte 0xc1 for nothing
@@ -67,7 +71,15 @@ class _Line(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     proved: bool
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Certificate | _Line)
+class _Start(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The frames of the next ``length`` bytes were written at once. ``whole``: they were put in place by a
+    rename when all of them were on disk."""
+
+    length: int
+    whole: bool
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(_Certificate | _Line | _Start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +103,15 @@ class Damage:
 @dataclass(slots=True)
 class Content:
     """A file that was read. ``certificates`` are the hashes of those in it. ``end`` is the offset behind the
-    last whole frame, ``torn`` the number of bytes after that. ``listed``: it is no log but the list of an
-    earlier version, to which nothing can be added."""
+    last whole frame, ``torn`` the number of bytes after that, and of those before it that a power cut took.
+    ``closed``: nothing can be added to it, since it does not end with the end of an addition. It is the list
+    of an earlier version, or the last addition was cut off."""
 
     roster: Roster
     certificates: set[bytes] = field(default_factory=set)
     end: int = 0
     torn: int = 0
-    listed: bool = False
+    closed: bool = False
     damage: Damage = Damage()
 
 
@@ -123,7 +136,7 @@ def encode(entries: Iterable[Entry]) -> bytes:
 def _encode(entries: Iterable[Entry]) -> tuple[bytes, set[bytes]]:
     """Return a whole file and the hashes of the certificates in it. The certificate of an authority, which
     several records name, is there twice: damage to one copy loses no record."""
-    frames, known = bytearray(HEADER), set[bytes]()
+    frames, known = bytearray(), set[bytes]()
     uses, certificates = Counter[bytes](), dict[bytes, bytes]()
     for entry in entries:
         names = _add(frames, entry, known)
@@ -132,7 +145,7 @@ def _encode(entries: Iterable[Entry]) -> tuple[bytes, set[bytes]]:
     for name, count in uses.items():
         if count > 1:
             frames += _frame(_Certificate(certificates[name]))
-    return bytes(frames), known
+    return HEADER + _frame(_Start(len(frames), whole=True)) + frames, known
 
 
 def _add(frames: bytearray, entry: Entry, known: set[bytes]) -> tuple[bytes, bytes]:
@@ -147,7 +160,7 @@ def _add(frames: bytearray, entry: Entry, known: set[bytes]) -> tuple[bytes, byt
     return names
 
 
-def _frame(item: _Certificate | _Line) -> bytes:
+def _frame(item: _Certificate | _Line | _Start) -> bytes:
     payload = msgspec.msgpack.encode(item)
     return _FRAME.pack(_MARK, len(payload), _checksum(payload)) + payload
 
@@ -167,12 +180,20 @@ def _frame_at(data: memoryview, at: int) -> memoryview | None:
     return payload if _checksum(payload) == checksum else None
 
 
-def _items(data: bytes) -> tuple[list[_Certificate | _Line], int, list[tuple[int, int]]]:
-    """Return what the frames hold, where the last whole one ends, and the ranges between them that hold no
-    frame that can be read."""
-    items, gaps, view = list[_Certificate | _Line](), list[tuple[int, int]](), memoryview(data)
+@dataclass(slots=True)
+class _Frames:
+    """What the frames of a file hold, each with its offset; where the last whole one ends; and the ranges
+    before that in which none can be read."""
+
+    items: list[tuple[int, _Certificate | _Line | _Start]]
+    end: int
+    gaps: list[tuple[int, int]]
+
+
+def _frames(data: bytes) -> _Frames:
+    items, gaps = list[tuple[int, _Certificate | _Line | _Start]](), list[tuple[int, int]]()
+    view, misses = memoryview(data), 0
     at = end = len(HEADER) if data.startswith(HEADER) else 0
-    misses = 0
     while at != -1 and at < len(data):
         payload = _frame_at(view, at)
         if payload is None:
@@ -183,11 +204,22 @@ def _items(data: bytes) -> tuple[list[_Certificate | _Line], int, list[tuple[int
             gaps.append((end, at))
         at, start = at + _FRAME.size + len(payload), at
         try:
-            items.append(_DECODER.decode(payload))
+            items.append((start, _DECODER.decode(payload)))
         except (msgspec.MsgspecError, ValueError, RecursionError):
             gaps.append((start, at))
         end = at
-    return items, end, gaps
+    return _Frames(items, end, gaps)
+
+
+def _settled(items: Sequence[tuple[int, _Certificate | _Line | _Start]], size: int) -> tuple[int, bool]:
+    """Return up to which offset a file of this size was on disk before the last addition began, and whether
+    it ends where an addition does. What is behind that offset a power cut may have taken in part."""
+    at, start = next(((at, item) for at, item in reversed(items) if isinstance(item, _Start)), (0, None))
+    if start is None:  # a version that wrote none, or damage
+        return size, False
+    end = at + len(_frame(start)) + start.length
+    # Where something is behind its end the first frame of the addition that followed is lost.
+    return (end if start.whole or size > end else at), size == end
 
 
 def decode(
@@ -203,50 +235,64 @@ def decode(
     that this node has, in place of some that are damaged. Whoever can write the file has this node's keys, so
     its marks are believed. Raises RecordError or TrustError where nothing of it can be read.
     """
-    items, end, gaps = _items(data)
+    found = _frames(data)
+    items, gaps = found.items, found.gaps
     if not items and not data.startswith(HEADER):
         kept = Roster.decode_kept(data, root, revocations, now)
-        return Content(kept, end=len(data), listed=True)
-    ders = [item.der for item in items if isinstance(item, _Certificate)]
+        return Content(kept, end=len(data), closed=True)
+    settled, whole = _settled(items, len(data))
+    ders = [item.der for _, item in items if isinstance(item, _Certificate)]
     named = {encoded_hash(der): der for der in (*certificates, *ders)}
-    roster, damage = _replay(
-        [item for item in items if isinstance(item, _Line)], named, Roster(root, revocations), now
+    cut = [(start, until) for start, until in gaps if start >= settled]
+    lost = [(start, until) for start, until in gaps if start < settled]
+    lines = [(at, item) for at, item in items if isinstance(item, _Line)]
+    # What is there of an addition that was cut off may lack what is not: that is no damage.
+    roster, failed = _replay(lines, named, Roster(root, revocations), now, settled if cut else len(data))
+    return Content(
+        roster,
+        set(map(encoded_hash, ders)),
+        found.end,
+        len(data) - found.end + sum(until - start for start, until in cut),
+        closed=bool(cut) or not whole,
+        damage=replace(
+            failed, at=lost[0][0] if lost else 0, bytes=sum(until - start for start, until in lost)
+        ),
     )
-    lost = sum(until - start for start, until in gaps)
-    found = Damage(gaps[0][0] if gaps else 0, lost, damage.records, damage.reason)
-    return Content(roster, set(map(encoded_hash, ders)), end, len(data) - end, damage=found)
 
 
 def _replay(
-    lines: Sequence[_Line], certificates: dict[bytes, bytes], roster: Roster, now: float
+    lines: Sequence[tuple[int, _Line]],
+    certificates: dict[bytes, bytes],
+    roster: Roster,
+    now: float,
+    settled: int,
 ) -> tuple[Roster, Damage]:
     """Fill the roster with the last line of each node that holds. Lines before it are not verified: they only
-    tell since when the node claims its WireGuard keys."""
-    of_node, since = dict[NodeId, list[_Line]](), dict[NodeId, dict[bytes, int]]()
-    failed, reasons = 0, list[str]()
-    for number, line in enumerate(lines):
+    tell since when the node claims its WireGuard keys. Those at ``settled`` and behind it need not hold."""
+    of_node, since = dict[NodeId, list[tuple[int, _Line]]](), dict[NodeId, dict[bytes, int]]()
+    reasons = list[str]()
+    for number, (at, line) in enumerate(lines):
         try:
             record = msgspec.msgpack.decode(line.body, type=NodeRecord)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            failed += 1
-            reasons.append("a record's body cannot be read")
+            reasons += ["a record's body cannot be read"] * (at < settled)
             continue
         node_id = NodeId(record.node_id)
         before = since.get(node_id, {})
         since[node_id] = {key: before.get(key, number) for key in record.wg_keys}
-        of_node.setdefault(node_id, []).append(line)
+        of_node.setdefault(node_id, []).append((at, line))
     for own in of_node.values():
-        for line in reversed(own):
+        for at, line in reversed(own):
             try:
                 node_cert, authority_cert = certificates[line.node_cert], certificates[line.authority_cert]
                 signed = SignedRecord(line.body, line.signature, node_cert, authority_cert)
                 roster.reopen(signed, now, proved=line.proved)
                 break
             except (PhantomMeshError, KeyError) as error:
-                failed += 1
-                reasons.append("a certificate is missing" if isinstance(error, KeyError) else str(error))
+                why = "a certificate is missing" if isinstance(error, KeyError) else str(error)
+                reasons += [why] * (at < settled)
     roster.claimed_since(since)
-    return roster, Damage(records=failed, reason=reasons[0] if reasons else "")
+    return roster, Damage(records=len(reasons), reason=reasons[0] if reasons else "")
 
 
 class RosterLog:
@@ -254,18 +300,21 @@ class RosterLog:
 
     `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. When
     `write` has returned, its job is on disk. ``damage`` and ``torn`` say what was found when it was read;
-    ``refused`` why the file could not be made smaller the last time.
+    ``refused`` why the file could not be made smaller the last time; ``replaced`` why the last write did not
+    add to the file that was there.
     """
 
     def __init__(self, state: StateDir, content: Content) -> None:
         self._state = state
-        self._place = Place(state.place(statedir.ROSTER).inode, content.end)
+        self._place = state.place(statedir.ROSTER)
         self.damage, self.torn = content.damage, content.torn
         self.refused: StateError | None = None
+        self.replaced: PlaceError | None = None
         self._certificates = content.certificates
         self._noted = list[Entry]()
         self._changed = bool(content.damage)
-        self._whole = content.listed or bool(content.damage)
+        # Or it has changed since it was read.
+        self._whole = content.closed or bool(content.damage) or self._place.end != content.end
         self._lost = False  # nobody knows what is on the disk, or it is not what was written
         self._most = _most(sum(_size(entry) for entry in content.roster.in_order(revoked=True)))
 
@@ -287,6 +336,8 @@ class RosterLog:
         frames, known = bytearray(), set(self._certificates)
         for entry in self._noted:
             _add(frames, entry, known)
+        if frames:
+            frames[:0] = _frame(_Start(len(frames), whole=False))
         end = self._place.end + len(frames)
         whole = self._whole or self._lost or end > MAX_FILE_BYTES
         job = Job(
@@ -303,14 +354,14 @@ class RosterLog:
 
     def write(self, job: Job) -> int:
         """Write it; return how many bytes that were. Blocks. Raises StateError: then `give_back` the job."""
-        written, whole = 0, job.whole
+        written, whole, self.replaced = 0, job.whole, None
         if not whole:
             try:
                 self._place = self._state.append(statedir.ROSTER, self._place, job.added)
                 self._certificates = job.certificates
                 written = len(job.added)
-            except PlaceError:
-                self._lost = whole = True
+            except PlaceError as error:
+                self._lost, whole, self.replaced = True, True, error
         if whole or job.anew:
             data, certificates = _encode(job.everything)
             written += len(data)

@@ -65,6 +65,7 @@ RESTORE: Final = (
     "`phantommesh revoke NAME` for this node on an authority, and join again"
 )
 """The fix for a state directory that lacks something."""
+_TAIL_BYTES: Final = 64  # of a file's end by which it is known again: a record's signature is in them
 MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records.py allows
 
 
@@ -77,15 +78,16 @@ class StateInUseError(StateError):
 
 
 class PlaceError(StateError):
-    """A file is not the one that was written last, or nobody knows how much of it is on disk."""
+    """A file is not as it was written last, or nobody knows how much of it is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The end of a file that grows: which file it is, and how many bytes of it hold."""
+    """The end of a file that grows: which file it is, how many bytes it has, and the last of these."""
 
     inode: int
     end: int
+    tail: bytes
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -198,58 +200,52 @@ class StateDir:
     def place(self, name: str) -> Place:
         """Return where a file ends now. Raises StateError."""
         try:
-            status = (self.path / name).lstat()
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                return _place(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise cannot(f"read {self.path / name}", error) from error
-        return Place(status.st_ino, status.st_size)
 
     def append(self, name: str, place: Place, data: bytes) -> Place:
-        """Add bytes to a file at `place`, over whatever a write that was cut off left there; return its new
-        end. The bytes are on disk then. Hold the directory's lock.
+        """Add bytes to a file that ends at `place`; return its new end. The bytes are on disk then. Hold the
+        directory's lock.
 
         Raises StateError where they could not be written: then `place` holds still. Raises PlaceError where
         it does not: then the file is to be replaced (`write`).
         """
         path = self.path / name
+        foreign = PlaceError(
+            f"{path} is not as this node wrote it last: something else has written to it, or replaced it",
+            fix="find out what it was; to put a backup back, stop the node first",
+        )
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            raise PlaceError(f"{path} is not the file that was written last") from error
+            raise foreign from error
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_ino != place.inode or status.st_size < place.end:
-                raise PlaceError(f"{path} is not the file that was written last")
-            if status.st_size > place.end:
-                os.ftruncate(descriptor, place.end)
-                _settle(descriptor, path)  # else what was cut off could come back behind the new bytes
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _place(descriptor) != place:
+                raise foreign
             try:
                 _write_at(descriptor, data, place.end)
             except OSError as error:
-                with suppress(OSError):
-                    os.ftruncate(descriptor, place.end)  # gives the space back
+                _take_back(descriptor, path, place.end)
                 raise cannot(f"write {path}", error) from error
             _settle(descriptor, path)
         except OSError as error:
             raise cannot(f"write {path}", error) from error
         finally:
             os.close(descriptor)
-        return Place(place.inode, place.end + len(data))
+        return Place(place.inode, place.end + len(data), (place.tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:])
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for one node. The kernel drops the lock with the process, however it ends.
+    def lock(self) -> "StateLock":
+        """Hold the directory for one node, as a context. The kernel drops the lock with the process, however
+        it ends.
 
         Raises StateInUseError when another process holds it.
         """
-        try:
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise cannot(f"open {self.path / LOCK_FILE}", error) from error
-        try:
-            _flock(descriptor, f"another node is running on {self.path}")
-            yield
-        finally:
-            os.close(descriptor)
+        return StateLock(self.path)
 
     def _read(self, name: str, *, secret: bool = False) -> bytes:
         path = self.path / name
@@ -271,6 +267,56 @@ class StateDir:
             raise cannot(f"read {path}", error) from error
         finally:
             os.close(descriptor)
+
+
+class StateLock:
+    """The lock of a state directory, in the hands of one node. It is a lock of the file ``lock``: where that
+    is removed, another process could make and lock another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path / LOCK_FILE
+        self._held = self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._held)
+
+    def check(self) -> bool:
+        """Take the lock of the file that is there now, if it is not the one that is held; say whether it was
+        another one, or none. Raises StateInUseError where another process has taken it: then this one is to
+        end. Raises StateError where the file cannot be read or made."""
+        if self._is_there(self._held):
+            return False
+        before, self._held = self._held, self._take()
+        os.close(before)
+        return True
+
+    def _is_there(self, descriptor: int) -> bool:
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise cannot(f"look at {self._path}", error) from error
+        held = os.fstat(descriptor)
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+    def _take(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise cannot(f"open {self._path}", error) from error
+            try:
+                _flock(descriptor, f"another node is running on {self._path.parent}")
+                if self._is_there(descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it was removed between our open and our lock
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
@@ -395,6 +441,22 @@ def _write_at(descriptor: int, data: bytes, at: int) -> None:
     while left:
         count = os.pwrite(descriptor, left, at)
         left, at = left[count:], at + count
+
+
+def _place(descriptor: int) -> Place:
+    status = os.fstat(descriptor)
+    start = max(0, status.st_size - _TAIL_BYTES)
+    return Place(status.st_ino, status.st_size, os.pread(descriptor, _TAIL_BYTES, start))
+
+
+def _take_back(descriptor: int, path: Path, end: int) -> None:
+    """Cut off what was written in part: it gives the space back, and could come back behind what is written
+    next. Raises PlaceError."""
+    try:
+        os.ftruncate(descriptor, end)
+    except OSError as error:
+        raise PlaceError(f"cannot write {path}: {error.strerror}") from error
+    _settle(descriptor, path)
 
 
 def _settle(descriptor: int, path: Path) -> None:

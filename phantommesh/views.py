@@ -6,7 +6,6 @@ ignore fields they do not know, so an older command line reads a newer node. Dur
 bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 """
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -21,11 +20,6 @@ LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "non
 MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 Item = TypeVar("Item")
-
-
-def rfc3339(moment: float) -> str:
-    """Write a moment, in Unix seconds, to the second."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,7 +260,7 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error as RFC 9457 problem details, with ``fix`` and ``reasons`` as extension members."""
+    """An error as RFC 9457 problem details; ``fix``, ``reasons`` and ``candidates`` are extension members."""
 
     status: int
     title: str
@@ -274,6 +268,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
     fix: str = ""
     reasons: list[str] = []
+    candidates: list[str] = []
+    """The node ids of the members that have the ambiguous name."""
 
 
 class NodePort(Protocol):

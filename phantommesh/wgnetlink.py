@@ -5,29 +5,31 @@ Packed by hand: one message carries a device and all its peers, no key passes th
 the kernel splits over two messages of a dump is put together again. Nothing here does I/O.
 """
 
-import errno
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from phantommesh.nlattr import (
+    ACK,
+    DUMP,
+    NESTED,
+    REQUEST,
+    NetlinkFormatError,
+    attribute,
+    attributes,
+    number,
+    pack_message,
+)
 from phantommesh.secret import Secret
 from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, Network, PeerDiff, PeerState, Report
 
 GENL_CONTROL = 16
 """The netlink type of the generic netlink controller (GENL_ID_CTRL)."""
 
-ERROR, DONE = 2, 3
-"""Netlink message types NLMSG_ERROR and NLMSG_DONE (linux/netlink.h)."""
-
-DUMP_INTERRUPTED = 0x10
-"""Netlink flag NLM_F_DUMP_INTR: the device changed while it was dumped; dump it again."""
-
 MAX_PEERS_BYTES = 32768
 """Peers put in one message. An attribute's length is 16 bits wide and has to hold all of them."""
 
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_NESTED = 0x8000
 _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
 _GET_DEVICE, _SET_DEVICE = 0, 1
 _D_NAME, _D_PRIVATE_KEY, _D_PUBLIC_KEY, _D_PORT, _D_FWMARK, _D_PEERS = 2, 3, 4, 6, 7, 8
@@ -39,34 +41,20 @@ _IPV4, _IPV6 = 2, 10  # AF_INET, AF_INET6 on Linux
 _NETWORKS_PER_ENTRY = 256
 
 
-class NetlinkFormatError(OSError):
-    """Bytes that are not the message they should be; an OSError, for only a broken kernel sends them."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(errno.EBADMSG, message)
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Pack one attribute, padded to four bytes."""
-    return struct.pack("=HH", len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
-
-
 def _message(kind: int, flags: int, sequence: int, command: int, body: bytes) -> bytes:
-    return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, sequence, 0, command, 1, 0) + body
+    return pack_message(kind, flags, sequence, struct.pack("=BBH", command, 1, 0) + body)
 
 
 def encode_get_family(sequence: int) -> bytes:
     """Ask the controller for the number of the ``wireguard`` family; the kernel loads its module."""
     return _message(
-        GENL_CONTROL, _REQUEST | _ACK, sequence, _GET_FAMILY, attribute(_FAMILY_NAME, b"wireguard\0")
+        GENL_CONTROL, REQUEST | ACK, sequence, _GET_FAMILY, attribute(_FAMILY_NAME, b"wireguard\0")
     )
 
 
 def encode_get(family: int, sequence: int, name: str) -> bytes:
     """Ask for a dump of one device."""
-    return _message(
-        family, _REQUEST | _DUMP, sequence, _GET_DEVICE, attribute(_D_NAME, name.encode() + b"\0")
-    )
+    return _message(family, REQUEST | DUMP, sequence, _GET_DEVICE, attribute(_D_NAME, name.encode() + b"\0"))
 
 
 def encode_set(family: int, sequence: int, change: DeviceDiff) -> list[bytes]:
@@ -83,12 +71,12 @@ def encode_set(family: int, sequence: int, change: DeviceDiff) -> list[bytes]:
     entries: list[bytes] = []
     for entry in (entry for peer in change.peers for entry in _peer_entries(peer)):
         if entries and sum(map(len, entries)) + len(entry) > MAX_PEERS_BYTES:
-            messages.append(body + attribute(_D_PEERS | _NESTED, b"".join(entries)))
+            messages.append(body + attribute(_D_PEERS | NESTED, b"".join(entries)))
             body, entries = head, []
         entries.append(entry)
-    messages.append(body + (attribute(_D_PEERS | _NESTED, b"".join(entries)) if entries else b""))
+    messages.append(body + (attribute(_D_PEERS | NESTED, b"".join(entries)) if entries else b""))
     return [
-        _message(family, _REQUEST | _ACK, sequence + offset, _SET_DEVICE, body)
+        _message(family, REQUEST | ACK, sequence + offset, _SET_DEVICE, body)
         for offset, body in enumerate(messages)
     ]
 
@@ -112,9 +100,9 @@ def _peer_entries(peer: PeerDiff) -> Iterator[bytes]:
     while True:
         now, networks = networks[:_NETWORKS_PER_ENTRY], networks[_NETWORKS_PER_ENTRY:]
         if now:
-            listed = b"".join(attribute(_NESTED, _encode_network(network)) for network in now)
-            body += attribute(_P_ALLOWED_IPS | _NESTED, listed)
-        yield attribute(_NESTED, body)
+            listed = b"".join(attribute(NESTED, _encode_network(network)) for network in now)
+            body += attribute(_P_ALLOWED_IPS | NESTED, listed)
+        yield attribute(NESTED, body)
         if not networks:
             return
         body = key + attribute(_P_FLAGS, struct.pack("=I", _UPDATE_ONLY))
@@ -143,25 +131,6 @@ def _encode_endpoint(endpoint: Endpoint) -> bytes:
         + address.packed
         + struct.pack("=I", index)
     )
-
-
-def split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield (type, flags, sequence, payload) for each message in what one read returned."""
-    while data:
-        if len(data) < 16:
-            raise NetlinkFormatError("a truncated header")
-        length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data)
-        if not 16 <= length <= len(data):
-            raise NetlinkFormatError("a length beyond the data")
-        yield kind, flags, sequence, data[16:length]
-        data = data[(length + 3) & ~3 :]
-
-
-def decode_errno(payload: bytes) -> int:
-    """Read the positive errno of an NLMSG_ERROR or NLMSG_DONE payload; 0 is an acknowledgement."""
-    if len(payload) < 4:
-        return 0  # old kernels send NLMSG_DONE without one
-    return -int(struct.unpack_from("=i", payload)[0])
 
 
 def decode_family(payload: bytes) -> int:
@@ -197,23 +166,6 @@ def _merge_peer(peers: dict[bytes, PeerState], peer: PeerState) -> None:
     peers[peer.public_key] = (
         peer if before is None else replace(before, allowed_ips=before.allowed_ips | peer.allowed_ips)
     )
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and payload of each attribute, without the flag bits. Raises NetlinkFormatError."""
-    while data:
-        if len(data) < 4:
-            raise NetlinkFormatError("a truncated attribute")
-        length, kind = struct.unpack_from("=HH", data)
-        if not 4 <= length <= len(data):
-            raise NetlinkFormatError("an attribute beyond its parent")
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]
-
-
-def number(value: bytes) -> int:
-    """Read an integer of any width in the machine's byte order."""
-    return int.from_bytes(value, "little" if struct.pack("=H", 1) == b"\1\0" else "big")
 
 
 def _decode_peer(data: bytes) -> PeerState:

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
 from hmac import compare_digest
-from typing import NamedTuple
 
-from phantommesh.sizes import CT_SIZE, DIMENSIONS, EK_SIZE
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.endpoint import MAX_DATAGRAM
+from phantommesh.errors import DecodeError
+from phantommesh.kem import CT_SIZE, EK_SIZE
 
 VERSION = 1
 SUITE = 1  # ML-KEM-1024 + X25519, ML-DSA-65, SHA3-256/SHA-512, HKDF-SHA512, ChaCha20-Poly1305
 
-MAX_DATAGRAM = 1232  # IPv6's minimum MTU of 1280 less the IPv6 and UDP headers (RFC 8200): never IP fragments
 HEADER_SIZE = 16
 MAC_SIZE = 16
 TRAILER_SIZE = 2 * MAC_SIZE
@@ -40,14 +41,9 @@ CONFIRM_SIZE = 32
 TAG_SIZE = 16
 
 NO_CHAIN = bytes(CHAIN_ID_SIZE)
-_ALL = (1 << DIMENSIONS) - 1  # as a bitmap
 MAX_EPOCH = 2**63  # exclusive: whatever a peer sends, its successor can still be encoded
 
 _HEADER = struct.Struct("!BBBBHH8s")
-
-
-class DecodeError(Exception):
-    """The bytes are not a datagram or message of this protocol. ``args[0]`` is a short, bounded reason."""
 
 
 class Kind(IntEnum):
@@ -67,18 +63,6 @@ class Mode(IntEnum):
 
     MEMBER = 0
     ENROL = 1
-
-
-class Address(NamedTuple):
-    """The address that a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
-
-    host: str
-    port: int
-    transport: str = "udp"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}" + ("" if self.transport == "udp" else f"/{self.transport}")
 
 
 _INIT = struct.Struct(f"!BB8sQ{CHAIN_ID_SIZE}s{CHAIN_ID_SIZE}s16s32sB32s{EK_SIZE}s32s")
@@ -276,7 +260,7 @@ def decode_init_untrusted(body: bytes, mode: Mode) -> Init:
     dimension, proof = _CLAIM.unpack_from(body, INIT_FIXED_SIZE)
     if version != VERSION or suite != SUITE:
         raise DecodeError("suite")
-    if bitmap != (_ALL if mode is Mode.MEMBER else 0):
+    if bitmap != (ALL if mode is Mode.MEMBER else 0):
         raise DecodeError("init bitmap")
     if epoch >= MAX_EPOCH:
         raise DecodeError("init epoch")
@@ -330,7 +314,7 @@ def decode_resp_untrusted(body: bytes) -> Resp:
     version, session, own, nonce, chain, epoch, bitmap, hash_, ct, share = _RESP.unpack_from(body)
     if version != VERSION:
         raise DecodeError("version")
-    if bitmap != _ALL:
+    if bitmap != ALL:
         raise DecodeError("resp bitmap")
     if epoch >= MAX_EPOCH:
         raise DecodeError("resp epoch")
@@ -397,7 +381,7 @@ def decode_ack_untrusted(plain: bytes) -> Ack:
     if len(plain) != _ACK.size:
         raise DecodeError("ack length")
     epoch, bitmap, cookie = _ACK.unpack(plain)
-    if bitmap > _ALL:
+    if bitmap > ALL:
         raise DecodeError("ack bitmap")
     return Ack(epoch, bitmap, cookie)
 

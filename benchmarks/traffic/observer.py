@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.traffic.traces import Packet
 from phantommesh.config import WireguardSection
-from phantommesh.sizes import DIMENSIONS
+from phantommesh.dimensions import DIMENSIONS
 
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
 ETH_P_ALL = 3

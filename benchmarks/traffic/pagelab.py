@@ -21,7 +21,7 @@ from benchmarks.traffic import observer
 from benchmarks.traffic.pages import Page, installed
 from benchmarks.traffic.traces import Load, Visit, cut
 from phantommesh.config import load
-from phantommesh.dataplane import interface_names
+from phantommesh.dimensions import interface_names
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from phantommesh.cli.output import one_line
-from phantommesh.errors import PhantomMeshError
+from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
     from phantommesh.nursery.client import NodeClient
@@ -54,7 +54,7 @@ class Cli(click.Group):
             known, other = group.split(PhantomMeshError)
             if known is None or other is not None:
                 raise
-            _fail(ctx, _leaf(known))
+            _fail(ctx, first_of(known))
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
@@ -70,11 +70,6 @@ def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
     if isinstance(error, PhantomMeshError) and error.fix:
         click.echo(f"fix: {one_line(error.fix)}", err=True)
     ctx.exit(EXIT_NOT_RUNNING if isinstance(error, NodeNotRunningError) else EXIT_FAILED)
-
-
-def _leaf(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
-    first = group.exceptions[0]
-    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _sentence(error: OSError) -> str:

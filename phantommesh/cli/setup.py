@@ -38,7 +38,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     need_access("init", options.state_dir, options.config)
     from phantommesh.bootstrap import init_mesh
     from phantommesh.config import WireguardSection
-    from phantommesh.dataplane import all_names
+    from phantommesh.dimensions import all_names
     from phantommesh.nursery import hostview
     from phantommesh.overlay import Address
     from phantommesh.wireguard import Network
@@ -99,6 +99,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
     from phantommesh import config as config_file
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.invites import MAX_ENDPOINTS
+    from phantommesh.moments import rfc3339
     from phantommesh.nodestate import load_node
     from phantommesh.trust import Role
 
@@ -126,7 +127,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         uses=uses,
     )
     if options.json:
-        expires = datetime.fromtimestamp(made.expires, UTC).isoformat().replace("+00:00", "Z")
+        expires = rfc3339(made.expires)
         emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})
     else:
         click.echo(made.encode())

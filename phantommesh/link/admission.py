@@ -7,16 +7,14 @@ budget of its own, so a sender that has shown less cannot use up what is kept fo
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from hashlib import blake2s
-from ipaddress import IPv6Address, ip_address
 
+from phantommesh.endpoint import Address
 from phantommesh.link.handshake import Random
-from phantommesh.wire import MAC_SIZE, Address
+from phantommesh.wire import MAC_SIZE
 
 # Specification (docs/protocol.md, "Limits").
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64
@@ -24,7 +22,7 @@ INIT_BURST = 5.0
 
 # Tuning.
 COOKIE_SECRET_LIFE = 240.0  # s; a cookie lives one to two of these, so the one in an ACK outlives a rekey
-MAX_SOURCES = 4096
+MAX_SOURCES = 4096  # source blocks, or names, that one table of rates holds
 
 
 class Standing(Enum):
@@ -95,40 +93,3 @@ class Cookies:
 def _cookie(secret: bytes, source: Address) -> bytes:
     text = f"{source.transport} {source.host} {source.port}".encode()
     return blake2s(text, key=secret, digest_size=MAC_SIZE).digest()
-
-
-@lru_cache(maxsize=1024)
-def source_block(host: str) -> str:
-    """The unit that rates are kept for: an IPv4 address, or an IPv6 /64, since a host owns its whole /64."""
-    address = ip_address(host)
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(IPv6Address(int(address) >> 64 << 64))
-    return str(address)
-
-
-class Rates:
-    """A token bucket for each of many keys, in a table of bounded size. The oldest entry gives way: its key
-    has a full bucket again, so a crowd of keys takes nothing from anyone."""
-
-    def __init__(self, rate: float = INIT_RATE, burst: float = INIT_BURST) -> None:
-        self._rate, self._burst = rate, burst
-        self._buckets: OrderedDict[bytes | str, tuple[float, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-    def allow(self, host: str, now: float) -> bool:
-        """Take one token from the bucket of a source block; False where it is empty."""
-        return self.take(source_block(host), now)
-
-    def take(self, key: bytes | str, now: float) -> bool:
-        """Take one token from the key's bucket; False where it is empty."""
-        tokens, then = self._buckets.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
-        allowed = tokens >= 1.0
-        self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
-        if len(self._buckets) > MAX_SOURCES:
-            self._buckets.popitem(last=False)
-        return allowed

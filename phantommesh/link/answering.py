@@ -10,17 +10,21 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from phantommesh import wire
+from phantommesh.dimensions import ALL
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
 from phantommesh.identity import node_id_of
 from phantommesh.link import keys
-from phantommesh.link.admission import SHARES, Cookies, Rates, Standing
+from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
 from phantommesh.link.context import Context, Gate, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.initiation import Stage
-from phantommesh.link.psk import ALL, PskState
+from phantommesh.link.psk import PskState
 from phantommesh.link.response import LIFE, Response, Responses
-from phantommesh.wire import Address, Fragment, Kind, Mode
+from phantommesh.rates import Rates, source_block
+from phantommesh.wire import Fragment, Kind, Mode
 
 # Tuning.
 PARTIAL_ACK_AFTER = 1.0  # s to wait for all seven interfaces before acknowledging fewer
@@ -33,8 +37,10 @@ class Answerer:
         self._context = context
         self._cookies = Cookies(context.random, now)
         # By source block, and apart for who has no current admission secret: the two may share an address.
-        self._rates = {True: Rates(), False: Rates()}
-        self._budgets = {standing: Rates(share.rate, share.burst) for standing, share in SHARES.items()}
+        self._rates = {current: Rates[str](INIT_RATE, INIT_BURST, MAX_SOURCES) for current in (True, False)}
+        self._budgets = {
+            standing: Rates[bytes](share.rate, share.burst, MAX_SOURCES) for standing, share in SHARES.items()
+        }
         self.responses = Responses()
 
     def on_cookie_request(
@@ -73,7 +79,7 @@ class Answerer:
             return []
         auth = wire.decode_auth_untrusted(body)
         if auth.session != fragment.session:
-            raise wire.DecodeError("session")
+            raise DecodeError("session")
         return self._on_auth(response, auth, now)
 
     def ask_again(self, missing: Missing) -> list[Effect]:
@@ -102,7 +108,7 @@ class Answerer:
         if fragment.index == 0 and not self._may_enter(gate, fragment.chunk[wire.INIT_NODE_ID]):
             return self._context.drop("mac")
         started = self._context.reassembler.started(source, fragment)
-        if not started and not self._rates[gate.current].allow(source.host, now):
+        if not started and not self._rates[gate.current].allow(source_block(source.host), now):
             return self._context.drop("rate")
         pool = Pool.CURRENT if gate.current else Pool.OUTDATED
         body = self._context.reassembler.add(source, fragment, now, pool)
@@ -110,7 +116,7 @@ class Answerer:
             return []
         init = wire.decode_init_untrusted(body, fragment.mode)
         if init.session != fragment.session:
-            raise wire.DecodeError("session")
+            raise DecodeError("session")
         if init.mode is Mode.ENROL:
             return self._on_enrol(init, gate, source, now)
         return self._on_init(init, gate, source, now)
@@ -188,7 +194,7 @@ class Answerer:
         if self.responses.replayed(init.nonce):
             self._context.drop("replay")
             return False
-        if not self._budgets[standing].take(name if SHARES[standing].each else b"", now):
+        if not self._budgets[standing].allow(name if SHARES[standing].each else b"", now):
             self._context.drop("budget")
             return False
         if not self.responses.room_for(standing, init.node_id, name, source):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from phantommesh.link.keys import expand
+from phantommesh.kdf import expand
 from phantommesh.secret import Secret
 from phantommesh.wire import SESSION_ID_SIZE
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from random import Random as JitterRandom
 
 from phantommesh import wire
+from phantommesh.dimensions import has
+from phantommesh.endpoint import Address
 from phantommesh.kem import Kem
 from phantommesh.link import keys
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Role, Send
@@ -16,9 +18,8 @@ from phantommesh.link.fragments import Reassembler
 from phantommesh.link.handshake import Random
 from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
-from phantommesh.link.timers import Timers
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
+from phantommesh.timers import Timers
 
 # Specification (docs/protocol.md, "Who starts").
 GLARE_DELAY = 10.0  # s that the end with the higher node id leaves the other to start
@@ -199,7 +200,7 @@ class Context:
         """Return the agreement of a handshake that got this far. ``common``: the dimensions on which both
         ends know each other's WireGuard key. The others get a random PSK until the missing record arrives."""
         agreed = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
-        psks = tuple(psk if common >> i & 1 else Secret(self.random(32)) for i, psk in enumerate(agreed))
+        psks = tuple(psk if has(common, i) else Secret(self.random(32)) for i, psk in enumerate(agreed))
         return Agreement(
             epoch, by_lower_id, session.chain_id, session.chain_key, psks, session.scatter, now, common
         )

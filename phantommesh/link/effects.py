@@ -10,10 +10,10 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from phantommesh.endpoint import Address
 from phantommesh.link.handshake import SigningRequest
 from phantommesh.link.psk import PskPhase
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
 
 Role = Literal["initiator", "responder"]
 

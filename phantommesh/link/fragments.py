@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from phantommesh.link.timers import Timers
-from phantommesh.wire import CHUNK_SIZE, Address, Fragment, Kind, Mode
+from phantommesh.endpoint import Address
+from phantommesh.timers import Timers
+from phantommesh.wire import CHUNK_SIZE, Fragment, Kind, Mode
 
 # Specification (docs/protocol.md, "Limits").
 PER_SOURCE = 64 * 1024  # bytes

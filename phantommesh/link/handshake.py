@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh import wire
+from phantommesh.dimensions import ALL
+from phantommesh.errors import DecodeError
 from phantommesh.kem import SEED_SIZE, Kem, KemError
 from phantommesh.link import keys
 
@@ -50,7 +52,7 @@ def _seal(key: bytes, proof: wire.Proof, digest: bytes) -> bytes:
 def _open(key: bytes, sealed: bytes, digest: bytes) -> wire.Proof:
     try:
         return wire.decode_proof_untrusted(ChaCha20Poly1305(key).decrypt(_ONCE, sealed, digest))
-    except (InvalidTag, wire.DecodeError):
+    except (InvalidTag, DecodeError):
         raise HandshakeError("aead") from None
 
 
@@ -84,7 +86,7 @@ class Initiator:
         epoch: int,
         credential: bytes,
         interface_hash: bytes,
-        bitmap: int = 0x7F,
+        bitmap: int = ALL,
     ) -> None:
         ek, self._decapsulator = kem.keypair(random(SEED_SIZE))
         self._x = X25519PrivateKey.from_private_bytes(random(32))
@@ -151,7 +153,7 @@ class Initiator:
         try:
             plain = ChaCha20Poly1305(self.session.ack.reveal()).decrypt(_ONCE, body, self.init.session)
             ack = wire.decode_ack_untrusted(plain)
-        except (InvalidTag, wire.DecodeError):
+        except (InvalidTag, DecodeError):
             raise HandshakeError("ack") from None
         if ack.epoch != self.resp.epoch:
             raise HandshakeError("ack")
@@ -172,7 +174,7 @@ class Responder:
         chain_id: bytes,
         chain_key: bytes,
         interface_hash: bytes,
-        bitmap: int = 0x7F,
+        bitmap: int = ALL,
     ) -> None:
         self.init = init
         try:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from hashlib import sha3_256, sha512
 
 from cryptography.hazmat.primitives.hashes import SHA512
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from phantommesh.dimensions import DIMENSIONS, bits
+from phantommesh.kdf import expand
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, MAC_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
@@ -27,12 +28,6 @@ FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 58
 RESPONDER_CONTEXT = b"PhantomMesh 1 responder"  # FIPS 204 section 5.2: the context separates the two roles
 INITIATOR_CONTEXT = b"PhantomMesh 1 initiator"
 _KEY_HASH = 4  # bytes a dimension in the interface hash
-
-
-def expand(key: bytes, label: bytes, length: int, *parts: bytes) -> bytes:
-    """HKDF-Expand with SHA-512; the label and each part go in with their lengths."""
-    info = b"".join([len(part).to_bytes(2) + part for part in (label, *parts)])
-    return HKDFExpand(SHA512(), length, info).derive(key)
 
 
 class Transcript:
@@ -77,11 +72,8 @@ def interface_hash(ours: Sequence[bytes], theirs: Sequence[bytes]) -> bytes:
 
 def common_interfaces(one: bytes, other: bytes) -> int:
     """The dimensions on which two interface hashes agree, as a bitmap."""
-    return sum(
-        1 << i
-        for i in range(DIMENSIONS)
-        if one[_KEY_HASH * i : _KEY_HASH * (i + 1)] == other[_KEY_HASH * i : _KEY_HASH * (i + 1)]
-    )
+    parts = [slice(_KEY_HASH * i, _KEY_HASH * (i + 1)) for i in range(DIMENSIONS)]
+    return bits(one[part] == other[part] for part in parts)
 
 
 def combine(ss_pq: bytes, ss_x: bytes, ct: bytes, share_r: bytes, ek: bytes, share_i: bytes) -> bytes:

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from random import Random as JitterRandom
 
 from phantommesh import wire
+from phantommesh.dimensions import bits
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
 from phantommesh.link.answering import Answerer
 from phantommesh.link.context import Agree, Context, Peer, Timing, no_agreement
@@ -21,7 +24,7 @@ from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import PskState
 from phantommesh.link.starting import Starter
 from phantommesh.secret import Secret
-from phantommesh.wire import Address, Kind
+from phantommesh.wire import Kind
 
 # Tuning.
 FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast
@@ -242,7 +245,7 @@ class Links:
                 case wire.Fragment():
                     side = self._starter if _for_initiator(parsed) else self._answerer
                     return side.receive(parsed, datagram, source, now)
-        except wire.DecodeError:
+        except DecodeError:
             return self._context.drop("malformed")
         except QuotaError:
             return self._context.drop("quota")
@@ -251,7 +254,7 @@ class Links:
 
 
 def _different(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    return sum(1 << i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    return bits(a != b for a, b in zip(one, other, strict=True))
 
 
 def _for_initiator(fragment: wire.Fragment) -> bool:

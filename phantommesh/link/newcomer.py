@@ -8,6 +8,8 @@ from collections import Counter
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
 from phantommesh.link import keys
 from phantommesh.link.answering import bare_key
@@ -17,7 +19,7 @@ from phantommesh.link.fragments import Pool, QuotaError, Reassembler
 from phantommesh.link.handshake import HandshakeError, Initiator, Random
 from phantommesh.link.initiation import Initiation, Stage
 from phantommesh.secret import Secret
-from phantommesh.wire import Address, Fragment, Kind, Mode
+from phantommesh.wire import Fragment, Kind, Mode
 
 
 class Newcomer:
@@ -99,7 +101,7 @@ class Newcomer:
                     if self._initiation.refuses(datagram) is None:
                         return self._on_fragment(parsed, now)
             return self._drop("unexpected")
-        except wire.DecodeError:
+        except DecodeError:
             return self._drop("malformed")
         except QuotaError:
             return self._drop("quota")

@@ -39,9 +39,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from phantommesh.dimensions import ALL, DIMENSIONS, bits, has, only, without
 from phantommesh.link.handshake import Random
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
 # Specification (docs/protocol.md, "PSKs"; the 180 s are WireGuard's REJECT_AFTER_TIME).
 FORGET_OLD_AFTER = 180.0
@@ -52,8 +52,6 @@ ALTERNATE = 7.0  # s; longer than WireGuard's REKEY_TIMEOUT of 5 s, so that each
 SAME_HANDSHAKE = 1.0  # s; a WireGuard handshake this soon after a set may have begun under the PSK before it
 PAST_CHAINS = 16  # ids of chains given up that are remembered: about 24 minutes of epochs
 INSTALL_GRACE = 10.0  # s that a PSK may stay out of the kernel before the link is no longer called fresh
-
-ALL = (1 << DIMENSIONS) - 1
 
 
 class PskPhase(Enum):
@@ -217,19 +215,19 @@ class PskState:
         holds no more. The other dimensions and the chain stay as they are."""
         self._blank = self._unbound(self._blank, dimensions)
         if self.committed is not None:
-            psks = self._unbound(self.committed.psks, dimensions)
-            self.committed = replace(self.committed, psks=psks, bound=self.committed.bound & ~dimensions)
+            psks, bound = self._unbound(self.committed.psks, dimensions), self.committed.bound
+            self.committed = replace(self.committed, psks=psks, bound=without(bound, dimensions))
         if self.staged is not None:
-            psks = self._unbound(self.staged.psks, dimensions)
-            self.staged = replace(self.staged, psks=psks, bound=self.staged.bound & ~dimensions)
-        self._dial_later &= ~dimensions
-        self._usable &= ~dimensions
-        self.confirmed &= ~dimensions
-        self.installed(self._noted() & ~dimensions, now)
+            psks, bound = self._unbound(self.staged.psks, dimensions), self.staged.bound
+            self.staged = replace(self.staged, psks=psks, bound=without(bound, dimensions))
+        self._dial_later = without(self._dial_later, dimensions)
+        self._usable = without(self._usable, dimensions)
+        self.confirmed = without(self.confirmed, dimensions)
+        self.installed(without(self._noted(), dimensions), now)
 
     def _unbound(self, psks: tuple[Secret, ...], dimensions: int) -> tuple[Secret, ...]:
         random = self._fresh_random()
-        return tuple(random[i] if dimensions >> i & 1 else psk for i, psk in enumerate(psks))
+        return tuple(random[i] if has(dimensions, i) else psk for i, psk in enumerate(psks))
 
     def _forget_installs(self, now: float) -> None:
         self._installed_at = [None] * DIMENSIONS
@@ -245,7 +243,7 @@ class PskState:
     def installed(self, bitmap: int, now: float) -> int:
         """Note the dimensions whose PSK was read back equal to `desired`; return all noted so far."""
         for i in range(DIMENSIONS):
-            if bitmap >> i & 1:
+            if has(bitmap, i):
                 if self._installed_at[i] is None:
                     self._installed_at[i] = now
             else:
@@ -259,18 +257,18 @@ class PskState:
         return noted
 
     def _noted(self) -> int:
-        return sum(1 << i for i in range(DIMENSIONS) if self._installed_at[i] is not None)
+        return bits(moment is not None for moment in self._installed_at)
 
     def observe(self, handshakes: Sequence[float | None], now: float) -> None:
         """Take in the time of the newest WireGuard handshake on each dimension (None: never). One that is
         newer than the set confirms that the other end has the same PSK. One in the future confirms nothing:
         the clock that the kernel stamps them with was set back."""
         for i, (seen, set_at) in enumerate(zip(handshakes, self._installed_at, strict=True)):
-            if seen is None or set_at is None or not self.bound >> i & 1:
+            if seen is None or set_at is None or not has(self.bound, i):
                 continue
-            margin = SAME_HANDSHAKE if self._replaced_agreed >> i & 1 else 0.0
+            margin = SAME_HANDSHAKE if has(self._replaced_agreed, i) else 0.0
             if set_at + margin <= seen <= now:
-                self.confirmed |= 1 << i
+                self.confirmed |= only(i)
         if self.confirmed and self._unsure_since is not None:
             staged, confirmed = self.staged, self.confirmed
             if self._showing_staged and staged is not None:

@@ -7,10 +7,12 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from phantommesh import wire
-from phantommesh.link.admission import SHARES, Standing, source_block
+from phantommesh.endpoint import Address
+from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
-from phantommesh.wire import Address, Kind
+from phantommesh.rates import source_block
+from phantommesh.wire import Kind
 
 # Tuning.
 LIFE = 12.0  # s from INIT: longer than an initiator retries AUTH, so that a lost ACK can be sent again

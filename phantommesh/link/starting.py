@@ -6,14 +6,15 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh import wire
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.link import keys
 from phantommesh.link.context import Context, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.initiation import Initiation, Stage
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address, Fragment, Kind, Mode
+from phantommesh.wire import Fragment, Kind, Mode
 
 # Tuning.
 BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0  # s between attempts that fail
@@ -146,12 +147,12 @@ class Starter:
             raise HandshakeError("chain")
         request = initiation.on_resp(resp, chains[resp.chain], verifier)
         effects: list[Effect] = []
-        staged, shown = peer.psk.staged, peer.psk.desired
+        staged, shown, dialled = peer.psk.staged, peer.psk.desired, peer.psk.dials
         if staged is not None and resp.chain == staged.chain_id:
             peer.psk.commit(staged, now)  # the other end has what we were unsure of
         elif staged is not None:
             peer.psk.drop_staged()
-        if peer.psk.desired is not shown:
+        if peer.psk.desired is not shown or peer.psk.dials != dialled:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:

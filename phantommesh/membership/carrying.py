@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from phantommesh.membership.cases import Case
+from phantommesh.endpoint import Address
 from phantommesh.membership.core import Core
 from phantommesh.membership.messages import NACK, PING_REQ, Errand, Message
 from phantommesh.membership.reach import MAX_HOPS, proof
+from phantommesh.membership.verdicts import Verdicts
 from phantommesh.rates import Bucket
-from phantommesh.wire import Address
 
 LATE: Final = 3.0  # s for which a late answer is still carried
 MAX_CARRIED: Final = 256  # questions that this node carries at once, and
@@ -63,9 +63,9 @@ class Carrying:
     """``told_first`` gives the events that a member is to hear before others."""
 
     def __init__(
-        self, core: Core, agree: Agree, cases: dict[bytes, Case], told_first: Callable[[bytes], list[bytes]]
+        self, core: Core, agree: Agree, verdicts: Verdicts, told_first: Callable[[bytes], list[bytes]]
     ) -> None:
-        self._core, self._agree, self._cases, self._told_first = core, agree, cases, told_first
+        self._core, self._agree, self._verdicts, self._told_first = core, agree, verdicts, told_first
         self._asked: dict[bytes, _Asked] = {}  # by nonce
         self._questions: dict[tuple[bytes, bytes, bytes], _Question] = {}  # by asker, its nonce, and target
         self._under_way = 0
@@ -125,14 +125,14 @@ class Carrying:
         """Return the members, other than the one asked about, that may bring a question on: its helpers. If
         this node is badly placed and the member does not answer it, any members that do. In a mesh of which
         all reach all, a question passes one member."""
-        core, cases = self._core, self._cases
+        core, verdicts = self._core, self._verdicts
         if errand.hops <= 0 or not core.reach or not self._passed_on.take(core.clock):
             return []
         out = {target, sender, errand.asker}
         helpers = core.reach.helpers(target, core.clock, out | core.table.down.keys())
-        case = cases.get(target)
+        case = verdicts.cases.get(target)
         if not helpers and case is not None and case.accuses and core.reach.elsewhere(target):
-            helpers = core.peers(SEARCHERS, lambda n: n in out or n in cases)
+            helpers = core.peers(SEARCHERS, lambda n: n in out or verdicts.doubted(n))
         return helpers
 
     def _pass_on(self, asking: tuple[_Question, Errand, list[bytes]]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.core import Core
 from phantommesh.membership.effects import Changed, FetchRecord
 from phantommesh.membership.messages import ALIVE, GENERATION, KEY, RECORD, State
-from phantommesh.wire import Address
 
 MAX_UNKNOWN: Final = 4096  # nodes heard of whose record is not verified yet; the oldest makes room
 MAX_NAMED: Final = 8  # records that are said to be one such node's

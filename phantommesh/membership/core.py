@@ -4,12 +4,12 @@ far."""
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.broadcasts import Broadcasts, retransmit_limit
 from phantommesh.membership.effects import Effect, Persist, Send
 from phantommesh.membership.health import Awareness, RoundTrips
@@ -30,10 +30,19 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.presets import Params
 from phantommesh.membership.reach import Reach
 from phantommesh.membership.table import Table
-from phantommesh.wire import Address
+from phantommesh.timers import Timers
 
 #: How late a timer may be, as a share of the probe interval, before this node knows that it was stalled.
 LATE: Final = 0.25
+
+
+class _Call:
+    """What is to be done at some time. Two of them are never equal."""
+
+    __slots__ = ("action", "argument")
+
+    def __init__(self, action: Callable[[Any], None], argument: object) -> None:
+        self.action, self.argument = action, argument
 
 
 class Core:
@@ -45,7 +54,7 @@ class Core:
     """
 
     __slots__ = (
-        "_gossip_armed", "_last_gossip", "_offset", "_serial", "_timers", "clock", "drops", "generation",
+        "_gossip_armed", "_last_gossip", "_offset", "_timers", "clock", "drops", "generation",
         "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "queue", "reach",
         "received", "record", "rng", "rtt", "sent", "table", "traffic",
     )  # fmt: skip
@@ -78,8 +87,7 @@ class Core:
         self.drops: Counter[str] = Counter()
         self.sent = [0] * (max(Kind) + 1)
         self.received = [0] * (max(Kind) + 1)
-        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._serial = 0
+        self._timers = Timers[_Call]()
         self._offset = 0.0
         self.clock = now
         self._gossip_armed = False
@@ -92,7 +100,7 @@ class Core:
     @property
     def deadline(self) -> float:
         """When the next timer is due, on the owner's clock."""
-        return self._timers[0][0] - self._offset if self._timers else float("inf")
+        return self._timers.first - self._offset
 
     def advance(self, now: float) -> None:
         """Take the owner's clock over, without what was lost to a stall, a leap or a step back."""
@@ -100,8 +108,8 @@ class Core:
         if clock < self.clock:
             self._offset += self.clock - clock
             return
-        if self._timers and self.params.verify:
-            due = max(self._timers[0][0], self.clock)
+        if self.params.verify:
+            due = max(self._timers.first, self.clock)
             late = clock - due
             if late > self.params.probe_interval * LATE:
                 self._offset -= late
@@ -111,15 +119,14 @@ class Core:
 
     def at(self, when: float, action: Callable[[Any], None], argument: object = None) -> None:
         """Call ``action(argument)`` at a time of `clock`."""
-        self._serial += 1
-        heapq.heappush(self._timers, (when, self._serial, action, argument))
+        self._timers.set(_Call(action, argument), when)
 
     def run_due(self) -> None:
         """Serve the timers that are due."""
         timers, clock = self._timers, self.clock
-        while timers and timers[0][0] <= clock + 1e-9:
-            _, _, action, argument = heapq.heappop(timers)
-            action(argument)
+        while timers.first <= clock + 1e-9:
+            call = timers.take()
+            call.action(call.argument)
 
     def flush(self) -> list[Effect]:
         """Hand the gathered effects over."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.messages import State
-from phantommesh.wire import Address
 
 
 class Send(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
+from phantommesh.endpoint import Address
 from phantommesh.membership import messages
 from phantommesh.membership.carrying import Agree
 from phantommesh.membership.core import Core
@@ -30,7 +31,6 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.probing import Probing
 from phantommesh.membership.table import EMPTY, Snapshot, Table
-from phantommesh.wire import Address
 
 KEPT_PEERS = 256  # in the snapshot that the owner keeps on disk
 LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers

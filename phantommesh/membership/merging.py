@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.core import Core
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.membership.messages import (
@@ -22,7 +23,6 @@ from phantommesh.membership.messages import (
     encode_events,
 )
 from phantommesh.membership.probing import Probing
-from phantommesh.wire import Address
 
 FIRST_SEED_WAIT: Final = 0.5  # s between tries while nobody is known; then more each time
 MISSING_AT_ONCE: Final = 8  # records asked for again per retry

@@ -21,7 +21,7 @@ import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from phantommesh.wire import MAX_DATAGRAM
+from phantommesh.endpoint import MAX_DATAGRAM
 
 VERSION: Final = 1
 ENVELOPE_OVERHEAD: Final = 64

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.carrying import Agree, Carrying
 from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
@@ -28,7 +29,6 @@ from phantommesh.membership.messages import (
 from phantommesh.membership.reach import MAX_HOPS, proves
 from phantommesh.membership.rumours import Rumours
 from phantommesh.membership.verdicts import Verdicts
-from phantommesh.wire import Address
 
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life
@@ -47,8 +47,8 @@ class Probe:
     may be this node's own fault."""
 
     __slots__ = (
-        "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step", "target",
-        "thorough",
+        "answered", "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step",
+        "target", "thorough",
     )  # fmt: skip
 
     def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool, scored: bool) -> None:
@@ -62,6 +62,7 @@ class Probe:
         self.nacks = 0
         self.done = False
         self.carried = False
+        self.answered = False  # by the member itself
 
 
 class _Direct(NamedTuple):
@@ -100,7 +101,7 @@ class Probing:
         self.claims = Claims(core)
         self.verdicts = Verdicts(core, self.claims, self.check, self.want_query)
         self.rumours = Rumours(core, self.claims, self.verdicts)
-        self._carrying = Carrying(core, agree, self.verdicts.cases, self._told_first)
+        self._carrying = Carrying(core, agree, self.verdicts, self._told_first)
         self.contacts: list[tuple[bytes, Address]] = []
 
     # Asking whether a member is there.
@@ -263,6 +264,7 @@ class Probing:
             core.rtt.measured(probe.target, core.clock - waiting.asked)
             if not probe.done:
                 self._weigh(probe.target, direct=True)
+                probe.answered = True
             self._succeed(probe)
             self.rumours.answered(probe.target, events[0] if events else None)
             self.rumours.hear(events[1:], probe.target)
@@ -295,7 +297,9 @@ class Probing:
                 return
         del self._waiting[message.nonce]
         if core.params.verify:
-            core.reach.carried(target, waiting.relay, core.clock)
+            # What a helper brings when the member has answered is no sign that this node needs helpers.
+            if core.reach.known(target) or not probe.answered:
+                core.reach.carried(target, waiting.relay, core.clock)
             if not probe.done and not probe.carried and core.params.lifeguard:
                 core.health.adjust(-1)
             probe.carried = True

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.claims import Claims
 from phantommesh.membership.core import Core
 from phantommesh.membership.effects import Persist
@@ -33,7 +34,6 @@ from phantommesh.membership.messages import (
     State,
 )
 from phantommesh.membership.verdicts import Verdicts
-from phantommesh.wire import Address
 
 MAX_LEAP: Final = 2**20  # generations that a rumour may make us leap, and
 LEAP_INTERVAL: Final = 10.0  # s between two such leaps: 2**48 generations last for 85 years of forging

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from phantommesh import asking, control
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
@@ -21,7 +22,6 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import Entry
 from phantommesh.trust import Role, TrustError
-from phantommesh.wire import Address
 
 # Tuning.
 PATIENCE = 25.0  # s that a renewal may take at one authority

@@ -16,9 +16,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import structlog
 import trio
 
-from phantommesh.link.admission import Rates
 from phantommesh.names import MAX_QUERY, Zone, respond
 from phantommesh.nursery import unexpected
+from phantommesh.rates import Bucket, Rates, source_block
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
@@ -26,6 +26,7 @@ _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 # Tuning.
 RATE, BURST = 100.0, 200.0  # queries a second of one asker; our own resolver caches what it asks
 TOTAL_RATE, TOTAL_BURST = 500.0, 1000.0  # of all: at 0.35 ms an answer, a sixth of a core
+MAX_SOURCES = 4096  # askers whose rates are kept
 MAX_CONNECTIONS, MAX_PER_HOST = 64, 8
 IDLE = 10.0  # s for one whole query to come, or one answer to leave (RFC 7766 section 6.2.3)
 WATCH = 1.0  # s between looks at what our addresses are
@@ -55,7 +56,8 @@ class NameServer:
     ) -> None:
         self._port, self._addresses, self._networks = port, addresses, networks
         self._zone, self._answered = zone, answered
-        self._rates, self._total = Rates(RATE, BURST), Rates(TOTAL_RATE, TOTAL_BURST)
+        self._rates = Rates[str](RATE, BURST, MAX_SOURCES)
+        self._total = Bucket(TOTAL_RATE, TOTAL_BURST, trio.current_time())
         self._connections: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
 
@@ -108,7 +110,7 @@ class NameServer:
         ip, now = ip_address(host.partition("%")[0]), trio.current_time()
         if not any(ip in network for network in self._networks):
             self.dropped["dns-source"] += 1
-        elif not self._rates.allow(str(ip), now) or not self._total.allow("::", now):
+        elif not self._rates.allow(source_block(str(ip)), now) or not self._total.take(now):
             self.dropped["dns-rate"] += 1
         else:
             return True

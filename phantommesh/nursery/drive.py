@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
 from phantommesh.link.handshake import SigningRequest
@@ -18,11 +19,10 @@ from phantommesh.link.machine import Links
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.streams import TcpPort
 from phantommesh.nursery.udp import UdpPort
-from phantommesh.wire import Address
 
 
 class LinkDriver:
-    """Runs one `Links`. ``install`` is called when some peer's desired PSKs changed, ``opened`` when a
+    """Runs one `Links`. ``install`` is called with the peers whose desired PSKs changed, ``opened`` when a
     handshake finished, ``alarmed`` for what an operator should know."""
 
     def __init__(
@@ -31,7 +31,7 @@ class LinkDriver:
         identity: Identity,
         udp: UdpPort,
         *,
-        install: Callable[[], None],
+        install: Callable[[Sequence[bytes]], None],
         opened: Callable[[Opened], None],
         alarmed: Callable[[Alarm], None],
     ) -> None:
@@ -53,7 +53,7 @@ class LinkDriver:
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
-        install = False
+        install = dict[bytes, None]()
         for effect in effects:
             match effect:
                 case Send(datagram, destination):
@@ -64,8 +64,8 @@ class LinkDriver:
                 case Sign():
                     with contextlib.suppress(trio.WouldBlock):  # then the initiator repeats itself
                         self._to_sign.send_nowait(effect)
-                case Install():
-                    install = True
+                case Install(peer):
+                    install[peer] = None
                 case Opened():
                     self._opened(effect)
                 case Alarm(peer, kind, detail):
@@ -74,7 +74,7 @@ class LinkDriver:
                     )
                     self._alarmed(effect)
         if install:
-            self._install()
+            self._install(tuple(install))
         self.wake()
 
     async def run(self) -> None:

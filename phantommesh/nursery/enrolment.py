@@ -12,11 +12,11 @@ from time import time
 import msgspec
 import trio
 
-from phantommesh import control, wire
+from phantommesh import control
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.config import Config
-from phantommesh.dataplane import all_names
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dimensions import all_names
+from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
 from phantommesh.issuing import make_csr, prove_authority
@@ -34,7 +34,6 @@ from phantommesh.overlay import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
 from phantommesh.wireguard import Network
 
 HANDSHAKE_SECONDS = 10.0
@@ -179,7 +178,7 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
                 effects = newcomer.signed(signature, trio.current_time())
             else:
                 with trio.move_on_at(newcomer.deadline) as silence:
-                    frame = await framed.receive(wire.MAX_DATAGRAM)
+                    frame = await framed.receive(MAX_DATAGRAM)
                     effects = newcomer.receive(frame, trio.current_time())
                 if silence.cancelled_caught:  # TCP loses nothing, but a busy authority may have dropped it
                     effects = newcomer.tick(trio.current_time())

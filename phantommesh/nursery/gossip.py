@@ -15,6 +15,8 @@ import trio
 
 from phantommesh import antientropy, asking, control, envelope, gossip, statedir
 from phantommesh.acquaintance import Acquaintance
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -25,15 +27,15 @@ from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.nodestate import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.nursery import streams
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.saver import Saver, patiently
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 
 # Tuning.
 FETCHERS, SYNCERS, ASKERS = 3, 2, 2  # channels for each purpose at one time
@@ -42,7 +44,7 @@ ASKED = 3  # members asked for keys that no datagram says who has, until one ans
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
 DATA = 256  # bytes received on one interface between two readings from which on it was not keepalives alone
-SAVE_EVERY, SAVE_AGAIN = 30.0, 5.0  # s
+SAVE_EVERY = 30.0  # s
 QUIET = 5.0  # s without a genuine datagram
 
 BROKEN = "what gossip had to do now ended with an unexpected error"
@@ -98,7 +100,7 @@ class GossipDriver:
             known=load_members(node),
             agree=self._agree,
         )
-        self._fetching, self._wanted = asking.Fetching(), trio.Event()
+        self._fetching, self._wanted = asking.Fetching(), Bell()
         self._acquaintance = Acquaintance(
             self._mine,
             keeper.roster,
@@ -127,8 +129,7 @@ class GossipDriver:
         self.gossip = Gossip(
             self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use, may=may
         )
-        self._due, self._unsaved = Due(lambda: self.gossip.deadline), trio.Event()
-        self._saving = trio.Lock()
+        self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
         self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
@@ -222,7 +223,7 @@ class GossipDriver:
                 case Datagram(data, to):
                     self._udp.send(data, to)
                 case Changed():
-                    self._unsaved.set()
+                    self._saver.mark()
                     self._lost.heard(effect, self._where)
                     self._changed(effect)
                 case FetchRecord():
@@ -237,7 +238,7 @@ class GossipDriver:
                     self._queue(self._to_ask, effect, "ask")
                 case Persist(generation):
                     self._leap = generation - self._start
-                    self._unsaved.set()
+                    self._saver.mark()
                 case _:
                     assert_never(effect)
         self._due.look()
@@ -256,8 +257,7 @@ class GossipDriver:
         if NodeId(wanted.node) in self._keeper.roster.waiting:
             self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
         elif self._fetching.want(wanted, trio.current_time()):
-            self._wanted.set()
-            self._wanted = trio.Event()
+            self._wanted.ring()
         elif self._fetching.full:  # what matters is asked for again
             self.dropped["gossip-fetch-queue"] += 1
 
@@ -417,27 +417,21 @@ class GossipDriver:
     async def _save(self) -> None:
         """Keep on disk what the next start should know. A full disk does not end the node."""
         while True:
-            await self._unsaved.wait()
-            try:
+            await self._saver.marked()
+            async with patiently(log, "members"):
                 await self.save()
                 await trio.sleep(SAVE_EVERY)
-            except PhantomMeshError as error:
-                log.error("members not written", error=str(error), fix=error.fix)
-                await trio.sleep(SAVE_AGAIN)
 
     async def save(self) -> None:
         """Write what members last said of themselves, and how far we have leapt. Raises StateError."""
-        async with self._saving:
-            self._unsaved = trio.Event()
-            try:
-                files = {
-                    statedir.MEMBERS: encode_members(self.membership.snapshot()),
-                    statedir.LAST_ADDRESSES: self._lost.encode(),
-                }
-                if self._leap:
-                    files[statedir.LEAP] = str(self._leap).encode("ascii")
-                for name, data in files.items():
-                    await trio.to_thread.run_sync(self._node.state.write, name, data)
-            except BaseException:
-                self._unsaved.set()
-                raise
+        await self._saver.save(always=True)
+
+    async def _write(self) -> None:
+        files = {
+            statedir.MEMBERS: encode_members(self.membership.snapshot()),
+            statedir.LAST_ADDRESSES: self._lost.encode(),
+        }
+        if self._leap:
+            files[statedir.LEAP] = str(self._leap).encode("ascii")
+        for name, data in files.items():
+            await trio.to_thread.run_sync(self._node.state.write, name, data)

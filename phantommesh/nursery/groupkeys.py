@@ -25,12 +25,11 @@ from phantommesh.groupkey import (
 )
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
-from phantommesh.statedir import StateError
+from phantommesh.nursery.saver import Saver, patiently
 from phantommesh.trust import Role
 
 # Tuning.
 LOOK = 1.0  # s between looks at whether a key is due
-SAVE_AGAIN = 5.0  # s after the disk refused
 
 log = structlog.get_logger("phantommesh.groupkeys")
 
@@ -43,8 +42,7 @@ class GroupKeys:
         self.ring = Keyring()
         self._changed = changed
         self._node = node
-        self._dirty = trio.Event()
-        self._writing = trio.Lock()  # from what is written until it is: the last to write has the newest
+        self._saver = Saver(self._write)
         self._turn = Turn()
         self.ring.shun(node.revocations)
         if node.keyring:
@@ -83,7 +81,7 @@ class GroupKeys:
             self._note_change()
 
     def _note_change(self) -> None:
-        self._dirty.set()
+        self._saver.mark()
         if self._node.admission.follow(self.ring.keys, self.ring.active, time()):
             self._changed()
 
@@ -93,7 +91,7 @@ class GroupKeys:
         Returns None where none is due, or this node is no authority in good standing.
         """
         node = self._node
-        async with self._writing:
+        async with self._saver.lock:
             authority = node.authority
             epoch = next_epoch(self.ring, node.revocations, time())
             if authority is None or epoch is None or node.identity.node_id in node.revocations:
@@ -115,32 +113,24 @@ class GroupKeys:
                 self._note_change()
             if self.active_id != before:
                 log.info("group key in use", key=self.active_id.hex())
-            try:
+            async with patiently(log, "group keys"):
                 if self._is_ours_to_make():
                     await self.rotate()
                 await self.save()
-            except StateError as error:
-                log.error("group keys not written", error=str(error), fix=error.fix)
-                await trio.sleep(SAVE_AGAIN)
             with trio.move_on_after(min(LOOK, max(0.0, self.ring.deadline - trio.current_time()))):
-                await self._dirty.wait()
+                await self._saver.marked()
 
     async def save(self) -> None:
         """Write the keys if they have changed. Raises StateError."""
-        async with self._writing:
-            if not self._dirty.is_set():
-                return
-            self._dirty = trio.Event()
-            try:
-                files = {
-                    statedir.KEYRING: self.ring.encode(),
-                    statedir.ADMISSION_KEY: self._node.admission.encode(),
-                }
-                for name, encoded in files.items():
-                    await trio.to_thread.run_sync(self._node.state.write, name, encoded)
-            except BaseException:
-                self._dirty.set()
-                raise
+        await self._saver.save()
+
+    async def _write(self) -> None:
+        files = {
+            statedir.KEYRING: self.ring.encode(),
+            statedir.ADMISSION_KEY: self._node.admission.encode(),
+        }
+        for name, encoded in files.items():
+            await trio.to_thread.run_sync(self._node.state.write, name, encoded)
 
     def _is_ours_to_make(self) -> bool:
         node, wall = self._node, time()

@@ -10,10 +10,11 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, assert_never
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import Suspicion, Why
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.views import LinkView, MemberState, PathView, rfc3339
+from phantommesh.moments import rfc3339
+from phantommesh.views import LinkView, MemberState, PathView
 
 if TYPE_CHECKING:
     from phantommesh.nursery.node import Node

@@ -7,13 +7,13 @@ import socket
 import struct
 from ipaddress import IPv4Address, ip_network
 
+from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.netlink import NetlinkSocket, failed
 from phantommesh.overlay import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
-from phantommesh.wgnetlink import attributes, number
 
 _NETLINK_ROUTE = 0
-_GET_ROUTE, _REQUEST, _DUMP = 26, 1, 0x300  # linux/rtnetlink.h and linux/netlink.h
+_GET_ROUTE = 26  # RTM_GETROUTE, linux/rtnetlink.h
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18  # linux/rtnetlink.h
 _UNICAST, _LOCAL, _BROADCAST, _ANYCAST = 1, 2, 3, 4  # RTN_*, linux/rtnetlink.h
 
@@ -31,7 +31,7 @@ def read_host() -> HostNetworks:
     try:
         with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
             for family in (socket.AF_INET, socket.AF_INET6):
-                asked = struct.pack("=IHHIIB11x", 28, _GET_ROUTE, _REQUEST | _DUMP, 1, 0, family)
+                asked = pack_message(_GET_ROUTE, REQUEST | DUMP, 1, struct.pack("=B11x", family))
                 for _, _, payload in rtnl.exchange(asked):
                     kind = payload[7]
                     fields = dict(attributes(payload[12:]))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
+from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.closing import KINDS
 from phantommesh.nursery.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
 from phantommesh.overlay import (
@@ -28,11 +29,9 @@ from phantommesh.overlay import (
     plan,
     refusal,
 )
-from phantommesh.wgnetlink import attributes, number
 from phantommesh.wireguard import Network
 
-# linux/rtnetlink.h, linux/netlink.h
-_REQUEST, _DUMP = 1, 0x300
+# linux/rtnetlink.h
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_RULE = 18, 22, 26, 34
 _FRA_DST, _FRA_PRIORITY, _FRA_PROTOCOL = 1, 6, 21  # linux/fib_rules.h
 _IFLA_NAME, _IFLA_ALIAS, _IFA_ADDRESS, _IFA_LOCAL = 3, 20, 1, 2
@@ -112,7 +111,7 @@ class _Message:
 
 
 def _request(kind: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _DUMP, 1, 0) + body
+    return pack_message(kind, REQUEST | DUMP, 1, body)
 
 
 def _links(rtnl: NetlinkSocket, names: Collection[str]) -> dict[int, _Interface]:

@@ -13,22 +13,21 @@ import structlog
 import trio
 
 from phantommesh import statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
-from phantommesh.link.admission import source_block
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
+from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.saver import patiently
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.rates import Rates
+from phantommesh.rates import Rates, source_block
 from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
 from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
 from phantommesh.rootword import RootWord
-from phantommesh.statedir import StateError
 from phantommesh.trust import TrustError
-from phantommesh.wire import Address
 
 # Tuning.
-SAVE_AGAIN = 5.0  # s after the disk refused
 # Questions of strangers with words of the root's that are new: of one source, a second and in a row.
 PLEA_RATE, PLEA_BURST, WORDS_A_PLEA = 0.5, 8.0, 2
 # Newer records of one member that come into force at once, and a second. A node has reason for a few at its
@@ -72,7 +71,7 @@ class RosterKeeper:
         self.dropped: Counter[str] = Counter()
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
-        self._change = trio.Event()
+        self._change = Bell()
         self._unsaved: set[str] = set()  # files; the roster's own changes are in the log
         self._log = node.roster_log
         self._dirty = trio.Event()
@@ -199,8 +198,7 @@ class RosterKeeper:
 
     def _note_change(self, *, revoked: bool = False) -> None:
         self._report_equivocations()
-        self._change.set()
-        self._change = trio.Event()
+        self._change.ring()
         if revoked:  # the roster's file has revoked nodes too, so it stays as it is
             self._unsaved.add(statedir.REVOCATIONS)
         self._dirty.set()
@@ -320,9 +318,19 @@ class RosterKeeper:
             self._log.give_back(job)
             self._urgent |= urgent
             raise
+        finally:
+            self._report_replaced()
         if (refused := self._log.refused) is not None:
             log.warning("roster not compacted: its file goes on growing", error=str(refused), fix=refused.fix)
         return written
+
+    def _report_replaced(self) -> None:
+        if (replaced := self._log.replaced) is not None:
+            log.warning(
+                "the roster's file is written anew from what this node knows",
+                error=str(replaced),
+                fix=replaced.fix,
+            )
 
     async def _save_revocations(self) -> int:
         self._unsaved.discard(statedir.REVOCATIONS)
@@ -348,11 +356,8 @@ class RosterKeeper:
                 due = {name: self._due(name) for name in self._changed_files()}
                 # Revocations come first: a crash between the two leaves no revoked node behind.
                 if names := sorted(name for name in due if due[name] <= trio.current_time()):
-                    try:
+                    async with patiently(log, "roster"):
                         await self._save(names)
-                    except StateError as error:
-                        log.error("roster not written", error=str(error), fix=error.fix)
-                        await trio.sleep(SAVE_AGAIN)
                     continue
                 with trio.move_on_at(min(due.values(), default=inf)):
                     await self._dirty.wait()

@@ -8,16 +8,10 @@ from itertools import count
 
 import trio
 
+from phantommesh.nlattr import DUMP_INTERRUPTED
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ApplyError, BackendError, NetlinkSocket
-from phantommesh.wgnetlink import (
-    DUMP_INTERRUPTED,
-    decode_device,
-    decode_family,
-    encode_get,
-    encode_get_family,
-    encode_set,
-)
+from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family, encode_set
 from phantommesh.wireguard import DeviceDiff, DeviceState, Report
 
 _NETLINK_GENERIC = 16

@@ -8,7 +8,6 @@ crash leaves behind is known for ours and taken down; what has no manifest is ne
 import errno
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from phantommesh.nursery.labmesh import (
 )
 from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, open_traffic
+from phantommesh.nursery.owning import held
 from phantommesh.statedir import atomic_write
 from phantommesh.views import Status
 
@@ -290,16 +290,12 @@ async def _make_way(name: str, say: Say) -> None:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Hold a lab's name against other lab commands, by an abstract socket: it ends with the process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        try:
-            held.bind(f"\0phantommesh-lab-{name}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
+    """Hold a lab's name against other lab commands. Raises LabError."""
+    with held(f"lab-{name}") as free:
+        if not free:
             raise LabError(
                 f"another command is at work on lab {name}", fix="wait for it, or give another --name"
-            ) from None
+            )
         yield
 
 

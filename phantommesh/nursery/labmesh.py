@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from phantommesh.config import load, render
-from phantommesh.dataplane import interface_names, master_name
+from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
@@ -23,7 +23,6 @@ from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import ROOT_CERT, StateDir, atomic_write
 from phantommesh.trust import describe_mesh, load_root
 from phantommesh.views import LinkView, Status

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from phantommesh.config import GuardSection, LinkSection, ScatterSection
-from phantommesh.errors import PhantomMeshError
+from phantommesh.errors import PhantomMeshError, first_of
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
 RUN: Final = Path("/run/phantommesh/lab")
@@ -48,10 +48,7 @@ def one_error() -> Iterator[None]:
         mine, rest = group.split(LabError)
         if mine is None or rest is not None:
             raise
-        first: BaseException = mine
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+        raise first_of(mine) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Final
 import trio
 from pyroute2 import netns
 
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.labnet import one_error
 
 # RFC 792: type, code, checksum, identifier, sequence number.
@@ -63,7 +64,7 @@ class Traffic:
         self.flows = flows
         self.interval = interval
         self._token = secrets.token_bytes(_TOKEN_BYTES)  # tells our replies from another traffic's
-        self._news = trio.Event()
+        self._news = Bell()
         self._paused = False
 
     async def wait_answered(self, flow: Flow, after: float) -> None:
@@ -111,8 +112,7 @@ class Traffic:
             if kind != _ECHO_REPLY or number >= len(self.flows):
                 continue
             if self.flows[number].answered(sequence, trio.current_time()):
-                self._news.set()
-                self._news = trio.Event()
+                self._news.ring()
 
     def _request(self, number: int, sequence: int) -> bytes:
         header = _ECHO.pack(_ECHO_REQUEST, 0, 0, number, sequence)

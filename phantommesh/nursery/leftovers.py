@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from phantommesh import guard
-from phantommesh.dataplane import master_name
+from phantommesh.dimensions import master_name
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import Link
 from phantommesh.nursery.nft import Table, list_tables

@@ -22,7 +22,19 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.wgnetlink import DONE, ERROR, attribute, attributes, decode_errno, number, split_messages
+from phantommesh.nlattr import (
+    ACK,
+    DONE,
+    DUMP,
+    ERROR,
+    REQUEST,
+    attribute,
+    attributes,
+    decode_errno,
+    number,
+    pack_message,
+    split_messages,
+)
 from phantommesh.wireguard import DeviceDiff, DeviceState, Interface, Report, Route
 
 ALIAS = "phantommesh"
@@ -41,7 +53,6 @@ _NETLINK_ROUTE = 0
 _SOL_NETLINK, _STRICT_CHECK = 270, 12  # the kernel then filters dumps by what their request's header says
 _TIMEOUT = 10.0  # seconds; the kernel answers at once, so this only guards against waiting for ever
 _BUFFER = 1 << 17  # bytes; the kernel never makes a dump message larger than 32 KiB
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
 _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -202,7 +213,7 @@ def read_our_links() -> dict[str, Link]:
     try:
         with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
             body = bytes(16) + attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
-            dumped = [dict(attributes(p[16:])) for _, _, p in rtnl.exchange(_request(_GET_LINK, _DUMP, body))]
+            dumped = [dict(attributes(p[16:])) for _, _, p in rtnl.exchange(_request(_GET_LINK, DUMP, body))]
     except OSError as error:
         raise failed("*", "reading", error) from error
     names = [
@@ -214,14 +225,14 @@ def read_our_links() -> dict[str, Link]:
 
 
 def _request(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body
+    return pack_message(kind, REQUEST | flags, 1, body)
 
 
 def _ask_link(rtnl: NetlinkSocket, name: str) -> bytes | None:
     body = bytes(16) + attribute(_IFLA_NAME, name.encode() + b"\0")
     body += attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
     try:
-        return rtnl.exchange(_request(_GET_LINK, _ACK, body))[0][2]
+        return rtnl.exchange(_request(_GET_LINK, ACK, body))[0][2]
     except OSError as error:
         if error.errno == errno.ENODEV:
             return None
@@ -230,7 +241,7 @@ def _ask_link(rtnl: NetlinkSocket, name: str) -> bytes | None:
 
 def _read_addresses(rtnl: NetlinkSocket) -> dict[int, set[Interface]]:
     addresses: dict[int, set[Interface]] = {}
-    for _, _, payload in rtnl.exchange(_request(_GET_ADDRESS, _DUMP, bytes(8))):
+    for _, _, payload in rtnl.exchange(_request(_GET_ADDRESS, DUMP, bytes(8))):
         _, prefix, _, _, index = struct.unpack_from("=BBBBI", payload)
         fields = dict(attributes(payload[8:]))
         address = ip_interface((fields.get(_IFA_LOCAL) or fields[_IFA_ADDRESS], prefix))
@@ -276,7 +287,7 @@ def _dump_routes(rtnl: NetlinkSocket, table: int) -> Iterator[tuple[int, int, Ro
 def _dump_tables(rtnl: NetlinkSocket, table: int) -> Iterator[TableRoute]:
     for family in (socket.AF_INET, socket.AF_INET6):
         asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, table, ROUTE_PROTOCOL, 0, 0, 0)
-        for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, _DUMP, asked)):
+        for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, DUMP, asked)):
             _, prefix, source, tos, found, protocol, _, kind = struct.unpack_from("=8B", payload)
             fields = dict(attributes(payload[12:]))
             if protocol == ROUTE_PROTOCOL:

@@ -20,8 +20,8 @@ import trio
 
 from phantommesh import nftnetlink
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nlattr import DUMP_INTERRUPTED, ERROR, decode_errno
 from phantommesh.nursery.netlink import NetlinkSocket
-from phantommesh.wgnetlink import DUMP_INTERRUPTED, ERROR, decode_errno
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from random import Random
 from time import monotonic, time
@@ -19,7 +18,9 @@ import trio
 
 from phantommesh import __version__, envelope, statedir
 from phantommesh.config import Config
-from phantommesh.dataplane import MeshPeer, desired_devices, interface_names, master_name, read_peer
+from phantommesh.dataplane import OwnSide
+from phantommesh.dimensions import interface_names, master_name
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.guard import Guard
@@ -27,11 +28,11 @@ from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
-from phantommesh.link.effects import Alarm, Enrolment, Opened, PeerAuth
+from phantommesh.link.effects import Alarm, Enrolment, Opened
 from phantommesh.link.machine import Links
-from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
+from phantommesh.node.peers import Peers, Seen, generation_of
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
@@ -54,19 +55,16 @@ from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
-from phantommesh.nursery.scattering import Scattering, ScatterPeer
+from phantommesh.nursery.scattering import Scattering
 from phantommesh.nursery.succession import Succession
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
-from phantommesh.records import Entry, usable_keys
+from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
-from phantommesh.scatter.intents import manner_of
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
-from phantommesh.trust import Role
-from phantommesh.wire import Address
 from phantommesh.wireguard import DeviceState
 
 # Tuning.
@@ -118,8 +116,20 @@ class Node:
         )
         self.copies = Copies()
         self.links = self._make_links()
+        self.peers = Peers(
+            state.identity.node_id,
+            self.links,
+            config.wireguard,
+            config.scatter,
+            where=lambda entry: self.places.of(entry),
+        )
         self.driver = LinkDriver(
-            self.links, state.identity, udp, install=self._install, opened=self._opened, alarmed=self._alarmed
+            self.links,
+            state.identity,
+            udp,
+            install=self._installed,
+            opened=self._opened,
+            alarmed=self._alarmed,
         )
         self.desk = AuthorityDesk(state, self.keeper, self.keys)
         self.gossip = GossipDriver(
@@ -170,6 +180,7 @@ class Node:
             log=log,
             forbids=self.places.forbids,
         )
+        self.reconciler.follow(lambda: self.peers.devices)
         self.scattering = Scattering(
             config.scatter,
             device=master_name(config.wireguard.prefix),
@@ -208,10 +219,6 @@ class Node:
         self.reporter = Reporter(self)
         self.recorder = Recorder(self, self.reporter)
         self.actual: Mapping[str, DeviceState] = {}
-        self._entries: list[Entry] = []
-        self._wg_keys: dict[NodeId, tuple[bytes, ...]] = {}  # of the entries, and of the same look
-        self._reached: list[tuple[bytes, IPv4Address]] = []
-        self._located: dict[bytes, int] = {}
 
     def _make_links(self) -> Links:
         settings, state = self.config.link, self.state
@@ -255,146 +262,80 @@ class Node:
 
     def _seeds(self) -> Sequence[Address]:
         """Where to find the mesh again: what the config says, and the authorities."""
-        authorities = [
-            address
-            for entry in self.keeper.roster
-            if entry.member.role is Role.AUTHORITY and entry.member.node_id != self.state.identity.node_id
-            for address in self.places.of(entry)
-        ]
-        return (*self.places.seeds(), *authorities)
+        return (*self.places.seeds(), *self.peers.seeds())
 
     def entries(self) -> list[Entry]:
         """The other members that were in good standing at the last look: those that `links` knows."""
-        return self._entries
+        return self.peers.entries
 
     def _peers_changed(self) -> None:
         """The roster, a resolved name or the time changed who the peers are: tell links and interfaces."""
-        now, wall = trio.current_time(), time()
-        self._entries = [
-            entry
-            for entry in self.keeper.roster
-            if entry.member.node_id != self.state.identity.node_id and entry.valid(wall)
-        ]
-        if self.keeper.revoked is not None:  # nobody speaks to this node any more, and it speaks to nobody
-            self._entries = []
-        disputes, me = self.keeper.roster.disputes(wall), self.state.identity.node_id
-        self._wg_keys = {e.member.node_id: usable_keys(e, disputes, me) for e in self._entries}
+        now, wall, revoked = trio.current_time(), time(), self.keeper.revoked is not None
+        self.peers.look(self.keeper.roster, wall, revoked=revoked)
         self.tcp.close_channels(self.state.revocations)
-        self.places.look(self._entries)
-        peers: dict[bytes, PeerAuth] = {}
-        for entry in self.entries():
-            addresses = self.places.of(entry)
-            peers[entry.member.node_id] = PeerAuth(
-                entry.member.node_id,
-                entry.member.public_key,
-                now + entry.member.not_after - wall,
-                self.wg_keys_of(entry),
-                addresses + tuple(address._replace(transport="tcp") for address in addresses),
-            )
-        if self.keeper.revoked is None:  # else the news of it still has to go out to the others
-            self.sessions.retain(peers)
-        self.tcp.callable = frozenset(address for auth in peers.values() for address in auth.endpoints)
-        self.copies.retain(peers)
-        self.driver.carry_out(self.links.set_peers(peers, now))
+        self.places.look(self.peers.entries)
+        auths = self.peers.auths(now, wall)
+        if not revoked:  # else the news of it still has to go out to the others
+            self.sessions.retain(self.peers.standing)
+        self.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
+        self.copies.retain(auths)
+        self.driver.carry_out(self.links.set_peers(auths, now))
         self.guarding.kick()
-        self.naming.update([self.own.member, *(entry.member for entry in self.entries())])
+        self.naming.update([self.own.member, *(entry.member for entry in self.peers.entries)])
         self.gossip.roster_changed()
         self.overlay.kick()
-        self._install()
+        self._arrange()
 
     def _rerouted(self) -> None:
         """Other prefixes lead into the overlay than before."""
         self.places.judge_by(replace(self.places.reach, overlay=self.overlay.routed))
         self.guarding.kick()
         self.scattering.kick()
-        self._install()
+        self._arrange()
 
-    def _install(self) -> None:
-        """Some desired PSK or peer has changed: recompute what the interfaces should be."""
-        peers, scattered = [], []
-        for entry in self.entries():
-            member, record = entry.member, entry.record
-            if not any(map(any, self.wg_keys_of(entry))):
-                continue
-            scattered.append(
-                ScatterPeer(
-                    member.node_id,
-                    member.ip4,
-                    member.ip6,
-                    self.links.scatter(member.node_id),
-                    manner_of(member.name, self.config.scatter),
-                )
-            )
-            peers.append(
-                MeshPeer(
-                    member.node_id,
-                    IPv4Network(member.ip4),
-                    IPv6Network(member.ip6),
-                    self.wg_keys_of(entry),
-                    record.wg_ports,
-                    tuple(address.host for address in self.places.of(entry)),
-                    self.links.psks(member.node_id),
-                    self.links.dials(member.node_id),
-                )
-            )
-        self.scattering.update(scattered)
-        self._reached = [(peer.node_id, peer.ip4.network_address) for peer in peers]
-        self._tell_paths()
-        settings = self.config.wireguard
-        self.reconciler.set_desired(
-            desired_devices(
-                settings,
-                self.own.wg_keys.private,
-                self.own.wg_keys.ports(settings.base_port, settings.port_choices),
-                self.own.member,
-                self.overlay.routed,
-                peers,
-            )
+    def _arrange(self) -> None:
+        """Who the peers are, or our own end, has changed: make the interfaces anew."""
+        settings, keys = self.config.wireguard, self.own.wg_keys
+        own = OwnSide(
+            keys.private,
+            keys.ports(settings.base_port, settings.port_choices),
+            self.own.member,
+            tuple(self.overlay.routed),
         )
+        self.scattering.update(self.peers.arrange(own))
+        self.paths.set_peers(self.peers.reached())
+        self.reconciler.kick()
 
-    def _tell_paths(self) -> None:
-        """Do not probe a peer before WireGuard knows its endpoint: a failed attempt delays the next one by 5
-        s."""
-        self.paths.set_peers(
-            (node_id, ip4, self.links.ready(node_id) & self._located.get(node_id, 0))
-            for node_id, ip4 in self._reached
-        )
+    def _installed(self, peers: Sequence[bytes]) -> None:
+        """The desired PSKs of these peers have changed: have their part of the interfaces follow."""
+        for peer in peers:
+            keyed = self.peers.keyed(peer)
+            if keyed is not None:
+                self.scattering.change(keyed.scatter)
+                self.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
+        self.reconciler.kick()
 
     def _adopt_keys(self) -> None:
         """This node has another WireGuard key in some dimension: tell links and interfaces, then others."""
         self.driver.carry_out(self.links.set_wg_keys(self.own.wg_keys.public, trio.current_time()))
         self.guarding.kick()  # the ports have changed
-        self._install()
+        self._arrange()
         self.own.publish()
-
-    def wg_keys_of(self, entry: Entry) -> tuple[bytes, ...]:
-        """The WireGuard keys that this node uses for one of `entries`: see `records.usable_keys`."""
-        return self._wg_keys[entry.member.node_id]
 
     def _read_back(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces: tell the links what PSKs and handshakes they hold."""
         self.actual = actual
         self.scattering.devices(actual)
         self.paths.devices(actual)
-        now, wall = trio.current_time(), time()
-        received: dict[NodeId, list[int]] = {}
-        counted: dict[NodeId, list[tuple[bytes, int, int] | None]] = {}
-        for entry in self.entries():
-            peer = entry.member.node_id
-            wg_keys = self.wg_keys_of(entry)
-            reading = read_peer(actual, self.names, wg_keys, self.links.psks(peer))
-            self.paths.paths.read(peer, reading.counters, now)
-            self._located[peer] = reading.located
-            received[peer] = [0 if moved is None else moved[1] for moved in reading.counters]
-            counted[peer] = [
-                None if moved is None else (key, moved[1], moved[0])
-                for key, moved in zip(wg_keys, reading.counters, strict=True)
-            ]
-            seen = [None if moment is None else now - (wall - moment) for moment in reading.handshakes]
-            self.driver.carry_out(self.links.read_back(peer, reading.bitmap, seen, now))
-        self.gossip.read_interfaces(received)
-        self.proving.look(counted)
-        self._tell_paths()
+        now, wall, shown = trio.current_time(), time(), list[Seen]()
+        for entry in self.peers.entries:
+            seen = self.peers.read(entry, actual, now, wall)
+            shown.append(seen)
+            self.paths.paths.read(seen.peer, seen.reading.counters, now)
+            self.driver.carry_out(self.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now))
+        self.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
+        self.proving.look({seen.peer: seen.counted for seen in shown})
+        self.paths.set_peers(self.peers.reached())
         self.recorder.measure()
 
     def _epoch_over(self, peer: bytes, ended: EpochCounts) -> None:
@@ -423,11 +364,8 @@ class Node:
         self.recorder.alarmed(alarm)
 
     def generation_of(self, peer: bytes) -> int | None:
-        """How often a member has started, as gossip counts it; None where gossip knows of none, or still
-        holds the member for gone: then the news of a start is on its way."""
-        member = self.gossip.membership.member(peer)
-        gone = member is None or member.state in (State.DEAD, State.LEFT)
-        return None if member is None or gone else member.generation
+        """How often a member has started: see `node.peers.generation_of`."""
+        return generation_of(self.gossip.membership, peer)
 
     async def serve(self, socket_path: Path, leave: trio.Event) -> None:
         """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.

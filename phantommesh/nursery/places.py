@@ -16,13 +16,12 @@ import structlog
 import trio
 
 from phantommesh.config import Config
-from phantommesh.endpoint import format_endpoint, parse_endpoint
+from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records import Entry
-from phantommesh.wire import Address
 
 # Tuning.
 MAX_JUDGED = 8192  # hosts of which the verdict is remembered; any stranger can make us judge one

@@ -18,8 +18,10 @@ from typing import Protocol, Self
 import structlog
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
@@ -28,7 +30,6 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
@@ -108,7 +109,7 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._apply_now, self._changed = trio.Event(), trio.Event()
+        self._apply_now, self._changed = trio.Event(), Bell()
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
@@ -122,6 +123,10 @@ class PathDriver:
             del self._applied[gone]
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
+
+    def set_ready(self, node_id: bytes, ready: int) -> None:
+        """One of the peers has other dimensions to be used than before, a bitmap."""
+        self.carry_out(self.paths.set_ready(node_id, ready, trio.current_time()))
 
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces."""
@@ -218,8 +223,7 @@ class PathDriver:
         self._due.look()
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.ring()
 
     def _send(self, peer: bytes, dimension: int, datagram: bytes) -> None:
         to, index = self._addresses.get(peer), self._indexes[dimension]

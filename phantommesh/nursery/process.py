@@ -17,8 +17,8 @@ import structlog
 import trio
 
 from phantommesh import config as config_file
-from phantommesh.dataplane import all_names, master_name
-from phantommesh.errors import PhantomMeshError
+from phantommesh.dimensions import all_names, master_name
+from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import leftovers
 from phantommesh.nursery.backend import choose
@@ -28,7 +28,9 @@ from phantommesh.nursery.owning import owned
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay import Address, check_range
-from phantommesh.statedir import StateDir
+from phantommesh.statedir import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
+
+LOCK_LOOK = 5.0  # s between two looks at the state directory's lock
 
 log = structlog.get_logger("phantommesh.process")
 
@@ -49,7 +51,7 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
         known, other = group.split(PhantomMeshError)
         if known is None or other is not None:
             raise
-        raise _first(known) from group
+        raise first_of(known) from group
 
 
 async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
@@ -57,15 +59,10 @@ async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> N
         leave.set()
 
 
-def _first(group: BaseExceptionGroup[PhantomMeshError]) -> PhantomMeshError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
 async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
     """Run the node once; return whether it got a new identity, with which it should run again."""
     config = config_file.load(config_path)
-    with StateDir.open(state_dir).lock():
+    with StateDir.open(state_dir).lock() as lock:
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
@@ -86,8 +83,34 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             await leftovers.clear_tables(master_name(prefix))
             with UdpPort(config.control.port) as udp:
                 node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
-                await node.serve(socket_path or Path(config.api.socket), leave)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_lock, lock, state.state.path)
+                    await node.serve(socket_path or Path(config.api.socket), leave)
+                    nursery.cancel_scope.cancel()
                 return node.succession.done.is_set()
+
+
+async def keep_lock(lock: StateLock, path: Path) -> None:
+    """See to it, until cancelled, that no second node runs on the state directory though its lock is removed
+    meanwhile. Raises StateInUseError where one does: then this node is to end."""
+    while True:
+        await trio.sleep(LOCK_LOOK)
+        try:
+            anew = await trio.to_thread.run_sync(lock.check)
+        except StateInUseError as error:
+            raise StateInUseError(
+                f"{error}: somebody removed the file {LOCK_FILE} and started it, so this node ends",
+                fix="leave one of them running, and remove no files of a state directory that is in use",
+            ) from error
+        except StateError as error:
+            log.warning("state directory not held", error=str(error), fix=error.fix)
+            continue
+        if anew:
+            log.warning(
+                "the state directory's lock was removed: it is made and held anew",
+                file=str(path / LOCK_FILE),
+                fix="remove no files of a state directory that is in use",
+            )
 
 
 def _addresses(state: NodeState) -> dict[Address, str]:

@@ -15,7 +15,14 @@ from structlog.typing import FilteringBoundLogger
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
-from phantommesh.wireguard import DeviceConfig, DeviceDiff, DeviceState, diff, without_ipv6
+from phantommesh.wireguard import (
+    DeviceConfig,
+    DeviceDiff,
+    DeviceState,
+    PeerConfig,
+    diff,
+    without_ipv6,
+)
 
 MAX_BACKOFF = 30.0
 """Seconds between attempts at most, while the backend fails."""
@@ -26,7 +33,8 @@ class Reconciler:
 
     ``on_actual`` is called with what was read, after every read. A failure is logged with its fix, counted in
     ``failures`` and retried with back-off; it never ends ``run``. No peer gets an endpoint that ``forbids``,
-    whatever is desired, or keeps one that it roamed to; ``refused`` counts the former.
+    whatever is desired, or keeps one that it roamed to; ``refused`` counts the former,
+    each once for as long as it stays desired.
     """
 
     def __init__(
@@ -38,8 +46,9 @@ class Reconciler:
         log: FilteringBoundLogger,
         forbids: Callable[[str], bool] = lambda host: False,
     ) -> None:
-        self.desired: dict[str, DeviceConfig] = {}
         self.failures = self.refused = 0
+        self._wanted: Callable[[], Mapping[str, DeviceConfig]] = dict
+        self._refused: set[tuple[str, bytes, str]] = set()
         self._forbids = forbids
         self._backend = backend
         self._interval = interval
@@ -53,17 +62,31 @@ class Reconciler:
 
     def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
         """Replace what is desired and wake the loop. Interfaces it no longer names are removed."""
-        self.desired = {name: self._checked(config) for name, config in desired.items()}
+        self.follow(lambda: desired)
+
+    def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
+        """From now on each pass asks this for what is desired. Kick the loop when it has changed: so the
+        change of one peer costs nothing for the others until the next pass, which reads all of them."""
+        self._wanted = desired
         self.kick()
 
-    def _checked(self, config: DeviceConfig) -> DeviceConfig:
-        bad = {
-            key: replace(peer, endpoint=None)
-            for key, peer in config.peers.items()
-            if peer.endpoint is not None and self._forbids(peer.endpoint.host)
-        }
-        self.refused += len(bad)
-        return replace(config, peers={**config.peers, **bad}) if bad else config
+    @property
+    def desired(self) -> dict[str, DeviceConfig]:
+        """What is desired now, without endpoints that are forbidden."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[dict[str, DeviceConfig], set[tuple[str, bytes, str]]]:
+        """What is desired now, and the endpoints that were left out of it: device, peer's key, host."""
+        desired, refused = dict(self._wanted()), set[tuple[str, bytes, str]]()
+        for name, config in desired.items():
+            bad = dict[bytes, PeerConfig]()
+            for key, peer in config.peers.items():
+                if peer.endpoint is not None and self._forbids(peer.endpoint.host):
+                    bad[key] = replace(peer, endpoint=None)
+                    refused.add((name, key, peer.endpoint.host))
+            if bad:
+                desired[name] = replace(config, peers={**config.peers, **bad})
+        return desired, refused
 
     def kick(self) -> None:
         """Start the next pass now."""
@@ -94,7 +117,9 @@ class Reconciler:
         BackendError when nothing could be read.
         """
         async with self._pass:
-            desired = self.desired
+            desired, refused = self._look()
+            self.refused += len(refused - self._refused)
+            self._refused = refused
             if not self._backend.ipv6:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
             names = self._managed | desired.keys()

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from phantommesh.config import WireguardSection
+from phantommesh.dimensions import only
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
@@ -92,7 +93,7 @@ class KeyReplacer:
         StateError where the new key cannot be written down.
         """
         paths = self._paths.paths
-        self._paths.leave(1 << dimension)
+        self._paths.leave(only(dimension))
         try:
             with trio.move_on_after(DRAIN) as patience:
                 await self._paths.wait(lambda: paths.drained(dimension))

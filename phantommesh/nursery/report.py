@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from phantommesh import __version__
+from phantommesh.dimensions import has
 from phantommesh.events import EventLog
-from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.finding import find
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
+from phantommesh.moments import rfc3339
 from phantommesh.nursery import health
+from phantommesh.nursery.bell import Bell
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -41,7 +45,6 @@ from phantommesh.views import (
     ScatterDimension,
     ScatterView,
     Status,
-    rfc3339,
 )
 from phantommesh.wireguard import PeerState
 
@@ -65,7 +68,7 @@ class Reporter:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._finished = trio.Event()
+        self._finished = Bell()
 
     @property
     def metrics(self) -> Metrics:
@@ -145,7 +148,7 @@ class Reporter:
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
         """What WireGuard says of a member: number and name of each interface, and the peer there."""
-        wg_keys = self._node.wg_keys_of(entry)
+        wg_keys = self._node.peers.wg_keys_of(entry)
         for i, name in enumerate(self._node.names):
             device = self._node.actual.get(name)
             yield i, name, None if device is None else device.peers.get(wg_keys[i])
@@ -157,7 +160,7 @@ class Reporter:
         now = time()
         answering = sum(
             peer is not None
-            and bound >> i & 1
+            and has(bound, i)
             and peer.psk == psks[i]
             and now - peer.last_handshake < REJECT_AFTER
             for i, _, peer in self.devices(entry)
@@ -190,7 +193,7 @@ class Reporter:
                     last_handshake_s=round(now - handshake, 1) if handshake else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
-                    psk_age_s=round(state.age, 1) if bound >> i & 1 and state.age is not None else None,
+                    psk_age_s=round(state.age, 1) if has(bound, i) and state.age is not None else None,
                 )
             )
         return PeerView(
@@ -290,7 +293,7 @@ class Reporter:
     async def rotate(self, peer: str | None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
         node = self._node
-        entries = [e for e in node.entries() if peer is None or self._is(e, peer)]
+        entries = node.entries() if peer is None else [find(node.entries(), peer, lambda entry: entry.called)]
         before = {entry.member.node_id: self._state(entry).epoch for entry in entries}
         for node_id in before:
             node.links.rotate(node_id, trio.current_time())
@@ -321,13 +324,6 @@ class Reporter:
     def _rotated(self, entry: Entry, before: dict[NodeId, int]) -> bool:
         state = self._state(entry)
         return state.epoch > before[entry.member.node_id] and state.phase is PskPhase.FRESH
-
-    @staticmethod
-    def _is(entry: Entry, peer: str) -> bool:
-        try:
-            return entry.member.node_id == parse_node_id(peer)
-        except IdentityError:
-            return entry.member.name == peer
 
     async def revoke(
         self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
@@ -375,8 +371,7 @@ class Reporter:
 
     def handshake_finished(self) -> None:
         """Tell `rotate`, which waits for some."""
-        self._finished.set()
-        self._finished = trio.Event()
+        self._finished.ring()
 
 
 def _direction(shown: Shown) -> ProofDirection:

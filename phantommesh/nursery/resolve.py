@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 import trio
 
-from phantommesh.link.timers import Timers
+from phantommesh.timers import Timers
 
 # Tuning.
 FRESH = 60.0  # s a looked-up name is believed

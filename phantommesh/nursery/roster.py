@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from phantommesh import antientropy, control
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.idtree import IdTreeError
@@ -23,7 +24,6 @@ from phantommesh.nursery.proving import Proving
 from phantommesh.rates import Rates
 from phantommesh.records import Entry, SignedRecord
 from phantommesh.trust import TrustError
-from phantommesh.wire import Address
 
 # Tuning.
 # Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.

@@ -25,12 +25,20 @@ import trio
 
 from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
-from phantommesh.scatter.epochs import EQUAL, EpochCounts, Keying, Moment, Numbers, PeerScatter
-from phantommesh.scatter.intents import Manner
+from phantommesh.scatter.epochs import (
+    EQUAL,
+    EpochCounts,
+    Keying,
+    Moment,
+    Numbers,
+    PeerScatter,
+    ScatterPeer,
+)
 from phantommesh.scatter.maps import entropy_bits
 from phantommesh.scatter.ruleset import (
     FAMILY,
@@ -48,7 +56,6 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState, Network, Route
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
@@ -61,18 +68,6 @@ JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
 MAX_BACKOFF = 30.0  # s between attempts while nothing can be installed
 
 log = structlog.get_logger("phantommesh.scatter")
-
-
-@dataclass(frozen=True, slots=True)
-class ScatterPeer:
-    """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
-    keys are random."""
-
-    node_id: bytes
-    ip4: IPv4Address
-    ip6: IPv6Address
-    keying: tuple[int, Secret] | None
-    manner: Manner
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +144,19 @@ class Scattering:
         """Make these the peers, and wake the loop if the table has to change for it."""
         wanted = {peer.node_id: peer for peer in peers}
         self._peers = {node_id: self._peers.get(node_id) or _Known(peer) for node_id, peer in wanted.items()}
-        for node_id, known in self._peers.items():
-            known.wanted = wanted[node_id]
-            known.keyed_once = known.keyed_once or known.wanted.keying is not None
-        if any(not self._as_wanted(node_id) for node_id in self._peers.keys() | self._installed.keys()):
+        for peer in wanted.values():
+            self.change(peer)
+        if any(not self._as_wanted(node_id) for node_id in self._installed.keys() - self._peers.keys()):
+            self.kick()
+
+    def change(self, peer: ScatterPeer) -> None:
+        """One of the peers is like this now. A peer that the last `update` did not name is left out."""
+        known = self._peers.get(peer.node_id)
+        if known is None:
+            return
+        known.wanted = peer
+        known.keyed_once = known.keyed_once or peer.keying is not None
+        if not self._as_wanted(peer.node_id):
             self.kick()
 
     def devices(self, actual: Mapping[str, DeviceState]) -> None:

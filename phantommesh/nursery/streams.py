@@ -22,16 +22,16 @@ import trio
 
 from phantommesh import control, wire
 from phantommesh.asking import MAX_UNLINKED
+from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
-from phantommesh.link.admission import source_block
 from phantommesh.link.effects import Opened
-from phantommesh.rates import Rates
+from phantommesh.nursery.bell import Bell
+from phantommesh.rates import Rates, source_block
 from phantommesh.records import MAX_RECORD_BYTES
 from phantommesh.revocation import MAX_PLEA, MAX_STANDING
 from phantommesh.seats import Holder, Ruling, Seat, Seats
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
 
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
@@ -46,7 +46,7 @@ NEWCOMERS_KEPT = 256  # sessions of those that are no members yet
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
-MAX_STRANGE = max(wire.MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
+MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
 
 ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
@@ -100,7 +100,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_name: OrderedDict[bytes, Session] = OrderedDict()
-        self._added = trio.Event()
+        self._added = Bell()
 
     async def added(self) -> None:
         """Return when the next session comes."""
@@ -113,8 +113,7 @@ class Sessions:
         if known is not None and known.peer != session.peer:
             return
         self._by_name[session.name] = session
-        self._added.set()
-        self._added = trio.Event()
+        self._added.ring()
         mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
         for name in mine[:-SESSIONS_PER_PEER]:
             del self._by_name[name]
@@ -253,7 +252,7 @@ class Client:
         await framed.send(channel.hello(session.name, mine))
         try:
             with trio.fail_after(IDLE):
-                theirs = channel.parse_answer_untrusted(await _not_a_datagram(framed, wire.MAX_DATAGRAM))
+                theirs = channel.parse_answer_untrusted(await _not_a_datagram(framed, MAX_DATAGRAM))
         except channel.ChannelError as error:
             raise StreamError("the other end does not know this session") from error
         except trio.TooSlowError as error:

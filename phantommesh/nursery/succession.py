@@ -25,9 +25,9 @@ from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import enrolment, unexpected
-from phantommesh.nursery.authority import AUTHORITY_ANEW
 from phantommesh.nursery.calling import Caller
 from phantommesh.trust import Role, TrustError
 

@@ -24,7 +24,7 @@ from phantommesh import config as config_file
 from phantommesh import hosts as hosts_file
 from phantommesh import statedir
 from phantommesh.config import Config, ConfigError
-from phantommesh.dataplane import all_names, master_name
+from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import load_mesh
 from phantommesh.nursery import closing, hostview, leftovers, marking, netlink

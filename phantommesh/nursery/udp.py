@@ -13,10 +13,10 @@ from typing import Self
 
 import trio
 
+from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.guard import OUTER_MARK
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.wire import MAX_DATAGRAM, Address
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2

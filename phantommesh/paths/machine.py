@@ -6,23 +6,21 @@ It never raises for anything that came from the network: what it cannot use is c
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from random import Random
 from typing import Final
 
+from phantommesh.dimensions import DIMENSIONS, has
+from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.rates import Bucket
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import DecodeError
+from phantommesh.timers import Timers
 
-ALL: Final = (1 << DIMENSIONS) - 1
 FULL: Final = (1.0,) * DIMENSIONS
 
 # Tuning.
@@ -64,8 +62,7 @@ class Paths:
         self._thrift = (float("-inf"), 1.0)  # when it was counted, and by how much fast probes are too many
         self._peers: dict[bytes, _Peer] = {}
         self._leaving = 0
-        self._queue: list[tuple[float, int, Path]] = []
-        self._order = count()
+        self._timers = Timers[tuple[bytes, int]]()  # by peer and dimension
         self._weigh_at = float("inf")
         self._hold = float("-inf")
         self.drops: Counter[str] = Counter()
@@ -79,23 +76,31 @@ class Paths:
         for gone in self._peers.keys() - peers.keys():
             for path in self._peers.pop(gone).paths:
                 path.close(now)
+                self._schedule(path)
         for node_id, ready in peers.items():
-            peer = self._peers.get(node_id)
-            if peer is None:
+            if node_id not in self._peers:
                 numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
-                peer = self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
-            first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
-            for i, path in enumerate(peer.paths):
-                before = path.state
-                if ready >> i & 1 and before is PathState.CLOSED:
-                    path.open(now, first=first)
-                    self._schedule(path)
-                elif not ready >> i & 1 and before is not PathState.CLOSED:
-                    path.close(now)
-                if path.state is not before:
-                    effects.append(Turned(node_id, i, before, path.state))
-            effects += self._rescore(node_id, peer)
+                self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
+            effects += self.set_ready(node_id, ready, now)
         return effects
+
+    def set_ready(self, node_id: bytes, ready: int, now: float) -> list[Effect]:
+        """Open the paths with one of the peers on the dimensions of this bitmap, and close the others."""
+        peer, effects = self._peers.get(node_id), list[Effect]()
+        if peer is None:
+            return effects
+        first = not any(path.state in (PathState.UP, PathState.PROVING) for path in peer.paths)
+        for i, path in enumerate(peer.paths):
+            before = path.state
+            if has(ready, i) and before is PathState.CLOSED:
+                path.open(now, first=first)
+                self._schedule(path)
+            elif not has(ready, i) and before is not PathState.CLOSED:
+                path.close(now)
+                self._schedule(path)
+            if path.state is not before:
+                effects.append(Turned(node_id, i, before, path.state))
+        return effects + self._rescore(node_id, peer)
 
     def read(self, node_id: bytes, counters: Sequence[tuple[int, int] | None], now: float) -> None:
         """Take in WireGuard's counters of a peer: bytes sent and received on each dimension."""
@@ -129,7 +134,7 @@ class Paths:
         effects: list[Effect] = []
         for node_id, peer in self._peers.items():
             for path in peer.paths:
-                if changed >> path.dimension & 1 and path.state in (PathState.UP, PathState.PROVING):
+                if has(changed, path.dimension) and path.state in (PathState.UP, PathState.PROVING):
                     path.next_probe = now  # so that the peer hears of it
                     self._schedule(path)
             effects += self._rescore(node_id, peer)
@@ -161,10 +166,7 @@ class Paths:
     @property
     def deadline(self) -> float:
         """When `tick` next has something to do."""
-        while self._queue and self._queue[0][0] != self._queue[0][2].due:
-            heapq.heappop(self._queue)
-        first = self._queue[0][0] if self._queue else float("inf")
-        return min(first, self._weigh_at)
+        return min(self._timers.first, self._weigh_at)
 
     def receive(self, datagram: bytes, node_id: bytes, dimension: int, now: float) -> list[Effect]:
         """Take a probe that came in through this dimension from this peer."""
@@ -217,8 +219,9 @@ class Paths:
                 for node_id, peer in self._peers.items():
                     effects += self._rescore(node_id, peer)
                 continue
-            path = heapq.heappop(self._queue)[2]
-            peer = self._peers[path.peer]
+            node_id, dimension = self._timers.take()
+            peer = self._peers[node_id]
+            path = peer.paths[dimension]
             before = path.state
             path.overdue(now, self._hold)
             if path.misses:
@@ -239,7 +242,7 @@ class Paths:
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
-        leaving = self._leaving >> path.dimension & 1 and not path.peer_drained
+        leaving = has(self._leaving, path.dimension) and not path.peer_drained
         if unsure or (_new(path) and path.misses < MISSES):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving):
@@ -269,14 +272,12 @@ class Paths:
         return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)
 
     def _schedule(self, path: Path) -> None:
-        due = path.due
-        if due < float("inf"):
-            heapq.heappush(self._queue, (due, next(self._order), path))
+        self._timers.set((path.peer, path.dimension), path.due)
 
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
         # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
-        leaving = bool(self._leaving >> path.dimension & 1) or path.state is PathState.CLOSED
+        leaving = has(self._leaving, path.dimension) or path.state is PathState.CLOSED
         probe = Probe(
             pong,
             path.dimension,
@@ -331,7 +332,7 @@ class Paths:
         return max(1, round(path.share * STEPS)) / STEPS
 
     def _leaves(self, path: Path) -> bool:
-        return path.peer_leaving or bool(self._leaving >> path.dimension & 1)
+        return path.peer_leaving or has(self._leaving, path.dimension)
 
     def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
         stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]

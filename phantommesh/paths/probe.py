@@ -18,8 +18,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import DecodeError
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.errors import DecodeError
 
 VERSION: Final = 1
 SIZE: Final = 18

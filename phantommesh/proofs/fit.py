@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from phantommesh.dimensions import MAX_BATCH, MIN_BATCH, SLOTS
 from phantommesh.proofs.statement import ZEROS, Plan
-from phantommesh.sizes import MAX_BATCH, MIN_BATCH, SLOTS
 
 FALSE_REJECTIONS: Final = 1e-6
 """The chance that honest links are rejected, by all tests of one verification together."""

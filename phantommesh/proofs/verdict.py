@@ -92,21 +92,24 @@ def judge(
     """Judge the proofs of one direction of one link, genuine ones in the file's order. The chance of an error
     is a part of that of the whole file, which has so many proofs (``in_file``) and such ``links``."""
     signed = [(proof.statement, proof.receipt) for proof in proofs if proof.receipt is not None]
-    epochs = epochs_of(proofs)
+    following = _followed_by(proofs)
+    epochs = _epochs(proofs, following)
     covered = coverage([receipt for _, receipt in signed]) if signed else None
     verdict: Verdict = "fails"
     fix = None
-    found = _wrong(proofs, epochs, covered, demands, in_file, links)
+    found = broken(proofs) or _wrong_alone(proofs, following, demands, in_file)
+    if found is None:
+        found = _wrong_together(proofs, signed, epochs, covered, demands, links)
     if found is None:
         verdict, (found, fix) = "too little", _too_little(epochs, covered, demands)
     return _report(proofs, names, epochs, covered, "holds" if found is None else verdict, found, fix)
 
 
-def epochs_of(proofs: Sequence[Checked]) -> list[spread.Epoch]:
+def _epochs(proofs: Sequence[Checked], following: Sequence[Plan | None]) -> list[spread.Epoch]:
     """The counting parts of those proofs that both ends have signed."""
     return [
         spread.epoch_of(proof.statement, proof.receipt, plan)
-        for proof, plan in zip(proofs, _followed_by(proofs), strict=True)
+        for proof, plan in zip(proofs, following, strict=True)
         if proof.receipt is not None
     ]
 
@@ -117,27 +120,28 @@ def _followed_by(proofs: Sequence[Checked]) -> list[Plan | None]:
     return [*(b.plan if b.start_ms == a.end_ms else None for a, b in pairwise(statements)), None]
 
 
-def _wrong(
+def _wrong_alone(
+    proofs: Sequence[Checked], following: Sequence[Plan | None], demands: Demands, in_file: int
+) -> str | None:
+    """Say what of a single proof cannot be of an honest link, or None."""
+    each = fit.FALSE_REJECTIONS / 4 / in_file
+    for proof, plan in zip(proofs, following, strict=True):
+        if found := check_proof(proof.statement, proof.receipt, each, demands.max_loss, plan):
+            return f"{proof.statement.plan.name}: {found}"
+    return None
+
+
+def _wrong_together(
     proofs: Sequence[Checked],
+    signed: Sequence[tuple[Statement, Receipt]],
     epochs: Sequence[spread.Epoch],
     covered: Coverage | None,
     demands: Demands,
-    in_file: int,
     links: int,
 ) -> str | None:
-    """Say what cannot be of an honest link, or None."""
-    if (gap := broken(proofs)) is not None:
-        return gap
-    each, together, loss = (
-        fit.FALSE_REJECTIONS / 4 / in_file,
-        fit.FALSE_REJECTIONS / 4 / links,
-        demands.max_loss,
-    )
-    for proof, following in zip(proofs, _followed_by(proofs), strict=True):
-        if found := check_proof(proof.statement, proof.receipt, each, loss, following):
-            return f"{proof.statement.plan.name}: {found}"
+    """Say what of all proofs together cannot be of an honest link, or None."""
+    together, loss = fit.FALSE_REJECTIONS / 4 / links, demands.max_loss
     statements = [proof.statement for proof in proofs]
-    signed = [(proof.statement, proof.receipt) for proof in proofs if proof.receipt is not None]
     gaps = [] if covered is None else [gap.came for gap in covered.gaps]
     found_together = (
         fit.misfit_together([(statement.plan, statement.packets) for statement in statements], together)

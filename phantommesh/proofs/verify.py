@@ -9,13 +9,14 @@ plan; both ends' counters; the bytes that the receiver counted against the plans
 enough to show that there was scattering. docs/proofs.md says what this proves and what it does not.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.chain import Checked
 from phantommesh.proofs.genuine import Signatures, genuine
-from phantommesh.proofs.statement import ProofError
+from phantommesh.proofs.statement import Proof, ProofError, Signed
 from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, judge
 from phantommesh.trust import describe_mesh, load_root
 
@@ -75,15 +76,30 @@ def examine(archive: Archive, *, root_hash: bytes | None = None, demands: Demand
             f"the file is of another mesh: the hash of its root key is {mesh.root_hash.hex()}",
             fix="check --root (or the state directory), or ask for a file of your mesh",
         )
-    signatures = Signatures(root, archive)
+    signatures, proofs = Signatures(root, archive), _distinct(archive.proofs)
     links: dict[tuple[bytes, bytes], list[Checked]] = {}
-    for proof in archive.proofs:
+    for proof in proofs:
         checked = genuine(proof, signatures)
         plan = checked.statement.plan
         links.setdefault((plan.sender, plan.receiver), []).append(checked)
     signatures.check_heads()
     reports = tuple(
-        judge(of_link, (signatures.name(a), signatures.name(b)), demands, len(archive.proofs), len(links))
+        judge(of_link, (signatures.name(a), signatures.name(b)), demands, len(proofs), len(links))
         for (a, b), of_link in links.items()
     )
     return Report(mesh.name, mesh.root_hash, root_hash is not None, reports)
+
+
+def _distinct(proofs: Iterable[Proof]) -> list[Proof]:
+    """The proofs, those that are there twice once: exports that overlap may be in one file. Where a statement
+    is there with a receipt and without, it was exported before the peer had answered, too. Two receipts of
+    one statement are two proofs, and contradict each other."""
+    receipts = dict[Signed, dict[Signed | None, None]]()
+    for proof in proofs:
+        receipts.setdefault(proof.statement, {})[proof.receipt] = None
+    return [
+        Proof(statement, receipt)
+        for statement, found in receipts.items()
+        for receipt in found
+        if receipt is not None or len(found) == 1
+    ]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
+from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.intents import Manner
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS, SLOTS
 
 EQUAL = (1.0,) * DIMENSIONS
 STEP = 1.0  # s that the clock and the epochs' lengths may differ by, before it counts as set
@@ -57,6 +57,18 @@ class Keying:
 
     link: int
     secret: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterPeer:
+    """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
+    keys are random."""
+
+    node_id: bytes
+    ip4: IPv4Address
+    ip6: IPv6Address
+    keying: tuple[int, Secret] | None
+    manner: Manner
 
 
 class Numbers:

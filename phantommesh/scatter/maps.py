@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never, get_args
 
-from phantommesh.link.keys import expand
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.kdf import expand
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
 Scheduler = Literal["packet", "batch", "deck", "flow", "flowlet"]
 SCHEDULERS: Final[tuple[Scheduler, ...]] = get_args(Scheduler)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
+from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
 from phantommesh.scatter.maps import Scheduler
-from phantommesh.sizes import DIMENSIONS, SLOTS
 
 Mode = Literal["egress", "mark"]
 FAMILY: Final[dict[Mode, str]] = {"egress": "netdev", "mark": "inet"}

@@ -21,11 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.handshake import Initiator
 from phantommesh.secret import Secret
-from phantommesh.wire import Address, Kind, Mode
+from phantommesh.wire import Kind, Mode
 
 COOKIE_LIFE = 200.0  # s that one is used for
 

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from phantommesh import control
+from phantommesh.endpoint import Address
 from phantommesh.gossip import KIND
 from phantommesh.logbudget import LogBudget
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
@@ -29,7 +30,6 @@ from phantommesh.nursery.logs import _SUBJECTS
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
 from phantommesh.records import Entry, SignedRecord, encoded_hash
-from phantommesh.wire import Address
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 Forge = Callable[[Sequence[bytes]], tuple[bytes, ...]]

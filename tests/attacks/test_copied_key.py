@@ -24,6 +24,7 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from phantommesh import control
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import lab, labnet
@@ -33,7 +34,6 @@ from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
-from phantommesh.wire import Address
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in

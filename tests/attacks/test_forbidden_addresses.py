@@ -22,7 +22,7 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from phantommesh.bootstrap import init_mesh
-from phantommesh.endpoint import format_endpoint
+from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import KIND
 from phantommesh.identity import Identity
@@ -37,7 +37,6 @@ from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.unit.loopback import free_port, serving, settings
 from tests.unit.makemesh import identity, plain_record
 
@@ -134,7 +133,7 @@ class Attack:
         """Everything by which a node sends something to a member."""
         node, member = self.victim, self.insider.node_id
         node._peers_changed()
-        node._install()
+        node._arrange()
         node.gossip.membership.set_seeds(node._seeds())
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()
@@ -334,6 +333,6 @@ async def test_the_socket_and_the_devices_refuse_where_a_check_before_was_missed
     assert entry is not None
     for host in never:
         victim.places.of = lambda _, host=host: (Address(host, PORT),)  # type: ignore[method-assign,misc]
-        victim._install()
+        victim._arrange()
         endpoints = [p.endpoint for d in victim.reconciler.desired.values() for p in d.peers.values()]
         assert endpoints == [None] * 7, host

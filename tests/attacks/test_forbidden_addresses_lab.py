@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import pytest
 import trio
 
-from phantommesh.dataplane import interface_names, master_name
+from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import format_endpoint
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.client import NodeClient

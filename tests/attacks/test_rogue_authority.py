@@ -22,6 +22,7 @@ import trio.testing
 from cryptography.x509 import Certificate
 
 from phantommesh import statedir
+from phantommesh.endpoint import Address
 from phantommesh.groupkey import (
     MAX_EPOCH,
     GroupKey,
@@ -41,7 +42,6 @@ from phantommesh.records import Roster, sign_record
 from phantommesh.revocation import Held, Revocation, Revocations, revoke
 from phantommesh.rootword import RootWord, say
 from phantommesh.trust import TrustError
-from phantommesh.wire import Address
 from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
 from tests.simulation.full_sim import Simulation

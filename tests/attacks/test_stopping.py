@@ -23,7 +23,7 @@ import pytest
 import trio
 
 from phantommesh.config import load, render
-from phantommesh.dataplane import interface_names, master_name
+from phantommesh.dimensions import interface_names, master_name
 from phantommesh.nursery import lab
 from phantommesh.nursery.closing import KINDS
 from phantommesh.nursery.labmesh import converged, kill, pid_file, start

@@ -24,9 +24,9 @@ from phantommesh import control
 from phantommesh.issuing import Authority, make_csr
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
+from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import enrolment, logs, streams
-from phantommesh.nursery.authority import JOINS, RENEWALS
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node

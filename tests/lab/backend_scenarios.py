@@ -25,6 +25,7 @@ import pytest
 import structlog
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import userspace
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.kernel import KernelBackend
@@ -32,7 +33,6 @@ from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,

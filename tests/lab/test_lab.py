@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.labmesh import (
     answered,
@@ -25,7 +26,6 @@ from phantommesh.nursery.labmesh import (
 )
 from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.sizes import DIMENSIONS
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab

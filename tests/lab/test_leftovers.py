@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from phantommesh.config import load
-from phantommesh.dataplane import all_names
+from phantommesh.dimensions import all_names
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import converged, pid_file, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of

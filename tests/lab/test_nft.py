@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS
 from phantommesh.scatter.ruleset import Mode, render, render_peer, render_removal, ways
-from phantommesh.sizes import DIMENSIONS
 from tests.unit.test_scatter_ruleset import FRAME, MODES, peer
 
 pytestmark = pytest.mark.lab

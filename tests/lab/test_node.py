@@ -15,11 +15,11 @@ import trio
 
 from benchmarks import restart
 from phantommesh.config import load, render
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, kill, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.sizes import DIMENSIONS
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, check_psks, is_gone, run_in, until
 

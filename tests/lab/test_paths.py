@@ -11,11 +11,11 @@ import pytest
 import trio
 
 from benchmarks.failover import PING, cut_one, dropping, paths_of, two_nodes, wait_for, whole
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import answered, converged, flows_between, kill, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.statedir import WIREGUARD_KEYS
 from tests.lab.conftest import BACKEND, PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in, until

@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from phantommesh.config import ScatterSection
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import flows_between, phantommesh, proved, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Receipt, Statement, decode_leaf_untrusted
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import describe_mesh, load_root
 from tests.lab.conftest import PATIENCE_S, make_spec
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from phantommesh import guard
+from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start, view_of
@@ -29,7 +30,6 @@ from phantommesh.scatter.maps import (
 )
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS, SLOTS
 from phantommesh.views import ScatterView
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, is_gone, run_in, until

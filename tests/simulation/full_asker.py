@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from phantommesh import asking, control
+from phantommesh.endpoint import Address
 from phantommesh.envelope import EnvelopeError
 from phantommesh.gossip import AskKeys
 from phantommesh.identity import NodeId
@@ -18,7 +19,6 @@ from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.nursery.calling import STANDING_ASKED, STANDING_FIRST, STANDING_MAX
 from phantommesh.nursery.gossip import ASK_QUEUE, ASKERS, FETCHERS, QUIET, SYNC_QUEUE, SYNCERS
 from phantommesh.nursery.streams import CONNECT
-from phantommesh.wire import Address
 from tests.simulation.full_calls import Ask, Task, spawn
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Asker:
         """`Caller.callable`. In a large mesh those that are named, and the authorities, can all be called."""
         process = self.process
         if process.sim.large and first:
-            named = dict.fromkeys(NodeId(node_id) for node_id in (*first, *process.authorities))
+            authorities = (entry.member.node_id for entry in process.peers.authorities)
+            named = dict.fromkeys(NodeId(node_id) for node_id in (*first, *authorities))
             return [n for n in named if n != process.me and process.roster.get(n) is not None]
         ordered = asking.whom(process.roster, process.me, first, process.rng)
         return [m for m in ordered if process.sim.large or process.sessions.newest(m) is not None]

@@ -109,7 +109,7 @@ def _link(a: Process, b: NodeId) -> None:
     for end, peer in ((a, b), (other, a.me)):
         if end is not None and end.linked is not None and peer not in end.linked:
             end.linked.add(peer)
-            end.set_links([e for n in end.linked if (e := end.roster.get(NodeId(n))) is not None])
+            end.set_links()
             sim.schedule(end.machine)
 
 
@@ -142,6 +142,8 @@ class Call:
         self.mine = Channel(session.key_out, session.key_in, *randoms)
         self.randoms = randoms
         self.theirs: tuple[Channel, Session] | None = None
+        self.asked = False  # whether a request waits for its answer
+        self.me = client.identity.node_id
         if not sim.network.both(client.index, server.index):
             sim.later(CONNECT, self._fail)
         else:
@@ -206,9 +208,28 @@ class Call:
         except (ChannelError, control.ControlError):
             self._fail()
             return
-        answer = channel.seal(control.encode(self.server.process.desk.serve(session, request)))
-        self.sim.tally["stream_bytes"] += len(answer)
-        self._reach(lambda: self._go_on(control.decode_answer_untrusted(self.mine.open(answer))))
+        self.asked = True
+
+        def done(answer: control.Answer) -> None:
+            if not self.asked:
+                return
+            self.asked, sealed = False, channel.seal(control.encode(answer))
+            self.sim.tally["stream_bytes"] += len(sealed)
+            self._reach(lambda: self._go_on(control.decode_answer_untrusted(self.mine.open(sealed))))
+
+        self.server.process.desk.serve(session, request, done)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A server that goes, or turns the client out, or takes too long, gives no answer."""
+        if not self.asked or self.client.life != self.lives[0]:
+            return
+        server = self.server.process if self.server.life == self.lives[1] else None
+        if server is None or self.me in server.revocations or self.sim.now >= self.deadline:
+            self.asked = False
+            self._fail()
+        else:
+            self.sim.later(0.2, self._wait)
 
     def _fail(self) -> None:
         self.sim.tally["call-failed"] += 1

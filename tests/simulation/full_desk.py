@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What others ask of a simulated node, as `ControlServer` and `AuthorityDesk` of nursery/ answer it."""
+"""What others ask of a simulated node, as `ControlServer` of nursery/ answers it. Its desk is `node.desk`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from phantommesh import antientropy, asking, control
 from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, encode_keys
-from phantommesh.identity import NodeId, node_id_of
-from phantommesh.issuing import choose_ip4, parse_csr_untrusted
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.node import desk
 from phantommesh.nursery.streams import Session
-from phantommesh.records import HASH_BYTES, Entry, SignedRecord, settle
+from phantommesh.records import HASH_BYTES, SignedRecord
 from phantommesh.secret import Secret
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust import TrustError
+from tests.simulation.full_working import Done, Has, Worker
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -27,50 +26,64 @@ class Desk:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self._enrolled: dict[bytes, NodeId] = {}  # by invite, who used it
+        self.worker = Worker(process)
+        self.desk = desk.Desk(Has.of(process), process.ring)
 
-    def serve(self, session: Session, request: control.Request) -> control.Answer:
-        """Answer one request."""
-        process = self.process
+    def serve(self, session: Session, request: control.Request, done: Done) -> None:
+        """Answer one request: call ``done`` with the answer."""
+
+        def over(outcome: object) -> None:
+            refused = isinstance(outcome, PhantomMeshError)
+            done(control.Refused(str(outcome), outcome.fix) if refused else outcome)  # type: ignore[attr-defined]
+
+        at = self.worker.moment()
         try:
             if isinstance(request, control.Enrol):
-                return self.enrol(session, request)
-            entry = process.roster.get(NodeId(session.peer))
-            if entry is None or session.invite or entry.member.not_after < process.wall:
+                self.worker.do(self.desk.enrol(session, request, at), over)
+                return
+            entry = self.process.roster.get(NodeId(session.peer))
+            if entry is None or session.invite or entry.member.not_after < self.process.wall:
                 raise TrustError("only a member may ask this")
-            match request:
-                case control.Renew():
-                    return self.renew(entry, request)
-                case control.Announce(record):
-                    process.add(SignedRecord.decode_untrusted(record))
-                    return control.Done()
-                case control.AskKeys():
-                    keys = encode_keys(process.ring.keys)
-                    active = NO_KEY if process.ring.active is None else process.ring.active.id
-                    return control.KeysAre(process.revocations.digest(), keys, active)
-                case control.CompareRevocations(prefix, parts):
-                    return control.RevocationsDiffer(process.revocations.tree.differing(prefix, parts))
-                case control.FetchRevocations(ids, certs):
-                    return control.SomeRevocations(process.revocations.pack(ids, certs))
-                case control.Compare(buckets):
-                    return control.Differs(antientropy.differing(process.roster, buckets, process.wall))
-                case control.Fetch(hashes):
-                    found = antientropy.records(process.roster, hashes, process.wall)
-                    return control.Records(tuple(found))
-                case control.SyncOpen(opening):
-                    answer, effects = process.membership.sync_answer(opening, session.peer, process.now)
-                    process.carry_gossip(process.gossip.seal(effects, process.now))
-                    return control.SyncAnswer(answer)
-                case control.SyncClose(rest):
-                    effects = process.membership.sync_finish(rest, session.peer, process.now)
-                    process.carry_gossip(process.gossip.seal(effects, process.now))
-                    return control.Done()
-                case control.Replace():
-                    return control.Refused("no new identities are simulated")
-                case control.Turn() | control.Prove():
-                    return control.Refused("no traffic is simulated, so there is nothing to prove")
+            if isinstance(request, control.Renew):
+                self.worker.do(self.desk.renew(entry, request, at), over)
+            elif isinstance(request, control.Replace):
+                self.worker.do(self.desk.replace(entry, at), over)
+            else:
+                done(self._serve(session, request))
         except PhantomMeshError as error:
-            return control.Refused(str(error), error.fix)
+            over(error)
+
+    def _serve(self, session: Session, request: control.Request) -> control.Answer:
+        process = self.process
+        match request:
+            case control.Announce(record):
+                process.add(SignedRecord.decode_untrusted(record))
+                return control.Done()
+            case control.AskKeys():
+                keys = encode_keys(process.ring.keys)
+                active = NO_KEY if process.ring.active is None else process.ring.active.id
+                return control.KeysAre(process.revocations.digest(), keys, active)
+            case control.CompareRevocations(prefix, parts):
+                return control.RevocationsDiffer(process.revocations.tree.differing(prefix, parts))
+            case control.FetchRevocations(ids, certs):
+                return control.SomeRevocations(process.revocations.pack(ids, certs))
+            case control.Compare(buckets):
+                return control.Differs(antientropy.differing(process.roster, buckets, process.wall))
+            case control.Fetch(hashes):
+                found = antientropy.records(process.roster, hashes, process.wall)
+                return control.Records(tuple(found))
+            case control.SyncOpen(opening):
+                answer, effects = process.membership.sync_answer(opening, session.peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+                return control.SyncAnswer(answer)
+            case control.SyncClose(rest):
+                effects = process.membership.sync_finish(rest, session.peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+                return control.Done()
+            case control.Turn() | control.Prove():
+                return control.Refused("no traffic is simulated, so there is nothing to prove")
+            case _:
+                raise AssertionError(type(request).__name__)
 
     def answer_records(self, sealed: bytes) -> bytes:
         """`GossipDriver.answer_records`."""
@@ -84,50 +97,19 @@ class Desk:
         return process.requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
 
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
-        """The secret of an invite; it is good for one node."""
-        if self._enrolled.get(invite, node_id) != node_id:
+        """`Node._find_invite`: the secret of an invite that this node may use."""
+        found = self.process.machine.invites.get(invite)
+        try:
+            if found is not None:
+                found.check(NodeId(node_id), self.process.wall)
+        except TrustError:
             return None
-        return self.process.sim.invites.get(invite)
-
-    def enrol(self, session: Session, request: control.Enrol) -> control.Answer:
-        """`AuthorityDesk.enrol`, without its locks and threads."""
-        process = self.process
-        mesh, wall = process.sim.mesh, process.wall
-        authority, (spki, name) = process.machine.authority, parse_csr_untrusted(request.csr)
-        if authority is None or process.revoked or not session.invite or spki != session.spki:
-            raise TrustError("not an enrolment")
-        node_id = NodeId(session.peer)
-        taken = {e.member.ip4 for e in process.roster if e.member.node_id != node_id}
-        ip4 = choose_ip4(mesh.described, node_id, taken)
-        node_cert = authority.issue(spki, name, Role.NODE, ip4, wall)
-        process.add(SignedRecord(request.record, request.signature, node_cert, authority.der))
-        process.write("roster", "revocations")
-        self._enrolled[session.invite] = node_id
-        process.make_key()
-        return control.Enrolled(
-            node_cert, authority.der, mesh.root.public_bytes(Encoding.DER), process.secrets.newest.reveal(),
-            process.roster.encode(), process.revocations.encode(), encode_keys(process.ring.keys),
-            NO_KEY if process.ring.active is None else process.ring.active.id,
-        )  # fmt: skip
-
-    def renew(self, entry: Entry, request: control.Renew) -> control.Renewed:
-        """`AuthorityDesk.renew`."""
-        process = self.process
-        authority, member = process.machine.authority, entry.member
-        spki, _ = parse_csr_untrusted(request.csr)
-        if authority is None or process.revoked or node_id_of(spki) != member.node_id:
-            raise TrustError("not an authority, or another's key")
-        if request.evidence:
-            process.add(SignedRecord.decode_untrusted(request.evidence))
-        name, ip4 = settle(process.roster, process.sim.mesh.described, member, process.wall)
-        return control.Renewed(authority.issue(spki, name, member.role, ip4, process.wall), authority.der)
+        return None if found is None else found.secret
 
     def revoke(self, node_id: NodeId) -> None:
-        """`AuthorityDesk.revoke`."""
-        process = self.process
-        assert process.machine.authority is not None
-        made = process.revocations.sign(process.machine.authority, node_id, process.wall)
-        if process.revocations.take(made, process.wall):
-            process.note_change()
-        process.write("revocations", "roster")
-        process.make_key()
+        """Have this authority revoke a node."""
+        target = self.desk.find(format_node_id(node_id))
+        self.worker.do(self.desk.revoke(target, self.worker.moment(), force=True), self._revoked)
+
+    def _revoked(self, outcome: object) -> None:
+        self.process.sim.tally["not-revoked"] += isinstance(outcome, PhantomMeshError)

@@ -11,16 +11,19 @@ import msgspec
 
 from phantommesh import asking, control
 from phantommesh.groupkey import Keyring, take_keys
-from phantommesh.issuing import make_csr
+from phantommesh.identity import Identity
+from phantommesh.invites import InviteEntry
+from phantommesh.issuing import Authority, make_csr, prove_authority
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.streams import Session
 from phantommesh.records import CONTEXT
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
+from phantommesh.trust import DAY, Role, load_certificate, verify_chain
 from tests.simulation.full_calls import Call
 from tests.simulation.full_machines import NEVER, Machine
-from tests.simulation.full_parts import plain_record
+from tests.simulation.full_parts import identity, plain_record
 
 if TYPE_CHECKING:
     from tests.simulation.full_sim import Simulation
@@ -32,13 +35,14 @@ class Joining:
 
     newcomer: Newcomer
     authority: int
+    role: Role
 
 
-def join(sim: Simulation, index: int, authority: int) -> None:
-    """Have a new machine join by an invite of this authority: again and again until it is in."""
+def join(sim: Simulation, index: int, authority: int, role: Role = Role.NODE) -> None:
+    """Have a new machine join by invites of this authority for this role: again and again until it is in."""
     machine, at = sim.machines[index], sim.machines[authority]
     invite, secret = sim.rng.randbytes(16), Secret(sim.rng.randbytes(32))
-    sim.invites[invite] = secret
+    at.invites[invite] = InviteEntry(role, None, int(sim.wall + DAY), 1, secret)
 
     def attempt() -> None:
         if machine.process is not None or (machine.joining and not machine.joining.newcomer.failed):
@@ -49,7 +53,7 @@ def join(sim: Simulation, index: int, authority: int) -> None:
             destination=at.address._replace(transport="tcp"), kem=sim.kem, random=sim.rng.randbytes,
             now=sim.now,
         )  # fmt: skip
-        machine.joining = Joining(newcomer, authority)
+        machine.joining = Joining(newcomer, authority, role)
         carry_join(sim, machine, newcomer.tick(sim.now))
         sim.later(0.5, lambda: _tick_join(sim, machine, newcomer, attempt))
 
@@ -90,20 +94,28 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
     body = msgspec.msgpack.encode(record)
     csr = make_csr(machine.identity, machine.name)
     request = control.Enrol(csr, body, machine.identity.sign(body, CONTEXT))
+    key = identity(f"{machine.name} authority") if joining.role is Role.AUTHORITY else None
+    if key is not None:
+        proof = prove_authority(key, machine.identity.node_id)
+        request = msgspec.structs.replace(request, authority_spki=key.spki, authority_proof=proof)
 
     def talk() -> asking.Talk[Any]:
         return (yield request)
 
     def done(answer: object) -> None:
         if not isinstance(answer, control.Enrolled):
+            if isinstance(answer, control.Refused):
+                sim.refused[machine.index] = answer.message
             machine.joining = None
-            sim.later(1.0, lambda: join(sim, machine.index, joining.authority))
+            sim.later(1.0, lambda: join(sim, machine.index, joining.authority, joining.role))
             return
         revocations = Revocations.decode(answer.revocations, sim.mesh.root, sim.wall)
         ring = Keyring()
         take_keys(ring, answer.keys, sim.mesh.root, revocations, sim.now, sim.wall)
         ring.promote(answer.active_key, sim.now)
         machine.node_cert, machine.authority_cert = answer.node_cert, answer.authority_cert
+        if key is not None:
+            _certify_itself(sim, machine, key, answer)
         machine.disk.update(
             roster=answer.roster,
             revocations=answer.revocations,
@@ -114,3 +126,13 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
         sim.start(machine.index)
 
     Call(sim, machine, sim.machines[joining.authority], session, talk(), done)
+
+
+def _certify_itself(sim: Simulation, machine: Machine, key: Identity, answer: control.Enrolled) -> None:
+    """`bootstrap.finish_join`: a new authority certifies its own node from the start."""
+    root, wall = sim.mesh.root, sim.wall
+    machine.authority = Authority(root, load_certificate(answer.own_authority_cert, "authority"), key)
+    member = verify_chain(root, answer.authority_cert, answer.node_cert, wall)
+    spki = machine.identity.spki
+    machine.node_cert = machine.authority.issue(spki, member.name, Role.AUTHORITY, member.ip4, wall)
+    machine.authority_cert = machine.authority.der

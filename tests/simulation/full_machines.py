@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
+from phantommesh.invites import InviteEntry
 from phantommesh.issuing import Authority
-from phantommesh.wire import Address
 from tests.simulation.full_wireguard import Kernel
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Machine:
         self.name = f"n{index}"
         self.address = Address(f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}", 51800)
         self.authority: Authority | None = None
+        self.root_key: Identity | None = None
+        self.invites: dict[bytes, InviteEntry] = {}
+        self.disk_seconds, self.disk_full = 0.005, False  # how long a file takes to write; whether it fails
         self.node_cert = self.authority_cert = b""
         self.version = "sim"
         self.disk: dict[str, bytes] = {}

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
 from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
@@ -34,27 +37,24 @@ from phantommesh.groupkey import (
 )
 from phantommesh.identity import NodeId
 from phantommesh.link.copies import Copies
-from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, PeerAuth, Send, Sign
+from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
 from phantommesh.link.machine import Links
-from phantommesh.link.psk import ALL
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import EVENT_SIZE, State
+from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
+from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
-from phantommesh.records import Entry, Roster, SignedRecord, usable_keys
+from phantommesh.records import Entry, Roster, SignedRecord
 from phantommesh.revocation import Revocation, Revocations
 from phantommesh.rootword import RootWord
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord
-from tests.simulation.full_parts import ADMISSION, addresses, agree, sharing, wg_keys
+from tests.simulation.full_parts import ADMISSION, addresses, agree, own_side, sharing, wg_keys
 
 if TYPE_CHECKING:
     from tests.simulation.full_machines import Machine
@@ -95,7 +95,6 @@ class Process:
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
         self.alarms: list[tuple[float, Alarm]] = []
-        self.authorities: list[NodeId] = []
         self._refreshed = self.now
         machine.generation = max(machine.generation + 1, int(self.wall))
         self.membership = Membership(
@@ -134,6 +133,10 @@ class Process:
             agree=partial(agree, machine.identity),
         )  # fmt: skip
         self.links.set_admission(self.secrets.current, self.secrets.replaced)
+        self.peers = Peers(
+            self.me, self.links, WireguardSection(), ScatterSection(),
+            where=lambda entry: addresses(entry.record.control),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
@@ -248,6 +251,7 @@ class Process:
                     signature = self.machine.identity.sign(request.data, request.context)
                     self.sim.at_process(self, 0.002, lambda t=token, s=signature: self._signed(t, s))  # type: ignore[misc]
                 case Install(peer):
+                    self.peers.keyed(peer)
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
                     self.sessions.add(Session.of(effect))
@@ -260,78 +264,66 @@ class Process:
                         self.copies.reset(effect.peer, effect.sign, generation, self.now)
 
     def generation_of(self, peer: bytes) -> int | None:
-        """`Node.generation_of`."""
-        member = self.membership.member(peer)
-        gone = member is None or member.state in (State.DEAD, State.LEFT)
-        return None if member is None or gone else member.generation
+        """How often a member has started, as gossip counts it."""
+        return generation_of(self.membership, peer)
 
     def _signed(self, token: bytes, signature: bytes) -> None:
         self.carry_links(self.links.signed(token, signature, self.now))
 
-    # Roster, links, interfaces (`Node._peers_changed`, `RosterKeeper`, `GossipDriver.roster_changed`).
+    # Roster, links, interfaces (`RosterKeeper`, `GossipDriver.roster_changed`).
 
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
-        now, wall, everyone = self.now, self.wall, list(self.roster)
-        valid = [entry for entry in everyone if entry.valid(wall)]
-        entries = [] if self.revoked else [entry for entry in valid if entry.member.node_id != self.me]
-        if not self.revoked:
-            self.sessions.retain({entry.member.node_id for entry in entries})
-        self.set_links(entries)
+        now, wall = self.now, self.wall
+        self.set_links()
         for effects in self.acquaintance.roster_changed(now, wall):
             self.carry_gossip(self.gossip.seal(effects, now))
         self.gossip.forget(set(self.acquaintance.told))
-        self.authorities = [e.member.node_id for e in everyone if e.member.role is Role.AUTHORITY]
         self.set_seeds()
 
     def set_seeds(self) -> None:
-        """`Node._seeds`, `GossipDriver._all_seeds`."""
-        found = [address for n in self.authorities if n != self.me for address in self.where(n)]
-        self.membership.set_seeds([*found, *self.lost.addresses()])
+        """Where the mesh is found again."""
+        self.membership.set_seeds([*self.peers.seeds(), *self.lost.addresses()])
 
-    def set_links(self, entries: Sequence[Entry]) -> None:
-        """Keep links and interfaces with these members, those that are wanted."""
-        peers: dict[bytes, PeerAuth] = {}
-        disputes = self.roster.disputes(self.wall)
-        for entry in entries:
-            member, found = entry.member, addresses(entry.record.control)
-            if self.linked is None or member.node_id in self.linked:
-                until = self.now + member.not_after - self.wall
-                peers[member.node_id] = PeerAuth(
-                    member.node_id, member.public_key, until, usable_keys(entry, disputes, self.me), found
-                )
-        self.copies.retain(peers)
-        self.carry_links(self.links.set_peers(peers, self.now))
-        kernel, left_out = self.machine.kernel, self.disputed()
-        kernel.keep(peer for peer in peers if peer not in left_out)
-        for peer in peers:
+    def set_links(self) -> None:
+        """Keep links and interfaces with the peers, of those that are wanted."""
+        now, wall, machine = self.now, self.wall, self.machine
+        self.peers.look(self.roster, wall, revoked=self.revoked, linked=self.linked)
+        if not self.revoked:
+            self.sessions.retain(self.peers.standing)
+        auths = self.peers.auths(now, wall)
+        self.copies.retain(auths)
+        self.carry_links(self.links.set_peers(auths, now))
+        self.peers.arrange(own_side(machine.identity, self.own.member, self.sim.mesh))
+        machine.kernel.keep(self.peers.devices)
+        for peer in auths:
             self.reconcile(peer)
-
-    def disputed(self) -> set[NodeId]:
-        """Who is kept out of the interfaces: those that `usable_keys` finds no key for."""
-        disputes = [d for d in self.roster.disputes(self.wall) if d.over == "address"]
-        return {d.winner if d.loser == self.me else d.loser for d in disputes}
 
     def reconcile(self, peer: bytes) -> None:
         """Make one peer of the interfaces as desired, and report what they hold."""
-        if peer not in self.links._peers:
+        entry = self.peers.get(peer)
+        if entry is None:
             return
-        kernel, wanted = self.machine.kernel, self.links.psks(peer)
-        bitmap, seen = ALL, list[float | None]([None] * DIMENSIONS)
-        if peer not in self.disputed():
-            kernel.set(peer, tuple(psk.reveal() for psk in wanted), self.links.dials(peer) != 0)
-            held = kernel.psks[peer]
-            bitmap = sum(1 << i for i in range(DIMENSIONS) if held[i] == wanted[i].reveal())
-            seen = [
-                None if moment is None else self.now - (self.wall - moment)
-                for moment in kernel.handshakes[peer]
-            ]
-        self.carry_links(self.links.read_back(peer, bitmap, seen, self.now))
+        kernel, devices, keys = self.machine.kernel, self.peers.devices, entry.record.wg_keys
+        kernel.set(peer, keys, devices)
+        seen = self.peers.read(entry, kernel.states(peer, keys, devices), self.now, self.wall)
+        self.carry_links(self.links.read_back(peer, seen.reading.bitmap, seen.handshakes, self.now))
 
     def poll(self) -> None:
         """The reconciler's pass."""
-        for peer in list(self.links._peers):
-            self.reconcile(peer)
+        for entry in list(self.peers.entries):
+            assert self._follows(entry), "a link changed its keys without an Install"
+            self.reconcile(entry.member.node_id)
+
+    def _follows(self, entry: Entry) -> bool:
+        """Whether the interfaces are to have what the link says. Only the `Install` of a peer changes it."""
+        peer, keys = entry.member.node_id, self.peers.wg_keys_of(entry)
+        psks, dials = self.links.psks(peer), self.links.dials(peer)
+        held = [device.peers.get(key) for device, key in zip(self.peers.devices.values(), keys, strict=True)]
+        return all(
+            found is None or (found.psk == psks[i] and (found.endpoint is not None) == dials >> i & 1)
+            for i, found in enumerate(held)
+        )
 
     def add(self, signed: SignedRecord) -> bool:
         """`RosterKeeper.add`."""
@@ -414,8 +406,7 @@ class Process:
             self.keys_changed()
         if self.machine.authority is not None:
             due = next_epoch(self.ring, self.revocations, self.wall) is not None
-            held = [e for n in self.authorities if (e := self.roster.get(n)) is not None]
-            authorities = [e.member.node_id for e in held if e.valid(self.wall)]
+            authorities = [e.member.node_id for e in self.peers.authorities if e.valid(self.wall)]
             if self.turn.ours(due, self.me, authorities, self.now):
                 self.make_key()
         if not self.sim.large:

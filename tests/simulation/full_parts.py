@@ -15,21 +15,22 @@ from typing import Any
 from cryptography import x509
 
 from phantommesh import records
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.dataplane import OwnSide
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, describe_mesh
 from phantommesh.wgkeys import WgKey, WgKeys
-from phantommesh.wire import Address
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE - 86_400.0  # when the mesh was made
 ADMISSION = Secret(b"a" * 32)
+PORTS = tuple(range(51820, 51827))
 
 
 @cache
@@ -43,11 +44,36 @@ def wg_keys(node: Identity) -> tuple[bytes, ...]:
     return _keys_and_proofs(node.node_id)[0]
 
 
+def own_side(node: Identity, member: Member, mesh: Mesh) -> OwnSide:
+    """Its own end of the seven interfaces."""
+    networks = mesh.described.network4, mesh.described.network6
+    return OwnSide(_private_keys(node.node_id), PORTS, member, networks)
+
+
+def owner(wg_key: bytes) -> bytes:
+    """The node whose public WireGuard key this is."""
+    return _owners[wg_key]
+
+
+_owners: dict[bytes, bytes] = {}
+
+
+def _wg_keys(node_id: bytes) -> WgKeys:
+    tries = (Secret(hashlib.sha256(node_id + i.to_bytes(2)).digest()) for i in count())
+    return WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
+
+
+@cache
+def _private_keys(node_id: bytes) -> tuple[Secret, ...]:
+    return _wg_keys(node_id).private
+
+
 @cache
 def _keys_and_proofs(node_id: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    tries = (Secret(hashlib.sha256(node_id + i.to_bytes(2)).digest()) for i in count())
-    keys = WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
-    return keys.public, keys.proofs(node_id)
+    keys = _wg_keys(node_id)
+    public = keys.public
+    _owners.update(dict.fromkeys(public, node_id))
+    return public, keys.proofs(node_id)
 
 
 def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
@@ -58,9 +84,8 @@ def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
-    ports = tuple(range(51820, 51827))
     keys, proofs = _keys_and_proofs(node.node_id)
-    return NodeRecord(node.node_id, seq, control, keys, ports, version, proofs)
+    return NodeRecord(node.node_id, seq, control, keys, PORTS, version, proofs)
 
 
 @cache

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from zlib import crc32
 
+from phantommesh.endpoint import Address
 from phantommesh.groupkey import Keyring, make_group_key
 from phantommesh.identity import Identity
 from phantommesh.issuing import NETWORK4, Authority, choose_ip4
@@ -46,9 +47,7 @@ from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations
-from phantommesh.secret import Secret
 from phantommesh.trust import Role
-from phantommesh.wire import Address
 from tests.simulation import full_parts
 from tests.simulation.full_joining import carry_join
 from tests.simulation.full_machines import NEVER, Machine, Network
@@ -79,9 +78,10 @@ class Simulation:
         self.machines = [Machine(i, known[i]) for i in range(nodes)]
         for machine in self.machines[:authorities]:
             machine.authority = self.mesh.authority(machine.name, machine.identity)
+        self.machines[0].root_key = self.mesh.root_key
         self.by_address = {machine.address: machine for machine in self.machines}
         self.by_id = {machine.identity.node_id: machine for machine in self.machines}
-        self.invites: dict[bytes, Secret] = {}
+        self.refused: dict[int, str] = {}  # why a newcomer was not let in, the last time
         self.on_change: Callable[[int, Changed, float], None] | None = None
         self.overhear: Callable[[bytes, Address, Address], None] | None = None
         self.tally: Counter[str] = Counter()

@@ -20,12 +20,12 @@ from functools import partial
 from hashlib import blake2b
 from zlib import crc32
 
+from phantommesh.endpoint import Address
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist, Send, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import KEY, GossipError, State
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import EMPTY, Down, Snapshot
-from phantommesh.wire import Address
 
 NEVER = float("inf")
 BACKLOG = 1000  # datagrams that a stalled node's socket holds

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha3_256
 
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Kem
 from phantommesh.link.context import Timing
@@ -34,8 +36,6 @@ from phantommesh.link.effects import (
 )
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import Address
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
 ADMISSION = Secret(b"a" * 32)

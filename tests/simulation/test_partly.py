@@ -6,12 +6,13 @@ A run that fails prints the command that replays it.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
 from phantommesh.membership.effects import Changed
-from phantommesh.membership.messages import State
+from phantommesh.membership.messages import CARRIED, State
 from tests.simulation import gossip_scenarios as scenarios
 from tests.simulation.gossip_sim import Simulation
 
@@ -84,6 +85,20 @@ def test_lost_pings_make_nobody_partly_reachable() -> None:
     sim.on_change = lambda viewer, change, now: events.append(change.event)
     sim.run(600)
     assert "partly" not in events and "dead" not in events
+
+
+def test_an_answer_that_comes_late_by_way_of_others_leaves_no_helper_behind() -> None:
+    """A member with a helper is asked by way of others at each probe: a mesh at rest would ask ever more."""
+    sim = Simulation(50, seed=1, network=scenarios.bad_network())
+    kinds = Counter[int]()
+    sim.overhear = lambda datagram: kinds.update(datagram[1:2])
+    sim.start_all()
+    sim.run(30)
+    assert kinds[CARRIED] > 100
+    sim.network.loss = 0.0
+    sim.run(5)
+    members = ((node.index, node.member) for node in sim.nodes)
+    assert not [index for index, member in members if member is not None and len(member._core.reach)]
 
 
 def test_verdicts_about_a_member_that_comes_and_goes_are_damped() -> None:

@@ -7,14 +7,12 @@ import random
 
 import pytest
 
+from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.link.context import Timing
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskPhase
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
-
-ALL = (1 << DIMENSIONS) - 1
 
 
 def links_of(node: Node) -> Links:

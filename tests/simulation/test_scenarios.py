@@ -7,10 +7,11 @@ import random
 
 import pytest
 
+from phantommesh.endpoint import Address
 from phantommesh.link.context import Timing
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskPhase
-from phantommesh.wire import Address, Kind
+from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 ALL = 0x7F

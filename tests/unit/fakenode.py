@@ -4,6 +4,8 @@
 import time
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from phantommesh.events import EventLog
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
@@ -135,6 +137,7 @@ class FakeNode:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
         self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
+        self.twins = False  # whether all peers are named pm-1
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []
         self.replaced = 0
@@ -165,7 +168,8 @@ class FakeNode:
         )
 
     def peers(self) -> list[PeerView]:
-        return [peer_view(number) for number in range(self.count, 0, -1)]
+        views = [peer_view(number) for number in range(self.count, 0, -1)]
+        return [msgspec.structs.replace(view, name="pm-1") for view in views] if self.twins else views
 
     def links(self) -> list[LinkView]:
         return [link_view(number) for number in range(1, self.count + 1)]
@@ -177,7 +181,8 @@ class FakeNode:
         return [scatter_view(number) for number in range(1, self.count + 1)]
 
     def proofs(self) -> list[ProofsView]:
-        return [proofs_view(number) for number in range(1, self.count + 1)]
+        views = [proofs_view(number) for number in range(1, self.count + 1)]
+        return [msgspec.structs.replace(view, peer="pm-1") for view in views] if self.twins else views
 
     async def export_proofs(self, peer: str | None) -> bytes:
         if self.failure is not None:

@@ -3,18 +3,21 @@
 
 Until a file is synced, any of the changes to it may be on the disk or not, in any order. Of the last bytes
 that were written any number may be there, and the rest be missing, be zeros, or be what stood there before.
+They may also be there page by page: of the pages that they touch any may be missing, and the others there.
 Until the directory is synced, a rename may be undone.
 """
 
 import os
 import stat
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 
 Change = tuple[int, bytes | None]  # an offset and what was written there; None: cut off there
+PAGE = 4096
+ALL_SUBSETS = 6  # pages, of which any may be lost; of more one or two, or all but one or two
 
 
 class PowerCuts:
@@ -99,6 +102,23 @@ class PowerCuts:
                     yield head + bytes(len(data) - length)
                     yield head + before[len(head) :]
                     yield before[:at].ljust(at, b"\0") + bytes(length) + data[length:]
+                yield from _with_pages_lost(before, at, data)
+
+
+def _with_pages_lost(before: bytes, at: int, data: bytes) -> Iterator[bytes]:
+    """What is there of a write where some of its pages are, and the others are as ``before``."""
+    after = _apply(before, [(at, data)])
+    starts = range(at // PAGE * PAGE, at + len(data), PAGE)
+    few = (1, 2, len(starts) - 2, len(starts) - 1)
+    for number in range(1, len(starts)) if len(starts) <= ALL_SUBSETS else few:
+        for lost in combinations(starts, number):
+            content, old = bytearray(after), before.ljust(len(after), b"\0")
+            for start in lost:
+                content[start : start + PAGE] = old[start : start + PAGE]
+            yield bytes(content)
+            ends = max(start + PAGE for start in starts if start not in lost)
+            if ends < len(after):
+                yield bytes(content[: max(ends, len(before))])
 
 
 def _apply(content: bytes, changes: list[Change]) -> bytes:

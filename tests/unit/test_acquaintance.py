@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from phantommesh.acquaintance import MAX_ADDRESSES, MAX_LOST, Acquaintance, LastAddresses
 from phantommesh.asking import Fetching
+from phantommesh.endpoint import Address
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.records import Roster, SignedRecord, sign_record
 from phantommesh.revocation import Revocations
-from phantommesh.wire import Address
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()

@@ -6,8 +6,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.link.admission import COOKIE_SECRET_LIFE, MAX_SOURCES, Cookies, Rates, source_block
-from phantommesh.wire import Address
+from phantommesh.endpoint import Address
+from phantommesh.link.admission import COOKIE_SECRET_LIFE, INIT_BURST, INIT_RATE, MAX_SOURCES, Cookies
+from phantommesh.rates import Rates, source_block
 
 HERE, THERE = Address("192.0.2.1", 51800), Address("192.0.2.2", 51800)
 
@@ -42,6 +43,10 @@ def test_cookies_of_steady_use_rotate() -> None:
     assert all(len(list(jar.accepted(HERE, 2400.0 + i))) == 2 for i in range(5))
 
 
+def sources() -> Rates[str]:
+    return Rates[str](INIT_RATE, INIT_BURST, MAX_SOURCES)
+
+
 def test_a_source_is_an_ipv4_address_or_an_ipv6_64() -> None:
     assert source_block("192.0.2.1") != source_block("192.0.2.2")
     assert source_block("2001:db8:0:1::1") == source_block("2001:db8:0:1:ffff::9")
@@ -51,7 +56,7 @@ def test_a_source_is_an_ipv4_address_or_an_ipv6_64() -> None:
 
 
 def test_the_rate_is_two_a_second_with_a_burst_of_five() -> None:
-    rates = Rates()
+    rates = sources()
     assert [rates.allow("192.0.2.1", 10.0) for _ in range(6)] == [True] * 5 + [False]
     assert rates.allow("192.0.2.2", 10.0)
     assert not rates.allow("192.0.2.1", 10.4)
@@ -62,12 +67,12 @@ def test_the_rate_is_two_a_second_with_a_burst_of_five() -> None:
 
 
 def test_an_ipv6_64_shares_one_bucket() -> None:
-    rates = Rates()
-    assert sum(rates.allow(f"2001:db8::{i:x}", 0.0) for i in range(100)) == 5
+    rates = sources()
+    assert sum(rates.allow(source_block(f"2001:db8::{i:x}"), 0.0) for i in range(100)) == 5
 
 
 def test_the_table_of_rates_is_bounded() -> None:
-    rates = Rates()
+    rates = sources()
     for i in range(MAX_SOURCES + 500):
         rates.allow(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0.0)
     assert len(rates) == MAX_SOURCES

@@ -3,6 +3,7 @@
 
 import grp
 import os
+import re
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.server import connection_handler, serve_api
@@ -49,7 +51,30 @@ def app_of(node: FakeNode, *, trusted: bool = True) -> QuartTrio:
 
 async def ask(node: FakeNode | QuartTrio, method: str, path: str, **options: Any) -> Response:
     app = app_of(node) if isinstance(node, FakeNode) else node
-    return await app.test_client().open(path, method=method, **options)
+    response = await app.test_client().open(path, method=method, **options)
+    endpoint = endpoint_of(method, path)
+    if endpoint is not None:  # every answer in these tests is one that the table promises
+        assert response.status_code in {200} | endpoint.errors | COMMON
+        if response.status_code == 200 and endpoint.answer is not None:
+            msgspec.json.decode(await response.get_data(), type=endpoint.answer)
+        if response.status_code == 200:
+            assert response.content_type.startswith((endpoint.content, OPENMETRICS))
+    return response
+
+
+OPENMETRICS = "application/openmetrics-text"
+
+
+def endpoint_of(method: str, path: str) -> Endpoint[Any] | None:
+    plain = path.partition("?")[0]
+    return next(
+        (
+            endpoint
+            for endpoint in ENDPOINTS
+            if endpoint.method == method and re.fullmatch(re.sub(r"{\w+}", "[^/]+", endpoint.path), plain)
+        ),
+        None,
+    )
 
 
 async def problem(response: Response, status: int) -> Problem:
@@ -77,6 +102,31 @@ async def test_status_peers_and_links() -> None:
         response = await ask(node, "GET", f"/v1/peers/{known}")
         assert msgspec.json.decode(await response.get_data(), type=PeerView).name == "pm-2"
     assert "/v1/peers" in (await problem(await ask(node, "GET", "/v1/peers/nobody"), 404)).fix
+
+
+def test_the_application_has_the_paths_of_the_table_and_no_others() -> None:
+    made = set()
+    for rule in app_of(FakeNode()).url_map.iter_rules():
+        methods = {"WS"} if rule.websocket else set(rule.methods or ()) - {"HEAD", "OPTIONS"}
+        made |= {(method, rule.rule.replace("<", "{").replace(">", "}")) for method in methods}
+    assert made == {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
+    assert len({endpoint.name for endpoint in ENDPOINTS}) == len(ENDPOINTS)
+
+
+async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
+    assert [endpoint.path for endpoint in writing] == ["/v1/identities"]
+    for endpoint in writing:
+        refused = await problem(
+            await ask(
+                app, "POST", f"{endpoint.path}?dry_run=true", scope_base={"state": {"uid": os.geteuid()}}
+            ),
+            400,
+        )
+        assert "dry run" in refused.detail
+    assert node.replaced == 0
 
 
 async def test_probes() -> None:
@@ -162,6 +212,29 @@ async def test_rotation_of_one_and_of_all() -> None:
     assert node.rotated == ["id002", None]
     await problem(await rotate(app, "nobody"), 404)
     assert len(node.rotated) == 2
+
+
+async def test_a_name_that_two_members_have_is_refused_everywhere() -> None:
+    node = FakeNode()
+    node.twins = True
+    app = app_of(node)
+    for refused in (
+        await ask(app, "GET", "/v1/peers/pm-1"),
+        await ask(app, "GET", "/v1/proofs/export?peer=pm-1"),
+        await rotate(app, "pm-1"),
+        await rotate(app, "pm-1", query="?dry_run=true"),
+    ):
+        body = await problem(refused, 409)
+        assert body.detail == "several members are named pm-1"
+        assert body.candidates == ["id001", "id002"]
+        assert body.fix == "give one of id001, id002"
+    assert node.rotated == []
+    for known in ("id001", "id002"):
+        found = await (await ask(app, "GET", f"/v1/peers/{known}")).get_data()
+        assert msgspec.json.decode(found, type=PeerView).node_id == known
+        assert (await rotate(app, known)).status_code == 200
+        assert await (await ask(app, "GET", f"/v1/proofs/export?peer={known}")).get_data() == known.encode()
+    assert node.rotated == ["id001", "id002"]
 
 
 async def test_a_dry_run_changes_nothing() -> None:
@@ -273,6 +346,11 @@ async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
     for path in (f"/v1/{name}" for name in v1):
         await problem(await ask(app, "GET", path, headers=local), 401)
     await problem(await ask(app, "POST", "/v1/rotations", headers=local), 401)
+    for endpoint in ENDPOINTS:
+        if endpoint.method != "WS":
+            path = endpoint.path.replace("{peer}", "pm-1")
+            answer = await ask(app, endpoint.method, path, headers=local)
+            assert (answer.status_code == 401) == (endpoint.scope is not None), path
     assert node.rotated == []
     await problem(await ask(app, "GET", "/metrics", headers={"Host": "evil.example"}), 421)
 

@@ -24,11 +24,11 @@ from phantommesh.asking import (
     missing,
     whom,
 )
+from phantommesh.endpoint import Address
 from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Roster, record_hash
 from phantommesh.revocation import Revocations
-from phantommesh.wire import Address
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

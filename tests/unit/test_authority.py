@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 from phantommesh import statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.config import load
+from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import PROMOTE_AFTER
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
-from phantommesh.link.psk import ALL
+from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -139,8 +140,10 @@ async def test_what_may_not_be_revoked(tmp_path: Path) -> None:
             with pytest.raises(TrustError, match="the authority that it is run on") as caught:
                 await revoke(wanted, force=False, dry_run=False)
             assert "--force" in caught.value.fix
-        with pytest.raises(TrustError, match="no member is named 'nobody'"):
+        with pytest.raises(UnknownMemberError, match="no member is named 'nobody'"):
             await revoke("nobody", force=False, dry_run=False)
+        with pytest.raises(UnknownMemberError):
+            await alpha.reporter.rotate("nobody")
         planned = await revoke("beta", force=False, dry_run=True)
         assert planned.dry_run and planned.revoked_at is None
         assert len(alpha.state.revocations) == 0
@@ -337,7 +340,7 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
             alpha.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
         monkeypatch.setattr("phantommesh.nursery.node.time", lambda: time() + NODE_LIFE * 3 / 4)
-        alpha._install()
+        alpha._arrange()
         assert peers(alpha) == {claimants[0].node_id}
         alpha._peers_changed()
         assert peers(alpha) == {claimants[1 - first_out].node_id}
@@ -415,3 +418,35 @@ async def test_two_that_dispute_an_address_link_though_one_is_the_only_authority
             await until(lambda: peers(beta) == {state.identity.node_id})
             await until(lambda: alpha.links.bound(node.identity.node_id) == ALL)
             await until(lambda: beta.links.bound(state.identity.node_id) == ALL)
+
+
+async def test_a_name_of_two_members_is_neither_rotated_nor_revoked(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    authority = state.authority
+    assert authority is not None
+    me, ids = state.member(time()), []
+    twins = [identity("one"), identity("other")]
+    signed = []
+    for twin in twins:
+        ip4 = choose_ip4(state.mesh, twin.node_id, [me.ip4])
+        cert = authority.issue(twin.spki, "twin", Role.NODE, ip4, time())
+        record = plain_record(twin)
+        signed.append(sign_record(twin, record, cert, authority.der))
+        ids.append(format_node_id(twin.node_id))
+
+    def know(at: Node) -> None:
+        for each in signed:
+            at.keeper.roster.add(each, time())
+
+    with capture_logs():
+        async with serving(tmp_path / "a", know) as alpha:
+            for ask in (
+                alpha.reporter.rotate("twin"),
+                alpha.reporter.revoke("twin", force=False, dry_run=False),
+                alpha.reporter.revoke("twin", force=False, dry_run=True),
+            ):
+                with pytest.raises(AmbiguousNameError) as caught:
+                    await ask
+                assert caught.value.candidates == tuple(sorted(ids))
+            planned = await alpha.reporter.revoke(ids[0], force=False, dry_run=True)
+            assert planned.node_id == ids[0]

@@ -5,16 +5,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from phantommesh.config import WireguardSection
-from phantommesh.dataplane import (
-    MASTER_METRIC,
-    MeshPeer,
-    desired_devices,
-    interface_names,
-    master_name,
-    read_peer,
-)
+from phantommesh.dataplane import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
+from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.trust import Member, Role
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
@@ -37,7 +30,9 @@ NAMES = interface_names("pm")
 
 def devices(*peers: MeshPeer, prefix: str = "pm") -> dict[str, DeviceConfig]:
     settings = WireguardSection(prefix=prefix, mtu=1400, keepalive=7)
-    return desired_devices(settings, PRIVATE, range(50000, 50007), ME, NETWORKS, peers)
+    desired = Desired(settings)
+    desired.replace(OwnSide(PRIVATE, tuple(range(50000, 50007)), ME, NETWORKS), peers)
+    return desired.devices()
 
 
 def test_seven_devices_with_keys_and_ports_of_their_own() -> None:

@@ -33,7 +33,7 @@ async def test_sleeps_until_the_deadline_wherever_it_has_moved(
     links = Scripted()
     driver = LinkDriver(
         cast("Links", links), cast("Any", None), cast("Any", None),
-        install=lambda: None, opened=lambda _: None, alarmed=lambda _: None,
+        install=lambda _: None, opened=lambda _: None, alarmed=lambda _: None,
     )  # fmt: skip
     start = trio.current_time()
     links.deadline = start + 100

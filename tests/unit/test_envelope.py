@@ -4,6 +4,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.envelope import (
     MAX_PAYLOAD,
     OVERHEAD,
@@ -14,7 +15,6 @@ from phantommesh.envelope import (
 from phantommesh.groupkey import Keyring, make_group_key
 from phantommesh.identity import NodeId
 from phantommesh.revocation import Revocations, revoke
-from phantommesh.wire import MAX_DATAGRAM
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

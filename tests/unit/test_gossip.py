@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, MAX_PAYLOAD, OVERHEAD, Envelope
 from phantommesh.gossip import (
     AMPLIFIED,
@@ -37,7 +38,6 @@ from phantommesh.membership.messages import (
     State,
     encode,
 )
-from phantommesh.wire import Address
 
 KEY = GroupKey(1, bytes(32), 0, b"k" * 32, b"", b"")
 NEXT = GroupKey(2, bytes(32), 0, b"n" * 32, b"", b"")

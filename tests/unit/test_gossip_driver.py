@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from phantommesh import asking, statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.control import Records, decode_answer_untrusted
+from phantommesh.endpoint import Address
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.events import Filter
 from phantommesh.groupkey import Keyring
@@ -21,10 +22,10 @@ from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import gossip as module
+from phantommesh.nursery import saver
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.wire import Address
 from tests.unit.dying import hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
@@ -264,7 +265,7 @@ async def test_what_strangers_said_is_not_taken_from_the_disk(tmp_path: Path) ->
 
 async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make_authority(tmp_path / "a")
-    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
     write, refused = StateDir.write, list[str]()
 
     def refuse(self: StateDir, name: str, data: bytes) -> None:
@@ -276,7 +277,7 @@ async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(StateDir, "write", refuse)
     with capture_logs() as logs:
         async with serving(tmp_path / "a") as node:
-            node.gossip._unsaved.set()
+            node.gossip._saver.mark()
             await until(lambda: state.state.has(statedir.MEMBERS))
     assert [entry["fix"] for entry in logs if entry["event"] == "members not written"] == [
         "free some space"

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh import wire
+from phantommesh.errors import DecodeError
 from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
@@ -89,7 +90,7 @@ def test_a_flipped_bit_anywhere_in_init_ends_the_handshake() -> None:
         try:
             init = wire.decode_init_untrusted(changed, Mode.MEMBER)
             resp = run.resp(init)
-        except (wire.DecodeError, HandshakeError):
+        except (DecodeError, HandshakeError):
             continue
         with pytest.raises(HandshakeError):
             run.auth(resp)
@@ -102,7 +103,7 @@ def test_a_flipped_bit_anywhere_in_resp_ends_the_handshake_and_the_true_one_stil
     for changed in flips(body, 61):
         try:
             resp = wire.decode_resp_untrusted(changed)
-        except wire.DecodeError:
+        except DecodeError:
             continue
         with pytest.raises(HandshakeError):
             run.initiator.on_resp(resp, run.chain_i, verify_with(BOB))

@@ -22,12 +22,12 @@ from typing import Any, Self, cast
 import pytest
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import probes
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.test_reconciler import FakeBackend

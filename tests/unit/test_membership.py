@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from phantommesh.endpoint import Address
 from phantommesh.membership import messages
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist, Send, Sync
 from phantommesh.membership.machine import Membership
@@ -25,7 +26,6 @@ from phantommesh.membership.presets import LAN, MEMBERLIST_LAN, Params
 from phantommesh.membership.reach import proof
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.membership.verdicts import UNPROVED
-from phantommesh.wire import Address
 from tests.simulation.gossip_sim import Network, Simulation, agree, claim, node_id, record_hash
 
 A, B, C, D = (node_id(i) for i in range(4))

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from phantommesh.endpoint import Address
 from phantommesh.membership import carrying, messages, rumours
 from phantommesh.membership.effects import Effect, Send
 from phantommesh.membership.machine import Membership
@@ -26,7 +27,6 @@ from phantommesh.membership.messages import (
     make_key,
 )
 from phantommesh.membership.table import Snapshot
-from phantommesh.wire import Address
 from tests.simulation.gossip_sim import Network, Simulation, agree, claim, node_id, record_hash
 
 NOWHERE = Address("203.0.113.66", 6)

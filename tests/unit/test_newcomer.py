@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId
 from phantommesh.invites import Invite, InviteBook
@@ -20,7 +21,7 @@ from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
-from phantommesh.wire import Address, Kind
+from phantommesh.wire import Kind
 from tests.unit.makemesh import NOW, identity
 
 HERE, THERE = Address("192.0.2.2", 4000, "tcp"), Address("192.0.2.1", 51800, "tcp")

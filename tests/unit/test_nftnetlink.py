@@ -22,7 +22,7 @@ from phantommesh.nftnetlink import (
     encode_get_tables,
     encode_replace,
 )
-from phantommesh.wgnetlink import NetlinkFormatError, attribute, attributes, split_messages
+from phantommesh.nlattr import NetlinkFormatError, attribute, attributes, split_messages
 
 NETDEV = FAMILIES["netdev"]
 ACK = 4

@@ -32,7 +32,7 @@ from tests.unit.loopback import join, make_authority, make_invite, serving, unti
 from tests.unit.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
-CLOCKED = ("own", "roster", "keeper", "authority", "groupkeys", "node")
+CLOCKED = ("own", "roster", "keeper", "working", "groupkeys", "node")
 
 
 class Clock:

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
-from phantommesh.paths.machine import ALL, ANSWERS, FULL, RETURN, SLOW, Paths
+from phantommesh.paths.machine import ANSWERS, FULL, RETURN, SLOW, Paths
 from phantommesh.paths.pace import BUSY_RATE, LIGHT, READ
 from phantommesh.paths.probe import ON_WIRE, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.quality import LEAST_PROBES, MEMORY, WINDOW, Counted, Quality
 from phantommesh.paths.state import MISSES, PROVE, PathState
-from phantommesh.sizes import DIMENSIONS
-from phantommesh.wire import DecodeError
 
 A, B = b"a" * 16, b"b" * 16
 INTERVAL, RATE = 0.1, 200.0

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from phantommesh.dimensions import MAX_BATCH, MIN_BATCH, SLOTS
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.reconcile import unreceived
 from phantommesh.proofs.statement import Plan, Receipt, Scheduler, Seven, Statement
 from phantommesh.proofs.verdict import check_statement
 from phantommesh.scatter import maps
 from phantommesh.secret import Secret
-from phantommesh.sizes import MAX_BATCH, MIN_BATCH, SLOTS
 from tests.unit.makeproofs import EQUAL, UNEQUAL, cards_of, plus, scatter, seven
 
 ALPHA = fit.FALSE_REJECTIONS / 2

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from phantommesh.dimensions import ALL
 from phantommesh.link.psk import (
-    ALL,
     ALTERNATE,
     DIAL_AFTER,
     FORGET_OLD_AFTER,

@@ -9,6 +9,7 @@ from cryptography.x509 import Certificate
 from phantommesh import rosterlog
 from phantommesh.identity import Identity, NodeId
 from phantommesh.issuing import Authority, issue_authority
+from phantommesh.node.peers import usable_keys
 from phantommesh.records import (
     CONTEXT,
     NO_KEY,
@@ -20,7 +21,6 @@ from phantommesh.records import (
     SignedRecord,
     open_record,
     sign_record,
-    usable_keys,
 )
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.trust import DAY, EARLY, NODE_LIFE, Role, TrustError

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from trio import Event
 
 from phantommesh import statedir
+from phantommesh.dimensions import ALL
 from phantommesh.identity import NodeId
-from phantommesh.link.psk import ALL
 from phantommesh.nodestate import load_node
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT

@@ -14,14 +14,16 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
+from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
+from phantommesh.node import desk as desk_module
 from phantommesh.nodestate import NodeState, load_node
-from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import keeper as module
+from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -35,7 +37,6 @@ from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role
-from phantommesh.wire import Address
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
@@ -116,7 +117,7 @@ async def test_a_disk_that_refuses_does_not_end_the_keeping(
             raise StateError("cannot write it: No space left on device", fix="free some space")
 
     watch(monkeypatch, refuse_twice)
-    monkeypatch.setattr(module, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mesh.keeper.keep)
@@ -568,7 +569,7 @@ async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: p
     """A key is made while the ring is being saved, as it was before."""
     first = await mesh.keys.rotate()
     assert first is not None
-    mesh.keys._dirty.set()
+    mesh.keys._saver.mark()
     authority = mesh.state.authority
     assert authority is not None
     mesh.keeper.revoke(revoke(authority, B.node_id, time()))
@@ -695,11 +696,11 @@ async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, auto
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     request_ = control.Renew(make_csr(B, "beta"))
-    for _ in range(authority_module.RENEWALS):
+    for _ in range(desk_module.RENEWALS):
         assert isinstance(await mesh.ask(B, request_), control.Renewed)
     refused = await mesh.ask(B, request_)
     assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
     assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
-    await trio.sleep(NODE_LIFE / authority_module.RENEWALS_LIFE + 1)
+    await trio.sleep(NODE_LIFE / desk_module.RENEWALS_LIFE + 1)
     assert isinstance(await mesh.ask(B, request_), control.Renewed)
     assert isinstance(await mesh.ask(B, request_), control.Refused)

@@ -71,6 +71,7 @@ class Node:
     ``promised`` how many of those are on disk for sure."""
 
     def __init__(self, at: Path, *first: SignedRecord) -> None:
+        at.mkdir(exist_ok=True)
         self.state = StateDir(at)
         if first:
             made = Roster(MESH.root, Revocations(MESH.root))
@@ -109,7 +110,9 @@ class Node:
 
     def check(self, content: bytes) -> None:
         """What a crash left is what was promised, or that and some of what was being written."""
-        found, least, most = seqs(decode(content).roster), self.states[self.promised - 1], self.states[-1]
+        read, least, most = decode(content), self.states[self.promised - 1], self.states[-1]
+        assert not read.damage, read.damage  # for what a crash leaves nobody needs to be asked
+        found = seqs(read.roster)
         assert least.keys() <= found.keys() <= most.keys(), len(content)
         assert all(least.get(node_id, 0) <= seq <= most[node_id] for node_id, seq in found.items()), len(
             content
@@ -159,6 +162,29 @@ def test_a_crash_at_every_step_loses_nothing_that_was_promised(
     assert seqs(node.again().roster) == seqs(node.roster)
 
 
+def test_a_lone_node_starts_whichever_pages_of_a_change_a_power_cut_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on: what it writes then is there after the next power cut, too."""
+    node = Node(tmp_path, record("me", 1))
+    left = list[bytes]()
+    with monkeypatch.context() as patch:
+        PowerCuts(node.path, left.append, every=4001).install(patch)
+        node.add(record("me", 2, 1), record("me", 3), record("me", 4))
+    assert len(set(left)) > 20
+    for number, content in enumerate(sorted(set(left))):
+        node.path.write_bytes(content)
+        second = node.again()  # it does not refuse to start
+        assert 1 <= seqs(second.roster)[ME.node_id] <= 4
+        if number % 9 == 0:
+            with monkeypatch.context() as patch:
+                PowerCuts(second.path, second.check, every=4001).install(patch)
+                second.add(record("me", 5))
+                second.add(record("me", 6, 2))
+            third = second.again()
+            assert seqs(third.roster) == {ME.node_id: 6} and not third.log.torn and not third.log.damage
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_a_crash_left_is_gone_on_with_after_every_byte_of_a_torn_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
@@ -177,7 +203,7 @@ def test_what_a_crash_left_is_gone_on_with_after_every_byte_of_a_torn_end(
             continue
         first.path.write_bytes(torn)
         second = first.again()
-        assert bool(second.log.torn) == (len(torn) > second.log._place.end) and not second.log.damage
+        assert bool(second.log.torn) == (len(torn) > decode(torn).end) and not second.log.damage
         cuts = PowerCuts(second.path, second.check, every=997)
         with monkeypatch.context() as patch:
             cuts.install(patch)
@@ -293,15 +319,27 @@ def test_a_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     assert seqs(node.again().roster) == seqs(node.roster)
 
 
-def test_a_file_that_is_not_the_one_we_wrote_is_replaced(tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_one_we_wrote_is_replaced_and_that_is_said(tmp_path: Path) -> None:
     node = Node(tmp_path, record("me", 1), record("a", 1))
+    backup = node.path.read_bytes()
+    node.add(record("b", 1))
+    longer = node.path.read_bytes()
+    other = Node(tmp_path / "other", record("me", 1), record("a", 1), record("c", 9)).path.read_bytes()
     for change in (
         lambda: statedir.atomic_write(node.path, node.path.read_bytes()),
         lambda: node.path.write_bytes(node.path.read_bytes()[:100]),
+        lambda: node.path.write_bytes(backup),  # in place, as cp does
+        lambda: node.path.write_bytes(backup + other),
+        lambda: node.path.write_bytes(node.path.read_bytes() + longer[len(backup) :]),  # another process
+        lambda: node.path.write_bytes(bytes(node.path.stat().st_size)),
+        lambda: node.path.write_bytes(other.ljust(node.path.stat().st_size, b"x")),
         node.path.unlink,
     ):
+        node.add(record("b", len(node.states)))
+        assert node.log.replaced is None
         change()
         node.add(record("b", len(node.states)))
+        assert "is not as this node wrote it last" in str(node.log.replaced)
         assert seqs(node.again().roster) == seqs(node.roster)
         assert stat.S_IMODE(node.path.stat().st_mode) == 0o600
 
@@ -310,14 +348,21 @@ def test_an_addition_goes_to_the_file_that_is_meant_or_nowhere(tmp_path: Path) -
     state = StateDir(tmp_path)
     state.write("file", b"12345")
     place = state.place("file")
-    assert state.append("file", place, b"67") == Place(place.inode, 7)
-    assert state.append("file", Place(place.inode, 3), b"x") == Place(place.inode, 4)
-    assert state.read("file") == b"123x"
+    inode = place.inode
+    assert place == Place(inode, 5, b"12345")
+    place = state.append("file", place, b"67")
+    assert place == Place(inode, 7, b"1234567") == state.place("file")
+    place = state.append("file", place, b"8" * 100)
+    assert place == Place(inode, 107, b"8" * 64) == state.place("file")
+    state.write("file", b"123x")
+    place = state.place("file")
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for name, wrong in (
-        ("file", Place(place.inode, 5)), ("file", Place(place.inode + 1, 2)),
-        ("none", place), ("link", place), ("directory", place),
+        ("file", replace(place, end=5)), ("file", replace(place, end=3)), ("none", place), ("link", place),
+        ("file", replace(place, inode=place.inode + 1)), ("file", replace(place, tail=b"123y")),
+        ("directory", place), ("pipe", place),
     ):  # fmt: skip
         with pytest.raises(PlaceError, match=name):
             state.append(name, wrong, b"y")

@@ -5,12 +5,12 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EQUAL, STEP, Keying, Moment, Numbers, PeerScatter
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
 ONE, TWO = Keying(1, Secret(b"1" * 32)), Keying(2, Secret(b"2" * 32))
 ADDRESSES = IPv4Address("100.64.0.2"), IPv6Address("fd00::2")

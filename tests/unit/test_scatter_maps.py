@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.maps import (
     NOISE,
     SCHEDULERS,
@@ -21,7 +22,6 @@ from phantommesh.scatter.maps import (
     epoch_keys,
 )
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS, SLOTS
 from tests.unit.test_keys import hkdf_expand, prefixed
 
 SECRET = Secret(b"s" * 32)

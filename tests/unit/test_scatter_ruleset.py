@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import (
     STRANDED,
@@ -26,7 +27,6 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 
 FRAME = Frame(
     "egress",

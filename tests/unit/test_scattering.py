@@ -15,16 +15,16 @@ import trio
 import trio.testing
 
 from phantommesh.config import ScatterSection
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import marking, master
 from phantommesh.nursery import scattering as service
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.nft import Fingerprint, NftError
-from phantommesh.nursery.scattering import Scattering, ScatterPeer
-from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.nursery.scattering import Scattering
+from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.sizes import DIMENSIONS
 from phantommesh.wireguard import DeviceState
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import trio
+from structlog.testing import capture_logs
 
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery import process
 from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES
-from phantommesh.statedir import MAX_FILE_BYTES, REQUIRED, StateDir, StateError, atomic_write
+from phantommesh.statedir import (
+    MAX_FILE_BYTES,
+    REQUIRED,
+    StateDir,
+    StateError,
+    StateInUseError,
+    atomic_write,
+)
 
 FILES = {**dict.fromkeys(REQUIRED, b"x"), "node.key": b"secret"}
 
@@ -146,6 +156,57 @@ def test_one_node_at_a_time(tmp_path: Path) -> None:
         assert "another node is running" in other.stdout
     with state.lock():
         pass
+
+
+def test_a_lock_that_is_removed_is_made_anew_and_another_process_that_has_it_is_noticed(
+    tmp_path: Path,
+) -> None:
+    state = StateDir.create(tmp_path / "state", FILES)
+    path = state.path / statedir.LOCK_FILE
+    with state.lock() as lock:
+        assert not lock.check()
+        path.unlink()
+        assert lock.check() and not lock.check()
+        with pytest.raises(StateInUseError, match="another node is running"), state.lock():
+            pytest.fail("two nodes hold one state directory")
+        path.unlink()
+        with state.lock() as second:
+            for _ in range(2):
+                with pytest.raises(StateInUseError, match="another node is running"):
+                    lock.check()
+            assert not second.check()
+        assert lock.check() and not lock.check()  # the other one has ended
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(StateError, match="lock"):
+            lock.check()
+        path.rmdir()
+        assert lock.check()
+    with state.lock():
+        assert len(list(Path("/proc/self/fd").iterdir())) < 200
+
+
+async def test_a_node_ends_when_another_has_taken_its_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "LOCK_LOOK", 0.01)
+    state = StateDir.create(tmp_path / "state", FILES)
+    path = state.path / statedir.LOCK_FILE
+    with state.lock() as lock, capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.keep_lock, lock, state.path)
+            path.unlink()
+            while not path.exists():
+                await trio.sleep(0.01)
+            while not logs:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert [entry["event"] for entry in logs] == [
+            "the state directory's lock was removed: it is made and held anew"
+        ]
+        path.unlink()
+        with state.lock(), pytest.raises(StateInUseError, match="this node ends"):
+            await process.keep_lock(lock, state.path)
 
 
 def test_two_creations_exclude_each_other(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from phantommesh import control, wire
+from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
@@ -21,7 +22,6 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect
 from phantommesh.seats import Seats
 from phantommesh.secret import Secret
-from phantommesh.wire import Address
 from tests.unit.loopback import PATIENCE, free_port, until
 
 HERE = "127.0.0.1"
@@ -203,7 +203,7 @@ async def test_what_the_handshake_repeated_late_does_not_disturb_a_channel() -> 
         own = framed._stream.socket.getsockname()
         await framed.send(DATAGRAM)
         await until(lambda: bool(served.datagrams))
-        late = bytes([wire.VERSION]) * wire.MAX_DATAGRAM
+        late = bytes([wire.VERSION]) * MAX_DATAGRAM
         served.port.send(late, Address(own[0], own[1], "tcp"))
         client = await Client.open(framed, CLIENTS)
         served.port.send(late, Address(own[0], own[1], "tcp"))

@@ -3,9 +3,9 @@
 
 import pytest
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId
 from phantommesh.proofs.tally import MAX_GONE, Counters, Tally
-from phantommesh.sizes import DIMENSIONS
 
 PEER, KEY, OTHER = NodeId(b"p" * 16), bytes(32), b"k" * 32
 

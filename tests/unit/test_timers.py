@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh import wire
+from phantommesh.endpoint import Address
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskState
-from phantommesh.link.timers import SLACK, Timers
-from phantommesh.wire import Address, Kind, Mode
+from phantommesh.timers import SLACK, Timers
+from phantommesh.wire import Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 
 moments = st.one_of(st.floats(0, 100), st.just(FOREVER))
@@ -48,6 +49,15 @@ def test_moving_a_moment_again_and_again_keeps_nothing() -> None:
         timers.set(1, 1.0 + i)
     assert len(timers._heap) <= 2 * 2 + SLACK + 1
     assert timers.due(FOREVER) == [0, 1]
+
+
+def test_keys_of_one_moment_come_in_the_order_in_which_they_were_set() -> None:
+    timers = Timers[int]()
+    for key in (3, 1, 2, 0):
+        timers.set(key, 1.0)
+    assert [timers.take() for _ in range(4)] == [3, 1, 2, 0]
+    with pytest.raises(IndexError):
+        timers.take()
 
 
 def test_a_peer_that_left_is_never_due_again() -> None:

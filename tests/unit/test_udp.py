@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import trio
 
+from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import udp
 from phantommesh.nursery.udp import UdpPort
-from phantommesh.wire import MAX_DATAGRAM, Address
 from tests.unit.loopback import PATIENCE, free_port
 
 

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantommesh.nlattr import NetlinkFormatError, decode_errno, split_messages
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import (
-    MAX_PEERS_BYTES,
-    NetlinkFormatError,
-    decode_device,
-    decode_errno,
-    decode_family,
-    encode_get,
-    encode_set,
-    split_messages,
-)
+from phantommesh.wgnetlink import MAX_PEERS_BYTES, decode_device, decode_family, encode_get, encode_set
 from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, Network, PeerDiff, PeerState
 
 KEYS = st.binary(min_size=32, max_size=32)

@@ -7,19 +7,9 @@ from functools import partial
 import pytest
 
 from phantommesh import wire
-from phantommesh.wire import (
-    Ack,
-    Auth,
-    CookieReply,
-    CookieRequest,
-    DecodeError,
-    Fragment,
-    Init,
-    Kind,
-    Mode,
-    Proof,
-    Resp,
-)
+from phantommesh.endpoint import Address
+from phantommesh.errors import DecodeError
+from phantommesh.wire import Ack, Auth, CookieReply, CookieRequest, Fragment, Init, Kind, Mode, Proof, Resp
 
 
 def decode_init(body: bytes) -> Init:
@@ -185,8 +175,8 @@ def test_each_mac_covers_every_byte_before_it() -> None:
 
 
 def test_an_address_is_written_as_people_write_it() -> None:
-    assert str(wire.Address("192.0.2.1", 51800)) == "192.0.2.1:51800"
-    assert str(wire.Address("2001:db8::1", 51800, "tcp")) == "[2001:db8::1]:51800/tcp"
+    assert str(Address("192.0.2.1", 51800)) == "192.0.2.1:51800"
+    assert str(Address("2001:db8::1", 51800, "tcp")) == "[2001:db8::1]:51800/tcp"
 
 
 def test_a_fragment_says_its_place() -> None:

@@ -1,58 +1,41 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The API's routes: thin, over a NodePort; see problems.py for errors and server.py for sockets."""
+"""The API's application: the routes of management.endpoints, who may use them, and how long each takes.
+
+`routes` has what they do, `problems` every error, `server` the sockets.
+"""
 
 import ipaddress
-import os
-from collections.abc import Sequence
-from typing import TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import msgspec
 import structlog
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
+from hypercorn.typing import Scope as AsgiScope
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
+from phantommesh.management.endpoints import ENDPOINTS, Endpoint
+from phantommesh.management.scopes import Scope, allows
 from phantommesh.nursery.api import problems
-from phantommesh.nursery.api.events import add_events
-from phantommesh.nursery.api.idempotency import IdempotencyCache
-from phantommesh.nursery.api.paging import paginate
+from phantommesh.nursery.api.events import events
 from phantommesh.nursery.api.problems import ProblemError
-from phantommesh.views import LinkView, NodePort, PeerView, Problem, Rotation, RotationResult
+from phantommesh.nursery.api.routes import Handlers
+from phantommesh.nursery.api.routes.reads import reads
+from phantommesh.nursery.api.routes.writes import writes
+from phantommesh.views import NodePort, Problem
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10
-Body = TypeVar("Body")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Routes that need no scope, so that a loopback TCP listener may serve them without a token.
-_OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+_ENDPOINTS: Mapping[str, Endpoint[Any]] = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 # How ASGI names the messages of a response, by what was asked for.
 _RESPONSES = {"http": "http.response", "websocket": "websocket.http.response"}
 
 
-class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
-
-    peer: str | None = None
-
-
-class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself.
-    ``undo`` takes the node back, ``undo_all`` casts an authority out and takes back whom it revoked; both
-    need the root's key."""
-
-    node: str
-    force: bool = False
-    undo: bool = False
-    undo_all: bool = False
-
-
-class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/identities: nothing to choose."""
-
-
 class _App(QuartTrio):
-    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def asgi_app(self, scope: AsgiScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer with a problem where Quart fails outside its own error handling.
 
         That is before a request has its context: a target without a path, a Host that is none.
@@ -109,12 +92,21 @@ def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = N
     app.url_map.merge_slashes = False
     problems.install(app)
     _time_requests(app, node)
-    if not trusted:
-        _refuse_strangers(app)
-    _add_probes(app, node)
-    _add_v1(app, node)
-    add_events(app, node, trio.Event() if shutdown is None else shutdown)
+    _check_clients(app, trusted=trusted)
+    ending = trio.Event() if shutdown is None else shutdown
+    _add_routes(app, {**reads(node), **writes(node), **events(node, ending)})
     return app
+
+
+def _add_routes(app: QuartTrio, handlers: Handlers) -> None:
+    if handlers.keys() != _ENDPOINTS.keys():
+        raise AssertionError(f"endpoints and handlers differ: {sorted(handlers.keys() ^ _ENDPOINTS.keys())}")
+    for endpoint in ENDPOINTS:
+        rule = endpoint.path.replace("{", "<").replace("}", ">")
+        if endpoint.method == "WS":
+            app.add_websocket(rule, endpoint.name, handlers[endpoint.name])
+        else:
+            app.add_url_rule(rule, endpoint.name, handlers[endpoint.name], methods=[endpoint.method])
 
 
 def _time_requests(app: QuartTrio, node: NodePort) -> None:
@@ -126,26 +118,24 @@ def _time_requests(app: QuartTrio, node: NodePort) -> None:
     async def finish(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Content-Type-Options"] = "nosniff"
-        rule = request.url_rule
+        endpoint = _ENDPOINTS.get(request.endpoint or "")
         node.metrics.api_request_seconds.labels(
-            route="unmatched" if rule is None else _route_label(rule.rule),
+            route="unmatched" if endpoint is None else endpoint.path,
             method=request.method if request.method in _METHODS else "other",
             status=str(response.status_code),
         ).observe(trio.current_time() - g.get("started", trio.current_time()))
         return response
 
 
-def _route_label(rule: str) -> str:
-    return rule.replace("<", "{").replace(">", "}")
+def _check_clients(app: QuartTrio, *, trusted: bool) -> None:
+    granted = Scope.ADMIN if trusted else None
 
-
-def _refuse_strangers(app: QuartTrio) -> None:
     def check(asked: Request | Websocket) -> None:
         # A web page that a browser on this machine has open can reach loopback under a name of its own.
-        if not _is_loopback(asked.host):
+        if not trusted and not _is_loopback(asked.host):
             raise ProblemError(421, "this host name is not the node's", fix="ask for 127.0.0.1 or localhost")
-        rule = asked.url_rule
-        if rule is not None and rule.rule not in _OPEN_ROUTES:
+        endpoint = _ENDPOINTS.get(asked.endpoint or "")
+        if endpoint is not None and not allows(granted, endpoint.scope):
             raise ProblemError(401, "this needs the node's Unix socket", fix="use api.socket")
 
     @app.before_request
@@ -165,180 +155,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _add_probes(app: QuartTrio, node: NodePort) -> None:
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        return _json({"status": "ok"})
-
-    @app.get("/readyz")
-    async def readyz() -> Response:
-        ready, reasons = node.ready()
-        if not ready:
-            raise ProblemError(503, "the node is not ready", reasons=reasons)
-        return _json({"status": "ready"})
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        accept = request.headers.get("Accept", "")
-        body, content_type = await trio.to_thread.run_sync(node.metrics.render, accept)
-        return Response(body, content_type=content_type)
-
-
-def _add_v1(app: QuartTrio, node: NodePort) -> None:
-    answers = IdempotencyCache()
-
-    @app.get("/v1/status")
-    async def status() -> Response:
-        return _json(node.status())
-
-    @app.get("/v1/peers")
-    async def peers() -> Response:
-        return _json(paginate(node.peers(), request.args))
-
-    @app.get("/v1/peers/<peer>")
-    async def peer(peer: str) -> Response:
-        return _json(_find(node.peers(), peer))
-
-    @app.get("/v1/links")
-    async def links() -> Response:
-        return _json(paginate(node.links(), request.args))
-
-    @app.get("/v1/paths")
-    async def paths() -> Response:
-        return _json(paginate(node.paths(), request.args))
-
-    @app.get("/v1/scatter")
-    async def scatter() -> Response:
-        return _json(paginate(node.scatter(), request.args))
-
-    @app.get("/v1/proofs")
-    async def proofs() -> Response:
-        return _json(paginate(node.proofs(), request.args))
-
-    @app.get("/v1/proofs/export")
-    async def export_proofs() -> Response:
-        """A file for `phantommesh proofs --verify`; ``peer`` (a name or node id) leaves the others out."""
-        wanted = request.args.get("peer")
-        chosen = None
-        if wanted is not None:
-            found = (view.node_id for view in node.proofs() if wanted in (view.node_id, view.peer))
-            if (chosen := next(found, None)) is None:
-                raise ProblemError(
-                    404,
-                    "there are no scatter proofs with this peer",
-                    fix="see `phantommesh proofs` (GET /v1/proofs) for who there is",
-                )
-        return Response(await node.export_proofs(chosen), content_type="application/octet-stream")
-
-    @app.post("/v1/rotations")
-    async def rotations() -> Response:
-        dry_run = _flag("dry_run")
-        wanted = await _body(RotationRequest, '{} or {"peer": "NAME"}', default=RotationRequest())
-
-        async def rotate() -> bytes:
-            chosen = node.peers() if wanted.peer is None else [_find(node.peers(), wanted.peer)]
-            if dry_run:
-                return msgspec.json.encode(_planned(chosen, node.links()))
-            return msgspec.json.encode(await node.rotate(None if wanted.peer is None else chosen[0].node_id))
-
-        asked = msgspec.json.encode(("rotations", wanted, dry_run))
-        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, rotate)
-        response = Response(answer, content_type="application/json")
-        if replayed:
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
-
-    @app.post("/v1/identities")
-    async def identities() -> Response:
-        """A new identity for this node, under its name."""
-        wanted = await _body(IdentityRequest, "{}", default=IdentityRequest())
-        _need_root("only root may give this node a new identity", fix="run this with sudo")
-
-        async def replace() -> bytes:
-            return msgspec.json.encode(await node.new_identity())
-
-        asked = msgspec.json.encode(("identities", wanted))
-        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, replace)
-        response = Response(answer, content_type="application/json")
-        if replayed:
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
-
-    @app.post("/v1/revocations")
-    async def revocations() -> Response:
-        dry_run = _flag("dry_run")
-        wanted = await _body(RevocationRequest, '{"node": "NAME"}')
-        if not dry_run:
-            _need_root("only root may revoke a node", fix="run this with sudo on an authority")
-
-        async def revoke() -> bytes:
-            result = await node.revoke(
-                wanted.node,
-                force=wanted.force,
-                dry_run=dry_run,
-                undo=wanted.undo,
-                undo_all=wanted.undo_all,
-            )
-            return msgspec.json.encode(result)
-
-        asked = msgspec.json.encode(("revocations", wanted, dry_run))
-        answer, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, revoke)
-        response = Response(answer, content_type="application/json")
-        if replayed:
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
-
-
-def _need_root(refusal: str, *, fix: str) -> None:
-    """For what has no way back. The group of the socket is for looking and rotating."""
-    if request.scope["state"].get("uid") not in (0, os.geteuid()):
-        raise ProblemError(403, refusal, fix=fix)
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")
-
-
-def _find(peers: Sequence[PeerView], wanted: str) -> PeerView:
-    for peer in peers:
-        if wanted == peer.node_id:
-            return peer
-    for peer in peers:
-        if wanted == peer.name:
-            return peer
-    raise ProblemError(404, "no such peer in the mesh", fix="see `phantommesh peers` or GET /v1/peers")
-
-
-def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
-    epochs = {link.node_id: link.epoch for link in links}
-    return RotationResult(
-        dry_run=True,
-        rotations=[
-            Rotation(peer=peer.name, node_id=peer.node_id, result="planned", epoch=epochs.get(peer.node_id))
-            for peer in peers
-        ],
-    )
-
-
-def _flag(name: str) -> bool:
-    match request.args.get(name):
-        case None | "false" | "0":
-            return False
-        case "true" | "1":
-            return True
-        case _:
-            raise ProblemError(400, f"{name} is not usable", fix="give true or false")
-
-
-async def _body(kind: type[Body], example: str, *, default: Body | None = None) -> Body:
-    body = await request.get_data(as_text=False)
-    if not body and default is not None:
-        return default
-    if request.mimetype != "application/json":
-        raise ProblemError(415, "the body is not application/json", fix="set Content-Type: application/json")
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError(400, f"the body is not usable: {error}", fix=f"send {example}") from None

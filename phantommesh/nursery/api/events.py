@@ -8,13 +8,13 @@ nothing for a while is cut, as on any connection (server.py).
 import msgspec
 import trio
 from quart import Response, request, websocket
-from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
 from wsproto.frame_protocol import CloseReason
 
 from phantommesh.events import EventLog, Filter, FilterError
 from phantommesh.nursery.api.paging import CURSOR_FIX, decode_cursor, encode_cursor, limit_of
 from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.routes import Handlers
 from phantommesh.views import NodePort, Page
 
 OLDEST = "oldest"
@@ -26,11 +26,10 @@ MAX_READERS = 32  # WebSockets at a time
 BATCH = 64  # events between looks at what else there is
 
 
-def add_events(app: QuartTrio, node: NodePort, shutdown: trio.Event) -> None:
-    """Add the routes. ``shutdown`` ends the WebSockets, each with a close frame."""
+def events(node: NodePort, shutdown: trio.Event) -> Handlers:
+    """Return the handlers. ``shutdown`` ends the WebSockets, each with a close frame."""
     free = trio.Semaphore(MAX_READERS)
 
-    @app.get("/v1/events")
     async def page() -> Response:
         log, args = node.events, request.args
         wanted, limit = _wanted(args), limit_of(args.get("limit"))
@@ -39,7 +38,6 @@ def add_events(app: QuartTrio, node: NodePort, shutdown: trio.Event) -> None:
         found = Page(items=batch.events, next_cursor=cursor)
         return Response(msgspec.json.encode(found), content_type="application/json")
 
-    @app.websocket("/v1/events")
     async def follow() -> None:
         log, args = node.events, websocket.args
         wanted, place = _wanted(args), _start(log, args, log.last)
@@ -58,6 +56,8 @@ def add_events(app: QuartTrio, node: NodePort, shutdown: trio.Event) -> None:
                 await websocket.close(CloseReason.GOING_AWAY, "the node is stopping")
         finally:
             free.release()
+
+    return {"events": page, "follow_events": follow}
 
 
 async def _send_events(log: EventLog, place: int, wanted: Filter) -> None:

@@ -14,12 +14,14 @@ MAX_LIMIT = 1000
 CURSOR_FIX = "pass next_cursor of the page before"
 
 
-class _HasNodeId(Protocol):
+class HasNodeId(Protocol):
+    """An item of a list in pages."""
+
     @property
     def node_id(self) -> str: ...
 
 
-Item = TypeVar("Item", bound=_HasNodeId)
+Item = TypeVar("Item", bound=HasNodeId)
 
 
 def paginate(items: Sequence[Item], args: Mapping[str, str]) -> Page[Item]:

@@ -10,6 +10,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.views import Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -49,6 +50,16 @@ def install(app: QuartTrio) -> None:
         problem = Problem(status=409, title="Conflict", detail=str(error), fix=error.fix)
         return problem_response(problem)
 
+    async def on_unknown(error: UnknownMemberError) -> Response:
+        return problem_response(Problem(status=404, title="Not Found", detail=str(error), fix=error.fix))
+
+    async def on_ambiguous(error: AmbiguousNameError) -> Response:
+        candidates = list(error.candidates)
+        problem = Problem(
+            status=409, title="Conflict", detail=str(error), fix=error.fix, candidates=candidates
+        )
+        return problem_response(problem)
+
     async def on_http_error(error: HTTPException) -> Response:
         status = error.code or 500
         problem = Problem(status=status, title=error.name, detail=error.description or "")
@@ -64,6 +75,8 @@ def install(app: QuartTrio) -> None:
         return problem_response(internal_error())
 
     app.register_error_handler(ProblemError, on_problem)
+    app.register_error_handler(UnknownMemberError, on_unknown)
+    app.register_error_handler(AmbiguousNameError, on_ambiguous)
     app.register_error_handler(PhantomMeshError, on_operator_error)
     app.register_error_handler(HTTPException, on_http_error)
     app.register_error_handler(Exception, on_bug)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Plan, Scheduler, Seven
-from phantommesh.sizes import SLOTS
 from tests.unit.makeproofs import cards_of, node, seven
 from tests.unit.proofs.telling import A, Act, B, Story, clock_ms
 

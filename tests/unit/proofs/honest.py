@@ -7,9 +7,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Plan, Scheduler, Seven
 from phantommesh.scatter import maps
-from phantommesh.sizes import SLOTS
 from tests.unit.makeproofs import node, plus, seven
 from tests.unit.proofs.telling import A, Act, B, Story, clock_ms
 

@@ -52,7 +52,13 @@ class Timers(Generic[K]):
         """Take out the keys whose moment has come, earliest first."""
         keys = []
         while self._at and self.first <= now:
-            _, _, key = heapq.heappop(self._heap)
-            del self._at[key]
-            keys.append(key)
+            keys.append(self.take())
         return keys
+
+    def take(self) -> K:
+        """Take out the key that is due first; of keys with one moment, the one that was set first. Raises
+        IndexError where there is none."""
+        _ = self.first  # nothing that no longer counts is on top any more
+        key = heapq.heappop(self._heap)[2]
+        del self._at[key]
+        return key

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a client sends to the API, and the answer of the probes. The answers else are in `views`."""
+
+from typing import Literal
+
+import msgspec
+
+
+class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
+
+    peer: str | None = None
+
+
+class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself.
+    ``undo`` takes the node back, ``undo_all`` casts an authority out and takes back whom it revoked; both
+    need the root's key."""
+
+    node: str
+    force: bool = False
+    undo: bool = False
+    undo_all: bool = False
+
+
+class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/identities: nothing to choose."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """The answer of /healthz and /readyz when all is well."""
+
+    status: Literal["ok", "ready"]

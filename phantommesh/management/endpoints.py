@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every path of the API, in one table. The application makes its routes from it and has no others.
+
+An endpoint's name is that of its handler in `nursery/api/routes`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from phantommesh.management.bodies import IdentityRequest, Probe, RevocationRequest, RotationRequest
+from phantommesh.management.scopes import Scope
+from phantommesh.views import (
+    Event,
+    IdentityResult,
+    LinkView,
+    Page,
+    PathView,
+    PeerView,
+    ProofsView,
+    RevocationResult,
+    RotationResult,
+    ScatterView,
+    Status,
+)
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+JSON = "application/json"
+BYTES = "application/octet-stream"
+TEXT = "text/plain"  # Prometheus' text format, or OpenMetrics where the client accepts that
+
+# RFC 9110. Any endpoint may answer these: 400 the request cannot be read, 413 its body is above the limit,
+# 500 a bug. Clients by TCP also meet 401, and 421: the host name is not the node's.
+COMMON = frozenset({400, 401, 413, 421, 500})
+
+
+@dataclass(frozen=True, slots=True)
+class RootOnly:
+    """How anybody but root and the node's own user is refused."""
+
+    refusal: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Generic[Body]):
+    """One method of one path. ``path`` has parameters in braces, each a whole segment.
+
+    ``scope`` None: open to all. ``root``: the scope is not enough, since there is no way back. ``answer`` is
+    the type of the 200's body, None where that is not JSON but ``content``. ``errors`` are the statuses
+    besides 200 (101 for a WebSocket) and `COMMON`. ``example`` is a usable body, to show in errors.
+    """
+
+    name: str
+    method: Literal["GET", "POST", "WS"]
+    path: str
+    summary: str
+    scope: Scope | None
+    answer: Any = None
+    content: str = JSON
+    query: tuple[str, ...] = ()
+    errors: frozenset[int] = frozenset()
+    body: type[Body] | None = None
+    example: str = ""
+    root: RootOnly | None = None
+    dry_run: bool = False
+
+    @property
+    def body_optional(self) -> bool:
+        """Whether no body at all stands for one in which everything is the default."""
+        return self.body is not None and not any(
+            field.required for field in msgspec.structs.fields(self.body)
+        )
+
+
+PAGE = ("limit", "cursor")
+EVENTS = ("types", "since", "run")
+
+# What any write may answer: 409 it cannot be done as things are, 415 the body is not JSON, 422 the
+# Idempotency-Key was used for another request, 503 too many writes are under way.
+_WRITE = frozenset({409, 415, 422, 503})
+
+ROTATIONS = Endpoint(
+    name="rotations",
+    method="POST",
+    path="/v1/rotations",
+    summary="Rotate the PSKs shared with one peer or with all.",
+    scope=Scope.OPERATE,
+    body=RotationRequest,
+    example='{} or {"peer": "NAME"}',
+    dry_run=True,
+    answer=RotationResult,
+    errors=_WRITE | {404},
+)
+IDENTITIES = Endpoint(
+    name="identities",
+    method="POST",
+    path="/v1/identities",
+    summary="Give this node a new identity under its name; the old one is revoked.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may give this node a new identity", fix="run this with sudo"),
+    body=IdentityRequest,
+    example="{}",
+    answer=IdentityResult,
+    errors=_WRITE | {403},
+)
+REVOCATIONS = Endpoint(
+    name="revocations",
+    method="POST",
+    path="/v1/revocations",
+    summary="Put a node out of the mesh, or take it back.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may revoke a node", fix="run this with sudo on an authority"),
+    body=RevocationRequest,
+    example='{"node": "NAME"}',
+    dry_run=True,
+    answer=RevocationResult,
+    errors=_WRITE | {403, 404},
+)
+
+
+def _list(name: str, item: Any, summary: str) -> Endpoint[Any]:
+    """A list in pages, by order of node id."""
+    return Endpoint(
+        name=name, method="GET", path=f"/v1/{name}", summary=summary, scope=Scope.READ,
+        answer=Page[item], query=PAGE,
+    )  # fmt: skip
+
+
+ENDPOINTS: tuple[Endpoint[Any], ...] = (
+    Endpoint(
+        name="healthz", method="GET", path="/healthz", summary="Whether the process answers.",
+        scope=None, answer=Probe,
+    ),
+    Endpoint(
+        name="readyz", method="GET", path="/readyz", summary="Whether the node does its work.",
+        scope=None, answer=Probe, errors=frozenset({503}),
+    ),
+    Endpoint(
+        name="metrics", method="GET", path="/metrics", summary="The metrics, for Prometheus.",
+        scope=None, content=TEXT,
+    ),
+    Endpoint(
+        name="status", method="GET", path="/v1/status", summary="This node at a glance.",
+        scope=Scope.READ, answer=Status,
+    ),
+    _list("peers", PeerView, "The other members of the mesh."),
+    Endpoint(
+        name="peer", method="GET", path="/v1/peers/{peer}", summary="One of them, by name or node id.",
+        scope=Scope.READ, answer=PeerView, errors=frozenset({404, 409}),
+    ),
+    _list("links", LinkView, "The post-quantum links."),
+    _list("paths", PathView, "Every dimension of every peer, as measured."),
+    _list("scatter", ScatterView, "How traffic to each peer is scattered over the dimensions."),
+    _list("proofs", ProofsView, "What is kept of the scatter proofs of each link."),
+    Endpoint(
+        name="export_proofs", method="GET", path="/v1/proofs/export",
+        summary="A file for `phantommesh proofs --verify`, of all links or of one peer's.",
+        scope=Scope.READ, content=BYTES, query=("peer",), errors=frozenset({404, 409}),
+    ),
+    Endpoint(
+        name="events", method="GET", path="/v1/events", summary="What happened in the node lately.",
+        scope=Scope.READ, answer=Page[Event], query=(*PAGE, *EVENTS),
+    ),
+    Endpoint(
+        name="follow_events", method="WS", path="/v1/events", summary="Each new event as it happens.",
+        scope=Scope.READ, query=EVENTS, errors=frozenset({503}),
+    ),
+    ROTATIONS,
+    IDENTITIES,
+    REVOCATIONS,
+)  # fmt: skip

@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an authority does for its mesh: lets nodes in, renews their certificates, puts them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Final
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from phantommesh import control
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
+from phantommesh.identity import Identity, IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
+from phantommesh.invites import MAX_ENDPOINTS, Invite, InviteEntry
+from phantommesh.issuing import (
+    Authority,
+    check_authority_proof,
+    choose_ip4,
+    issue_authority,
+    parse_csr_untrusted,
+)
+from phantommesh.management.finding import MAX_SHOWN, find, look
+from phantommesh.moments import span
+from phantommesh.node.steps import (
+    Alone,
+    Compute,
+    FindInvite,
+    Hear,
+    Hold,
+    Holdings,
+    Keep,
+    MakeInvite,
+    MakeKey,
+    Moment,
+    Party,
+    ReadRootKey,
+    Save,
+    SpendInvite,
+    Told,
+    Work,
+)
+from phantommesh.rates import Rates
+from phantommesh.reachable import Reach, Why, all_loopback
+from phantommesh.records import Entry, SignedRecord, open_record, settle
+from phantommesh.revocation import MAX_SNAPSHOT, Held, Revoked
+from phantommesh.rootword import RootWord, say
+from phantommesh.trust import NODE_LIFE, Role, TrustError
+
+# Tuning.
+# A certificate costs a signature, and a record at every member. A certificate is renewed once in two thirds
+# of its life; a few in a row are for disputes, and for answers that were lost on their way.
+RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
+JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
+# s, as a certificate's life: a member that died half-way may be off for a while
+REPLACE_WITHIN: Final = 7 * 86_400.0
+
+AUTHORITY_ANEW: Final = (
+    "make another machine an authority (`phantommesh invite --role authority`), let it run "
+    "`phantommesh revoke` for this node, move this state directory away and join anew"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A node to revoke. ``entry`` is None for one that this node does not know."""
+
+    node_id: NodeId
+    entry: Entry | None
+    revoked: Revoked | None
+
+
+class Desk:
+    """Every node has one. On a node that is no authority, each method that needs one raises TrustError."""
+
+    def __init__(self, node: Holdings, ring: Keyring) -> None:
+        self._node, self._ring = node, ring
+        self._me = node.identity.node_id
+        self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
+        self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
+
+    def _authority(self) -> Authority:
+        node = self._node
+        if node.authority is None:
+            names = [entry.member.name for entry in node.roster if entry.member.role is Role.AUTHORITY]
+            raise TrustError(
+                "this node is not an authority", fix=f"ask one: {', '.join(names) or 'none known'}"
+            )
+        if self._me in node.revocations:
+            raise TrustError("this authority was revoked", fix="ask another one")
+        return node.authority
+
+    # Letting nodes in.
+
+    def enrol(self, newcomer: Party, request: control.Enrol, at: Moment) -> Work[control.Enrolled]:
+        """Let a newcomer in. Raises TrustError, RecordError or StateError; then the invite is not spent."""
+        self._authority()
+        if not newcomer.invite:
+            raise TrustError(
+                "an enrolment needs an invite", fix="use the line that `phantommesh invite` prints"
+            )
+        spki, name = yield Compute(partial(parse_csr_untrusted, request.csr))
+        node_id = NodeId(newcomer.peer)
+        if spki != newcomer.spki:
+            raise TrustError("the certificate request is for another key than the handshake's")
+        if node_id in self._node.revocations:
+            raise TrustError("this node was revoked", fix="start over with a new state directory")
+        _allow(self._joins, node_id, at, "this node has joined several times just now")
+        # One after the other: two newcomers must not be given one address or one name.
+        admit = partial(self._admit, newcomer, request, name)
+        enrolled: control.Enrolled = yield Alone("enrolling", admit)
+        return enrolled
+
+    def _admit(
+        self, newcomer: Party, request: control.Enrol, name: str, at: Moment
+    ) -> Work[control.Enrolled]:
+        node, node_id, authority = self._node, NodeId(newcomer.peer), self._authority()
+        entry: InviteEntry = yield FindInvite(newcomer.invite, node_id)
+        _check_invite(entry, name)
+        replaced = self._check_replaced(entry, node_id)
+        self._check_rename(entry, node_id, name)
+        others = [e for e in node.roster if e.member.node_id not in (node_id, replaced)]
+        _check_name(others, name, at.wall)
+        own_authority_cert = b""
+        if entry.role is Role.AUTHORITY:
+            own_authority_cert = yield from self._make_authority(request, node_id, at)
+        ip4 = self._choose(entry, node_id, others)
+        issue = partial(authority.issue, newcomer.spki, name, entry.role, ip4, at.wall)
+        node_cert: bytes = yield Compute(issue)
+        signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
+        yield Compute(partial(self._check_endpoints, signed, name, at.wall))
+        spend = SpendInvite(newcomer.invite, node_id, name)
+        if replaced is not None:
+            # The invite first: should this node die now, the same newcomer is let in again, and nobody
+            # else. Then the revocation, and only then the record: no member is two.
+            yield spend
+            yield from self.revoke(self._target(replaced), at, force=False)
+        # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
+        # hears of it, so that a crash cannot leave it with a mesh that does not know it.
+        yield Keep(SignedRecord.decode_untrusted(signed.encode()))
+        yield Save()
+        yield spend
+        if self._ring.active is None:
+            yield MakeKey()
+        yield Told(
+            "authority",
+            "node enrolled",
+            {"name": name, "node_id": format_node_id(node_id), "role": entry.role.value, "ip4": str(ip4)},
+        )
+        return control.Enrolled(
+            node_cert=node_cert,
+            authority_cert=authority.der,
+            root_cert=node.root.public_bytes(Encoding.DER),
+            admission=node.admission.newest.reveal(),
+            roster=node.roster.encode(),
+            revocations=node.revocations.encode(MAX_SNAPSHOT),
+            keys=encode_keys(self._ring.keys),
+            active_key=NO_KEY if self._ring.active is None else self._ring.active.id,
+            own_authority_cert=own_authority_cert,
+        )
+
+    def _choose(self, invite: InviteEntry, node_id: NodeId, others: Sequence[Entry]) -> IPv4Address:
+        """The newcomer's address: the one that the invite keeps for it, if it is free."""
+        taken = {entry.member.ip4 for entry in others}
+        if invite.ip4 and IPv4Address(invite.ip4) not in taken:
+            return IPv4Address(invite.ip4)
+        return choose_ip4(self._node.mesh, node_id, taken)
+
+    def _check_replaced(self, invite: InviteEntry, node_id: NodeId) -> NodeId | None:
+        """Return the member whose place the invite is for, if any. Raises TrustError where that member was
+        revoked before the invite was used: a node that was put out does not come back by it."""
+        if not invite.replaces:
+            return None
+        replaced = parse_node_id(invite.replaces)
+        if replaced in self._node.revocations and not invite.admits(node_id):
+            raise TrustError(
+                "the identity that this invite replaces was revoked meanwhile", fix="ask for a new invite"
+            )
+        return replaced
+
+    def _check_rename(self, invite: InviteEntry, node_id: NodeId, name: str) -> None:
+        """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it
+        wants one name after the other: each costs every member a record."""
+        held = self._node.roster.get(node_id)
+        if invite.renames(node_id, name) and (held is None or held.member.name != name):
+            used = invite.names_of(node_id)
+            raise TrustError(
+                f"this invite has enrolled this node as {' and '.join(used)} already",
+                fix=f"join with --name {used[-1]}, or get a new invite for another name",
+            )
+
+    def _check_endpoints(self, signed: SignedRecord, name: str, wall: float) -> None:
+        """Raise TrustError where the newcomer names an address that nobody here would send to. Others judge
+        for themselves; this tells an operator of a slip while it is easily mended."""
+        node = self._node
+        _, record = open_record(node.root, signed, wall)
+        mine = node.roster.get(self._me)
+        own = () if mine is None else (parse_endpoint(endpoint)[0] for endpoint in mine.record.control)
+        reach = Reach((node.mesh.network4, node.mesh.network6), loopback=all_loopback(own))
+        held = {str(ip) for entry in node.roster for ip in (entry.member.ip4, entry.member.ip6)}
+        for endpoint in record.control:
+            host = parse_endpoint(endpoint)[0]
+            why = reach.never(host)
+            if why is Why.OVERLAY and host not in held:
+                continue  # the newcomer's provider may use the overlay's range; nobody will send there
+            if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
+                raise TrustError(
+                    f"the endpoint {endpoint} of {name} is {why.text}",
+                    fix="join with --endpoint and an address by which other machines reach this one",
+                )
+
+    def _make_authority(self, request: control.Enrol, node_id: NodeId, at: Moment) -> Work[bytes]:
+        """Sign the newcomer's authority key with the root's. Raises TrustError where either is missing."""
+        node = self._node
+        root_key: Identity = yield ReadRootKey("make another an authority")
+
+        def sign() -> bytes:
+            check_authority_proof(request.authority_spki, request.authority_proof, node_id)
+            if request.authority_spki in (node.mesh.root_spki, node.identity.spki):
+                raise TrustError("the authority key is not the newcomer's")
+            made = issue_authority(node.root, root_key, request.authority_spki, node_id, at.wall)
+            return made.public_bytes(Encoding.DER)
+
+        der: bytes = yield Compute(sign)
+        yield Told("authority", "authority made", {"node_id": format_node_id(node_id)}, "warning")
+        return der
+
+    def replace(self, entry: Entry, at: Moment) -> Work[control.Replacement]:
+        """Make an invite by which a member can join anew in place of itself. Raises TrustError or StateError.
+
+        It costs the member nothing until it is used, and then its present identity: so a member cannot be
+        two. Whoever holds the member's identity key can do this, the thief of a copy too, once: whichever of
+        the two is second finds itself revoked.
+        """
+        self._authority()
+        member = entry.member
+        if member.role is Role.AUTHORITY:
+            raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
+        made: control.Replacement = yield Alone("enrolling", partial(self._invite, entry))
+        return made
+
+    def _invite(self, entry: Entry, at: Moment) -> Work[control.Replacement]:
+        member, mine = entry.member, self._node.roster.get(self._me)
+        invite: Invite = yield MakeInvite(
+            endpoints=() if mine is None else mine.record.control[:MAX_ENDPOINTS],
+            expires=int(at.wall + REPLACE_WITHIN),
+            role=member.role,
+            name=member.name,
+            replaces=member.node_id,
+            ip4=member.ip4,
+        )
+        yield Told("authority", "a member is to get a new identity", {"name": member.name}, "warning")
+        return control.Replacement(invite.encode())
+
+    # Certificates.
+
+    def renew(self, entry: Entry, request: control.Renew, at: Moment) -> Work[control.Renewed]:
+        """Issue a member's next certificate: for its own key, name, role and address, unless it lost the name
+        or the address to another member. Raises TrustError or RecordError."""
+        authority, member = self._authority(), entry.member
+        spki, _ = yield Compute(partial(parse_csr_untrusted, request.csr))
+        if node_id_of(spki) != member.node_id:
+            raise TrustError("a certificate is renewed for its own key only")
+        _allow(self._renewals, member.node_id, at, f"the certificate of {member.name} was renewed too often")
+        if request.evidence:
+            yield Keep(SignedRecord.decode_untrusted(request.evidence))
+
+        def issue(at: Moment) -> Work[control.Renewed]:
+            name, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
+            node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
+            yield Told(
+                "authority",
+                "certificate renewed",
+                {"name": name, "before": member.name, "ip4": str(ip4)},
+            )
+            return control.Renewed(node_cert, authority.der)
+
+        renewed: control.Renewed = yield Alone("enrolling", issue)
+        return renewed
+
+    # Putting nodes out.
+
+    def find(self, wanted: str) -> Target:
+        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError or
+        AmbiguousNameError for a name that is not one node's.
+
+        A node id is taken though nobody here knows it: others may.
+        """
+        roster = self._node.roster
+        try:
+            node_id = parse_node_id(wanted)
+        except IdentityError:
+            found = look(roster, wanted, lambda entry: entry.called)
+            if found is None:  # a revoked one, to be taken back
+                found = find(
+                    roster.everyone(),
+                    wanted,
+                    lambda entry: entry.called,
+                    unknown=f"no member is named {wanted[:MAX_SHOWN]!r}",
+                    fix="see `phantommesh peers`",
+                )
+            node_id = found.member.node_id
+        return self._target(node_id)
+
+    def _target(self, node_id: NodeId) -> Target:
+        known = {entry.member.node_id: entry for entry in self._node.roster.everyone()}
+        return Target(node_id, known.get(node_id), self._node.revocations.get(node_id))
+
+    def check_revoke(self, target: Target, *, force: bool) -> Authority:
+        """Raise TrustError unless this node may and should revoke that one."""
+        authority = self._authority()
+        if target.node_id == self._me and not force:
+            raise TrustError(
+                "this would revoke the authority that it is run on",
+                fix="run it on another authority, or give --force if it is what you want",
+            )
+        return authority
+
+    def check_room(self, target: Target, at: Moment, *, force: bool) -> Work[None]:
+        """Raise TrustError where `revoke` would for want of room."""
+        authority, planned = self.check_revoke(target, force=force), self._node.revocations.copy()
+        if target.revoked is None:
+            yield Compute(partial(planned.prepare, authority, target.node_id, at.wall))
+
+    def revoke(self, target: Target, at: Moment, *, force: bool) -> Work[Revoked]:
+        """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
+        on its way to all. What an authority revoked until now this one signs anew before: else it would be
+        undone for those who hear of that one's revocation first.
+
+        The group key changes with it. Raises TrustError, also where there is no room; or StateError where it
+        could not be written; then it holds here all the same, and is written again later.
+        """
+        authority, revocations = self.check_revoke(target, force=force), self._node.revocations
+        if target.revoked is not None:
+            return target.revoked
+
+        def sign(at: Moment) -> Work[Revoked | int]:
+            if (already := revocations.get(target.node_id)) is not None:
+                return already
+            planned = revocations.copy()  # others may bring more meanwhile
+            prepared = yield Compute(partial(planned.prepare, authority, target.node_id, at.wall))
+            made: Sequence[Held] = yield Compute(prepared)
+            yield Hold(made)
+            return len(made) - 1
+
+        # Alone: from whether there is room until it is taken.
+        found: Revoked | int = yield Alone("revoking", sign)
+        if isinstance(found, Revoked):
+            return found
+        if (revoked := revocations.get(target.node_id)) is None:
+            raise TrustError(
+                f"the revocation of {format_node_id(target.node_id)} does not count: the node is still in",
+                fix="try again; if it goes on, cast it out on the machine with the root's key: "
+                "`phantommesh revoke NAME --undo-all`",
+            )
+        name = None if target.entry is None else target.entry.member.name
+        yield Told(
+            "authority",
+            "node revoked",
+            {"name": name, "node_id": format_node_id(target.node_id), "taken_over": found},
+            "warning",
+        )
+        yield Save()
+        yield MakeKey()
+        return revoked
+
+    def undo(self, target: Target, at: Moment, *, cast_out: bool, dry_run: bool) -> Work[int]:
+        """Have the root take a node back; or, with ``cast_out``, put an authority out together with all that
+        it revoked. Say how many nodes that takes back. On disk when this returns. Raises TrustError or
+        StateError.
+
+        It works on a machine that is revoked itself, since a rogue will have thought of that first.
+        """
+        revocations = self._node.revocations
+        root_key: Identity = yield ReadRootKey("undo revocations")
+        if cast_out and target.node_id == self._me:
+            raise TrustError(
+                "this would cast out the node that it is run on",
+                fix="give the name or node id of the authority that revoked the others",
+            )
+        before, newest = revocations.nodes, revocations.newest_word
+        if not cast_out and target.node_id not in before:
+            return 0
+        word: RootWord = yield Compute(
+            partial(
+                say,
+                root_key,
+                pardoned=() if cast_out else (target.node_id,),
+                cast_out=(target.node_id,) if cast_out else (),
+                last=0 if newest is None else newest.number,
+                now=at.wall,
+            )
+        )
+        if dry_run:
+            planned = revocations.copy()
+            yield Compute(partial(planned.add, word, at.wall))
+            return len(before - planned.nodes)
+        yield Hear(word)
+        back = before - revocations.nodes
+        yield Told(
+            "authority",
+            "the root has spoken",
+            {"cast_out": format_node_id(target.node_id) if cast_out else None, "taken_back": len(back)},
+            "warning",
+        )
+        yield Save()
+        yield MakeKey()
+        return len(back)
+
+
+def _check_invite(invite: InviteEntry, name: str) -> None:
+    """Raise TrustError where the invite is for another name."""
+    if invite.name is not None and invite.name != name:
+        raise TrustError(
+            f"the invite is for a node named {invite.name}", fix=f"join with --name {invite.name}"
+        )
+
+
+def _check_name(others: Sequence[Entry], name: str, wall: float) -> None:
+    """Raise TrustError where another member has the name. A member that has expired has to join again, as a
+    new node, and wants its name back."""
+    if any(entry.member.name == name and entry.member.not_after >= wall for entry in others):
+        raise TrustError(
+            f"the mesh has a node named {name} already",
+            fix="join with another --name; if this machine was that node and has lost its state, run "
+            f"`phantommesh revoke {name}` on an authority first",
+        )
+
+
+def _allow(rates: Rates[NodeId], node_id: NodeId, at: Moment, reason: str) -> None:
+    """Raise TrustError that says when to try again, where this node has used up its rate."""
+    if not rates.allow(node_id, at.now):
+        raise TrustError(reason, fix=f"try again in {span(rates.wait(node_id, at.now) + 60)}")

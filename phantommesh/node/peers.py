@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who the peers of a node are, and what its links and interfaces are to know of them. Sans-I/O.
+
+A member goes by many names on its way from the roster to the kernel. This is which comes from which:
+
+| kind | of | comes from |
+|---|---|---|
+| `trust.Member` | what a certificate says: node id, name, role, overlay addresses | a verified certificate |
+| `records.NodeRecord` | what a node says of itself: endpoints, WireGuard keys and ports | a verified record |
+| `records.Entry` | a member of the roster | Member and NodeRecord |
+| `link.effects.PeerAuth` | whom a link authenticates, and where | Entry (`Peers.auth`) |
+| `link.context.Peer` | one link under way, with its PSKs | PeerAuth |
+| `dataplane.MeshPeer` | a peer as the seven devices need it | Entry and the link's PSKs (`Peers.keyed`) |
+| `wireguard.PeerConfig` | the same on one device, as it should be | MeshPeer |
+| `wireguard.PeerState` | the same on one device, as WireGuard reports it | the kernel |
+| `dataplane.PeerReading` | what all seven devices hold of a peer | PeerStates against PSKs (`Peers.read`) |
+| `scatter.epochs.ScatterPeer` | a peer as the scatterer needs it | Entry and the link (`Peers.keyed`) |
+| `scatter.epochs.PeerScatter` | its scatter from epoch to epoch | ScatterPeer |
+| `scatter.ruleset.PeerMap` | its part of the packet filter's table | PeerScatter |
+| `membership.machine.MemberView` | whether a member is alive | gossip, not the roster |
+| `views.PeerView` | what an operator is shown | all of these |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import NamedTuple
+
+from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.dataplane import Desired, MeshPeer, OwnSide, PeerReading, read_peer
+from phantommesh.dimensions import DIMENSIONS, interface_names
+from phantommesh.endpoint import Address
+from phantommesh.identity import NodeId
+from phantommesh.link.effects import PeerAuth
+from phantommesh.link.machine import Links
+from phantommesh.membership.machine import Membership
+from phantommesh.membership.messages import State
+from phantommesh.records import NO_KEY, Dispute, Entry, Roster
+from phantommesh.scatter.epochs import ScatterPeer
+from phantommesh.scatter.intents import manner_of
+from phantommesh.trust import Role
+from phantommesh.wireguard import DeviceConfig, DeviceState
+
+Where = Callable[[Entry], tuple[Address, ...]]
+
+
+class Reached(NamedTuple):
+    """A peer of the interfaces: its overlay address, and the bitmap of dimensions on which something may be
+    sent to it."""
+
+    node_id: NodeId
+    ip4: IPv4Address
+    ready: int
+
+
+class Keyed(NamedTuple):
+    """What the keys of one peer's link come to, for the scatterer and for the paths."""
+
+    scatter: ScatterPeer
+    reached: Reached
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one reading of the interfaces shows of a peer: ``handshakes`` are the times of the last on each
+    dimension on the links' clock (None: never), ``wg_keys`` the peer's keys as this node uses them."""
+
+    peer: NodeId
+    reading: PeerReading
+    handshakes: tuple[float | None, ...]
+    wg_keys: tuple[bytes, ...]
+
+    @property
+    def received(self) -> list[int]:
+        """The bytes received so far, by dimension."""
+        return [0 if moved is None else moved[1] for moved in self.reading.counters]
+
+    @property
+    def counted(self) -> list[tuple[bytes, int, int] | None]:
+        """By dimension: the peer's WireGuard key, the bytes received and sent; None where it is not there."""
+        return [
+            None if moved is None else (key, moved[1], moved[0])
+            for key, moved in zip(self.wg_keys, self.reading.counters, strict=True)
+        ]
+
+
+class Peers:
+    """The other members, for one node's links and interfaces.
+
+    ``where`` gives the addresses of a member's control port, as far as they may be used. Call `look` when the
+    roster, a revocation, a resolved name or the time may have changed who the peers are; give the links
+    `auths`; then call `arrange`. Call `keyed` for each `Install` of the links: it costs the same in a mesh of
+    any size.
+    """
+
+    def __init__(
+        self, me: NodeId, links: Links, wireguard: WireguardSection, scatter: ScatterSection, where: Where
+    ) -> None:
+        self.entries: list[Entry] = []
+        self.standing: set[NodeId] = set()  # all others in good standing
+        self.authorities: list[Entry] = []
+        self._me, self._links, self._scatter, self._where = me, links, scatter, where
+        self._names = interface_names(wireguard.prefix)
+        self._entry: dict[NodeId, Entry] = {}
+        self._left: dict[NodeId, tuple[bytes, ...]] = {}  # of those in a dispute, the keys left to use
+        self._located: dict[NodeId, int] = {}
+        self._desired = Desired(wireguard)
+
+    def look(
+        self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
+    ) -> None:
+        """Note who the peers are at ``wall``, unix time. ``revoked``: this node is, so it speaks to nobody.
+        ``linked`` are the only members to keep links with; None: all."""
+        everyone = [entry for entry in roster if entry.member.node_id != self._me]
+        self.authorities = [entry for entry in everyone if entry.member.role is Role.AUTHORITY]
+        valid = [] if revoked else [entry for entry in everyone if entry.valid(wall)]
+        self.standing = {entry.member.node_id for entry in valid}
+        self.entries = [entry for entry in valid if linked is None or entry.member.node_id in linked]
+        self._entry = {entry.member.node_id: entry for entry in self.entries}
+        disputes = roster.disputes(wall)
+        ends = {node_id for dispute in disputes for node_id in (dispute.winner, dispute.loser)}
+        self._left = {
+            node_id: usable_keys(self._entry[node_id], disputes, self._me)
+            for node_id in ends
+            if node_id in self._entry
+        }
+        self._located = {peer: bitmap for peer, bitmap in self._located.items() if peer in self._entry}
+
+    def get(self, peer: bytes) -> Entry | None:
+        """One of `entries` by its node id."""
+        return self._entry.get(NodeId(peer))
+
+    def wg_keys_of(self, entry: Entry) -> tuple[bytes, ...]:
+        """The WireGuard keys that this node uses for one of `entries`, by dimension: see `usable_keys`."""
+        return self._left.get(entry.member.node_id, entry.record.wg_keys)
+
+    def auths(self, now: float, wall: float) -> dict[bytes, PeerAuth]:
+        """The peers as the links take them, by node id. ``now`` is the links' clock, ``wall`` unix time. UDP
+        comes first, then TCP at the same addresses."""
+        peers: dict[bytes, PeerAuth] = {}
+        for entry in self.entries:
+            member, addresses = entry.member, self._where(entry)
+            peers[member.node_id] = PeerAuth(
+                member.node_id,
+                member.public_key,
+                now + member.not_after - wall,
+                self.wg_keys_of(entry),
+                addresses + tuple(address._replace(transport="tcp") for address in addresses),
+            )
+        return peers
+
+    def seeds(self) -> Iterator[Address]:
+        """Where the mesh is found again: at the authorities, also those whose certificate has run out."""
+        for entry in self.authorities:
+            yield from self._where(entry)
+
+    # Interfaces.
+
+    @property
+    def devices(self) -> Mapping[str, DeviceConfig]:
+        """What the seven interfaces should be now, by name; none before the first `arrange`."""
+        return self._desired.devices()
+
+    def arrange(self, own: OwnSide) -> list[ScatterPeer]:
+        """Make the interfaces those of all `entries`, at our own end ``own``; return all that is scattered
+        to. The links must know the entries already."""
+        placed = [entry for entry in self.entries if self._placed(entry)]
+        self._desired.replace(own, map(self._mesh_peer, placed))
+        return [self._scatter_peer(entry) for entry in placed]
+
+    def keyed(self, peer: bytes) -> Keyed | None:
+        """The desired PSKs of a peer have changed (`Install`), or where it may be dialled: have its part of
+        the interfaces follow. None for a peer that is kept out of them."""
+        entry = self.get(peer)
+        if entry is None or not self._placed(entry):
+            return None
+        self._desired.change(self._mesh_peer(entry))
+        return Keyed(self._scatter_peer(entry), self._reached(entry))
+
+    def reached(self) -> list[Reached]:
+        """The peers that the interfaces have."""
+        return [self._reached(entry) for entry in self.entries if self._placed(entry)]
+
+    def read(self, entry: Entry, actual: Mapping[str, DeviceState], now: float, wall: float) -> Seen:
+        """What the interfaces hold of one of `entries`, as just read. ``now`` is the links' clock, ``wall``
+        unix time, by which WireGuard dates its handshakes."""
+        peer, wg_keys = entry.member.node_id, self.wg_keys_of(entry)
+        reading = read_peer(actual, self._names, wg_keys, self._links.psks(peer))
+        self._located[peer] = reading.located
+        seen = (None if moment is None else now - (wall - moment) for moment in reading.handshakes)
+        return Seen(peer, reading, tuple(seen), wg_keys)
+
+    def _placed(self, entry: Entry) -> bool:
+        """Whether the interfaces have a peer: not without any key."""
+        return any(map(any, self.wg_keys_of(entry)))
+
+    def _mesh_peer(self, entry: Entry) -> MeshPeer:
+        member = entry.member
+        return MeshPeer(
+            member.node_id,
+            IPv4Network(member.ip4),
+            IPv6Network(member.ip6),
+            self.wg_keys_of(entry),
+            entry.record.wg_ports,
+            tuple(address.host for address in self._where(entry)),
+            self._links.psks(member.node_id),
+            self._links.dials(member.node_id),
+        )
+
+    def _scatter_peer(self, entry: Entry) -> ScatterPeer:
+        member = entry.member
+        return ScatterPeer(
+            member.node_id,
+            member.ip4,
+            member.ip6,
+            self._links.scatter(member.node_id),
+            manner_of(member.name, self._scatter),
+        )
+
+    def _reached(self, entry: Entry) -> Reached:
+        """Do not probe a peer before WireGuard knows its endpoint: a failed attempt delays the next one by
+        5 s."""
+        peer = entry.member.node_id
+        return Reached(peer, entry.member.ip4, self._links.ready(peer) & self._located.get(peer, 0))
+
+
+def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:
+    """Return a member's WireGuard keys, by dimension, `NO_KEY` in place of those that cannot be used for it.
+
+    On one interface a key and an address can be one peer's only. ``me`` is this node. A key is not used for a
+    member if another has the better claim to it, or if it is this node's own. No key is used for a member
+    that has to give up its address, or whose address this node has to give up.
+    """
+    node_id = entry.member.node_id
+    lost = [d for d in disputes if node_id == d.loser or {node_id, me} == {d.loser, d.winner}]
+    if any(d.over == "address" for d in lost):
+        return (NO_KEY,) * DIMENSIONS
+    taken = {d.key for d in lost if d.key}
+    return tuple(NO_KEY if key in taken else key for key in entry.record.wg_keys)
+
+
+def generation_of(membership: Membership, peer: bytes) -> int | None:
+    """How often a member has started, as gossip counts it; None where gossip knows of none, or still holds
+    the member for gone: then the news of a start is on its way."""
+    member = membership.member(peer)
+    gone = member is None or member.state in (State.DEAD, State.LEFT)
+    return None if member is None or gone else member.generation

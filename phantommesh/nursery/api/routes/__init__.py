@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the API's endpoints do; `management.endpoints` says which there are."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+# By the name of its endpoint: takes the path's parameters, returns a Response; a WebSocket's returns nothing.
+Handlers: TypeAlias = Mapping[str, Callable[..., Awaitable[Any]]]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The endpoints that only look: probes, metrics, and the node's views."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+from quart import Response, request
+
+from phantommesh.management.bodies import Probe
+from phantommesh.management.endpoints import BYTES, JSON
+from phantommesh.management.finding import find
+from phantommesh.nursery.api.paging import HasNodeId, paginate
+from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.routes import Handlers
+from phantommesh.views import NodePort, PeerView
+
+
+def reads(node: NodePort) -> Handlers:
+    """Return the handlers."""
+
+    async def healthz() -> Response:
+        return json(Probe("ok"))
+
+    async def readyz() -> Response:
+        ready, reasons = node.ready()
+        if not ready:
+            raise ProblemError(503, "the node is not ready", reasons=reasons)
+        return json(Probe("ready"))
+
+    async def metrics() -> Response:
+        accept = request.headers.get("Accept", "")
+        body, content_type = await trio.to_thread.run_sync(node.metrics.render, accept)
+        return Response(body, content_type=content_type)
+
+    async def status() -> Response:
+        return json(node.status())
+
+    async def peer(peer: str) -> Response:
+        return json(find_peer(node.peers(), peer))
+
+    async def export_proofs() -> Response:
+        wanted = request.args.get("peer")
+        chosen = None
+        if wanted is not None:
+            chosen = find(
+                node.proofs(),
+                wanted,
+                lambda view: (view.peer, view.node_id),
+                unknown="there are no scatter proofs with this peer",
+                fix="see `phantommesh proofs` (GET /v1/proofs) for who there is",
+            ).node_id
+        return Response(await node.export_proofs(chosen), content_type=BYTES)
+
+    def paged(read: Callable[[], Sequence[HasNodeId]]) -> Callable[[], Awaitable[Response]]:
+        async def page() -> Response:
+            return json(paginate(read(), request.args))
+
+        return page
+
+    return {
+        "healthz": healthz,
+        "readyz": readyz,
+        "metrics": metrics,
+        "status": status,
+        "peers": paged(node.peers),
+        "peer": peer,
+        "links": paged(node.links),
+        "paths": paged(node.paths),
+        "scatter": paged(node.scatter),
+        "proofs": paged(node.proofs),
+        "export_proofs": export_proofs,
+    }
+
+
+def json(value: object) -> Response:
+    """Answer with a value."""
+    return Response(msgspec.json.encode(value), content_type=JSON)
+
+
+def find_peer(peers: Sequence[PeerView], wanted: str) -> PeerView:
+    """Return the peer that is meant. Raises UnknownMemberError or AmbiguousNameError."""
+    return find(peers, wanted, lambda peer: (peer.name, peer.node_id))

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The endpoints that change something. All go through `write`: dry run, body, who may, Idempotency-Key."""
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+from quart import Response, request
+
+from phantommesh.management.bodies import IdentityRequest, RevocationRequest, RotationRequest
+from phantommesh.management.endpoints import IDENTITIES, JSON, REVOCATIONS, ROTATIONS, Endpoint, RootOnly
+from phantommesh.nursery.api.idempotency import IdempotencyCache
+from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.routes import Handlers
+from phantommesh.nursery.api.routes.reads import find_peer
+from phantommesh.views import (
+    IdentityResult,
+    LinkView,
+    NodePort,
+    PeerView,
+    RevocationResult,
+    Rotation,
+    RotationResult,
+)
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def writes(node: NodePort) -> Handlers:
+    """Return the handlers."""
+    answers = IdempotencyCache()
+
+    async def rotate(wanted: RotationRequest, dry_run: bool) -> RotationResult:
+        chosen = node.peers() if wanted.peer is None else [find_peer(node.peers(), wanted.peer)]
+        if dry_run:
+            return _planned(chosen, node.links())
+        return await node.rotate(None if wanted.peer is None else chosen[0].node_id)
+
+    async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
+        return await node.new_identity()
+
+    async def revoke(wanted: RevocationRequest, dry_run: bool) -> RevocationResult:
+        return await node.revoke(
+            wanted.node, force=wanted.force, dry_run=dry_run, undo=wanted.undo, undo_all=wanted.undo_all
+        )
+
+    def writing(
+        endpoint: Endpoint[Body], act: Callable[[Body, bool], Awaitable[object]]
+    ) -> Callable[[], Awaitable[Response]]:
+        async def handler() -> Response:
+            return await write(endpoint, answers, act)
+
+        return handler
+
+    return {
+        ROTATIONS.name: writing(ROTATIONS, rotate),
+        IDENTITIES.name: writing(IDENTITIES, replace),
+        REVOCATIONS.name: writing(REVOCATIONS, revoke),
+    }
+
+
+async def write(
+    endpoint: Endpoint[Body], answers: IdempotencyCache, act: Callable[[Body, bool], Awaitable[object]]
+) -> Response:
+    """Answer the request at hand with what ``act`` returns for its body; a repeated one from ``answers``.
+
+    ``act`` is told whether this is a dry run, and then changes nothing. Raises ProblemError.
+    """
+    dry_run = _flag("dry_run")
+    if dry_run and not endpoint.dry_run:
+        raise ProblemError(400, "this has no dry run", fix="leave dry_run out to do it")
+    wanted = await _body(endpoint)
+    if endpoint.root is not None and not dry_run:
+        _need_root(endpoint.root)
+
+    async def answer() -> bytes:
+        return msgspec.json.encode(await act(wanted, dry_run))
+
+    asked = msgspec.json.encode((endpoint.name, wanted, dry_run))
+    body, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, answer)
+    response = Response(body, content_type=JSON)
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+def _need_root(only: RootOnly) -> None:
+    """The group of the socket is for looking and rotating."""
+    if request.scope["state"].get("uid") not in (0, os.geteuid()):
+        raise ProblemError(403, only.refusal, fix=only.fix)
+
+
+def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
+    epochs = {link.node_id: link.epoch for link in links}
+    return RotationResult(
+        dry_run=True,
+        rotations=[
+            Rotation(peer=peer.name, node_id=peer.node_id, result="planned", epoch=epochs.get(peer.node_id))
+            for peer in peers
+        ],
+    )
+
+
+def _flag(name: str) -> bool:
+    match request.args.get(name):
+        case None | "false" | "0":
+            return False
+        case "true" | "1":
+            return True
+        case _:
+            raise ProblemError(400, f"{name} is not usable", fix="give true or false")
+
+
+async def _body(endpoint: Endpoint[Body]) -> Body:
+    assert endpoint.body is not None
+    body = await request.get_data(as_text=False)
+    if not body and endpoint.body_optional:
+        return endpoint.body()
+    if request.mimetype != JSON:
+        raise ProblemError(415, "the body is not application/json", fix=f"set Content-Type: {JSON}")
+    try:
+        return msgspec.json.decode(body, type=endpoint.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProblemError(400, f"the body is not usable: {error}", fix=f"send {endpoint.example}") from None

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wake all who wait for the next change."""
+
+import trio
+
+
+class Bell:
+    """Who waits hears the next ring, and none that came before: look first, and wait where there is nothing.
+
+    Between the look and `wait` nothing may await, or a ring is missed.
+    """
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait now."""
+        self._rung.set()
+        self._rung = trio.Event()
+
+    async def wait(self) -> None:
+        """Return at the next ring."""
+        await self._rung.wait()

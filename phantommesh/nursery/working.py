@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carries out the steps of a node's work (`node.steps`): on threads, the disk and the clock."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import time
+from typing import Any, TypeVar, assert_never
+
+import structlog
+import trio
+
+from phantommesh.node import steps
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
+
+T = TypeVar("T")
+
+
+def moment() -> steps.Moment:
+    """The present time."""
+    return steps.Moment(trio.current_time(), time())
+
+
+class Worker:
+    """Does the work of one node's desk."""
+
+    def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
+        self._node, self._keeper, self._keys = node, keeper, keys
+        self._alone = {"enrolling": trio.Lock(), "revoking": trio.Lock()}
+
+    async def do(self, work: steps.Work[T]) -> T:
+        """Carry the work out to its end, and return what it returns. Raises what it raises."""
+        try:
+            step = next(work)
+            while True:
+                try:
+                    result = await self._do(step)
+                except Exception as error:
+                    step = work.throw(error)
+                else:
+                    step = work.send(result)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        finally:
+            work.close()
+
+    async def _do(self, step: steps.Step) -> Any:
+        in_thread, invites = trio.to_thread.run_sync, self._node.invites
+        match step:
+            case steps.Compute(job):
+                return await in_thread(job)
+            case steps.Alone(kind, work):
+                async with self._alone[kind]:
+                    return await self.do(work(moment()))
+            case steps.FindInvite(invite, node):
+                return await in_thread(invites.find, invite, time(), node)
+            case steps.SpendInvite(invite, node, name):
+                return await in_thread(invites.consume, invite, node, time(), name)
+            case steps.MakeInvite():
+                return await in_thread(partial(self._make_invite, step))
+            case steps.ReadRootKey(what):
+                return await in_thread(self._node.root_key, what)
+            case steps.Keep(record):
+                return self._keeper.add(record)
+            case steps.Hold(made):
+                return await self._keeper.hold(made)
+            case steps.Hear(word):
+                return self._keeper.revoke(word)
+            case steps.Save():
+                return await self._keeper.save()
+            case steps.MakeKey():
+                return await self._keys.rotate()
+            case steps.Told(part, event, fields, level):
+                return getattr(structlog.get_logger(f"phantommesh.{part}"), level)(event, **fields)
+            case _:
+                assert_never(step)
+
+    def _make_invite(self, terms: steps.MakeInvite) -> object:
+        return self._node.invites.create(
+            root_hash=self._node.mesh.root_hash,
+            authority=self._node.identity.node_id,
+            mesh=self._node.mesh.name,
+            endpoints=terms.endpoints,
+            expires=terms.expires,
+            role=terms.role,
+            name=terms.name,
+            replaces=terms.replaces,
+            ip4=str(terms.ip4),
+        )

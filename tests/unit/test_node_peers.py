@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who the peers are, and what the interfaces are told when one of them changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from hashlib import sha3_256
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from random import Random
+from time import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.dataplane import Desired, MeshPeer, OwnSide
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address, parse_endpoint
+from phantommesh.identity import NodeId
+from phantommesh.kem import CryptographyKem
+from phantommesh.link.effects import Install
+from phantommesh.link.machine import Links
+from phantommesh.node.peers import Peers
+from phantommesh.records import NO_KEY, Entry, NodeRecord, Roster, SignedRecord
+from phantommesh.revocation import Revocations
+from phantommesh.secret import Secret
+from phantommesh.trust import Member, Role
+from phantommesh.wireguard import DeviceState
+from tests.unit.loopback import make_authority, serving
+from tests.unit.makemesh import NOW, identity, make_mesh
+
+ME = identity("me")
+PORTS = tuple(range(51820, 51827))
+PRIVATE = tuple(Secret(bytes([i + 1]) * 32) for i in range(DIMENSIONS))
+NETWORKS = (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48"))
+NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
+
+
+def key(number: int, dimension: int) -> bytes:
+    return sha3_256(b"key %d %d" % (number, dimension)).digest()
+
+
+@cache
+def entry(number: int, *, role: Role = Role.NODE, now: float = NOW, over: float = 1e6) -> Entry:
+    """A member as a verified record would give it; nothing here looks at the signature again."""
+    node_id = NodeId(number.to_bytes(16))
+    four, six = IPv4Address(0x64400000 + number), IPv6Address((0xFD << 120) + number)
+    member = Member(node_id, f"n{number}", role, four, six, ME.public_key, now - 1, now + over)
+    keys = tuple(key(number, i) for i in range(DIMENSIONS))
+    control = (f"192.0.2.{number % 250}:51800",)
+    record = NodeRecord(node_id, 1, control, keys, PORTS, "test", (b"proved",) * DIMENSIONS)
+    return Entry(member, record, SignedRecord(b"", b"", b"", b""), node_id, None)
+
+
+def where(one: Entry) -> tuple[Address, ...]:
+    return tuple(Address(*parse_endpoint(text)) for text in one.record.control)
+
+
+def roster_of(*entries: Entry) -> Roster:
+    mesh = make_mesh()
+    roster = Roster(mesh.root, Revocations(mesh.root))
+    for one in entries:
+        roster.keep(one, NOW)
+    return roster
+
+
+class World:
+    """A node's peers and links."""
+
+    def __init__(self, *entries: Entry, me: NodeId = ME.node_id, revoked: bool = False) -> None:
+        self.links = Links(
+            node_id=me, wg_keys=[key(0, i) for i in range(DIMENSIONS)], admission=Secret(b"a" * 32),
+            kem=CryptographyKem(), random=Random(1).randbytes, now=0.0,
+        )  # fmt: skip
+        self.peers = Peers(me, self.links, WireguardSection(), ScatterSection(), where)
+        self.own = OwnSide(PRIVATE, PORTS, entry(99).member, NETWORKS)
+        self.look(*entries, revoked=revoked)
+
+    def look(self, *entries: Entry, revoked: bool = False, wall: float = NOW) -> None:
+        self.peers.look(roster_of(*entries), wall, revoked=revoked)
+        self.links.set_peers(self.peers.auths(0.0, wall), 0.0)
+        self.scattered = self.peers.arrange(self.own)
+
+    @property
+    def placed(self) -> list[set[bytes]]:
+        """The public keys that each device is to have."""
+        return [set(device.peers) for device in self.peers.devices.values()]
+
+
+def test_the_others_in_good_standing_are_the_peers() -> None:
+    mine = replace(entry(5), member=replace(entry(5).member, node_id=ME.node_id))
+    world = World(entry(1), mine, entry(2), entry(3, over=-0.5))
+    assert [one.member.node_id for one in world.peers.entries] == [
+        entry(1).member.node_id,
+        entry(2).member.node_id,
+    ]
+    assert world.peers.standing == {entry(1).member.node_id, entry(2).member.node_id}
+    assert world.placed == [{key(1, i), key(2, i)} for i in range(DIMENSIONS)]
+    assert {peer.node_id for peer in world.scattered} == world.peers.standing
+
+
+def test_a_node_that_was_revoked_has_no_peers_but_knows_where_the_authorities_are() -> None:
+    world = World(entry(1), entry(2, role=Role.AUTHORITY, over=-0.5), revoked=True)
+    assert not world.peers.entries and not world.peers.auths(0.0, NOW)
+    assert world.placed == [set()] * DIMENSIONS
+    assert list(world.peers.seeds()) == [Address("192.0.2.2", 51800)]
+
+
+def test_a_link_is_tried_by_udp_and_then_by_tcp() -> None:
+    (auth,) = World(entry(1)).peers.auths(50.0, NOW + 10.0).values()
+    assert auth.endpoints == (Address("192.0.2.1", 51800), Address("192.0.2.1", 51800, "tcp"))
+    assert auth.valid_until == 50.0 + 1e6 - 10.0
+
+
+def test_the_loser_of_an_address_keeps_its_link_and_leaves_the_interfaces() -> None:
+    loser = replace(entry(2), member=replace(entry(2).member, ip4=entry(1).member.ip4))
+    world = World(entry(1), loser)
+    assert world.placed == [{key(1, i)} for i in range(DIMENSIONS)]
+    auths = world.peers.auths(0.0, NOW)
+    assert set(auths) == {entry(1).member.node_id, loser.member.node_id}
+    assert auths[loser.member.node_id].wg_keys == (NO_KEY,) * DIMENSIONS
+    assert world.peers.keyed(loser.member.node_id) is None
+    assert [one.node_id for one in world.peers.reached()] == [entry(1).member.node_id]
+    world.look(entry(1), entry(2))  # it has another address now
+    assert world.placed == [{key(1, i), key(2, i)} for i in range(DIMENSIONS)]
+
+
+def test_a_finished_handshake_changes_its_own_peer_only() -> None:
+    world, peer = World(entry(1), entry(2)), entry(1).member.node_id
+    before = world.peers.devices
+    world.links._peers[peer].psk.unbind(0b1, 0.0)  # other keys than before, as after a handshake
+    keyed = world.peers.keyed(peer)
+    assert keyed is not None and keyed.scatter.node_id == keyed.reached.node_id == peer
+    after = world.peers.devices
+    changed = [
+        (name, found)
+        for name, device in after.items()
+        for found, config in device.peers.items()
+        if config != before[name].peers[found]
+    ]
+    assert changed == [("pm0", key(1, 0))]
+    assert before["pm0"] != after["pm0"]  # what was read out before has stayed as it was
+
+
+def test_a_peer_is_not_probed_before_wireguard_knows_where_it_is() -> None:
+    world, one = World(entry(1)), entry(1)
+    world.links.ready = lambda peer: 0b1111111  # type: ignore[method-assign]
+    assert [found.ready for found in world.peers.reached()] == [0]
+    actual: dict[str, DeviceState] = {}
+    assert world.peers.read(one, actual, 0.0, NOW).reading.located == 0
+    assert [found.ready for found in world.peers.reached()] == [0]
+
+
+def mesh_peer(number: int, keys: Sequence[int], psk: int) -> MeshPeer:
+    return MeshPeer(
+        bytes([number]) * 16, IPv4Network(0x64400000 + number), IPv6Network((0xFD << 120) + number),
+        tuple(key(k, i) if k else NO_KEY for i, k in enumerate(keys)), PORTS, ("192.0.2.1",),
+        tuple(Secret(bytes([psk + 1, i]) * 16) for i in range(DIMENSIONS)), psk,
+    )  # fmt: skip
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[MeshPeer]:
+    """Peers of which no two have one key; a key may be another peer's than in the crowd before."""
+    owners = draw(st.permutations(range(1, 6)))
+    numbers = draw(st.lists(st.sampled_from(range(1, 6)), unique=True))
+    lacking = draw(st.sets(st.integers(0, DIMENSIONS - 1)))
+    return [
+        mesh_peer(
+            n, [0 if i in lacking else owners[n - 1] for i in range(DIMENSIONS)], draw(st.integers(0, 127))
+        )
+        for n in numbers
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(crowds(), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 127)), max_size=3)),
+        max_size=4,
+    )
+)
+def test_devices_that_change_peer_by_peer_are_those_made_at_once(
+    steps: list[tuple[list[MeshPeer], list[tuple[int, int]]]],
+) -> None:
+    own = OwnSide(PRIVATE, PORTS, entry(99).member, NETWORKS)
+    kept = Desired(WireguardSection())
+    for crowd, keyed in steps:
+        kept.replace(own, crowd)
+        wanted = {peer.node_id: peer for peer in crowd}
+        for index, psk in keyed:
+            if crowd:
+                peer = crowd[index % len(crowd)]
+                number = peer.node_id[0]
+                changed = replace(mesh_peer(number, [1] * DIMENSIONS, psk), wg_keys=peer.wg_keys)
+                wanted[peer.node_id] = changed
+                kept.change(changed)
+        fresh = Desired(WireguardSection())
+        fresh.replace(own, wanted.values())
+        assert kept.devices() == fresh.devices()
+
+
+def calls_of(action: object) -> int:
+    """How many functions are called, those of C too."""
+    count = 0
+
+    def seen(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    assert callable(action)
+    sys.setprofile(seen)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("sizes", [(5, 80)])
+async def test_a_finished_handshake_costs_no_more_among_many_peers(
+    tmp_path: Path, sizes: tuple[int, int]
+) -> None:
+    """In calls, from the link's effect to all that it changes: they may grow as a heap does, no more."""
+    make_authority(tmp_path)
+    async with serving(tmp_path) as node:
+        work = []
+        for size in sizes:
+            for number in range(1, size + 1):
+                node.keeper.roster.keep(entry(number, now=time()), time())
+            node._peers_changed()
+            assert len(node.entries()) == size
+            peer = entry(3).member.node_id
+            node.links._peers[peer].psk.unbind(0b1111111, 0.0)
+            work.append(calls_of(partial(node.driver.carry_out, [Install(peer)])))
+        assert work[1] < 1.2 * work[0], work
