@@ -58,8 +58,8 @@ class OwnSide:
 
 
 class Desired:
-    """What the seven devices should be, kept up to date peer by peer: to change one peer costs the same in a
-    mesh of ten and of a thousand."""
+    """The seven devices as they should be, kept up to date peer by peer: to change one peer costs the same in
+    a mesh of ten and of a thousand."""
 
     def __init__(self, settings: WireguardSection) -> None:
         self._settings = settings

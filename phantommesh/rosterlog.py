@@ -182,7 +182,7 @@ def _frame_at(data: memoryview, at: int) -> memoryview | None:
 
 @dataclass(slots=True)
 class _Frames:
-    """What the frames of a file hold, each with its offset; where the last whole one ends; and the ranges
+    """The contents of a file's frames, each with its offset; where the last whole one ends; and the ranges
     before that in which none can be read."""
 
     items: list[tuple[int, _Certificate | _Line | _Start]]
@@ -213,12 +213,12 @@ def _frames(data: bytes) -> _Frames:
 
 def _settled(items: Sequence[tuple[int, _Certificate | _Line | _Start]], size: int) -> tuple[int, bool]:
     """Return up to which offset a file of this size was on disk before the last addition began, and whether
-    it ends where an addition does. What is behind that offset a power cut may have taken in part."""
+    it ends where an addition does. A power cut may have taken part of what is behind that offset."""
     at, start = next(((at, item) for at, item in reversed(items) if isinstance(item, _Start)), (0, None))
     if start is None:  # a version that wrote none, or damage
         return size, False
     end = at + len(_frame(start)) + start.length
-    # Where something is behind its end the first frame of the addition that followed is lost.
+    # If something is behind its end, the first frame of the addition that followed is lost.
     return (end if start.whole or size > end else at), size == end
 
 
@@ -246,7 +246,7 @@ def decode(
     cut = [(start, until) for start, until in gaps if start >= settled]
     lost = [(start, until) for start, until in gaps if start < settled]
     lines = [(at, item) for at, item in items if isinstance(item, _Line)]
-    # What is there of an addition that was cut off may lack what is not: that is no damage.
+    # The part of a cut-off addition that is there may need the part that is not: that is no damage.
     roster, failed = _replay(lines, named, Roster(root, revocations), now, settled if cut else len(data))
     return Content(
         roster,

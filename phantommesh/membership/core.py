@@ -37,7 +37,7 @@ LATE: Final = 0.25
 
 
 class _Call:
-    """What is to be done at some time. Two of them are never equal."""
+    """An action that is to be done at some time. Two of them are never equal."""
 
     __slots__ = ("action", "argument")
 

@@ -128,7 +128,7 @@ class Membership:
             probing.testified(message)
         return core.flush()
 
-    # What the owner says.
+    # The owner's word.
 
     def verified(
         self, node: bytes, record_seq: int, record_hash: bytes, now: float, *, spread: bool = False

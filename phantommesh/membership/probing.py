@@ -297,7 +297,8 @@ class Probing:
                 return
         del self._waiting[message.nonce]
         if core.params.verify:
-            # What a helper brings when the member has answered is no sign that this node needs helpers.
+            # An answer by way of a helper, when the member has answered itself, is no sign that this node
+            # needs helpers.
             if core.reach.known(target) or not probe.answered:
                 core.reach.carried(target, waiting.relay, core.clock)
             if not probe.done and not probe.carried and core.params.lifeguard:

@@ -91,9 +91,9 @@ def examine(archive: Archive, *, root_hash: bytes | None = None, demands: Demand
 
 
 def _distinct(proofs: Iterable[Proof]) -> list[Proof]:
-    """The proofs, those that are there twice once: exports that overlap may be in one file. Where a statement
-    is there with a receipt and without, it was exported before the peer had answered, too. Two receipts of
-    one statement are two proofs, and contradict each other."""
+    """The proofs, those that are there twice once: exports that overlap may be in one file. If a statement is
+    there with a receipt and without, it was also exported before the peer had answered. Two receipts of one
+    statement are two proofs, and contradict each other."""
     receipts = dict[Signed, dict[Signed | None, None]]()
     for proof in proofs:
         receipts.setdefault(proof.statement, {})[proof.receipt] = None
