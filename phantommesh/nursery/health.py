@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is wrong with a node, each fault with what to do about it: `degraded` of its status, and /readyz."""
+"""Faults of a node, each with what to do about it: `degraded` of its status, and /readyz."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fault:
 
 
 def own_faults(node: Node) -> Iterator[Fault]:
-    """What is wrong with the node itself, or with what it was told."""
+    """Return what is wrong with the node itself, or with what it was told."""
     if missing := [name for name in node.names if name not in node.actual]:
         yield Fault(
             f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
@@ -104,7 +104,7 @@ def own_faults(node: Node) -> Iterator[Fault]:
 
 
 def copied(node: Node, suspicion: Suspicion) -> str:
-    """What a suspicion means, and what to do about it."""
+    """Say what a suspicion means, and what to do about it."""
     if suspicion.node is None:
         others = node.entries()
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
@@ -138,7 +138,7 @@ def copied(node: Node, suspicion: Suspicion) -> str:
 
 
 def _shared(node: Node) -> Iterator[Fault]:
-    """What two members both have, and which of the two is left out meanwhile."""
+    """Say what two members both have, and which of the two is left out meanwhile."""
     roster, me = node.keeper.roster, node.own.member.node_id
     shared: dict[tuple[NodeId, NodeId], list[int]] = {}
     for dispute in roster.disputes(time()):
@@ -169,7 +169,8 @@ def peer_faults(
     paths: Sequence[PathView],
     control_port: int,
 ) -> Iterator[Fault]:
-    """What is wrong between the node and its peers; ``standing`` is what gossip says of each, by name."""
+    """Return what is wrong between the node and its peers; ``standing`` is what gossip says of each, by
+    name."""
     renewed = Counter(v.peer for v in paths if v.state in ("closed", "proving") and v.since_s < RENEWAL)
     for link in links:
         gone = standing.get(link.peer)
@@ -194,7 +195,8 @@ def peer_faults(
 
 
 def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) -> Iterator[Fault]:
-    """Whom gossip reaches only by way of others; ``through`` are those, by name."""
+    """Yield a fault for each member that gossip reaches only by way of others; ``through`` has those, by
+    name."""
     for name in sorted(through)[:MAX_PARTLY]:
         yield Fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, not "

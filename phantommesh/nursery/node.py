@@ -261,7 +261,7 @@ class Node:
         return () if entry is None else self.places.of(entry)
 
     def _seeds(self) -> Sequence[Address]:
-        """Where to find the mesh again: what the config says, and the authorities."""
+        """Return where to find the mesh again: what the config says, and the authorities."""
         return (*self.places.seeds(), *self.peers.seeds())
 
     def entries(self) -> list[Entry]:
@@ -343,7 +343,7 @@ class Node:
         self.proving.epoch(peer, ended, None if found is None else found.current)
 
     def _receive(self, datagram: bytes, source: Address) -> None:
-        """What comes to the control port is a handshake, or gossip."""
+        """A datagram that comes to the control port is a handshake's, or gossip's."""
         if datagram[:1] == bytes([envelope.FORMAT]):
             self.gossip.receive(datagram, source)
         else:

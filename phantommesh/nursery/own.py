@@ -111,7 +111,7 @@ class OwnRecord:
         return self.dispute() is not None or (issuer is not None and issuer in self._state.revocations)
 
     def dispute(self) -> Dispute | None:
-        """What we have to give up to another member, if anything."""
+        """Return what we have to give up to another member, if anything."""
         return next(
             (
                 dispute

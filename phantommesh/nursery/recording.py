@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happened in the node, as events and metrics."""
+"""A record of what happened in the node, as events and metrics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Telling:
 
 
 class Recorder:
-    """Publishes the node's events and keeps its metrics. What there is to see it reads by ``reporter``."""
+    """Publishes the node's events and keeps its metrics. It reads the node's views by ``reporter``."""
 
     def __init__(self, node: Node, reporter: Reporter) -> None:
         self._node, self._reporter, self._metrics = node, reporter, node.metrics

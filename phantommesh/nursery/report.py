@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node says of itself: the views of the API. It reads.
-All it does is `rotate`, `revoke` and `new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke` and
+`new_identity`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Reporter:
 
     @property
     def events(self) -> EventLog:
-        """What happened lately."""
+        """The log of what happened lately."""
         return self._node.events
 
     def status(self) -> Status:
@@ -104,7 +104,7 @@ class Reporter:
         )
 
     def degraded(self) -> list[str]:
-        """What is wrong, and what to do about it: `status` has it too."""
+        """Return what is wrong, and what to do about it: `status` has it too."""
         node = self._node
         standing = {entry.member.name: self._membership(entry) for entry in node.entries()}
         through = {e.member.name: via for e in node.entries() if (via := self._through(e))}
@@ -147,7 +147,7 @@ class Reporter:
         return self._node.links.state(entry.member.node_id, trio.current_time())
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
-        """What WireGuard says of a member: number and name of each interface, and the peer there."""
+        """Return what WireGuard says of a member: number and name of each interface, and the peer there."""
         wg_keys = self._node.peers.wg_keys_of(entry)
         for i, name in enumerate(self._node.names):
             device = self._node.actual.get(name)
@@ -270,7 +270,7 @@ class Reporter:
         )
 
     def proofs(self) -> list[ProofsView]:
-        """What is kept of the scatter proofs of each link, also with nodes that have left."""
+        """Return what is kept of the scatter proofs of each link, also with nodes that have left."""
         review, roster = self._node.proving.review, self._node.keeper.roster
         views = []
         for peer in review.links():

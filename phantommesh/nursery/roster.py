@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node answers its members over a control channel."""
+"""A node's answers to members over a control channel."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class ControlServer:
     async def serve(
         self, session: streams.Session, request: control.Request, source: Address
     ) -> control.Answer:
-        """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
-        asks too much waits."""
+        """Answer one request. A mistake of an operator or a member is a `Refused` answer; a member that asks
+        too much waits."""
         if not await self._pace(self._rates.get(type(request), self._others), session.peer):
             return control.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")
         answer = await self._serve(session, request, source)
