@@ -33,10 +33,10 @@ from benchmarks.machine import describe
 from phantommesh import rosterlog, statedir
 from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4
+from phantommesh.node.own import RENEW_AT
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.own import RENEW_AT
 from phantommesh.nursery.rekeying import HASTE
 from phantommesh.possession import prove
 from phantommesh.records import NodeRecord, SignedRecord, sign_record

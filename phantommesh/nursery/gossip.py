@@ -133,7 +133,7 @@ class GossipDriver:
         self._rx: dict[NodeId, tuple[Sequence[int], float]] = {}
         self._to_sync, self._syncs = trio.open_memory_channel[bytes | Address](SYNC_QUEUE)
         self._to_ask, self._asks = trio.open_memory_channel[AskKeys](ASK_QUEUE)
-        self.dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
 
     # Told from outside.
 
@@ -142,14 +142,14 @@ class GossipDriver:
         self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
 
     @property
-    def drops(self) -> Counter[str]:
+    def dropped(self) -> Counter[str]:
         """Datagrams that came and could not be used, by reason; requests for records under the group key
         apart."""
         refused = {
             f"records-{reason.removeprefix('gossip-')}": count
             for reason, count in self._requests.drops.items()
         }
-        return self.gossip.drops + self.dropped + Counter(refused)
+        return self.gossip.drops + self._dropped + Counter(refused)
 
     def quiet(self) -> bool:
         """Whether nobody has been heard for a while."""
@@ -252,15 +252,15 @@ class GossipDriver:
         try:
             channel.send_nowait(item)
         except trio.WouldBlock:  # what matters is asked for again
-            self.dropped[f"gossip-{what}-queue"] += 1
+            self._dropped[f"gossip-{what}-queue"] += 1
 
     def _want(self, wanted: FetchRecord) -> None:
         if NodeId(wanted.node) in self._keeper.roster.waiting:
-            self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
+            self._dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
         elif self._fetching.want(wanted, trio.current_time()):
             self._wanted.ring()
         elif self._fetching.full:  # what matters is asked for again
-            self.dropped["gossip-fetch-queue"] += 1
+            self._dropped["gossip-fetch-queue"] += 1
 
     # Services.
 
@@ -274,7 +274,7 @@ class GossipDriver:
             nursery.start_soon(self._watch)
             while True:
                 await self._due.sleep()
-                with left_out(self.dropped, "gossip-broken", BROKEN):  # what others said had a timer set
+                with left_out(self._dropped, "gossip-broken", BROKEN):  # what others said had a timer set
                     self._carry_out(self.gossip.tick(trio.current_time()))
 
     async def leave(self) -> None:
@@ -300,7 +300,7 @@ class GossipDriver:
                 await self._wanted.wait()
                 continue
             try:
-                with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN):
+                with left_out(self._dropped, "gossip-fetch-broken", FETCH_BROKEN):
                     await self._fetch_from_someone(batch)
             finally:
                 self._fetching.over(batch)
@@ -319,15 +319,15 @@ class GossipDriver:
                     await trio.sleep(seconds)
                 case asking.Call(member, talk):
                     peer = format_node_id(member)
-                    with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN, peer=peer):
+                    with left_out(self._dropped, "gossip-fetch-broken", FETCH_BROKEN, peer=peer):
                         await self._fetch_linked(member, talk)
                 case asking.CallUnlinked(address, hashes):
                     source = str(address)
-                    with left_out(self.dropped, "gossip-fetch-broken", FETCH_BROKEN, source=source):
+                    with left_out(self._dropped, "gossip-fetch-broken", FETCH_BROKEN, source=source):
                         await self._fetch_unlinked(address, hashes)
                 case _:
                     assert_never(step)
-        self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
+        self._dropped["gossip-record-not-found"] += len(asking.missing(batch, self._keeper.roster))
 
     async def _fetch_linked(self, member: NodeId, talk: asking.Talk[int]) -> None:
         try:
@@ -341,7 +341,7 @@ class GossipDriver:
         """Ask whoever spoke from an address, for its own record above all: there is nobody else to ask while
         those who know it are away, and no link with it without its record."""
         if not self._may(None, source.host):
-            self.dropped["gossip-record-forbidden"] += 1
+            self._dropped["gossip-record-forbidden"] += 1
             return
         try:
             if not self._requests.ready:
@@ -366,10 +366,10 @@ class GossipDriver:
         async for peer in self._syncs.clone():
             member = self._member_at(peer)
             if member is None or self._caller.sessions.newest(member) is None:
-                self.dropped["gossip-sync-unlinked"] += 1
+                self._dropped["gossip-sync-unlinked"] += 1
                 continue
             name = format_node_id(member)
-            with left_out(self.dropped, "gossip-sync-broken", SYNC_BROKEN, peer=name):
+            with left_out(self._dropped, "gossip-sync-broken", SYNC_BROKEN, peer=name):
                 try:
                     with trio.move_on_after(TALK):
                         async with self._caller.call(member) as client:
@@ -388,7 +388,7 @@ class GossipDriver:
                     break  # no link with it yet: its next datagram says the same
                 answered = False
                 name = format_node_id(member)
-                with left_out(self.dropped, "gossip-ask-broken", ASK_BROKEN, peer=name):
+                with left_out(self._dropped, "gossip-ask-broken", ASK_BROKEN, peer=name):
                     answered = await self._ask_keys(member, wanted.digest)
                 if answered:
                     break

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import Suspicion, Why
 from phantommesh.moments import rfc3339
+from phantommesh.nursery.parts import Parts
 from phantommesh.views import LinkView, MemberState, PathView
-
-if TYPE_CHECKING:
-    from phantommesh.nursery.node import Node
 
 # Tuning.
 MAX_PARTLY = 8  # partly reachable peers named in `status`
@@ -32,88 +30,88 @@ class Fault:
     bearable: bool = True
 
 
-def own_faults(node: Node) -> Iterator[Fault]:
+def own_faults(parts: Parts) -> Iterator[Fault]:
     """Return what is wrong with the node itself, or with what it was told."""
-    if missing := [name for name in node.names if name not in node.actual]:
+    if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
         yield Fault(
             f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
             bearable=False,
         )
-    for conflict in node.overlay.plan.conflicts:
+    for conflict in parts.overlay.plan.conflicts:
         yield Fault(
             f"{conflict}: what is sent to members still takes the overlay; remove that address or route, or "
             "renumber the host's network"
         )
-    if (problem := node.overlay.problem) is not None:
+    if (problem := parts.overlay.problem) is not None:
         fix = f"; {problem.fix}" if problem.fix else ""
         yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
-    if (problem := node.guarding.problem) is not None:
+    if (problem := parts.guarding.problem) is not None:
         yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
-    for name in node.config.guard.forward:
+    for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield Fault(f"guard.forward names {name}, and this host has no such interface: see `ip link`")
-    if (problem := node.paths.problem) is not None:
+    if (problem := parts.paths.problem) is not None:
         yield Fault(f"{problem}; {problem.fix}")
-    if (problem := node.scattering.problem) is not None:
+    if (problem := parts.scattering.problem) is not None:
         fix = f"; {problem.fix}" if problem.fix else ""
         yield Fault(f"traffic takes dimension 0 alone: {problem}{fix}")
-    if node.succession.pending and (stuck := node.succession.error) is not None:
+    if parts.succession.pending and (stuck := parts.succession.error) is not None:
         yield Fault(f"a new identity was asked for and is not there yet: {stuck}; {stuck.fix}")
-    if (revoked := node.keeper.revoked) is not None:
+    if (revoked := parts.keeper.revoked) is not None:
         yield Fault(
             f"this node was revoked on {rfc3339(revoked.at)}: to come back, move its state directory "
             "away and join again with a new invite",
             bearable=False,
         )
         return
-    roster = node.keeper.roster
-    if (dispute := node.own.dispute()) is not None:
+    roster = parts.keeper.roster
+    if (dispute := parts.own.dispute()) is not None:
         winner = roster.get(dispute.winner)
         whose = "another member" if winner is None else winner.member.name
         yield Fault(
             f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another",
             bearable=False,
         )
-    for suspicion in node.copies.suspicions:
-        yield Fault(copied(node, suspicion))
-    if moot := len(node.state.revocations.moot):
+    for suspicion in parts.copies.suspicions:
+        yield Fault(copied(parts, suspicion))
+    if moot := len(parts.state.revocations.moot):
         yield Fault(
             f"a revoked authority revoked {moot} nodes that other members may take for revoked: revoke "
             "those that should be, or cast that authority out with `phantommesh revoke NAME --undo-all` "
             "where the mesh's root key is"
         )
-    yield from _shared(node)
+    yield from _shared(parts)
     for node_id in roster.equivocations:
         if (entry := roster.get(node_id)) is not None:
             yield Fault(
                 f"{entry.member.name} signed two different records with one number: it was copied, or it "
                 "lies; find out which, and revoke it if in doubt"
             )
-    yield from map(Fault, node.places.faults())
-    if node.config.scatter.peers:
-        names = {node.own.member.name, *(entry.member.name for entry in roster)}
-        for name in sorted(node.config.scatter.peers.keys() - names):
+    yield from map(Fault, parts.places.faults())
+    if parts.config.scatter.peers:
+        names = {parts.own.member.name, *(entry.member.name for entry in roster)}
+        for name in sorted(parts.config.scatter.peers.keys() - names):
             yield Fault(f"scatter.peers names {name}, who is no member: correct the name, or let it join")
-    if node.own.member.not_after <= time():
+    if parts.own.member.not_after <= time():
         yield Fault(
             "this node's certificate has expired: it must join again with a new invite", bearable=False
         )
-    elif node.own.renewal_error is not None:
-        error = node.own.renewal_error
+    elif parts.own.renewal_error is not None:
+        error = parts.own.renewal_error
         yield Fault(f"the certificate could not be renewed: {error}; {error.fix}")
 
 
-def copied(node: Node, suspicion: Suspicion) -> str:
+def copied(parts: Parts, suspicion: Suspicion) -> str:
     """Say what a suspicion means, and what to do about it."""
     if suspicion.node is None:
-        others = node.entries()
+        others = parts.peers.entries
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
         return (
             f"{suspicion.accusers} of {len(others)} peers no longer know this node's keys, though they did "
             f"not restart: this node's identity key{whose} may be in use elsewhere; run "
             "`phantommesh identity new` here, which revokes the old identity"
         )
-    entry = node.keeper.roster.get(NodeId(suspicion.node))
+    entry = parts.keeper.roster.get(NodeId(suspicion.node))
     name = format_node_id(NodeId(suspicion.node)) if entry is None else entry.member.name
     match suspicion.why:
         case Why.STRANGE_KEY:
@@ -137,9 +135,9 @@ def copied(node: Node, suspicion: Suspicion) -> str:
     )
 
 
-def _shared(node: Node) -> Iterator[Fault]:
+def _shared(parts: Parts) -> Iterator[Fault]:
     """Say what two members both have, and which of the two is left out meanwhile."""
-    roster, me = node.keeper.roster, node.own.member.node_id
+    roster, me = parts.keeper.roster, parts.own.member.node_id
     shared: dict[tuple[NodeId, NodeId], list[int]] = {}
     for dispute in roster.disputes(time()):
         loser, winner = roster.get(dispute.loser), roster.get(dispute.winner)
@@ -195,8 +193,7 @@ def peer_faults(
 
 
 def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) -> Iterator[Fault]:
-    """Yield a fault for each member that gossip reaches only by way of others; ``through`` has those, by
-    name."""
+    """Say that gossip reaches a member only by way of others; ``through`` are those, by name."""
     for name in sorted(through)[:MAX_PARTLY]:
         yield Fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, not "

@@ -52,6 +52,10 @@ class Overlay:
         """The prefixes that mean the overlay on this host: for routes, rules and guards alike."""
         return self.plan.routed
 
+    def prefixes(self) -> tuple[Network, ...]:
+        """``routed``, for those that ask again and again."""
+        return self.plan.routed
+
     def kick(self) -> None:
         """Look again now: the members may have changed."""
         self._kicked.set()

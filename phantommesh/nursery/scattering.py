@@ -119,7 +119,7 @@ class Scattering:
         self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
-        self.drops: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6, self._me = kind, mtu, ipv6, me
         self._addresses, self._wanted, self._interval = addresses, routed, interval
         self._seed = int.from_bytes(os.urandom(4))
@@ -134,7 +134,7 @@ class Scattering:
         self._ways: dict[int, int] = {}
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
-        self._counted: Counter[str] = Counter()  # of this table, what `drops` has already
+        self._counted: Counter[str] = Counter()  # of this table, what `dropped` has already
         self._lock = trio.Lock()
         self._kicked = trio.Event()
 
@@ -395,7 +395,7 @@ class Scattering:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh = now - self._counted
-        self.drops += fresh
+        self.dropped += fresh
         self._counted = now
         marks = (found.map.elements[0] for found in self._installed.values())
         if fresh["scatter-missed"] or any(word not in counters for word in marks):
