@@ -17,8 +17,8 @@ test: setup lint
 	$(TESTS) -m "not kernel and not slow and not lab" -n auto --dist loadscope
 	$(TESTS) -m "lab and not kernel and not slow"
 
-# On this machine's kernel where it has WireGuard, else in a small VM. Left to `make test`: what is no matter of
-# the kernel, that is, the lab command itself, other WireGuards and most of a node's life.
+# On this machine's kernel where it has WireGuard, else in a small VM. `make test` alone has
+# what does not touch the kernel: the lab command itself, other WireGuards and most of a node's life.
 test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling

@@ -77,9 +77,10 @@ def table_name(device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What is guarded. ``device`` and ``names`` are the mesh's interfaces, ``own`` this node's overlay
-    addresses, ``networks`` whose traffic is the mesh's (both families), ``control`` and ``wireguard`` the
-    ports of the underlay, ``forward`` the interfaces of machines that use the mesh through this node."""
+    """The addresses, ports and interfaces to guard. ``device`` and ``names`` are the mesh's interfaces,
+    ``own`` this node's overlay addresses, ``networks`` whose traffic is the mesh's (both families),
+    ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
+    the mesh through this node."""
 
     device: str
     names: tuple[str, ...]

@@ -2,7 +2,8 @@
 """The ``phantommesh`` command.
 
 Exit status: 0 done, 1 failed, 2 usage, 3 the node is not running. With ``--json`` stdout has exactly one JSON
-document, or nothing when there is no answer to give. What is slow to import is imported inside its verb.
+document, or nothing when there is no answer to give. Modules that are slow to import are imported inside
+their verb.
 """
 
 from pathlib import Path

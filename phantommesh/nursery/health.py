@@ -31,7 +31,7 @@ UNREADY = frozenset(
 
 
 def own_faults(parts: Parts) -> Iterator[Fault]:
-    """What is wrong with the node itself, or with what it was told."""
+    """Return what is wrong with the node itself, or with what it was told."""
     if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
         yield reconciler.INTERFACES_MISSING.fault(
             f"interfaces {', '.join(missing)} are missing",
@@ -126,7 +126,7 @@ def _certificate(parts: Parts) -> Iterator[Fault]:
 
 
 def copied(parts: Parts, suspicion: Suspicion) -> Fault:
-    """What a suspicion means, and what to do about it."""
+    """Say what a suspicion means, and what to do about it."""
     if suspicion.node is None:
         others = parts.peers.entries
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
@@ -162,7 +162,7 @@ def copied(parts: Parts, suspicion: Suspicion) -> Fault:
 
 
 def _shared(parts: Parts) -> Iterator[Fault]:
-    """What two members both have, and which of the two is left out meanwhile."""
+    """Say what two members both have, and which of the two is left out meanwhile."""
     roster, me = parts.keeper.roster, parts.own.member.node_id
     shared: dict[tuple[NodeId, NodeId], list[int]] = {}
     for dispute in roster.disputes(time()):

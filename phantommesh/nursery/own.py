@@ -117,7 +117,7 @@ class OwnRecord:
                 await trio.sleep(AGAIN)
 
     def dispute(self) -> Dispute | None:
-        """What we have to give up to another member, if anything."""
+        """Return what we have to give up to another member, if anything."""
         return self.word.dispute(time())
 
     def shared_dimension(self) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the members are: the addresses of their records that this node may send to.
+"""Places of the members: the addresses of their records that this node may send to.
 
 Every address that comes from another passes here, each time that it is used: what a name resolves to and what
 networks the host has both change.
@@ -58,7 +58,7 @@ class Places:
         self._told: set[NodeId] = set()
 
     async def refresh(self) -> None:
-        """Read the host's networks. Where they cannot be read, those of the last time stand."""
+        """Read the host's networks. If they cannot be read, those of the last time stand."""
         try:
             host = await trio.to_thread.run_sync(read_host)
         except PhantomMeshError as error:
@@ -114,7 +114,7 @@ class Places:
         if len(places) > MAX_SEEN:
             del places[next(iter(places))]
 
-    # Where members are.
+    # Addresses of members.
 
     def of(self, entry: Entry) -> tuple[Address, ...]:
         """The addresses of a member's control port, as far as they resolve and may be used."""
@@ -154,10 +154,10 @@ class Places:
         self._names = {member: name for member, name in self._names.items() if member in self._refused}
         self._seen = {member: hosts for member, hosts in self._seen.items() if member in kept}
 
-    # What `status` tells.
+    # Faults, for `status`.
 
     def faults(self) -> Iterator[Fault]:
-        """What is wrong with addresses, ours and others'."""
+        """Return what is wrong with addresses, ours and others'."""
         for key, endpoints in (("node.endpoints", self._own), ("gossip.seeds", self._seeds)):
             for host, port in endpoints:
                 why = self._misnamed(host)

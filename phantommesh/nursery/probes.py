@@ -49,7 +49,7 @@ log = structlog.get_logger("phantommesh.paths")
 
 
 class Scatterer(Protocol):
-    """What is needed of `Scattering`."""
+    """The part of `Scattering` that is needed here."""
 
     async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None: ...
 
@@ -263,6 +263,6 @@ class PathDriver:
             await self._apply_now.wait()
 
     def _tell_force(self, node_id: bytes) -> None:
-        """What the kernel sends by: without a map of the peer's, dimension 0 alone."""
+        """Tell what the kernel sends by: without a map of the peer's, dimension 0 alone."""
         scattered = self._scatterer.snapshot(node_id) is not None
         self.paths.in_force(node_id, self._applied.get(node_id, FULL) if scattered else _ONLY_FIRST)

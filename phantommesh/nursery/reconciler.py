@@ -78,11 +78,12 @@ class Reconciler:
 
     @property
     def desired(self) -> dict[str, DeviceConfig]:
-        """What is desired now, without endpoints that are forbidden."""
+        """Return what is desired now, without endpoints that are forbidden."""
         return self._look()[0]
 
     def _look(self) -> tuple[dict[str, DeviceConfig], set[tuple[str, bytes, str]]]:
-        """What is desired now, and the endpoints that were left out of it: device, peer's key, host."""
+        """Return what is desired now, and the endpoints that were left out of it: device, peer's key,
+        host."""
         desired, refused = dict(self._wanted()), set[tuple[str, bytes, str]]()
         for name, config in desired.items():
             bad = dict[bytes, PeerConfig]()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happened in the node, as events and metrics."""
+"""A record of what happened in the node, as events and metrics."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ log = structlog.get_logger("phantommesh.report")
 class Telling:
     """Which changes of members are told, in the log and as events.
 
-    One insider can make up updates, restarts and suspicions as fast as it sends: of those only so many are.
-    The end of a suspicion is told where its beginning was. All else takes more than one member's word.
+    One insider can make up updates, restarts and suspicions as fast as it sends: only so many of those are
+    told. The end of a suspicion is told where its beginning was. All else takes more than one member's word.
     """
 
     def __init__(self, now: float) -> None:
@@ -62,7 +62,7 @@ class Telling:
 
 
 class Recorder:
-    """Publishes the node's events and keeps its metrics. What there is to see it reads by ``reporter``."""
+    """Publishes the node's events and keeps its metrics. It reads the node's views by ``reporter``."""
 
     def __init__(self, parts: Parts, reporter: Reporter) -> None:
         self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics

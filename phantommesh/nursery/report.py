@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node says of itself: the views of the API. It reads.
-All it does is `rotate`, `revoke` and `new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke` and
+`new_identity`."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Reporter:
         return self._parts.links.state(entry.member.node_id, trio.current_time())
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
-        """What WireGuard says of a member: number and name of each interface, and the peer there."""
+        """Return what WireGuard says of a member: number and name of each interface, and the peer there."""
         wg_keys = self._parts.peers.wg_keys_of(entry)
         for i, name in enumerate(self._parts.names):
             device = self._parts.reconciler.actual.get(name)
@@ -274,7 +274,7 @@ class Reporter:
         )
 
     def proofs(self) -> list[ProofsView]:
-        """What is kept of the scatter proofs of each link, also with nodes that have left."""
+        """Return what is kept of the scatter proofs of each link, also with nodes that have left."""
         review, roster = self._parts.proving.review, self._parts.keeper.roster
         views = []
         for peer in review.links():
