@@ -143,6 +143,9 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=None, content=TEXT,
     ),
     Endpoint(
+        name="openapi", method="GET", path="/openapi.json", summary="This description.", scope=None,
+    ),
+    Endpoint(
         name="status", method="GET", path="/v1/status", summary="This node at a glance.",
         scope=Scope.READ, answer=Status,
     ),

@@ -7,9 +7,11 @@ import msgspec
 import trio
 from quart import Response, request
 
+from phantommesh import __version__
 from phantommesh.management.bodies import Probe
-from phantommesh.management.endpoints import BYTES, JSON
+from phantommesh.management.endpoints import BYTES, ENDPOINTS, JSON
 from phantommesh.management.finding import find
+from phantommesh.management.openapi import document
 from phantommesh.nursery.api.paging import HasNodeId, paginate
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
@@ -32,6 +34,9 @@ def reads(node: NodePort) -> Handlers:
         accept = request.headers.get("Accept", "")
         body, content_type = await trio.to_thread.run_sync(node.metrics.render, accept)
         return Response(body, content_type=content_type)
+
+    async def openapi() -> Response:
+        return json(document(ENDPOINTS, __version__))
 
     async def status() -> Response:
         return json(node.status())
@@ -62,6 +67,7 @@ def reads(node: NodePort) -> Handlers:
         "healthz": healthz,
         "readyz": readyz,
         "metrics": metrics,
+        "openapi": openapi,
         "status": status,
         "peers": paged(node.peers),
         "peer": peer,
