@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every verb shares: the global options, how errors are told, what may be assumed of the machine."""
+"""Code that every verb shares: the global options, how errors are told, what may be assumed of the
+machine."""
 
 import os
 import platform

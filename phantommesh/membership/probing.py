@@ -120,7 +120,7 @@ class Probing:
         """Ask one member now."""
         core = self._core
         if core.table.get(target) is not None and target != core.node:
-            # Where this node is badly placed, its own pings alone say little.
+            # If this node is badly placed, its own pings alone say little.
             helped = core.reach.known(target) or core.reach.elsewhere(target)
             interval = core.params.probe_interval * core.health.scale
             self._begin(target, interval, thorough or helped, scored=thorough)

@@ -149,7 +149,8 @@ class GossipDriver:
 
     @property
     def dropped(self) -> Counter[str]:
-        """What came and could not be used, by reason; requests for records under the group key apart."""
+        """Datagrams that came and could not be used, by reason; requests for records under the group key
+        apart."""
         refused = {
             f"records-{reason.removeprefix('gossip-')}": count
             for reason, count in self._requests.drops.items()

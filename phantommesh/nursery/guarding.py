@@ -22,8 +22,11 @@ import trio
 from phantommesh import guard, nftnetlink
 from phantommesh.errors import PhantomMeshError
 from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.management.faults import FaultKind
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
+
+UNGUARDED = FaultKind("overlay-unguarded", "critical")
 
 # Tuning.
 INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host has in the overlay's range: addresses and routes of its own, and what closes that range.
+"""The host's view of the overlay's range: addresses and routes of its own there, and what closes that range.
 
 The functions block, so they are called inside ``trio.to_thread.run_sync``.
 """
@@ -137,7 +137,7 @@ def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:
 
 
 def _closing(route: KernelRoute) -> Closing | None:
-    """What a route of ours closes; None for any other route."""
+    """Return what a route of ours closes; None for any other route."""
     told = route.kind, route.protocol, route.table
     closing = told == (UNREACHABLE, ROUTE_PROTOCOL, _MAIN_TABLE) and route.metric == CLOSED_METRIC
     return Closing("route", route.network) if closing else None
@@ -146,7 +146,8 @@ def _closing(route: KernelRoute) -> Closing | None:
 def _taken(
     route: KernelRoute, links: dict[int, _Interface], networks: Sequence[Network]
 ) -> Iterator[HostRange]:
-    """What of the overlay a route of the host's takes: what it leads to, and the gateway that it needs."""
+    """Yield the parts of the overlay that a route of the host's takes: what it leads to, and the gateway that
+    it needs."""
     if route.kind == UNREACHABLE:
         return
     hops = list(route.hops())

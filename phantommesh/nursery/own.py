@@ -15,6 +15,7 @@ import trio
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
@@ -26,6 +27,10 @@ from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records import Dispute, NodeRecord
 from phantommesh.trust import Member, TrustError
 from phantommesh.wgkeys import WgKeys
+
+DISPUTED = FaultKind("own-claim-disputed", "critical")
+CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
+CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
@@ -112,7 +117,7 @@ class OwnRecord:
                 await trio.sleep(AGAIN)
 
     def dispute(self) -> Dispute | None:
-        """What we have to give up to another member, if anything."""
+        """Return what we have to give up to another member, if anything."""
         return self.word.dispute(time())
 
     def shared_dimension(self) -> int | None:

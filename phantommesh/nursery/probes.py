@@ -21,6 +21,7 @@ import trio
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
@@ -31,6 +32,8 @@ from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard import DeviceState
+
+PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
@@ -46,7 +49,7 @@ log = structlog.get_logger("phantommesh.paths")
 
 
 class Scatterer(Protocol):
-    """What is needed of `Scattering`."""
+    """The part of `Scattering` that is needed here."""
 
     async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None: ...
 
@@ -260,6 +263,6 @@ class PathDriver:
             await self._apply_now.wait()
 
     def _tell_force(self, node_id: bytes) -> None:
-        """What the kernel sends by: without a map of the peer's, dimension 0 alone."""
+        """Tell what the kernel sends by: without a map of the peer's, dimension 0 alone."""
         scattered = self._scatterer.snapshot(node_id) is not None
         self.paths.in_force(node_id, self._applied.get(node_id, FULL) if scattered else _ONLY_FIRST)

@@ -14,6 +14,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
 from phantommesh.wireguard import (
@@ -24,6 +25,8 @@ from phantommesh.wireguard import (
     diff,
     without_ipv6,
 )
+
+INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
 MAX_BACKOFF = 30.0
 """Seconds between attempts at most, while the backend fails."""
@@ -75,11 +78,12 @@ class Reconciler:
 
     @property
     def desired(self) -> dict[str, DeviceConfig]:
-        """What is desired now, without endpoints that are forbidden."""
+        """Return what is desired now, without endpoints that are forbidden."""
         return self._look()[0]
 
     def _look(self) -> tuple[dict[str, DeviceConfig], set[tuple[str, bytes, str]]]:
-        """What is desired now, and the endpoints that were left out of it: device, peer's key, host."""
+        """Return what is desired now, and the endpoints that were left out of it: device, peer's key,
+        host."""
         desired, refused = dict(self._wanted()), set[tuple[str, bytes, str]]()
         for name, config in desired.items():
             bad = dict[bytes, PeerConfig]()

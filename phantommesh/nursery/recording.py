@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happened in the node, as events and metrics."""
+"""A record of what happened in the node, as events and metrics."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ log = structlog.get_logger("phantommesh.report")
 class Telling:
     """Which changes of members are told, in the log and as events.
 
-    One insider can make up updates, restarts and suspicions as fast as it sends: of those only so many are.
-    The end of a suspicion is told where its beginning was. All else takes more than one member's word.
+    One insider can make up updates, restarts and suspicions as fast as it sends: only so many of those are
+    told. The end of a suspicion is told where its beginning was. All else takes more than one member's word.
     """
 
     def __init__(self, now: float) -> None:
@@ -62,7 +62,7 @@ class Telling:
 
 
 class Recorder:
-    """Publishes the node's events and keeps its metrics. What there is to see it reads by ``reporter``."""
+    """Publishes the node's events and keeps its metrics. It reads the node's views by ``reporter``."""
 
     def __init__(self, parts: Parts, reporter: Reporter) -> None:
         self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics
@@ -134,7 +134,7 @@ class Recorder:
             if peer in self._suspected:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
-            text, why = health.copied(parts, suspicion), suspicion.why.value
+            text, why = health.copied(parts, suspicion).line, suspicion.why.value
             about = "self" if peer is None else format_node_id(NodeId(peer))
             log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
@@ -146,9 +146,11 @@ class Recorder:
         self._metrics.identity_suspects.set(len(found))
 
     def _tell_health(self) -> None:
-        reasons = self._reporter.degraded()
+        faults = self._reporter.faults()
+        reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
-            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
+            codes = sorted({fault.code for fault in faults})
+            data = {"reasons": reasons[:TOLD_REASONS], "codes": codes, "total": len(reasons)}
             self._parts.events.publish("health.degraded", None, data)
         elif self._told and not reasons:
             self._parts.events.publish("health.well", None, {})

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node says of itself: the views of the API. It reads.
-All it does is `rotate`, `revoke` and `new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke` and
+`new_identity`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from phantommesh.events import EventLog
 from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.faults import Fault
 from phantommesh.management.finding import find
+from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
 from phantommesh.moments import rfc3339
@@ -81,7 +83,8 @@ class Reporter:
         """This node at a glance."""
         parts, member = self._parts, self._parts.own.member
         links = self.links()
-        gone = {e.member.name for e in parts.peers.entries if self._membership(e) in ("dead", "left")}
+        gone = {e.called[1] for e in parts.peers.entries if self._membership(e) in ("dead", "left")}
+        faults = self.faults()
         return Status(
             mesh=parts.state.mesh.name,
             node=member.name,
@@ -93,28 +96,32 @@ class Reporter:
             ip4=str(member.ip4),
             ip6=str(member.ip6),
             peers_total=len(links),
-            peers_up=sum(health.is_up(link) and link.peer not in gone for link in links),
+            peers_up=sum(is_up(link) and link.node_id not in gone for link in links),
             members=dict(Counter(self._membership(entry) for entry in parts.peers.entries)),
             partly_reachable=sum(bool(self._through(entry)) for entry in parts.peers.entries),
-            degraded=self.degraded(),
+            degraded=[fault.line for fault in faults],
+            faults=faults,
             certificate_expires=rfc3339(member.not_after),
         )
 
-    def degraded(self) -> list[str]:
-        """What is wrong, and what to do about it: `status` has it too."""
+    def faults(self) -> list[Fault]:
+        """What is wrong: `status` has it too."""
         parts = self._parts
-        standing = {entry.member.name: self._membership(entry) for entry in parts.peers.entries}
-        through = {e.member.name: via for e in parts.peers.entries if (via := self._through(e))}
-        faults = [
+        standing = {entry.called[1]: self._membership(entry) for entry in parts.peers.entries}
+        through = [(e.member.name, via) for e in parts.peers.entries if (via := self._through(e))]
+        return [
             *health.own_faults(parts),
-            *health.peer_faults(standing, self.links(), self.paths(), parts.config.control.port),
-            *health.partly_reachable(through, parts.config.control.port),
+            *peer_faults(standing, self.links(), self.paths(), parts.config.control.port),
+            *partly_reachable(through, parts.config.control.port),
         ]
-        return [fault.text for fault in faults]
+
+    def degraded(self) -> list[str]:
+        """The same as lines."""
+        return [fault.line for fault in self.faults()]
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
-        reasons = [fault.text for fault in health.own_faults(self._parts) if not fault.bearable]
+        reasons = [fault.line for fault in health.own_faults(self._parts) if fault.code in health.UNREADY]
         return not reasons, reasons
 
     def peers(self) -> list[PeerView]:
@@ -144,7 +151,7 @@ class Reporter:
         return self._parts.links.state(entry.member.node_id, trio.current_time())
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
-        """What WireGuard says of a member: number and name of each interface, and the peer there."""
+        """Return what WireGuard says of a member: number and name of each interface, and the peer there."""
         wg_keys = self._parts.peers.wg_keys_of(entry)
         for i, name in enumerate(self._parts.names):
             device = self._parts.reconciler.actual.get(name)
@@ -267,7 +274,7 @@ class Reporter:
         )
 
     def proofs(self) -> list[ProofsView]:
-        """What is kept of the scatter proofs of each link, also with nodes that have left."""
+        """Return what is kept of the scatter proofs of each link, also with nodes that have left."""
         review, roster = self._parts.proving.review, self._parts.keeper.roster
         views = []
         for peer in review.links():

@@ -152,7 +152,7 @@ class Resolver:
     async def _find(self, host: str) -> str | None:
         addresses = await find_all(host)
         usable = (address for address in addresses if not self.forbids(address))
-        # Where none may be used, whoever asked is to see why.
+        # If none may be used, whoever asked is to see why.
         return next(usable, addresses[0] if addresses else None)
 
 

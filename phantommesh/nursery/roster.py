@@ -49,8 +49,8 @@ class ControlServer:
     async def serve(
         self, session: streams.Session, request: control.Request, source: Address
     ) -> control.Answer:
-        """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
-        asks too much waits."""
+        """Answer one request. A mistake of an operator or a member is a `Refused` answer; a member that asks
+        too much waits."""
         work = self.serving.serve(session, request, moment())
         return await do(work, partial(self._carry_out, source))
 

@@ -3,10 +3,10 @@
 
 In this order: the certificate chains up to the root; each head's signature, and that a node's heads do not
 contradict each other; each leaf's way up to its head; that statement, commitment and receipt are of one link
-and epoch. What fails of these makes the whole file worthless. Then each direction of a link gets a verdict of
-its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and plan; both
-ends' counters; the bytes that the receiver counted against the plans; and whether all this is enough to show
-that there was scattering. What this proves and what it does not is in docs/proofs.md.
+and epoch. A failure of any of these makes the whole file worthless. Then each direction of a link gets a
+verdict of its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and
+plan; both ends' counters; the bytes that the receiver counted against the plans; and whether all this is
+enough to show that there was scattering. docs/proofs.md says what this proves and what it does not.
 """
 
 from collections.abc import Iterable
@@ -48,7 +48,8 @@ class Report:
 
     @property
     def problem(self) -> ProofError | None:
-        """What is wrong with the first link that does not hold, those that fail first; None if all hold."""
+        """Say what is wrong with the first link that does not hold, those that fail first; None if all
+        hold."""
         if (verdict := self.verdict) == "holds":
             return None
         link = next(link for link in self.links if link.verdict == verdict)
@@ -95,9 +96,9 @@ def examine(archive: Archive, *, root_hash: bytes | None = None, demands: Demand
 
 
 def _distinct(proofs: Iterable[Proof]) -> list[Proof]:
-    """The proofs, those that are there twice once: exports that overlap may be in one file. Where a statement
-    is there with a receipt and without, it was exported before the peer had answered, too. Two receipts of
-    one statement are two proofs, and contradict each other."""
+    """The proofs, those that are there twice once: exports that overlap may be in one file. If a statement is
+    there with a receipt and without, it was also exported before the peer had answered. Two receipts of one
+    statement are two proofs, and contradict each other."""
     receipts = dict[Signed, dict[Signed | None, None]]()
     for proof in proofs:
         receipts.setdefault(proof.statement, {})[proof.receipt] = None

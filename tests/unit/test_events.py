@@ -265,7 +265,11 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
         )
         [reason] = alpha.reporter.status().degraded
         assert "gama, who is no member" in reason and alpha.reporter.ready() == (True, [])
+        [fault] = alpha.reporter.status().faults
+        assert (fault.code, fault.severity, fault.subject) == ("scatter-unknown-peer", "low", "gama")
+        assert fault.line == reason and fault.fix
         alpha.reporter._parts = alpha.parts
         alpha.parts.reconciler.actual = {}
         alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].data["total"] == 1
+        assert told(alpha, "health.*")[-1].data["codes"] == ["interfaces-missing"]

@@ -24,13 +24,13 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import probes
+from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard import DeviceState
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.test_reconciler import FakeBackend
 from tests.unit.test_replaced_keys import both, known
 
 REKEY_TIMEOUT = 5.0

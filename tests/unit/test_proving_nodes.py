@@ -11,6 +11,7 @@ import trio
 
 from phantommesh.identity import NodeId
 from phantommesh.nursery import proving as module
+from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Seven
@@ -21,7 +22,6 @@ from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makeproofs import cards_of
-from tests.unit.test_reconciler import FakeBackend
 
 PACKETS = (3000,) * 7
 
