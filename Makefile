@@ -45,6 +45,9 @@ setup:
 # Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
 lock:
 	rm -rf .venv/lock && python3 -m venv .venv/lock && .venv/lock/bin/pip -q install pip-tools
+	echo 'setuptools>=70.1  # what wgnlpy is built with: it has no wheel' | \
+	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --allow-unsafe --no-annotate --no-header \
+	        --no-emit-index-url --no-emit-find-links --no-emit-trusted-host - -o requirements-build.txt
 	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt" \
 	    "requirements-bench.txt --extra bench -c requirements-dev.txt"; do \
 	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import antientropy, control, idtree
 from phantommesh.endpoint import Address
@@ -178,7 +178,7 @@ class Call(NamedTuple):
     """Hold this conversation with a member, over a channel."""
 
     member: NodeId
-    talk: Talk[int]
+    talk: Talk[Any]
 
 
 class CallUnlinked(NamedTuple):

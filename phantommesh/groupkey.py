@@ -44,7 +44,6 @@ PROMOTE_AFTER: Final = 10.0  # s
 RETIRE_AFTER: Final = 20.0  # s
 MAX_AGE: Final = 86_400.0  # s
 MAX_KEYS: Final = 16
-PATIENCE: Final = 5.0  # s that each authority gives those before it to make the key that is due
 
 
 class GroupKey(msgspec.Struct, frozen=True, array_like=True):
@@ -339,22 +338,6 @@ def take_keys(
         else:
             came |= keyring.install(key, now)
     return came, refused
-
-
-class Turn:
-    """Which authority makes the key that is due: the first by node id, or whoever is next and has waited."""
-
-    def __init__(self) -> None:
-        self._due_since: float | None = None
-
-    def ours(self, due: bool, mine: NodeId, authorities: Iterable[NodeId], now: float) -> bool:
-        """Whether a key has been due for so long that the authorities before us seem to be away."""
-        if not due:
-            self._due_since = None
-            return False
-        if self._due_since is None:
-            self._due_since = now
-        return now >= self._due_since + PATIENCE * sum(other < mine for other in authorities)
 
 
 def _signed(epoch: int, revoked: bytes, made: int, key: bytes) -> bytes:

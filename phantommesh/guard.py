@@ -19,7 +19,10 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
+from phantommesh.management.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+
+FORWARD_UNKNOWN = FaultKind("forward-unknown-interface", "low")
 
 OUTER_MARK: Final = 0x50000000
 OUTER_MASK: Final = 0xFF000000

@@ -21,7 +21,10 @@ from ipaddress import (
 from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.wireguard import Network
+
+OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")
 
 Address = IPv4Address | IPv6Address
 

@@ -16,6 +16,7 @@ from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
+from phantommesh.management.faults import FaultKind
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.trust import (
@@ -29,6 +30,10 @@ from phantommesh.trust import (
     validity,
     verify_chain,
 )
+
+ADDRESS_SHARED = FaultKind("address-shared", "medium")
+KEYS_SHARED = FaultKind("keys-shared", "high")
+EQUIVOCATION = FaultKind("record-equivocation", "high")
 
 CONTEXT: Final = b"phantommesh record v1"
 KEY_BYTES: Final = 32  # X25519

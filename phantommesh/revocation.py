@@ -29,8 +29,12 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.idtree import ID_BYTES, IdTree
 from phantommesh.issuing import Authority
+from phantommesh.management.faults import FaultKind
 from phantommesh.rootword import FIRST, WORD_ID_BYTES, Order, RootWord, check_word, verify_word
 from phantommesh.trust import EARLY, MAX_CERTIFICATE_BYTES, TrustError, authority_node, verify_authority
+
+REVOKED = FaultKind("node-revoked", "critical")
+MOOT = FaultKind("revocations-moot", "high")
 
 CONTEXT: Final = b"phantommesh revocation v1"
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from phantommesh.management.faults import Fault
+
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
     from phantommesh.events import EventLog
     from phantommesh.metrics import Metrics
@@ -23,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """This node at a glance. ``degraded`` is empty when all is well; each entry says what to do."""
+    """This node at a glance. ``faults`` is empty when all is well; ``degraded`` has each as one line."""
 
     mesh: str
     node: str
@@ -42,6 +44,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     partly_reachable: int = 0
     """How many of them gossip reaches only by way of others."""
     degraded: list[str]
+    faults: list[Fault] = []
     certificate_expires: str
 
 

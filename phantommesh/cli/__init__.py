@@ -13,8 +13,9 @@ from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
-from phantommesh.cli.inspect import config, identity, links, paths, peers, revoke, rotate, scatter, status
+from phantommesh.cli.inspect import config, identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
+from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.setup import init, invite, join, run
 

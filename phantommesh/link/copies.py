@@ -30,6 +30,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from phantommesh.link.effects import ResetSign
+from phantommesh.management.faults import FaultKind
+
+COPIED = FaultKind("identity-copied", "critical")
 
 # Tuning. Seconds.
 GRACE = 60.0  # that the news of a start may take to get here by gossip

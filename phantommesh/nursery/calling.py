@@ -16,6 +16,7 @@ from phantommesh import asking, control
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
+from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
@@ -25,8 +26,6 @@ from phantommesh.trust import Role, TrustError
 
 # Tuning.
 PATIENCE = 25.0  # s that a renewal may take at one authority
-STANDING_FIRST, STANDING_MAX = 1.0, 15.0  # s between questions whether this node was revoked
-STANDING_ASKED = 3  # members asked each time
 
 T = TypeVar("T")
 
@@ -147,15 +146,14 @@ async def ask_standing(
     """While it is ``quiet``, or this node is revoked, ask members how it stands: nobody links with a node
     that is out, or gossips to it. It hears of its revocation this way, and of its pardon; where it knows of a
     pardon that they do not, they hear of that."""
-    pause = STANDING_FIRST
+    now, pause = trio.current_time(), STANDING_FIRST
+    standing = Standing(node.identity.node_id, _RNG, now + pause)
     while True:
-        await trio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311  # spreads questions, keys nothing
-        if not quiet() and keeper.revoked is None:
-            pause = STANDING_FIRST
-            continue
-        pause = min(STANDING_MAX, pause * 1.5)
-        entries = [e for e in keeper.roster.everyone() if e.member.node_id != node.identity.node_id]
-        for entry in random.sample(entries, min(len(entries), STANDING_ASKED)):
+        await trio.sleep(pause)
+        now, revoked = trio.current_time(), keeper.revoked is not None
+        asked = standing.look(keeper.roster, now, quiet=quiet(), revoked=revoked)
+        pause = standing.due - now  # from when the last of them has answered
+        for entry in asked:
             for address in where(entry):
                 with left_out(
                     keeper.dropped, "standing-broken", "an answer on this node's standing was left out",

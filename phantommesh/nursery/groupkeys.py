@@ -11,22 +11,11 @@ import structlog
 import trio
 
 from phantommesh import statedir
-from phantommesh.groupkey import (
-    NO_KEY,
-    GroupKey,
-    Keyring,
-    Turn,
-    encode_keys,
-    gossip_digest,
-    greatest_epoch,
-    make_group_key,
-    next_epoch,
-    take_keys,
-)
+from phantommesh.groupkey import GroupKey, make_group_key
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery.saver import Saver, patiently
-from phantommesh.trust import Role
 
 # Tuning.
 LOOK = 1.0  # s between looks at whether a key is due
@@ -35,54 +24,42 @@ log = structlog.get_logger("phantommesh.groupkeys")
 
 
 class GroupKeys:
-    """This node's `Keyring`, and the admission secrets that come with its keys. ``changed`` is called when
-    those are others than before."""
+    """Runs one `HeldKeys`: gives it the clock, the disk and a thread to sign in. ``changed`` is called when
+    the admission secrets that come with the keys are others than before."""
 
     def __init__(self, node: NodeState, changed: Callable[[], None] = lambda: None) -> None:
-        self.ring = Keyring()
         self._changed = changed
         self._node = node
         self._saver = Saver(self._write)
-        self._turn = Turn()
-        self.ring.shun(node.revocations)
+        self._held = HeldKeys(node.identity.node_id, node.root, node.revocations, node.admission)
         if node.keyring:
-            self.ring.restore(node.keyring, trio.current_time(), greatest_epoch(node.root, time()))
-            node.admission.follow(self.ring.keys, self.ring.active, time())
-
-    def digest(self) -> bytes:
-        """Eight bytes that differ between nodes with other revocations or another newest key."""
-        return gossip_digest(self._node.revocations, self.ring)
-
-    def encode(self) -> bytes:
-        """Every key, for a member in good standing."""
-        return encode_keys(self.ring.keys)
+            self._held.restore(node.keyring, trio.current_time(), time())
+        self.ring = self._held.ring
+        self.digest, self.encode = self._held.digest, self._held.encode
 
     @property
     def active_id(self) -> bytes:
         """The id of the key that this node sends with."""
-        return NO_KEY if self.ring.active is None else self.ring.active.id
+        return self._held.active_id
 
     def merge(self, keys: bytes, active: bytes, member: NodeId) -> bool:
         """Take in what another ``member`` gave out, after its revocations, and say whether a key is new here.
         ``active`` is what it sends with: so may we. A key that does not hold is logged and left out. Raises
         TrustError where none can be read."""
-        node = self._node
-        came, refused = take_keys(self.ring, keys, node.root, node.revocations, trio.current_time(), time())
-        for error in refused:
+        merged = self._held.merge(keys, active, trio.current_time(), time())
+        for error in merged.refused:
             log.warning("group key refused", peer=format_node_id(member), error=str(error))
-        self.in_use(active)
-        if came:
-            self._note_change()
-        return came
+        self._note(merged.change)
+        return merged.new
 
     def in_use(self, key_id: bytes) -> None:
         """Another member sends with this key, so we may too."""
-        if self.ring.promote(key_id, trio.current_time()):
-            self._note_change()
+        self._note(self._held.in_use(key_id, trio.current_time(), time()))
 
-    def _note_change(self) -> None:
-        self._saver.mark()
-        if self._node.admission.follow(self.ring.keys, self.ring.active, time()):
+    def _note(self, change: Change) -> None:
+        if change.keys:
+            self._saver.mark()
+        if change.secrets:
             self._changed()
 
     async def rotate(self) -> GroupKey | None:
@@ -92,16 +69,14 @@ class GroupKeys:
         """
         node = self._node
         async with self._saver.lock:
-            authority = node.authority
-            epoch = next_epoch(self.ring, node.revocations, time())
-            if authority is None or epoch is None or node.identity.node_id in node.revocations:
+            authority, epoch = node.authority, self._held.due(time())
+            if authority is None or epoch is None:
                 return None
             key = await trio.to_thread.run_sync(
                 partial(make_group_key, authority, epoch, node.revocations, time())
             )
             await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
-            self.ring.install(key, trio.current_time())
-            self._note_change()  # the ring may have let others go for it, or have begun to send with it
+            self._note(self._held.install(key, trio.current_time(), time()))
         log.info("group key made", epoch=epoch, key=key.id.hex())
         return key
 
@@ -109,12 +84,12 @@ class GroupKeys:
         """Promote, retire, make and save what is due, until cancelled."""
         while True:
             before = self.active_id
-            if self.ring.tick(trio.current_time()):
-                self._note_change()
+            self._note(self._held.tick(trio.current_time(), time()))
             if self.active_id != before:
                 log.info("group key in use", key=self.active_id.hex())
             async with patiently(log, "group keys"):
-                if self._is_ours_to_make():
+                node = self._node
+                if node.authority is not None and self._held.ours(node.roster, trio.current_time(), time()):
                     await self.rotate()
                 await self.save()
             with trio.move_on_after(min(LOOK, max(0.0, self.ring.deadline - trio.current_time()))):
@@ -131,15 +106,3 @@ class GroupKeys:
         }
         for name, encoded in files.items():
             await trio.to_thread.run_sync(self._node.state.write, name, encoded)
-
-    def _is_ours_to_make(self) -> bool:
-        node, wall = self._node, time()
-        if node.authority is None:
-            return False
-        due = next_epoch(self.ring, node.revocations, wall) is not None
-        authorities = [
-            entry.member.node_id
-            for entry in node.roster
-            if entry.member.role is Role.AUTHORITY and entry.valid(wall)
-        ]
-        return self._turn.ours(due, node.identity.node_id, authorities, trio.current_time())

@@ -187,6 +187,10 @@ class RosterKeeper:
                 self._note_change(revoked=True)
         return new
 
+    def is_revoked(self) -> bool:
+        """Whether this node was revoked."""
+        return self.revoked is not None
+
     @property
     def revoked(self) -> Revoked | None:
         """Why this node itself is out, if it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from time import time
 from typing import Any, TypeVar, assert_never
 
@@ -14,6 +15,7 @@ import trio
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
@@ -25,6 +27,10 @@ from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records import Dispute, NodeRecord
 from phantommesh.trust import Member, TrustError
 from phantommesh.wgkeys import WgKeys
+
+DISPUTED = FaultKind("own-claim-disputed", "critical")
+CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
+CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
@@ -60,6 +66,26 @@ class OwnRecord:
     def renewal_error(self) -> PhantomMeshError | None:
         """Why the last attempt to renew the certificate failed, if it did."""
         return self.word.renewal_error
+
+    def me(self) -> Member:
+        """``member``: what the certificate says now."""
+        return self.member
+
+    def name(self) -> str:
+        """This node's name now: another certificate may give it another."""
+        return self.member.name
+
+    def ip4(self) -> IPv4Address:
+        """This node's overlay address now."""
+        return self.member.ip4
+
+    def addresses(self) -> tuple[IPv4Address, IPv6Address]:
+        """Both of this node's overlay addresses now."""
+        return self.member.ip4, self.member.ip6
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes | None:
+        """`WgKeys.agree` of this node's keys as they are now."""
+        return self.wg_keys.agree(dimension, theirs)
 
     def publish(self) -> None:
         """Put our record into the roster if it says anything new."""

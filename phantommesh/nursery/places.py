@@ -19,9 +19,13 @@ from phantommesh.config import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
+from phantommesh.management.faults import Fault, FaultKind
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records import Entry
+
+ENDPOINT_USELESS = FaultKind("endpoint-useless", "medium")
+ADDRESS_FORBIDDEN = FaultKind("address-forbidden", "medium")
 
 # Tuning.
 MAX_JUDGED = 8192  # hosts of which the verdict is remembered; any stranger can make us judge one
@@ -152,8 +156,8 @@ class Places:
 
     # What `status` tells.
 
-    def faults(self) -> Iterator[str]:
-        """What is wrong with addresses, ours and others', each with what to do about it."""
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with addresses, ours and others'."""
         for key, endpoints in (("node.endpoints", self._own), ("gossip.seeds", self._seeds)):
             for host, port in endpoints:
                 why = self._misnamed(host)
@@ -161,16 +165,24 @@ class Places:
                     why is not None and why is not Why.OWN
                 ):  # of one list of seeds for all nodes one is this node
                     shown = format_endpoint(host, port)
-                    yield f"{key}: {shown} is of no use to reach a node, it is {why.text}: correct the config"
+                    yield ENDPOINT_USELESS.fault(
+                        f"{key}: {shown} is of no use to reach a node, it is {why.text}",
+                        "correct the config",
+                        subject=shown,
+                    )
         for member in sorted(self._refused)[:MAX_FAULTS]:
             name, said = self._names[member], _first(self._refused[member])
-            yield (
+            yield ADDRESS_FORBIDDEN.fault(
                 f"peer {name} announces an address it may not: {said['endpoint']}, it is {said['why']}; "
-                f"nothing is sent there: correct node.endpoints on {name}, and revoke it if it does so on "
-                "purpose"
+                "nothing is sent there",
+                f"correct node.endpoints on {name}, and revoke it if it does so on purpose",
+                subject=name,
             )
         if len(self._refused) > MAX_FAULTS:
-            yield f"and {len(self._refused) - MAX_FAULTS} more peers announce addresses that they may not"
+            yield ADDRESS_FORBIDDEN.fault(
+                f"and {len(self._refused) - MAX_FAULTS} more peers announce addresses that they may not",
+                "correct node.endpoints on each",
+            )
 
     def _misnamed(self, host: str) -> Why | None:
         found = self._lookup(host)

@@ -27,6 +27,7 @@ from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
@@ -57,6 +58,8 @@ from phantommesh.scatter.ruleset import (
 )
 from phantommesh.secret import Secret
 from phantommesh.wireguard import DeviceState, Network, Route
+
+NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
 # long, so a peer that was scattered then is scattered on, by a map of no agreement, until it is keyed.
@@ -119,7 +122,7 @@ class Scattering:
         self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
-        self.drops: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6, self._me = kind, mtu, ipv6, me
         self._addresses, self._wanted, self._interval = addresses, routed, interval
         self._seed = int.from_bytes(os.urandom(4))
@@ -134,7 +137,7 @@ class Scattering:
         self._ways: dict[int, int] = {}
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
-        self._counted: Counter[str] = Counter()  # of this table, what `drops` has already
+        self._counted: Counter[str] = Counter()  # of this table, what `dropped` has already
         self._lock = trio.Lock()
         self._kicked = trio.Event()
 
@@ -395,7 +398,7 @@ class Scattering:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh = now - self._counted
-        self.drops += fresh
+        self.dropped += fresh
         self._counted = now
         marks = (found.map.elements[0] for found in self._installed.values())
         if fresh["scatter-missed"] or any(word not in counters for word in marks):

@@ -25,12 +25,15 @@ from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.management.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.node.own import check_successor
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import enrolment, unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.trust import TrustError
+
+IDENTITY_PENDING = FaultKind("identity-pending", "high")
 
 # Tuning.
 AGAIN = 15.0  # s between attempts to go on with what was begun

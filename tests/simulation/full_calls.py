@@ -15,6 +15,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.link.channel import RANDOM_SIZE, Channel, ChannelError
 from phantommesh.membership.messages import GossipError
+from phantommesh.node import news
+from phantommesh.node.news import Step, Take
 from phantommesh.nursery.gossip import TALK
 from phantommesh.nursery.streams import CONNECT, Session
 from phantommesh.secret import Secret
@@ -32,10 +34,10 @@ class Ask(NamedTuple):
     talk: asking.Talk[Any]
 
 
-Task = Generator[Ask | asking.Pause | asking.CallUnlinked, object, None]
+Task = Generator[Ask | Step, object, None]
 
 
-def spawn(process: Process, kind: str, task: Task) -> None:
+def spawn(process: Process, kind: str, task: Task | news.Task) -> None:
     """Run one of a node's tasks."""
     if kind in process.asker.busy:
         process.asker.busy[kind] += 1
@@ -45,7 +47,7 @@ def spawn(process: Process, kind: str, task: Task) -> None:
 class _Running:
     """A node's task, with what it waits for."""
 
-    def __init__(self, process: Process, kind: str, task: Task) -> None:
+    def __init__(self, process: Process, kind: str, task: Task | news.Task) -> None:
         self.sim, self.process, self.kind, self.task = process.sim, process, kind, task
 
     def send(self, value: object) -> None:
@@ -62,9 +64,11 @@ class _Running:
         match step:
             case asking.Pause(seconds):
                 self.sim.at_process(self.process, seconds, lambda: self.send(None))
-            case asking.CallUnlinked(address, hashes):
-                self.process.asker.ask_records(address, hashes, lambda: self.send(None))
-            case Ask(member, talk):
+            case asking.CallUnlinked():
+                self.process.asker.ask_unlinked(step, lambda: self.send(None))
+            case Take(_, told):
+                self.send(self.process.take_told(told))
+            case Ask(member, talk) | asking.Call(member, talk):
                 self._ask(member, talk)
 
     def _ask(self, member: NodeId, talk: asking.Talk[Any]) -> None:

@@ -13,29 +13,22 @@ both by `full_working`; `full_asker` is what it asks of others.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
-from phantommesh.acquaintance import Acquaintance, LastAddresses
+from phantommesh.acquaintance import LastAddresses
+from phantommesh.asking import Shut
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.gossip import Effect as GossipEffect
-from phantommesh.groupkey import (
-    Keyring,
-    Turn,
-    gossip_digest,
-    greatest_epoch,
-    make_group_key,
-    next_epoch,
-    take_keys,
-)
+from phantommesh.groupkey import make_group_key
 from phantommesh.identity import NodeId
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
@@ -46,6 +39,8 @@ from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.meshsecret import MeshSecrets
+from phantommesh.node.groupkeys import Change, HeldKeys
+from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
@@ -85,16 +80,16 @@ class Process:
             data = disk["members"]
             claims = (data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE))
             known = Snapshot(c for c in claims if self.roster.get(NodeId(c[:16])) is not None)
-        self.ring, self.turn = Keyring(), Turn()
-        if "keyring" in disk:
-            self.ring.shun(self.revocations)
-            self.ring.restore(disk["keyring"], self.now, greatest_epoch(root, self.wall))
         self.secrets = MeshSecrets.decode(disk.get("admission", ADMISSION.reveal()))
-        self.secrets.follow(self.ring.keys, self.ring.active, self.wall)
+        self.keys = HeldKeys(self.me, root, self.revocations, self.secrets)
+        if "keyring" in disk:
+            self.keys.restore(disk["keyring"], self.now, self.wall)
+        self.ring = self.keys.ring
         self.sessions = Sessions()
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
+        self.received: Counter[NodeId] = Counter()  # bytes over the interfaces
         self.alarms: list[tuple[float, Alarm]] = []
         self._refreshed = self.now
         machine.generation = max(machine.generation + 1, int(self.wall))
@@ -107,23 +102,26 @@ class Process:
         told = {} if me is None else {self.me: me.hash}
         if shared is not None:
             told = {entry.member.node_id: entry.hash for entry in shared[0]}
-        self.acquaintance = Acquaintance(
-            self.me, self.roster, self.revocations, self.membership, self.asker.fetching, told=told
-        )
         self.lost = LastAddresses(Random(self.rng.getrandbits(64)))
         if "lastaddresses" in disk:
             self.lost.restore(disk["lastaddresses"])
         self.membership._merging._synced = shared is not None  # a mesh that has long been running
         envelope = Envelope(
-            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
+            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.keys.digest,
         )  # fmt: skip
         self.requests = Envelope(
-            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.digest,
+            self.me, self.ring, start=machine.generation, revoked=self.revocations, digest=self.keys.digest,
             label=REQUEST,
         )  # fmt: skip
         self.gossip = Gossip(
-            self.membership, envelope, where=self.where, digest=self.digest, in_use=self.in_use
+            self.membership, envelope, where=self.where, digest=self.keys.digest, in_use=self.in_use
         )
+        self.news = News(
+            self.me, self.roster, self.revocations, self.gossip, self.requests, told=told, where=self.where,
+            reachable=self.asker.callable,
+            linked=lambda member: sim.large or self.sessions.newest(member) is not None,
+            carry_out=self.carry_gossip,
+        )  # fmt: skip
         enrolment = None
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
@@ -166,10 +164,6 @@ class Process:
     def revoked(self) -> bool:
         """Whether this node knows that it was revoked."""
         return self.me in self.revocations
-
-    def digest(self) -> bytes:
-        """See `groupkey.gossip_digest`."""
-        return gossip_digest(self.revocations, self.ring)
 
     def where(self, node_id: NodeId) -> tuple[Address, ...]:
         """The addresses in a member's record."""
@@ -225,22 +219,14 @@ class Process:
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
                     self.sim.changed(self.machine, effect)
-                case FetchRecord():
-                    told, fetch = self.acquaintance.wished(effect, self.now, self.wall)
-                    self.carry_gossip(self.gossip.seal(told, self.now))
-                    if fetch:
-                        self.asker.want(effect)
-                case Sync() | AskKeys():
-                    self.asker.want(effect)
+                case FetchRecord() | Sync() | AskKeys():
+                    if self.news.wish(effect, self.now, self.wall):
+                        self.sim.later(0.0, self.asker.pump)
                 case Persist(generation):
                     self.machine.leap = generation - self.machine.generation
 
     def _agree(self, node: bytes, draw: int) -> bytes | None:
-        """`GossipDriver._agree`."""
-        entry, dimension = self.roster.get(NodeId(node)), draw % DIMENSIONS
-        if entry is None:
-            return None
-        return agree(self.machine.identity, dimension, entry.record.wg_keys[dimension])
+        return agreement(self.roster, node, draw, partial(agree, self.machine.identity))
 
     def carry_links(self, wanted: Sequence[LinkEffect]) -> None:
         """`LinkDriver.carry_out`."""
@@ -275,11 +261,8 @@ class Process:
 
     def peers_changed(self) -> None:
         """The roster, or the revocations, or the time, changed who the peers are."""
-        now, wall = self.now, self.wall
         self.set_links()
-        for effects in self.acquaintance.roster_changed(now, wall):
-            self.carry_gossip(self.gossip.seal(effects, now))
-        self.gossip.forget(set(self.acquaintance.told))
+        self.news.roster_changed(self.now, self.wall)
         self.set_seeds()
 
     def set_seeds(self) -> None:
@@ -360,56 +343,55 @@ class Process:
         self.note_change()
         return True
 
+    def take_told(self, told: Shut) -> bool | None:
+        """Take in a member's revocations and group keys; None where they cannot be read."""
+        try:
+            news = self.take_revocations(*told.statements)
+            return self.merge(told.keys.keys, told.keys.active_key) or news
+        except PhantomMeshError:
+            return None
+
     def note_change(self) -> None:
         """`RosterKeeper._note_change`."""
         self.save("revocations", "roster")
         self.peers_changed()
 
-    # Group keys (`GroupKeys`).
+    # Group keys.
 
     def in_use(self, key_id: bytes) -> None:
         """A member sends with this key."""
-        if self.ring.promote(key_id, self.now):
-            self.keys_changed()
+        self.note_keys(self.keys.in_use(key_id, self.now, self.wall))
 
-    def keys_changed(self) -> None:
-        """`GroupKeys._note_change`, `Node._secrets_changed`."""
-        self.save("keyring")
-        if self.secrets.follow(self.ring.keys, self.ring.active, self.wall):
+    def note_keys(self, change: Change) -> None:
+        """Save the keys, and tell the links, where they are others than before."""
+        if change.keys:
+            self.save("keyring")
+        if change.secrets:
             self.links.set_admission(self.secrets.current, self.secrets.replaced)
 
     def make_key(self) -> None:
-        """`GroupKeys.rotate`: the key that is due, on disk before anybody hears of it."""
-        authority = self.machine.authority
-        epoch = next_epoch(self.ring, self.revocations, self.wall)
-        if authority is None or epoch is None or self.revoked:
+        """Make the key that is due, on disk before anybody hears of it."""
+        authority, epoch = self.machine.authority, self.keys.due(self.wall)
+        if authority is None or epoch is None:
             return
         key = make_group_key(authority, epoch, self.revocations, self.wall, self.rng.randbytes)
         self.machine.disk["keyring"] = self.ring.encode(key)
-        self.ring.install(key, self.now)
-        self.keys_changed()
+        self.note_keys(self.keys.install(key, self.now, self.wall))
 
     def merge(self, keys: bytes, active: bytes) -> bool:
-        """`GroupKeys.merge`."""
-        root, revocations = self.sim.mesh.root, self.revocations
-        came, refused = take_keys(self.ring, keys, root, revocations, self.now, self.wall)
-        self.sim.tally["key-refused"] += len(refused)
-        self.in_use(active)
-        if came:
-            self.keys_changed()
-        return came
+        """Take in what a member gave out."""
+        merged = self.keys.merge(keys, active, self.now, self.wall)
+        self.sim.tally["key-refused"] += len(merged.refused)
+        self.note_keys(merged.change)
+        return merged.new
 
     # Once a second.
 
     def housekeeping(self) -> None:
-        """`GroupKeys.run`, `OwnRecord.renew`, `ask_standing`, saving, the reconciler's pass."""
-        if self.ring.tick(self.now):
-            self.keys_changed()
-        if self.machine.authority is not None:
-            due = next_epoch(self.ring, self.revocations, self.wall) is not None
-            authorities = [e.member.node_id for e in self.peers.authorities if e.valid(self.wall)]
-            if self.turn.ours(due, self.me, authorities, self.now):
-                self.make_key()
+        """`OwnRecord.renew`, `ask_standing`, the group keys, saving, the reconciler's pass."""
+        self.note_keys(self.keys.tick(self.now, self.wall))
+        if self.machine.authority is not None and self.keys.ours(self.roster, self.now, self.wall):
+            self.make_key()
         if not self.sim.large:
             self.poll()
             self.save("members")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.identity import NodeId
+from phantommesh.node.news import DATA
 from phantommesh.nursery.gossip import LOOK_AGAIN
 from phantommesh.secret import Secret
 from phantommesh.wireguard import DeviceConfig, DeviceState, PeerState
@@ -96,11 +97,13 @@ def shake_hands(a: Process) -> None:
 
 
 def read_interfaces(a: Process) -> None:
-    """`GossipDriver.read_interfaces`, every LOOK_AGAIN. Data flow over all that WireGuard keyed."""
+    """Have data flow over all that WireGuard keyed, and the interfaces read, every LOOK_AGAIN."""
     sim = a.sim
     for peer, landed in sorted(a.machine.kernel.landed.items()):
         machine = sim.by_id[NodeId(peer)]
         way = sim.network.open(machine.index, a.machine.index)
         if way and machine.process and max(landed) > sim.now - REJECT:
-            a.carry_gossip(a.gossip.seal(a.membership.traffic_seen(peer, a.now, age=LOOK_AGAIN), a.now))
+            a.received[NodeId(peer)] += DATA + 1
+    received = {peer: [count] + [0] * (DIMENSIONS - 1) for peer, count in sorted(a.received.items())}
+    a.news.read_interfaces(received, a.now)
     sim.at_process(a, LOOK_AGAIN, lambda: read_interfaces(a))

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from phantommesh.groupkey import (
     MAX_AGE,
     MAX_KEYS,
-    PATIENCE,
     PROMOTE_AFTER,
     RETIRE_AFTER,
     GroupKey,
     Keyring,
-    Turn,
     decode_keys_untrusted,
     encode_keys,
     make_group_key,
@@ -25,6 +23,7 @@ from phantommesh.groupkey import (
     take_keys,
     verify_group_key,
 )
+from phantommesh.node.groupkeys import PATIENCE, KeyTurn
 from phantommesh.revocation import Revocations, revoke
 from phantommesh.trust import TrustError
 from tests.unit.makemesh import NOW, identity, make_mesh
@@ -103,7 +102,7 @@ def test_when_an_authority_makes_a_key() -> None:
 
 def test_each_authority_gives_those_before_it_time_to_make_the_key() -> None:
     ids = sorted(identity(name).node_id for name in "abc")
-    turns = [Turn() for _ in ids]
+    turns = [KeyTurn() for _ in ids]
 
     def whose(due: bool, now: float) -> list[bool]:
         return [turn.ours(due, mine, ids, now) for turn, mine in zip(turns, ids, strict=True)]

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node asks of other members since gossip told it of something: which records to look for, of whom,
+with whom to compare tables, whom to ask for group keys, and whether it was revoked. Sans-I/O.
+
+`News.wish` takes what gossip wants asked, `News.next` gives out the task that is to be worked on next. A task
+is a generator that yields one `Step` after the other and is sent what came of it. Its owner holds the
+conversations, waits, and takes in what came; where a step fails it sends None.
+
+``now`` is gossip's clock, seconds; ``wall`` is unix time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from random import Random
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from phantommesh import asking, control
+from phantommesh.acquaintance import Acquaintance
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.endpoint import Address
+from phantommesh.envelope import Envelope
+from phantommesh.gossip import AskKeys, Effect, Gossip
+from phantommesh.identity import NodeId
+from phantommesh.membership.effects import FetchRecord, Sync
+from phantommesh.records import Entry, Roster
+from phantommesh.revocation import Revocations
+
+Kind = Literal["fetch", "sync", "ask"]
+
+# Tuning.
+WORKERS: Final[Mapping[Kind, int]] = {"fetch": 3, "sync": 2, "ask": 2}  # tasks of each kind at one time
+SYNC_QUEUE: Final = 8
+ASK_QUEUE: Final = 64
+ASKED: Final = 3  # members asked for keys that no datagram says who has, until one answers
+QUIET: Final = 5.0  # s without a genuine datagram
+DATA: Final = 256  # bytes received on one interface between two readings from which on it was not keepalives
+STANDING_FIRST: Final = 1.0  # s between questions whether this node was revoked, at first and at most
+STANDING_MAX: Final = 15.0
+STANDING_ASKED: Final = 3  # members asked each time
+
+
+class Take(NamedTuple):
+    """Take in revocations and group keys that a member gave. Send whether any of them was new here, None
+    where they could not be read."""
+
+    member: NodeId
+    told: asking.Shut
+
+
+Step = asking.Call | asking.CallUnlinked | asking.Pause | Take
+Task = Generator[Step, object, None]
+Item = TypeVar("Item")
+
+
+class News:
+    """What one node asks of others. ``told`` are the members that membership was told of before, with the
+    hash of the record; ``learned`` hears how many seconds passed from first word of a record to its being
+    verified here."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        roster: Roster,
+        revocations: Revocations,
+        gossip: Gossip,
+        requests: Envelope,
+        *,
+        told: dict[NodeId, bytes],
+        learned: Callable[[float], None] = lambda seconds: None,
+        where: Callable[[NodeId], Sequence[Address]],
+        may: Callable[[bytes | None, str], bool] = lambda member, host: True,
+        reachable: Callable[[Sequence[bytes]], Sequence[NodeId]],
+        linked: Callable[[NodeId], bool],
+        carry_out: Callable[[list[Effect]], None],
+    ) -> None:
+        """``where`` gives the addresses of a member's record that may be used; ``may`` says whether somebody
+        may be spoken to at an address; ``reachable`` orders the members that can be called, those that it is
+        given first; ``linked`` says whether a member can be called. ``carry_out`` takes what gossip wants
+        done while a conversation goes on. ``requests`` seals questions to whoever is at an address."""
+        self._roster, self._revocations, self._gossip = roster, revocations, gossip
+        self._requests, self._where, self._may = requests, where, may
+        self._reachable, self._linked, self._carry_out = reachable, linked, carry_out
+        self.fetching = asking.Fetching()
+        self._acquaintance = Acquaintance(
+            me, roster, revocations, gossip.membership, self.fetching, told=told, learned=learned
+        )
+        self.told = self._acquaintance.told
+        self.dropped: Counter[str] = Counter()
+        self._to_sync = deque[bytes | Address]()
+        self._to_ask = deque[AskKeys]()
+        self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # what the interfaces had, and when
+
+    # What is told to it.
+
+    def roster_changed(self, now: float, wall: float) -> None:
+        """Tell membership of records that are new here, and of members that were revoked."""
+        for effects in self._acquaintance.roster_changed(now, wall):
+            self._carry_out(self._gossip.seal(effects, now))
+        self._gossip.forget(set(self.told))
+        self._received = {peer: seen for peer, seen in self._received.items() if peer in self.told}
+
+    def read_interfaces(self, received: Mapping[NodeId, Sequence[int]], now: float) -> None:
+        """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life, and it
+        came after the reading before this one. Keepalives and handshakes are WireGuard's own."""
+        for peer, counts in received.items():
+            before, then = self._received.get(peer, (counts, now))
+            self._received[peer] = counts, now
+            if any(count - last > DATA for count, last in zip(counts, before, strict=True)):
+                seen = self._gossip.membership.traffic_seen(peer, now, age=now - then)
+                self._carry_out(self._gossip.seal(seen, now))
+
+    def quiet(self, now: float) -> bool:
+        """Whether nobody has been heard for a while."""
+        return now - self._gossip.heard_at > QUIET
+
+    def wish(self, wanted: FetchRecord | Sync | AskKeys, now: float, wall: float) -> bool:
+        """Queue what gossip wants asked, if there is room; say whether it was. What matters is asked for
+        again."""
+        match wanted:
+            case FetchRecord():
+                told, fetch = self._acquaintance.wished(wanted, now, wall)
+                self._carry_out(self._gossip.seal(told, now))
+                return fetch and self._want(wanted, now)
+            case Sync(peer):
+                return self._queue(self._to_sync, peer, SYNC_QUEUE, "gossip-sync-queue")
+            case AskKeys():
+                return self._queue(self._to_ask, wanted, ASK_QUEUE, "gossip-ask-queue")
+
+    def _want(self, wanted: FetchRecord, now: float) -> bool:
+        if NodeId(wanted.node) in self._roster.waiting:
+            self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
+            return False
+        queued = self.fetching.want(wanted, now)
+        if not queued and self.fetching.full:
+            self.dropped["gossip-fetch-queue"] += 1
+        return queued
+
+    def _queue(self, queue: deque[Item], item: Item, room: int, reason: str) -> bool:
+        if len(queue) >= room:
+            self.dropped[reason] += 1
+            return False
+        queue.append(item)
+        return True
+
+    # What is to be done.
+
+    def next(self, kind: Kind, now: Callable[[], float], wall: Callable[[], float]) -> Task | None:
+        """Take the next task of a kind; None where there is none. At most `WORKERS` of a kind are to be under
+        way at one time."""
+        match kind:
+            case "fetch":
+                batch = self.fetching.batch()
+                return self._fetch_queued(batch) if batch else None
+            case "sync":
+                return self._sync(self._to_sync.popleft(), now, wall) if self._to_sync else None
+            case "ask":
+                return self._ask(self._to_ask.popleft()) if self._to_ask else None
+
+    def _fetch_queued(self, batch: Sequence[FetchRecord]) -> Task:
+        try:
+            yield from self.fetch(batch)
+        finally:
+            self.fetching.over(batch)
+
+    def fetch(self, batch: Sequence[FetchRecord]) -> Task:
+        """Fetch the records that are said to exist, those that wait together."""
+        yield from asking.look_for(
+            batch, self._roster, member_at=self._member_at, callable=self._reachable, where=self._where
+        )
+        self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._roster))
+
+    def _sync(self, peer: bytes | Address, now: Callable[[], float], wall: Callable[[], float]) -> Task:
+        """Compare tables, and then records and keys, with a member over a channel."""
+        member = self._member_at(peer)
+        if member is None or not self._linked(member):
+            self.dropped["gossip-sync-unlinked"] += 1
+            return
+        membership = self._gossip.membership
+
+        def close(answer: bytes) -> bytes:
+            moment = now()
+            rest, effects = membership.sync_close(answer, member, moment)
+            self._carry_out(self._gossip.seal(effects, moment))
+            return rest
+
+        talk = asking.compare(lambda: membership.sync_open(now()), close, self._roster, wall)
+        yield asking.Call(member, talk)
+
+    def _ask(self, wanted: AskKeys) -> Task:
+        """Ask for revocations and group keys."""
+        if self._gossip.moot(wanted):
+            return
+        members = self._reachable(()) if wanted.member is None else [NodeId(wanted.member)]
+        for member in members[:ASKED]:  # the first may be away
+            if not self._linked(member):
+                return  # no link with it yet: its next datagram says the same
+            told = yield asking.Call(member, asking.keys(self._revocations))
+            if not isinstance(told, asking.Shut):
+                continue
+            new = yield Take(member, told)
+            if isinstance(new, bool):
+                self._gossip.asked(wanted.digest, news=new)
+                return
+
+    def _member_at(self, peer: bytes | Address) -> NodeId | None:
+        if not isinstance(peer, Address):
+            return NodeId(peer)
+        return next((node_id for node_id in self.told if peer in self._where(node_id)), None)
+
+    # Whoever is at an address, its own record above all: there is nobody else to ask while those who know it
+    # are away, and no link with it without its record.
+
+    def question(self, step: asking.CallUnlinked) -> bytes | None:
+        """The sealed question for records; None where it may not be asked."""
+        if not self._may(None, step.address.host):
+            self.dropped["gossip-record-forbidden"] += 1
+            return None
+        return self._requests.seal(0, b"".join(step.hashes)) if self._requests.ready else None
+
+    def answered(self, step: asking.CallUnlinked, question: bytes, answer: bytes) -> asking.Keep | None:
+        """The records to keep of an answer. Raises EnvelopeError or ControlError for one that is none."""
+        told = control.decode_answer_untrusted(self._requests.open_answer(question, answer))
+        return asking.asked_for(told.records, step.hashes) if isinstance(told, control.Records) else None
+
+
+class Standing:
+    """When a node asks others whether it was revoked, and whom. While it is quiet, or this node is revoked,
+    nobody links with it or gossips to it: it hears of its revocation this way, and of its pardon."""
+
+    def __init__(self, me: NodeId, rng: Random, first: float) -> None:
+        """``first`` is when to `look` for the first time."""
+        self._me, self._rng = me, rng
+        self._pause = STANDING_FIRST
+        self.due = first
+
+    def look(self, roster: Roster, now: float, *, quiet: bool, revoked: bool) -> list[Entry]:
+        """Whom to ask now. Nobody before ``due``."""
+        if now < self.due:
+            return []
+        asked = list[Entry]()
+        if quiet or revoked:
+            self._pause = min(STANDING_MAX, self._pause * 1.5)
+            others = [entry for entry in roster.everyone() if entry.member.node_id != self._me]
+            asked = self._rng.sample(others, min(len(others), STANDING_ASKED))
+        else:
+            self._pause = STANDING_FIRST
+        self.due = now + self._pause * self._rng.uniform(0.75, 1.25)
+        return asked
+
+
+def agreement(
+    roster: Roster, node: bytes, draw: int, agree: Callable[[int, bytes], bytes | None]
+) -> bytes | None:
+    """See `membership.carrying.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which their
+    signed records name. One that is being replaced may differ for a moment; others do not. ``agree`` is
+    `WgKeys.agree` of this node's keys."""
+    entry, dimension = roster.get(NodeId(node)), draw % DIMENSIONS
+    return None if entry is None else agree(dimension, entry.record.wg_keys[dimension])
