@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an authority does for its mesh: lets nodes in, renews their certificates, puts them out."""
+"""What an authority does for its mesh: lets nodes in and renews their certificates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -14,23 +13,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh import control
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
-from phantommesh.identity import Identity, IdentityError, NodeId, format_node_id, node_id_of, parse_node_id
+from phantommesh.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.invites import MAX_ENDPOINTS, Invite, InviteEntry
 from phantommesh.issuing import (
-    Authority,
     check_authority_proof,
     choose_ip4,
     issue_authority,
     parse_csr_untrusted,
 )
-from phantommesh.management.finding import MAX_SHOWN, find, look
 from phantommesh.moments import span
+from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
     Alone,
     Compute,
     FindInvite,
-    Hear,
-    Hold,
     Holdings,
     Keep,
     MakeInvite,
@@ -46,8 +42,7 @@ from phantommesh.node.steps import (
 from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import Entry, SignedRecord, open_record, settle
-from phantommesh.revocation import MAX_SNAPSHOT, Held, Revoked
-from phantommesh.rootword import RootWord, say
+from phantommesh.revocation import MAX_SNAPSHOT
 from phantommesh.trust import NODE_LIFE, Role, TrustError
 
 # Tuning.
@@ -64,40 +59,21 @@ AUTHORITY_ANEW: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A node to revoke. ``entry`` is None for one that this node does not know."""
-
-    node_id: NodeId
-    entry: Entry | None
-    revoked: Revoked | None
-
-
 class Desk:
     """Every node has one. On a node that is no authority, each method that needs one raises TrustError."""
 
     def __init__(self, node: Holdings, ring: Keyring) -> None:
         self._node, self._ring = node, ring
+        self.revoking = Revoking(node)
         self._me = node.identity.node_id
         self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
-
-    def _authority(self) -> Authority:
-        node = self._node
-        if node.authority is None:
-            names = [entry.member.name for entry in node.roster if entry.member.role is Role.AUTHORITY]
-            raise TrustError(
-                "this node is not an authority", fix=f"ask one: {', '.join(names) or 'none known'}"
-            )
-        if self._me in node.revocations:
-            raise TrustError("this authority was revoked", fix="ask another one")
-        return node.authority
 
     # Letting nodes in.
 
     def enrol(self, newcomer: Party, request: control.Enrol, at: Moment) -> Work[control.Enrolled]:
         """Let a newcomer in. Raises TrustError, RecordError or StateError; then the invite is not spent."""
-        self._authority()
+        authority_of(self._node)
         if not newcomer.invite:
             raise TrustError(
                 "an enrolment needs an invite", fix="use the line that `phantommesh invite` prints"
@@ -117,7 +93,7 @@ class Desk:
     def _admit(
         self, newcomer: Party, request: control.Enrol, name: str, at: Moment
     ) -> Work[control.Enrolled]:
-        node, node_id, authority = self._node, NodeId(newcomer.peer), self._authority()
+        node, node_id, authority = self._node, NodeId(newcomer.peer), authority_of(self._node)
         entry: InviteEntry = yield FindInvite(newcomer.invite, node_id)
         _check_invite(entry, name)
         replaced = self._check_replaced(entry, node_id)
@@ -137,7 +113,7 @@ class Desk:
             # The invite first: should this node die now, the same newcomer is let in again, and nobody
             # else. Then the revocation, and only then the record: no member is two.
             yield spend
-            yield from self.revoke(self._target(replaced), at, force=False)
+            yield from self.revoking.revoke(self.revoking.target(replaced), at, force=False)
         # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
         # hears of it, so that a crash cannot leave it with a mesh that does not know it.
         yield Keep(SignedRecord.decode_untrusted(signed.encode()))
@@ -235,7 +211,7 @@ class Desk:
         two. Whoever holds the member's identity key can do this, the thief of a copy too, once: whichever of
         the two is second finds itself revoked.
         """
-        self._authority()
+        authority_of(self._node)
         member = entry.member
         if member.role is Role.AUTHORITY:
             raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
@@ -260,7 +236,7 @@ class Desk:
     def renew(self, entry: Entry, request: control.Renew, at: Moment) -> Work[control.Renewed]:
         """Issue a member's next certificate: for its own key, name, role and address, unless it lost the name
         or the address to another member. Raises TrustError or RecordError."""
-        authority, member = self._authority(), entry.member
+        authority, member = authority_of(self._node), entry.member
         spki, _ = yield Compute(partial(parse_csr_untrusted, request.csr))
         if node_id_of(spki) != member.node_id:
             raise TrustError("a certificate is renewed for its own key only")
@@ -280,135 +256,6 @@ class Desk:
 
         renewed: control.Renewed = yield Alone("enrolling", issue)
         return renewed
-
-    # Putting nodes out.
-
-    def find(self, wanted: str) -> Target:
-        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError or
-        AmbiguousNameError for a name that is not one node's.
-
-        A node id is taken though nobody here knows it: others may.
-        """
-        roster = self._node.roster
-        try:
-            node_id = parse_node_id(wanted)
-        except IdentityError:
-            found = look(roster, wanted, lambda entry: entry.called)
-            if found is None:  # a revoked one, to be taken back
-                found = find(
-                    roster.everyone(),
-                    wanted,
-                    lambda entry: entry.called,
-                    unknown=f"no member is named {wanted[:MAX_SHOWN]!r}",
-                    fix="see `phantommesh peers`",
-                )
-            node_id = found.member.node_id
-        return self._target(node_id)
-
-    def _target(self, node_id: NodeId) -> Target:
-        known = {entry.member.node_id: entry for entry in self._node.roster.everyone()}
-        return Target(node_id, known.get(node_id), self._node.revocations.get(node_id))
-
-    def check_revoke(self, target: Target, *, force: bool) -> Authority:
-        """Raise TrustError unless this node may and should revoke that one."""
-        authority = self._authority()
-        if target.node_id == self._me and not force:
-            raise TrustError(
-                "this would revoke the authority that it is run on",
-                fix="run it on another authority, or give --force if it is what you want",
-            )
-        return authority
-
-    def check_room(self, target: Target, at: Moment, *, force: bool) -> Work[None]:
-        """Raise TrustError where `revoke` would for want of room."""
-        authority, planned = self.check_revoke(target, force=force), self._node.revocations.copy()
-        if target.revoked is None:
-            yield Compute(partial(planned.prepare, authority, target.node_id, at.wall))
-
-    def revoke(self, target: Target, at: Moment, *, force: bool) -> Work[Revoked]:
-        """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
-        on its way to all. What an authority revoked until now this one signs anew before: else it would be
-        undone for those who hear of that one's revocation first.
-
-        The group key changes with it. Raises TrustError, also where there is no room; or StateError where it
-        could not be written; then it holds here all the same, and is written again later.
-        """
-        authority, revocations = self.check_revoke(target, force=force), self._node.revocations
-        if target.revoked is not None:
-            return target.revoked
-
-        def sign(at: Moment) -> Work[Revoked | int]:
-            if (already := revocations.get(target.node_id)) is not None:
-                return already
-            planned = revocations.copy()  # others may bring more meanwhile
-            prepared = yield Compute(partial(planned.prepare, authority, target.node_id, at.wall))
-            made: Sequence[Held] = yield Compute(prepared)
-            yield Hold(made)
-            return len(made) - 1
-
-        # Alone: from whether there is room until it is taken.
-        found: Revoked | int = yield Alone("revoking", sign)
-        if isinstance(found, Revoked):
-            return found
-        if (revoked := revocations.get(target.node_id)) is None:
-            raise TrustError(
-                f"the revocation of {format_node_id(target.node_id)} does not count: the node is still in",
-                fix="try again; if it goes on, cast it out on the machine with the root's key: "
-                "`phantommesh revoke NAME --undo-all`",
-            )
-        name = None if target.entry is None else target.entry.member.name
-        yield Told(
-            "authority",
-            "node revoked",
-            {"name": name, "node_id": format_node_id(target.node_id), "taken_over": found},
-            "warning",
-        )
-        yield Save()
-        yield MakeKey()
-        return revoked
-
-    def undo(self, target: Target, at: Moment, *, cast_out: bool, dry_run: bool) -> Work[int]:
-        """Have the root take a node back; or, with ``cast_out``, put an authority out together with all that
-        it revoked. Say how many nodes that takes back. On disk when this returns. Raises TrustError or
-        StateError.
-
-        It works on a machine that is revoked itself, since a rogue will have thought of that first.
-        """
-        revocations = self._node.revocations
-        root_key: Identity = yield ReadRootKey("undo revocations")
-        if cast_out and target.node_id == self._me:
-            raise TrustError(
-                "this would cast out the node that it is run on",
-                fix="give the name or node id of the authority that revoked the others",
-            )
-        before, newest = revocations.nodes, revocations.newest_word
-        if not cast_out and target.node_id not in before:
-            return 0
-        word: RootWord = yield Compute(
-            partial(
-                say,
-                root_key,
-                pardoned=() if cast_out else (target.node_id,),
-                cast_out=(target.node_id,) if cast_out else (),
-                last=0 if newest is None else newest.number,
-                now=at.wall,
-            )
-        )
-        if dry_run:
-            planned = revocations.copy()
-            yield Compute(partial(planned.add, word, at.wall))
-            return len(before - planned.nodes)
-        yield Hear(word)
-        back = before - revocations.nodes
-        yield Told(
-            "authority",
-            "the root has spoken",
-            {"cast_out": format_node_id(target.node_id) if cast_out else None, "taken_back": len(back)},
-            "warning",
-        )
-        yield Save()
-        yield MakeKey()
-        return len(back)
 
 
 def _check_invite(invite: InviteEntry, name: str) -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from phantommesh import control
-from phantommesh.node.desk import Desk, Target
+from phantommesh.node.desk import Desk
+from phantommesh.node.revoking import Target
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -34,17 +35,19 @@ class AuthorityDesk:
         return await self.worker.do(self.desk.replace(entry, moment()))
 
     def find(self, wanted: str) -> Target:
-        """`Desk.find`."""
-        return self.desk.find(wanted)
+        """`Revoking.find`."""
+        return self.desk.revoking.find(wanted)
 
     async def check_room(self, target: Target, *, force: bool) -> None:
-        """`Desk.check_room`."""
-        await self.worker.do(self.desk.check_room(target, moment(), force=force))
+        """`Revoking.check_room`."""
+        await self.worker.do(self.desk.revoking.check_room(target, moment(), force=force))
 
     async def revoke(self, target: Target, *, force: bool) -> Revoked:
-        """`Desk.revoke`."""
-        return await self.worker.do(self.desk.revoke(target, moment(), force=force))
+        """`Revoking.revoke`."""
+        return await self.worker.do(self.desk.revoking.revoke(target, moment(), force=force))
 
     async def undo(self, target: Target, *, cast_out: bool, dry_run: bool) -> int:
-        """`Desk.undo`."""
-        return await self.worker.do(self.desk.undo(target, moment(), cast_out=cast_out, dry_run=dry_run))
+        """`Revoking.undo`."""
+        return await self.worker.do(
+            self.desk.revoking.undo(target, moment(), cast_out=cast_out, dry_run=dry_run)
+        )

@@ -60,8 +60,8 @@ class Desk:
 
     def revoke(self, node_id: NodeId) -> None:
         """Have this authority revoke a node."""
-        target = self.desk.find(format_node_id(node_id))
-        self.worker.do(self.desk.revoke(target, self.worker.moment(), force=True), self._revoked)
+        target = self.desk.revoking.find(format_node_id(node_id))
+        self.worker.do(self.desk.revoking.revoke(target, self.worker.moment(), force=True), self._revoked)
 
     def _revoked(self, outcome: object) -> None:
         self.process.sim.tally["not-revoked"] += isinstance(outcome, PhantomMeshError)

@@ -580,8 +580,10 @@ def news(seed: int, nodes: int) -> Simulation:
 def large(seed: int, nodes: int) -> Simulation:
     """The same; then a revocation and its new key reach all, and the revoked node is shut out."""
     sim = news(seed, nodes)
+    gone, before = sim.machines[9].identity.node_id, sim.process(0).ring.newest
     sim.revoke(0, 9)
-    gone, newest = sim.machines[9].identity.node_id, sim.process(0).ring.newest
+    assert sim.run(0.1, lambda: sim.process(0).ring.newest != before, every=0.001), "no key was made"
+    newest = sim.process(0).ring.newest
 
     def known() -> bool:
         return all(gone in p.revocations and p.ring.newest == newest for p in members(sim))

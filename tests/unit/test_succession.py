@@ -17,7 +17,7 @@ from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
 from phantommesh.link.psk import PskPhase
-from phantommesh.node import desk
+from phantommesh.node import desk, revoking
 from phantommesh.nodestate import install_successor, load_node
 from phantommesh.nursery import enrolment, process, succession
 from phantommesh.nursery.keeper import RosterKeeper
@@ -84,7 +84,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the authority does not answer": lambda patch: patch.setattr(desk.Desk, "replace", cut_power),
     "the invite is on disk": lambda patch: patch.setattr(enrolment, "join", cut_power),
     "the new keys are on disk": lambda patch: patch.setattr(enrolment, "_shake_hands", cut_power),
-    "the invite is spent": lambda patch: patch.setattr(desk.Desk, "revoke", cut_power),
+    "the invite is spent": lambda patch: patch.setattr(revoking.Revoking, "revoke", cut_power),
     "the old identity is revoked": lambda patch: patch.setattr(desk, "SignedRecord", Refusing),
     "the answer is lost": lambda patch: patch.setattr(enrolment, "finish_join", cut_power),
 }
