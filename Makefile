@@ -17,8 +17,8 @@ test: setup lint
 	$(TESTS) -m "not kernel and not slow and not lab" -n auto --dist loadscope
 	$(TESTS) -m "lab and not kernel and not slow"
 
-# On this machine's kernel where it has WireGuard, else in a small VM. Left to `make test`: what is no matter of
-# the kernel, that is, the lab command itself, other WireGuards and most of a node's life.
+# On this machine's kernel where it has WireGuard, else in a small VM. `make test` alone has
+# what does not touch the kernel: the lab command itself, other WireGuards and most of a node's life.
 test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling
@@ -45,6 +45,9 @@ setup:
 # Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
 lock:
 	rm -rf .venv/lock && python3 -m venv .venv/lock && .venv/lock/bin/pip -q install pip-tools
+	echo 'setuptools>=70.1  # what wgnlpy is built with: it has no wheel' | \
+	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --allow-unsafe --no-annotate --no-header \
+	        --no-emit-index-url --no-emit-find-links --no-emit-trusted-host - -o requirements-build.txt
 	for set in "requirements.txt" "requirements-dev.txt --extra dev -c requirements.txt" \
 	    "requirements-bench.txt --extra bench -c requirements-dev.txt"; do \
 	    .venv/lock/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \

@@ -40,8 +40,8 @@ WARM = 8.0  # s of traffic before the first cut: it is noticed within two readin
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What one cut did: for how long pings were lost, how many of those sent meanwhile, and how many later
-    than half of the time that was watched."""
+    """The effect of one cut: for how long pings were lost, how many of those sent meanwhile, and how many
+    later than half of the time that was watched."""
 
     dimension: int
     moved_s: float

@@ -35,7 +35,7 @@ SETTLE = 1.5  # s until every address of the flood has its cookie, and all bound
 
 
 class Turn:
-    """What was measured in calm, or under the flood."""
+    """One measurement, in calm or under the flood."""
 
     def __init__(self) -> None:
         self.walls: list[float] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the guard's rules cost each packet of the host, and what it costs to put them in place.
+"""The cost of the guard's rules for each packet of the host, and of putting them in place.
 
     python -m benchmarks.guard [--members 1000] [--json] [--quick]
 

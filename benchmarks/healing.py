@@ -44,7 +44,7 @@ FIGURES = ("suspected_s", "dead_s", "returned_s", "cut_noticed_s", "cut_healed_s
 
 
 def seen_by(node: LabNode) -> dict[str, str]:
-    """What one node says of each other one."""
+    """Return what one node says of each other one."""
     return {peer.name: peer.membership for peer in NodeClient(node.socket).get_all("/v1/peers", PeerView)}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a benchmark ran on: figures mean nothing without it."""
+"""The machine that a benchmark ran on: figures mean nothing without it."""
 
 from __future__ import annotations
 

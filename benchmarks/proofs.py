@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What scatter proofs cost a node per epoch: CPU time, bytes sent, files written, by number of links.
+"""The cost of scatter proofs for a node per epoch: CPU time, bytes sent, files written, by number of links.
 
 ``python -m benchmarks.proofs [--links 1,10,50] [--quick] [--json]``
 ``python -m benchmarks.proofs --honest EPOCHS [--backend B] [--epoch S] [--rate N] [--seconds S] [--json]``

@@ -7,8 +7,8 @@ The keeper and the roster's log of a node run as they are, on a virtual clock. T
 members do in a day: each replaces its seven WireGuard keys, one by one and before each is a day old; renews
 its certificate when two thirds of its week are over; changes its address twice; and starts again once, with a
 new record (which a start makes only where something else has changed too). Every record is signed, verified
-and put to disk as in life. The bytes are those that the state directory was given to write. What the
-version before wrote at the same changes stands beside them: all of the roster each time, with its pauses.
+and put to disk as in life. The bytes are those that the state directory was given to write. Beside them stand
+the writes of the version before at the same changes: all of the roster each time, with its pauses.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from benchmarks.machine import describe
 from phantommesh import rosterlog, statedir
 from phantommesh.identity import Identity
 from phantommesh.issuing import choose_ip4
+from phantommesh.node.own import RENEW_AT
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.own import RENEW_AT
 from phantommesh.nursery.rekeying import HASTE
 from phantommesh.possession import prove
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
@@ -79,7 +79,8 @@ class Other:
 
 @dataclass(slots=True)
 class Written:
-    """What reached the disk: ``roster`` bytes in ``calls``, of which ``whole`` wrote the file anew."""
+    """The bytes that reached the disk: ``roster`` bytes in ``calls``, of which ``whole`` wrote the file
+    anew."""
 
     roster: int = 0
     calls: int = 0

@@ -42,7 +42,8 @@ _KEPT_BACK = ", ".join(str(int(kind)) for kind in (Kind.ACK, Kind.COOKIE_REPLY))
 
 @dataclass(slots=True)
 class SkewResult:
-    """What one skew did: rotations that both ends finished, pings sent and lost, the longest silence in s."""
+    """The effect of one skew: rotations that both ends finished, pings sent and lost, the longest silence in
+    s."""
 
     skew: float
     rotations: int = 0

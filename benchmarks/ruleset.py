@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the scatter rules of a node with many peers cost: to install, to change, to read, to hold, and a
+"""The cost of the scatter rules of a node with many peers: to install, to change, to read, to hold, and a
 packet.
 
     python -m benchmarks.ruleset [--peers 50] [--scheduler S] [--json] [--quick]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What scattering costs and gains against one plain WireGuard, in the same boot.
+"""The costs and gains of scattering against one plain WireGuard, in the same boot.
 
     python -m benchmarks.scatter [--paths equal|unequal] [--scheduler S]... [--rate MBIT] [--backend B]
                                  [--seconds N] [--rounds N] [--json] [--quick]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What membership is told of the roster, and where the mesh is looked for again. Sans-I/O.
+"""Acquaintances: what membership is told of the roster, and where the mesh is looked for again. Sans-I/O.
 
 The roster holds verified records for as long as their certificates last. Membership forgets a member that has
 been down for 72 hours. So the two differ about who there is, and here is what brings them together again:
@@ -28,8 +28,8 @@ MAX_ADDRESSES: Final = 4  # of each
 
 
 class Wished(NamedTuple):
-    """What membership wants done once it was told of what the roster holds; and whether the record that it
-    wished for is still to be fetched."""
+    """Effects of telling membership what the roster holds; and whether the record that it wished for is still
+    to be fetched."""
 
     effects: list[Effect]
     fetch: bool
@@ -71,8 +71,8 @@ class Acquaintance:
         for node_id in [n for n in self.told if n != self._mine and n in self._revocations]:
             del self.told[node_id]
             yield self._membership.expel(node_id, now)
-        # Others know what this node starts with. What comes later they should hear of while it is here to be
-        # asked for it: whom it enrolled may have nobody else to vouch for it.
+        # Peers already have the records that this node starts with. Announce later ones at once, while it is
+        # up to serve them: a newcomer that it enrolled may be known to nobody else.
         self._spread_new = True
 
     def _tell(self, entry: Entry, now: float, *, spread: bool) -> list[Effect]:
@@ -102,7 +102,7 @@ class LastAddresses:
     """The last addresses of a few members that were forgotten, to be tried for ever.
 
     Two halves of a mesh that were cut off from each other for more than 72 hours have forgotten each other's
-    members, and their certificates may run out besides. Where no authority is on the other side, and the
+    members, and their certificates may run out besides. If no authority is on the other side, and the
     operator named no seed there, nothing else would lead the two together again.
     """
 
@@ -115,7 +115,7 @@ class LastAddresses:
 
     def heard(self, changed: Changed, where: Callable[[NodeId], Sequence[Address]]) -> bool:
         """Membership's view of a member has changed. ``where`` gives a member's addresses. Return whether
-        there are now other addresses to try. Of many members that are forgotten some are kept at random."""
+        there are now other addresses to try. If many members are forgotten, some are kept at random."""
         node_id = NodeId(changed.node)
         if changed.event != "purged":
             there = changed.old is None or changed.new is None
@@ -131,7 +131,7 @@ class LastAddresses:
         return True
 
     def addresses(self) -> list[Address]:
-        """Where to look."""
+        """The addresses to look at."""
         return [address for found in self._lost.values() for address in found]
 
     def encode(self) -> bytes:

@@ -29,7 +29,7 @@ MAX_DIFFERENCE: Final = _BITMAP_BYTES + MAX_MEMBERS * _PLACE.size
 
 
 class AntiEntropyError(Exception):
-    """What the other node sent is not a question or an answer of this kind."""
+    """The other node sent something that is no question or answer of this kind."""
 
 
 class Place(NamedTuple):
@@ -89,7 +89,7 @@ def parse_difference_untrusted(data: bytes) -> Difference:
 def wanted(roster: Roster, difference: Difference) -> list[bytes]:
     """The hashes of the records to fetch: newer than ours, or other ones of the same number.
 
-    Of the latter one may be proof that the node said two things at once. Nodes known as revoked are left out,
+    One of the latter may be proof that the node said two things at once. Nodes known as revoked are left out,
     and those of which a record waits already.
     """
     hashes = []
@@ -105,7 +105,7 @@ def wanted(roster: Roster, difference: Difference) -> list[bytes]:
 
 
 def surplus(roster: Roster, difference: Difference, now: float) -> list[SignedRecord]:
-    """What the node that gave this difference lacks of our records."""
+    """Return our records that the node which gave this difference lacks."""
     theirs: dict[NodeId, list[Place]] = {}
     for place in difference.places:
         theirs.setdefault(place.node_id, []).append(place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node asks of other members over its channels: of whom, in which order, how much at a time. Pure.
+"""Questions to other members over channels: to whom, in which order, how much at a time. Pure.
 
 A conversation is a generator. It yields what to ask, and is sent the answer; or it yields records that came,
 and is sent how many of them changed the roster. Its owner has the channel and the roster's keeper; it raises
@@ -59,7 +59,7 @@ def fetch(hashes: Iterable[bytes]) -> Talk[int]:
 
 
 def asked_for(records: Sequence[bytes], hashes: Iterable[bytes]) -> Keep:
-    """Of the records in an answer those that were asked for, each once. To tell costs a hash; to verify what
+    """Return those records of an answer that were asked for, each once. To tell costs a hash; to verify what
     nobody wants would cost a hundred times as much."""
     wanted, kept = set(hashes), list[bytes]()
     for encoded in records:
@@ -73,7 +73,7 @@ def asked_for(records: Sequence[bytes], hashes: Iterable[bytes]) -> Keep:
 def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
     """Exchange with one member the records that either lacks; return how many came. ``wall`` is unix time.
 
-    What is not acceptable here or there is left out: nothing that a member sends ends this.
+    Statements that are not acceptable here or there are left out: nothing that a member sends ends this.
     """
     answer = yield control.Compare(antientropy.buckets(roster, wall()))
     if not isinstance(answer, control.Differs):
@@ -105,7 +105,8 @@ def compare(
 
 
 class Shut(NamedTuple):
-    """What a member gave of its revocations and group keys: packed statements that are new here, the keys."""
+    """A member's revocations and group keys, as far as it gave them: packed statements that are new here, the
+    keys."""
 
     statements: Sequence[bytes]
     keys: control.KeysAre
@@ -204,9 +205,9 @@ def look_for(
 ) -> Iterator[Call | CallUnlinked | Pause]:
     """Look for records: ask those first who said that they exist, then others, until the roster has them.
 
-    News run ahead of what they tell of: who passed them on may still be fetching the record itself. So it is
-    asked again a little later. Whose record it is has it for sure, and is asked at the end only: else a large
-    mesh would come to that one node.
+    News of a record arrives before the record. The member that passed it on may still be fetching it, so that
+    member is asked again a little later. The record's owner surely has it but is asked last, or a large mesh
+    would all ask that one node.
     """
     first = [member for one in batch if (member := member_at(one.source)) is not None]
     for pause in PAUSES:
@@ -240,7 +241,7 @@ def missing(batch: Iterable[FetchRecord], roster: Roster) -> list[bytes]:
 
 
 class Fetching:
-    """The records that are being looked for. What one source can have us look for is bounded."""
+    """The records that are being looked for. There is a bound on what one source can have us look for."""
 
     def __init__(self) -> None:
         self._queue: deque[FetchRecord] = deque()

@@ -65,7 +65,7 @@ machine cannot be in such a mesh."""
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What `init` and `join` tell the operator."""
+    """The summary that `init` and `join` give the operator."""
 
     mesh: str
     name: str

@@ -106,7 +106,7 @@ class OverlaySection(msgspec.Struct, frozen=True):
 
 
 class GuardSection(msgspec.Struct, frozen=True):
-    """Who uses the mesh through this node: machines or containers behind the interfaces of `forward`. Their
+    """Use of the mesh through this node: by machines or containers behind the interfaces of `forward`. Their
     traffic to the mesh may pass, and what the host publishes of them at its overlay address."""
 
     forward: Annotated[
@@ -182,7 +182,7 @@ class PathsSection(msgspec.Struct, frozen=True):
 
 
 class ApiSection(msgspec.Struct, frozen=True):
-    """Where the API listens: a Unix socket always, TCP on loopback if `listen` is set."""
+    """The API's sockets: a Unix socket always, TCP on loopback if `listen` is set."""
 
     socket: Annotated[str, Meta(min_length=1, max_length=107, description="an absolute path")] = (
         "/run/phantommesh/api.sock"
@@ -205,7 +205,7 @@ class DnsSection(msgspec.Struct, frozen=True):
 
 
 class LogSection(msgspec.Struct, frozen=True):
-    """What is logged, and how: `auto` is JSON unless stderr is a terminal."""
+    """The log's level and format: `auto` is JSON unless stderr is a terminal."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -329,7 +329,7 @@ def _value(key: str, kind: Any, given: Any) -> Any:
 
 
 def _check(config: Config) -> None:
-    """What one value's type cannot say."""
+    """Check what one value's type cannot say."""
     node, wireguard, link = config.node, config.wireguard, config.link
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):

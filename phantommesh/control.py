@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What nodes ask of each other over a control channel: requests and answers as msgpack values.
+"""Messages of the control channel: what nodes ask of each other, requests and answers as msgpack values.
 
 The channel has already authenticated the other end; these decoders only have to survive what a member or a
 newcomer may send, and raise `ControlError` for what is not one of these messages.
@@ -30,8 +30,8 @@ class ControlError(Exception):
 class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature.
 
-    Whom the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's signature
-    of its node id, see `issuing.prove_authority`.
+    A newcomer that the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's
+    signature of its node id, see `issuing.prove_authority`.
     """
 
     csr: bytes

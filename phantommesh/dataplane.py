@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the seven WireGuard interfaces should be, from the roster and the links' PSKs; and what they prove."""
+"""The seven WireGuard interfaces as they should be, from the roster and the links' PSKs; and what they
+prove."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ class OwnSide:
 
 
 class Desired:
-    """What the seven devices should be, kept up to date peer by peer: to change one peer costs the same in a
-    mesh of ten and of a thousand."""
+    """The seven devices as they should be, kept up to date peer by peer: to change one peer costs the same in
+    a mesh of ten and of a thousand."""
 
     def __init__(self, settings: WireguardSection) -> None:
         self._settings = settings
@@ -137,10 +138,10 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerReading:
-    """What the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they should, the
-    wanted PSK, or nothing where there is no key for the peer; ``located``:
-    those on which WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each
-    (None: never); ``counters``: the bytes sent and received on each (None where the peer is not there)."""
+    """A reading of what the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they
+    should, the wanted PSK, or nothing where there is no key for the peer; ``located``: those on which
+    WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each (None: never);
+    ``counters``: the bytes sent and received on each (None where the peer is not there)."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a datagram goes, and how large it may be; and a control endpoint as text, as the config, invites and
-records carry it."""
+"""The address of a datagram, and how large it may be; and a control endpoint as text, as the config, invites
+and records carry it."""
 
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -14,7 +14,7 @@ _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,
 
 
 class Address(NamedTuple):
-    """Where a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
+    """The address that a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
 
     host: str
     port: int

@@ -5,16 +5,17 @@
 
 The header is the AEAD's associated data. ChaCha20-Poly1305 (RFC 8439) under a key of the sender's own, which
 is SHA3-256 over the group key and the node id; the number is its nonce: a start number that grows with every
-start of the sender, and a counter. What cannot be used costs a look in a table, or one AEAD check at most.
+start of the sender, and a counter. A datagram that cannot be used costs a look in a table, or one AEAD check
+at most.
 
 An answer that is too long for a datagram goes over a stream, sealed under a key of its own (`seal_answer`):
 SHA3-256 over the group key, the sealed request and a random salt, which stands before it.
 
 Every member holds the group key, so a member can seal in another's name; nothing that needs to be believed
 may rest on the envelope alone. Hence no window of numbers, as other protocols have against replays: one
-datagram with the greatest number, in a member's name, would shut that member out. What came before is told by
-its tag for as long as its key is held: exactly among the latest `SEEN`, by a filter (`seen`) among at least
-the latest 700,000 of each key. Only who holds the key can make more than that in a day.
+datagram with the greatest number, in a member's name, would shut that member out. A copy is told by its tag
+for as long as its key is held: exactly among the latest `SEEN`, by a filter (`seen`) among at least the
+latest 700,000 of each key. Only who holds the key can make more than that in a day.
 """
 
 import hashlib
@@ -61,7 +62,7 @@ class EnvelopeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a datagram said. ``digest`` is the sender's word on its revocations and keys."""
+    """The content of a datagram. ``digest`` is the sender's word on its revocations and keys."""
 
     kind: int
     sender: NodeId

@@ -72,7 +72,8 @@ def _is_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a reader came for, oldest first. ``place`` is its new place; ``more``: there is more right now."""
+    """The events that a reader came for, oldest first. ``place`` is its new place; ``more``: there is
+    more right now."""
 
     events: list[Event]
     place: int

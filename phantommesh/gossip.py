@@ -46,8 +46,8 @@ class Datagram(NamedTuple):
 
 
 class AskKeys(NamedTuple):
-    """Ask for revocations and group keys: this member, which has others than we do, or (None) any: datagrams
-    come that no key of ours opens. Answer with `Gossip.asked`."""
+    """Ask `member` for revocations and group keys: its digest differs from ours. None: ask any member, since
+    we receive datagrams that none of our keys opens. Answer with `Gossip.asked`."""
 
     member: NodeId | None
     digest: bytes
@@ -57,7 +57,8 @@ Effect = Datagram | AskKeys | effects.Changed | effects.FetchRecord | effects.Sy
 
 
 class _Route:
-    """Where a member was last heard from, and which of its addresses is tried next while it is silent."""
+    """The address that a member was last heard from, and which of its addresses is tried next while it is
+    silent."""
 
     __slots__ = ("heard", "last", "turn")
 
@@ -120,7 +121,7 @@ class Gossip:
             opened = self._envelope.open(datagram)
         except EnvelopeError as error:
             return self._keyless(now) if error.reason == "gossip-key" else []
-        # Whose cipher it is has been checked; the datagram inside must be the same node's.
+        # The seal shows the sender outside; the datagram inside must be the same node's.
         if opened.kind != KIND or opened.payload[_SENDER] != opened.sender:
             self._drops["gossip-kind" if opened.kind != KIND else "gossip-impostor"] += 1
             return []
@@ -156,7 +157,7 @@ class Gossip:
                 self._drops["gossip-nowhere"] += 1
         return out
 
-    # Where members are.
+    # Addresses of members.
 
     def _heard(self, sender: NodeId, source: Address, now: float) -> bool:
         """Any member can seal in another's name, so only an address that the sender's record names counts;
@@ -184,7 +185,7 @@ class Gossip:
         self._routes = {member: route for member, route in self._routes.items() if member in members}
         self._asked_at = {who: when for who, when in self._asked_at.items() if who is None or who in members}
 
-    # Who has other keys or revocations.
+    # Members with other keys or revocations.
 
     def _keyless(self, now: float) -> list[Effect]:
         """Anyone can send what no key opens, so this is no more than a reason to ask a member some time."""
@@ -202,8 +203,8 @@ class Gossip:
         return wanted.digest == self._digest()
 
     def asked(self, digest: bytes, *, news: bool) -> None:
-        """An `AskKeys` was answered. Where it brought nothing, who says the same digest is not asked again:
-        it is the one behind, and asks us."""
+        """An `AskKeys` was answered. If the answer held nothing new, members with that digest are behind us
+        and are not asked again: they will ask us."""
         if news:
             self._nothing_new.clear()
             self._keyless_pause = KEYLESS_AGAIN

@@ -296,8 +296,8 @@ def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | 
     """The epoch of the key that an authority should make now, or None where the newest still does.
 
     It does not where nodes were revoked since, where it is `MAX_AGE` old, or where all are keys of
-    authorities that are revoked: their epochs do not count. What authorities say that were revoked already
-    is no reason for one. `now` is unix seconds.
+    authorities that are revoked: their epochs do not count. Statements of authorities that were revoked
+    already are no reason for one. `now` is unix seconds.
     """
     keyring.shun(revocations)
     newest, epoch = keyring.newest, keyring.next_epoch

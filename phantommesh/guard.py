@@ -19,7 +19,10 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
+from phantommesh.management.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+
+FORWARD_UNKNOWN = FaultKind("forward-unknown-interface", "low")
 
 OUTER_MARK: Final = 0x50000000
 OUTER_MASK: Final = 0xFF000000
@@ -74,9 +77,10 @@ def table_name(device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What is guarded. ``device`` and ``names`` are the mesh's interfaces, ``own`` this node's overlay
-    addresses, ``networks`` whose traffic is the mesh's (both families), ``control`` and ``wireguard`` the
-    ports of the underlay, ``forward`` the interfaces of machines that use the mesh through this node."""
+    """The addresses, ports and interfaces to guard. ``device`` and ``names`` are the mesh's interfaces,
+    ``own`` this node's overlay addresses, ``networks`` whose traffic is the mesh's (both families),
+    ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
+    the mesh through this node."""
 
     device: str
     names: tuple[str, ...]

@@ -57,7 +57,8 @@ def without_block(data: bytes, mesh: str) -> bytes:
 def write(path: Path, change: Callable[[bytes], bytes]) -> Written:
     """Change a hosts file; one that is not there counts as empty. Raises HostsError.
 
-    Mode, owner and extended attributes stay. What somebody else writes meanwhile is read again, not lost.
+    Mode, owner and extended attributes stay. Text that somebody else writes meanwhile is read again, not
+    lost.
     """
     try:
         target = path.resolve()  # a symbolic link stays one

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who a node is: its ML-DSA-65 key (FIPS 204), its node id, and the overlay addresses that follow."""
+"""A node's identity: its ML-DSA-65 key (FIPS 204), its node id, and the overlay addresses that follow."""
 
 import base64
 import hashlib

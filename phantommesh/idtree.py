@@ -23,7 +23,7 @@ _BITMAP_BYTES: Final = PARTS // 8
 
 
 class IdTreeError(Exception):
-    """What the other node sent is not a question or an answer of this kind."""
+    """The other node sent something that is no question or answer of this kind."""
 
 
 class Apart(NamedTuple):

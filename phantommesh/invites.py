@@ -42,7 +42,7 @@ _MAX_EXPIRY: Final = 253_402_300_799  # the last second of the year 9999
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """What one invite says. `expires` is unix seconds; an endpoint is ``host:port``, at most three."""
+    """The content of one invite. `expires` is unix seconds; an endpoint is ``host:port``, at most three."""
 
     root_hash: bytes
     invite_id: bytes
@@ -127,7 +127,8 @@ _PASTE: Final = "paste the whole line that `phantommesh invite` printed"
 
 
 class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the authority keeps of an invite. `name` restricts who may use it; None leaves the choice.
+    """The part of an invite that the authority keeps. `name` restricts who may use it; None leaves the
+    choice.
 
     `replaces` is the node id of the member whose place the invite is for: that identity is revoked when the
     invite is used. `ip4` is the member's address, which its new identity keeps. Both are empty otherwise.

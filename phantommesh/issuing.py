@@ -97,7 +97,8 @@ def check_authority_proof(spki: bytes, proof: bytes, node_id: NodeId) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """What an authority signs node certificates with. The key is not the machine's node identity."""
+    """The key and certificates that an authority signs node certificates with. The key is not the machine's
+    node identity."""
 
     root: x509.Certificate
     certificate: x509.Certificate
@@ -186,7 +187,8 @@ def _builder(
     *,
     path_length: int | None,
 ) -> x509.CertificateBuilder:
-    """What all three kinds of certificate share. `path_length` None makes an end entity, a number a CA."""
+    """Return a builder with what all three kinds of certificate share. `path_length` None makes an end
+    entity, a number a CA."""
     is_ca = path_length is not None
     usage = x509.KeyUsage(
         digital_signature=not is_ca,

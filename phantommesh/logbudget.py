@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of the log is written: others may cause lines, and may cause only so many bytes of them. Sans-I/O.
+"""The log's budget: others may cause lines, and may cause only so many bytes of them. Sans-I/O.
 
 A line has a kind, which is in our code, and a subject: the member, host or interface that it is about. Each
 subject has a budget within its kind, each kind has one, and all have one in bytes. The first line of a kind
-in an hour is always written, so no flood of one kind hides that another kind of thing happened. What is left
-out is counted, and the count is written with the next line that is let through.
+in an hour is always written, so no flood of one kind hides that another kind of thing happened. Lines that
+are left out are counted, and the count is written with the next line that is let through.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class LogBudget:
         self._bytes.owe(now, size)
 
     def summary(self, now: float) -> dict[str, int]:
-        """What was left out since the last summary: lines by kind, those with the most. Empty while a summary
-        is not due. Write it, whatever `admit` would say."""
+        """Return what was left out since the last summary: lines by kind, those with the most. Empty while a
+        summary is not due. Write it, whatever `admit` would say."""
         if not self._untold or now < self._told + TELL:
             return {}
         most = sorted(self._untold.items(), key=lambda item: -item[1])[:TOLD_KINDS]

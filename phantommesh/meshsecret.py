@@ -3,8 +3,8 @@
 
 Each group key gives one, so a new one comes with every revocation and goes the way of the group key: through
 links, to members in the roster only. Unlike a group key it counts for long after another took its place: a
-member that was away has no link to hear of the new one, and must be let in to get it. What the old one is
-worth then is told in `link.admission.Standing`.
+member that was away has no link to hear of the new one, and must be let in to get it.
+`link.admission.Standing` says what the old one is worth then.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class MeshSecrets:
     def follow(self, keys: Sequence[GroupKey], active: GroupKey | None, now: float) -> bool:
         """Take in the keyring as it is now, and say whether anything changed.
 
-        Where more were replaced than are kept, the one that was in use for the shortest time goes: fewest
+        If more were replaced than are kept, the one that was in use for the shortest time goes: fewest
         members can have left the mesh with it.
         """
         if active is None:

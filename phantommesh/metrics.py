@@ -254,6 +254,14 @@ class Metrics:
         self._devices = _DeviceCollector(clock)
         self.registry.register(self._devices)
 
+    def count_query(self, result: str) -> None:
+        """A query of the mesh's names was dealt with."""
+        self.dns_queries.labels(result).inc()
+
+    def count_proof(self, result: str) -> None:
+        """A scatter proof came to this."""
+        self.scatter_proofs.labels(result).inc()
+
     def set_peers(self, by_state: Mapping[str, int]) -> None:
         """Set how many peers are in each link state; a state seen before and absent now becomes 0."""
         self._peer_states.update(by_state)

@@ -135,7 +135,7 @@ _NIBBLES: Final = {b"%x" % number: number for number in range(16)}
 
 
 class Zone:
-    """What one node answers from: immutable, made anew when the members change.
+    """The data that one node answers from: immutable, made anew when the members change.
 
     ``me`` is this node's name, which every SOA and NS record gives; ``serial`` is the SOA's, 32 bits.
     """

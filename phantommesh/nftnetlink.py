@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What PhantomMesh says to nf_tables over netlink, as bytes: linux/netfilter/nf_tables.h, nfnetlink.h.
+"""Messages to nf_tables over netlink, as bytes: linux/netfilter/nf_tables.h, nfnetlink.h.
 
 Packed by hand, because the maps of a scatter epoch are replaced often: one transaction empties a map and
 fills it again, and no packet sees it empty. Keys and values are 32-bit words in the machine's byte order, as

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node starts from: its keys, certificates, roster and book of invites, read from its directory."""
+"""The state that a node starts from: its keys, certificates, roster and book of invites, read from its
+directory."""
 
 import json
 import random
@@ -86,7 +87,8 @@ class NodeState:
         return verify_chain(self.root, self.authority_cert, self.node_cert, now)
 
     def member_at_issue(self) -> Member:
-        """What our certificate says, judged by the time it was issued for: a node that slept still starts."""
+        """Return what our certificate says, judged by the time it was issued for: a node that slept still
+        starts."""
         return self.member(validity(self.node_cert)[1])
 
     def __repr__(self) -> str:
@@ -181,7 +183,7 @@ def install_successor(state_dir: Path) -> bool:
         if successor.has(name):
             state.write(name, successor.read(name))
     try:
-        # What was the old identity's alone. Its proofs would break off the new one's chain.
+        # Remove what was the old identity's alone. Its proofs would break off the new one's chain.
         for name in (statedir.RENEWAL, statedir.LEAP, statedir.SUCCESSION):
             (state.path / name).unlink(missing_ok=True)
         shutil.rmtree(state.path / statedir.PROOFS, ignore_errors=True)

@@ -21,7 +21,10 @@ from ipaddress import (
 from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.wireguard import Network
+
+OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")
 
 Address = IPv4Address | IPv6Address
 
@@ -124,7 +127,7 @@ def _plan(network: Network, members: Mapping[Address, str], host: Iterable[HostR
 
 
 def refusal(found: Plan) -> OverlapError | None:
-    """What to raise where a plan has conflicts; None where there are none."""
+    """Return the error to raise if a plan has conflicts; None if it has none."""
     if not found.conflicts:
         return None
     more = f" (and {len(found.conflicts) - _NAMED} more)" if len(found.conflicts) > _NAMED else ""

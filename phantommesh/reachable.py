@@ -127,7 +127,7 @@ def all_loopback(hosts: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HostNetworks:
-    """What the host's routing tables say. ``own``: what is delivered to the host itself; ``connected``:
+    """Contents of the host's routing tables. ``own``: what is delivered to the host itself; ``connected``:
     networks that are reached without a gateway, with their interfaces' indexes; ``uplinks``: the interfaces
     of default routes."""
 
@@ -143,7 +143,7 @@ def _within(address: IpAddress, networks: Iterable[Network]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What this node may send to.
+    """The addresses that this node may send to.
 
     ``overlay``: the mesh's networks. ``home``: this node's own endpoints, as addresses: the networks of the
     interfaces that hold one are where others reach it, like those of the default routes. ``told``: addresses

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of them."""
+"""Records: what each node says of itself, signed: where it is, its WireGuard keys. And the roster of all of
+them."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
+from phantommesh.management.faults import FaultKind
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.trust import (
@@ -29,6 +31,10 @@ from phantommesh.trust import (
     validity,
     verify_chain,
 )
+
+ADDRESS_SHARED = FaultKind("address-shared", "medium")
+KEYS_SHARED = FaultKind("keys-shared", "high")
+EQUIVOCATION = FaultKind("record-equivocation", "high")
 
 CONTEXT: Final = b"phantommesh record v1"
 KEY_BYTES: Final = 32  # X25519
@@ -170,8 +176,9 @@ class Entry:
 
     @property
     def rank(self) -> tuple[int, bytes, float, bytes]:
-        """Of two records of one node the greater rank wins, on every node alike: the later word; of two
-        different words with one number neither is better, so the greater hash; then the later certificate."""
+        """If there are two records of one node, the greater rank wins, on every node alike: the later word.
+        If two different words have one number, neither is better, so the greater hash wins; then the later
+        certificate."""
         said = hashlib.sha3_256(self.signed.body).digest()
         return self.record.seq, said, self.member.not_after, self.hash
 
@@ -229,7 +236,7 @@ class Roster:
         return entry if entry is not None and self._stands(entry) else None
 
     def contradiction(self, entry: Entry) -> SignedRecord | None:
-        """What a member said otherwise under the number of its present record, if it did."""
+        """Return the other record that a member signed under the number of its present one, if it did."""
         found = self.equivocations.get(entry.member.node_id)
         if found is None or entry.signed.body not in (found.kept.body, found.other.body):
             return None
@@ -285,7 +292,7 @@ class Roster:
         )
 
     def disputes(self, now: float) -> list[Dispute]:
-        """What members in good standing both claim.
+        """Return what members in good standing both claim.
 
         The lowest node id keeps an address and a name, as everybody can tell. A WireGuard key stays with the
         member that claimed it first here.
@@ -340,9 +347,9 @@ class Roster:
     ) -> Self:
         """Read and verify what `encode` wrote. Raises RecordError or TrustError.
 
-        What is in it was held when it was written, so it is judged as what is held (`_stands`). A certificate
-        that is not valid at `now` is judged by a time it is good for: its node was a member, and its
-        endpoints are how a node that slept a month finds the mesh again. The same goes for a record of an
+        Its records were held when it was written, so they are judged as what is held (`_stands`). A
+        certificate that is not valid at `now` is judged by a time it is good for: its node was a member, and
+        its endpoints are how a node that slept a month finds the mesh again. The same goes for a record of an
         earlier version, which proves no WireGuard key: it counts as one that has run out.
         """
         records = ((signed, False) for signed in decode_records_untrusted(data))
@@ -471,7 +478,7 @@ def encoded_hash(encoded: bytes) -> bytes:
 
 
 def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:
-    """What no other member may have: its address, its name, its WireGuard keys."""
+    """Yield what no other member may have: its address, its name, its WireGuard keys."""
     yield entry.member.ip4
     yield entry.member.name
     yield from entry.record.wg_keys

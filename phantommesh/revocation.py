@@ -8,10 +8,10 @@ words and from the order in which they came here:
 - A statement that names a word of the root's which is not known here is not held: whoever holds it has the
   word too, and offers both again.
 - A statement counts only if its authority stood when it came: what a rogue signs once it is revoked is
-  nothing. Of what comes at one time, the revocations of authorities are taken first. Two nodes that heard of
-  an authority's revocation and of its own last statements in different orders may differ on those, until the
-  root decides. Who revokes an authority signs anew what that one had rightly signed, so that those do not
-  depend on it.
+  nothing. If several statements come at one time, the revocations of authorities are taken first. Two nodes
+  that heard of an authority's revocation and of its own last statements in different orders may differ on
+  those, until the root decides. An authority that revokes another signs anew what the other had rightly
+  signed, so that those statements do not depend on it.
 """
 
 import hashlib
@@ -29,14 +29,18 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.idtree import ID_BYTES, IdTree
 from phantommesh.issuing import Authority
+from phantommesh.management.faults import FaultKind
 from phantommesh.rootword import FIRST, WORD_ID_BYTES, Order, RootWord, check_word, verify_word
 from phantommesh.trust import EARLY, MAX_CERTIFICATE_BYTES, TrustError, authority_node, verify_authority
+
+REVOKED = FaultKind("node-revoked", "critical")
+MOOT = FaultKind("revocations-moot", "high")
 
 CONTEXT: Final = b"phantommesh revocation v1"
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_REVOCATIONS: Final = 100_000
-# Of one authority: its own statements, and as many again that it took over. It is what a rogue can fill. The
-# two are apart, since who is taken over says how many those are, and whom they name.
+# Bound for one authority: its own statements, and as many again that it took over. A rogue can fill this. The
+# two are apart, since the authority that is taken over says how many its statements are, and whom they name.
 MAX_OF_AUTHORITY: Final = 32_768
 SLICE: Final = 256  # statements that are held at a time: some milliseconds
 MAX_ALIKE: Final = 1_024  # digests of sets that are remembered to be as good as the present one
@@ -215,9 +219,9 @@ class Revocations:
 
     def take(self, statements: Iterable[Revocation | RootWord], now: float) -> bool:
         """Verify statements that came at one time and hold them; say whether any is new here. Raises
-        TrustError; then nothing has changed. What is known already costs no signature check.
+        TrustError; then nothing has changed. A statement that is known already costs no signature check.
 
-        Of two by one authority for one node that name the same word, the earlier is held.
+        If two by one authority for one node name the same word, the earlier is held.
         """
         return self.hold(self.verify(statements, now))
 
@@ -282,7 +286,8 @@ class Revocations:
                     "there are too many revocations",
                     fix="cast a rogue authority out with `phantommesh revoke NAME --undo-all`",
                 )
-            # What an authority says once it is out must not count for having come in one parcel with that.
+            # A statement that an authority makes once it is out must not count for having come in one parcel
+            # with its revocation.
             signers = self._signed.keys() | {held.signer for held in came}
             for number, held in enumerate(sorted(came, key=lambda one: one.statement.node_id not in signers)):
                 again |= not self._hold(held)
@@ -321,8 +326,8 @@ class Revocations:
         return made
 
     def about(self, node_id: NodeId, data: bytes) -> Sequence[Revocation | RootWord]:
-        """Of what somebody answered to a node that asked how it stands: the root's words, and what is about
-        that node. Raises TrustError only."""
+        """Return, from the answer to a node that asked how it stands, the root's words and what is about that
+        node. Raises TrustError only."""
         return [one for one in self.unpack(data) if isinstance(one, RootWord) or one.node_id == node_id]
 
     def digest(self) -> bytes:
@@ -359,8 +364,8 @@ class Revocations:
         return _decode_untrusted(data, known)
 
     def standing(self, node_id: NodeId) -> bytes:
-        """What that node should know of its standing, for anybody: the root's newest words, and the statement
-        that puts it out. Empty where there is neither."""
+        """Return what that node should know of its standing, for anybody: the root's newest words, and the
+        statement that puts it out. Empty if there is neither."""
         revoked = self._revoked.get(node_id)
         told, words = list[Revocation](), list[RootWord]()
         if revoked is not None and isinstance(revoked.statement, Revocation):
@@ -611,7 +616,8 @@ def _check(one: Revocation | RootWord) -> None:
 
 
 def _signed(node_id: bytes, at: int, after: bytes, origin: bytes) -> bytes:
-    """What is signed. Without the last two it is what versions before those signed."""
+    """Return the bytes that are signed. Without the last two fields they are what versions before those
+    signed."""
     more = after.ljust(WORD_ID_BYTES, b"\0") + origin.ljust(NODE_ID_BYTES, b"\0") if after or origin else b""
     return node_id + at.to_bytes(8) + more
 
@@ -622,12 +628,13 @@ def _signer(der: bytes) -> NodeId:
 
 
 def _group(signer: NodeId, one: Revocation) -> tuple[NodeId, bool]:
-    """What share a statement takes room of. Not of its origin's: who signs writes any that it likes."""
+    """Return the share that a statement takes room of. It is not its origin's: a signer writes any origin
+    that it likes."""
     return signer, bool(one.origin)
 
 
 def _place(signer: NodeId, one: Revocation) -> bytes:
-    """What one authority says once: of this node, taken over or not, as of one word."""
+    """Return the place of what one authority says once: of this node, taken over or not, as of one word."""
     said = b"".join(part.ljust(NODE_ID_BYTES, b"\0") for part in (signer, one.node_id, one.after, one.origin))
     return hashlib.sha3_256(said).digest()
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the mesh's root says of revocations: which are void, and which authority's all are. It has the last
-word.
+"""The root's words on revocations: which are void, and which authority's all are. It has the last word.
 
 A revocation names the newest root's word that its signer knew. So a word voids what was signed without
 knowledge of it, whenever that arrives, and what an authority signs in knowledge of it stands: whom the root
@@ -25,7 +24,7 @@ SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 
 
 class Order(NamedTuple):
-    """Of two words the greater is the later one."""
+    """The place of a word: if there are two, the greater is the later one."""
 
     number: int
     id: bytes
@@ -48,7 +47,7 @@ class RootWord(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def id(self) -> bytes:
-        """What a revocation names it by. Nobody knows it before the root has signed."""
+        """The name that a revocation has for it. Nobody knows it before the root has signed."""
         said = _signed(self.number, self.pardoned, self.cast_out) + self.signature
         return hashlib.sha3_256(b"phantommesh root word id" + said).digest()[:WORD_ID_BYTES]
 

@@ -84,8 +84,8 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Certificate | _Line | _Start)
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What of the file cannot be read: ``bytes`` of it, the first at offset ``at``, and ``records`` that can
-    be read and do not hold, or lack a certificate. ``reason`` is why the first of those does not."""
+    """The part of the file that cannot be read: ``bytes`` of it, the first at offset ``at``, and ``records``
+    that can be read and do not hold, or lack a certificate. ``reason`` is why the first of those does not."""
 
     at: int = 0
     bytes: int = 0
@@ -117,8 +117,8 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be written now: `RosterLog.take`. ``whole``: nothing can be added to the file that is there.
-    ``anew``: it is to be written anew, also where something can."""
+    """The bytes to be written now: `RosterLog.take`. ``whole``: nothing can be added to the file that is
+    there. ``anew``: it is to be written anew, also where something can."""
 
     noted: list[Entry]
     added: bytes
@@ -182,7 +182,7 @@ def _frame_at(data: memoryview, at: int) -> memoryview | None:
 
 @dataclass(slots=True)
 class _Frames:
-    """What the frames of a file hold, each with its offset; where the last whole one ends; and the ranges
+    """The contents of a file's frames, each with its offset; where the last whole one ends; and the ranges
     before that in which none can be read."""
 
     items: list[tuple[int, _Certificate | _Line | _Start]]
@@ -213,12 +213,12 @@ def _frames(data: bytes) -> _Frames:
 
 def _settled(items: Sequence[tuple[int, _Certificate | _Line | _Start]], size: int) -> tuple[int, bool]:
     """Return up to which offset a file of this size was on disk before the last addition began, and whether
-    it ends where an addition does. What is behind that offset a power cut may have taken in part."""
+    it ends where an addition does. A power cut may have taken part of what is behind that offset."""
     at, start = next(((at, item) for at, item in reversed(items) if isinstance(item, _Start)), (0, None))
     if start is None:  # a version that wrote none, or damage
         return size, False
     end = at + len(_frame(start)) + start.length
-    # Where something is behind its end the first frame of the addition that followed is lost.
+    # If something is behind its end, the first frame of the addition that followed is lost.
     return (end if start.whole or size > end else at), size == end
 
 
@@ -231,9 +231,9 @@ def decode(
 ) -> Content:
     """Read what `encode` and `RosterLog` wrote, or the list of an earlier version, and verify it.
 
-    What cannot be read is left out, and `Content.damage` says so. ``certificates`` (DER) are others that this
-    node has, in place of some that are damaged. Whoever can write the file has this node's keys, so its marks
-    are believed. Raises RecordError or TrustError where nothing of it can be read.
+    Parts that cannot be read are left out, and `Content.damage` says so. ``certificates`` (DER) are others
+    that this node has, in place of some that are damaged. Whoever can write the file has this node's keys, so
+    its marks are believed. Raises RecordError or TrustError where nothing of it can be read.
     """
     found = _frames(data)
     items, gaps = found.items, found.gaps
@@ -246,7 +246,7 @@ def decode(
     cut = [(start, until) for start, until in gaps if start >= settled]
     lost = [(start, until) for start, until in gaps if start < settled]
     lines = [(at, item) for at, item in items if isinstance(item, _Line)]
-    # What is there of an addition that was cut off may lack what is not: that is no damage.
+    # The part of a cut-off addition that is there may need the part that is not: that is no damage.
     roster, failed = _replay(lines, named, Roster(root, revocations), now, settled if cut else len(data))
     return Content(
         roster,
@@ -298,10 +298,10 @@ def _replay(
 class RosterLog:
     """The file of one state directory, in the hands of the node that holds the directory's lock.
 
-    `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. What
-    `write` returned from is on disk. ``damage`` and ``torn`` say what was found when it was read; ``refused``
-    why the file could not be made smaller the last time; ``replaced`` why the last write did not add to the
-    file that was there.
+    `note` what the roster took in; `take` it on the loop and `write` it in a thread, one at a time. When
+    `write` has returned, its job is on disk. ``damage`` and ``torn`` say what was found when it was read;
+    ``refused`` why the file could not be made smaller the last time; ``replaced`` why the last write did not
+    add to the file that was there.
     """
 
     def __init__(self, state: StateDir, content: Content) -> None:
@@ -332,7 +332,7 @@ class RosterLog:
             self._noted.clear()
 
     def take(self, roster: Roster) -> Job:
-        """Return what is to be written now. What comes in later is the next job's."""
+        """Return what is to be written now. Changes that come in later are the next job's."""
         frames, known = bytearray(), set(self._certificates)
         for entry in self._noted:
             _add(frames, entry, known)

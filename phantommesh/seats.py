@@ -22,8 +22,8 @@ PER_HOST: Final = 32  # a host is an IPv4 address or an IPv6 /64; everything fro
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who proved itself on a connection: a member by its node id, a newcomer by its invite, since who has an
-    invite can have as many node ids as it likes."""
+    """The party that proved itself on a connection: a member by its node id, a newcomer by its invite, since
+    whoever has an invite can have as many node ids as it likes."""
 
     id: bytes
     newcomer: bool = False
@@ -77,8 +77,8 @@ class Seats:
         return seat in self._seats
 
     def admit(self, seat: Seat) -> Ruling:
-        """Give a stranger a place. Where all are taken, the oldest stranger of the host that has most of them
-        makes room: so who fills the table from a few hosts pushes out itself."""
+        """Give a stranger a place. If all are taken, the oldest stranger of the host that has most of them
+        makes room: so whoever fills the table from a few hosts pushes out itself."""
         if sum(other.host == seat.host for other in self._seats) >= self._per_host:
             return _REFUSED
         displaced = None
@@ -93,9 +93,9 @@ class Seats:
         return Ruling(True, displaced)
 
     def prove(self, seat: Seat, holder: Holder) -> Ruling:
-        """Make a stranger's place this holder's. Where the holder has its bound already, its longest idle
-        place makes room; where all members, or all newcomers, have theirs, the longest idle place of the one
-        that has most of them does."""
+        """Make a stranger's place this holder's. If the holder has its bound already, its longest idle place
+        makes room. If all members, or all newcomers, have theirs, the longest idle place of the one that has
+        most of them does."""
         if seat not in self._seats:
             return _REFUSED
         if seat.holder == holder:
@@ -120,7 +120,7 @@ class Seats:
         return Ruling(True, displaced)
 
     def _greediest(self, held: Counter[Holder], mine: int) -> Seat | None:
-        """The place to free for one that has ``mine`` of them. What is under way is cut off only where its
+        """The place to free for one that has ``mine`` of them. A connection in use is cut off only if its
         holder would still have as many as the one that comes."""
         most = max(held.values(), default=0)
         if most <= mine:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What was met before, in little room: a Bloom filter (Bloom 1970) over authentication tags.
+"""Memory of tags that were met before, in little room: a Bloom filter (Bloom 1970) over authentication tags.
 
-A tag is as good as random, so its own bits say which bits of the filter are its. What was met is always known
-again; of what was not, at most one in a thousand is taken for it. So it suits what may get lost.
+A tag is as good as random, so its own bits say which bits of the filter are its. A tag that was met is always
+known again; at most one in a thousand of the others is taken for it. So it suits what may get lost.
 """
 
 from __future__ import annotations

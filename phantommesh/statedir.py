@@ -48,7 +48,7 @@ SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there w
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place
 PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost
 
-# What every node has from its first moment.
+# Files that every node has from its first moment.
 REQUIRED: Final = (
     ROOT_CERT,
     AUTHORITY_CERT,
@@ -64,7 +64,7 @@ RESTORE: Final = (
     "restore the file from a backup; or move the state directory and the configuration away, run "
     "`phantommesh revoke NAME` for this node on an authority, and join again"
 )
-"""What mends a state directory that lacks something."""
+"""The fix for a state directory that lacks something."""
 _TAIL_BYTES: Final = 64  # of a file's end by which it is known again: a record's signature is in them
 MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records.py allows
 
@@ -93,8 +93,8 @@ class Place:
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace the file `path` by `data`: readers and crashes see the old bytes or the new, never a mixture.
 
-    The bytes and the rename are on disk when this returns. Raises OSError, and then `path` is as it was. Of
-    several writers at once, threads or processes, the last one's stay.
+    The bytes and the rename are on disk when this returns. Raises OSError, and then `path` is as it was. If
+    several write at once, threads or processes, the last one's stay.
     """
     _clear_left_overs(path)
     temporary, file = _open_temporary(path)

@@ -34,9 +34,9 @@ DAY: Final = 86_400.0  # seconds
 NODE_LIFE: Final = 7 * DAY
 CLOCK_SKEW: Final = 300.0  # a certificate starts this many seconds early, for members whose clocks are behind
 LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
-# s by which a member's clock may be behind those who sign: a day and an hour, the slips that people make.
-# What begins later than that is refused. A certificate says when it was issued all the same, so it is not
-# simply dated back.
+# s by which a member's clock may be behind those who sign: a day and an hour, the slips that people make. A
+# certificate that begins later than that is refused. A certificate says when it was issued all the same, so
+# it is not simply dated back.
 EARLY: Final = 90_000.0
 MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key and a signature
 
@@ -77,7 +77,7 @@ class TrustError(PhantomMeshError):
 
 
 class Role(enum.StrEnum):
-    """What a member may be asked to do."""
+    """The duties that a member may be given."""
 
     NODE = "node"
     RELAY = "relay"
@@ -86,7 +86,7 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a verified certificate chain says about a node. Times are unix seconds."""
+    """A verified certificate chain's statement about a node. Times are unix seconds."""
 
     node_id: NodeId
     name: str
@@ -100,7 +100,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """What the root certificate says about the mesh."""
+    """The root certificate's statement about the mesh."""
 
     name: str
     root_spki: bytes

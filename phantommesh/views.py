@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node tells the outside: the values the API serialises and the command line decodes.
+"""Views: the values that the API serialises and the command line decodes.
 
 Field names and meanings are the public interface: add freely, change or drop nothing silently. Readers
 ignore fields they do not know, so an older command line reads a newer node. Durations are seconds, sizes
@@ -9,6 +9,8 @@ bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
+
+from phantommesh.management.faults import Fault
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
     from phantommesh.events import EventLog
@@ -23,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """This node at a glance. ``degraded`` is empty when all is well; each entry says what to do."""
+    """This node at a glance. ``faults`` is empty when all is well; ``degraded`` has each as one line."""
 
     mesh: str
     node: str
@@ -42,6 +44,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     partly_reachable: int = 0
     """How many of them gossip reaches only by way of others."""
     degraded: list[str]
+    faults: list[Fault] = []
     certificate_expires: str
 
 
@@ -68,9 +71,9 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     state: LinkState
-    """Of the link."""
+    """The link's state."""
     membership: MemberState = "unknown"
-    """What gossip says of the node."""
+    """Gossip's word on the node."""
     through: list[str] = []
     """Not empty: the node is partly reachable. Gossip reaches it only by way of these members, the one that
     carried its last answer first."""
@@ -115,7 +118,7 @@ class PathView(msgspec.Struct, frozen=True, kw_only=True):
     loss: float
     """The ratio lost of late, 0 to 1: of probes on both ways, or of traffic on the way there if worse."""
     weight: float
-    """What it may carry: 1 is a full share, 0 none."""
+    """The share that it may carry: 1 is a full one, 0 none."""
 
 
 class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +149,8 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     """The number of the map within the link's epoch."""
     epoch_age_s: float
     entropy_bits: float | None
-    """Of the packets of this epoch and the one before; None while there are none. 2.807 at equal shares."""
+    """The entropy of the packets of this epoch and the one before; None while there are none. 2.807 at equal
+    shares."""
     dimensions: list[ScatterDimension]
 
 
@@ -169,18 +173,18 @@ class ProofEpoch(msgspec.Struct, frozen=True, kw_only=True):
     entropy_bits: float
     min_entropy_bits: float
     p_value: float | None
-    """Of the G-test against the cards; None for a scheduler whose packets do not tell."""
+    """The p-value of the G-test against the cards; None for a scheduler whose packets do not tell."""
     problem: str | None
-    """What does not hold, in words."""
+    """The fault, in words."""
 
 
 class ProofDirection(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of one direction of one link."""
+    """The proofs that are kept of one direction of one link."""
 
     kept: int
     countersigned: int
     newest: ProofEpoch | None
-    """Of those that both ends have signed, if there is one."""
+    """One that both ends have signed, if there is such a proof: the newest."""
 
 
 class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,7 +197,7 @@ class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one peer's rotation; ``detail`` says why one failed and what to do."""
+    """The outcome of one peer's rotation; ``detail`` says why one failed and what to do."""
 
     peer: str
     node_id: str

@@ -23,7 +23,8 @@ MAX_SLOT: Final = 8  # ports a dimension at most
 
 # Tuning.
 SPARE: Final = 1 / (DIMENSIONS + 1)
-"""Of a key's longest life: the gap between two replacements. Seven fit into it and leave one to spare."""
+"""The share of a key's longest life that is the gap between two replacements. Seven fit into it and leave one
+to spare."""
 SEQ_AHEAD: Final = 16  # record numbers that a file of keys reserves for the records made with these keys
 
 

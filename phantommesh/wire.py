@@ -47,7 +47,7 @@ _HEADER = struct.Struct("!BBBBHH8s")
 
 
 class Kind(IntEnum):
-    """What a datagram is."""
+    """The kind of a datagram."""
 
     COOKIE_REQUEST = 1
     COOKIE_REPLY = 2
@@ -59,7 +59,7 @@ class Kind(IntEnum):
 
 
 class Mode(IntEnum):
-    """Who starts the handshake: a member of the mesh, or a newcomer with an invitation."""
+    """The kind of node that starts the handshake: a member of the mesh, or a newcomer with an invitation."""
 
     MEMBER = 0
     ENROL = 1
@@ -342,7 +342,8 @@ def decode_auth_untrusted(body: bytes) -> Auth:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What either AEAD holds: who I am, my signature, my key confirmation, and in enrolment my credential."""
+    """The content of either AEAD: who I am, my signature, my key confirmation, and in enrolment my
+    credential."""
 
     node_id: bytes
     signature: bytes

@@ -28,7 +28,8 @@ KEY_SIZE = 32
 """Bytes in a WireGuard private, public or preshared key (WireGuard paper, section 5.4)."""
 
 NO_KEY = bytes(KEY_SIZE)
-"""What WireGuard reports for "no key set": 32 zero bytes. As a PSK it means no post-quantum secret at all."""
+"""The key that WireGuard reports for "no key set": 32 zero bytes. As a PSK it means no post-quantum secret at
+all."""
 
 MAX_NAME = 15
 """Longest interface name, from IFNAMSIZ in linux/if.h less the final NUL."""
@@ -40,7 +41,8 @@ ROAM_SECONDS = 135.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a peer's packets go: an IP address literal (made canonical) and a UDP port, 1 to 65535.
+    """The address that a peer's packets go to: an IP address literal (made canonical) and a UDP port, 1 to
+    65535.
 
     Raises ValueError for anything else; names are resolved before they get here.
     """
@@ -67,7 +69,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An overlay network reached through a device. Of two routes the lower metric (1 to 2**32 - 1) wins."""
+    """An overlay network reached through a device. If there are two routes, the lower metric (1 to 2**32 - 1)
+    wins."""
 
     network: Network
     metric: int
@@ -79,7 +82,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """What a peer should be. ``keepalive`` is in seconds, 0 for none, at most 65535.
+    """A peer as it should be. ``keepalive`` is in seconds, 0 for none, at most 65535.
 
     Raises ValueError for a PSK of zero bytes: WireGuard takes it for "no PSK", and a link without a finished
     handshake must hold a random one instead.
@@ -104,7 +107,7 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
-    """What a device should be. ``peers`` is keyed by public key; ``mtu`` in bytes; ``fwmark`` 0 for none.
+    """A device as it should be. ``peers`` is keyed by public key; ``mtu`` in bytes; ``fwmark`` 0 for none.
 
     Raises ValueError for a bad name, key or port, and when two peers claim the same allowed network:
     WireGuard gives each network to one peer only, so such a device could never become as desired.
@@ -156,7 +159,7 @@ class PeerState:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What WireGuard says of a device, without its link. ``public_key`` is None while no key is set."""
+    """WireGuard's report of a device, without its link. ``public_key`` is None while no key is set."""
 
     public_key: bytes | None
     listen_port: int

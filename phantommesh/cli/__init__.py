@@ -2,7 +2,8 @@
 """The ``phantommesh`` command.
 
 Exit status: 0 done, 1 failed, 2 usage, 3 the node is not running. With ``--json`` stdout has exactly one JSON
-document, or nothing when there is no answer to give. What is slow to import is imported inside its verb.
+document, or nothing when there is no answer to give. Modules that are slow to import are imported inside
+their verb.
 """
 
 from pathlib import Path
@@ -13,8 +14,9 @@ from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
-from phantommesh.cli.inspect import config, identity, links, paths, peers, revoke, rotate, scatter, status
+from phantommesh.cli.inspect import config, identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
+from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.setup import init, invite, join, run
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every verb shares: the global options, how errors are told, what may be assumed of the machine."""
+"""Code that every verb shares: the global options, how errors are told, what may be assumed of the
+machine."""
 
 import os
 import platform
@@ -23,6 +24,7 @@ CONFIG = Path("/etc/phantommesh/phantommesh.toml")
 
 EXIT_FAILED = 1
 EXIT_NOT_RUNNING = 3
+EXIT_TOO_LITTLE = 4  # proofs of which nothing is wrong, and which do not show what was asked for
 _EXIT_INTERRUPTED = 130
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
@@ -38,7 +40,11 @@ class Options:
 
 
 class CliError(PhantomMeshError):
-    """A verb that cannot do its work here."""
+    """A verb that cannot do its work here. ``status`` is what the command line exits with."""
+
+    def __init__(self, message: str, *, fix: str = "", status: int = EXIT_FAILED) -> None:
+        super().__init__(message, fix=fix)
+        self.status = status
 
 
 class Cli(click.Group):
@@ -68,7 +74,9 @@ def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
     click.echo(f"error: {one_line(str(error))}", err=True)
     if isinstance(error, PhantomMeshError) and error.fix:
         click.echo(f"fix: {one_line(error.fix)}", err=True)
-    ctx.exit(EXIT_NOT_RUNNING if isinstance(error, NodeNotRunningError) else EXIT_FAILED)
+    if isinstance(error, NodeNotRunningError):
+        ctx.exit(EXIT_NOT_RUNNING)
+    ctx.exit(error.status if isinstance(error, CliError) else EXIT_FAILED)
 
 
 def _sentence(error: OSError) -> str:

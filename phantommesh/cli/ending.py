@@ -22,9 +22,9 @@ def down(options: Options) -> None:
 
     Stops the node if it runs (SIGTERM, and SIGKILL after 30 s), then removes its interfaces, rules and
     routes, also those of one that was killed. Until then nothing that is sent to the mesh's addresses leaves
-    this host in clear; afterwards it takes the default route, like anything else. Where a service starts the
-    node, stop that first. Where configuration or state are lost, what the kernel shows as PhantomMesh's and
-    no running node holds is removed.
+    this host in clear; afterwards it takes the default route, like anything else. If a service starts the
+    node, stop the service first. If configuration or state are lost, it removes what the kernel shows as
+    PhantomMesh's and no running node holds.
     """
     need_root("down")
     import trio

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The verb that shows what happens in a node."""
 
-from typing import TYPE_CHECKING
-
 import click
 
-from phantommesh.cli.base import Options, client_of, json_option, socket_of
-from phantommesh.cli.output import emit, one_line, table
-
-if TYPE_CHECKING:
-    from phantommesh.views import Event
+from phantommesh.cli.base import Options, json_option, socket_of
+from phantommesh.cli.lists import EVENTS, says
+from phantommesh.cli.output import emit, one_line
 
 
 @click.command()
@@ -42,23 +38,6 @@ def events(options: Options, on: bool, types: tuple[str, ...], since: int | None
             if options.json:
                 emit(event)
             else:
-                click.echo(one_line(f"{event.time}  {event.type:16}  {event.node or '-':16}  {_says(event)}"))
+                click.echo(one_line(f"{event.time}  {event.type:16}  {event.node or '-':16}  {says(event)}"))
         return
-    from phantommesh.views import Event, Page
-
-    found = client_of(options).get_all("/v1/events", Event, query)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    rows = [(event.time, event.type, event.node, _says(event)) for event in found]
-    table(["TIME", "TYPE", "NODE", "WHAT"], rows)
-
-
-def _says(event: "Event") -> str:
-    """The event's data in a line, without what stands beside it already."""
-    shown = {key: value for key, value in event.data.items() if key not in {"peer", "node_id"}}
-    return " ".join(f"{key}={_plain(value)}" for key, value in shown.items() if value not in (None, ""))
-
-
-def _plain(value: object) -> str:
-    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+    EVENTS.show(options, EVENTS.fetch(options, query))

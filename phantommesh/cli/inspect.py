@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phantommesh.cli.base import CliError, Options, client_of, json_option
-from phantommesh.cli.output import age, emit, one_line, size, table
+from phantommesh.cli.output import age, emit, one_line, table
 
 if TYPE_CHECKING:
     from phantommesh.trust import Mesh
@@ -40,8 +40,11 @@ def status(options: Options) -> None:
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("certificate", f"until {now.certificate_expires}"),
-        *(("degraded", reason) for reason in now.degraded),
     ]
+    for fault in now.faults:
+        rows += [("degraded", fault.text), *([("  fix", fault.fix)] if fault.fix else [])]
+    if not now.faults:  # a node of an older version says it in one line
+        rows += [("degraded", reason) for reason in now.degraded]
     for key, value in rows:
         click.echo(f"{key:12} {one_line(value)}")
 
@@ -50,125 +53,6 @@ def _members(states: Mapping[MemberState, int], partly: int) -> str:
     others = [f"{count} {state}" for state, count in sorted(states.items()) if state != "alive"]
     others += [f"{partly} partly reachable"] if partly else []
     return f" ({', '.join(others)})" if others else ""
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def peers(options: Options) -> None:
-    """List the other members of the mesh."""
-    from phantommesh.views import Page, PeerView
-
-    found = client_of(options).get_all("/v1/peers", PeerView)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    table(
-        ["NAME", "ROLE", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"],
-        [
-            (
-                peer.name,
-                peer.role,
-                f"via {', '.join(peer.through)}" if peer.through else peer.membership,
-                peer.state,
-                peer.ip4,
-                peer.ip6,
-                peer.endpoint,
-                age(min((d.last_handshake_s for d in peer.dimensions if d.last_handshake_s), default=None)),
-                size(peer.rx_bytes),
-                size(peer.tx_bytes),
-            )
-            for peer in sorted(found, key=lambda peer: peer.name)
-        ],
-    )
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def links(options: Options) -> None:
-    """List the post-quantum links."""
-    from phantommesh.views import LinkView, Page
-
-    found = client_of(options).get_all("/v1/links", LinkView)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    table(
-        ["PEER", "EPOCH", "STATE", "ROLE", "DIMENSIONS", "HANDSHAKE", "PSK AGE", "LAST ERROR"],
-        [
-            (
-                link.peer,
-                link.epoch,
-                link.state,
-                link.role,
-                f"{link.dimensions}/7",
-                age(link.handshake_age_s),
-                age(link.psk_age_s),
-                link.last_error,
-            )
-            for link in sorted(found, key=lambda link: link.peer)
-        ],
-    )
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def paths(options: Options) -> None:
-    """Show every dimension of every peer: whether it answers, how fast, and what it loses."""
-    from phantommesh.views import Page, PathView
-
-    found = client_of(options).get_all("/v1/paths", PathView)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    table(
-        ["PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"],
-        [
-            (
-                view.peer,
-                view.dimension,
-                view.state,
-                age(view.since_s),
-                None if view.rtt_s is None else f"{1000 * view.rtt_s:.1f} ms",
-                f"{1000 * view.jitter_s:.1f} ms",
-                f"{100 * view.loss:.1f}%",
-                f"{view.weight:g}",
-                view.endpoint,
-            )
-            for view in sorted(found, key=lambda view: (view.peer, view.dimension))
-        ],
-    )
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def scatter(options: Options) -> None:
-    """Show how traffic to each peer is scattered over the dimensions."""
-    from phantommesh.views import Page, ScatterView
-
-    found = client_of(options).get_all("/v1/scatter", ScatterView)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    table(
-        ["PEER", "INTENT", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"],
-        [
-            (
-                view.peer,
-                view.intent,
-                view.scheduler,
-                f"{view.link_epoch}.{view.epoch}",
-                age(view.epoch_age_s),
-                None if view.entropy_bits is None else f"{view.entropy_bits:.3f}",
-                " ".join(f"{100 * d.weight:.1f}%" for d in view.dimensions),
-                sum(d.packets for d in view.dimensions),
-            )
-            for view in sorted(found, key=lambda view: view.peer)
-        ],
-    )
 
 
 @click.command()

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How verbs print: one JSON document, or tables for people."""
 
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 
 import click
+
+GAP = 2  # cells between columns
+MIN_FOLDED = 24  # cells below which a column of text is not worth folding
 
 
 def one_line(text: str) -> str:
@@ -18,17 +23,58 @@ def emit(value: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table, fit for the terminal if there is one; see `lay_out`. Elsewhere a row is one line."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    click.echo("\n".join(lay_out(columns, rows, width)))
 
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
+
+def lay_out(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int | None) -> list[str]:
+    """Return a table's lines, of at most ``width`` cells; None: as wide as it is. Nothing is cut.
+
+    If it does not fit, the last column is folded where that leaves it enough room. Else each row becomes a
+    block of lines, one a column, as in psql.
+    """
+    from rich.cells import cell_len
+
+    shown = [[one_line("-" if cell is None else str(cell)) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *shown, strict=True)]
+    before = sum(widths[:-1]) + GAP * (len(widths) - 1)
+    if width is None or before + widths[-1] <= width:
+        room = widths[-1]
+    elif before + MIN_FOLDED <= width:
+        room = width - before
+    else:
+        return _blocks(columns, shown, width)
+    lines = []
+    for row in (columns, *shown):
+        head = "".join(_pad(text, wide + GAP) for text, wide in zip(row[:-1], widths, strict=False))
+        for part in _fold(row[-1], room):
+            lines.append((head + part).rstrip())
+            head = " " * before
+    return lines
+
+
+def _blocks(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    titles = max(map(len, columns)) + GAP
+    lines: list[str] = []
     for row in rows:
-        table.add_row(*(Text(one_line("-" if cell is None else str(cell))) for cell in row))
-    # Nothing is cut for the sake of a width: a narrow terminal wraps what it cannot show.
-    Console(width=1000, highlight=False).print(table)
+        lines += [""] if lines else []
+        for column, text in zip(columns, row, strict=True):
+            first, *more = _fold(text, max(1, width - titles))
+            lines += [_pad(column, titles) + first, *(" " * titles + part for part in more)]
+    return lines
+
+
+def _pad(text: str, width: int) -> str:
+    from rich.cells import cell_len
+
+    return text + " " * (width - cell_len(text))
+
+
+def _fold(text: str, width: int) -> list[str]:
+    from rich.cells import chop_cells
+
+    return chop_cells(text, width) or [""]
 
 
 def age(seconds: float | None) -> str | None:

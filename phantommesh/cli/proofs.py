@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option
+from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
+from phantommesh.cli.lists import PROOFS
 from phantommesh.cli.output import emit, size, table
 
 if TYPE_CHECKING:
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 
 EXPORT_TIMEOUT_S = 60.0
 _HASH_CHARACTERS = 64
+MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions has more
 
 
 @click.command()
 @click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help="Check a file of proofs.")
 @click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the proofs to a file.")
-@click.option("--peer", help="With --export: those with one peer (a name or node id) only.")
+@click.option("--peer", help="Those with one peer (a name or node id) only; not with --verify.")
 @click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
 @click.option(
     "--unpinned",
@@ -49,11 +52,12 @@ _HASH_CHARACTERS = 64
 )
 @click.option(
     "--min-entropy",
-    type=click.FloatRange(0, 3),
+    type=click.FloatRange(0, MOST_ENTROPY),
     default=0.5,
     show_default=True,
     metavar="BITS",
-    help="With --verify: the least entropy of each link's plans, and of its bytes as received.",
+    help="With --verify: the least entropy of each link's plans, and of its bytes as received; at most "
+    f"{MOST_ENTROPY}, which is seven equal shares.",
 )
 @json_option
 @click.pass_obj
@@ -72,66 +76,51 @@ def proofs(
 
     --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
     Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
-    Each direction of a link gets a verdict, and all have to hold.
+    Each direction of a link gets a verdict, and all have to hold: it exits 1 where one fails or the file is
+    not genuine, and 4 where nothing is wrong but a link shows too little.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")
     if unpinned and (root is not None or verify is None):
         raise click.UsageError("give --unpinned with --verify, and without --root")
+    if verify is None:
+        _refuse_without_verify("root", "max_loss", "min_coverage", "min_entropy")
+    if verify is not None and peer is not None:
+        raise click.UsageError("--peer has no meaning with --verify: a file is checked as a whole")
     if verify is not None:
         from phantommesh.proofs.verdict import Demands
 
+        data = _read(verify)
         demands = Demands(max_loss / 100, min_coverage / 100, min_entropy)
-        _verify(options, verify, None if unpinned else _pinned(options, root), demands)
+        _verify(options, verify, data, None if unpinned else _pinned(options, root), demands)
     elif export is not None:
         _export(options, export, peer)
     else:
-        _list(options)
+        _list(options, peer)
 
 
-def _list(options: Options) -> None:
-    from phantommesh.views import Page, ProofsView
+def _refuse_without_verify(*names: str) -> None:
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"give --{name.replace('_', '-')} with --verify only")
 
-    found = client_of(options).get_all("/v1/proofs", ProofsView)
-    if options.json:
-        emit(Page(items=found, next_cursor=None))
-        return
-    rows = [
-        (view.peer, name, direction)
-        for view in sorted(found, key=lambda view: view.peer)
-        for name, direction in (("sent", view.sent), ("received", view.received))
-    ]
-    table(
-        [
-            "PEER",
-            "DIRECTION",
-            "KEPT",
-            "SIGNED BY BOTH",
-            "NEWEST",
-            "PACKETS",
-            "BYTES",
-            "ENTROPY",
-            "P",
-            "PROBLEM",
-        ],
-        [
-            (
+
+def _list(options: Options, peer: str | None) -> None:
+    from phantommesh.management.finding import find
+
+    views = PROOFS.fetch(options)
+    if peer is not None:
+        views = [
+            find(
+                views,
                 peer,
-                name,
-                direction.kept,
-                direction.countersigned,
-                f"{newest.link_epoch}.{newest.epoch}",
-                sum(newest.packets),
-                size(sum(newest.bytes)),
-                f"{newest.entropy_bits:.3f}",
-                None if newest.p_value is None else f"{newest.p_value:.2g}",
-                newest.problem,
+                lambda view: (view.peer, view.node_id),
+                unknown="there are no scatter proofs with this peer",
+                fix="see `phantommesh proofs` for who there is",
             )
-            if (newest := direction.newest) is not None
-            else (peer, name, direction.kept, direction.countersigned, *[None] * 6)
-            for peer, name, direction in rows
-        ],
-    )
+        ]
+    PROOFS.show(options, views)
 
 
 def _export(options: Options, path: Path, peer: str | None) -> None:
@@ -153,12 +142,17 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
         click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
 
 
-def _verify(options: Options, path: Path, root_hash: bytes | None, demands: Demands) -> None:
-    from phantommesh.proofs.archive import MAX_ARCHIVE_BYTES, Archive
-    from phantommesh.proofs.verify import examine
+def _read(path: Path) -> bytes:
+    from phantommesh.proofs.archive import MAX_ARCHIVE_BYTES
 
     with path.open("rb") as file:
-        data = file.read(MAX_ARCHIVE_BYTES + 1)
+        return file.read(MAX_ARCHIVE_BYTES + 1)
+
+
+def _verify(options: Options, path: Path, data: bytes, root_hash: bytes | None, demands: Demands) -> None:
+    from phantommesh.proofs.archive import Archive
+    from phantommesh.proofs.verify import examine
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cryptography's, of odd certificates: whether it holds is said below
         report = examine(Archive.decode_untrusted(data), root_hash=root_hash, demands=demands)
@@ -176,7 +170,8 @@ def _verify(options: Options, path: Path, root_hash: bytes | None, demands: Dema
                 "root_hash": report.root_hash.hex(),
                 "pinned": report.pinned,
                 "warning": warning,
-                "holds": report.problem is None,
+                "holds": report.verdict == "holds",
+                "verdict": report.verdict,
                 "proofs": report.proofs,
                 "countersigned": report.countersigned,
                 "demands": demands,
@@ -185,8 +180,10 @@ def _verify(options: Options, path: Path, root_hash: bytes | None, demands: Dema
         )
     else:
         _show(report)
-    if report.problem is not None:
-        raise report.problem
+    if (problem := report.problem) is not None:
+        if report.verdict == "too little":
+            raise CliError(str(problem), fix=problem.fix, status=EXIT_TOO_LITTLE)
+        raise problem
     if not options.json:
         half = report.proofs - report.countersigned
         only = f"; {half} of them only their sender has signed" if half else ""

@@ -2,7 +2,8 @@
 """The verbs that make a node and run it: init, invite, join, run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -52,17 +53,36 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
                 err=True,
             )
 
-    summary = init_mesh(
-        options.state_dir,
-        options.config,
-        mesh=mesh,
-        name=name or default_name(),
-        endpoints=endpoints,
-        now=datetime.now(UTC).timestamp(),
-        cidr4=cidr,
-        check=check,
-    )
+    with _naming_options():
+        summary = init_mesh(
+            options.state_dir,
+            options.config,
+            mesh=mesh,
+            name=name or default_name(),
+            endpoints=endpoints,
+            now=datetime.now(UTC).timestamp(),
+            cidr4=cidr,
+            check=check,
+        )
     _report(options, summary, "phantommesh run")
+
+
+# The options that become settings of a new configuration.
+_SETTINGS = {"overlay.cidr4": "--cidr", "node.endpoints": "--endpoint"}
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Name the option in an error about a setting that the operator gave by it."""
+    from phantommesh.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        for setting, option in _SETTINGS.items():
+            if str(error).startswith(setting):
+                raise CliError(f"{option}: {error}", fix=error.fix.replace(setting, option)) from None
+        raise
 
 
 def _report(options: Options, summary: Any, then: str) -> None:
@@ -152,16 +172,17 @@ def join(options: Options, token: str, name: str | None, endpoints: tuple[str, .
 
     if token == "-":  # noqa: S105  # the conventional name of stdin
         token = sys.stdin.readline()
-    summary = trio.run(
-        partial(
-            enrolment.join,
-            options.state_dir,
-            options.config,
-            token=token.strip(),
-            name=name or default_name(),
-            endpoints=endpoints,
+    with _naming_options():
+        summary = trio.run(
+            partial(
+                enrolment.join,
+                options.state_dir,
+                options.config,
+                token=token.strip(),
+                name=name or default_name(),
+                endpoints=endpoints,
+            )
         )
-    )
     _report(options, summary, "phantommesh run")
 
 

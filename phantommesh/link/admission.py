@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a datagram must pass before it costs anything: cookies, budgets, and what its sender has shown so far.
+"""Checks that a datagram must pass before it costs anything: cookies, budgets, and its sender's standing.
 
-No name is taken at its word. What an INIT may use up depends on its `Standing`, and each standing has places
-and a budget of its own: who has shown less cannot use up what is kept for who has shown more.
+No name is taken at its word. An INIT may use up what its `Standing` allows. Each standing has places and a
+budget of its own, so a sender that has shown less cannot use up what is kept for one that has shown more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_SOURCES = 4096  # source blocks, or names, that one table of rates holds
 
 
 class Standing(Enum):
-    """What the sender of an INIT has shown, beside a cookie and a first MAC."""
+    """The evidence that the sender of an INIT has shown, beside a cookie and a first MAC."""
 
     PROVEN = "the proof of its node id"
     KNOWN = "an address of that member's, or a chain that this node has with it"
@@ -37,10 +37,10 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the INITs of one standing may use up: ``places`` of half-open handshakes in all, ``of_source`` for
-    a source block, ``of_name`` for a claimed name; and ``rate`` a second, ``burst`` at once, of KEM
-    operations and signatures, which cost 1.1 ms of CPU an INIT. The rate is one peer's where ``each`` is set,
-    else that of all together."""
+    """Limits on what the INITs of one standing may use up: ``places`` of half-open handshakes in all,
+    ``of_source`` for a source block, ``of_name`` for a claimed name; and ``rate`` a second, ``burst`` at
+    once, of KEM operations and signatures, which cost 1.1 ms of CPU an INIT. The rate is one peer's where
+    ``each`` is set, else that of all together."""
 
     places: int
     of_source: int
@@ -50,9 +50,9 @@ class Share:
     each: bool = False
 
 
-# Tuning. A proven name has one attempt at a time; 1,024 is a large mesh that restarts at once. Who is a
-# stranger without ill will has moved, and no WireGuard key is known at both ends: 10 a second cost one per
-# cent of a core.
+# Tuning. A proven name has one attempt at a time; 1,024 is a large mesh that restarts at once. A member that
+# is a stranger without ill will has moved, and no WireGuard key is known at both ends. 10 a second cost one
+# per cent of a core.
 SHARES = {
     Standing.PROVEN: Share(1024, 1024, 1, INIT_RATE, INIT_BURST, each=True),
     Standing.KNOWN: Share(256, 4, 4, INIT_RATE, INIT_BURST, each=True),

@@ -152,7 +152,8 @@ class Answerer:
         return self._respond(response)
 
     def _standing(self, init: wire.Init, peer: Peer, gate: Gate, source: Address, now: float) -> Standing:
-        """What the sender of a member's INIT has shown. An old secret is no flaw of who has shown more."""
+        """Return what the sender of a member's INIT has shown. An old secret is no flaw of who has shown
+        more."""
         key = self._context.pair_key(peer, init.dimension, starts=False)
         if key is not None and proven(init, key, self._cookies.accepted(source, now)):
             return Standing.PROVEN
@@ -248,7 +249,7 @@ class Answerer:
         effects: list[Effect] = [Install(peer.node_id)]
         peer.chain_reset = replaced is not None and response.handshake.chain_id == wire.NO_CHAIN
         if peer.chain_reset:
-            # What was broken is the chain that INIT was judged by, unless another has come between.
+            # The broken chain is the one that INIT was judged by, unless another has come between.
             sign = response.sign if response.judged_by == replaced else None
             detail = "the other end kept no earlier key" if sign is None else sign.value
             effects.append(Alarm(peer.node_id, "chain-reset", detail, sign))
@@ -301,8 +302,8 @@ class Answerer:
 
 
 def _sign(committed: bytes, chosen: bytes, psk: PskState) -> ResetSign | None:
-    """What the chains in an INIT say, by the one that its sender calls agreed and the one chosen to build on.
-    None where all is well, or where this end has no chain: then it is the one that forgot."""
+    """Say what the chains in an INIT show, by the one that its sender calls agreed and the one chosen to
+    build on. None where all is well, or where this end has no chain: then it is the one that forgot."""
     if psk.committed is None:
         return None
     if chosen != wire.NO_CHAIN:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the two roles of a node share: its peers, its secrets, its counters."""
+"""State that the two roles of a node share: its peers, its secrets, its counters."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ class Context:
     def interface_hash(self, auth: PeerAuth) -> bytes:
         """The hash of both ends' WireGuard keys that INIT and RESP must carry.
 
-        Where this node has no key to use for the peer the ends must not agree, even if the peer has none for
-        this node either: there each end hashes its own node id.
+        If this node has no key to use for the peer, the ends must not agree, even if the peer has none for
+        this node either: each end then hashes its own node id.
         """
         theirs = tuple(key if any(key) else self.node_id for key in auth.wg_keys)
         return keys.interface_hash(self.wg_keys, theirs)
@@ -197,8 +197,8 @@ class Context:
         by_lower_id: bool,
         now: float,
     ) -> Agreement:
-        """What a handshake that got this far agrees on. Where the ends do not know each other's WireGuard
-        key, of which ``common`` is the complement, the PSK is random: a record is still under way."""
+        """Return the agreement of a handshake that got this far. ``common``: the dimensions on which both
+        ends know each other's WireGuard key. The others get a random PSK until the missing record arrives."""
         agreed = keys.preshared_keys(session.wg_root, self.wg_keys, peer.auth.wg_keys, epoch)
         psks = tuple(psk if has(common, i) else Secret(self.random(32)) for i, psk in enumerate(agreed))
         return Agreement(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What broken chains say of identities: whether one is in use on two machines.
+"""Conclusions from broken chains: whether an identity is in use on two machines.
 
-Each handshake builds on the chain key of the one before, and chain keys are in memory only. So a thief of
-an identity key can shake hands in its owner's name, but only by beginning a new chain; and as soon as he
-has, the owner's chain is worth nothing to the peer. A restart begins a new chain, too. What tells them
+Each handshake builds on the chain key of the one before, and chain keys are in memory only. So a thief of an
+identity key can shake hands in its owner's name, but only by beginning a new chain; and as soon as he has,
+the owner's chain is worth nothing to the peer. A restart begins a new chain, too. These signs tell them
 apart:
 
 - **A replaced key comes back.** The peer offers a chain that this node had with it, and that a later
@@ -30,6 +30,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from phantommesh.link.effects import ResetSign
+from phantommesh.management.faults import FaultKind
+
+COPIED = FaultKind("identity-copied", "critical")
 
 # Tuning. Seconds.
 GRACE = 60.0  # that the news of a start may take to get here by gossip
@@ -40,7 +43,7 @@ KEPT = 86_400.0  # that a suspicion stays after its last sign
 
 
 class Why(Enum):
-    """What a suspicion rests on."""
+    """The sign that a suspicion rests on."""
 
     CAME_BACK = "a replaced key came back"
     NO_START = "it lost its keys and did not restart"

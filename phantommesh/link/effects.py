@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the link protocol wants done, as values, and what it has to be told about peers."""
+"""Effects of the link protocol, as values, and what it has to be told about peers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class PeerAuth:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What an authority needs to let newcomers in. ``find(invite id, node id)`` gives the secret
-    of an invite that this node may use."""
+    """Data that an authority needs to let newcomers in. ``find(invite id, node id)`` gives the secret of an
+    invite that this node may use."""
 
     root_hash: bytes
     spki: bytes

@@ -21,7 +21,7 @@ RESEND_LIMIT = 6
 
 
 class Pool(Enum):
-    """Whose messages share a bound. What anyone can begin never takes room from what belongs to a session."""
+    """Messages that share a bound. Messages that anyone can begin never take room from those of a session."""
 
     SESSIONS = "RESP, AUTH and ACK of handshakes under way"
     CURRENT = "INIT under an admission secret in use"

@@ -34,7 +34,7 @@ class HandshakeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SigningRequest:
-    """What has to be signed with the node's ML-DSA-65 key before the next message can go."""
+    """Bytes to be signed with the node's ML-DSA-65 key before the next message can go."""
 
     data: bytes
     context: bytes
@@ -206,7 +206,7 @@ class Responder:
         self.session: keys.SessionKeys | None = None
 
     def signing_request(self) -> SigningRequest:
-        """What `resp` needs signed."""
+        """Return what `resp` needs signed."""
         return SigningRequest(self._digest + self._node_id, keys.RESPONDER_CONTEXT)
 
     def resp(self, signature: bytes, credential: bytes = b"") -> wire.Resp:

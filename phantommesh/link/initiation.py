@@ -26,7 +26,7 @@ SIGN_BY = 15.0  # s from the start: the responder has forgotten the handshake by
 
 
 class Stage(Enum):
-    """Where an attempt stands."""
+    """The stage of an attempt."""
 
     COOKIE = "waiting for a cookie"
     INIT = "waiting for RESP"

@@ -60,7 +60,7 @@ def init_transcript(init: Init) -> Transcript:
 
 
 def interface_hash(ours: Sequence[bytes], theirs: Sequence[bytes]) -> bytes:
-    """What each end says of the WireGuard keys it knows: for each dimension 4 bytes of the SHA3-256 of both
+    """Each end's statement of the WireGuard keys it knows: for each dimension 4 bytes of the SHA3-256 of both
     ends' public keys, sorted so that either end computes the same; then 4 zero bytes. Chance collisions do no
     harm: the PSKs are bound to the whole keys."""
     hashes = (
@@ -101,7 +101,7 @@ def handshake_keys(chain_key: bytes, combined: bytes, digest: bytes) -> Handshak
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
-    """What a finished handshake leaves behind. ``channel_*`` key the control streams, by direction;
+    """Keys that a finished handshake leaves behind. ``channel_*`` key the control streams, by direction;
     ``scatter`` is what both ends' scatter maps of this epoch come from."""
 
     chain_key: Secret

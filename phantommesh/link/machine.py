@@ -195,7 +195,7 @@ class Links:
         return self._starter.signed(token, signature, now) or self._answerer.signed(token, signature, now)
 
     def state(self, peer: bytes, now: float) -> LinkState:
-        """What to report of a link."""
+        """Return what to report of a link."""
         known = self._peers[peer]
         psk = known.psk
         epoch = psk.committed.epoch if psk.committed else 0

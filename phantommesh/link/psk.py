@@ -66,8 +66,8 @@ class PskPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What one finished handshake agreed on. ``rank`` orders agreements the same way at both ends; ``bound``
-    is the bitmap of dimensions whose PSK the other end has too: those of the others are random."""
+    """Result of one finished handshake. ``rank`` orders agreements the same way at both ends; ``bound`` is
+    the bitmap of dimensions whose PSK the other end has too: those of the others are random."""
 
     epoch: int
     by_lower_id: bool

@@ -108,11 +108,12 @@ class Responses:
         return list(self._by_peer.get(peer, {}).values())
 
     def room_for(self, standing: Standing, peer: bytes, name: bytes, source: Address) -> bool:
-        """Make room for one more, and say whether there is any. What gives way never has a better standing.
+        """Make room for one more, and say whether there is any. A handshake that gives way never has a better
+        standing.
 
         An earlier handshake of the same peer from the same address gives way, finished or not: its initiator
-        has started anew. So does any earlier one of a proven name, wherever it came from. Where the places
-        are taken, the oldest handshake of the source block that has most of them gives way.
+        has started anew. So does any earlier one of a proven name, wherever it came from. If the places are
+        taken, the oldest handshake of the source block that has most of them gives way.
         """
         share, held = SHARES[standing], self._by_standing[standing]
         for old in self.of_peer(peer):

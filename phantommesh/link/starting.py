@@ -156,7 +156,7 @@ class Starter:
             effects.append(Install(peer.node_id))
         peer.chain_reset = peer.psk.committed is not None and resp.chain == wire.NO_CHAIN
         if peer.chain_reset:
-            # What was broken is the chain that INIT offered, unless another has come between.
+            # The broken chain is the one that INIT offered, unless another has come between.
             held = peer.psk.committed
             sign = ResetSign.UNANSWERED if held is not None and offered[:16] == held.chain_id else None
             effects.append(Alarm(peer.node_id, "chain-reset", "the other end kept no earlier key", sign))

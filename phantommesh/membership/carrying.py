@@ -26,8 +26,8 @@ MAX_WAIT: Final = 5.0  # s that a question may take, whatever it asks for
 AGAIN: Final = 0.12  # s after which a question goes out once more
 SEARCHERS: Final = 3  # members that are asked for one of which nobody here knows a way
 
-# What others' questions may cost this node, a second and in a row: proofs, some 0.1 ms each; and questions
-# passed on to more members than the one that they are about.
+# Bounds on what others' questions cost this node, a second and in a row: proofs, some 0.1 ms each; and
+# questions passed on to more members than the one that they are about.
 PROOF_RATE, PROOF_BURST = 300.0, 600
 FURTHER_RATE, FURTHER_BURST = 100.0, 200
 
@@ -37,8 +37,8 @@ Agree = Callable[[bytes, int], bytes | None]
 
 
 class _Question:
-    """What this node carries: for whom, about whom, which ways it came by, whom this node has asked; and the
-    answer, once it is there.
+    """A question that this node carries: its asker, the member it is about, the ways it came by, the members
+    that this node has asked, and the answer, once it is there.
 
     One question may come by several ways. It goes on once, and the answer goes back on all of them: so none
     of those who bring it can keep the answer from the others, and it does not run in circles.
@@ -122,9 +122,9 @@ class Carrying:
             core.at(core.clock + AGAIN, self._pass_on, (question, onward, nonces))
 
     def _further(self, target: bytes, errand: Errand, sender: bytes) -> list[bytes]:
-        """Who else than the member itself may bring a question on: its helpers, or where this node is badly
-        placed and the member does not answer it, any members that do. In a mesh of which all reach all, a
-        question passes one member."""
+        """Return the members, other than the one asked about, that may bring a question on: its helpers. If
+        this node is badly placed and the member does not answer it, any members that do. In a mesh of which
+        all reach all, a question passes one member."""
         core, verdicts = self._core, self._verdicts
         if errand.hops <= 0 or not core.reach or not self._passed_on.take(core.clock):
             return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is open about a member: an accusation that is not yet a verdict, or a claim to be back."""
+"""An open question about a member: an accusation that is not yet a verdict, or a claim to be back."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Case:
     def restart(self, key: bytes, now: float) -> None:
         """Have it asked again: the member, or someone in its name, has answered the accusation.
 
-        What we and the witnesses found stands until the member itself answers: else one forger could keep a
-        dead member alive by answering for it again and again.
+        Findings of ours and of the witnesses stand until the member itself answers. Else one forger could
+        keep a dead member alive by answering for it again and again.
         """
         self.key = key
         self.deadline = max(self.deadline, now)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What members claim about themselves, and which of it is backed by a record that somebody verified here."""
+"""Claims of members about themselves, and which of them are backed by a record that was verified here."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the parts of membership share: who we are, the table, the timers, and the effects gathered so far."""
+"""State that the parts of membership share: who we are, the table, the timers, and the effects gathered so
+far."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ LATE: Final = 0.25
 
 
 class _Call:
-    """What is to be done at some time. Two of them are never equal."""
+    """An action that is to be done at some time. Two of them are never equal."""
 
     __slots__ = ("action", "argument")
 
@@ -132,7 +133,7 @@ class Core:
         out, self.out = self.out, []
         return out
 
-    # What we say of ourselves.
+    # Our own word about ourselves.
 
     def say(self, incarnation: int) -> None:
         """Set our incarnation, and state and spread the event that goes with it. After the last incarnation

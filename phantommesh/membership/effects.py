@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What membership wants done, as values."""
+"""Effects of membership, as values."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Awareness:
 
     @property
     def scale(self) -> int:
-        """What to multiply intervals and timeouts by."""
+        """The factor for intervals and timeouts."""
         return self.score + 1
 
 

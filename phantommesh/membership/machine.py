@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is in the mesh: SWIM with Lifeguard, in which one insider's word kills nobody. Sans-I/O.
+"""Membership of the mesh: SWIM with Lifeguard, in which one insider's word kills nobody. Sans-I/O.
 
 The owner opens datagrams' envelopes and calls `receive`, calls `tick` when `deadline` has come, and carries
 the returned effects out. It keeps the generation: each start uses a greater one than any before. It verifies
@@ -106,7 +106,8 @@ class Membership:
             return core.flush()
         core.received[kind] += 1
         if kind == messages.GOSSIP:
-            # What a member can have us look for is counted by its name, which others could write too.
+            # The records that a member can have us look for are counted by its name, which others could write
+            # too.
             self._rumours.hear(message.events, sender if at_home and core.table.get(sender) else source)
             probing.hint(sender)
         elif kind == messages.PING:
@@ -127,7 +128,7 @@ class Membership:
             probing.testified(message)
         return core.flush()
 
-    # What the owner says.
+    # The owner's word.
 
     def verified(
         self, node: bytes, record_seq: int, record_hash: bytes, now: float, *, spread: bool = False
@@ -203,7 +204,7 @@ class Membership:
         self._merging.finish(closing, peer)
         return self._core.flush()
 
-    # What there is to see.
+    # Views.
 
     @property
     def generation(self) -> int:

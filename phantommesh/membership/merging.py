@@ -180,8 +180,8 @@ class Merging:
         return message
 
     def _events(self, buckets: list[int], limit: int = MAX_SYNC_EVENTS) -> list[bytes]:
-        """What we hold in these buckets; over the limit a part of it drawn at random, so that none is always
-        left out."""
+        """Return the events that we hold in these buckets; over the limit a part of them drawn at random, so
+        that none is always left out."""
         table, me = self._core.table, self._core.node
         events = []
         for node in table.within(buckets):

@@ -63,7 +63,7 @@ class GossipError(Exception):
 
 
 class State(IntEnum):
-    """What an event says of its node."""
+    """State that an event gives its node."""
 
     ALIVE = 1
     SUSPECT = 2
@@ -72,7 +72,7 @@ class State(IntEnum):
 
 
 class Kind(IntEnum):
-    """What a datagram is."""
+    """Kind of a datagram."""
 
     PING = 1
     PING_REQ = 2
@@ -114,7 +114,7 @@ class Message(NamedTuple):
 
 
 class Errand(NamedTuple):
-    """What a ping-req asks for: an answer to ``nonce`` of ``asker``, by at most ``hops`` more members."""
+    """The request in a ping-req: an answer to ``nonce`` of ``asker``, by at most ``hops`` more members."""
 
     asker: bytes
     nonce: bytes

@@ -47,8 +47,8 @@ class Probe:
     may be this node's own fault."""
 
     __slots__ = (
-        "answered", "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step",
-        "target", "thorough",
+        "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step", "target",
+        "thorough",
     )  # fmt: skip
 
     def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool, scored: bool) -> None:
@@ -62,7 +62,6 @@ class Probe:
         self.nacks = 0
         self.done = False
         self.carried = False
-        self.answered = False  # by the member itself
 
 
 class _Direct(NamedTuple):
@@ -121,7 +120,7 @@ class Probing:
         """Ask one member now."""
         core = self._core
         if core.table.get(target) is not None and target != core.node:
-            # Where this node is badly placed, its own pings alone say little.
+            # If this node is badly placed, its own pings alone say little.
             helped = core.reach.known(target) or core.reach.elsewhere(target)
             interval = core.params.probe_interval * core.health.scale
             self._begin(target, interval, thorough or helped, scored=thorough)
@@ -134,7 +133,7 @@ class Probing:
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
-        helped = thorough and core.reach.known(target)
+        helped = thorough and core.reach.leans(target)
         ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
         probe = Probe(target, ends, spacing, thorough, scored)
         self._ping(probe)
@@ -264,7 +263,6 @@ class Probing:
             core.rtt.measured(probe.target, core.clock - waiting.asked)
             if not probe.done:
                 self._weigh(probe.target, direct=True)
-                probe.answered = True
             self._succeed(probe)
             self.rumours.answered(probe.target, events[0] if events else None)
             self.rumours.hear(events[1:], probe.target)
@@ -297,9 +295,7 @@ class Probing:
                 return
         del self._waiting[message.nonce]
         if core.params.verify:
-            # What a helper brings when the member has answered is no sign that this node needs helpers.
-            if core.reach.known(target) or not probe.answered:
-                core.reach.carried(target, waiting.relay, core.clock)
+            core.reach.carried(target, waiting.relay, core.clock)
             if not probe.done and not probe.carried and core.params.lifeguard:
                 core.health.adjust(-1)
             probe.carried = True

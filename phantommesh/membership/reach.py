@@ -121,6 +121,12 @@ class Reach:
         """Whether this member has helpers."""
         return node in self._ways
 
+    def leans(self, node: bytes) -> bool:
+        """Whether this member has helpers, and did not answer itself when it was last asked. A late answer by
+        way of others makes a helper as well, and no need of one."""
+        way = self._ways.get(node)
+        return way is not None and (way.partly or way.indirect > 0 or way.misses > 0)
+
     def unsettled(self, node: bytes) -> bool:
         """Whether this member has helpers, and too few probes yet to say more."""
         way = self._ways.get(node)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an event changes. Rumours make this node look; only what it has seen or asked for itself is a verdict.
+"""Changes that an event brings. Rumours make this node look; only what it has seen or asked for itself is a
+verdict.
 
 Whoever holds the group key can write any event and put any sender's name on it, so an event is taken at its
 word only where a lie corrects itself: a newer incarnation within a generation, which its subject outbids. All
@@ -173,7 +174,7 @@ class Rumours:
             if raw != claim:
                 self._claims.adopt(raw, node)
 
-    # What others say of us.
+    # Events about ourselves.
 
     def _about_me(self, raw: bytes) -> None:
         core = self._core

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node believes of every other: each one's latest claim, and which of them are down.
+"""A node's beliefs about every other: each one's latest claim, and which of them are down.
 
 A table may start from a `Snapshot`, which it never changes and which any number of tables share: ten thousand
 tables of ten thousand members then fit in the memory of one simulation.

@@ -214,7 +214,7 @@ class Verdicts:
 
     def failed(self, node: bytes, thorough: bool) -> None:
         """Our own question went unanswered; a ``thorough`` one went through others too."""
-        core = self._core
+        core, params = self._core, self._core.params
         case = self.cases.get(node)
         if case is not None and case.kind is State.ALIVE:
             # It does not answer us; perhaps it does answer others.
@@ -238,14 +238,18 @@ class Verdicts:
             case.checked = True
         if case.failed is None:
             self.unreachable += 1
+            if core.reach.badly_placed(node):
+                # Few reach this node, and their rumours may all be lost: after the shortest time it asks.
+                soonest = case.started + case.least - params.probe_interval / 2
+                core.at(max(core.clock, soonest), self._prepare, case)
         case.failed = core.clock
         self._show(case)
         self.confirm(case, core.node)
-        core.at(max(core.clock, case.deadline - core.params.probe_interval / 2), self._prepare, case)
+        core.at(max(core.clock, case.deadline - params.probe_interval / 2), self._prepare, case)
 
     def traffic(self, node: bytes, when: float) -> None:
-        """WireGuard has authenticated traffic of this member, of this time of `Core.clock`. What is older
-        than the accusation does not speak against it."""
+        """WireGuard has authenticated traffic of this member, of this time of `Core.clock`. Traffic that is
+        older than the accusation does not speak against it."""
         core = self._core
         core.traffic[node] = max(when, core.traffic.get(node, -math.inf))
         case = self.cases.get(node)
@@ -297,15 +301,15 @@ class Verdicts:
             self.condemn(node, max(case.key, min(case.witnesses.values(), default=case.key)), kind, None)
 
     def _disputed(self, case: Case) -> bool:
-        """Where this node is badly placed, a member that it has asked says otherwise, and it is not too long:
-        the way by which that one reaches the accused may not have been found here yet."""
+        """True if this node is badly placed, a member that it has asked says otherwise, and not too much time
+        has passed. The way by which that member reaches the accused may not have been found here yet."""
         core = self._core
         if not case.contrary or not core.reach.badly_placed(case.node):
             return False
         return core.clock < case.started + SEARCH * case.least
 
     def position(self, node: bytes) -> bytes | None:
-        """What this node says of another at first hand, for whoever asks."""
+        """Return this node's first-hand word about another, for whoever asks."""
         core = self._core
         down = core.table.down.get(node)
         if down is not None:
@@ -316,7 +320,7 @@ class Verdicts:
         return core.table.get(node)
 
     def testimony(self, witness: bytes, raw: bytes) -> None:
-        """What a member that we asked says of another."""
+        """Take in the word of a member that we asked about another."""
         core, node = self._core, raw[:16]
         case = self.cases.get(node)
         if case is None or node == core.node or witness == node:
@@ -341,6 +345,8 @@ class Verdicts:
             # Perhaps it went down in a later generation than the last that we heard of.
             case.witnesses[witness] = raw[KEY]
             case.contrary.discard(witness)
+            if case.kind is State.SUSPECT and core.reach.badly_placed(node):
+                self.confirm(case, witness)
             self.judge(case)
 
     def condemn(self, node: bytes, key: bytes, state: State, raw: bytes | None) -> None:

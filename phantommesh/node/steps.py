@@ -139,9 +139,11 @@ class ReadRootKey:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Verify a record, and keep it if it is newer. The result says whether the roster changed."""
+    """Verify a record, and keep it if it is newer. ``of`` is the member that brought it, if one did. The
+    result says whether the roster changed."""
 
     record: SignedRecord
+    of: NodeId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class MakeKey:
 class Told:
     """Something happened that an operator may want to read of. ``part`` names the logger."""
 
-    part: Literal["authority"]
+    part: Literal["authority", "own", "roster"]
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
     level: Literal["info", "warning", "error"] = "info"

@@ -18,33 +18,33 @@ class AuthorityDesk:
     """Every node has one. On a node that is no authority each method that needs one raises TrustError."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
-        self._desk = Desk(node, keys.ring)
-        self._worker = Worker(node, keeper, keys)
+        self.desk = Desk(node, keys.ring)
+        self.worker = Worker(node, keeper, keys)
 
     async def enrol(self, session: streams.Session, request: control.Enrol) -> control.Enrolled:
         """`Desk.enrol`."""
-        return await self._worker.do(self._desk.enrol(session, request, moment()))
+        return await self.worker.do(self.desk.enrol(session, request, moment()))
 
     async def renew(self, entry: Entry, request: control.Renew) -> control.Renewed:
         """`Desk.renew`."""
-        return await self._worker.do(self._desk.renew(entry, request, moment()))
+        return await self.worker.do(self.desk.renew(entry, request, moment()))
 
     async def replace(self, entry: Entry) -> control.Replacement:
         """`Desk.replace`."""
-        return await self._worker.do(self._desk.replace(entry, moment()))
+        return await self.worker.do(self.desk.replace(entry, moment()))
 
     def find(self, wanted: str) -> Target:
         """`Desk.find`."""
-        return self._desk.find(wanted)
+        return self.desk.find(wanted)
 
     async def check_room(self, target: Target, *, force: bool) -> None:
         """`Desk.check_room`."""
-        await self._worker.do(self._desk.check_room(target, moment(), force=force))
+        await self.worker.do(self.desk.check_room(target, moment(), force=force))
 
     async def revoke(self, target: Target, *, force: bool) -> Revoked:
         """`Desk.revoke`."""
-        return await self._worker.do(self._desk.revoke(target, moment(), force=force))
+        return await self.worker.do(self.desk.revoke(target, moment(), force=force))
 
     async def undo(self, target: Target, *, cast_out: bool, dry_run: bool) -> int:
         """`Desk.undo`."""
-        return await self._worker.do(self._desk.undo(target, moment(), cast_out=cast_out, dry_run=dry_run))
+        return await self.worker.do(self.desk.undo(target, moment(), cast_out=cast_out, dry_run=dry_run))

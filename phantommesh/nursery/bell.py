@@ -5,7 +5,7 @@ import trio
 
 
 class Bell:
-    """Who waits hears the next ring, and none that came before: look first, and wait where there is nothing.
+    """A waiter hears the next ring, and none that came before: look first, and wait if there is nothing.
 
     Between the look and `wait` nothing may await, or a ring is missed.
     """

@@ -143,9 +143,9 @@ async def ask_standing(
     quiet: Callable[[], bool],
     where: Callable[[Entry], Sequence[Address]],
 ) -> None:
-    """While it is ``quiet``, or this node is revoked, ask members how it stands: nobody links with a node
-    that is out, or gossips to it. It hears of its revocation this way, and of its pardon; where it knows of a
-    pardon that they do not, they hear of that."""
+    """While nobody talks to us (``quiet``), or this node is revoked, ask members how it stands. Members stop
+    linking with a revoked node and gossiping to it, so the node hears of its revocation, and of its pardon,
+    no other way. If it knows of a pardon that they do not know, they hear of that."""
     now, pause = trio.current_time(), STANDING_FIRST
     standing = Standing(node.identity.node_id, _RNG, now + pause)
     while True:

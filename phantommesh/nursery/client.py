@@ -179,7 +179,7 @@ def decode(content: bytes | str, kind: type[T]) -> T:
 
 
 def error_of(status: int, content: bytes) -> ApiError:
-    """What to raise for an answer that is an error."""
+    """Return the exception to raise for an answer that is an error."""
     try:
         problem = msgspec.json.decode(content, type=Problem)
     except msgspec.MsgspecError:

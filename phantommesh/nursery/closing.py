@@ -35,8 +35,9 @@ _LACKING: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)  # a kernel without IPv
 
 
 def close(wanted: Iterable[Closing], present: Iterable[Closing]) -> bool:
-    """Make what is ``present`` as ``wanted``; return whether that took a change. What is missing is added
-    before what is too much goes. Blocks. Raises BackendError when one is refused, after trying the rest."""
+    """Make what is ``present`` as ``wanted``; return whether that took a change. Missing routes and rules are
+    added before those that are too many go. Blocks. Raises BackendError when one is refused, after trying the
+    rest."""
     want, have = set(wanted), set(present)
     failure: BackendError | None = None
     changed = False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -42,6 +43,11 @@ class LinkDriver:
         self._due = Due(lambda: links.deadline)
         self._to_sign, self._signing = trio.open_memory_channel[Sign](1024)
         self._log: FilteringBoundLogger = structlog.get_logger("phantommesh.link")
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """What the links dropped, by reason."""
+        return self.links.drops
 
     def receive(self, datagram: bytes, source: Address) -> None:
         """Take one datagram from any transport."""

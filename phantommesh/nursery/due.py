@@ -25,7 +25,7 @@ class Due:
                 await self._moved.wait()
 
     def look(self) -> None:
-        """The deadline may be another. Who sleeps is woken only if it is earlier: most datagrams move it the
+        """The deadline may be another. A sleeper is woken only if it is earlier: most datagrams move it the
         other way."""
         if self._deadline() < self._until:
             self._moved.set()

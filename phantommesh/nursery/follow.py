@@ -25,7 +25,7 @@ from wsproto.utilities import ProtocolError
 from phantommesh.nursery.client import ApiError, NodeNotRunningError, connect, decode, error_of, explaining
 from phantommesh.views import Event
 
-# What a node says that stops, and what stands for an end without a word.
+# The code that a node sends when it stops, and the one that stands for an end without a word.
 STOPPED = {CloseReason.GOING_AWAY, CloseReason.ABNORMAL_CLOSURE}
 
 
@@ -83,7 +83,7 @@ def _shake_hands(received: Iterator[Received], socket_path: Path) -> None:
 
 
 def _received(ws: WSConnection, sock: socket.socket) -> Iterator[Received]:
-    """What comes, up to a CloseConnection: the connection always has one, whatever ended it."""
+    """Yield what comes, up to a CloseConnection: the connection always has one, whatever ended it."""
     while True:
         try:
             data = sock.recv(65536)

@@ -137,7 +137,7 @@ class GossipDriver:
             linked=lambda member: caller.sessions.newest(member) is not None,
             carry_out=self._carry_out,
         )
-        self.dropped = self.news.dropped
+        self._dropped = self.news.dropped
         self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
         self._wanted = Bell()
 
@@ -148,13 +148,14 @@ class GossipDriver:
         self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
 
     @property
-    def drops(self) -> Counter[str]:
-        """What came and could not be used, by reason; requests for records under the group key apart."""
+    def dropped(self) -> Counter[str]:
+        """Datagrams that came and could not be used, by reason; requests for records under the group key
+        apart."""
         refused = {
             f"records-{reason.removeprefix('gossip-')}": count
             for reason, count in self._requests.drops.items()
         }
-        return self.gossip.drops + self.dropped + Counter(refused)
+        return self.gossip.drops + self._dropped + Counter(refused)
 
     def quiet(self) -> bool:
         """Whether nobody has been heard for a while."""
@@ -231,7 +232,7 @@ class GossipDriver:
             nursery.start_soon(self._watch)
             while True:
                 await self._due.sleep()
-                with left_out(self.dropped, "gossip-broken", BROKEN):  # what others said had a timer set
+                with left_out(self._dropped, "gossip-broken", BROKEN):  # what others said had a timer set
                     self._carry_out(self.gossip.tick(trio.current_time()))
 
     async def leave(self) -> None:
@@ -256,7 +257,7 @@ class GossipDriver:
             if task is None:
                 await self._wanted.wait()
                 continue
-            with left_out(self.dropped, f"gossip-{kind}-broken", TASK_BROKEN[kind]):
+            with left_out(self._dropped, f"gossip-{kind}-broken", TASK_BROKEN[kind]):
                 await self.work_on(kind, task)
 
     async def work_on(self, kind: Kind, task: Task) -> None:
@@ -270,7 +271,7 @@ class GossipDriver:
                     return
                 came = None
                 about = _whom(step)
-                with left_out(self.dropped, f"gossip-{kind}-broken", TASK_BROKEN[kind], **about):
+                with left_out(self._dropped, f"gossip-{kind}-broken", TASK_BROKEN[kind], **about):
                     try:
                         came = await self._take_step(step)
                     except EXPECTED[kind] as error:

@@ -22,8 +22,11 @@ import trio
 from phantommesh import guard, nftnetlink
 from phantommesh.errors import PhantomMeshError
 from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.management.faults import FaultKind
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
+
+UNGUARDED = FaultKind("overlay-unguarded", "critical")
 
 # Tuning.
 INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
@@ -53,7 +56,7 @@ class Guarding:
         self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
     ) -> None:
         self.problem: PhantomMeshError | None = None
-        self.drops: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self._want, self._beside, self._flushed = want, beside, flushed
         self._installed: dict[str, _Installed] = {}
         self._without: set[str] = set()  # families that this kernel does not have
@@ -117,7 +120,7 @@ class Guarding:
                 )
             known = self._installed[family] = _Installed(text, seen, Counter())
         now = Counter(guard.read_drops(await table.counters(DROPS)))
-        self.drops += now - known.counted
+        self.dropped += now - known.counted
         known.counted = now
 
     async def _watch(self) -> None:

@@ -1,126 +1,149 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is wrong with a node, each fault with what to do about it: `degraded` of its status, and /readyz."""
+"""What is wrong with this node itself, for its status and /readyz. `management.peerfaults` has its peers."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
-from phantommesh.dimensions import DIMENSIONS
+from phantommesh import guard, overlay, records, revocation
 from phantommesh.identity import NodeId, format_node_id
-from phantommesh.link.copies import Suspicion, Why
+from phantommesh.link.copies import COPIED, Suspicion, Why
+from phantommesh.management.faults import Fault
 from phantommesh.moments import rfc3339
-from phantommesh.views import LinkView, MemberState, PathView
+from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
+from phantommesh.nursery.parts import Parts
+from phantommesh.scatter import intents
 
-if TYPE_CHECKING:
-    from phantommesh.nursery.node import Node
-
-# Tuning.
-MAX_PARTLY = 8  # partly reachable peers named in `status`
-RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """``bearable``: the node does its own work all the same, so that it is ready."""
-
-    text: str
-    bearable: bool = True
+# With any of these the node does not do its own work, so that it is not ready.
+UNREADY = frozenset(
+    kind.code
+    for kind in (
+        reconciler.INTERFACES_MISSING,
+        guarding.UNGUARDED,
+        revocation.REVOKED,
+        own.DISPUTED,
+        own.CERTIFICATE_EXPIRED,
+    )
+)
 
 
-def own_faults(node: Node) -> Iterator[Fault]:
-    """What is wrong with the node itself, or with what it was told."""
-    if missing := [name for name in node.names if name not in node.actual]:
-        yield Fault(
-            f"interfaces {', '.join(missing)} are missing: see the log for why they cannot be made",
-            bearable=False,
+def own_faults(parts: Parts) -> Iterator[Fault]:
+    """Return what is wrong with the node itself, or with what it was told."""
+    if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
+        yield reconciler.INTERFACES_MISSING.fault(
+            f"interfaces {', '.join(missing)} are missing",
+            "see the log for why they cannot be made",
+            subject=missing[0],
         )
-    for conflict in node.overlay.plan.conflicts:
-        yield Fault(
-            f"{conflict}: what is sent to members still takes the overlay; remove that address or route, or "
-            "renumber the host's network"
+    for conflict in parts.overlay.plan.conflicts:
+        yield overlay.OVERLAY_CONFLICT.fault(
+            f"{conflict}: what is sent to members still takes the overlay",
+            "remove that address or route, or renumber the host's network",
         )
-    if (problem := node.overlay.problem) is not None:
-        fix = f"; {problem.fix}" if problem.fix else ""
-        yield Fault(f"the overlay's range is not held on this host: {problem}{fix}")
-    if (problem := node.guarding.problem) is not None:
-        yield Fault(f"the overlay is open to neighbours: {problem}; {problem.fix}", bearable=False)
-    for name in node.config.guard.forward:
+    if (problem := parts.overlay.problem) is not None:
+        yield holding.OVERLAY_NOT_HELD.fault(
+            f"the overlay's range is not held on this host: {problem}", problem.fix
+        )
+    if (problem := parts.guarding.problem) is not None:
+        yield guarding.UNGUARDED.fault(f"the overlay is open to neighbours: {problem}", problem.fix)
+    for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
-            yield Fault(f"guard.forward names {name}, and this host has no such interface: see `ip link`")
-    if (problem := node.paths.problem) is not None:
-        yield Fault(f"{problem}; {problem.fix}")
-    if (problem := node.scattering.problem) is not None:
-        fix = f"; {problem.fix}" if problem.fix else ""
-        yield Fault(f"traffic takes dimension 0 alone: {problem}{fix}")
-    if node.succession.pending and (stuck := node.succession.error) is not None:
-        yield Fault(f"a new identity was asked for and is not there yet: {stuck}; {stuck.fix}")
-    if (revoked := node.keeper.revoked) is not None:
-        yield Fault(
-            f"this node was revoked on {rfc3339(revoked.at)}: to come back, move its state directory "
-            "away and join again with a new invite",
-            bearable=False,
+            yield guard.FORWARD_UNKNOWN.fault(
+                f"guard.forward names {name}, and this host has no such interface",
+                "see `ip link`",
+                subject=name,
+            )
+    if (problem := parts.paths.problem) is not None:
+        yield probes.PATHS_UNMEASURED.fault(str(problem), problem.fix)
+    if (problem := parts.scattering.problem) is not None:
+        yield scattering.NOT_SCATTERED.fault(f"traffic takes dimension 0 alone: {problem}", problem.fix)
+    if parts.succession.pending and (stuck := parts.succession.error) is not None:
+        yield succession.IDENTITY_PENDING.fault(
+            f"a new identity was asked for and is not there yet: {stuck}", stuck.fix
+        )
+    if (revoked := parts.keeper.revoked) is not None:
+        yield revocation.REVOKED.fault(
+            f"this node was revoked on {rfc3339(revoked.at)}",
+            "to come back, move its state directory away and join again with a new invite",
         )
         return
-    roster = node.keeper.roster
-    if (dispute := node.own.dispute()) is not None:
-        winner = roster.get(dispute.winner)
+    yield from _claims(parts)
+    yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
+    if moot := len(parts.state.revocations.moot):
+        yield revocation.MOOT.fault(
+            f"a revoked authority revoked {moot} nodes that other members may take for revoked",
+            "revoke those that should be, or cast that authority out with `phantommesh revoke NAME "
+            "--undo-all` where the mesh's root key is",
+        )
+    yield from _shared(parts)
+    yield from _equivocations(parts)
+    yield from parts.places.faults()
+    yield from _unknown_peers(parts)
+    yield from _certificate(parts)
+
+
+def _claims(parts: Parts) -> Iterator[Fault]:
+    if (dispute := parts.own.dispute()) is not None:
+        winner = parts.keeper.roster.get(dispute.winner)
         whose = "another member" if winner is None else winner.member.name
-        yield Fault(
+        yield own.DISPUTED.fault(
             f"this node's {dispute.over} is {whose}'s too: waiting for an authority to give it another",
-            bearable=False,
+            "see that an authority runs and that this node is linked with it",
         )
-    for suspicion in node.copies.suspicions:
-        yield Fault(copied(node, suspicion))
-    if moot := len(node.state.revocations.moot):
-        yield Fault(
-            f"a revoked authority revoked {moot} nodes that other members may take for revoked: revoke "
-            "those that should be, or cast that authority out with `phantommesh revoke NAME --undo-all` "
-            "where the mesh's root key is"
-        )
-    yield from _shared(node)
-    for node_id in roster.equivocations:
-        if (entry := roster.get(node_id)) is not None:
-            yield Fault(
+
+
+def _equivocations(parts: Parts) -> Iterator[Fault]:
+    for node_id in parts.keeper.roster.equivocations:
+        if (entry := parts.keeper.roster.get(node_id)) is not None:
+            yield records.EQUIVOCATION.fault(
                 f"{entry.member.name} signed two different records with one number: it was copied, or it "
-                "lies; find out which, and revoke it if in doubt"
+                "lies",
+                "find out which, and revoke it if in doubt",
+                subject=entry.member.name,
             )
-    yield from map(Fault, node.places.faults())
-    if node.config.scatter.peers:
-        names = {node.own.member.name, *(entry.member.name for entry in roster)}
-        for name in sorted(node.config.scatter.peers.keys() - names):
-            yield Fault(f"scatter.peers names {name}, who is no member: correct the name, or let it join")
-    if node.own.member.not_after <= time():
-        yield Fault(
-            "this node's certificate has expired: it must join again with a new invite", bearable=False
+
+
+def _unknown_peers(parts: Parts) -> Iterator[Fault]:
+    if not parts.config.scatter.peers:
+        return
+    names = {parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster)}
+    for name in sorted(parts.config.scatter.peers.keys() - names):
+        yield intents.UNKNOWN_PEER.fault(
+            f"scatter.peers names {name}, who is no member", "correct the name, or let it join", subject=name
         )
-    elif node.own.renewal_error is not None:
-        error = node.own.renewal_error
-        yield Fault(f"the certificate could not be renewed: {error}; {error.fix}")
 
 
-def copied(node: Node, suspicion: Suspicion) -> str:
-    """What a suspicion means, and what to do about it."""
+def _certificate(parts: Parts) -> Iterator[Fault]:
+    if parts.own.member.not_after <= time():
+        yield own.CERTIFICATE_EXPIRED.fault(
+            "this node's certificate has expired", "join again with a new invite"
+        )
+    elif (error := parts.own.renewal_error) is not None:
+        yield own.CERTIFICATE_NOT_RENEWED.fault(f"the certificate could not be renewed: {error}", error.fix)
+
+
+def copied(parts: Parts, suspicion: Suspicion) -> Fault:
+    """Say what a suspicion means, and what to do about it."""
     if suspicion.node is None:
-        others = node.entries()
+        others = parts.peers.entries
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
-        return (
+        return COPIED.fault(
             f"{suspicion.accusers} of {len(others)} peers no longer know this node's keys, though they did "
-            f"not restart: this node's identity key{whose} may be in use elsewhere; run "
-            "`phantommesh identity new` here, which revokes the old identity"
+            f"not restart: this node's identity key{whose} may be in use elsewhere",
+            "run `phantommesh identity new` here, which revokes the old identity",
         )
-    entry = node.keeper.roster.get(NodeId(suspicion.node))
+    entry = parts.keeper.roster.get(NodeId(suspicion.node))
     name = format_node_id(NodeId(suspicion.node)) if entry is None else entry.member.name
     match suspicion.why:
         case Why.STRANGE_KEY:
-            return (
+            return COPIED.fault(
                 f"{name} has keys that were made in this node's name, but not by this node: {name} is at "
-                "fault, or this node's identity key is in use elsewhere; if other peers say so too, run "
-                "`phantommesh identity new` here"
+                "fault, or this node's identity key is in use elsewhere",
+                "if other peers say so too, run `phantommesh identity new` here",
+                subject=name,
             )
         case Why.CAME_BACK:
             what = "came back with keys that a later handshake in its name had replaced:"
@@ -130,16 +153,17 @@ def copied(node: Node, suspicion: Suspicion) -> str:
             what = "came back without its keys although it did not restart:"
         case _:
             assert_never(suspicion.why)
-    return (
-        f"{name} {what} its identity key may be in use elsewhere; run `phantommesh identity new` on that "
-        f"machine (where a thief has done so first: `phantommesh revoke {name}` on an authority, and let the "
-        "machine join anew)"
+    return COPIED.fault(
+        f"{name} {what} its identity key may be in use elsewhere",
+        "run `phantommesh identity new` on that machine (where a thief has done so first: `phantommesh "
+        f"revoke {name}` on an authority, and let the machine join anew)",
+        subject=name,
     )
 
 
-def _shared(node: Node) -> Iterator[Fault]:
-    """What two members both have, and which of the two is left out meanwhile."""
-    roster, me = node.keeper.roster, node.own.member.node_id
+def _shared(parts: Parts) -> Iterator[Fault]:
+    """Say what two members both have, and which of the two is left out meanwhile."""
+    roster, me = parts.keeper.roster, parts.own.member.node_id
     shared: dict[tuple[NodeId, NodeId], list[int]] = {}
     for dispute in roster.disputes(time()):
         loser, winner = roster.get(dispute.loser), roster.get(dispute.winner)
@@ -149,76 +173,19 @@ def _shared(node: Node) -> Iterator[Fault]:
             dimensions = shared.setdefault((dispute.winner, dispute.loser), [])
             dimensions.append(loser.record.wg_keys.index(dispute.key))
         elif dispute.over == "address" and dispute.loser != me:
-            yield Fault(
+            yield records.ADDRESS_SHARED.fault(
                 f"{winner.member.name} and {loser.member.name} both have the address {winner.member.ip4}: "
-                f"{loser.member.name} is left out until an authority gives it another"
+                f"{loser.member.name} is left out until an authority gives it another",
+                f"see that an authority runs and that {loser.member.name} is linked with it",
+                subject=loser.member.name,
             )
     for (winning, losing), dimensions in shared.items():
         first, second = (e.member.name for e in map(roster.get, (winning, losing)) if e is not None)
         each = ", ".join(map(str, sorted(dimensions)))
-        yield Fault(
+        yield records.KEYS_SHARED.fault(
             f"{first} and {second} both hold the private key of dimension {each}: {second} claimed it later "
-            "and is left out there; both replace it by themselves. If this comes back, one of the two "
-            f"machines reads the other's keys: revoke {second}, and find out how it came by them"
+            "and is left out there; both replace it by themselves",
+            "if this comes back, one of the two machines reads the other's keys: revoke "
+            f"{second}, and find out how it came by them",
+            subject=second,
         )
-
-
-def peer_faults(
-    standing: Mapping[str, MemberState],
-    links: Sequence[LinkView],
-    paths: Sequence[PathView],
-    control_port: int,
-) -> Iterator[Fault]:
-    """What is wrong between the node and its peers; ``standing`` is what gossip says of each, by name."""
-    renewed = Counter(v.peer for v in paths if v.state in ("closed", "proving") and v.since_s < RENEWAL)
-    for link in links:
-        gone = standing.get(link.peer)
-        if gone in ("suspect", "dead"):
-            yield Fault(
-                f"peer {link.peer} is {gone}: its node does not answer; check that it runs and that its "
-                f"control port {control_port} is reachable by UDP from here"
-            )
-        elif link.state == "fresh" and 0 < DIMENSIONS - link.dimensions <= renewed[link.peer] < DIMENSIONS:
-            continue  # a key is being replaced, here or there
-        elif gone != "left" and not is_up(link):
-            why = f": {link.last_error}" if link.last_error else ""
-            yield Fault(
-                f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {DIMENSIONS} "
-                f"dimensions{why}; check that it runs and that its UDP ports are reachable from here"
-            )
-    for name, dark in _dark(paths).items():
-        yield Fault(
-            f"dark: {', '.join(map(str, dark))} of the dimensions of peer {name}: probes get no answer, "
-            "its traffic takes the others; check the uplink, and the UDP ports at both ends"
-        )
-
-
-def partly_reachable(through: Mapping[str, Sequence[str]], control_port: int) -> Iterator[Fault]:
-    """Whom gossip reaches only by way of others; ``through`` are those, by name."""
-    for name in sorted(through)[:MAX_PARTLY]:
-        yield Fault(
-            f"peer {name} is partly reachable: its node answers by way of {', '.join(through[name])}, not "
-            f"from here, and nobody carries traffic; check that its control port {control_port} and its "
-            "WireGuard ports are reachable by UDP from here, and ours from there"
-        )
-    if len(through) > MAX_PARTLY:
-        yield Fault(
-            f"and {len(through) - MAX_PARTLY} more peers are partly reachable: see `phantommesh peers`"
-        )
-
-
-def is_up(link: LinkView) -> bool:
-    """Whether a peer answers on every dimension, by keys that both ends agreed on."""
-    return link.state == "fresh" and link.dimensions == DIMENSIONS
-
-
-def _dark(paths: Sequence[PathView]) -> dict[str, list[int]]:
-    """The dark dimensions of peers that answer on some other, and those that prove themselves for long."""
-    dark: dict[str, list[int]] = {}
-    answering = {view.peer for view in paths if view.state == "up" and view.rtt_s is not None}
-    for view in paths:
-        if view.peer in answering and (
-            view.state == "dark" or (view.state == "proving" and view.since_s >= RENEWAL)
-        ):
-            dark.setdefault(view.peer, []).append(view.dimension)
-    return dark

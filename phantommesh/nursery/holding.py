@@ -16,9 +16,12 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import closing, hostview
 from phantommesh.overlay import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard import Network
+
+OVERLAY_NOT_HELD = FaultKind("overlay-not-held", "high")
 
 # Tuning.
 PAUSE = 0.1  # s between two looks, however fast addresses and routes change
@@ -50,6 +53,10 @@ class Overlay:
     @property
     def routed(self) -> tuple[Network, ...]:
         """The prefixes that mean the overlay on this host: for routes, rules and guards alike."""
+        return self.plan.routed
+
+    def prefixes(self) -> tuple[Network, ...]:
+        """``routed``, for those that ask again and again."""
         return self.plan.routed
 
     def kick(self) -> None:

@@ -1,21 +1,87 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's own addresses and networks, read from its routing tables."""
+"""The host's routing tables, and its own addresses and networks as they tell of them."""
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
-from ipaddress import IPv4Address, ip_network
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.netlink import NetlinkSocket, failed
 from phantommesh.overlay import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
 
-_NETLINK_ROUTE = 0
-_GET_ROUTE = 26  # RTM_GETROUTE, linux/rtnetlink.h
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18  # linux/rtnetlink.h
-_UNICAST, _LOCAL, _BROADCAST, _ANYCAST = 1, 2, 3, 4  # RTN_*, linux/rtnetlink.h
+# linux/rtnetlink.h
+_GET_ROUTE = 26  # RTM_GETROUTE
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 9, 15, 18
+UNICAST, LOCAL, BROADCAST, ANYCAST, UNREACHABLE = 1, 2, 3, 4, 7  # RTN_*
+_CLONED = 0x200  # RTM_F_CLONED
+
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """One route of the kernel's. ``kind`` is RTN_*; ``cached``: a copy of another, for one destination."""
+
+    family: int
+    prefix: int
+    table: int
+    protocol: int
+    kind: int
+    cached: bool
+    _fields: dict[int, bytes]
+
+    @property
+    def network(self) -> Network:
+        """What it leads to."""
+        target = self._fields.get(_RTA_DST, bytes(4 if self.family == socket.AF_INET else 16))
+        return ip_network((target, self.prefix))
+
+    @property
+    def metric(self) -> int:
+        """Its metric; 0 where it has none."""
+        return number(self._fields.get(_RTA_PRIORITY, bytes(4)))
+
+    def hops(self) -> Iterator[tuple[int, IPv4Address | IPv6Address | None]]:
+        """The interface (0: none is named) and gateway of each way that it has."""
+        yield number(self._fields.get(_RTA_OIF, bytes(4))), _gateway(self._fields)
+        rest = self._fields.get(_RTA_MULTIPATH, b"")
+        while len(rest) >= 8:  # struct rtnexthop: length, flags, hops, interface; then attributes
+            length, _, _, index = struct.unpack_from("=HBBi", rest)
+            if length < 8:
+                break
+            yield index, _gateway(dict(attributes(rest[8:length])))
+            rest = rest[(length + 3) & ~3 :]
+
+
+def _gateway(fields: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
+    if _RTA_GATEWAY in fields:
+        return ip_address(fields[_RTA_GATEWAY])
+    if _RTA_VIA in fields:  # struct rtvia: an address of another family
+        return ip_address(fields[_RTA_VIA][2:])
+    return None
+
+
+def read_routes(rtnl: NetlinkSocket, family: int) -> Iterator[KernelRoute]:
+    """The routes of all tables; none where this kernel has no such family. Raises OSError."""
+    asked = pack_message(_GET_ROUTE, REQUEST | DUMP, 1, struct.pack("=B11x", family))
+    try:
+        answers = rtnl.exchange(asked)
+    except OSError as error:
+        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            return
+        raise
+    for _, _, payload in answers:
+        _, prefix, _, _, table, protocol, _, kind, flags = struct.unpack_from("=8BI", payload)
+        fields = dict(attributes(payload[12:]))
+        table = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else table
+        yield KernelRoute(family, prefix, table, protocol, kind, bool(flags & _CLONED), fields)
 
 
 def read_host() -> HostNetworks:
@@ -29,47 +95,18 @@ def read_host() -> HostNetworks:
     connected: set[tuple[Network, int]] = set()
     uplinks: set[int] = set()
     try:
-        with NetlinkSocket(_NETLINK_ROUTE) as rtnl:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                asked = pack_message(_GET_ROUTE, REQUEST | DUMP, 1, struct.pack("=B11x", family))
-                for _, _, payload in rtnl.exchange(asked):
-                    kind = payload[7]
-                    fields = dict(attributes(payload[12:]))
-                    target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
-                    network = ip_network((target, payload[1]))
-                    if kind in (_LOCAL, _ANYCAST):
-                        if (
-                            network.prefixlen > DEFAULT_PREFIX
-                        ):  # a transparent proxy takes marked packets by it
-                            own.add(network)
-                    elif kind == _BROADCAST and isinstance(network.network_address, IPv4Address):
-                        broadcast.add(network.network_address)
-                    elif kind == _UNICAST and network.prefixlen == 0:
-                        uplinks |= _interfaces(fields)
-                    elif kind == _UNICAST and not _gateways(fields):
-                        connected |= {(network, index) for index in _interfaces(fields)}
+        with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
+            for route in (route for family in FAMILIES for route in read_routes(rtnl, family)):
+                kind, network = route.kind, route.network
+                if kind in (LOCAL, ANYCAST):
+                    if network.prefixlen > DEFAULT_PREFIX:  # a transparent proxy takes marked packets by it
+                        own.add(network)
+                elif kind == BROADCAST and isinstance(network.network_address, IPv4Address):
+                    broadcast.add(network.network_address)
+                elif kind == UNICAST and network.prefixlen == 0:
+                    uplinks |= {index for index, _ in route.hops() if index}
+                elif kind == UNICAST and all(gateway is None for _, gateway in route.hops()):
+                    connected |= {(network, index) for index, _ in route.hops() if index}
     except OSError as error:
         raise failed("(all)", "reading the routes", error) from error
     return HostNetworks(frozenset(own), frozenset(broadcast), frozenset(connected), frozenset(uplinks))
-
-
-def _hops(fields: dict[int, bytes]) -> list[tuple[int, dict[int, bytes]]]:
-    """The next hops of a route with several: struct rtnexthop, linux/rtnetlink.h, each with attributes."""
-    found, rest = list[tuple[int, dict[int, bytes]]](), fields.get(_RTA_MULTIPATH, b"")
-    while len(rest) >= 8:
-        size, _, _, index = struct.unpack_from("=HBBi", rest)
-        if size < 8:
-            break
-        found.append((index, dict(attributes(rest[8:size]))))
-        rest = rest[(size + 3) & ~3 :]
-    return found
-
-
-def _interfaces(fields: dict[int, bytes]) -> set[int]:
-    single = {number(fields[_RTA_OIF])} if _RTA_OIF in fields else set[int]()
-    return single | {index for index, _ in _hops(fields)}
-
-
-def _gateways(fields: dict[int, bytes]) -> bool:
-    each = (fields, *(hop for _, hop in _hops(fields)))
-    return any(_RTA_GATEWAY in one or _RTA_VIA in one for one in each)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host has in the overlay's range: addresses and routes of its own, and what closes that range.
+"""The host's view of the overlay's range: addresses and routes of its own there, and what closes that range.
 
 The functions block, so they are called inside ``trio.to_thread.run_sync``.
 """
@@ -11,11 +11,12 @@ import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.closing import KINDS
+from phantommesh.nursery.hostroutes import FAMILIES, LOCAL, UNICAST, UNREACHABLE, KernelRoute, read_routes
 from phantommesh.nursery.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
 from phantommesh.overlay import (
     CLOSED_METRIC,
@@ -32,15 +33,12 @@ from phantommesh.overlay import (
 from phantommesh.wireguard import Network
 
 # linux/rtnetlink.h
-_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_RULE = 18, 22, 26, 34
+_GET_LINK, _GET_ADDRESS, _GET_RULE = 18, 22, 34
 _FRA_DST, _FRA_PRIORITY, _FRA_PROTOCOL = 1, 6, 21  # linux/fib_rules.h
 _IFLA_NAME, _IFLA_ALIAS, _IFA_ADDRESS, _IFA_LOCAL = 3, 20, 1, 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 9, 15, 18
 _MAIN_TABLE: Final = 254
-_UNICAST, _LOCAL, _UNREACHABLE = 1, 2, 7  # the other types lead nowhere, or to no one host
-_CLONED = 0x200  # a cached copy of a route
+_LEADING: Final = (UNICAST, LOCAL, UNREACHABLE)  # the other types lead nowhere, or to no one host
 
-_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 GROUPS: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
 """RTMGRP_*: addresses, routes and policy rules of both families, for a socket that wants to hear of changes.
 The last is RTNLGRP_IPV6_RULE, 19, which has no RTMGRP_* name."""
@@ -68,12 +66,14 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             links = _links(rtnl, names)
             found, closed = set(_addresses(rtnl, links, networks)), set[Closing]()
-            for family in _FAMILIES:
-                for message in _routes(rtnl, family):
-                    if (ours := _closing(message)) is not None:
+            for family in FAMILIES:
+                for route in read_routes(rtnl, family):
+                    if route.cached or route.kind not in _LEADING:
+                        continue
+                    if (ours := _closing(route)) is not None:
                         closed.add(ours)
                     else:
-                        found |= set(_taken(message, links, networks))
+                        found |= set(_taken(route, links, networks))
                 closed |= set(_rules(rtnl, family))
     except OSError as error:
         raise BackendError(f"the host's routes could not be read: {error.strerror or error}") from error
@@ -91,23 +91,6 @@ def check(networks: Sequence[Network], members: Mapping[Address, str], *, names:
 
 
 # ---- reading ----
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """One route of the kernel's."""
-
-    family: int
-    prefix: int
-    table: int
-    protocol: int
-    kind: int
-    fields: dict[int, bytes]
-
-    @property
-    def network(self) -> Network:
-        target = self.fields.get(_RTA_DST, bytes(4 if self.family == socket.AF_INET else 16))
-        return ip_network((target, self.prefix))
 
 
 def _request(kind: int, body: bytes) -> bytes:
@@ -136,23 +119,6 @@ def _addresses(
         )
 
 
-def _routes(rtnl: NetlinkSocket, family: int) -> Iterator[_Message]:
-    """The routes of all tables."""
-    asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
-    try:
-        answers = rtnl.exchange(_request(_GET_ROUTE, asked))
-    except OSError as error:
-        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-            return  # no such family in this kernel
-        raise
-    for _, _, payload in answers:
-        _, prefix, _, _, table, protocol, _, kind, flags = struct.unpack_from("=8BI", payload)
-        if kind in (_UNICAST, _LOCAL, _UNREACHABLE) and not flags & _CLONED:
-            fields = dict(attributes(payload[12:]))
-            table = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else table
-            yield _Message(family, prefix, table, protocol, kind, fields)
-
-
 def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:
     """Our policy rules that close prefixes; this kernel may know of no rules."""
     try:
@@ -170,55 +136,36 @@ def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:
             yield Closing(kind, ip_network((fields[_FRA_DST], prefix)))
 
 
-def _closing(message: _Message) -> Closing | None:
-    """What a route of ours closes; None for any other route."""
-    told = message.kind, message.protocol, message.table
-    metric = number(message.fields.get(_RTA_PRIORITY, bytes(4)))
-    closing = told == (_UNREACHABLE, ROUTE_PROTOCOL, _MAIN_TABLE) and metric == CLOSED_METRIC
-    return Closing("route", message.network) if closing else None
+def _closing(route: KernelRoute) -> Closing | None:
+    """Return what a route of ours closes; None for any other route."""
+    told = route.kind, route.protocol, route.table
+    closing = told == (UNREACHABLE, ROUTE_PROTOCOL, _MAIN_TABLE) and route.metric == CLOSED_METRIC
+    return Closing("route", route.network) if closing else None
 
 
 def _taken(
-    message: _Message, links: dict[int, _Interface], networks: Sequence[Network]
+    route: KernelRoute, links: dict[int, _Interface], networks: Sequence[Network]
 ) -> Iterator[HostRange]:
-    """What of the overlay a route of the host's takes: what it leads to, and the gateway that it needs."""
-    if message.kind == _UNREACHABLE:
+    """Yield the parts of the overlay that a route of the host's takes: what it leads to, and the gateway that
+    it needs."""
+    if route.kind == UNREACHABLE:
         return
-    hops = list(_hops(message))
+    hops = list(route.hops())
     through = [links.get(index) for index, _ in hops]
     if any(link is not None and link.ours for link in through):
         return
     first = next((link for link in through if link is not None), None)
-    if message.kind == _LOCAL:
-        if message.prefix <= DEFAULT_PREFIX:
+    if route.kind == LOCAL:
+        if route.prefix <= DEFAULT_PREFIX:
             return  # a transparent proxy has marked packets delivered by such a route, in a table of its own
-        kind: Kind = "address" if message.network.num_addresses == 1 else "route"
-        yield from _range(kind, message.network, first, networks)
+        kind: Kind = "address" if route.network.num_addresses == 1 else "route"
+        yield from _range(kind, route.network, first, networks)
         return
-    if message.prefix > DEFAULT_PREFIX:
-        yield from _range("route", message.network, first, networks)
+    if route.prefix > DEFAULT_PREFIX:
+        yield from _range("route", route.network, first, networks)
     for (_, gateway), link in zip(hops, through, strict=True):
         if gateway is not None:
             yield from _range("gateway", ip_network(gateway), link, networks)
-
-
-def _hops(message: _Message) -> Iterator[tuple[int, IPv4Address | IPv6Address | None]]:
-    """The interface (0: none is named) and gateway of each way that a route has."""
-    fields = message.fields
-    yield number(fields.get(_RTA_OIF, bytes(4))), _gateway(fields)
-    rest = fields.get(_RTA_MULTIPATH, b"")
-    while len(rest) >= 8:  # struct rtnexthop: length, flags, hops, interface; then attributes
-        length, _, _, index = struct.unpack_from("=HBBi", rest)
-        yield index, _gateway(dict(attributes(rest[8:length])))
-        rest = rest[(max(length, 8) + 3) & ~3 :]
-
-
-def _gateway(fields: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
-    if _RTA_GATEWAY in fields:
-        return ip_address(fields[_RTA_GATEWAY])
-    if _RTA_VIA in fields:  # struct rtvia: an address of another family
-        return ip_address(fields[_RTA_VIA][2:])
-    return None
 
 
 def _range(

@@ -60,10 +60,10 @@ class RosterKeeper:
     ``dropped`` counts the records that were refused, by reason. ``verifications`` is what each member, or
     block of addresses, may have us verify: it pays for what it announces and for what it answers.
 
-    What others can make it do is bounded: newer records of one member come into force a few a minute, of
-    those that came meanwhile the newest; and what others' records and revocations change is written with
-    pauses. A crash loses no more than others have too: a newcomer, a revocation that is made here and this
-    node's own record are written at once.
+    There are bounds on what others can make it do. A few newer records of one member come into force a
+    minute; of those that came meanwhile, only the newest does. Changes by others' records and revocations are
+    written with pauses. A crash loses no more than others have too: a newcomer, a revocation that is made
+    here and this node's own record are written at once.
     """
 
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
@@ -97,7 +97,7 @@ class RosterKeeper:
         return True
 
     def _who(self, of: NodeId | Address) -> dict[str, str]:
-        """What a line of the log says of those who sent something."""
+        """Return what a line of the log says of those who sent something."""
         if isinstance(of, Address):
             return {"source": str(of)}
         entry = self.roster.get(of)
@@ -187,6 +187,10 @@ class RosterKeeper:
                 self._note_change(revoked=True)
         return new
 
+    def is_revoked(self) -> bool:
+        """Whether this node was revoked."""
+        return self.revoked is not None
+
     @property
     def revoked(self) -> Revoked | None:
         """Why this node itself is out, if it is."""
@@ -246,7 +250,7 @@ class RosterKeeper:
     def answer_standing(self, question: bytes, source: Address) -> bytes:
         """Answer anybody how a node stands: `Revocations.standing`. The question is its id, and
         `Revocations.plea`: nobody links with a node that is out, so this is how the root's word gets about.
-        What strangers may have us verify is little, and one has no part in another's; a word that is known
+        Strangers may have us verify little, and one has no part in another's share; a word that is known
         already costs nothing."""
         held = self._node.revocations
         node_id, plea = NodeId(question[:NODE_ID_BYTES]), question[NODE_ID_BYTES:]

@@ -11,7 +11,8 @@ import trio
 from phantommesh.nlattr import DUMP_INTERRUPTED
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ApplyError, BackendError, NetlinkSocket
-from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family, encode_set
+from phantommesh.nursery.wgmessages import encode_set
+from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family
 from phantommesh.wireguard import DeviceDiff, DeviceState, Report
 
 _NETLINK_GENERIC = 16
@@ -58,14 +59,13 @@ class KernelBackend:
         await trio.to_thread.run_sync(self._remove, remove)
 
     def _devices(self, names: Collection[str]) -> dict[str, DeviceState]:
-        links = netlink.read_links(names)
-        found: dict[str, DeviceState] = {}
-        for name, link in links.items():
-            if link.ours and link.kind == "wireguard":
-                report = self._report(name)
-                if report is not None:
-                    found[name] = link.state(name, report)
-        return found
+        links = {
+            name: link
+            for name, link in netlink.read_links(names).items()
+            if link.ours and link.kind == "wireguard"
+        }
+        reports = _reports(links)
+        return {name: link.state(name, reports[name]) for name, link in links.items() if name in reports}
 
     def _create(self, name: str, mtu: int) -> None:
         link = netlink.read_links([name]).get(name)
@@ -75,20 +75,11 @@ class KernelBackend:
         if link is None:
             netlink.make_wireguard(name, mtu)
             return
-        report = self._report(name) if link.kind == "wireguard" else None
+        report = _reports([name]).get(name) if link.kind == "wireguard" else None
         # A crash between making a link and marking it leaves one that is blank.
         if report is None or not (link.ours or report.blank):
             raise netlink.taken(name)
         netlink.claim(name, mtu)
-
-    def _report(self, name: str) -> Report | None:
-        try:
-            with _WireGuard() as wireguard:
-                return wireguard.get(name)
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):
-                return None  # it went between the two reads, or is not WireGuard's
-            raise netlink.failed(name, "reading", error) from error
 
     def _apply(self, changes: Sequence[DeviceDiff]) -> None:
         failures: dict[str, BackendError] = {}
@@ -97,16 +88,32 @@ class KernelBackend:
         except ApplyError as error:
             failures.update(error.failures)
         changes = [change for change in changes if not change.remove]
-        for change in changes:
-            if change.changes_wireguard:
-                try:
-                    with _WireGuard() as wireguard:
-                        self._batches[change.name] += wireguard.set(change)
-                except OSError as error:
-                    failures[change.name] = netlink.failed(change.name, "configuring", error)
+        failures.update(self._configure([change for change in changes if change.changes_wireguard]))
         failures.update(netlink.apply_links([change for change in changes if change.name not in failures]))
         if failures:
             raise ApplyError(failures)
+
+    def _configure(self, changes: Sequence[DeviceDiff]) -> dict[str, BackendError]:
+        """Send each change to WireGuard, all over one socket; return the failures by name."""
+        failures: dict[str, BackendError] = {}
+        waiting = list(changes)
+        if not waiting:
+            return failures
+        try:
+            with _WireGuard() as wireguard:
+                while waiting:
+                    change = waiting[0]
+                    try:
+                        self._batches[change.name] += wireguard.set(change)
+                    except TimeoutError:
+                        raise  # an answer that comes later would be taken for that of the next change
+                    except OSError as error:
+                        failures[change.name] = netlink.failed(change.name, "configuring", error)
+                    del waiting[0]
+        except OSError as error:
+            for change in waiting:
+                failures[change.name] = netlink.failed(change.name, "configuring", error)
+        return failures
 
     def _remove(self, names: Collection[str]) -> None:
         failures: dict[str, BackendError] = {}
@@ -118,6 +125,26 @@ class KernelBackend:
                     failures[name] = error
         if failures:
             raise ApplyError(failures)
+
+
+def _reports(names: Collection[str]) -> dict[str, Report]:
+    """Read the named devices over one socket, without those that went or are not WireGuard's."""
+    found: dict[str, Report] = {}
+    if not names:
+        return found
+    doing = ",".join(names)
+    try:
+        with _WireGuard() as wireguard:
+            for name in names:
+                doing = name
+                try:
+                    found[name] = wireguard.get(name)
+                except OSError as error:
+                    if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
+                        raise
+    except OSError as error:
+        raise netlink.failed(doing, "reading", error) from error
+    return found
 
 
 class _WireGuard(NetlinkSocket):

@@ -53,8 +53,8 @@ def one_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes' configurations;
-    ``patience_s`` bounds each wait."""
+    """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
+    configurations; ``patience_s`` bounds each wait."""
 
     name: str = "pm"
     nodes: int = 3

@@ -33,7 +33,7 @@ class Pings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``lab run --json`` prints. Times are in seconds.
+    """The report that ``lab run --json`` prints. Times are in seconds.
 
     ``failover_s``: from the kill of a whole node until every pair's pings were answered again; for ``down_s``
     of it the node was left down. ``return_s``: from its start until all its links were whole. ``joins``: from

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What nodes have put into this network namespace, by the name of their scattering interface, and the removal
-of what is left of a node that nobody runs.
+"""Leftovers: what nodes have put into this network namespace, by the name of their scattering interface, and
+the removal of what is left of a node that nobody runs.
 
 A guard goes by its interfaces' names and stays when its node ends. Under other names (another
 ``wireguard.prefix``, a second mesh) it would drop all that comes by the new interfaces.
@@ -31,7 +31,7 @@ log = structlog.get_logger("phantommesh.leftovers")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is here under the names of one scattering interface, ``device``: tables as (family, name), and
+    """The objects here under the names of one scattering interface, ``device``: tables as (family, name), and
     interfaces with our alias."""
 
     device: str

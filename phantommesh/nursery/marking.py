@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a kernel cannot forward on a device's egress: policy rules that send marked packets to a dimension.
+"""Policy rules that send marked packets to a dimension, for a kernel that cannot forward on a device's
+egress.
 
 A mark's low four bits choose a routing table, and each table has the overlay's routes over one interface.
 Rules and routes carry the routing protocol number that marks ours; other people's marks find no route there
@@ -96,7 +97,8 @@ def _route(way: int, network: Network, index: int) -> dict[str, object]:
 
 
 def _found(one: TableRoute) -> dict[str, object]:
-    """What takes out a route that was read, whatever else it says: the first of its network and metric."""
+    """Return the request that takes out a route that was read, whatever else it says: the first of its
+    network and metric."""
     return {
         "table": one.table,
         "dst": str(one.route.network),

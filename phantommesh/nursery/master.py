@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The mesh's own interface: the overlay's routes point at it, and nothing ever leaves by it.
 
-What is sent to it is scattered over the dimensions before it gets there. It is a WireGuard link without peers
-where the kernel has WireGuard, else a tun that no process reads: a packet that is not scattered ends in it.
+Packets sent to it are scattered over the dimensions before they get there. It is a WireGuard link without
+peers where the kernel has WireGuard, else a tun that no process reads: a packet that is not scattered ends in
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from phantommesh.wireguard import DeviceDiff, Interface, Route
 
 @dataclass(frozen=True, slots=True)
 class MasterConfig:
-    """What the interface should be."""
+    """The interface as it should be."""
 
     name: str
     kind: Literal["wireguard", "tun"]

@@ -59,7 +59,7 @@ class Naming:
         return self._server.dropped
 
     def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """What to run, by name."""
+        """Return what to run, by name."""
         services: dict[str, Callable[[], Awaitable[None]]] = {"names": self._split.run}
         if self._settings.serve:
             services["dns"] = self._server.run

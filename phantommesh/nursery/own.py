@@ -1,134 +1,128 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""This node's own word: its record, signed anew when it changes, and its certificate, renewed in time."""
+"""This node's record and certificate while it runs: `node.own` decides, on this node's disk and clock."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from time import time
+from typing import Any, TypeVar, assert_never
 
 import structlog
 import trio
-from msgspec import structs
 
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
-from phantommesh.issuing import make_csr
+from phantommesh.management.faults import FaultKind
+from phantommesh.node import own as deciding
+from phantommesh.node.own import Certified, Own
+from phantommesh.node.steps import Compute, Told
 from phantommesh.nodestate import NodeState, make_record, renewal_files
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.records import Dispute, settle, sign_record
-from phantommesh.trust import TrustError, authority_node, verify_chain
-from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
+from phantommesh.nursery.working import do, moment, tell
+from phantommesh.records import Dispute, NodeRecord
+from phantommesh.trust import Member, TrustError
+from phantommesh.wgkeys import WgKeys
 
-RENEW_AT = 2 / 3  # of a certificate's life
+DISPUTED = FaultKind("own-claim-disputed", "critical")
+CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
+CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
 AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
 
+T = TypeVar("T")
+
 log = structlog.get_logger("phantommesh.own")
 
 
 class OwnRecord:
-    """This node as others know it. ``member`` is what its certificate says."""
+    """This node as others know it. ``word`` has what it says of itself."""
 
     def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper) -> None:
         self._config, self._state, self._keeper = config, state, keeper
-        self._node_cert, self._authority_cert = state.node_cert, state.authority_cert
-        self.member = state.member_at_issue()
-        self.wg_keys = state.wg_keys
-        self.renewal_error: PhantomMeshError | None = None
+        certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
+        self.word = Own(state, certified, state.wg_keys, self._words)
+
+    def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
+        return make_record(self._state.identity, keys, self._config, seq)
+
+    @property
+    def member(self) -> Member:
+        """What this node's certificate says."""
+        return self.word.member
+
+    @property
+    def wg_keys(self) -> WgKeys:
+        """This node's WireGuard keys."""
+        return self.word.wg_keys
+
+    @property
+    def renewal_error(self) -> PhantomMeshError | None:
+        """Why the last attempt to renew the certificate failed, if it did."""
+        return self.word.renewal_error
+
+    def me(self) -> Member:
+        """``member``: what the certificate says now."""
+        return self.member
+
+    def name(self) -> str:
+        """This node's name now: another certificate may give it another."""
+        return self.member.name
+
+    def ip4(self) -> IPv4Address:
+        """This node's overlay address now."""
+        return self.member.ip4
+
+    def addresses(self) -> tuple[IPv4Address, IPv6Address]:
+        """Both of this node's overlay addresses now."""
+        return self.member.ip4, self.member.ip6
+
+    def agree(self, dimension: int, theirs: bytes) -> bytes | None:
+        """`WgKeys.agree` of this node's keys as they are now."""
+        return self.wg_keys.agree(dimension, theirs)
 
     def publish(self) -> None:
-        """Put our record into the roster if it says anything new. Also where the roster came back with a
-        record of ours that we have no memory of, after the state was restored from a backup."""
-        state = self._state
-        if self._keeper.revoked is not None:
-            return
-        held = self._keeper.roster.get(state.identity.node_id)
-        record = make_record(state.identity, self.wg_keys, self._config, self._next_seq())
-        same_words = held is not None and structs.replace(record, seq=held.record.seq) == held.record
-        if same_words and held is not None and held.signed.node_cert == self._node_cert:
-            return
-        if self.member.not_after <= time():
-            return  # nobody would take it; a renewal comes first
+        """Put our record into the roster if it says anything new."""
         try:
-            self._keeper.add(sign_record(state.identity, record, self._node_cert, self._authority_cert))
+            if (signed := self.word.record(time())) is not None:
+                self._keeper.add(signed)
         except PhantomMeshError as error:  # the old one still stands
             log.error("our own record is not acceptable", error=str(error), fix=error.fix)
 
-    def _next_seq(self) -> int:
-        """A number for our next record: above those in the roster, and above those that were given out with
-        the present keys by a run that ended before it could save the roster."""
-        held = self._keeper.roster.get(self._state.identity.node_id)
-        return max(0 if held is None else held.record.seq, self._state.wg_keys.seq) + 1
-
     async def reserve(self) -> None:
-        """To be called once, before `publish`: write down what record numbers this run may give out, for a
-        run after one that ended before it saved the roster; and that keys of unknown age are new, so that
-        they grow old across restarts too. Where it cannot be written the node does without."""
-        if self.wg_keys.in_place:
-            log.warning("the WireGuard keys of an earlier version were replaced: they could not be proved")
-        dated = self.wg_keys.dated(time())
-        try:
-            await self._write_keys(replace(dated, seq=max(dated.seq, self._next_seq() + SEQ_AHEAD)))
-        except PhantomMeshError as error:
-            log.error("record numbers are not reserved", error=str(error), fix=error.fix)
+        """`Own.reserve`. Call this once, before `publish`."""
+        await self._do(self.word.reserve(moment()))
 
     async def replace_key(self, dimension: int, slot: int) -> None:
-        """Give one dimension a new WireGuard key and another of its ports. When this returns the key is on
-        disk and in ``wg_keys``, and nobody was told of it yet. Raises StateError; then the old one stands."""
-        await self._write_keys(self.wg_keys.replaced(dimension, slot, time(), self._next_seq() + SEQ_AHEAD))
-
-    async def _write_keys(self, keys: WgKeys) -> None:
-        data = json.dumps(keys.encode()).encode("ascii")
-        await trio.to_thread.run_sync(self._state.state.write, statedir.WIREGUARD_KEYS, data)
-        self.wg_keys = keys
+        """`Own.replace_key`. Raises StateError; then the old key stands."""
+        await self._do(self.word.replace_key(dimension, slot, moment()))
 
     def renewal_due(self) -> float:
         """The Unix time at which the certificate should be renewed."""
-        return self.member.not_before + RENEW_AT * (self.member.not_after - self.member.not_before)
+        return self.word.renewal_due()
 
     async def renew(self, caller: Caller) -> None:
-        """Renew the certificate whenever two thirds of its life are over, until cancelled."""
+        """Renew the certificate whenever it is due, until cancelled."""
         while True:
             await self.renew_if_due(caller)
             with trio.move_on_after(LOOK):
-                while not self._disputed():
+                while not self.word.disputed(time()):
                     await self._keeper.changes()
                 await trio.sleep(AGAIN)
 
-    def _disputed(self) -> bool:
-        """Whether the certificate should be replaced before its time: another member has the name or the
-        address and keeps it, or the authority that issued it was revoked. Not where we were, ourselves."""
-        issuer = authority_node(self._authority_cert)
-        if self._keeper.revoked is not None:
-            return False
-        return self.dispute() is not None or (issuer is not None and issuer in self._state.revocations)
-
     def dispute(self) -> Dispute | None:
-        """What we have to give up to another member, if anything."""
-        return next(
-            (
-                dispute
-                for dispute in self._keeper.roster.disputes(time())
-                if dispute.loser == self.member.node_id and dispute.over in ("address", "name")
-            ),
-            None,
-        )
+        """Return what we have to give up to another member, if anything."""
+        return self.word.dispute(time())
 
     def shared_dimension(self) -> int | None:
-        """A dimension whose key another member holds too, as it proved: such a key protects nothing any more.
-
-        None if there is none.
-        """
-        me, public = self._state.identity.node_id, self.wg_keys.public
-        disputes = self._keeper.roster.disputes(time())
-        shared = (d.key for d in disputes if me in (d.loser, d.winner) and d.key in public)
-        return next(map(public.index, shared), None)
+        """`Own.shared_dimension`."""
+        return self.word.shared_dimension(time())
 
     async def changes(self) -> None:
         """Return at the next change of the roster."""
@@ -136,40 +130,37 @@ class OwnRecord:
 
     async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
-        if self._keeper.revoked is not None or (time() < self.renewal_due() and not self._disputed()):
+        if not self.word.due(time()):
             return
         try:
-            await self._renew(caller)
-            self.renewal_error = None
-        except PhantomMeshError as error:
-            self.renewal_error = error
-            log.warning("certificate not renewed", error=str(error), fix=error.fix)
+            await self._do(self.word.renew(moment()), caller)
         except Exception as error:  # an authority's answer is not the service's end
-            self.renewal_error = TrustError("the renewal failed in a way that nobody expected: see the log")
+            self.word.renewal_error = TrustError(
+                "the renewal failed in a way that nobody expected: see the log"
+            )
             unexpected.note("certificate not renewed after an unexpected error", error)
 
-    async def _renew(self, caller: Caller) -> None:
-        state, member, now = self._state, self.member, time()
-        if state.authority is not None:
-            authority_cert = state.authority.der
-            name, ip4 = settle(self._keeper.roster, state.mesh, member, now)
-            node_cert = state.authority.issue(state.identity.spki, name, member.role, ip4, now)
-        else:
-            dispute = self.dispute()
-            winner = None if dispute is None else self._keeper.roster.get(dispute.winner)
-            evidence = b"" if winner is None else winner.signed.encode()
-            renewed = await caller.renew(make_csr(state.identity, member.name), evidence)
-            node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
-        renewed_member = verify_chain(state.root, authority_cert, node_cert, time())
-        if renewed_member.node_id != member.node_id:
-            raise TrustError("the authority certified another node's key")
-        for name, data in renewal_files(authority_cert, node_cert).items():
-            await trio.to_thread.run_sync(state.state.write, name, data)
-        self.member, self._node_cert, self._authority_cert = renewed_member, node_cert, authority_cert
-        self.publish()
-        log.info(
-            "certificate renewed",
-            until=self.member.not_after,
-            name=renewed_member.name,
-            ip4=str(self.member.ip4),
-        )
+    async def _do(self, work: deciding.OwnWork[T], caller: Caller | None = None) -> T:
+        return await do(work, partial(self._carry_out, caller))
+
+    async def _carry_out(self, caller: Caller | None, step: deciding.OwnStep) -> Any:
+        match step:
+            case Compute(job):
+                return await trio.to_thread.run_sync(job)
+            case deciding.WriteKeys(keys):
+                return await self._write({statedir.WIREGUARD_KEYS: json.dumps(keys.encode()).encode("ascii")})
+            case deciding.WriteCertificates(authority_cert, node_cert):
+                return await self._write(renewal_files(authority_cert, node_cert))
+            case deciding.AskRenewal(csr, evidence):
+                assert caller is not None
+                return await caller.renew(csr, evidence), moment()
+            case deciding.Publish():
+                return self.publish()
+            case Told():
+                return tell(step)
+            case _:
+                assert_never(step)
+
+    async def _write(self, files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            await trio.to_thread.run_sync(self._state.state.write, name, data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the members are: the addresses of their records that this node may send to.
+"""Places of the members: the addresses of their records that this node may send to.
 
 Every address that comes from another passes here, each time that it is used: what a name resolves to and what
 networks the host has both change.
@@ -19,9 +19,13 @@ from phantommesh.config import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId
+from phantommesh.management.faults import Fault, FaultKind
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records import Entry
+
+ENDPOINT_USELESS = FaultKind("endpoint-useless", "medium")
+ADDRESS_FORBIDDEN = FaultKind("address-forbidden", "medium")
 
 # Tuning.
 MAX_JUDGED = 8192  # hosts of which the verdict is remembered; any stranger can make us judge one
@@ -54,7 +58,7 @@ class Places:
         self._told: set[NodeId] = set()
 
     async def refresh(self) -> None:
-        """Read the host's networks. Where they cannot be read, those of the last time stand."""
+        """Read the host's networks. If they cannot be read, those of the last time stand."""
         try:
             host = await trio.to_thread.run_sync(read_host)
         except PhantomMeshError as error:
@@ -110,7 +114,7 @@ class Places:
         if len(places) > MAX_SEEN:
             del places[next(iter(places))]
 
-    # Where members are.
+    # Addresses of members.
 
     def of(self, entry: Entry) -> tuple[Address, ...]:
         """The addresses of a member's control port, as far as they resolve and may be used."""
@@ -150,10 +154,10 @@ class Places:
         self._names = {member: name for member, name in self._names.items() if member in self._refused}
         self._seen = {member: hosts for member, hosts in self._seen.items() if member in kept}
 
-    # What `status` tells.
+    # Faults, for `status`.
 
-    def faults(self) -> Iterator[str]:
-        """What is wrong with addresses, ours and others', each with what to do about it."""
+    def faults(self) -> Iterator[Fault]:
+        """Return what is wrong with addresses, ours and others'."""
         for key, endpoints in (("node.endpoints", self._own), ("gossip.seeds", self._seeds)):
             for host, port in endpoints:
                 why = self._misnamed(host)
@@ -161,16 +165,24 @@ class Places:
                     why is not None and why is not Why.OWN
                 ):  # of one list of seeds for all nodes one is this node
                     shown = format_endpoint(host, port)
-                    yield f"{key}: {shown} is of no use to reach a node, it is {why.text}: correct the config"
+                    yield ENDPOINT_USELESS.fault(
+                        f"{key}: {shown} is of no use to reach a node, it is {why.text}",
+                        "correct the config",
+                        subject=shown,
+                    )
         for member in sorted(self._refused)[:MAX_FAULTS]:
             name, said = self._names[member], _first(self._refused[member])
-            yield (
+            yield ADDRESS_FORBIDDEN.fault(
                 f"peer {name} announces an address it may not: {said['endpoint']}, it is {said['why']}; "
-                f"nothing is sent there: correct node.endpoints on {name}, and revoke it if it does so on "
-                "purpose"
+                "nothing is sent there",
+                f"correct node.endpoints on {name}, and revoke it if it does so on purpose",
+                subject=name,
             )
         if len(self._refused) > MAX_FAULTS:
-            yield f"and {len(self._refused) - MAX_FAULTS} more peers announce addresses that they may not"
+            yield ADDRESS_FORBIDDEN.fault(
+                f"and {len(self._refused) - MAX_FAULTS} more peers announce addresses that they may not",
+                "correct node.endpoints on each",
+            )
 
     def _misnamed(self, host: str) -> Why | None:
         found = self._lookup(host)

@@ -21,6 +21,7 @@ import trio
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
@@ -31,6 +32,8 @@ from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard import DeviceState
+
+PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
@@ -46,7 +49,7 @@ log = structlog.get_logger("phantommesh.paths")
 
 
 class Scatterer(Protocol):
-    """What is needed of `Scattering`."""
+    """The part of `Scattering` that is needed here."""
 
     async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None: ...
 
@@ -99,7 +102,7 @@ class PathDriver:
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
-        self.dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
         self._turned = turned
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
@@ -113,6 +116,11 @@ class PathDriver:
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Probes that were dropped, by reason."""
+        return self._dropped + self.paths.drops
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
         """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used."""
@@ -193,14 +201,14 @@ class PathDriver:
             except BlockingIOError:
                 return
             except OSError:
-                self.dropped["probe-unread"] += 1
+                self._dropped["probe-unread"] += 1
                 continue
             dimension, node_id = self._dimensions.get(index), self._sources.get(source)
             if dimension is None or node_id is None:
-                self.dropped["probe-source"] += 1
+                self._dropped["probe-source"] += 1
                 continue
             peer = format_node_id(NodeId(node_id))
-            with left_out(self.dropped, "probe-broken", BROKEN, peer=peer):
+            with left_out(self._dropped, "probe-broken", BROKEN, peer=peer):
                 self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
 
     def carry_out(self, effects: list[Effect]) -> None:
@@ -228,12 +236,12 @@ class PathDriver:
     def _send(self, peer: bytes, dimension: int, datagram: bytes) -> None:
         to, index = self._addresses.get(peer), self._indexes[dimension]
         if self._socket is None or to is None or not index:
-            self.dropped["probe-unsent"] += 1
+            self._dropped["probe-unsent"] += 1
             return
         try:
             self._socket.send(datagram, to, index)
         except OSError:  # the interface is down or its queue full: the probe is lost, as others would be
-            self.dropped["probe-unsent"] += 1
+            self._dropped["probe-unsent"] += 1
 
     async def _apply(self) -> None:
         """Have the kernel scatter by the newest weights: those that came meanwhile, together."""
@@ -255,6 +263,6 @@ class PathDriver:
             await self._apply_now.wait()
 
     def _tell_force(self, node_id: bytes) -> None:
-        """What the kernel sends by: without a map of the peer's, dimension 0 alone."""
+        """Tell what the kernel sends by: without a map of the peer's, dimension 0 alone."""
         scattered = self._scatterer.snapshot(node_id) is not None
         self.paths.in_force(node_id, self._applied.get(node_id, FULL) if scattered else _ONLY_FIRST)

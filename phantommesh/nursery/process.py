@@ -87,7 +87,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
                     nursery.start_soon(keep_lock, lock, state.state.path)
                     await node.serve(socket_path or Path(config.api.socket), leave)
                     nursery.cancel_scope.cancel()
-                return node.succession.done.is_set()
+                return node.parts.succession.done.is_set()
 
 
 async def keep_lock(lock: StateLock, path: Path) -> None:

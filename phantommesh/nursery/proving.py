@@ -179,7 +179,7 @@ class Proving:
         return control.Done()
 
     async def take(self, entry: Entry, request: control.Prove) -> control.Answer:
-        """A peer has signed statements and receipts. What does not hold is counted and left out."""
+        """A peer has signed statements and receipts. Parts that do not hold are counted and left out."""
         if self._ledger is None:
             return control.Refused("not now", "send it again later")
         verified: set[tuple[bytes, bytes]] = set()
@@ -296,8 +296,8 @@ class Proving:
                 self._read_began = began
 
     async def round(self) -> None:
-        """Sign all that waits, store it, and send each peer its part. What does not arrive goes with the next
-        round."""
+        """Sign all that waits, store it, and send each peer its part. Parts that do not arrive go with the
+        next round."""
         ledger = self._ledger
         if ledger is None:
             return

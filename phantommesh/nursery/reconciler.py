@@ -5,6 +5,7 @@ The loop is level-triggered. A restart, a crashed userspace WireGuard, an interf
 rival ``wg set`` are all the same case: what is read differs from what is desired.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import time
@@ -13,6 +14,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
 from phantommesh.wireguard import (
@@ -24,6 +26,8 @@ from phantommesh.wireguard import (
     without_ipv6,
 )
 
+INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
+
 MAX_BACKOFF = 30.0
 """Seconds between attempts at most, while the backend fails."""
 
@@ -31,10 +35,10 @@ MAX_BACKOFF = 30.0
 class Reconciler:
     """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
 
-    ``on_actual`` is called with what was read, after every read. A failure is logged with its fix, counted in
-    ``failures`` and retried with back-off; it never ends ``run``. No peer gets an endpoint that ``forbids``,
-    whatever is desired, or keeps one that it roamed to; ``refused`` counts the former,
-    each once for as long as it stays desired.
+    ``on_actual`` is called with what was read, after every read; ``actual`` is the latest. A failure is
+    logged with its fix, counted in ``failures`` and retried with back-off; it never ends ``run``. No peer
+    gets an endpoint that ``forbids``, whatever is desired, or keeps one that it roamed to; ``dropped`` counts
+    the former, each once for as long as it stays desired.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class Reconciler:
         log: FilteringBoundLogger,
         forbids: Callable[[str], bool] = lambda host: False,
     ) -> None:
-        self.failures = self.refused = 0
+        self.failures = 0
+        self.dropped: Counter[str] = Counter()
+        self.actual: Mapping[str, DeviceState] = {}
         self._wanted: Callable[[], Mapping[str, DeviceConfig]] = dict
         self._refused: set[tuple[str, bytes, str]] = set()
         self._forbids = forbids
@@ -72,11 +78,12 @@ class Reconciler:
 
     @property
     def desired(self) -> dict[str, DeviceConfig]:
-        """What is desired now, without endpoints that are forbidden."""
+        """Return what is desired now, without endpoints that are forbidden."""
         return self._look()[0]
 
     def _look(self) -> tuple[dict[str, DeviceConfig], set[tuple[str, bytes, str]]]:
-        """What is desired now, and the endpoints that were left out of it: device, peer's key, host."""
+        """Return what is desired now, and the endpoints that were left out of it: device, peer's key,
+        host."""
         desired, refused = dict(self._wanted()), set[tuple[str, bytes, str]]()
         for name, config in desired.items():
             bad = dict[bytes, PeerConfig]()
@@ -118,7 +125,7 @@ class Reconciler:
         """
         async with self._pass:
             desired, refused = self._look()
-            self.refused += len(refused - self._refused)
+            self.dropped["endpoint-forbidden"] += len(refused - self._refused)
             self._refused = refused
             if not self._backend.ipv6:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
@@ -149,6 +156,7 @@ class Reconciler:
             raise
         if self._complaints.pop("", None) is not None:
             self._log.info("interfaces can be read again")
+        self.actual = actual
         self._on_actual(actual)
         return actual
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happened in the node, as events and metrics."""
+"""A record of what happened in the node, as events and metrics."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from functools import partial
 
 import structlog
 import trio
@@ -14,13 +14,12 @@ from phantommesh.link.effects import Alarm, Opened, Role
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.metrics import PathSample, ScatterSample, WireGuardSample
+from phantommesh.node.peers import generation_of
 from phantommesh.nursery import health
+from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
-
-if TYPE_CHECKING:
-    from phantommesh.nursery.node import Node
 
 # Tuning.
 TOLD_REASONS = 8  # that an event names; `status` has them all
@@ -35,8 +34,8 @@ log = structlog.get_logger("phantommesh.report")
 class Telling:
     """Which changes of members are told, in the log and as events.
 
-    One insider can make up updates, restarts and suspicions as fast as it sends: of those only so many are.
-    The end of a suspicion is told where its beginning was. All else takes more than one member's word.
+    One insider can make up updates, restarts and suspicions as fast as it sends: only so many of those are
+    told. The end of a suspicion is told where its beginning was. All else takes more than one member's word.
     """
 
     def __init__(self, now: float) -> None:
@@ -63,10 +62,10 @@ class Telling:
 
 
 class Recorder:
-    """Publishes the node's events and keeps its metrics. What there is to see it reads by ``reporter``."""
+    """Publishes the node's events and keeps its metrics. It reads the node's views by ``reporter``."""
 
-    def __init__(self, node: Node, reporter: Reporter) -> None:
-        self._node, self._reporter, self._metrics = node, reporter, node.metrics
+    def __init__(self, parts: Parts, reporter: Reporter) -> None:
+        self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics
         self._drops: Counter[str] = Counter()
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
@@ -90,10 +89,10 @@ class Recorder:
             return
         data: dict[str, object] = {"state": state}
         if change.event == "partly":
-            data["through"] = self._reporter.names_of(self._node.gossip.membership.through(change.node))
+            data["through"] = self._reporter.names_of(self._parts.gossip.membership.through(change.node))
         if self._telling.untold:
             data["untold"], self._telling.untold = self._telling.untold, 0
-        entry = self._node.keeper.roster.get(NodeId(change.node))
+        entry = self._parts.keeper.roster.get(NodeId(change.node))
         name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
         say("member " + change.event, peer=name, **data)
@@ -121,47 +120,49 @@ class Recorder:
         self._publish(kind, peer, data)
 
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
-        entry = self._node.keeper.roster.get(NodeId(peer))
+        entry = self._parts.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
         data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
-        self._node.events.publish(kind, name, data)
+        self._parts.events.publish(kind, name, data)
 
     def _tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
-        node = self._node
-        node.copies.look(node.generation_of, trio.current_time())
-        found = {suspicion.node: suspicion for suspicion in node.copies.suspicions}
+        parts = self._parts
+        parts.copies.look(partial(generation_of, parts.gossip.membership), trio.current_time())
+        found = {suspicion.node: suspicion for suspicion in parts.copies.suspicions}
         for peer, suspicion in found.items():
             if peer in self._suspected:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
-            text, why = health.copied(node, suspicion), suspicion.why.value
+            text, why = health.copied(parts, suspicion).line, suspicion.why.value
             about = "self" if peer is None else format_node_id(NodeId(peer))
             log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
             if peer is None:
-                node.events.publish("health.copied", None, data)
+                parts.events.publish("health.copied", None, data)
             else:
                 self._publish("peer.copied", peer, data)
         self._suspected = set(found)
         self._metrics.identity_suspects.set(len(found))
 
     def _tell_health(self) -> None:
-        reasons = self._reporter.degraded()
+        faults = self._reporter.faults()
+        reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
-            data = {"reasons": reasons[:TOLD_REASONS], "total": len(reasons)}
-            self._node.events.publish("health.degraded", None, data)
+            codes = sorted({fault.code for fault in faults})
+            data = {"reasons": reasons[:TOLD_REASONS], "codes": codes, "total": len(reasons)}
+            self._parts.events.publish("health.degraded", None, data)
         elif self._told and not reasons:
-            self._node.events.publish("health.well", None, {})
+            self._parts.events.publish("health.well", None, {})
         self._told = reasons
 
     def measure(self) -> None:
         """Bring the metrics and events up to what the interfaces and the links say now."""
         self._tell_copies()
         self._tell_health()
-        node = self._node
-        entries, now = node.entries(), trio.current_time()
-        states = {entry.member.name: node.links.state(entry.member.node_id, now) for entry in entries}
+        parts = self._parts
+        entries, now = parts.peers.entries, trio.current_time()
+        states = {entry.member.name: parts.links.state(entry.member.node_id, now) for entry in entries}
         self._metrics.set_peers(Counter(state.phase.value for state in states.values()))
         self._metrics.set_psk_ages(
             {name: state.age for name, state in states.items() if state.age is not None}
@@ -181,25 +182,17 @@ class Recorder:
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()
         )
-        drops = node.links.drops + node.tcp.dropped + node.naming.dropped + node.scattering.drops
-        drops += node.paths.dropped + node.paths.paths.drops
-        drops += node.gossip.drops + node.keeper.dropped
-        drops += node.guarding.drops
-        drops["datagram-unsent"] += node.udp.unsent
-        drops["datagram-forbidden"] += node.udp.forbidden["out"]
-        drops["datagram-source-forbidden"] += node.udp.forbidden["in"]
-        drops["endpoint-forbidden"] += node.reconciler.refused
-        drops += node.places.dropped + node.udp.dropped + node.proving.dropped
+        drops = parts.dropped()
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)
         self._drops = drops
         gossiped = Counter[tuple[str, str]]()
-        for kind, (sent, received) in node.gossip.membership.counts().items():
+        for kind, (sent, received) in parts.gossip.membership.counts().items():
             gossiped[kind, "out"], gossiped[kind, "in"] = sent, received
         for (kind, direction), count in (gossiped - self._gossiped).items():
             self._metrics.gossip_messages.labels(kind, direction).inc(count)
         self._gossiped = gossiped
-        finished = Counter(node.links.handshakes)
+        finished = Counter(parts.links.handshakes)
         for (role, result), count in (finished - self._handshakes).items():
             self._metrics.link_handshakes.labels(role, result).inc(count)
         self._handshakes = finished

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the node says of itself: the views of the API. It reads.
-All it does is `rotate`, `revoke` and `new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke` and
+`new_identity`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from time import time
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,12 +16,15 @@ from phantommesh.events import EventLog
 from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.faults import Fault
 from phantommesh.management.finding import find
+from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
 from phantommesh.membership.messages import State
 from phantommesh.metrics import Metrics
 from phantommesh.moments import rfc3339
 from phantommesh.nursery import health
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.parts import Parts
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -48,9 +50,6 @@ from phantommesh.views import (
 )
 from phantommesh.wireguard import PeerState
 
-if TYPE_CHECKING:
-    from phantommesh.nursery.node import Node
-
 MEMBER_STATES: Mapping[State, MemberState] = {
     State.ALIVE: "alive",
     State.SUSPECT: "suspect",
@@ -66,97 +65,102 @@ ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merel
 class Reporter:
     """The node as the API's `NodePort`."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._finished = Bell()
 
     @property
     def metrics(self) -> Metrics:
         """The node's metrics."""
-        return self._node.metrics
+        return self._parts.metrics
 
     @property
     def events(self) -> EventLog:
         """What happened lately."""
-        return self._node.events
+        return self._parts.events
 
     def status(self) -> Status:
         """This node at a glance."""
-        node, member = self._node, self._node.own.member
+        parts, member = self._parts, self._parts.own.member
         links = self.links()
-        gone = {e.member.name for e in node.entries() if self._membership(e) in ("dead", "left")}
+        gone = {e.called[1] for e in parts.peers.entries if self._membership(e) in ("dead", "left")}
+        faults = self.faults()
         return Status(
-            mesh=node.state.mesh.name,
+            mesh=parts.state.mesh.name,
             node=member.name,
             node_id=format_node_id(member.node_id),
             version=__version__,
-            uptime_s=round(trio.current_time() - node.started, 1),
-            backend=node.backend.name,
+            uptime_s=round(trio.current_time() - parts.started, 1),
+            backend=parts.backend.name,
             role=member.role.value,
             ip4=str(member.ip4),
             ip6=str(member.ip6),
             peers_total=len(links),
-            peers_up=sum(health.is_up(link) and link.peer not in gone for link in links),
-            members=dict(Counter(self._membership(entry) for entry in node.entries())),
-            partly_reachable=sum(bool(self._through(entry)) for entry in node.entries()),
-            degraded=self.degraded(),
+            peers_up=sum(is_up(link) and link.node_id not in gone for link in links),
+            members=dict(Counter(self._membership(entry) for entry in parts.peers.entries)),
+            partly_reachable=sum(bool(self._through(entry)) for entry in parts.peers.entries),
+            degraded=[fault.line for fault in faults],
+            faults=faults,
             certificate_expires=rfc3339(member.not_after),
         )
 
-    def degraded(self) -> list[str]:
-        """What is wrong, and what to do about it: `status` has it too."""
-        node = self._node
-        standing = {entry.member.name: self._membership(entry) for entry in node.entries()}
-        through = {e.member.name: via for e in node.entries() if (via := self._through(e))}
-        faults = [
-            *health.own_faults(node),
-            *health.peer_faults(standing, self.links(), self.paths(), node.config.control.port),
-            *health.partly_reachable(through, node.config.control.port),
+    def faults(self) -> list[Fault]:
+        """What is wrong: `status` has it too."""
+        parts = self._parts
+        standing = {entry.called[1]: self._membership(entry) for entry in parts.peers.entries}
+        through = [(e.member.name, via) for e in parts.peers.entries if (via := self._through(e))]
+        return [
+            *health.own_faults(parts),
+            *peer_faults(standing, self.links(), self.paths(), parts.config.control.port),
+            *partly_reachable(through, parts.config.control.port),
         ]
-        return [fault.text for fault in faults]
+
+    def degraded(self) -> list[str]:
+        """The same as lines."""
+        return [fault.line for fault in self.faults()]
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node does its work: its interfaces are there, its certificate holds."""
-        reasons = [fault.text for fault in health.own_faults(self._node) if not fault.bearable]
+        reasons = [fault.line for fault in health.own_faults(self._parts) if fault.code in health.UNREADY]
         return not reasons, reasons
 
     def peers(self) -> list[PeerView]:
         """All other members."""
-        return [self._peer(entry) for entry in self._node.entries()]
+        return [self._peer(entry) for entry in self._parts.peers.entries]
 
     def links(self) -> list[LinkView]:
         """The link to each of them."""
-        return [self._link(entry) for entry in self._node.entries()]
+        return [self._link(entry) for entry in self._parts.peers.entries]
 
     def _membership(self, entry: Entry) -> MemberState:
-        state = self._node.gossip.membership.state(entry.member.node_id)
+        state = self._parts.gossip.membership.state(entry.member.node_id)
         return "unknown" if state is None else MEMBER_STATES[state]
 
     def _through(self, entry: Entry) -> list[str]:
-        return self.names_of(self._node.gossip.membership.through(entry.member.node_id))
+        return self.names_of(self._parts.gossip.membership.through(entry.member.node_id))
 
     def names_of(self, members: Iterable[bytes]) -> list[str]:
         """Their names, or the node ids of those whose records are gone."""
-        roster, names = self._node.keeper.roster, list[str]()
+        roster, names = self._parts.keeper.roster, list[str]()
         for node in members:
             entry = roster.get(NodeId(node))
             names.append(format_node_id(NodeId(node)) if entry is None else entry.member.name)
         return names
 
     def _state(self, entry: Entry) -> LinkState:
-        return self._node.links.state(entry.member.node_id, trio.current_time())
+        return self._parts.links.state(entry.member.node_id, trio.current_time())
 
     def devices(self, entry: Entry) -> Iterator[tuple[int, str, PeerState | None]]:
-        """What WireGuard says of a member: number and name of each interface, and the peer there."""
-        wg_keys = self._node.peers.wg_keys_of(entry)
-        for i, name in enumerate(self._node.names):
-            device = self._node.actual.get(name)
+        """Return what WireGuard says of a member: number and name of each interface, and the peer there."""
+        wg_keys = self._parts.peers.wg_keys_of(entry)
+        for i, name in enumerate(self._parts.names):
+            device = self._parts.reconciler.actual.get(name)
             yield i, name, None if device is None else device.peers.get(wg_keys[i])
 
     def _link(self, entry: Entry) -> LinkView:
         state = self._state(entry)
-        bound = self._node.links.bound(entry.member.node_id)
-        psks = self._node.links.psks(entry.member.node_id)
+        bound = self._parts.links.bound(entry.member.node_id)
+        psks = self._parts.links.psks(entry.member.node_id)
         now = time()
         answering = sum(
             peer is not None
@@ -181,7 +185,7 @@ class Reporter:
 
     def _peer(self, entry: Entry) -> PeerView:
         member, state, now = entry.member, self._state(entry), time()
-        bound = self._node.links.bound(member.node_id)
+        bound = self._parts.links.bound(member.node_id)
         dimensions = []
         for i, name, peer in self.devices(entry):
             handshake = peer.last_handshake if peer is not None else 0.0
@@ -205,7 +209,7 @@ class Reporter:
             state=state.phase.value,
             membership=self._membership(entry),
             through=self._through(entry),
-            gossip_rtt_s=self._node.gossip.membership.round_trip(member.node_id),
+            gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
             endpoint=entry.record.control[0] if entry.record.control else None,
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
@@ -214,9 +218,9 @@ class Reporter:
 
     def paths(self) -> list[PathView]:
         """Every dimension of each of them."""
-        node, now, views = self._node, trio.current_time(), list[PathView]()
-        for entry in node.entries():
-            found = node.paths.paths.view(entry.member.node_id, now)
+        parts, now, views = self._parts, trio.current_time(), list[PathView]()
+        for entry in parts.peers.entries:
+            found = parts.paths.paths.view(entry.member.node_id, now)
             for (i, name, peer), path in zip(self.devices(entry), found, strict=False):
                 endpoint = peer.endpoint if peer is not None else None
                 views.append(
@@ -238,10 +242,10 @@ class Reporter:
 
     def scatter(self) -> list[ScatterView]:
         """How the traffic to each of those is scattered that have a map."""
-        return [view for entry in self._node.entries() if (view := self._scatter(entry)) is not None]
+        return [view for entry in self._parts.peers.entries if (view := self._scatter(entry)) is not None]
 
     def _scatter(self, entry: Entry) -> ScatterView | None:
-        scattering, node_id = self._node.scattering, entry.member.node_id
+        scattering, node_id = self._parts.scattering, entry.member.node_id
         snapshot = scattering.snapshot(node_id)
         if snapshot is None:
             return None
@@ -250,7 +254,7 @@ class Reporter:
             peer=entry.member.name,
             node_id=format_node_id(node_id),
             mode=scattering.mode,
-            intent=intent_of(entry.member.name, self._node.config.scatter),
+            intent=intent_of(entry.member.name, self._parts.config.scatter),
             scheduler=now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,
@@ -265,13 +269,13 @@ class Reporter:
                     packets=now.hits.packets[i],
                     bytes=now.hits.bytes[i],
                 )
-                for i, name in enumerate(self._node.names)
+                for i, name in enumerate(self._parts.names)
             ],
         )
 
     def proofs(self) -> list[ProofsView]:
-        """What is kept of the scatter proofs of each link, also with nodes that have left."""
-        review, roster = self._node.proving.review, self._node.keeper.roster
+        """Return what is kept of the scatter proofs of each link, also with nodes that have left."""
+        review, roster = self._parts.proving.review, self._parts.keeper.roster
         views = []
         for peer in review.links():
             entry = roster.get(peer)
@@ -288,16 +292,20 @@ class Reporter:
 
     async def export_proofs(self, peer: str | None) -> bytes:
         """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""
-        return await self._node.proving.export(None if peer is None else parse_node_id(peer))
+        return await self._parts.proving.export(None if peer is None else parse_node_id(peer))
 
     async def rotate(self, peer: str | None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
-        node = self._node
-        entries = node.entries() if peer is None else [find(node.entries(), peer, lambda entry: entry.called)]
+        parts = self._parts
+        entries = (
+            parts.peers.entries
+            if peer is None
+            else [find(parts.peers.entries, peer, lambda entry: entry.called)]
+        )
         before = {entry.member.node_id: self._state(entry).epoch for entry in entries}
         for node_id in before:
-            node.links.rotate(node_id, trio.current_time())
-        node.driver.wake()
+            parts.links.rotate(node_id, trio.current_time())
+        parts.driver.wake()
         with trio.move_on_after(ROTATE_WAIT):
             while not all(self._rotated(entry, before) for entry in self._left(entries)):
                 await self._finished.wait()
@@ -318,7 +326,7 @@ class Reporter:
 
     def _left(self, entries: list[Entry]) -> list[Entry]:
         """Those of them that are still peers: some may have been revoked or have expired meanwhile."""
-        peers = {entry.member.node_id for entry in self._node.entries()}
+        peers = {entry.member.node_id for entry in self._parts.peers.entries}
         return [entry for entry in entries if entry.member.node_id in peers]
 
     def _rotated(self, entry: Entry, before: dict[NodeId, int]) -> bool:
@@ -330,13 +338,13 @@ class Reporter:
     ) -> RevocationResult:
         """Revoke a node by name or node id, or have the root take it back (``undo``), or have the root cast
         an authority out with all that it revoked (``undo_all``). Raises TrustError or StateError."""
-        desk = self._node.desk
+        desk = self._parts.desk
         target = desk.find(wanted)
         if undo or undo_all:
             if undo and undo_all:
                 raise TrustError("a node is either taken back or cast out", fix="give one of the two options")
             back = await desk.undo(target, cast_out=undo_all, dry_run=dry_run)
-            now_out = self._node.state.revocations.get(target.node_id)
+            now_out = self._parts.state.revocations.get(target.node_id)
             return RevocationResult(
                 name=None if target.entry is None else target.entry.member.name,
                 node_id=format_node_id(target.node_id),
@@ -358,9 +366,9 @@ class Reporter:
 
     async def new_identity(self) -> IdentityResult:
         """Get a new identity, after which the node stops and starts again. Raises PhantomMeshError."""
-        node = self._node
-        old = format_node_id(node.state.identity.node_id)
-        made = await node.succession.begin()
+        parts = self._parts
+        old = format_node_id(parts.state.identity.node_id)
+        made = await parts.succession.begin()
         return IdentityResult(
             name=made.name,
             node_id=format_node_id(made.node_id),

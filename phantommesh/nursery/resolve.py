@@ -64,12 +64,11 @@ class _Name:
 
 class Resolver:
     """The last known address of each name that was asked for. ``changed`` is called when one changes. Of
-    several addresses the first is taken that is not among those that ``forbids``."""
+    several addresses the first is taken that ``forbids``, which may be set, says nothing against."""
 
-    def __init__(
-        self, changed: Callable[[], None], forbids: Callable[[str], bool] = lambda address: False
-    ) -> None:
-        self._changed, self._forbids = changed, forbids
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self.forbids: Callable[[str], bool] = lambda address: False
         self._names: OrderedDict[str, _Name] = OrderedDict()  # the longest not asked for first
         self._silent: OrderedDict[str, None] = OrderedDict()  # those without an address, in the same order
         # What waits for a look-up, by urgency: the first look-up of a name, then those that had an address.
@@ -152,8 +151,8 @@ class Resolver:
 
     async def _find(self, host: str) -> str | None:
         addresses = await find_all(host)
-        usable = (address for address in addresses if not self._forbids(address))
-        # Where none may be used, whoever asked is to see why.
+        usable = (address for address in addresses if not self.forbids(address))
+        # If none may be used, whoever asked is to see why.
         return next(usable, addresses[0] if addresses else None)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What changes while the node runs and is on disk: written when it has changed. A full disk ends nothing."""
+"""State that changes while the node runs and is on disk: written when it has changed. A full disk ends
+nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ SAVE_AGAIN = 5.0  # s after the disk refused
 
 @asynccontextmanager
 async def patiently(log: structlog.stdlib.BoundLogger, what: str) -> AsyncIterator[None]:
-    """Within: write ``what``. Where the disk refuses, say so and wait a while instead of raising."""
+    """Within: write ``what``. If the disk refuses, say so and wait a while instead of raising."""
     try:
         yield
     except StateError as error:
@@ -26,8 +27,8 @@ async def patiently(log: structlog.stdlib.BoundLogger, what: str) -> AsyncIterat
 
 
 class Saver:
-    """Knows whether something has changed since ``write()`` last began to write it. What changes while it is
-    written is written again; so is what could not be written."""
+    """Knows whether something has changed since ``write()`` last began to write it. A value that changes
+    while it is written is written again; so is one that could not be written."""
 
     def __init__(self, write: Callable[[], Awaitable[None]]) -> None:
         self.lock = trio.Lock()  # from what is written until it is: the last to write has the newest

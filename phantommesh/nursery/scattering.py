@@ -2,8 +2,8 @@
 """Has the kernel scatter each peer's traffic, by maps that change from epoch to epoch.
 
 Level-triggered like the reconciler: what is read of the mesh's own interface and of the table is compared
-with what should be, at every pass. Where the kernel cannot scatter, the interface goes, and with it its
-routes, so that traffic takes dimension 0; `problem` says why.
+with what should be, at every pass. If the kernel cannot scatter, the interface goes, and with it its routes,
+so that traffic takes dimension 0; `problem` says why.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
@@ -58,8 +59,10 @@ from phantommesh.scatter.ruleset import (
 from phantommesh.secret import Secret
 from phantommesh.wireguard import DeviceState, Network, Route
 
-# Specification: WireGuard's REJECT_AFTER_TIME. A session that an earlier run of this node left carries on as
-# long, so a peer that was scattered then is scattered on, by a map of no agreement, until it is keyed.
+NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
+
+# Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
+# its peer is scattered on, by a map of no agreement, until it is keyed again.
 ADOPTED = 180.0
 
 # Tuning.
@@ -87,7 +90,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a peer, scattered or not."""
+    """The memory of a peer, scattered or not."""
 
     wanted: ScatterPeer
     scores: tuple[float, ...] = EQUAL
@@ -119,7 +122,7 @@ class Scattering:
         self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
-        self.drops: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6, self._me = kind, mtu, ipv6, me
         self._addresses, self._wanted, self._interval = addresses, routed, interval
         self._seed = int.from_bytes(os.urandom(4))
@@ -127,14 +130,14 @@ class Scattering:
         self._peers: dict[bytes, _Known] = {}
         self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
         self._began = self._adopted_until = 0.0
-        # What the table has, as far as this knows.
+        # The table's content, as far as this knows.
         self._seen: Fingerprint | None = None
         self._networks: Sequence[Network] = ()  # the prefixes that it sends into the overlay
         self._master = 0  # the index of the interface that it hangs on
         self._ways: dict[int, int] = {}
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
-        self._counted: Counter[str] = Counter()  # of this table, what `drops` has already
+        self._counted: Counter[str] = Counter()  # of this table, what `dropped` has already
         self._lock = trio.Lock()
         self._kicked = trio.Event()
 
@@ -168,8 +171,8 @@ class Scattering:
 
     async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
         """Set the capacities of these peers' dimensions, in any unit; 0.0 drains one. Returns when the kernel
-        has the new maps, each of which begins a new epoch. Who is no peer any more is left out. Raises
-        ValueError for scores that are none, NftError when the kernel refuses."""
+        has the new maps, each of which begins a new epoch. A member that is no peer any more is left out.
+        Raises ValueError for scores that are none, NftError when the kernel refuses."""
         for scores in wanted.values():
             if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
                 raise ValueError("seven scores, finite and not negative")
@@ -253,7 +256,7 @@ class Scattering:
                 await self._rotate([n for n, found in self._installed.items() if found.due <= now])
 
     async def close(self) -> None:
-        """Remove the interface and the table. What cannot be removed is logged."""
+        """Remove the interface and the table. Objects that cannot be removed are logged."""
         try:
             await master.remove(self.device)
             for family in FAMILY.values():
@@ -334,7 +337,7 @@ class Scattering:
             found.live = True
         self._seen, self._ways, self._counted = await self._look(), shown, Counter()
         self._report(ended)
-        # What an earlier run in the other mode has left.
+        # Remove what an earlier run in the other mode has left.
         await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
         if self.mode == "egress":
             await marking.remove()
@@ -395,7 +398,7 @@ class Scattering:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh = now - self._counted
-        self.drops += fresh
+        self.dropped += fresh
         self._counted = now
         marks = (found.map.elements[0] for found in self._installed.values())
         if fresh["scatter-missed"] or any(word not in counters for word in marks):
@@ -407,7 +410,7 @@ class Scattering:
             self.on_epoch(node_id, counts)
 
     def _keying(self, known: _Known | None) -> Keying | None:
-        """What a peer's map is to come from; None for one that gets nothing."""
+        """Return what a peer's map is to come from; None for a peer that gets nothing."""
         if known is None:
             return None
         if known.wanted.keying is not None:

@@ -192,7 +192,7 @@ class SplitDns:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What resolved was told, and which resolved: its process, our interface's index, our address."""
+    """A resolved that was told: its process, our interface's index, our address."""
 
     pid: int
     index: int

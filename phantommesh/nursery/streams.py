@@ -72,7 +72,8 @@ class _CrowdedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a finished handshake left for request channels. ``invite`` and ``spki`` are a newcomer's."""
+    """The keys that a finished handshake left for request channels. ``invite`` and ``spki`` are a
+    newcomer's."""
 
     peer: bytes
     name: bytes
@@ -106,8 +107,8 @@ class Sessions:
         await self._added.wait()
 
     def add(self, session: Session) -> None:
-        """Keep a session, and drop the oldest of its peer. Of two peers' sessions with one name the first is
-        kept; it comes from the keys, so there are none."""
+        """Keep a session, and drop the oldest of its peer. If two peers' sessions had one name, the first
+        would be kept; the name comes from the keys, so there are none."""
         known = self._by_name.get(session.name)
         if known is not None and known.peer != session.peer:
             return
@@ -278,7 +279,8 @@ class Client:
 
 
 async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
-    """Return the next frame of a channel. What the handshake on this connection repeated may still come."""
+    """Return the next frame of a channel. Datagrams that the handshake on this connection repeated may still
+    come; they are passed over."""
     while True:
         frame = await framed.receive(limit)
         if frame[:1] != bytes([wire.VERSION]):

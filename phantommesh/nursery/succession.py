@@ -25,11 +25,15 @@ from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.invites import Invite
+from phantommesh.management.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW
+from phantommesh.node.own import check_successor
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import enrolment, unexpected
 from phantommesh.nursery.calling import Caller
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust import TrustError
+
+IDENTITY_PENDING = FaultKind("identity-pending", "high")
 
 # Tuning.
 AGAIN = 15.0  # s between attempts to go on with what was begun
@@ -116,11 +120,7 @@ class Succession:
         token = (await trio.to_thread.run_sync(state.read_secret, statedir.SUCCESSION)).reveal()
         try:
             invite = Invite.parse_untrusted(token.decode("ascii", "replace"))
-            invite.check_expiry(time())
-            if invite.root_hash != self._state.mesh.root_hash or invite.role is Role.AUTHORITY:
-                raise TrustError(
-                    "the authority gave an invite to something else", fix="ask another authority"
-                )
+            check_successor(invite, self._state.mesh, time())
         except TrustError:
             await trio.to_thread.run_sync(partial((state.path / statedir.SUCCESSION).unlink, missing_ok=True))
             raise

@@ -46,13 +46,13 @@ How = Literal["stopped", "killed", "not-running"]
 
 
 class TakeDownError(PhantomMeshError):
-    """The mesh could not be taken off this host. What of it is left, is closed."""
+    """The mesh could not be taken off this host. The part of it that is left is closed."""
 
 
 class Down(msgspec.Struct, frozen=True, kw_only=True):
-    """What `down` found: how the ``node`` ended, and what it has removed. ``mesh`` is None where no state
-    says which; ``marks`` says whether there were rules for marked packets; ``running`` names the scattering
-    interfaces of other nodes, which run here and keep what is theirs."""
+    """The result of `down`: how the ``node`` ended, and what `down` has removed. ``mesh`` is None where no
+    state says which; ``marks`` says whether there were rules for marked packets; ``running`` names the
+    scattering interfaces of other nodes, which run here and keep what is theirs."""
 
     mesh: str | None
     node: How
@@ -69,7 +69,7 @@ class Down(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
-    """What `leave` did. ``told``: the others heard of it from the node itself."""
+    """The result of `leave`. ``told``: the others heard of it from the node itself."""
 
     mesh: str
     told: bool
@@ -81,8 +81,8 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 async def down(state_dir: Path, config_path: Path) -> Down:
     """Stop this state directory's node if it runs, and remove all that it put on the host.
 
-    Where configuration or state are lost, what the kernel shows as ours and no running node holds is removed;
-    where there is nothing of that kind, the error that says what is lost is raised.
+    If configuration or state are lost, it removes what the kernel shows as ours and no running node holds. If
+    there is nothing of that kind, it raises the error that says what is lost.
 
     Raises PhantomMeshError: ConfigError, StateError, BackendError, NftError or TakeDownError.
     """
@@ -124,7 +124,7 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
 
 
 def _read(state_dir: Path, config_path: Path) -> tuple[Config, StateDir, Mesh]:
-    """What is needed to know what is ours here, even where the rest of the state is damaged."""
+    """Read what is needed to know what is ours here, even where the rest of the state is damaged."""
     config = config_file.load(config_path)
     state = StateDir(state_dir.resolve())
     if not state.path.is_dir():

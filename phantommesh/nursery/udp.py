@@ -43,9 +43,7 @@ class UdpPort:
     def __init__(self, port: int) -> None:
         """Bind. Raises `PhantomMeshError` naming the port where it is taken."""
         self.port = port
-        self.unsent = 0
         self.forbids: Callable[[str], bool] = lambda host: False
-        self.forbidden: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self._sockets: dict[int, socket.socket] = {}
         try:
@@ -65,7 +63,7 @@ class UdpPort:
     def send(self, datagram: bytes, destination: Address) -> None:
         """Send now, or count it as unsent: the protocol repeats what matters."""
         if self.forbids(destination.host):
-            self.forbidden["out"] += 1
+            self.dropped["datagram-forbidden"] += 1
             return
         family = socket.AF_INET6 if ":" in destination.host else socket.AF_INET
         sock = self._sockets.get(family)
@@ -74,7 +72,7 @@ class UdpPort:
                 raise OSError
             sock.sendto(datagram, (destination.host, destination.port))
         except OSError:
-            self.unsent += 1
+            self.dropped["datagram-unsent"] += 1
 
     async def receive(self, handle: Callable[[bytes, Address], None]) -> None:
         """Hand every datagram to ``handle``, until cancelled."""
@@ -94,7 +92,7 @@ class UdpPort:
                     continue  # an ICMP error for something sent earlier
                 address = Address(source[0].partition("%")[0], source[1])
                 if self.forbids(address.host):
-                    self.forbidden["in"] += 1  # an answer would go there
+                    self.dropped["datagram-source-forbidden"] += 1  # an answer would go there
                 else:
                     with left_out(self.dropped, "datagram-broken", BROKEN, source=str(address)):
                         handle(datagram, address)

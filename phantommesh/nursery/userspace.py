@@ -35,8 +35,8 @@ from phantommesh.uapi import (
 from phantommesh.wireguard import DeviceDiff, DeviceState, Report
 
 SOCKETS = Path("/var/run/wireguard")
-"""Where both programs, and ``wg``, look for sockets; compiled into them. Network namespaces share it unless
-each mounts a directory of its own over it."""
+"""The directory in which both programs, and ``wg``, look for sockets; compiled into them. Network namespaces
+share it unless each mounts a directory of its own over it."""
 
 PROGRAMS = ("wireguard-go", "boringtun-cli")
 """In order of preference."""
@@ -44,8 +44,8 @@ PROGRAMS = ("wireguard-go", "boringtun-cli")
 _ANSWER_SECONDS = 5.0  # a process that takes longer to answer is hung
 _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0  # from SIGTERM to SIGKILL
-# Bytes of a process's log; beyond, the node cuts it down to its end. What a process writes while no node runs
-# is errors only, and is cut when the next node has started.
+# Bytes of a process's log; beyond, the node cuts it down to its end. While no node runs, a process writes
+# nothing but errors; its log is cut when the next node has started.
 _LOG_MOST, _LOG_KEPT = 1 << 20, 1 << 16
 _POLL_SECONDS = 0.02  # between looks at a process that is starting
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from time import time
 from typing import Any, TypeVar, assert_never
@@ -15,6 +16,7 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -23,8 +25,31 @@ def moment() -> steps.Moment:
     return steps.Moment(trio.current_time(), time())
 
 
+def tell(told: steps.Told) -> None:
+    """Write a line of the log."""
+    getattr(structlog.get_logger(f"phantommesh.{told.part}"), told.level)(told.event, **told.fields)
+
+
+async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]]) -> T:
+    """Carry each step of the work out to its end, and return what the work returns. Raises what it raises."""
+    try:
+        step = next(work)
+        while True:
+            try:
+                result = await carry_out(step)
+            except Exception as error:
+                step = work.throw(error)
+            else:
+                step = work.send(result)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    finally:
+        work.close()
+
+
 class Worker:
-    """Does the work of one node's desk."""
+    """Does the work of one node's desk, and what of it others of its parts want done."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self._node, self._keeper, self._keys = node, keeper, keys
@@ -32,22 +57,10 @@ class Worker:
 
     async def do(self, work: steps.Work[T]) -> T:
         """Carry the work out to its end, and return what it returns. Raises what it raises."""
-        try:
-            step = next(work)
-            while True:
-                try:
-                    result = await self._do(step)
-                except Exception as error:
-                    step = work.throw(error)
-                else:
-                    step = work.send(result)
-        except StopIteration as end:
-            found: T = end.value
-            return found
-        finally:
-            work.close()
+        return await do(work, self.carry_out)
 
-    async def _do(self, step: steps.Step) -> Any:
+    async def carry_out(self, step: steps.Step) -> Any:
+        """Carry one step out. Raises what it ends with."""
         in_thread, invites = trio.to_thread.run_sync, self._node.invites
         match step:
             case steps.Compute(job):
@@ -63,8 +76,8 @@ class Worker:
                 return await in_thread(partial(self._make_invite, step))
             case steps.ReadRootKey(what):
                 return await in_thread(self._node.root_key, what)
-            case steps.Keep(record):
-                return self._keeper.add(record)
+            case steps.Keep(record, of):
+                return self._keeper.add(record, of)
             case steps.Hold(made):
                 return await self._keeper.hold(made)
             case steps.Hear(word):
@@ -73,8 +86,8 @@ class Worker:
                 return await self._keeper.save()
             case steps.MakeKey():
                 return await self._keys.rotate()
-            case steps.Told(part, event, fields, level):
-                return getattr(structlog.get_logger(f"phantommesh.{part}"), level)(event, **fields)
+            case steps.Told():
+                return tell(step)
             case _:
                 assert_never(step)
 

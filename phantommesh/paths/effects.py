@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the paths protocol wants done, as values."""
+"""Effects of the paths protocol, as values."""
 
 from __future__ import annotations
 

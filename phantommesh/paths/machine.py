@@ -353,7 +353,7 @@ class Paths:
         return max((path.quality.timeout for path in peer.paths), default=0.0) if peer is not None else 0.0
 
     def view(self, node_id: bytes, now: float) -> list[PathView]:
-        """What to report of a peer's paths, by dimension."""
+        """Return what to report of a peer's paths, by dimension."""
         peer = self._peers.get(node_id)
         if peer is None:
             return []

@@ -2,8 +2,8 @@
 """How closely a peer's paths are watched: the more traffic they carry, the closer, up to what is configured.
 
 A probe is answered by a node that is as busy, so a peer that is sent ten packets a second should not cost
-seventy probes. What a light flow loses by it is bounded by its own lightness: a path that goes dark is left
-later, by so much as fewer packets were lost on it.
+seventy probes. A light flow loses little by it: a path that goes dark is left later, but fewer packets a
+second are lost on it.
 """
 
 from __future__ import annotations

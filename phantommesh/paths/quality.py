@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is measured of one path: round trips, jitter, and loss by probes and by WireGuard's own counters."""
+"""Measurements of one path: round trips, jitter, and loss by probes and by WireGuard's own counters."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Quality:
 
     @property
     def probe_loss(self) -> float:
-        """Of the probes of late, those without an answer: lost on either way."""
+        """The share of recent probes without an answer: lost on either way."""
         return self._lost / self._sent if self._sent else 0.0
 
     @property
@@ -106,9 +106,9 @@ class Quality:
 class Counted:
     """Loss for free: bytes that WireGuard sent to a peer on a dimension, less those that arrived there.
 
-    Both ends read their counters every other second, not at the same moment. What had been sent when the
-    other end read its own is interpolated; a straight line through the pairs of a minute evens the errors of
-    that out. How far the pairs lie from it, and how few packets there were, bounds the loss.
+    Both ends read their counters every other second, not at the same moment. The bytes sent by the moment
+    when the other end read its counter are interpolated. A straight line through the pairs of a minute evens
+    out the errors of that. How far the pairs lie from it, and how few packets there were, bounds the loss.
     """
 
     def __init__(self) -> None:

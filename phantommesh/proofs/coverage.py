@@ -2,7 +2,7 @@
 """How much of a link's time and bytes do its proofs cover? By the receiver's clock and its running totals.
 
 A receipt has the totals at the end of its epoch, so that two of them show what came between, whatever the
-sender says of it. Where nothing came between two receipts nothing is missing, however far their dates are
+sender says of it. If nothing came between two receipts, nothing is missing, however far their dates are
 apart: the second epoch began at the very reading that ended the first, or the link was dead.
 """
 
@@ -19,8 +19,8 @@ MIN_COVERAGE: Final = 0.5
 
 # Tuning.
 STRAY_SHARE: Final = 0.045
-"""Of a link's bytes, what may have come outside of the proved epochs by one dimension beyond its share, where
-half of all has to be proved. Where a share c has to be, it is (1 - c) / c times that."""
+"""The share of a link's bytes that may have come outside of the proved epochs by one dimension beyond its
+share, where half of all has to be proved. If a share c has to be proved, it is (1 - c) / c times that."""
 CUT_MS: Final = 5_000  # ms between two looks at a counter, and so what is missing where it begins anew
 STRAY_BYTES: Final = 256 * 1024  # a file: so few need not be proved, nor spread evenly
 
@@ -29,8 +29,8 @@ _SEVEN: Final = range(len(ZEROS))
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What lies between two receipts. ``came`` are the bytes by dimension that the receiver counted in it;
-    ``unseen_ms`` is the time of it in which it may have missed some."""
+    """The time and bytes between two receipts. ``came`` are the bytes by dimension that the receiver counted
+    in it; ``unseen_ms`` is the time of it in which it may have missed some."""
 
     ms: int
     came: tuple[int, ...]
@@ -39,7 +39,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What of one direction of a link is proved, from the first proved epoch to the last. Times are in
+    """How much of one direction of a link is proved, from the first proved epoch to the last. Times are in
     milliseconds, by the receiver."""
 
     since_ms: int
@@ -60,7 +60,7 @@ class Coverage:
 
     @property
     def unseen_bytes(self) -> float:
-        """What may have come while nobody counted, at the rate of the proved time."""
+        """The bytes that may have come while nobody counted, at the rate of the proved time."""
         return sum(self.received) * sum(gap.unseen_ms for gap in self.gaps) / max(1, self.held_ms)
 
     @property

@@ -95,7 +95,7 @@ class Fit:
     excess: float = 0.0
     shape: int = 0
     p_value: float | None = None
-    """Of the G-test, by the chi-squared distribution: for people. The verdict goes by ``bound``."""
+    """The G-test's p-value, by the chi-squared distribution: for people. The verdict goes by ``bound``."""
 
     @property
     def bound(self) -> float:
@@ -133,8 +133,8 @@ def fit(plan: Plan, packets: Sequence[int]) -> Fit:
 
 
 def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: float) -> str | None:
-    """Say what of one epoch's counts does not fit the plan, or None. Of honest epochs a share of at most
-    ``alpha`` is said to misfit."""
+    """Say what of one epoch's counts does not fit the plan, or None. At most a share ``alpha`` of honest
+    epochs is said to misfit."""
     n, cycle = sum(packets), sum(plan.cards)
     for i, (count, size) in enumerate(zip(packets, octets, strict=True)):
         if not SMALLEST_PACKET * count <= size <= LARGEST_PACKET * count:
@@ -157,8 +157,8 @@ def misfit(plan: Plan, packets: Sequence[int], octets: Sequence[int], alpha: flo
 
 
 def _span(plan: Plan, card: int, n: int) -> float:
-    """How far a dimension's count can be from its share of ``n``, whatever chance does. Of a dimension
-    without cards: not at all."""
+    """How far a dimension's count can be from its share of ``n``, whatever chance does. A dimension without
+    cards has none at all."""
     cycle = sum(plan.cards)
     if not card:
         return 0.0

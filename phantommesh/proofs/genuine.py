@@ -35,7 +35,7 @@ class Signatures:
         self._seen: set[tuple[bytes, bytes]] = set()
 
     def name(self, node: bytes) -> str:
-        """What to call a node: by its certificate, else by its id."""
+        """The name to call a node by: its certificate's, else its id."""
         member = self._members.get(node)
         return format_node_id(NodeId(node)) if member is None else member.name
 

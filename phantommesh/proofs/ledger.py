@@ -68,8 +68,8 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Where a chain has got to: the next number, and the hash of the last one. ``end_ms`` is when the epoch
-    of a link's last statement ended."""
+    """The place that a chain has got to: the next number, and the hash of the last one. ``end_ms`` is when
+    the epoch of a link's last statement ended."""
 
     next: int = 0
     last: bytes = FIRST
@@ -99,7 +99,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one signature is for."""
+    """The leaves that one signature is for."""
 
     head: bytes
     leaves: tuple[bytes, ...]
@@ -343,7 +343,7 @@ class Ledger:
         return kept
 
     def unsent(self, peer: NodeId) -> tuple[bytes, ...]:
-        """What is to be sent to a peer: `Signed` parts, encoded."""
+        """Parts to be sent to a peer: `Signed`, encoded."""
         return tuple(self._peer(peer).unsent)
 
     def sent(self, peer: NodeId, parts: Collection[bytes]) -> None:

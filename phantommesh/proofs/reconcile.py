@@ -48,8 +48,8 @@ def unsent_together(statements: Sequence[Statement], max_loss: float = MAX_LOSS)
 
 
 def _late_together(statements: Sequence[Statement], sent: Sequence[int]) -> list[int]:
-    """What may have been sent while counters were read, a dimension: where there is a gap and, to a share of
-    all, where there is none."""
+    """The bytes that may have been sent while counters were read, a dimension: where there is a gap and, to a
+    share of all, where there is none."""
     ends, between = [statements[0].late_open, statements[-1].late_close], [ZEROS]
     for a, b in pairwise(statements):
         (between if a.end_ms == b.start_ms else ends).extend((a.late_close, b.late_open))

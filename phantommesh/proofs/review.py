@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node remembers of the proofs that it has stored: how many, the newest, and whether that holds."""
+"""A node's memory of the proofs that it has stored: how many, the newest, and whether that holds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Shown:
 
 
 class Review:
-    """Of the ``keep`` newest proofs of each link and direction."""
+    """Remembers the ``keep`` newest proofs of each link and direction."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -58,7 +58,7 @@ class Review:
             shown.newest = shown.problem = None
 
     def link(self, peer: NodeId, direction: Direction) -> Shown:
-        """What is known of one direction of a link."""
+        """Return what is known of one direction of a link."""
         return self._links.get((peer, direction), Shown())
 
     def links(self) -> Iterator[NodeId]:

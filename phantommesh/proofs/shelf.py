@@ -2,8 +2,8 @@
 """The proofs on disk: one file each, the newest of each link and direction, written whole or not at all.
 
 ``proofs/PEER/sent-NUMBER`` and ``received-NUMBER`` in the state directory, and ``proofs/heads``: where this
-node's chain of heads has got to. What is no proof is thrown away: a proof is evidence, not state that a node
-needs to run.
+node's chain of heads has got to. A file that is no proof is thrown away: a proof is evidence, not state that
+a node needs to run.
 """
 
 import shutil
@@ -68,8 +68,9 @@ class Shelf:
         return chains, self._heads()
 
     def _heads(self) -> Chain:
-        """Where the chain of heads has got to, or behind the last that signed a proof which is here, where
-        the file is older, damaged or gone: no number is signed twice. Raises StateError."""
+        """Return the place that the chain of heads has got to. If its file is older than the proofs here,
+        damaged or gone, this is the place behind the last head that signed one of them: no number is signed
+        twice. Raises StateError."""
         found = Chain(0, FIRST)
         try:
             heads = decode_part(_Heads, (self._path / HEADS).read_bytes(), 64, "chain of heads")
@@ -89,8 +90,9 @@ class Shelf:
     def put(self, kept: Kept) -> None:
         """Store a proof, and throw away the oldest beyond ``keep``. Raises StateError.
 
-        Of what a peer sent, those with higher numbers go too: it has begun again from an older state, or from
-        none, and they are of a chain that it has left. They would be the newest until it gets there again.
+        If a peer sent the proof, those with higher numbers go too: the peer has begun again from an older
+        state, or from none, and they are of a chain that it has left. They would be the newest until it gets
+        there again.
         """
         directory = self._directory(kept.peer)
         path = directory / f"{kept.direction}-{kept.number:0{_DIGITS}}"

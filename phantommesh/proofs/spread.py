@@ -16,10 +16,10 @@ Howard et al. 2020, "Time-uniform Chernoff bounds via nonnegative supermartingal
 Two such tests are made of a link. ``lopsided`` adds up the bytes of all its epochs, and finds a bias that is
 always the same way. ``restless`` multiplies the evidence of single epochs, and finds one that goes round.
 
-What is not the scheduler's is allowed for, each thing as far as the specification lets an honest node go:
-the loss bound; a node's own messages, which are the same on all dimensions that carry traffic; and what was
-on its way when one plan followed another, which is judged by the other plan. No number that the sender alone
-states makes an allowance wider, but the bytes it says were late, and those up to a share of what came.
+Bytes that are not the scheduler's are allowed for, each kind as far as the specification lets an honest node
+go: the loss bound; a node's own messages, which are the same on all dimensions that carry traffic; and what
+was on its way when one plan followed another, which is judged by the other plan. No number that the sender
+alone states makes an allowance wider, but the bytes it says were late, and those up to a share of what came.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BY_FLOW: Final[frozenset[Scheduler]] = frozenset({"flow", "flowlet"})
 
 _SEVEN: Final = range(len(ZEROS))
 
-# What a draw can be at most.
+# The most that a draw can be.
 LARGEST_DRAW: Final = 71_356
 """Bytes that WireGuard makes of a GSO burst: 65,575 with the IPv6 header, in segments of 536 bytes, the least
 that TCP announces (RFC 9293 section 3.7.1), with 47 bytes each for header, tag and padding."""
@@ -87,7 +87,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What does not hold of the bytes; ``dimension`` is the one that stands out most."""
+    """The claim about the bytes that does not hold; ``dimension`` is the one that stands out most."""
 
     dimension: int
     received: int
@@ -102,13 +102,13 @@ class Finding:
 
 
 def shares(plan: Plan) -> tuple[float, ...]:
-    """What a plan gives each dimension, 0 to 1."""
+    """The share that a plan gives each dimension, 0 to 1."""
     cycle = sum(plan.cards) or 1
     return tuple(card / cycle for card in plan.cards)
 
 
 def epoch_of(statement: Statement, receipt: Receipt, following: Plan | None) -> Epoch:
-    """What counts of a proof; ``following`` is the plan of the next."""
+    """The part of a proof that counts; ``following`` is the plan of the next."""
     return Epoch(
         plan=statement.plan,
         shares=shares(statement.plan),
@@ -139,7 +139,7 @@ def lopsided(
     bounded: bool = True,
 ) -> Finding | None:
     """Say which dimension had more or less than its share of the bytes of all these epochs together, or None.
-    Of honest links a share of at most ``alpha`` is said to. ``gaps`` are the bytes by dimension of what lay
+    At most a share ``alpha`` of honest links is said to. ``gaps`` are the bytes by dimension of what lay
     between the epochs; they count where flows are drawn."""
     off = _Misplaced(epochs, bounded=bounded)
     for i in _SEVEN:
@@ -182,8 +182,8 @@ def by_flow(epochs: Sequence[Epoch]) -> bool:
 
 
 def usual_shares(epochs: Sequence[Epoch]) -> tuple[float, ...]:
-    """What plans like these may well give each dimension, where one is not known: the mean of the proved
-    bytes and a few times their median deviation, which epochs with few bytes do not move."""
+    """The share that plans like these may well give each dimension, where one is not known: the mean of the
+    proved bytes and a few times their median deviation, which epochs with few bytes do not move."""
     whole, found = sum(epoch.total for epoch in epochs) or 1, list[float]()
     for i, bytes_ in enumerate(expected(epochs)):
         mean = bytes_ / whole
@@ -303,8 +303,8 @@ class _Misplaced:
 
     def by_next(self, i: int) -> float:
         """How many bytes of a dimension that has no cards can be of a next plan, which gives it some."""
-        # What is late follows the next plan, so it comes by all dimensions of that plan. Of one epoch it may
-        # be a single burst; of a file it is not all of it.
+        # Late bytes follow the next plan, so they come by all dimensions of that plan. In one epoch they may
+        # be a single burst; in a file not all of them are.
         late = math.fsum(
             min(epoch.late, epoch.total) * self._part(epoch, i)
             for epoch in self._epochs

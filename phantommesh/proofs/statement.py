@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a scatter proof is made of, as bytes: plan, statement, receipt, and the signed head over them.
+"""The parts of a scatter proof, as bytes: plan, statement, receipt, and the signed head over them.
 
 A node commits to each epoch's `Plan` when the epoch begins, and the peer notes when it heard of it. When the
 epoch is over, the node's `Statement` opens the commitment and says what was sent; the peer's `Receipt` says
@@ -80,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Statement(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
-    """What the sender says of one link and epoch. Seven counts each, one a dimension; the start is included
+    """The sender's statement of one link and epoch. Seven counts each, one a dimension; the start is included
     and times are Unix milliseconds by the sender's clock.
 
     ``packets`` and ``octets`` are what the scheduler gave to each dimension (a GSO burst counts as one
@@ -111,7 +111,7 @@ class Statement(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unkn
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unknown_fields=True):
-    """What the receiver says of one statement: the commitment that it held before, for how many milliseconds
+    """The receiver's answer to one statement: the commitment that it held before, for how many milliseconds
     by its own clock until the epoch was over, and the bytes that its WireGuard received from the sender in
     that time, a dimension.
 
@@ -157,7 +157,8 @@ def decode_leaf_untrusted(data: bytes) -> Leaf:
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a node signs once a round: the root over this round's leaves, and the hash of the head before."""
+    """The value that a node signs once a round: the root over this round's leaves, and the hash of the head
+    before."""
 
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
     node: NodeBytes

@@ -2,9 +2,10 @@
 """Running totals of what WireGuard sent and received a peer and dimension, across keys and interfaces.
 
 WireGuard's counters begin anew when a peer gets another key or its interface is made again; these totals do
-not. What came between the last look and such a change is not in them, so `Tally.look` says that there was
-one: nothing that is counted across it proves anything. A peer that leaves does not have its totals forgotten
-by that: what it sent until then, and comes back to prove nothing of, is in the next receipt's totals.
+not. Bytes that came between the last look and such a change are not in them, so `Tally.look` says that there
+was one: nothing that is counted across it proves anything. A peer that leaves does not have its totals
+forgotten by that: what it sent until then, and comes back to prove nothing of, is in the next receipt's
+totals.
 """
 
 from collections import OrderedDict
@@ -44,7 +45,7 @@ class Tally:
             self._gone.popitem(last=False)
 
     def peers(self) -> list[NodeId]:
-        """Who is there."""
+        """The peers that are there."""
         return list(self._peers)
 
     def look(self, peer: NodeId, readings: Iterable[Counters | None]) -> bool:

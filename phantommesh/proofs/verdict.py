@@ -29,8 +29,8 @@ Verdict = Literal["holds", "too little", "fails"]
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What is asked of a file. ``max_loss`` is the share of a dimension's bytes that may get lost,
-    ``min_coverage`` the share of a link's time and bytes that has to be proved, ``min_entropy`` in bits."""
+    """Demands on a file. ``max_loss`` is the share of a dimension's bytes that may get lost, ``min_coverage``
+    the share of a link's time and bytes that has to be proved, ``min_entropy`` in bits."""
 
     max_loss: float = MAX_LOSS
     min_coverage: float = MIN_COVERAGE
@@ -42,8 +42,8 @@ DEMANDS: Final = Demands()
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """What there is of one direction of one link: from ``sender`` to ``receiver``. Figures are of what is in
-    the file also where the verdict is not that it holds."""
+    """The proofs of one direction of one link: from ``sender`` to ``receiver``. Figures are of what is in the
+    file also where the verdict is not that it holds."""
 
     sender: str
     receiver: str
@@ -63,18 +63,19 @@ class LinkReport:
     received: int
     """Bytes in the proved epochs by the receiver's count, with WireGuard's overhead and messages."""
     shannon_bits: float
-    """Of all packets by the sender's count; the schedulers' best is log2 of seven, 2.807."""
+    """The entropy of all packets by the sender's count; the schedulers' best is log2 of seven, 2.807."""
     minimum_bits: float
     plan_bits: float
-    """Of what was committed to: the plans' shares, weighted by the bytes that were received under each."""
+    """The entropy of the plans: their shares, weighted by the bytes that were received under each."""
     epoch_plan_bits: float
-    """Of a single epoch's plan, on the average of the bytes: less than ``plan_bits`` where plans differ."""
+    """The entropy of a single epoch's plan, on the average of the bytes: less than ``plan_bits`` where plans
+    differ."""
     received_shannon_bits: float
-    """Of the bytes as received in the proved epochs."""
+    """The entropy of the bytes as received in the proved epochs."""
     received_minimum_bits: float
     largest_share: float
-    """Of all bytes that the receiver counted from the first proved epoch to the last, those of the dimension
-    that had most."""
+    """The share of the dimension that had most, of all bytes that the receiver counted from the first proved
+    epoch to the last."""
     coverage_time: float
     """The share of the time from the first proved epoch to the last that is proved."""
     coverage_bytes: float
@@ -105,7 +106,7 @@ def judge(
 
 
 def _epochs(proofs: Sequence[Checked], following: Sequence[Plan | None]) -> list[spread.Epoch]:
-    """What counts of those proofs that both ends have signed."""
+    """The counting parts of those proofs that both ends have signed."""
     return [
         spread.epoch_of(proof.statement, proof.receipt, plan)
         for proof, plan in zip(proofs, following, strict=True)
@@ -219,7 +220,8 @@ def _too_little(
 
 
 def _planned(epochs: Sequence[spread.Epoch]) -> list[float]:
-    """What the plans give each dimension: of the bytes that came, or of the epochs where none did."""
+    """The share that the plans give each dimension: of the bytes that came, or of the epochs where none
+    did."""
     planned = spread.expected(epochs)
     return planned if any(planned) else [sum(epoch.shares[i] for epoch in epochs) for i in range(len(ZEROS))]
 

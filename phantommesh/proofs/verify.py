@@ -3,10 +3,10 @@
 
 In this order: the certificate chains up to the root; each head's signature, and that a node's heads do not
 contradict each other; each leaf's way up to its head; that statement, commitment and receipt are of one link
-and epoch. What fails of these makes the whole file worthless. Then each direction of a link gets a verdict of
-its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and plan; both
-ends' counters; the bytes that the receiver counted against the plans; and whether all this is enough to show
-that there was scattering. What this proves and what it does not is in docs/proofs.md.
+and epoch. A failure of any of these makes the whole file worthless. Then each direction of a link gets a
+verdict of its own: the chain of its statements and its dates; entropies, recomputed; the fit of counts and
+plan; both ends' counters; the bytes that the receiver counted against the plans; and whether all this is
+enough to show that there was scattering. docs/proofs.md says what this proves and what it does not.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.chain import Checked
 from phantommesh.proofs.genuine import Signatures, genuine
 from phantommesh.proofs.statement import Proof, ProofError, Signed
-from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, judge
+from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, Verdict, judge
 from phantommesh.trust import describe_mesh, load_root
 
 
@@ -41,13 +41,19 @@ class Report:
         return sum(link.countersigned for link in self.links)
 
     @property
+    def verdict(self) -> Verdict:
+        """That of the worst link: ``fails`` if any does."""
+        found = {link.verdict for link in self.links}
+        return "fails" if "fails" in found else "too little" if "too little" in found else "holds"
+
+    @property
     def problem(self) -> ProofError | None:
-        """What is wrong with the first link that does not hold, those that fail first; None if all hold."""
-        for verdict in ("fails", "too little"):
-            for link in self.links:
-                if link.verdict == verdict:
-                    return ProofError(f"{link.sender} to {link.receiver}: {link.reason}", fix=link.fix or "")
-        return None
+        """Say what is wrong with the first link that does not hold, those that fail first; None if all
+        hold."""
+        if (verdict := self.verdict) == "holds":
+            return None
+        link = next(link for link in self.links if link.verdict == verdict)
+        return ProofError(f"{link.sender} to {link.receiver}: {link.reason}", fix=link.fix or "")
 
 
 def verify(archive: Archive, *, root_hash: bytes | None = None, demands: Demands = DEMANDS) -> Report:
@@ -90,9 +96,9 @@ def examine(archive: Archive, *, root_hash: bytes | None = None, demands: Demand
 
 
 def _distinct(proofs: Iterable[Proof]) -> list[Proof]:
-    """The proofs, those that are there twice once: exports that overlap may be in one file. Where a statement
-    is there with a receipt and without, it was exported before the peer had answered, too. Two receipts of
-    one statement are two proofs, and contradict each other."""
+    """The proofs, those that are there twice once: exports that overlap may be in one file. If a statement is
+    there with a receipt and without, it was also exported before the peer had answered. Two receipts of one
+    statement are two proofs, and contradict each other."""
     receipts = dict[Signed, dict[Signed | None, None]]()
     for proof in proofs:
         receipts.setdefault(proof.statement, {})[proof.receipt] = None

@@ -53,7 +53,7 @@ class EpochCounts:
 
 @dataclass(frozen=True, slots=True)
 class Keying:
-    """What a peer's maps come from: the link's epoch and its scatter secret."""
+    """The source of a peer's maps: the link's epoch and its scatter secret."""
 
     link: int
     secret: Secret

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a mesh, or one of its peers, wants of the scatter, and what is done for it.
+"""Intents: what a mesh, or one of its peers, wants of the scatter, and what is done for it.
 
 ``speed`` is a single TCP flow's throughput over unequal paths, ``order`` is packets of a flow that do not
 overtake each other, ``private`` is that who watches one path learns little of the whole. The experiments
@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from phantommesh.config import Intent, ScatterSection
+from phantommesh.management.faults import FaultKind
 from phantommesh.scatter.maps import Scheduler
+
+UNKNOWN_PEER = FaultKind("scatter-unknown-peer", "low")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,13 @@ MANNERS: Final[dict[Intent, Manner]] = {
 
 
 def intent_of(name: str, settings: ScatterSection) -> Intent:
-    """What is wanted of the traffic to the peer of this name: its own intent, or else everybody's."""
+    """Return what is wanted of the traffic to the peer of this name: its own intent, or else everybody's."""
     return settings.peers.get(name, settings.intent)
 
 
 def manner_of(name: str, settings: ScatterSection) -> Manner:
-    """How to scatter to the peer of this name. A scheduler that is not auto takes the place of that of
-    everybody's intent, but not of a peer's own."""
+    """How to scatter to the peer of this name. `scatter.scheduler` overrides the scheduler of the mesh-wide
+    intent, not that of an intent set for one peer."""
     found = MANNERS[intent_of(name, settings)]
     if settings.scheduler == "auto" or name in settings.peers:
         return found

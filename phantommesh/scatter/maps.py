@@ -36,7 +36,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class EpochKeys:
-    """What one epoch's map is made of: seven factors around 1, and a stream that orders the cards."""
+    """Ingredients of one epoch's map: seven factors around 1, and a stream that orders the cards."""
 
     noise: tuple[float, ...] = field(repr=False)
     stream: Secret
@@ -95,8 +95,9 @@ def deal(cards: Sequence[int], scheduler: Scheduler, stream: Secret, batch: int 
     """Return the dimension of each slot. Empty where every dimension is drained.
 
     ``deck`` deals each dimension's cards evenly but for a random shift within each one's stretch: with equal
-    shares these are hands of seven, shuffled one by one. ``batch`` shuffles runs of ``batch`` equal cards. Of
-    the others the kernel draws, so only ``flow`` and ``flowlet``, whose draw is no secret, need the shuffle.
+    shares these are hands of seven, shuffled one by one. ``batch`` shuffles runs of ``batch`` equal cards.
+    The kernel draws for the other schedulers, so only ``flow`` and ``flowlet``, whose draw is no secret, need
+    the shuffle.
     """
     held = [i for i, count in enumerate(cards) for _ in range(count)]
     draws = _draws(stream, len(held))

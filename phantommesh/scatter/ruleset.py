@@ -54,7 +54,7 @@ def table_name(device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What of the ruleset is the node's own. ``device`` is the interface that the overlay's routes point at,
+    """The node's own part of the ruleset. ``device`` is the interface that the overlay's routes point at,
     ``networks`` the prefixes that they are for, ``own`` this node's overlay addresses, ``seed`` of the flows'
     hash, ``flowlet_ms`` the pause after which a flow may change its way."""
 
@@ -118,14 +118,13 @@ def mark(slot: int, parity: int, dimension: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """What one peer's counters say of one epoch: packets (a GSO burst counts as one) and bytes a
-    dimension."""
+    """One peer's counters of one epoch: packets (a GSO burst counts as one) and bytes a dimension."""
 
     packets: tuple[int, ...] = (0,) * DIMENSIONS
     bytes: tuple[int, ...] = (0,) * DIMENSIONS
 
     def since(self, before: Hits) -> Hits:
-        """What came after ``before``."""
+        """Return the counts since ``before``."""
         return Hits(
             tuple(a - b for a, b in zip(self.packets, before.packets, strict=True)),
             tuple(a - b for a, b in zip(self.bytes, before.bytes, strict=True)),
@@ -282,8 +281,8 @@ def _learn(frame: Frame) -> list[str]:
 
 
 def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
-    """What makes a flow, as a match and a hash: the 5-tuple where there are ports, the addresses where there
-    are none; all fragments of a datagram go together."""
+    """Return the definition of a flow, as a match and a hash: the 5-tuple where there are ports, the
+    addresses where there are none. All fragments of a datagram go together."""
     ports = ("meta l4proto", "th sport", "th dport")
     return [
         *_fragment(frame, modulus),
@@ -295,7 +294,7 @@ def _flow(frame: Frame, modulus: int) -> list[tuple[str, str]]:
 
 
 def _fragment(frame: Frame, modulus: int) -> list[tuple[str, str]]:
-    """What tells one datagram's fragments from another's, as a match and a hash."""
+    """Return what tells one datagram's fragments from another's, as a match and a hash."""
     return [
         ("ip frag-off & 0x3fff != 0", _hash(frame, modulus, *_FOUR, "ip id")),
         ("ip6 nexthdr 44", _hash(frame, modulus, *_SIX, "frag id")),
@@ -307,7 +306,7 @@ def _hash(frame: Frame, modulus: int, *fields: str) -> str:
 
 
 def _out(frame: Frame) -> list[str]:
-    """Count the mark, then send the packet where it says. What has no way takes the fallback, and is
+    """Count the mark, then send the packet where it says. A packet that has no way takes the fallback, and is
     counted."""
     match frame.mode:
         case "egress":

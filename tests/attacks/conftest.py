@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Each file here plays one attack and can be run alone. Those in namespaces have a lab of their own, on the
-backend that PHANTOMMESH_LAB_BACKEND names."""
+backend that PHANTOMMESH_LAB_BACKEND names. Files that set LEAVES_IT_WHOLE share one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import trio
 
 from phantommesh.nursery import lab
 from phantommesh.nursery.labnet import LabSpec
 from tests.attacks.rig import Neighbour, neighbour_of
 from tests.lab.conftest import BACKEND, PATIENCE_S
+from tests.lab.standing import STANDING, Standing
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,23 @@ def spec(request: pytest.FixtureRequest) -> LabSpec:
     return LabSpec(f"a{os.getpid()}", nodes=nodes, uplinks=uplinks, backend=BACKEND, patience_s=PATIENCE_S)
 
 
+@pytest.fixture(scope="session")
+def standing() -> Iterator[Standing]:
+    """The lab that stands; what is left of it goes with the session."""
+    yield STANDING
+    STANDING.down()
+
+
 @pytest.fixture(scope="module")
-def mesh(spec: LabSpec) -> Iterator[lab.LabResult]:
-    """The lab, up and converged, for all tests of the file."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for network namespaces")
-    try:
-        yield trio.run(lab.up, spec)
-    finally:
-        trio.run(lab.down, spec.name)
+def mesh(standing: Standing, request: pytest.FixtureRequest, spec: LabSpec) -> Iterator[lab.LabResult]:
+    """The lab, up and converged, for all tests of the file. Only files that leave it whole take over the
+    lab that stands; the others get a new one, which goes with them."""
+    shared = getattr(request.module, "LEAVES_IT_WHOLE", False)
+    if not shared:
+        standing.down()
+    yield standing.up(spec)
+    if not shared:
+        standing.down()
 
 
 @pytest.fixture(scope="module")

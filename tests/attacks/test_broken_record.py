@@ -25,7 +25,8 @@ from phantommesh.endpoint import Address
 from phantommesh.gossip import KIND
 from phantommesh.logbudget import LogBudget
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
-from phantommesh.nursery import streams
+from phantommesh.node.serving import ServingWork
+from phantommesh.node.steps import Moment, Party
 from phantommesh.nursery.logs import _SUBJECTS
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
@@ -60,16 +61,16 @@ class Attack:
     @property
     def own(self) -> SignedRecord:
         """Beta's own record."""
-        held = self.beta.keeper.roster.get(self.beta.state.identity.node_id)
+        held = self.beta.parts.keeper.roster.get(self.beta.parts.state.identity.node_id)
         assert held is not None
         return held.signed
 
     def rumour(self, hashes: Sequence[bytes]) -> None:
         """Tell alpha of records of nodes that nobody knows, under these hashes."""
         events = [Event(os.urandom(16), 1, 1, State.ALIVE, 1, one).encode() for one in hashes]
-        said = encode(GOSSIP, os.urandom(8), self.beta.state.identity.node_id, NOBODY, events)
-        datagram = self.beta.gossip.gossip._envelope.seal(KIND, said)
-        self.beta.udp.send(datagram, Address("127.0.0.1", self.alpha.config.control.port))
+        said = encode(GOSSIP, os.urandom(8), self.beta.parts.state.identity.node_id, NOBODY, events)
+        datagram = self.beta.parts.gossip.gossip._envelope.seal(KIND, said)
+        self.beta.parts.udp.send(datagram, Address("127.0.0.1", self.alpha.parts.config.control.port))
 
     async def play(self, hashes: Sequence[bytes]) -> None:
         """Have alpha fetch some of them, and be answered."""
@@ -81,7 +82,7 @@ class Attack:
     @property
     def restarts(self) -> float:
         """How often alpha's gossip was started again."""
-        return cast("float", self.alpha.metrics.service_restarts.labels("gossip")._value.get())
+        return cast("float", self.alpha.parts.metrics.service_restarts.labels("gossip")._value.get())
 
 
 @asynccontextmanager
@@ -90,17 +91,15 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
     async with serving(at / "a"):
         await join(at / "b", make_invite(state), "beta")
     async with serving(at / "b") as beta, serving(at / "a") as alpha:
-        mine, theirs = alpha.state.identity.node_id, beta.state.identity.node_id
-        await until(lambda: bool(beta.sessions.newest(mine) and alpha.sessions.newest(theirs)))
-        await until(lambda: beta.gossip.membership.state(mine) is State.ALIVE)
+        mine, theirs = alpha.parts.state.identity.node_id, beta.parts.state.identity.node_id
+        await until(lambda: bool(beta.parts.sessions.newest(mine) and alpha.parts.sessions.newest(theirs)))
+        await until(lambda: beta.parts.gossip.membership.state(mine) is State.ALIVE)
         it = Attack(alpha, beta)
-        real, verify = beta.server._serve, alpha.keeper.roster.verify
+        real, verify = beta.parts.server.serving._serve, alpha.parts.keeper.roster.verify
 
-        async def serve(
-            session: streams.Session, request: control.Request, source: Address
-        ) -> control.Answer:
+        def serve(party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
             if not isinstance(request, control.Fetch):
-                return await real(session, request, source)
+                return (yield from real(party, request, at))
             answer = control.Records(it.forge(request.hashes))
             it.answered += 1
             it.asked.update(request.hashes)
@@ -110,8 +109,8 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
             it.verified.append(signed)
             return verify(signed, now)
 
-        beta.server._serve = serve  # type: ignore[method-assign]
-        alpha.keeper.roster.verify = count  # type: ignore[method-assign]
+        beta.parts.server.serving._serve = serve  # type: ignore[method-assign]
+        alpha.parts.keeper.roster.verify = count  # type: ignore[method-assign]
         yield it
 
 
@@ -127,9 +126,9 @@ async def test_a_certificate_of_the_year_0_ends_nobody(tmp_path: Path, which: st
                 evil = msgspec.structs.replace(it.own, **change).encode()
                 it.forge = lambda hashes, evil=evil: (evil,)  # type: ignore[misc]
                 await it.play([encoded_hash(evil)])
-            await until(lambda: it.alpha.keeper.dropped["record"] >= RESTARTS + 3)
+            await until(lambda: it.alpha.parts.keeper.dropped["record"] >= RESTARTS + 3)
             assert it.restarts == 0
-            assert "record-broken" not in it.alpha.keeper.dropped  # the first line held
+            assert "record-broken" not in it.alpha.parts.keeper.dropped  # the first line held
     assert not [entry for entry in logs if entry["event"].startswith("service failed")]
     assert {entry["peer"] for entry in logs if entry["event"] == "records refused"} == {"beta"}
 
@@ -142,22 +141,22 @@ async def test_an_error_that_nobody_expects_ends_nobody(tmp_path: Path) -> None:
             def fail(signed: SignedRecord, now: float) -> Entry:
                 raise ZeroDivisionError
 
-            it.alpha.keeper.roster.verify = fail  # type: ignore[method-assign]
+            it.alpha.parts.keeper.roster.verify = fail  # type: ignore[method-assign]
             for _ in range(RESTARTS + 3):
                 evil = msgspec.structs.replace(it.own, signature=os.urandom(len(it.own.signature))).encode()
                 it.forge = lambda hashes, evil=evil: (evil,)  # type: ignore[misc]
                 await it.play([encoded_hash(evil)])
-            await until(lambda: it.alpha.keeper.dropped["record-broken"] >= RESTARTS + 3)
-            broken = it.alpha.udp.dropped["datagram-broken"]
+            await until(lambda: it.alpha.parts.keeper.dropped["record-broken"] >= RESTARTS + 3)
+            broken = it.alpha.parts.udp.dropped["datagram-broken"]
 
             def fail_too(datagram: bytes, source: Address, now: float) -> list[object]:
                 raise ZeroDivisionError
 
-            it.alpha.gossip.gossip.receive = fail_too  # type: ignore[assignment]
+            it.alpha.parts.gossip.gossip.receive = fail_too  # type: ignore[assignment]
             for _ in range(RESTARTS + 3):
                 it.rumour([os.urandom(16)])
                 await trio.sleep(0.01)
-            await until(lambda: it.alpha.udp.dropped["datagram-broken"] > broken + RESTARTS)
+            await until(lambda: it.alpha.parts.udp.dropped["datagram-broken"] > broken + RESTARTS)
             assert it.restarts == 0
     assert not [entry for entry in logs if entry["event"].startswith("service failed")]
     told = [entry for entry in logs if entry["log_level"] == "error" and "peer" in entry]
@@ -168,14 +167,16 @@ async def test_records_that_nobody_asked_for_cost_no_verification(tmp_path: Path
     """Before: beta's own record, sixty times in each answer, was verified as often: two milliseconds each."""
     with capture_logs():
         async with attack(tmp_path) as it:
-            mine = it.beta.state.identity.node_id
-            await until(lambda: (e := it.alpha.keeper.roster.get(mine)) is not None and e.signed == it.own)
+            mine = it.beta.parts.state.identity.node_id
+            await until(
+                lambda: (e := it.alpha.parts.keeper.roster.get(mine)) is not None and e.signed == it.own
+            )
             own = it.own.encode()
             it.verified.clear()
             it.forge = lambda hashes: (own,) * min(60, 8 + len(hashes))
             for _ in range(3):
                 await it.play([os.urandom(16) for _ in range(16)])
-            await until(lambda: it.alpha.keeper.dropped["record-unasked"] >= 3 * 9)
+            await until(lambda: it.alpha.parts.keeper.dropped["record-unasked"] >= 3 * 9)
             assert it.own not in it.verified
             # and those asked for, again and again in one answer: once
             evil = msgspec.structs.replace(it.own, signature=os.urandom(len(it.own.signature)))
@@ -192,8 +193,8 @@ async def test_one_members_flood_hides_no_others_line(tmp_path: Path) -> None:
         async with attack(tmp_path) as it:
             bad = msgspec.structs.replace(it.own, signature=os.urandom(len(it.own.signature))).encode()
             for _ in range(20):
-                await it.alpha.keeper.take([bad], it.beta.state.identity.node_id)
-            await it.alpha.keeper.take([bad], Address("192.0.2.9", 51800))
+                await it.alpha.parts.keeper.take([bad], it.beta.parts.state.identity.node_id)
+            await it.alpha.parts.keeper.take([bad], Address("192.0.2.9", 51800))
     lines = [entry for entry in logs if entry["event"] == "records refused"]
     budget = LogBudget(0.0)
     written = [budget.admit("records refused", _subject(line), 1.0) is not None for line in lines]

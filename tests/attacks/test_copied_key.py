@@ -45,20 +45,20 @@ DIMENSION = 3
 
 
 def id_of(node: Node) -> NodeId:
-    return node.state.identity.node_id
+    return node.parts.state.identity.node_id
 
 
 def shown(at: Node, of: Node) -> list[bool]:
     """On which interfaces of one node the other's present key is a peer."""
     return [
-        key in at.reconciler.desired[name].peers
-        for name, key in zip(at.names, of.own.wg_keys.public, strict=True)
+        key in at.parts.reconciler.desired[name].peers
+        for name, key in zip(at.parts.names, of.parts.own.wg_keys.public, strict=True)
     ]
 
 
 def keyed(one: Node, other: Node) -> bool:
     """Whether two nodes agree on all seven preshared keys."""
-    mine, theirs = (at.links.psks(id_of(of)) for at, of in ((one, other), (other, one)))
+    mine, theirs = (at.parts.links.psks(id_of(of)) for at, of in ((one, other), (other, one)))
     return mine == theirs and all(shown(one, other)) and all(shown(other, one))
 
 
@@ -67,9 +67,9 @@ class SlowNews:
 
     def __init__(self, at: Node, of: NodeId) -> None:
         self._of, self.slow = of, True
-        self._add, self._take = at.keeper.add, at.keeper.take
-        at.keeper.add = self.add  # type: ignore[method-assign]
-        at.keeper.take = self.take  # type: ignore[method-assign]
+        self._add, self._take = at.parts.keeper.add, at.parts.keeper.take
+        at.parts.keeper.add = self.add  # type: ignore[method-assign]
+        at.parts.keeper.take = self.take  # type: ignore[method-assign]
 
     def _late(self, signed: SignedRecord) -> bool:
         return self.slow and msgspec.msgpack.decode(signed.body)[0] == self._of
@@ -84,7 +84,7 @@ class SlowNews:
 
 def claim(insider: Node, victim: NodeRecord, *, with_proofs: bool) -> SignedRecord:
     """The insider's own record, with the victim's fresh key in place of its own."""
-    held = insider.keeper.roster.get(id_of(insider))
+    held = insider.parts.keeper.roster.get(id_of(insider))
     assert held is not None
     mine = held.record
     keys = (*mine.wg_keys[:DIMENSION], victim.wg_keys[DIMENSION], *mine.wg_keys[DIMENSION + 1 :])
@@ -93,12 +93,12 @@ def claim(insider: Node, victim: NodeRecord, *, with_proofs: bool) -> SignedReco
         copied = victim.wg_proofs[DIMENSION]
         lie = structs.replace(lie, wg_proofs=(*proofs[:DIMENSION], copied, *proofs[DIMENSION + 1 :]))
     body = msgspec.msgpack.encode(lie)
-    return structs.replace(held.signed, body=body, signature=insider.state.identity.sign(body, CONTEXT))
+    return structs.replace(held.signed, body=body, signature=insider.parts.state.identity.sign(body, CONTEXT))
 
 
 def serve(insider: Node, lie: SignedRecord) -> None:
     """Have the insider's node hand the lie to all that ask for records."""
-    entries, me = insider.keeper.roster._entries, id_of(insider)
+    entries, me = insider.parts.keeper.roster._entries, id_of(insider)
     record = msgspec.msgpack.decode(lie.body, type=NodeRecord)
     entries[me] = replace(entries[me], record=record, signed=lie, hash=record_hash(lie))
 
@@ -111,42 +111,44 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
             await join(tmp_path / at, make_invite(state), name)
         async with serving(tmp_path / "b") as observer, serving(tmp_path / "c") as insider:
             everyone = (victim, observer, insider)
-            await until(lambda: all(len(node.entries()) == 2 for node in everyone))
+            await until(lambda: all(len(node.parts.peers.entries) == 2 for node in everyone))
             await until(lambda: keyed(victim, observer))
-            await until(lambda: None not in map(insider.sessions.newest, map(id_of, (victim, observer))))
-            old = victim.own.wg_keys.public
+            await until(
+                lambda: None not in map(insider.parts.sessions.newest, map(id_of, (victim, observer)))
+            )
+            old = victim.parts.own.wg_keys.public
             news = SlowNews(observer, id_of(victim))
             with capture_logs():
-                assert await victim.rekeying.replace(DIMENSION)
+                assert await victim.parts.rekeying.replace(DIMENSION)
                 # the insider polls
                 with trio.fail_after(30):
-                    while (known := insider.keeper.roster.get(id_of(victim))) is None or (
+                    while (known := insider.parts.keeper.roster.get(id_of(victim))) is None or (
                         known.record.wg_keys == old
                     ):
-                        async with insider.caller.call(id_of(victim)) as client:
-                            await reconcile(client, insider.keeper, id_of(victim))
+                        async with insider.parts.caller.call(id_of(victim)) as client:
+                            await reconcile(client, insider.parts.keeper, id_of(victim))
                 # and announces the key as its own where nobody knows better
                 lie = claim(insider, known.record, with_proofs=with_proofs)
-                async with insider.caller.call(id_of(observer)) as client:
+                async with insider.parts.caller.call(id_of(observer)) as client:
                     answer = await client.ask(control.Announce(lie.encode()))
                 # and to the one that hands it on, in answers to all that ask
                 serve(insider, lie)
-                async with observer.caller.call(id_of(insider)) as client:
-                    await reconcile(client, observer.keeper, id_of(insider))
+                async with observer.parts.caller.call(id_of(insider)) as client:
+                    await reconcile(client, observer.parts.keeper, id_of(insider))
                 news.slow = False
-                async with observer.caller.call(id_of(victim)) as client:
-                    await reconcile(client, observer.keeper, id_of(victim))
+                async with observer.parts.caller.call(id_of(victim)) as client:
+                    await reconcile(client, observer.parts.keeper, id_of(victim))
             # the victim keeps all seven, with its new key
             await until(lambda: keyed(victim, observer))
             assert shown(observer, victim) == [True] * 7
-            assert victim.own.wg_keys.public[DIMENSION] != old[DIMENSION]
+            assert victim.parts.own.wg_keys.public[DIMENSION] != old[DIMENSION]
             assert isinstance(answer, control.Refused) and "dimension 3" in answer.message
-            assert observer.keeper.dropped["record-possession"] >= 2
-            assert observer.keeper.roster.disputes(time()) == []
-            kept = observer.keeper.roster.get(id_of(insider))
-            assert kept is not None and victim.own.wg_keys.public[DIMENSION] not in kept.record.wg_keys
+            assert observer.parts.keeper.dropped["record-possession"] >= 2
+            assert observer.parts.keeper.roster.disputes(time()) == []
+            kept = observer.parts.keeper.roster.get(id_of(insider))
+            assert kept is not None and victim.parts.own.wg_keys.public[DIMENSION] not in kept.record.wg_keys
             observer.recorder.measure()
-            counted = observer.metrics.registry.get_sample_value
+            counted = observer.parts.metrics.registry.get_sample_value
             assert (counted("phantommesh_dropped_total", {"reason": "record-possession"}) or 0) >= 2
     assert load_node(tmp_path / "b" / "state", time()).roster.disputes(time()) == []
 

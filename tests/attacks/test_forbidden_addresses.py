@@ -123,41 +123,43 @@ class Attack:
 
     def announce(self, endpoints: Sequence[str]) -> None:
         """Sign a record that names these, and have the victim take it."""
-        authority = self.victim.state.authority
+        authority = self.victim.parts.state.authority
         assert authority is not None
         self.seq += 1
         record = structs.replace(plain_record(self.insider, self.seq), control=tuple(endpoints))
-        self.victim.keeper.add(sign_record(self.insider, record, self.cert, authority.der))
+        self.victim.parts.keeper.add(sign_record(self.insider, record, self.cert, authority.der))
 
     async def use(self) -> None:
         """Everything by which a node sends something to a member."""
         node, member = self.victim, self.insider.node_id
-        node._peers_changed()
-        node._arrange()
-        node.gossip.membership.set_seeds(node._seeds())
+        node._weaving.peers_changed()
+        node._weaving._arrange()
+        node.parts.gossip.membership.set_seeds(node.parts.gossip._seeds())
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()
-        node.sessions.add(streams.Session(member, b"s" * 16, Secret(b"o" * 32), Secret(b"i" * 32)))
+        node.parts.sessions.add(streams.Session(member, b"s" * 16, Secret(b"o" * 32), Secret(b"i" * 32)))
         with suppress(streams.StreamError):
-            async with node.caller.call(member):
+            async with node.parts.caller.call(member):
                 pass
-        for auth in [peer.auth for peer in node.links._context.peers.values()]:
+        for auth in [peer.auth for peer in node.parts.links._context.peers.values()]:
             for address in auth.endpoints:
-                node.driver.carry_out([Send(b"\x01init", address)])
+                node.parts.driver.carry_out([Send(b"\x01init", address)])
         with trio.move_on_after(0.05):
-            await ask_standing(node.state, node.keeper, lambda: True, node.places.of)
+            await ask_standing(node.parts.state, node.parts.keeper, lambda: True, node.parts.places.of)
         for _ in range(12):
-            node.gossip._carry_out(node.gossip.gossip.tick(trio.current_time()))
+            node.parts.gossip._carry_out(node.parts.gossip.gossip.tick(trio.current_time()))
             await trio.sleep(0.01)
 
     def everywhere(self) -> set[str]:
         """Every host that something was sent to or would be."""
         node = self.victim
         found = set(self.sent) | set(self.dialled)
-        found |= {a.host for p in node.links._context.peers.values() for a in p.auth.endpoints}
-        found |= {a.host for a in node.tcp.callable}
-        found |= {a.host for a in node._where(self.insider.node_id)} | {a.host for a in node._seeds()}
-        for device in node.reconciler.desired.values():
+        found |= {a.host for p in node.parts.links._context.peers.values() for a in p.auth.endpoints}
+        found |= {a.host for a in node.parts.tcp.callable}
+        found |= {a.host for a in node.parts.gossip._where(self.insider.node_id)} | {
+            a.host for a in node.parts.gossip._seeds()
+        }
+        for device in node.parts.reconciler.desired.values():
             found |= {peer.endpoint.host for peer in device.peers.values() if peer.endpoint is not None}
         return found
 
@@ -198,16 +200,18 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         async def deaf(_: object) -> None:
             await trio.sleep_forever()
 
-        for sock in node.udp._sockets.values():
+        for sock in node.parts.udp._sockets.values():
             sock.close()
         tap: Any = Tap(sent)
-        node.udp._sockets = {socket.AF_INET: tap, socket.AF_INET6: tap}
-        node.udp.receive = deaf  # type: ignore[method-assign,assignment]
+        node.parts.udp._sockets = {socket.AF_INET: tap, socket.AF_INET6: tap}
+        node.parts.udp.receive = deaf  # type: ignore[method-assign,assignment]
         # Records have a rate, which makes the insider slow, and is not what this is about.
-        node.keeper._too_soon = lambda node_id: False  # type: ignore[method-assign]
-        node.places.refresh = known  # type: ignore[method-assign]
-        node.places.judge_by(replace(node.places.reach, host=HOST, home=frozenset({ip_address("10.9.0.2")})))
-        node.links.dials = lambda peer: 127  # type: ignore[method-assign]  # as after a finished handshake
+        node.parts.keeper._too_soon = lambda node_id: False  # type: ignore[method-assign]
+        node.parts.places.refresh = known  # type: ignore[method-assign]
+        node.parts.places.judge_by(
+            replace(node.parts.places.reach, host=HOST, home=frozenset({ip_address("10.9.0.2")}))
+        )
+        node.parts.links.dials = lambda peer: 127  # type: ignore[method-assign]  # as after a finished handshake
 
     monkeypatch.setattr(trio, "open_tcp_stream", dial)
     trio.socket.set_custom_hostname_resolver(names)
@@ -220,9 +224,9 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 def overlay_of(node: Node, insider: Identity) -> list[str]:
     """The victim's own overlay addresses, and those of who attacks it."""
-    entry = node.keeper.roster.get(insider.node_id)
+    entry = node.parts.keeper.roster.get(insider.node_id)
     assert entry is not None
-    me, other = node.own.member, entry.member
+    me, other = node.parts.own.member, entry.member
     return [str(a) for a in (me.ip4, me.ip6, other.ip4, other.ip6)]
 
 
@@ -242,7 +246,7 @@ async def test_nothing_is_sent_to_a_forbidden_address(attack: Attack) -> None:
         await attack.use()
         assert attack.everywhere() == allowed, chosen
     assert attack.sent[GOOD] and attack.dialled[GOOD]  # what may be used is used, so that this says something
-    counted = attack.victim.places.dropped
+    counted = attack.victim.parts.places.dropped
     assert sum(counted.values()) >= len(hosts)
     assert len(counted) < 16  # labels, whatever is announced
 
@@ -254,15 +258,15 @@ async def test_a_name_that_is_bound_anew_is_judged_anew(attack: Attack) -> None:
     for bad in ("127.0.0.1", "100.64.0.1", "172.17.0.2", "64:ff9b::169.254.169.254"):
         attack.names.table["rebinding.example"] = bad
         with trio.fail_after(30):
-            while attack.victim.resolver.lookup("rebinding.example") != str(ip_address(bad)):
+            while attack.victim.parts.resolver.lookup("rebinding.example") != str(ip_address(bad)):
                 await trio.sleep(0.02)
         await attack.use()
         # A handshake that was under way still repeats itself to where the name pointed before.
         assert attack.everywhere() == {"198.51.100.7"}, bad
-        assert not attack.victim._where(attack.insider.node_id)
+        assert not attack.victim.parts.gossip._where(attack.insider.node_id)
     attack.names.table["rebinding.example"] = f"127.0.0.1 {GOOD}"
     with trio.fail_after(30):
-        while attack.victim.resolver.lookup("rebinding.example") != GOOD:
+        while attack.victim.parts.resolver.lookup("rebinding.example") != GOOD:
             await trio.sleep(0.02)
     await attack.use()
     assert attack.everywhere() == {GOOD, "198.51.100.7"}
@@ -274,7 +278,7 @@ async def test_an_operator_is_told_who_it_is_and_the_log_once(attack: Attack) ->
             attack.announce([f"127.0.0.{i + 1}:{PORT}"])
     told = [line for line in logs if line["event"] == "peer announces an address it may not"]
     assert [line["peer"] for line in told] == ["mallory"]
-    assert attack.victim.places.dropped["address-loopback"] == 50
+    assert attack.victim.parts.places.dropped["address-loopback"] == 50
     faults = [f for f in attack.victim.reporter.degraded() if "announces an address it may not" in f]
     assert len(faults) == 1 and "mallory" in faults[0] and "127.0.0.50" in faults[0]
     attack.announce([f"{GOOD}:{PORT}"])
@@ -287,7 +291,9 @@ async def test_a_member_in_a_container_is_reached_once_it_was_heard_there(attack
     assert attack.everywhere() == set()
     keys = Secret(b"k" * 32)
     at = Address("172.17.0.2", 40000)
-    attack.victim._opened(Opened(attack.insider.node_id, "responder", b"t" * 16, keys, keys, 1, 0.1, at=at))
+    attack.victim._weaving.react(
+        Opened(attack.insider.node_id, "responder", b"t" * 16, keys, keys, 1, 0.1, at=at)
+    )
     attack.announce([f"172.17.0.2:{PORT}", f"172.17.0.3:{PORT}"])
     await attack.use()
     assert attack.everywhere() == {"172.17.0.2"}
@@ -298,25 +304,25 @@ async def test_what_seems_to_come_from_a_forbidden_address_is_not_answered(attac
     victim, insider = attack.victim, attack.insider
     attack.announce([])
     with trio.fail_after(60):
-        while victim.keys.ring.active is None:
+        while victim.parts.keys.ring.active is None:
             await trio.sleep(0.02)
     sealed = Envelope(
-        insider.node_id, victim.keys.ring, start=1, revoked=victim.state.revocations,
-        digest=victim.keys.digest,
+        insider.node_id, victim.parts.keys.ring, start=1, revoked=victim.parts.state.revocations,
+        digest=victim.parts.keys.digest,
     )  # fmt: skip
     heard: list[str] = []
     for number, host in enumerate(hosts := [*FORBIDDEN, *overlay_of(victim, insider)]):
         source = Address(host, 40000 + number)
-        if victim.udp.forbids(host):
+        if victim.parts.udp.forbids(host):
             continue  # as `UdpPort` does, below
         heard.append(host)
-        victim._receive(sealed.seal(KIND, b"\0" * 60), source)
-        victim.gossip.gossip._heard(insider.node_id, source, trio.current_time())
+        victim._weaving.receive(sealed.seal(KIND, b"\0" * 60), source)
+        victim.parts.gossip.gossip._heard(insider.node_id, source, trio.current_time())
         fetch = FetchRecord(insider.node_id, 99, bytes([number]) * 16, source)
-        await victim.gossip.work_on("fetch", victim.gossip.news.fetch([fetch]))
+        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch]))
     assert heard == ["172.17.0.2", "64:ff9b::172.17.0.2", "fd17::2"]
     assert attack.everywhere() == set()
-    assert victim.gossip.dropped["gossip-record-forbidden"] == len(heard)
+    assert victim.parts.gossip.dropped["gossip-record-forbidden"] == len(heard)
     assert len(hosts) > 40
 
 
@@ -325,15 +331,15 @@ async def test_the_socket_and_the_devices_refuse_where_a_check_before_was_missed
     attack.announce([f"{GOOD}:{PORT}"])
     never = [h for h in FORBIDDEN if "172.17.0.2" not in h and h != "fd17::2"]
     never += overlay_of(victim, attack.insider)
-    before = victim.udp.forbidden["out"]
+    before = victim.parts.udp.dropped["datagram-forbidden"]
     for host in never:
-        victim.udp.send(b"x", Address(host, PORT))
-    assert victim.udp.forbidden["out"] - before == len(never)
+        victim.parts.udp.send(b"x", Address(host, PORT))
+    assert victim.parts.udp.dropped["datagram-forbidden"] - before == len(never)
     assert not set(attack.sent) & set(never)
-    entry = victim.keeper.roster.get(attack.insider.node_id)
+    entry = victim.parts.keeper.roster.get(attack.insider.node_id)
     assert entry is not None
     for host in never:
-        victim.places.of = lambda _, host=host: (Address(host, PORT),)  # type: ignore[method-assign,misc]
-        victim._arrange()
-        endpoints = [p.endpoint for d in victim.reconciler.desired.values() for p in d.peers.values()]
+        victim.parts.places.of = lambda _, host=host: (Address(host, PORT),)  # type: ignore[method-assign,misc]
+        victim._weaving._arrange()
+        endpoints = [p.endpoint for d in victim.parts.reconciler.desired.values() for p in d.peers.values()]
         assert endpoints == [None] * 7, host

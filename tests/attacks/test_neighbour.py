@@ -24,6 +24,8 @@ from tests.lab.test_lab import run_in
 
 pytestmark = pytest.mark.lab
 
+LEAVES_IT_WHOLE = True
+
 # A server bound to argv[1]:argv[2]. It says "up", then who sent each datagram or connection.
 SERVE = """
 import socket, sys, threading

@@ -44,29 +44,29 @@ def steal(at: Path, to: Path) -> None:
 
 def linked(node: Node, *others: NodeId) -> bool:
     now = trio.current_time()
-    known = {entry.member.node_id for entry in node.entries()}
-    return all(o in known and node.links.state(o, now).phase is PskPhase.FRESH for o in others)
+    known = {entry.member.node_id for entry in node.parts.peers.entries}
+    return all(o in known and node.parts.links.state(o, now).phase is PskPhase.FRESH for o in others)
 
 
 def revokes(node: Node, node_id: NodeId) -> bool:
-    return node_id in node.state.revocations
+    return node_id in node.parts.state.revocations
 
 
 def rotate(node: Node) -> None:
     """What is due in 90 s happens now."""
-    node.links.rotate(None, trio.current_time())
-    node.driver.wake()
+    node.parts.links.rotate(None, trio.current_time())
+    node.parts.driver.wake()
 
 
 def told(node: Node, words: str) -> bool:
     """Whether `status`, an event of its own and the metrics say so."""
     node.recorder.measure()
     kind = "peer.copied" if "came back" in words else "health.copied"
-    told = [event for event in node.events._events.values() if event.type == kind]
+    told = [event for event in node.parts.events._events.values() if event.type == kind]
     return (
         any(words in reason for reason in node.reporter.degraded())
         and any(words in str(event.data["text"]) and event.data["severity"] == "critical" for event in told)
-        and b"phantommesh_identity_suspects 1.0" in node.metrics.render("")[0]
+        and b"phantommesh_identity_suspects 1.0" in node.parts.metrics.render("")[0]
     )
 
 
@@ -104,7 +104,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[tuple[trio.Nursery, Running, Run
         await join(tmp_path / "b", make_invite(state), "beta")
         await join(tmp_path / "c", make_invite(state), "gamma")
         all_three = a, await start(nursery, tmp_path / "b"), await start(nursery, tmp_path / "c")
-        ids = [running.node.state.identity.node_id for running in all_three]
+        ids = [running.node.parts.state.identity.node_id for running in all_three]
         for running, me in zip(all_three, ids, strict=True):
             await until(partial(linked, running.node, *(i for i in ids if i != me)))
         yield nursery, *all_three
@@ -113,7 +113,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[tuple[trio.Nursery, Running, Run
 
 def confirm(node: Node) -> None:
     """The model makes no WireGuard handshakes: the first one under new keys ends what is left of the old."""
-    for peer in node.links._peers.values():
+    for peer in node.parts.links._peers.values():
         peer.psk._previous = None
 
 
@@ -136,10 +136,10 @@ def accused(node: Node) -> list[str]:
 async def test_a_copy_of_a_node_is_noticed_and_a_new_identity_shuts_it_out(tmp_path: Path) -> None:
     async with mesh(tmp_path) as (nursery, alpha, beta, gamma):
         a, b, c = alpha.node, beta.node, gamma.node
-        old, before = b.state.identity.node_id, b.own.member
+        old, before = b.parts.state.identity.node_id, b.parts.own.member
         steal(tmp_path / "b", tmp_path / "t")
         thief = (await start(nursery, tmp_path / "t")).node
-        await until(lambda: linked(thief, a.state.identity.node_id))  # he is in, by NO_CHAIN
+        await until(lambda: linked(thief, a.parts.state.identity.node_id))  # he is in, by NO_CHAIN
         await take_turns(
             b,
             thief,
@@ -152,19 +152,19 @@ async def test_a_copy_of_a_node_is_noticed_and_a_new_identity_shuts_it_out(tmp_p
         assert (made.name, made.ip4) == ("beta", before.ip4)
         for node in (a, c):
             await until(partial(revokes, node, old))
-            assert old not in {entry.member.node_id for entry in node.entries()}
+            assert old not in {entry.member.node_id for entry in node.parts.peers.entries}
             assert not accused(node)
         await beta.end()
         anew = (await start(nursery, tmp_path / "b")).node
-        assert anew.state.identity.node_id == made.node_id and anew.own.member.name == "beta"
-        assert not set(anew.own.wg_keys.public) & set(b.own.wg_keys.public)
-        await until(lambda: linked(anew, a.state.identity.node_id, c.state.identity.node_id))
+        assert anew.parts.state.identity.node_id == made.node_id and anew.parts.own.member.name == "beta"
+        assert not set(anew.parts.own.wg_keys.public) & set(b.parts.own.wg_keys.public)
+        await until(lambda: linked(anew, a.parts.state.identity.node_id, c.parts.state.identity.node_id))
         for node in (a, c):
             await until(partial(linked, node, made.node_id))
         assert not [reason for node in (a, anew, c) for reason in accused(node)]
         # The copy of the old identity is worth nothing any more, and cannot be made into a new one.
         with pytest.raises(PhantomMeshError):
-            await thief.succession.begin()
+            await thief.parts.succession.begin()
 
 
 async def until_new(victim: Node) -> Summary:
@@ -172,7 +172,7 @@ async def until_new(victim: Node) -> Summary:
     with trio.fail_after(60):
         while True:
             try:
-                return await victim.succession.begin()
+                return await victim.parts.succession.begin()
             except PhantomMeshError:
                 rotate(victim)
                 await trio.sleep(0.5)
@@ -183,14 +183,14 @@ async def test_a_restart_is_no_theft(tmp_path: Path, crash: bool, monkeypatch: p
     monkeypatch.setattr(copies, "GRACE", 6.0)  # on a busy machine the news of a start may take a while
     async with mesh(tmp_path) as (nursery, alpha, beta, gamma):
         others = [running.node for running in (alpha, beta, gamma)]
-        me = (await join(tmp_path / "d", make_invite(alpha.node.state), "delta")).node_id
+        me = (await join(tmp_path / "d", make_invite(alpha.node.parts.state), "delta")).node_id
         for _ in range(3):
             delta = await start(nursery, tmp_path / "d")
             for node in others:
                 await until(partial(linked, node, me))
-                await until(partial(linked, delta.node, node.state.identity.node_id))
+                await until(partial(linked, delta.node, node.parts.state.identity.node_id))
             if crash:  # no goodbye
-                delta.node.gossip.leave = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+                delta.node.parts.gossip.leave = trio.lowlevel.checkpoint  # type: ignore[method-assign]
             await delta.end()
         delta = await start(nursery, tmp_path / "d")
         with trio.move_on_after(copies.GRACE + 1.0):
@@ -204,10 +204,10 @@ async def test_a_thief_that_was_first_leaves_the_owner_a_clear_word(tmp_path: Pa
     async with mesh(tmp_path) as (nursery, alpha, beta, _):
         steal(tmp_path / "b", tmp_path / "t")
         thief, b = (await start(nursery, tmp_path / "t")).node, beta.node
-        await until(lambda: linked(thief, alpha.node.state.identity.node_id))
+        await until(lambda: linked(thief, alpha.node.parts.state.identity.node_id))
         await until_new(thief)
-        await until(lambda: b.keeper.revoked is not None)
+        await until(lambda: b.parts.keeper.revoked is not None)
         assert any("was revoked" in reason for reason in b.reporter.degraded())
         with pytest.raises(TrustError, match="revoked") as raised:
-            await b.succession.begin()
+            await b.parts.succession.begin()
         assert "new invite" in raised.value.fix

@@ -37,18 +37,18 @@ async def test_a_member_with_many_addresses_shuts_nobody_out(tmp_path: Path) -> 
             await join(tmp_path / at, make_invite(state), name)
     async with AsyncExitStack() as stack:
         alpha, beta, gamma = [await stack.enter_async_context(serving(tmp_path / at)) for at in "abc"]
-        me = alpha.state.identity.node_id
-        await until(lambda: all(node.sessions.newest(me) is not None for node in (beta, gamma)))
-        session = beta.sessions.newest(me)
+        me = alpha.parts.state.identity.node_id
+        await until(lambda: all(node.parts.sessions.newest(me) is not None for node in (beta, gamma)))
+        session = beta.parts.sessions.newest(me)
         assert session is not None
-        port = alpha.config.control.port
+        port = alpha.parts.config.control.port
         for number in range(seats.TOTAL + seats.PER_HOST):
             await hold(stack, f"127.0.1.{1 + number % (ADDRESSES + 1)}", port, session)
-        async with gamma.caller.call(me) as client:
+        async with gamma.parts.caller.call(me) as client:
             assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)
         await join(tmp_path / "d", make_invite(state), "delta")
-        beta_id = beta.state.identity.node_id
-        assert sum(s.holder == seats.Holder(beta_id) for s in alpha.tcp._lives) <= seats.PER_HOLDER
+        beta_id = beta.parts.state.identity.node_id
+        assert sum(s.holder == seats.Holder(beta_id) for s in alpha.parts.tcp._lives) <= seats.PER_HOLDER
 
 
 async def test_insiders_with_every_member_place_shut_nobody_out(tmp_path: Path) -> None:
@@ -58,21 +58,21 @@ async def test_insiders_with_every_member_place_shut_nobody_out(tmp_path: Path) 
         await join(tmp_path / "c", make_invite(state), "gamma")
     async with AsyncExitStack() as stack:
         alpha, gamma = [await stack.enter_async_context(serving(tmp_path / at)) for at in "ac"]
-        me = alpha.state.identity.node_id
-        await until(lambda: gamma.sessions.newest(me) is not None)
-        port, members = alpha.config.control.port, seats.MEMBERS // seats.PER_HOLDER
+        me = alpha.parts.state.identity.node_id
+        await until(lambda: gamma.parts.sessions.newest(me) is not None)
+        port, members = alpha.parts.config.control.port, seats.MEMBERS // seats.PER_HOLDER
         for number in range(members + seats.NEWCOMERS // seats.PER_HOLDER):
             who = number.to_bytes(16)
             out, back = Secret(b"o" * 16 + who), Secret(b"i" * 16 + who)
             invite = who if number >= members else b""
-            alpha.sessions.add(
+            alpha.parts.sessions.add(
                 streams.Session.of(Opened(who, "responder", b"session1", out, back, 1, 0.1, invite))
             )
             theirs = streams.Session.of(Opened(me, "initiator", b"session1", back, out, 1, 0.1))
             for _ in range(seats.PER_HOLDER):
                 await hold(stack, f"127.0.1.{1 + number // 4}", port, theirs)
-        proved = [seat for seat in alpha.tcp._lives if seat.holder is not None]
+        proved = [seat for seat in alpha.parts.tcp._lives if seat.holder is not None]
         assert len(proved) >= seats.MEMBERS  # so those of members are all taken
-        async with gamma.caller.call(me) as client:
+        async with gamma.parts.caller.call(me) as client:
             assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)
         await join(tmp_path / "d", make_invite(state), "delta")

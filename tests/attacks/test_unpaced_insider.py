@@ -25,12 +25,12 @@ from phantommesh.issuing import Authority, make_csr
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
+from phantommesh.node.serving import REFUSALS
 from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import enrolment, logs, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.roster import REFUSALS
 from phantommesh.records import RecordError, decode_records_untrusted, sign_record
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -52,7 +52,7 @@ class Attack:
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[streams.Client]:
-        async with self.beta.caller.call(self.alpha.state.identity.node_id) as client:
+        async with self.beta.parts.caller.call(self.alpha.parts.state.identity.node_id) as client:
             yield client
 
 
@@ -63,8 +63,8 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
         alpha = await stack.enter_async_context(serving(at / "a"))
         await join(at / "b", make_invite(state), "beta")
         beta = await stack.enter_async_context(serving(at / "b"))
-        me, other = beta.state.identity.node_id, alpha.state.identity.node_id
-        await until(lambda: bool(beta.sessions.newest(other) and alpha.sessions.newest(me)))
+        me, other = beta.parts.state.identity.node_id, alpha.parts.state.identity.node_id
+        await until(lambda: bool(beta.parts.sessions.newest(other) and alpha.parts.sessions.newest(me)))
         yield Attack(alpha, beta, load_node(at / "b" / "state", time()))
 
 
@@ -117,7 +117,7 @@ async def test_own_records_cost_others_few_writes_and_the_last_one_counts(
 
     async with attack(tmp_path) as it, it.channel() as client:
         me = it.keys.identity
-        held = it.alpha.keeper.roster.get(me.node_id)
+        held = it.alpha.parts.keeper.roster.get(me.node_id)
         assert held is not None
 
         def records(number: int) -> Iterator[control.Request]:
@@ -127,32 +127,32 @@ async def test_own_records_cost_others_few_writes_and_the_last_one_counts(
                 yield control.Announce(signed.encode())
 
         changes = 0
-        changed = it.alpha.keeper._changed
+        changed = it.alpha.parts.keeper._changed
 
         def note() -> None:
             nonlocal changes
             changes += 1
             changed()
 
-        it.alpha.keeper._changed = note
+        it.alpha.parts.keeper._changed = note
         monkeypatch.setattr(StateDir, "write", count)
         began = trio.current_time()
         for request in records(300):
             assert await client.ask(request) == control.Done()
         elapsed = trio.current_time() - began
-        size = len(it.alpha.keeper.roster.encode())
+        size = len(it.alpha.parts.keeper.roster.encode())
         assert changes <= NEWER_BURST + 1 + elapsed / 10
         assert sum(written) <= size * (2 + elapsed / 2) + 64 * 1024 * elapsed
-        newest = it.alpha.keeper.roster.seen(me.node_id)
+        newest = it.alpha.parts.keeper.roster.seen(me.node_id)
         assert newest is not None and newest.record.seq == held.record.seq + 300
         # It comes into force, without being told again.
-        it.alpha.keeper._newer._rate = 100.0
-        it.alpha.keeper._newer._buckets.clear()
+        it.alpha.parts.keeper._newer._rate = 100.0
+        it.alpha.parts.keeper._newer._buckets.clear()
         await until(lambda: seq(it.alpha, me.node_id) == held.record.seq + 300)
 
 
 def seq(node: Node, node_id: bytes) -> int:
-    entry = node.keeper.roster.get(node_id)  # type: ignore[arg-type]
+    entry = node.parts.keeper.roster.get(node_id)  # type: ignore[arg-type]
     return 0 if entry is None else entry.record.seq
 
 
@@ -226,7 +226,7 @@ def test_a_list_of_millions_is_refused_at_its_head() -> None:
 
 async def test_an_answer_has_the_size_of_what_was_asked(tmp_path: Path) -> None:
     async with attack(tmp_path) as it:
-        session = it.beta.sessions.newest(it.alpha.state.identity.node_id)
+        session = it.beta.parts.sessions.newest(it.alpha.parts.state.identity.node_id)
         assert session is not None
 
         async def answer(stream: trio.SocketStream) -> None:
@@ -253,13 +253,15 @@ async def test_an_answer_has_the_size_of_what_was_asked(tmp_path: Path) -> None:
 async def test_a_stolen_session_name_takes_nobodys_place(tmp_path: Path) -> None:
     """The id of a handshake is in clear on the network: an insider finishes one of its own with it first."""
     async with attack(tmp_path) as it:
-        me, victim = it.alpha.state.identity, it.keys.identity.node_id
+        me, victim = it.alpha.parts.state.identity, it.keys.identity.node_id
         out, back, other = Secret(b"o" * 32), Secret(b"i" * 32), Secret(b"x" * 32)
-        it.alpha.sessions.add(
+        it.alpha.parts.sessions.add(
             streams.Session.of(Opened(b"t" * 16, "responder", b"session1", other, other, 1, 0.1))
         )
-        it.alpha.sessions.add(streams.Session.of(Opened(victim, "responder", b"session1", out, back, 1, 0.1)))
+        it.alpha.parts.sessions.add(
+            streams.Session.of(Opened(victim, "responder", b"session1", out, back, 1, 0.1))
+        )
         session = streams.Session.of(Opened(me.node_id, "initiator", b"session1", back, out, 1, 0.1))
-        async with streams.connect("127.0.0.1", it.alpha.config.control.port) as framed:
+        async with streams.connect("127.0.0.1", it.alpha.parts.config.control.port) as framed:
             client = await streams.Client.open(framed, session)
             assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)

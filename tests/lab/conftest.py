@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lab of three nodes for the whole session, on the backend that PHANTOMMESH_LAB_BACKEND names."""
+"""A lab of three nodes for all files here, on the backend that PHANTOMMESH_LAB_BACKEND names."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import trio
 
 from phantommesh.nursery import lab
 from phantommesh.nursery.labnet import LabSpec
+from tests.lab.standing import STANDING, Standing
 
 BACKEND = os.environ.get("PHANTOMMESH_LAB_BACKEND", "userspace")
 PATIENCE_S = 600.0 if BACKEND == "kernel" else 120.0  # a guard only; an emulated machine is slow
@@ -26,14 +27,16 @@ def spec() -> LabSpec:
 
 
 @pytest.fixture(scope="session")
-def mesh(spec: LabSpec) -> Iterator[lab.LabResult]:
-    """The session's lab, up and converged. A test that cuts it must leave it whole."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for network namespaces")
-    try:
-        yield trio.run(lab.up, spec)
-    finally:
-        trio.run(lab.down, spec.name)
+def standing() -> Iterator[Standing]:
+    """The lab that stands; what is left of it goes with the session."""
+    yield STANDING
+    STANDING.down()
+
+
+@pytest.fixture(scope="module")
+def mesh(standing: Standing, spec: LabSpec) -> lab.LabResult:
+    """The lab of all files here, up and converged. A test that cuts it must leave it whole."""
+    return standing.up(spec)
 
 
 @pytest.fixture

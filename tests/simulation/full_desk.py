@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What others ask of a simulated node, as `ControlServer` of nursery/ answers it. Its desk is `node.desk`."""
+"""What others ask of a simulated node: `node.serving` and `node.desk`, driven as nursery/ drives them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.node import desk
+from phantommesh.node.serving import Serving
+from phantommesh.nursery.keeper import RECORDS_AT_ONCE, RECORDS_RATE
 from phantommesh.nursery.streams import Session
-from phantommesh.records import HASH_BYTES, SignedRecord
+from phantommesh.rates import Rates
+from phantommesh.records import HASH_BYTES
 from phantommesh.secret import Secret
 from phantommesh.trust import TrustError
 from tests.simulation.full_working import Done, Has, Worker
@@ -26,62 +29,13 @@ class Desk:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.worker = Worker(process)
-        self.desk = desk.Desk(Has.of(process), process.ring)
+        has, verifications = Has.of(process), Rates[bytes](RECORDS_RATE, RECORDS_AT_ONCE)
+        self.desk = desk.Desk(has, process.ring)
+        self.serving = Serving(has, process.ring, self.desk, verifications, proofs=False)
 
     def serve(self, session: Session, request: control.Request, done: Done) -> None:
         """Answer one request: call ``done`` with the answer."""
-
-        def over(outcome: object) -> None:
-            refused = isinstance(outcome, PhantomMeshError)
-            done(control.Refused(str(outcome), outcome.fix) if refused else outcome)  # type: ignore[attr-defined]
-
-        at = self.worker.moment()
-        try:
-            if isinstance(request, control.Enrol):
-                self.worker.do(self.desk.enrol(session, request, at), over)
-                return
-            entry = self.process.roster.get(NodeId(session.peer))
-            if entry is None or session.invite or entry.member.not_after < self.process.wall:
-                raise TrustError("only a member may ask this")
-            if isinstance(request, control.Renew):
-                self.worker.do(self.desk.renew(entry, request, at), over)
-            elif isinstance(request, control.Replace):
-                self.worker.do(self.desk.replace(entry, at), over)
-            else:
-                done(self._serve(session, request))
-        except PhantomMeshError as error:
-            over(error)
-
-    def _serve(self, session: Session, request: control.Request) -> control.Answer:
-        process = self.process
-        match request:
-            case control.Announce(record):
-                process.add(SignedRecord.decode_untrusted(record))
-                return control.Done()
-            case control.AskKeys():
-                keys = process.keys
-                return control.KeysAre(process.revocations.digest(), keys.encode(), keys.active_id)
-            case control.CompareRevocations(prefix, parts):
-                return control.RevocationsDiffer(process.revocations.tree.differing(prefix, parts))
-            case control.FetchRevocations(ids, certs):
-                return control.SomeRevocations(process.revocations.pack(ids, certs))
-            case control.Compare(buckets):
-                return control.Differs(antientropy.differing(process.roster, buckets, process.wall))
-            case control.Fetch(hashes):
-                found = antientropy.records(process.roster, hashes, process.wall)
-                return control.Records(tuple(found))
-            case control.SyncOpen(opening):
-                answer, effects = process.membership.sync_answer(opening, session.peer, process.now)
-                process.carry_gossip(process.gossip.seal(effects, process.now))
-                return control.SyncAnswer(answer)
-            case control.SyncClose(rest):
-                effects = process.membership.sync_finish(rest, session.peer, process.now)
-                process.carry_gossip(process.gossip.seal(effects, process.now))
-                return control.Done()
-            case control.Turn() | control.Prove():
-                return control.Refused("no traffic is simulated, so there is nothing to prove")
-            case _:
-                raise AssertionError(type(request).__name__)
+        self.worker.do(self.serving.serve(session, request, self.worker.moment()), done)
 
     def answer_records(self, sealed: bytes) -> bytes:
         """`GossipDriver.answer_records`."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from phantommesh import asking, control
 from phantommesh.groupkey import Keyring, take_keys
-from phantommesh.identity import Identity
-from phantommesh.invites import InviteEntry
+from phantommesh.identity import Identity, NodeId
+from phantommesh.invites import Invite, InviteEntry
 from phantommesh.issuing import Authority, make_csr, prove_authority
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
@@ -31,18 +32,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joining:
-    """A machine that is joining, at which authority."""
+    """A machine that is joining, and for which role. ``again`` has it try once more."""
 
     newcomer: Newcomer
-    authority: int
+    again: Callable[[], None]
     role: Role
 
 
-def join(sim: Simulation, index: int, authority: int, role: Role = Role.NODE) -> None:
-    """Have a new machine join by invites of this authority for this role: again and again until it is in."""
+def join(
+    sim: Simulation, index: int, authority: int, role: Role = Role.NODE, given: Invite | None = None
+) -> None:
+    """Have a new machine join at this authority, again and again until it is in: by the invite that is given,
+    or else by a new one for this role each time."""
     machine, at = sim.machines[index], sim.machines[authority]
-    invite, secret = sim.rng.randbytes(16), Secret(sim.rng.randbytes(32))
-    at.invites[invite] = InviteEntry(role, None, int(sim.wall + DAY), 1, secret)
+    if given is None:
+        invite, secret = sim.rng.randbytes(16), Secret(sim.rng.randbytes(32))
+        at.invites[invite] = InviteEntry(role, None, int(sim.wall + DAY), 1, secret)
+    else:
+        invite, secret = given.invite_id, given.secret
 
     def attempt() -> None:
         if machine.process is not None or (machine.joining and not machine.joining.newcomer.failed):
@@ -53,7 +60,7 @@ def join(sim: Simulation, index: int, authority: int, role: Role = Role.NODE) ->
             destination=at.address._replace(transport="tcp"), kem=sim.kem, random=sim.rng.randbytes,
             now=sim.now,
         )  # fmt: skip
-        machine.joining = Joining(newcomer, authority, role)
+        machine.joining = Joining(newcomer, partial(join, sim, index, authority, role, given), role)
         carry_join(sim, machine, newcomer.tick(sim.now))
         sim.later(0.5, lambda: _tick_join(sim, machine, newcomer, attempt))
 
@@ -107,7 +114,7 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
             if isinstance(answer, control.Refused):
                 sim.refused[machine.index] = answer.message
             machine.joining = None
-            sim.later(1.0, lambda: join(sim, machine.index, joining.authority, joining.role))
+            sim.later(1.0, joining.again)
             return
         revocations = Revocations.decode(answer.revocations, sim.mesh.root, sim.wall)
         ring = Keyring()
@@ -125,7 +132,7 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
         machine.joining = None
         sim.start(machine.index)
 
-    Call(sim, machine, sim.machines[joining.authority], session, talk(), done)
+    Call(sim, machine, sim.by_id[NodeId(session.peer)], session, talk(), done)
 
 
 def _certify_itself(sim: Simulation, machine: Machine, key: Identity, answer: control.Enrolled) -> None:

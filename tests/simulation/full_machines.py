@@ -50,6 +50,7 @@ class Machine:
         self.authority: Authority | None = None
         self.root_key: Identity | None = None
         self.invites: dict[bytes, InviteEntry] = {}
+        self.thread_seconds = 0.002  # that a signature takes
         self.disk_seconds, self.disk_full = 0.005, False  # how long a file takes to write; whether it fails
         self.node_cert = self.authority_cert = b""
         self.version = "sim"

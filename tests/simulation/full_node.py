@@ -6,8 +6,9 @@ Real: `Gossip` with its envelope and membership, `Keyring` and group keys signed
 the session of a finished handshake), `Links` with `Newcomer` for whoever joins. Modelled: sockets, disks (of
 bytes that the real code encodes and reads back), WireGuard, and the invites' book.
 
-Here is how the parts are put together, with the roster, the links and the group keys. `full_own` has the
-node's own record, `full_asker` what it asks of others, `full_desk` what others ask of it.
+Here is how the parts are put together, with the roster, the links and the group keys. `full_own` drives
+`node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (what others ask of it),
+both by `full_working`; `full_asker` is what it asks of others.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Process:
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
-        self.own.publish()
+        self.own.start()
         self.peers_changed()
 
     # Clocks, and what the parts ask of each other.
@@ -178,7 +179,7 @@ class Process:
         if self.sim.large:
             return  # the process's own objects are what is kept
         disk = self.machine.disk
-        for name in names:
+        for name in () if self.machine.disk_full else names:
             match name:
                 case "roster":
                     disk[name] = rosterlog.encode(self.roster.in_order(revoked=True))

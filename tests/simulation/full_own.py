@@ -1,106 +1,99 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A simulated node's own word, as `nursery.own.OwnRecord` keeps it: its record and its certificate."""
+"""A simulated node's own word: `node.own`, driven as `nursery.own` drives it."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from phantommesh import asking, control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.issuing import make_csr
+from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.own import AGAIN
-from phantommesh.records import Entry, settle, sign_record
-from phantommesh.trust import Role, authority_node, verify_chain
+from phantommesh.records import Entry, NodeRecord
+from phantommesh.trust import Member, Role, TrustError, validity, verify_chain
+from phantommesh.wgkeys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
-from tests.simulation.full_parts import plain_record
+from tests.simulation.full_parts import generated, plain_record
+from tests.simulation.full_working import Done, Has
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
 
 
 class OwnRecord:
-    """This node as others know it. ``member`` is what its certificate says; ``held`` is what the roster that
-    the process started with has of it."""
+    """This node as others know it. ``held`` is what the roster that the process started with has of it."""
 
     def __init__(self, process: Process, held: Entry | None) -> None:
         self.process, machine = process, process.machine
-        if held is not None and held.signed.node_cert == machine.node_cert:
-            self.member = held.member
+        node_cert, authority_cert = machine.node_cert, machine.authority_cert
+        if held is not None and held.signed.node_cert == node_cert:
+            member = held.member
         else:
-            self.member = verify_chain(
-                process.sim.mesh.root, machine.authority_cert, machine.node_cert, process.wall
-            )
+            at_issue = validity(node_cert)[1]
+            member = verify_chain(process.sim.mesh.root, authority_cert, node_cert, at_issue)
+        keys = generated(machine.identity)
+        if "wireguard" in machine.disk:
+            keys = WgKeys.decode(json.loads(machine.disk["wireguard"]))
+        certified = Certified(node_cert, authority_cert, member)
+        self.word = Own(Has.of(process), certified, keys, self._words)
         self._renewing = False
         self._renew_after = process.now
 
+    def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
+        """The record, with the keys that the node was generated with: none is replaced here."""
+        machine = self.process.machine
+        return plain_record(machine.identity, seq, machine.address, machine.version)
+
+    @property
+    def member(self) -> Member:
+        """What this node's certificate says."""
+        return self.word.member
+
+    def start(self) -> None:
+        """What `Node.serve` begins with."""
+        worker = self.process.desk.worker
+        worker.do(self.word.reserve(worker.moment()), lambda _: self.publish())
+
     def publish(self, version: str | None = None) -> None:
         """Put our record into the roster if it says anything new."""
-        process = self.process
-        machine, held = process.machine, process.roster.get(process.me)
-        if process.revoked:
-            return
+        process, machine = self.process, self.process.machine
         machine.version = machine.version if version is None else version
-        seq = 1 if held is None else held.record.seq + 1
-        record = plain_record(machine.identity, seq, machine.address, machine.version)
-        said = None if held is None else msgspec.structs.replace(held.record, seq=seq)
-        if held is not None and said == record and held.signed.node_cert == machine.node_cert:
-            return
         try:
-            process.add(sign_record(machine.identity, record, machine.node_cert, machine.authority_cert))
+            if (signed := self.word.record(process.wall)) is not None:
+                process.add(signed)
         except PhantomMeshError:
             process.sim.tally["own-record-refused"] += 1
 
     def look(self) -> None:
-        """Get another certificate where the present one is disputed, or its issuer was revoked."""
-        process = self.process
-        if self._renewing or process.revoked or process.now < self._renew_after:
+        """Get another certificate if it is time."""
+        process, worker = self.process, self.process.desk.worker
+        if self._renewing or process.now < self._renew_after or not self.word.due(process.wall):
             return
-        issuer = authority_node(process.machine.authority_cert)
-        if self.disputed() or (issuer is not None and issuer in process.revocations):
-            self._renew_after, self._renewing = process.now + AGAIN, True
-            spawn(process, "renew", self.renew())
+        self._renew_after, self._renewing = process.now + AGAIN, True
+        worker.do(self.word.renew(worker.moment()), self._renewed)
 
-    def disputed(self) -> bool:
-        """Whether another member keeps our address or name."""
+    def _renewed(self, outcome: object) -> None:
+        self._renewing = False
+
+    def ask(self, step: AskRenewal, back: Done) -> None:
+        """`Caller.renew`: call ``back`` with what the first authority answers that grants it."""
+        spawn(self.process, "renew", self._ask(step, back))
+
+    def _ask(self, step: AskRenewal, back: Done) -> Task:
         process = self.process
-        return any(
-            d.loser == process.me and d.over in ("address", "name")
-            for d in process.roster.disputes(process.wall)
-        )
-
-    def renew(self) -> Task:
-        """Get another certificate, without what another member keeps."""
-        process = self.process
-        machine, roster, wall = process.machine, process.roster, process.wall
-        try:
-            if machine.authority is not None:
-                name, ip4 = settle(roster, process.sim.mesh.described, self.member, wall)
-                spki = machine.identity.spki
-                machine.node_cert = machine.authority.issue(spki, name, self.member.role, ip4, wall)
-                machine.authority_cert = machine.authority.der
-            else:
-                lost = [d for d in roster.disputes(wall) if d.loser == process.me]
-                winner = roster.get(lost[0].winner) if lost else None
-                evidence = b"" if winner is None else winner.signed.encode()
-                for member in process.asker.callable(()):
-                    entry, mine = roster.get(member), roster.get(process.me)
-                    if entry is None or mine is None or entry.member.role is not Role.AUTHORITY:
-                        continue
-                    csr = make_csr(machine.identity, self.member.name)
-                    answer = yield Ask(member, _renew(mine.signed.encode(), csr, evidence))
-                    if isinstance(answer, control.Renewed):
-                        machine.node_cert, machine.authority_cert = answer.node_cert, answer.authority_cert
-                        break
-            self.member = verify_chain(
-                process.sim.mesh.root, machine.authority_cert, machine.node_cert, process.wall
-            )
-            self.publish()
-        finally:
-            self._renewing = False
+        roster, worker = process.roster, process.desk.worker
+        for member in process.asker.callable(()):
+            entry, mine = roster.get(member), roster.get(process.me)
+            if entry is None or mine is None or entry.member.role is not Role.AUTHORITY:
+                continue
+            answer = yield Ask(member, _renew(mine.signed.encode(), step))
+            if isinstance(answer, control.Renewed):
+                back((answer, worker.moment()))
+                return
+        back(TrustError("no authority renewed the certificate"))
 
 
-def _renew(mine: bytes, csr: bytes, evidence: bytes) -> asking.Talk[Any]:
+def _renew(mine: bytes, step: AskRenewal) -> asking.Talk[Any]:
     yield control.Announce(mine)
-    return (yield control.Renew(csr, evidence))
+    return (yield control.Renew(step.csr, step.evidence))

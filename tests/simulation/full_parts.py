@@ -41,13 +41,13 @@ def identity(label: str) -> Identity:
 
 def wg_keys(node: Identity) -> tuple[bytes, ...]:
     """Its seven public WireGuard keys."""
-    return _keys_and_proofs(node.node_id)[0]
+    return _keys_and_proofs(node)[0]
 
 
 def own_side(node: Identity, member: Member, mesh: Mesh) -> OwnSide:
     """Its own end of the seven interfaces."""
     networks = mesh.described.network4, mesh.described.network6
-    return OwnSide(_private_keys(node.node_id), PORTS, member, networks)
+    return OwnSide(_private_keys(node), PORTS, member, networks)
 
 
 def owner(wg_key: bytes) -> bytes:
@@ -58,22 +58,24 @@ def owner(wg_key: bytes) -> bytes:
 _owners: dict[bytes, bytes] = {}
 
 
-def _wg_keys(node_id: bytes) -> WgKeys:
-    tries = (Secret(hashlib.sha256(node_id + i.to_bytes(2)).digest()) for i in count())
+@cache
+def generated(node: Identity) -> WgKeys:
+    """The WireGuard keys of a new node: always the same ones."""
+    tries = (Secret(hashlib.sha256(node.node_id + i.to_bytes(2)).digest()) for i in count())
     return WgKeys(tuple(map(WgKey, islice(filter(is_seed, tries), DIMENSIONS))))
 
 
 @cache
-def _private_keys(node_id: bytes) -> tuple[Secret, ...]:
-    return _wg_keys(node_id).private
+def _private_keys(node: Identity) -> tuple[Secret, ...]:
+    return generated(node).private
 
 
 @cache
-def _keys_and_proofs(node_id: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    keys = _wg_keys(node_id)
+def _keys_and_proofs(node: Identity) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    keys = generated(node)
     public = keys.public
-    _owners.update(dict.fromkeys(public, node_id))
-    return public, keys.proofs(node_id)
+    _owners.update(dict.fromkeys(public, node.node_id))
+    return public, keys.proofs(node.node_id)
 
 
 def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
@@ -84,7 +86,7 @@ def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
 def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
     """A node's record, unsigned."""
     control = (f"{address.host}:{address.port}",)
-    keys, proofs = _keys_and_proofs(node.node_id)
+    keys, proofs = _keys_and_proofs(node)
     return NodeRecord(node.node_id, seq, control, keys, PORTS, version, proofs)
 
 

@@ -22,7 +22,6 @@ from phantommesh.membership.presets import MIN_PURGE
 from phantommesh.nursery.streams import Session
 from phantommesh.records import sign_record
 from phantommesh.secret import Secret
-from phantommesh.trust import Role
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Network
 from tests.simulation.full_node import Process
@@ -77,6 +76,11 @@ def deaths(sim: Simulation) -> list[str]:
     return found
 
 
+def session_of(sim: Simulation, index: int, invite: bytes = b"") -> Session:
+    """A session of this node with another, as a handshake leaves it."""
+    return Session(sim.machines[index].identity.node_id, b"", Secret(b""), Secret(b""), invite)
+
+
 def halves(border: int) -> Callable[[int, int], bool]:
     """A cut between the nodes below the border and the others."""
     return lambda a, b: (a < border) != (b < border)
@@ -118,8 +122,7 @@ def updates(seed: int, nodes: int) -> Simulation:
     sim.start(nodes - 1)
     answers: list[control.Answer] = []
     for process in sim.running():
-        other = Session(sim.machines[2].identity.node_id, b"", Secret(b""), Secret(b""))
-        process.desk.serve(other, control.Announce(old.signed.encode()), answers.append)
+        process.desk.serve(session_of(sim, 2), control.Announce(old.signed.encode()), answers.append)
     assert answers == [control.Done()] * len(sim.running())
     settle(sim, 30)
 
@@ -509,64 +512,6 @@ def collision(seed: int, nodes: int) -> Simulation:
     return sim
 
 
-def roles(seed: int, nodes: int) -> Simulation:
-    """An invite makes its newcomer what it says, a relay or an authority, to everybody; and the new authority
-    lets the next newcomer in, when no other authority runs."""
-    sim = Simulation(nodes, seed=seed, network=bad_network(), authorities=1)
-    sim.start_all(nodes - 3)
-    settle(sim, 30)
-    relay, authority, last = range(nodes - 3, nodes)
-    join(sim, relay, 0, Role.RELAY)
-    join(sim, authority, 0, Role.AUTHORITY)
-    assert sim.run(30, lambda: len(sim.running()) == nodes - 1), sim.refused
-    settle(sim, 40)
-    assert roles_of(sim, relay) == {Role.RELAY}
-    assert roles_of(sim, authority) == {Role.AUTHORITY}
-    sim.crash(0)
-    join(sim, last, authority)
-    assert sim.run(30, lambda: sim.machines[last].process is not None), sim.refused
-    sim.start(0)
-    settle(sim, 40)
-    assert roles_of(sim, last) == {Role.NODE}
-    return sim
-
-
-def roles_of(sim: Simulation, index: int) -> set[Role | None]:
-    """What a node is by the certificate in its record, as each member holds it."""
-    node_id = sim.machines[index].identity.node_id
-    entries = [p.roster.get(node_id) for p in members(sim)]
-    return {None if entry is None else entry.member.role for entry in entries}
-
-
-def rush(seed: int, nodes: int) -> Simulation:
-    """Newcomers come to an authority with a slow disk, all at once. Two want one name: one of them gets it,
-    the other is told so and comes in under another. Two would take one address, and get two."""
-    others = [identity(f"node {i}") for i in range(nodes - 2)]
-    newcomers = range(nodes - 4, nodes)
-    sim = Simulation(
-        nodes, seed=seed, network=bad_network(), mesh=Mesh(SMALL), identities=[*others, *colliding()]
-    )
-    sim.start_all(nodes - 4)
-    settle(sim, 30)
-    sim.machines[0].disk_seconds = 0.3
-    twins = [sim.machines[index] for index in newcomers[:2]]
-    for machine in twins:
-        machine.name = "twin"
-    for index in newcomers:
-        join(sim, index, 0)
-    assert sim.run(30, lambda: len(sim.running()) == nodes - 1 and bool(sim.refused)), sim.refused
-    late = [machine for machine in twins if machine.process is None]
-    assert len(late) == 1, "both are in under one name"
-    assert sim.refused == {late[0].index: "the mesh has a node named twin already"}
-    late[0].name = "other"
-    assert sim.run(30, lambda: len(sim.running()) == nodes), sim.refused
-    by_place = {sim.process(index).own.member.ip4 for index in newcomers}
-    assert len(by_place) == len(newcomers), "two were given one address"
-    settle(sim, 40)
-    assert not any(p.roster.disputes(p.wall) for p in members(sim))
-    return sim
-
-
 def soak(seed: int, nodes: int) -> Simulation:
     """Any faults at all; then quiet, and one view with all links keyed."""
     rng = random.Random(zlib.crc32(b"soak %d" % seed))
@@ -656,6 +601,6 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
         (back_after_a_purge, 8), (halves_forget_each_other, 8), (partly_reachable, 8),
         (partition, 12), (mass_restart, 12), (asymmetric, 9), (deaf, 7), (clocks, 8),
         (clock_an_hour_back, 6), (stalls, 10),
-        (collision, 8), (roles, 7), (rush, 8), (soak, 7), (news, 1000), (large, 200),
+        (collision, 8), (soak, 7), (news, 1000), (large, 200),
     )
 }  # fmt: skip

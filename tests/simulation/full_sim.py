@@ -21,7 +21,7 @@ secrets and record hashes depends on them.
 
     python -m tests.simulation.full_sim SCENARIO --seed S [--nodes N]
 
-replays a scenario of `full_scenarios`.
+replays a scenario of `full_scenarios` or `desk_scenarios`.
 """
 
 from __future__ import annotations
@@ -346,14 +346,14 @@ class Simulation:
 
 def main() -> None:
     """Replay one scenario."""
-    from tests.simulation import full_scenarios
+    from tests.simulation.desk_scenarios import SCENARIOS
 
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.full_sim")
-    parser.add_argument("scenario", choices=sorted(full_scenarios.SCENARIOS))
+    parser.add_argument("scenario", choices=sorted(SCENARIOS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=0)
     options = parser.parse_args()
-    scenario, nodes = full_scenarios.SCENARIOS[options.scenario]
+    scenario, nodes = SCENARIOS[options.scenario]
     sim = scenario(options.seed, options.nodes or nodes)
     print(f"{options.scenario} --seed {options.seed}: trace {sim.trace:08x}, {dict(sim.tally)}")
 

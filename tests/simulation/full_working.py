@@ -4,7 +4,8 @@ there takes virtual time here. A process that crashes does no more of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
@@ -15,8 +16,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite, InviteEntry
 from phantommesh.issuing import Authority
+from phantommesh.membership.messages import GossipError
 from phantommesh.meshsecret import MeshSecrets
-from phantommesh.node import steps
+from phantommesh.node import own, serving, steps
 from phantommesh.records import Roster
 from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
@@ -26,8 +28,7 @@ from phantommesh.trust import Mesh, TrustError
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
 
-THREAD = 0.002  # s that a signature takes
-
+AnyStep = serving.ServingStep | own.OwnStep
 Done = Callable[[Any], None]
 """Called with what the work returned, or with the PhantomMeshError that it raised."""
 
@@ -59,69 +60,75 @@ class Worker:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self._alone: dict[str, list[tuple[steps.Alone, steps.Work[Any], Done]]] = {}
+        self._alone: dict[str, list[tuple[steps.Alone, Done]]] = {}
 
     def moment(self) -> steps.Moment:
         """The present time, by the node's clocks."""
         return steps.Moment(self.process.now, self.process.wall)
 
-    def do(self, work: steps.Work[Any], done: Done) -> None:
+    def do(self, work: Generator[Any, Any, Any], done: Done) -> None:
         """Carry the work out to its end, and call ``done`` then."""
         self._go_on(work, done, None)
 
-    def _go_on(self, work: steps.Work[Any], done: Done, result: object) -> None:
+    def _go_on(self, work: Generator[Any, Any, Any], done: Done, result: object) -> None:
         try:
-            step = work.throw(result) if isinstance(result, PhantomMeshError) else work.send(result)
+            if isinstance(result, PhantomMeshError | GossipError):
+                step = work.throw(result)
+            else:
+                step = work.send(result)
         except StopIteration as end:
             done(end.value)
             return
         except PhantomMeshError as error:
             done(error)
             return
+        back = partial(self._go_on, work, done)
         if isinstance(step, steps.Alone):
             waiting = self._alone.setdefault(step.kind, [])
-            waiting.append((step, work, done))
+            waiting.append((step, back))
             if len(waiting) == 1:
                 self._next(step.kind)
-            return
-        if seconds := self._seconds(step):
-            job = partial(self._end, step, work, done)
-            self.process.sim.at_process(self.process, seconds, job)
+        elif isinstance(step, own.AskRenewal):
+            self.process.own.ask(step, back)
+        elif seconds := self._seconds(step):
+            self.process.sim.at_process(self.process, seconds, lambda: self._end(step, back))
         else:
-            self._end(step, work, done)
+            self._end(step, back)
 
-    def _end(self, step: steps.Step, work: steps.Work[Any], done: Done) -> None:
+    def _end(self, step: AnyStep, back: Done) -> None:
         try:
             result = self._do(step)
-        except PhantomMeshError as error:
+        except (PhantomMeshError, GossipError) as error:
             result = error
-        self._go_on(work, done, result)
+        back(result)
 
     def _next(self, kind: str) -> None:
-        step, work, done = self._alone[kind][0]
+        step, back = self._alone[kind][0]
 
         def over(result: object) -> None:
             self._alone[kind].pop(0)
-            self._go_on(work, done, result)
+            back(result)
             if self._alone[kind]:
                 self._next(kind)
 
         self.do(step.work(self.moment()), over)
 
-    def _seconds(self, step: steps.Step) -> float:
+    def _seconds(self, step: AnyStep) -> float:
         """How long a step takes."""
         match step:
             case steps.Compute():
-                return THREAD
+                return self.process.machine.thread_seconds
+            case serving.Wait(seconds):
+                return seconds
             case (
                 steps.FindInvite() | steps.SpendInvite() | steps.MakeInvite() | steps.ReadRootKey()
-                | steps.Save()
+                | steps.Save() | own.WriteCertificates()
             ):  # fmt: skip
                 return self.process.machine.disk_seconds
             case _:
                 return 0.0
 
-    def _do(self, step: steps.Step) -> object:
+    def _do(self, step: AnyStep) -> object:
         process = self.process
         machine, wall = process.machine, process.wall
         match step:
@@ -139,24 +146,48 @@ class Worker:
                 return machine.root_key
             case steps.Keep(record):
                 return process.add(record)
+            case serving.Wait():
+                return self.moment()
+            case serving.AnswerSync(opening, peer):
+                answer, effects = process.membership.sync_answer(opening, peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+                return answer
+            case serving.FinishSync(rest, peer):
+                effects = process.membership.sync_finish(rest, peer, process.now)
+                process.carry_gossip(process.gossip.seal(effects, process.now))
+            case serving.Account():
+                raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):
                 if process.revocations.hold(made):
                     process.note_change()
             case steps.Hear(word):
                 return process.shut_out([word])
             case steps.Save():
-                if machine.disk_full:
-                    raise StateError("the disk is full")
+                self._write()
                 process.write("revocations", "roster")
             case steps.MakeKey():
                 process.make_key()
             case steps.Told(event=event):
                 process.sim.tally[event] += 1
-            case steps.Alone():
-                raise AssertionError("is done by `_next`")
+            case own.WriteKeys(keys):
+                self._write(wireguard=json.dumps(keys.encode()).encode())
+            case own.WriteCertificates(authority_cert, node_cert):
+                self._write()
+                machine.authority_cert, machine.node_cert = authority_cert, node_cert
+            case own.Publish():
+                process.own.publish()
+            case steps.Alone() | own.AskRenewal():
+                raise AssertionError("takes its time: see `_go_on`")
             case _:
                 assert_never(step)
         return wall
+
+    def _write(self, **files: bytes) -> None:
+        """Write files, or raise StateError where the disk is full. A large mesh writes none."""
+        if self.process.machine.disk_full:
+            raise StateError("the disk is full")
+        if not self.process.sim.large:
+            self.process.machine.disk.update(files)
 
     def _find(self, invite: bytes, node: NodeId) -> InviteEntry:
         entry = self.process.machine.invites.get(invite)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whole nodes, of real parts, through the scenarios of `full_scenarios`. Times are virtual.
+"""Whole nodes, of real parts, through the scenarios of `full_scenarios` and `desk_scenarios`. Times are
+virtual.
 
 A run that fails prints the command that replays it.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.full_scenarios import SCENARIOS
+from tests.simulation.desk_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent.parent
 SEEDS = {"collision": 2, "soak": 4}  # by default one

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from phantommesh.events import EventLog
+from phantommesh.management.faults import Fault
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,
@@ -138,6 +139,7 @@ class FakeNode:
         self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
         self.twins = False  # whether all peers are named pm-1
+        self.faults: list[Fault] = []
         self.reasons: list[str] = []
         self.rotated: list[str | None] = []
         self.replaced = 0
@@ -163,7 +165,8 @@ class FakeNode:
             peers_total=self.count,
             peers_up=self.count,
             partly_reachable=1,
-            degraded=[],
+            degraded=[fault.line for fault in self.faults],
+            faults=self.faults,
             certificate_expires="2030-01-01T00:00:00Z",
         )
 

@@ -23,11 +23,11 @@ from phantommesh.config import (
 from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import enrolment
+from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.trust import Role
-from tests.unit.test_reconciler import FakeBackend
 
 PATIENCE = 60.0  # s; a guard only
 
@@ -110,10 +110,10 @@ async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) 
         # They know no other kernel than this machine's, which is not ours to change.
         overlay.run = trio.sleep_forever  # type: ignore[method-assign]
         overlay.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
-        node.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
-        node.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
-        node.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
-        node.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.parts.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.parts.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:

@@ -21,6 +21,7 @@ from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.invites import Invite
 from phantommesh.issuing import Authority, choose_ip4
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
+from phantommesh.node.own import Certified
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -40,17 +41,17 @@ def invite_authority(state: NodeState) -> Invite:
 
 
 def names(node: Node) -> list[str]:
-    return sorted(entry.member.name for entry in node.keeper.roster)
+    return sorted(entry.member.name for entry in node.parts.keeper.roster)
 
 
 def peers(node: Node) -> set[NodeId]:
     """The members that the interfaces are to have."""
-    keys = {key for device in node.reconciler.desired.values() for key in device.peers}
-    return {e.member.node_id for e in node.keeper.roster if not keys.isdisjoint(e.record.wg_keys)}
+    keys = {key for device in node.parts.reconciler.desired.values() for key in device.peers}
+    return {e.member.node_id for e in node.parts.keeper.roster if not keys.isdisjoint(e.record.wg_keys)}
 
 
 def held(node: Node) -> list[int]:
-    return [key.epoch for key in node.keys.ring.keys]
+    return [key.epoch for key in node.parts.keys.ring.keys]
 
 
 class Three:
@@ -76,7 +77,7 @@ async def three(at: Path) -> AsyncIterator[Three]:
         mesh = Three(at, alpha, beta, gamma)
         await until(lambda: all(names(node) == ["alpha", "beta", "gamma"] for node in mesh.all))
         await until(
-            lambda: all(node.sessions.newest(node_id) for node in mesh.all for node_id in peers(node))
+            lambda: all(node.parts.sessions.newest(node_id) for node in mesh.all for node_id in peers(node))
         )
         yield mesh
 
@@ -86,30 +87,30 @@ async def three(at: Path) -> AsyncIterator[Three]:
 
 async def test_a_revoked_node_is_gone_everywhere_and_knows_it(tmp_path: Path) -> None:
     async with three(tmp_path) as mesh:
-        gone = mesh.gamma.state.identity.node_id
+        gone = mesh.gamma.parts.state.identity.node_id
         assert all(gone in peers(node) for node in (mesh.alpha, mesh.beta))
-        before = mesh.alpha.keys.ring.newest
+        before = mesh.alpha.parts.keys.ring.newest
         with capture_logs():
             result = await mesh.alpha.reporter.revoke("gamma", force=False, dry_run=False)
             assert (result.name, result.node_id, result.already) == ("gamma", format_node_id(gone), False)
             # on the authority at once, and on its disk
             assert gone not in peers(mesh.alpha)
-            assert mesh.alpha.sessions.newest(gone) is None
+            assert mesh.alpha.parts.sessions.newest(gone) is None
             assert gone in load_node(tmp_path / "a" / "state", time()).revocations
             # on the others as soon as they hear of it
-            await until(lambda: gone in mesh.beta.state.revocations)
+            await until(lambda: gone in mesh.beta.parts.state.revocations)
             assert gone not in peers(mesh.beta)
-            assert mesh.beta.sessions.newest(gone) is None
+            assert mesh.beta.parts.sessions.newest(gone) is None
             # the node itself hears of it, though nobody has a link with it any more
-            await until(lambda: mesh.gamma.keeper.revoked is not None)
+            await until(lambda: mesh.gamma.parts.keeper.revoked is not None)
             assert peers(mesh.gamma) == set()
             assert any("revoked" in reason for reason in mesh.gamma.reporter.status().degraded)
             assert not mesh.gamma.reporter.ready()[0]
             # the others have another group key, and it has not
-            newest = mesh.alpha.keys.ring.newest
+            newest = mesh.alpha.parts.keys.ring.newest
             assert newest is not None and newest != before
-            await until(lambda: mesh.beta.keys.ring.newest == newest)
-            assert mesh.gamma.keys.ring.get(newest.id) is None
+            await until(lambda: mesh.beta.parts.keys.ring.newest == newest)
+            assert mesh.gamma.parts.keys.ring.get(newest.id) is None
         again = await mesh.alpha.reporter.revoke(format_node_id(gone), force=False, dry_run=False)
         assert again.already and again.revoked_at == result.revoked_at
     for directory in "abc":  # every one of them remembers
@@ -126,7 +127,7 @@ async def test_a_node_that_was_away_hears_of_its_revocation_at_its_return(tmp_pa
             await alpha.reporter.revoke("beta", force=False, dry_run=False)
     assert len(load_node(tmp_path / "b" / "state", time()).revocations) == 0
     async with serving(tmp_path / "a"), serving(tmp_path / "b") as beta:
-        await until(lambda: beta.keeper.revoked is not None)
+        await until(lambda: beta.parts.keeper.revoked is not None)
     assert joined.node_id in load_node(tmp_path / "b" / "state", time()).revocations
 
 
@@ -146,7 +147,7 @@ async def test_what_may_not_be_revoked(tmp_path: Path) -> None:
             await alpha.reporter.rotate("nobody")
         planned = await revoke("beta", force=False, dry_run=True)
         assert planned.dry_run and planned.revoked_at is None
-        assert len(alpha.state.revocations) == 0
+        assert len(alpha.parts.state.revocations) == 0
         with capture_logs():
             unknown = await revoke(format_node_id(identity("far away").node_id), force=False, dry_run=False)
         assert unknown.name is None and not unknown.already
@@ -154,11 +155,11 @@ async def test_what_may_not_be_revoked(tmp_path: Path) -> None:
             with pytest.raises(TrustError, match="not an authority") as caught:
                 await beta.reporter.revoke("alpha", force=True, dry_run=False)
             assert "alpha" in caught.value.fix
-            await until(lambda: beta.sessions.newest(me) is not None)
-            await until(lambda: len(beta.state.revocations) == 1)
+            await until(lambda: beta.parts.sessions.newest(me) is not None)
+            await until(lambda: len(beta.parts.state.revocations) == 1)
             with capture_logs():
                 await revoke("alpha", force=True, dry_run=False)
-                await until(lambda: me in beta.state.revocations)  # its last word
+                await until(lambda: me in beta.parts.state.revocations)  # its last word
             assert peers(beta) == set()
             with pytest.raises(TrustError, match="was revoked"):
                 await revoke("beta", force=False, dry_run=False)
@@ -180,30 +181,34 @@ async def test_the_root_takes_back_a_node_and_whom_a_rogue_revoked(tmp_path: Pat
                     await beta.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
                 assert "phantommesh init" in caught.value.fix
                 await alpha.reporter.revoke("gamma", force=False, dry_run=False)
-                await until(lambda: gamma.keeper.revoked is not None)
-                await until(lambda: joined.node_id in beta.state.revocations)
+                await until(lambda: gamma.parts.keeper.revoked is not None)
+                await until(lambda: joined.node_id in beta.parts.state.revocations)
                 planned = await alpha.reporter.revoke("gamma", force=False, dry_run=True, undo=True)
-                assert planned.taken_back == 1 and joined.node_id in alpha.state.revocations
+                assert planned.taken_back == 1 and joined.node_id in alpha.parts.state.revocations
                 back = await alpha.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
                 assert (back.name, back.taken_back, back.revoked_at) == ("gamma", 1, None)
                 again = await alpha.reporter.revoke("gamma", force=False, dry_run=False, undo=True)
                 assert again.already and again.taken_back == 0
-                await until(lambda: gamma.keeper.revoked is None)
+                await until(lambda: gamma.parts.keeper.revoked is None)
                 await until(lambda: joined.node_id in peers(alpha) & peers(beta) and me in peers(gamma))
                 # a rogue, that revokes everybody else
                 await beta.reporter.revoke("gamma", force=False, dry_run=False)
-                await until(lambda: joined.node_id in alpha.state.revocations)
+                await until(lambda: joined.node_id in alpha.parts.state.revocations)
                 await beta.reporter.revoke("alpha", force=False, dry_run=False)
-                await until(lambda: alpha.keeper.revoked is not None and gamma.keeper.revoked is not None)
+                await until(
+                    lambda: alpha.parts.keeper.revoked is not None and gamma.parts.keeper.revoked is not None
+                )
                 with pytest.raises(TrustError, match="run on"):
                     await alpha.reporter.revoke("alpha", force=False, dry_run=False, undo_all=True)
                 cast = await alpha.reporter.revoke("beta", force=False, dry_run=False, undo_all=True)
                 assert cast.taken_back == 2
-                await until(lambda: gamma.keeper.revoked is None and beta.keeper.revoked is not None)
+                await until(
+                    lambda: gamma.parts.keeper.revoked is None and beta.parts.keeper.revoked is not None
+                )
                 await until(lambda: peers(alpha) == {joined.node_id} and peers(gamma) == {me})
-                await until(lambda: gamma.keys.ring.newest == alpha.keys.ring.newest)
-                newest = alpha.keys.ring.newest
-                assert newest is not None and newest.authority_cert == alpha.state.authority_cert
+                await until(lambda: gamma.parts.keys.ring.newest == alpha.parts.keys.ring.newest)
+                newest = alpha.parts.keys.ring.newest
+                assert newest is not None and newest.authority_cert == alpha.parts.state.authority_cert
     for directory in "ac":
         assert load_node(tmp_path / directory / "state", time()).revocations.nodes == {rogue}
 
@@ -220,14 +225,14 @@ async def test_joiners_get_the_group_key_and_all_change_to_the_next(
         with capture_logs():
             await mesh.alpha.reporter.revoke("gamma", force=False, dry_run=False)
         assert held(mesh.alpha) == [1, 2]
-        active = mesh.alpha.keys.ring.active
+        active = mesh.alpha.parts.keys.ring.active
         assert active is not None and active.epoch == 1  # nobody sends with it before all can receive
         await until(lambda: held(mesh.beta) == [1, 2])
         later = trio.current_time() + PROMOTE_AFTER
         for node in (mesh.alpha, mesh.beta):
-            assert node.keys.ring.deadline <= later
-            node.keys.ring.tick(later)
-            assert node.keys.ring.active is not None and node.keys.ring.active.epoch == 2
+            assert node.parts.keys.ring.deadline <= later
+            node.parts.keys.ring.tick(later)
+            assert node.parts.keys.ring.active is not None and node.parts.keys.ring.active.epoch == 2
     file = tmp_path / "b" / "state" / statedir.KEYRING
     assert file.stat().st_mode & 0o777 == 0o600
     async with serving(tmp_path / "b") as beta:
@@ -248,27 +253,29 @@ async def test_a_second_authority_works_while_the_first_is_away(tmp_path: Path) 
         with pytest.raises(TrustError, match="root key"):
             second.root_key()
         async with serving(tmp_path / "b") as beta:
-            await until(lambda: beta.keeper.roster.digest() == alpha.keeper.roster.digest())
+            await until(lambda: beta.parts.keeper.roster.digest() == alpha.parts.keeper.roster.digest())
     with capture_logs():
         async with serving(tmp_path / "b") as beta:
             joined = await join(tmp_path / "c", make_invite(second), "gamma")
             async with serving(tmp_path / "c") as gamma:
-                await until(lambda: gamma.links.keyed(second.identity.node_id))
-                await until(lambda: gamma.sessions.newest(second.identity.node_id) is not None)
-                first = gamma.own.member.not_before
-                gamma.own.member = replace(gamma.own.member, not_before=0.0, not_after=1.0)
-                await gamma.own.renew_if_due(gamma.caller)  # by beta: alpha is away
-                assert gamma.own.renewal_error is None
-                assert gamma.own.member.not_before >= first
+                await until(lambda: gamma.parts.links.keyed(second.identity.node_id))
+                await until(lambda: gamma.parts.sessions.newest(second.identity.node_id) is not None)
+                first = gamma.parts.own.member.not_before
+                word = gamma.parts.own.word
+                aged = replace(word.member, not_before=0.0, not_after=1.0)
+                word.certified = replace(word.certified, member=aged)
+                await gamma.parts.own.renew_if_due(gamma.parts.caller)  # by beta: alpha is away
+                assert gamma.parts.own.renewal_error is None
+                assert gamma.parts.own.member.not_before >= first
                 async with serving(tmp_path / "a") as alpha:  # who comes back and is told
                     await until(
                         lambda: names(alpha) == names(beta) == names(gamma) == ["alpha", "beta", "gamma"]
                     )
-                    await until(lambda: alpha.links.keyed(joined.node_id))
+                    await until(lambda: alpha.parts.links.keyed(joined.node_id))
                     # and either may put it out
                     await beta.reporter.revoke("gamma", force=False, dry_run=False)
-                    await until(lambda: joined.node_id in alpha.state.revocations)
-                    await until(lambda: alpha.keys.ring.newest == beta.keys.ring.newest)
+                    await until(lambda: joined.node_id in alpha.parts.state.revocations)
+                    await until(lambda: alpha.parts.keys.ring.newest == beta.parts.keys.ring.newest)
 
 
 async def test_an_authority_is_made_only_where_the_root_key_is(tmp_path: Path) -> None:
@@ -287,18 +294,18 @@ async def test_a_revoked_authority_can_do_nothing_and_its_nodes_stay(tmp_path: P
         await join(tmp_path / "b", invite_authority(state), "beta")
         second = load_node(tmp_path / "b" / "state", time())
         async with serving(tmp_path / "b") as beta:
-            await until(lambda: alpha.sessions.newest(second.identity.node_id) is not None)
+            await until(lambda: alpha.parts.sessions.newest(second.identity.node_id) is not None)
             joined = await join(tmp_path / "c", make_invite(second), "gamma")
             async with serving(tmp_path / "c") as gamma:
                 await until(lambda: names(alpha) == ["alpha", "beta", "gamma"])
-                await until(lambda: gamma.sessions.newest(state.identity.node_id) is not None)
-                issuer = gamma.own._authority_cert
+                await until(lambda: gamma.parts.sessions.newest(state.identity.node_id) is not None)
+                issuer = gamma.parts.own.word.certified.authority_cert
                 with capture_logs():
                     await alpha.reporter.revoke("beta", force=False, dry_run=False)
-                    await until(lambda: beta.keeper.revoked is not None)
+                    await until(lambda: beta.parts.keeper.revoked is not None)
                     # gamma, whom beta certified, gets another certificate from alpha at once
-                    await until(lambda: gamma.own._authority_cert != issuer)
-                assert gamma.own._authority_cert == alpha.state.authority_cert
+                    await until(lambda: gamma.parts.own.word.certified.authority_cert != issuer)
+                assert gamma.parts.own.word.certified.authority_cert == alpha.parts.state.authority_cert
                 assert peers(alpha) == {joined.node_id}
                 # what beta signs from now on is worth nothing
                 forged = second.authority
@@ -306,7 +313,7 @@ async def test_a_revoked_authority_can_do_nothing_and_its_nodes_stay(tmp_path: P
                 intruder = identity("intruder")
                 cert = forged.issue(intruder.spki, "intruder", Role.NODE, joined.ip4, time() + 400)
                 with pytest.raises(PhantomMeshError):
-                    alpha.keeper.add(sign_record(intruder, plain_record(intruder), cert, forged.der))
+                    alpha.parts.keeper.add(sign_record(intruder, plain_record(intruder), cert, forged.der))
 
 
 # --- two authorities gave one address and one name
@@ -316,11 +323,11 @@ def certify_twice(state: NodeState, one: Summary, other: Node) -> None:
     """As if another authority had given ``other`` the name and the address of ``one``."""
     authority = state.authority
     assert isinstance(authority, Authority)
-    node = other.state.identity
+    node = other.parts.state.identity
     cert = authority.issue(node.spki, one.name, Role.NODE, one.ip4, time())
-    other.own._node_cert, other.own._authority_cert = cert, authority.der
-    other.own.member = replace(other.own.member, name=one.name, ip4=one.ip4)
-    other.own.publish()
+    member = replace(other.parts.own.member, name=one.name, ip4=one.ip4)
+    other.parts.own.word.certified = Certified(cert, authority.der, member)
+    other.parts.own.publish()
 
 
 @pytest.mark.parametrize("first_out", [0, 1])
@@ -337,12 +344,12 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
         for i, node in enumerate(claimants):
             issued = time() - (NODE_LIFE / 2 if i == first_out else 0.0)
             cert = authority.issue(node.spki, f"member-{i}", Role.NODE, ip4, issued)
-            alpha.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
+            alpha.parts.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
-        monkeypatch.setattr("phantommesh.nursery.node.time", lambda: time() + NODE_LIFE * 3 / 4)
-        alpha._arrange()
+        monkeypatch.setattr("phantommesh.nursery.weaving.time", lambda: time() + NODE_LIFE * 3 / 4)
+        alpha._weaving._arrange()
         assert peers(alpha) == {claimants[0].node_id}
-        alpha._peers_changed()
+        alpha._weaving.peers_changed()
         assert peers(alpha) == {claimants[1 - first_out].node_id}
 
 
@@ -354,27 +361,27 @@ async def test_the_higher_node_id_gives_the_address_and_the_name_up(tmp_path: Pa
         low, high = sorted((beta, gamma), key=lambda summary: summary.node_id)
         places = {beta.node_id: tmp_path / "b", gamma.node_id: tmp_path / "c"}
         async with serving(places[low.node_id]) as keeps, serving(places[high.node_id]) as loses:
-            await until(lambda: loses.sessions.newest(state.identity.node_id) is not None)
+            await until(lambda: loses.parts.sessions.newest(state.identity.node_id) is not None)
             await until(lambda: len(names(keeps)) == len(names(loses)) == 3)
             with capture_logs():
                 certify_twice(state, low, loses)
-                assert loses.own.dispute() is not None
+                assert loses.parts.own.dispute() is not None
                 assert low.node_id not in peers(loses)  # it keeps out who it has to give way to
                 assert any("waiting for an authority" in r for r in loses.reporter.status().degraded)
-                await until(lambda: loses.own.dispute() is None)
-            assert loses.own.member.ip4 not in (low.ip4, alpha.own.member.ip4)
-            assert loses.own.member.name.startswith(f"{low.name}-")
-            everyone = {alpha.own.member.node_id, low.node_id, high.node_id}
+                await until(lambda: loses.parts.own.dispute() is None)
+            assert loses.parts.own.member.ip4 not in (low.ip4, alpha.parts.own.member.ip4)
+            assert loses.parts.own.member.name.startswith(f"{low.name}-")
+            everyone = {alpha.parts.own.member.node_id, low.node_id, high.node_id}
 
             def settled(node: Node) -> bool:
-                return peers(node) == everyone - {node.own.member.node_id}
+                return peers(node) == everyone - {node.parts.own.member.node_id}
 
             await until(lambda: all(settled(node) for node in (alpha, keeps, loses)))
-            assert keeps.own.member.ip4 == low.ip4
-            addresses = {str(a.ip) for d in loses.reconciler.desired.values() for a in d.addresses}
-            assert str(loses.own.member.ip4) in addresses and str(low.ip4) not in addresses
+            assert keeps.parts.own.member.ip4 == low.ip4
+            addresses = {str(a.ip) for d in loses.parts.reconciler.desired.values() for a in d.addresses}
+            assert str(loses.parts.own.member.ip4) in addresses and str(low.ip4) not in addresses
     again = load_node(places[high.node_id] / "state", time())
-    assert again.member(time()).ip4 == loses.own.member.ip4  # also after a restart
+    assert again.member(time()).ip4 == loses.parts.own.member.ip4  # also after a restart
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["authority-keeps", "authority-gives-up"])
@@ -403,21 +410,21 @@ async def test_two_that_dispute_an_address_link_though_one_is_the_only_authority
     signed = sign_record(node.identity, record, cert, authority.der)
 
     def know(at: Node) -> None:
-        at.keeper.roster.add(signed, time())
+        at.parts.keeper.roster.add(signed, time())
 
     with capture_logs():
         async with serving(tmp_path / "a", know) as alpha, serving(place, know) as beta:
             loser = beta if keeps else alpha
             if keeps:  # an authority that gives up helps itself at once
                 assert not peers(alpha) and not peers(beta)
-                assert loser.own.dispute() is not None
+                assert loser.parts.own.dispute() is not None
                 assert any("both have the address" in r for r in alpha.reporter.status().degraded)
-            await until(lambda: loser.own.dispute() is None)
-            assert loser.own.member.ip4 != me.ip4
+            await until(lambda: loser.parts.own.dispute() is None)
+            assert loser.parts.own.member.ip4 != me.ip4
             await until(lambda: peers(alpha) == {node.identity.node_id})
             await until(lambda: peers(beta) == {state.identity.node_id})
-            await until(lambda: alpha.links.bound(node.identity.node_id) == ALL)
-            await until(lambda: beta.links.bound(state.identity.node_id) == ALL)
+            await until(lambda: alpha.parts.links.bound(node.identity.node_id) == ALL)
+            await until(lambda: beta.parts.links.bound(state.identity.node_id) == ALL)
 
 
 async def test_a_name_of_two_members_is_neither_rotated_nor_revoked(tmp_path: Path) -> None:
@@ -436,7 +443,7 @@ async def test_a_name_of_two_members_is_neither_rotated_nor_revoked(tmp_path: Pa
 
     def know(at: Node) -> None:
         for each in signed:
-            at.keeper.roster.add(each, time())
+            at.parts.keeper.roster.add(each, time())
 
     with capture_logs():
         async with serving(tmp_path / "a", know) as alpha:

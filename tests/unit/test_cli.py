@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command, by click's runner and as a real process against the real server with a fake node."""
 
+import io
 import json
 import os
 import signal
@@ -17,11 +18,14 @@ import msgspec
 import pytest
 import trio
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
 
 from phantommesh.cli import base, cli
+from phantommesh.cli.output import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.invites import Invite
+from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.proofs.archive import MAGIC
@@ -336,6 +340,119 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
     await with_node(node, tmp_path, check)
 
 
+WIDE = ("NAME", "IPV6", "WHAT")
+ROWS = [("pm-1", "fd5e:9f3b:1c2d:3e4f::1", None), ("名前", "fd5e::2", "a long text " * 12 + "\x1b[2J")]
+
+
+@pytest.mark.parametrize("width", [20, 40, 55, 80, 200, None])
+def test_a_table_fits_the_terminal_and_loses_nothing(width: int | None) -> None:
+    lines = lay_out(WIDE, ROWS, width)
+    assert all(cell_len(line) <= (width or 1000) for line in lines)
+    whole = "".join("".join(lines).split())
+    for cell in ("pm-1", "名前", "fd5e::2"):
+        assert cell in whole
+    assert whole.count("alongtext") == 12
+    assert "\x1b" not in whole
+    if width is None or width == 200:
+        assert len(lines) == 3
+    elif width in (55, 80):  # the last column is folded
+        assert lines[0].split() == list(WIDE) and len(lines) > 3
+    else:  # a block a row
+        assert lines[0].split() == ["NAME", "pm-1"] and "" in lines
+
+
+def test_a_terminal_gets_what_fits_it_and_a_pipe_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    for terminal, lines in ((False, 3), (True, 11)):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda answer=terminal: answer, raising=False)
+        monkeypatch.setattr(sys, "stdout", out)
+        table(WIDE, ROWS)
+        assert len(out.getvalue().splitlines()) == lines
+
+
+async def test_proofs_of_one_peer_are_listed(tmp_path: Path) -> None:
+    node = FakeNode(peers=3)
+
+    def check(at: list[str]) -> None:
+        for wanted in ("pm-2", "id002"):
+            shown = json.loads(process(*at, "proofs", "--peer", wanted, "--json").stdout)
+            assert [view["peer"] for view in shown["items"]] == ["pm-2"]
+        gone = process(*at, "proofs", "--peer", "nobody")
+        assert gone.returncode == 1 and "no scatter proofs with this peer" in gone.stderr
+        node.twins = True
+        for verb in (["proofs", "--peer"], ["rotate"], ["proofs", "--export", f"{tmp_path}/x", "--peer"]):
+            refused = process(*at, *verb, "pm-1")
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert refused.stderr.splitlines() == [
+                "error: several members are named pm-1",
+                "fix: give one of id001, id002, id003",
+            ]
+
+    await with_node(node, tmp_path, check)
+    assert node.rotated == []
+
+
+def test_what_verify_cannot_use_is_a_usage_error(tmp_path: Path) -> None:
+    for words in (["--peer", "pm-2"], ["--min-entropy", "2.9"]):
+        result = run("proofs", "--verify", tmp_path / "none", *words, root=tmp_path)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert words[0] in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--root", "--max-loss", "--min-coverage", "--min-entropy"])
+@pytest.mark.parametrize("also", [[], ["--export", "x"]], ids=["list", "export"])
+def test_what_only_verify_uses_is_refused_without_it(tmp_path: Path, option: str, also: list[str]) -> None:
+    result = run("proofs", *also, option, "1", root=tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"give {option} with --verify only" in result.stderr
+
+
+def test_a_file_that_is_not_there_is_told_before_the_root_is_missed(tmp_path: Path) -> None:
+    said = told(run("proofs", "--verify", tmp_path / "nothing", root=tmp_path), 1)
+    assert f"{tmp_path}/nothing: No such file or directory" in said
+
+
+def test_init_names_the_option_that_is_wrong(tmp_path: Path) -> None:
+    for option, bad in (
+        ("--cidr", "lan"),
+        ("--cidr", "127.0.0.0/8"),
+        ("--endpoint", "bad_host!"),
+        ("--endpoint", "127.0.0.1:99999"),
+    ):
+        said = told(run("init", "--mesh", "lab", "--name", "a", option, bad, root=tmp_path), 1)
+        assert option in said.splitlines()[0]
+        assert list(tmp_path.iterdir()) == []
+
+
+async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
+    node = FakeNode()
+    kind = FaultKind("peer-gone", "medium")
+    node.faults = [
+        kind.fault("pm-2 is dead\x1b[2J", "start it", subject="pm-2"),
+        kind.fault("pm-1 is dead", "", subject="pm-1"),
+    ]
+
+    def check(at: list[str]) -> None:
+        lines = process(*at, "status").stdout.splitlines()
+        assert lines[-3:] == [
+            "degraded     pm-2 is dead [2J",
+            "  fix        start it",
+            "degraded     pm-1 is dead",
+        ]
+        shown = json.loads(process(*at, "status", "--json").stdout)
+        assert shown["faults"][0] == {
+            "code": "peer-gone",
+            "severity": "medium",
+            "subject": "pm-2",
+            "text": "pm-2 is dead\x1b[2J",
+            "fix": "start it",
+        }
+        assert shown["degraded"] == ["pm-2 is dead\x1b[2J; start it", "pm-1 is dead"]
+
+    await with_node(node, tmp_path, check)
+
+
 async def test_proofs_are_exported_to_a_file_that_verifies(tmp_path: Path) -> None:
     node, world, file = FakeNode(), World(), tmp_path / "proofs"
     world.run(2)
@@ -393,16 +510,21 @@ def test_each_link_of_a_file_has_its_verdict(tmp_path: Path) -> None:
     file.write_bytes(world.archive(half).encode())
     pinned = ("--root", MESH.mesh.root_hash.hex())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert told(refused, 1, table=True).startswith("error: pm-2 to pm-1: no proof of it is countersigned")
+    assert told(refused, 4, table=True).startswith("error: pm-2 to pm-1: no proof of it is countersigned")
     assert "pm-2 to pm-1, too little: no proof of it is countersigned" in refused.stdout
     assert "holds" in refused.stdout and "100%" in refused.stdout
     document = json.loads(run("proofs", "--verify", str(file), *pinned, "--json", root=tmp_path).stdout)
-    assert document["holds"] is False
+    assert document["holds"] is False and document["verdict"] == "too little"
     assert {(link["sender"], link["verdict"], link["coverage_time"]) for link in document["links"]} == {
         ("pm-1", "holds", 1.0),
         ("pm-2", "too little", 0.0),
     }
     assert document["demands"] == {"max_loss": 0.05, "min_coverage": 0.5, "min_entropy": 0.5}
+    missing = [proof for proof in half if of(proof) != node("pm-2").node_id][1]
+    file.write_bytes(world.archive([proof for proof in half if proof != missing]).encode())
+    failing = run("proofs", "--verify", str(file), *pinned, "--json", root=tmp_path)
+    assert failing.exit_code == 1  # one link shows too little, and another fails
+    assert json.loads(failing.stdout)["verdict"] == "fails"
 
 
 def of(proof: Proof) -> bytes:
@@ -418,13 +540,13 @@ def test_what_is_asked_of_a_file_can_be_changed(tmp_path: Path) -> None:
     file, pinned = tmp_path / "proofs", ("--root", MESH.mesh.root_hash.hex())
     file.write_bytes(Telling().tell(acts).encode())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert "--min-entropy" in told(refused, 1, table=True)
+    assert "--min-entropy" in told(refused, 4, table=True)
     lowered = run("proofs", "--verify", str(file), *pinned, "--min-entropy", "0", root=tmp_path)
     assert lowered.exit_code == 0 and "100.0%" in lowered.stdout
     acts, _ = CHEATS["a_narrow_window_with_true_dates"]()
     file.write_bytes(Telling().tell(acts).encode())
     refused = run("proofs", "--verify", str(file), *pinned, root=tmp_path)
-    assert "--min-coverage" in told(refused, 1, table=True)
+    assert "--min-coverage" in told(refused, 4, table=True)
 
 
 def test_a_file_of_an_older_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 from phantommesh.config import WireguardSection
 from phantommesh.dataplane import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
+from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.trust import Member, Role
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
-from tests.unit.wireguard_model import apply
 
 ME = Member(
     identity("a").node_id, "a", Role.NODE, IPv4Address("100.64.0.1"), IPv6Address("fd00::1"),

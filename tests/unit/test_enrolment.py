@@ -46,7 +46,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(node: Node) -> list[str]:
-    return sorted(entry.member.name for entry in node.keeper.roster)
+    return sorted(entry.member.name for entry in node.parts.keeper.roster)
 
 
 async def test_a_machine_with_an_invite_becomes_a_member(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ async def test_a_machine_with_an_invite_becomes_a_member(tmp_path: Path) -> None
     async with serving(tmp_path / "a") as authority:
         summary = await join(tmp_path / "b", make_invite(state), "beta")
         assert (summary.mesh, summary.name, summary.role) == ("pm", "beta", "node")
-        entry = authority.keeper.roster.get(summary.node_id)
+        entry = authority.parts.keeper.roster.get(summary.node_id)
         assert entry is not None
         assert (entry.member.name, entry.member.ip4) == ("beta", summary.ip4)
         # Already on disk: a crash now would not leave the newcomer with a mesh that does not know it.
@@ -81,7 +81,7 @@ async def test_a_crash_after_enrolment_is_made_good_by_the_same_invite(
                 await join(tmp_path / "b", invite, "beta")
         assert names(authority) == ["alpha", "beta"]
         assert not (tmp_path / "b" / "state").exists()
-        first = next(e.member for e in authority.keeper.roster if e.member.name == "beta")
+        first = next(e.member for e in authority.parts.keeper.roster if e.member.name == "beta")
         summary = await join(tmp_path / "b", invite, "beta")
         assert (summary.node_id, summary.ip4) == (first.node_id, first.ip4)
         assert names(authority) == ["alpha", "beta"]
@@ -124,7 +124,7 @@ async def test_the_name_of_an_expired_member_is_free_again(tmp_path: Path) -> No
     async with serving(tmp_path / "a") as authority:
         before = await join(tmp_path / "b", make_invite(state), "beta")
         shutil.rmtree(tmp_path / "b")
-        roster = authority.keeper.roster
+        roster = authority.parts.keeper.roster
         entry = roster._entries[before.node_id]
         roster._entries[before.node_id] = replace(entry, member=replace(entry.member, not_after=time() - 1))
         after = await join(tmp_path / "b", make_invite(state), "beta")
@@ -213,7 +213,7 @@ async def test_the_next_endpoint_is_tried_where_one_is_not_the_authority(tmp_pat
                 await stream.aclose()
 
             (listener, *_) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
-            ports = (listener.socket.getsockname()[1], node.config.control.port)
+            ports = (listener.socket.getsockname()[1], node.parts.config.control.port)
             others = tuple(f"127.0.0.1:{port}" for port in ports)
             with pytest.raises(JoinError, match=r"ended.*did not answer the handshake"):
                 await join(tmp_path / "c", make_invite(state, others), "gamma")
@@ -232,7 +232,7 @@ async def test_another_version_of_an_answer_is_an_error(
         return control.Done()
 
     def change(node: Node) -> None:
-        node.tcp._serve = done
+        node.parts.tcp._serve = done
 
     async with serving(tmp_path / "a", change):
         with pytest.raises(JoinError, match="not one to an enrolment"):
@@ -248,7 +248,7 @@ async def test_an_authority_that_falls_silent_is_said(
         await trio.sleep_forever()
 
     def change(node: Node) -> None:
-        node.tcp._serve = silent
+        node.parts.tcp._serve = silent
 
     monkeypatch.setattr(enrolment, "ANSWER_SECONDS", 0.1)
     async with serving(tmp_path / "a", change):
@@ -265,7 +265,7 @@ async def test_the_answer_may_hold_a_full_roster(tmp_path: Path) -> None:
         return control.Refused("x" * (channel.MAX_FRAME + 1))
 
     def change(node: Node) -> None:
-        node.tcp._serve = long
+        node.parts.tcp._serve = long
 
     async with serving(tmp_path / "a", change):
         with pytest.raises(JoinError, match="the authority refused: xxx"):
@@ -282,9 +282,9 @@ async def test_a_dropped_datagram_is_sent_again(tmp_path: Path) -> None:
             if len(dropped) < 2:
                 dropped.append(datagram)
             else:
-                node.driver.receive(datagram, source)  # type: ignore[arg-type]
+                node.parts.driver.receive(datagram, source)  # type: ignore[arg-type]
 
-        node.tcp._dispatch = receive
+        node.parts.tcp._dispatch = receive
 
     async with serving(tmp_path / "a", change):
         await join(tmp_path / "b", make_invite(state), "beta")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The event log: numbers, the ring, gaps, choices of types."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh.config import Intent, ScatterSection
+from phantommesh.config import Intent
 from phantommesh.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.effects import Alarm
@@ -163,19 +164,19 @@ def test_choices_are_bounded() -> None:
 
 
 def told(node: Node, wanted: str) -> list[Event]:
-    return node.events.read(0, Filter.parse(wanted), 1000).events
+    return node.parts.events.read(0, Filter.parse(wanted), 1000).events
 
 
 def check_that_forged_claims_flood_nothing(node: Node, member: NodeId) -> None:
     """Of as many changes as come in one message: all are counted, few are told."""
-    count = node.metrics.registry.get_sample_value
+    count = node.parts.metrics.registry.get_sample_value
     name, labels = "phantommesh_membership_changes_total", {"state": "alive"}
-    counted, last = count(name, labels) or 0.0, node.events.last
+    counted, last = count(name, labels) or 0.0, node.parts.events.last
     with capture_logs() as logs:
         for _ in range(65_536):
             node.recorder.member_changed(Changed(member, State.ALIVE, State.ALIVE, "updated"))
     assert count(name, labels) == counted + 65_536
-    assert node.events.last - last == len(logs) <= ONE_BURST + 10
+    assert node.parts.events.last - last == len(logs) <= ONE_BURST + 10
 
 
 def changed(index: int, event: str, new: State | None = State.ALIVE) -> Changed:
@@ -237,7 +238,7 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
             assert event.data["epoch"] == other.data["epoch"] == 1
             assert event.run != other.run
             with capture_logs():
-                alpha.driver.carry_out([Alarm(joined.node_id, "stale", "silence")])
+                alpha.parts.driver.carry_out([Alarm(joined.node_id, "stale", "silence")])
             [alarm] = told(alpha, "link.alarm")
             assert (alarm.node, alarm.data["kind"], alarm.data["detail"]) == ("beta", "stale", "silence")
             # The model's WireGuard never shakes hands, so beta does not answer.
@@ -249,20 +250,26 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
         before = len(told(alpha, "health.*"))
         alpha.recorder.measure()
         assert len(told(alpha, "health.*")) == before  # nothing new to tell
-        alpha.keeper.roster.equivocations[joined.node_id] = cast("Equivocation", None)
+        alpha.parts.keeper.roster.equivocations[joined.node_id] = cast("Equivocation", None)
         assert any("beta signed two different" in reason for reason in alpha.reporter.degraded())
         assert alpha.reporter.ready() == (True, [])  # one member's lie puts no other out of service
         with capture_logs():
             await alpha.reporter.revoke("beta", force=False, dry_run=False)
-        alpha.scattering.problem = None  # two nodes in one namespace can be in each other's way
+        alpha.parts.scattering.problem = None  # two nodes in one namespace can be in each other's way
         alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].type == "health.well"
         peers: dict[str, Intent] = {"alpha": "order", "gama": "private"}
-        scatter = msgspec.structs.replace(alpha.config.scatter, peers=peers)
-        alpha.config = msgspec.structs.replace(alpha.config, scatter=scatter)
+        scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
+        alpha.reporter._parts = replace(
+            alpha.parts, config=msgspec.structs.replace(alpha.parts.config, scatter=scatter)
+        )
         [reason] = alpha.reporter.status().degraded
         assert "gama, who is no member" in reason and alpha.reporter.ready() == (True, [])
-        alpha.config = msgspec.structs.replace(alpha.config, scatter=ScatterSection())
-        alpha.actual = {}
+        [fault] = alpha.reporter.status().faults
+        assert (fault.code, fault.severity, fault.subject) == ("scatter-unknown-peer", "low", "gama")
+        assert fault.line == reason and fault.fix
+        alpha.reporter._parts = alpha.parts
+        alpha.parts.reconciler.actual = {}
         alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].data["total"] == 1
+        assert told(alpha, "health.*")[-1].data["codes"] == ["interfaces-missing"]

@@ -41,11 +41,11 @@ async def make_mesh(at: Path) -> tuple[NodeState, Summary, Summary]:
 
 def sees(node: Node, other: Summary | NodeState, state: State | None = State.ALIVE) -> bool:
     other_id = other.node_id if isinstance(other, Summary) else other.identity.node_id
-    return node.gossip.membership.state(other_id) is state
+    return node.parts.gossip.membership.state(other_id) is state
 
 
 def linked(node: Node, other: NodeId) -> bool:
-    return node.keeper.roster.get(other) is not None and node.links.keyed(other)
+    return node.parts.keeper.roster.get(other) is not None and node.parts.links.keyed(other)
 
 
 async def test_a_newcomers_record_is_with_the_others_before_it_runs(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ async def test_a_newcomers_record_is_with_the_others_before_it_runs(tmp_path: Pa
         async with serving(tmp_path / "b") as node:
             await until(lambda: linked(node, state.identity.node_id))
             gamma = await join(tmp_path / "c", make_invite(state), "gamma")
-            await until(lambda: node.keeper.roster.get(gamma.node_id) is not None)
+            await until(lambda: node.parts.keeper.roster.get(gamma.node_id) is not None)
     async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as newcomer:
         await until(lambda: linked(node, gamma.node_id) and linked(newcomer, beta.node_id))
         assert sees(node, gamma) and sees(newcomer, beta)
@@ -76,8 +76,8 @@ async def test_a_stranger_gets_no_record(tmp_path: Path) -> None:
     me = state.roster.get(state.identity.node_id)
     assert me is not None
     async with serving(tmp_path / "a") as node:
-        await until(lambda: node.keys.ring.active is not None)
-        key = node.keys.ring.active
+        await until(lambda: node.parts.keys.ring.active is not None)
+        key = node.parts.keys.ring.active
         assert key is not None
         ours, theirs = Keyring(), Keyring()
         ours.install(key, 0.0)
@@ -89,7 +89,7 @@ async def test_a_stranger_gets_no_record(tmp_path: Path) -> None:
             )
             request = asker.seal(0, me.hash)
             for again in (request, request):  # nor does who heard a member ask
-                async with connect("127.0.0.1", node.config.control.port) as framed:
+                async with connect("127.0.0.1", node.parts.config.control.port) as framed:
                     answers.append((asker, request, await ask_records(framed, again)))
         opened = [asker.open_answer(request, answer) for asker, request, answer in answers if answer]
         assert [decode_answer_untrusted(answer) for answer in opened] == [Records((me.signed.encode(),))]
@@ -99,30 +99,32 @@ async def test_a_changed_record_reaches_members_without_an_authority(tmp_path: P
     _, _, gamma = await make_mesh(tmp_path)
     async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
         await until(lambda: linked(node, gamma.node_id) and sees(node, gamma))
-        before = other.keeper.roster.get(gamma.node_id)
+        before = other.parts.keeper.roster.get(gamma.node_id)
         assert before is not None
-        section = msgspec.structs.replace(other.config.node, endpoints=("127.0.0.9", *before.record.control))
-        other.own._config = msgspec.structs.replace(other.config, node=section)
-        other.own.publish()
+        section = msgspec.structs.replace(
+            other.parts.config.node, endpoints=("127.0.0.9", *before.record.control)
+        )
+        other.parts.own._config = msgspec.structs.replace(other.parts.config, node=section)
+        other.parts.own.publish()
 
         def seq() -> int:
-            entry = node.keeper.roster.get(gamma.node_id)
+            entry = node.parts.keeper.roster.get(gamma.node_id)
             assert entry is not None
             return entry.record.seq
 
         await until(lambda: seq() == before.record.seq + 1)
-        assert node.metrics.registry.get_sample_value("phantommesh_gossip_convergence_seconds_count")
+        assert node.parts.metrics.registry.get_sample_value("phantommesh_gossip_convergence_seconds_count")
 
 
 def silence(node: Node, other: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing gets from one node's control port to another's any more."""
-    really, port = node.udp.send, other.config.control.port
+    really, port = node.parts.udp.send, other.parts.config.control.port
 
     def send(data: bytes, to: Address) -> None:
         if to.port != port:
             really(data, to)
 
-    monkeypatch.setattr(node.udp, "send", send)
+    monkeypatch.setattr(node.parts.udp, "send", send)
 
 
 async def test_a_member_that_another_reaches_is_partly_reachable(
@@ -143,11 +145,13 @@ async def test_a_member_that_another_reaches_is_partly_reachable(
             "gamma": ["alpha"],
         }
         assert sees(node, gamma)
-        [event] = node.events.read(0, Filter.parse("peer.partly"), 9).events
+        [event] = node.parts.events.read(0, Filter.parse("peer.partly"), 9).events
         assert (event.node, event.data["through"], event.data["state"]) == ("gamma", ["alpha"], "alive")
         assert any(line["event"] == "member partly" for line in logs)
         assert any("answers by way of alpha, not" in text for text in node.reporter.status().degraded)
-        assert not node.gossip.drops["gossip-proof"] and not other.gossip.drops["gossip-proof"]
+        assert (
+            not node.parts.gossip.dropped["gossip-proof"] and not other.parts.gossip.dropped["gossip-proof"]
+        )
 
 
 async def test_a_revocation_and_the_next_key_go_on_without_the_authority(tmp_path: Path) -> None:
@@ -159,14 +163,14 @@ async def test_a_revocation_and_the_next_key_go_on_without_the_authority(tmp_pat
         async with serving(tmp_path / "a") as first:
             await until(lambda: linked(first, beta.node_id))
             await first.reporter.revoke("gamma", force=False, dry_run=False)
-            await until(lambda: gamma.node_id in second.state.revocations)
-            await until(lambda: second.keys.ring.newest == first.keys.ring.newest)
+            await until(lambda: gamma.node_id in second.parts.state.revocations)
+            await until(lambda: second.parts.keys.ring.newest == first.parts.keys.ring.newest)
         async with serving(tmp_path / "d") as fourth:
-            assert gamma.node_id not in fourth.state.revocations
-            await until(lambda: gamma.node_id in fourth.state.revocations)
-            await until(lambda: fourth.keys.ring.newest == second.keys.ring.newest)
-            assert sees(fourth, gamma, None) and fourth.keeper.roster.get(gamma.node_id) is None
-            assert delta.node_id not in second.state.revocations
+            assert gamma.node_id not in fourth.parts.state.revocations
+            await until(lambda: gamma.node_id in fourth.parts.state.revocations)
+            await until(lambda: fourth.parts.keys.ring.newest == second.parts.keys.ring.newest)
+            assert sees(fourth, gamma, None) and fourth.parts.keeper.roster.get(gamma.node_id) is None
+            assert delta.node_id not in second.parts.state.revocations
 
 
 async def test_who_leaves_is_seen_to_leave_and_who_returns_to_return(tmp_path: Path) -> None:
@@ -179,27 +183,27 @@ async def test_who_leaves_is_seen_to_leave_and_who_returns_to_return(tmp_path: P
         assert not any("gamma" in reason for reason in node.reporter.status().degraded)
         async with serving(tmp_path / "c") as again:
             await until(lambda: sees(node, gamma) and sees(again, beta))
-        changes = node.metrics.registry.get_sample_value
+        changes = node.parts.metrics.registry.get_sample_value
         assert changes("phantommesh_membership_changes_total", {"state": "left"}) == 2
 
 
 async def test_what_members_said_is_kept_and_a_later_start_has_a_greater_generation(tmp_path: Path) -> None:
     _, _, gamma = await make_mesh(tmp_path)
     async with serving(tmp_path / "b") as node, serving(tmp_path / "c") as other:
-        view = node.gossip.membership.member
+        view = node.parts.gossip.membership.member
         await until(
             lambda: (
                 (seen := view(gamma.node_id)) is not None
-                and seen.generation == other.gossip.membership.generation
+                and seen.generation == other.parts.gossip.membership.generation
             )
         )
-        first = node.gossip.membership.generation
-        await node.gossip.save()
-        await node.keeper.save()  # who is in no roster is not taken from the disk
+        first = node.parts.gossip.membership.generation
+        await node.parts.gossip.save()
+        await node.parts.keeper.save()  # who is in no roster is not taken from the disk
         kept = load_members(load_node(tmp_path / "b" / "state", time()))
     assert gamma.node_id in kept.ids
     async with serving(tmp_path / "b") as node:
-        assert node.gossip.membership.generation > first
+        assert node.parts.gossip.membership.generation > first
 
 
 async def test_no_rumour_stops_a_node_from_starting_again(
@@ -212,14 +216,14 @@ async def test_no_rumour_stops_a_node_from_starting_again(
     for said in (2**40, 2**41, 2**48 - 1):
         forged = Event(me, said, 2**24 - 1, State.DEAD, 1, bytes(16)).encode()
         async with serving(tmp_path / "a") as node:
-            driver = node.gossip
+            driver = node.parts.gossip
             datagram = encode(GOSSIP, bytes(8), b"b" * 16, NOBODY, [forged])
             effects = driver.membership.receive(datagram, Address("192.0.2.1", 1), trio.current_time())
             driver._carry_out(driver.gossip.seal(effects, trio.current_time()))
             spoken = driver.membership.generation, driver.membership.incarnation
             assert spoken[0] >= said
         async with serving(tmp_path / "a") as node:  # it speaks on where it was
-            assert spoken[0] < node.gossip.membership.generation or spoken[0] == 2**48 - 1
+            assert spoken[0] < node.parts.gossip.membership.generation or spoken[0] == 2**48 - 1
     assert int(state.state.read(statedir.GENERATION)) < time() + 60
 
 
@@ -228,22 +232,22 @@ async def test_a_damaged_leap_stops_no_start(tmp_path: Path, damage: bytes) -> N
     state = make_authority(tmp_path / "a")
     state.state.write(statedir.LEAP, damage)
     async with serving(tmp_path / "a") as node:
-        assert node.gossip.membership.generation == int(state.state.read(statedir.GENERATION))
+        assert node.parts.gossip.membership.generation == int(state.state.read(statedir.GENERATION))
 
 
 async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node leaves while its service is saving what was so a moment ago."""
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as node:
-        generation = node.gossip.membership.generation
-        node.gossip._carry_out([Persist(generation + 1)])
+        generation = node.parts.gossip.membership.generation
+        node.parts.gossip._carry_out([Persist(generation + 1)])
         with monkeypatch.context() as patch:
             come, go_on = hold_first(patch, statedir.LEAP)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(node.gossip.save)
+                nursery.start_soon(node.parts.gossip.save)
                 await until(come.is_set)
-                node.gossip._carry_out([Persist(generation + 2)])
-                nursery.start_soon(node.gossip.save)
+                node.parts.gossip._carry_out([Persist(generation + 2)])
+                nursery.start_soon(node.parts.gossip.save)
                 await trio.sleep(0.2)  # as long as it takes to write two files
                 go_on.set()
             assert state.state.read(statedir.LEAP) == b"2"
@@ -277,7 +281,7 @@ async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(StateDir, "write", refuse)
     with capture_logs() as logs:
         async with serving(tmp_path / "a") as node:
-            node.gossip._saver.mark()
+            node.parts.gossip._saver.mark()
             await until(lambda: state.state.has(statedir.MEMBERS))
     assert [entry["fix"] for entry in logs if entry["event"] == "members not written"] == [
         "free some space"
@@ -290,21 +294,21 @@ async def test_one_member_cannot_have_us_look_for_ever_more_records(tmp_path: Pa
         liar = NodeId(b"l" * 16)
         for i in range(10 * asking.FETCHES_PER_SOURCE):
             wanted = FetchRecord(bytes([i % 256]) * 16, 1, i.to_bytes(16), liar)
-            node.gossip._carry_out([wanted, wanted])
-        assert len(node.gossip.news.fetching) == asking.FETCHES_PER_SOURCE
+            node.parts.gossip._carry_out([wanted, wanted])
+        assert len(node.parts.gossip.news.fetching) == asking.FETCHES_PER_SOURCE
 
 
 async def test_records_that_nobody_has_are_given_up(tmp_path: Path) -> None:
     _, _, gamma = await make_mesh(tmp_path)
     async with serving(tmp_path / "b") as node, serving(tmp_path / "c"):
-        await until(lambda: node.sessions.newest(gamma.node_id) is not None)
-        node.gossip._carry_out([FetchRecord(b"s" * 16, 1, b"h" * 16, gamma.node_id)])
-        await until(lambda: node.gossip.dropped["gossip-record-not-found"] > 0)
-        before = node.gossip.drops
-        assert node.gossip.answer_records(bytes(200)) == b""
-        (reason,) = node.gossip.drops - before
+        await until(lambda: node.parts.sessions.newest(gamma.node_id) is not None)
+        node.parts.gossip._carry_out([FetchRecord(b"s" * 16, 1, b"h" * 16, gamma.node_id)])
+        await until(lambda: node.parts.gossip.dropped["gossip-record-not-found"] > 0)
+        before = node.parts.gossip.dropped
+        assert node.parts.gossip.answer_records(bytes(200)) == b""
+        (reason,) = node.parts.gossip.dropped - before
         assert reason.startswith("records-")
-        await until(lambda: not node.gossip.news.fetching)
+        await until(lambda: not node.parts.gossip.news.fetching)
 
 
 async def test_data_is_a_sign_of_life_and_keepalives_are_none(
@@ -319,16 +323,18 @@ async def test_data_is_a_sign_of_life_and_keepalives_are_none(
             seen.append((who, now - age))
             return []
 
-        monkeypatch.setattr(node.gossip.membership, "traffic_seen", traffic_seen)
-        node.gossip.news.told[peer] = b""
-        node.gossip.read_interfaces({peer: [10_000] * 7})  # what came before the first reading says nothing
+        monkeypatch.setattr(node.parts.gossip.membership, "traffic_seen", traffic_seen)
+        node.parts.gossip.news.told[peer] = b""
+        node.parts.gossip.read_interfaces(
+            {peer: [10_000] * 7}
+        )  # what came before the first reading says nothing
         before = trio.current_time()
-        node.gossip.read_interfaces({peer: [10_000 + DATA] * 7})
+        node.parts.gossip.read_interfaces({peer: [10_000 + DATA] * 7})
         after = trio.current_time()
         assert seen == []
         await trio.sleep(0.01)
-        node.gossip.read_interfaces({peer: [*[10_000 + DATA] * 6, 10_001 + 2 * DATA]})
+        node.parts.gossip.read_interfaces({peer: [*[10_000 + DATA] * 6, 10_001 + 2 * DATA]})
         assert [who for who, _ in seen] == [peer]
         assert before <= seen[0][1] <= after
-        node.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
+        node.parts.gossip.read_interfaces({peer: [0] * 7})  # its interfaces were made anew
         assert len(seen) == 1

@@ -24,13 +24,13 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import probes
+from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard import DeviceState
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.test_reconciler import FakeBackend
 from tests.unit.test_replaced_keys import both, known
 
 REKEY_TIMEOUT = 5.0
@@ -75,14 +75,15 @@ class Wires:
     def connect(self, node: Node) -> None:
         """Give a node that has not started its place here."""
         backend = Backend()
-        node.backend = node.reconciler._backend = backend
-        node.paths._scatterer = Scatterer()
-        self.nodes[str(node.own.member.ip4)] = node
+        node.parts.reconciler._backend = backend
+        node.parts = replace(node.parts, backend=backend)
+        node.parts.paths._scatterer = Scatterer()
+        self.nodes[str(node.parts.own.member.ip4)] = node
 
     def send(self, source: Node, target: Node, dimension: int) -> bool:
         """Send one packet; say whether it arrives."""
         name = f"pm{dimension}"
-        here, there = (cast("Backend", node.backend).state.get(name) for node in (source, target))
+        here, there = (cast("Backend", node.parts.backend).state.get(name) for node in (source, target))
         if here is None or there is None or here.public_key is None or there.public_key is None:
             return False
         mine, theirs = here.peers.get(there.public_key), there.peers.get(here.public_key)
@@ -108,7 +109,7 @@ class Wires:
         return True
 
     def _change(self, node: Node, name: str, key: bytes, **values: Any) -> None:
-        state = cast("Backend", node.backend).state
+        state = cast("Backend", node.parts.backend).state
         device = state[name]
         state[name] = replace(device, peers={**device.peers, key: replace(device.peers[key], **values)})
 
@@ -116,9 +117,9 @@ class Wires:
         """What WireGuard does by itself: where it has an endpoint and a keepalive, it shakes hands."""
         while True:
             for source in self.nodes.values():
-                for name, device in dict(cast("Backend", source.backend).state).items():
+                for name, device in dict(cast("Backend", source.parts.backend).state).items():
                     for target in self.nodes.values():
-                        there = cast("Backend", target.backend).state.get(name)
+                        there = cast("Backend", target.parts.backend).state.get(name)
                         peer = None if there is None else device.peers.get(there.public_key or b"")
                         if peer is not None and peer.keepalive and peer.endpoint is not None:
                             assert there is not None
@@ -173,8 +174,8 @@ class Pings:
         began = trio.current_time()
         self.sent += 1
         for source, target in (self.ends, self.ends[::-1]):
-            force = cast("Scatterer", source.paths._scatterer).force
-            weights = force.get(target.state.identity.node_id, FULL)
+            force = cast("Scatterer", source.parts.paths._scatterer).force
+            weights = force.get(target.parts.state.identity.node_id, FULL)
             (dimension,) = self._rng.choices(range(DIMENSIONS), weights)
             await trio.sleep(FLIGHT)
             if not self.wires.send(source, target, dimension):
@@ -190,7 +191,7 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
 
 
 def up(node: Node, peer: Node) -> bool:
-    views = node.paths.paths.view(peer.state.identity.node_id, trio.current_time())
+    views = node.parts.paths.paths.view(peer.parts.state.identity.node_id, trio.current_time())
     return [view.state for view in views] == [PathState.UP] * DIMENSIONS and all(v.rtt for v in views)
 
 
@@ -217,17 +218,17 @@ async def test_both_ends_replace_every_key_under_traffic_and_no_packet_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(alpha: Node, beta: Node, pings: Pings) -> None:
-        before = alpha.own.wg_keys.public + beta.own.wg_keys.public
+        before = alpha.parts.own.wg_keys.public + beta.parts.own.wg_keys.public
 
         async def replace_all(node: Node, order: Sequence[int]) -> None:
             for dimension in order:
-                assert await node.rekeying.replace(dimension)
+                assert await node.parts.rekeying.replace(dimension)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(replace_all, alpha, range(DIMENSIONS))
             nursery.start_soon(replace_all, beta, (6, 0, 1, 2, 5, 4, 3))
         await until(lambda: both(alpha, beta) and up(alpha, beta) and up(beta, alpha))
-        assert not set(before) & {*alpha.own.wg_keys.public, *beta.own.wg_keys.public}
+        assert not set(before) & {*alpha.parts.own.wg_keys.public, *beta.parts.own.wg_keys.public}
 
     with wired(monkeypatch) as wires:
         pings, _ = await with_two(tmp_path, wires, work)
@@ -241,8 +242,8 @@ async def test_a_cut_dimension_is_left_by_both_ends(tmp_path: Path, monkeypatch:
         assert not pings.lost
         pings.wires.cut = {3}
         for node, peer in ((alpha, beta), (beta, alpha)):
-            force = cast("Scatterer", node.paths._scatterer).force
-            peer_id = peer.state.identity.node_id
+            force = cast("Scatterer", node.parts.paths._scatterer).force
+            peer_id = peer.parts.state.identity.node_id
             await until(lambda f=force, i=peer_id: f.get(i, FULL)[3] == 0.0)  # type: ignore[misc]
         moved, sent = trio.current_time(), pings.sent
         await until(lambda: pings.sent > sent + 200)

@@ -231,10 +231,10 @@ async def test_a_finished_handshake_costs_no_more_among_many_peers(
         work = []
         for size in sizes:
             for number in range(1, size + 1):
-                node.keeper.roster.keep(entry(number, now=time()), time())
-            node._peers_changed()
-            assert len(node.entries()) == size
+                node.parts.keeper.roster.keep(entry(number, now=time()), time())
+            node._weaving.peers_changed()
+            assert len(node.parts.peers.entries) == size
             peer = entry(3).member.node_id
-            node.links._peers[peer].psk.unbind(0b1111111, 0.0)
-            work.append(calls_of(partial(node.driver.carry_out, [Install(peer)])))
+            node.parts.links._peers[peer].psk.unbind(0b1111111, 0.0)
+            work.append(calls_of(partial(node.parts.driver.carry_out, [Install(peer)])))
         assert work[1] < 1.2 * work[0], work

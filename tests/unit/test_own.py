@@ -24,6 +24,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.streams import Sessions
+from phantommesh.nursery.working import moment
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust import NODE_LIFE, Role, validity
@@ -32,7 +33,7 @@ from tests.unit.loopback import join, make_authority, make_invite, serving, unti
 from tests.unit.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
-CLOCKED = ("own", "roster", "keeper", "working", "groupkeys", "node")
+CLOCKED = ("own", "keeper", "working", "groupkeys", "weaving")
 
 
 class Clock:
@@ -145,7 +146,7 @@ async def test_a_changed_configuration_reaches_the_mesh(tmp_path: Path) -> None:
         async with serving(tmp_path / "b"):
 
             def arrived() -> bool:
-                entry = authority.keeper.roster.get(joined.node_id)
+                entry = authority.parts.keeper.roster.get(joined.node_id)
                 return entry is not None and entry.record.control[1:] == ("127.0.0.9:1",)
 
             await until(arrived)
@@ -269,7 +270,7 @@ async def test_a_node_that_dies_while_it_writes_another_authoritys_renewal_start
         with monkeypatch.context() as patch:
             die_after(patch, writes)
             try:
-                await it.own._renew(it.caller)
+                await it.own._do(it.own.word.renew(moment()), it.caller)
             except Killed:
                 return False
         return True
@@ -298,18 +299,18 @@ async def test_a_member_renews_over_a_channel(
     async with serving(tmp_path / "a") as authority:
         joined = await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b") as node:
-            await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
-            before = node.own.member
+            await until(lambda: node.parts.sessions.newest(state.identity.node_id) is not None)
+            before = node.parts.own.member
             clock.ahead = NODE_LIFE * 0.7
-            await until(lambda: node.own.member.not_after > before.not_after)
-            assert (node.own.member.node_id, node.own.member.ip4) == (joined.node_id, joined.ip4)
+            await until(lambda: node.parts.own.member.not_after > before.not_after)
+            assert (node.parts.own.member.node_id, node.parts.own.member.ip4) == (joined.node_id, joined.ip4)
 
             def known(at: Node) -> bool:
-                entry = at.keeper.roster.get(joined.node_id)
-                return entry is not None and entry.member.not_after == node.own.member.not_after
+                entry = at.parts.keeper.roster.get(joined.node_id)
+                return entry is not None and entry.member.not_after == node.parts.own.member.not_after
 
             assert known(node)
             await until(lambda: known(authority))
             renewed = validity((tmp_path / "b" / "state" / statedir.NODE_CERT).read_bytes())[1]
-            assert renewed == node.own.member.not_after
-            assert node.own.renewal_error is None
+            assert renewed == node.parts.own.member.not_after
+            assert node.parts.own.renewal_error is None

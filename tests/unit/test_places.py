@@ -51,7 +51,7 @@ def test_seeds_are_judged_too_and_what_is_wrong_with_them_said() -> None:
     it.judge_by(replace(it.reach, host=LAN))
     assert [a.host for a in it.seeds()] == ["172.16.0.9"]
     [fault] = it.faults()  # that one of a list of seeds is this node itself is none
-    assert "gossip.seeds: inside.example:51800" in fault and "overlay" in fault
+    assert "gossip.seeds: inside.example:51800" in fault.text and "overlay" in fault.text
 
 
 def test_what_strangers_make_us_judge_is_bounded() -> None:

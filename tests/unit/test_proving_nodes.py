@@ -11,6 +11,7 @@ import trio
 
 from phantommesh.identity import NodeId
 from phantommesh.nursery import proving as module
+from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Seven
@@ -21,20 +22,19 @@ from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makeproofs import cards_of
-from tests.unit.test_reconciler import FakeBackend
 
 PACKETS = (3000,) * 7
 
 
 def entry_of(node: Node, other: Node) -> Entry | None:
-    return node.keeper.roster.get(NodeId(other.state.identity.node_id))
+    return node.parts.keeper.roster.get(NodeId(other.parts.state.identity.node_id))
 
 
 def count(node: Node, other: Node, *, received: int = 0, sent: int = 0) -> None:
     """Have a node's WireGuard count bytes in every dimension."""
-    entry, backend = entry_of(node, other), cast("FakeBackend", node.backend)
+    entry, backend = entry_of(node, other), cast("FakeBackend", node.parts.backend)
     assert entry is not None
-    for name, key in zip(node.names, entry.record.wg_keys, strict=True):
+    for name, key in zip(node.parts.names, entry.record.wg_keys, strict=True):
         device = backend.state[name]
         peer = device.peers[key]
         counted = replace(peer, rx_bytes=peer.rx_bytes + received, tx_bytes=peer.tx_bytes + sent)
@@ -43,7 +43,7 @@ def count(node: Node, other: Node, *, received: int = 0, sent: int = 0) -> None:
 
 def epoch(node: Node, other: Node, number: int, before: EpochCounts | None) -> EpochCounts:
     """What the scatterer says at the end of an epoch, and when the counters of the next one are read."""
-    peer, now = other.state.identity.node_id, trio.current_time()
+    peer, now = other.parts.state.identity.node_id, trio.current_time()
     hits = Hits(PACKETS, tuple(n * 1380 for n in PACKETS)) if number else Hits()
     if before is None:
         before = counts(number, now - 2)
@@ -53,8 +53,8 @@ def epoch(node: Node, other: Node, number: int, before: EpochCounts | None) -> E
         await trio.lowlevel.checkpoint()
         return {peer: current}
 
-    node.proving._scattered = scattered
-    node.proving.epoch(peer, replace(before, hits=hits), current)
+    node.parts.proving._scattered = scattered
+    node.parts.proving.epoch(peer, replace(before, hits=hits), current)
     return current
 
 
@@ -65,7 +65,7 @@ def counts(number: int, began: float) -> EpochCounts:
 
 def answered(node: Node) -> list[Seven | None]:
     """What a node's ledger hears of peers that were told of an epoch."""
-    ledger, answers = node.proving._ledger, list[Seven | None]()
+    ledger, answers = node.parts.proving._ledger, list[Seven | None]()
     assert ledger is not None
     hear = ledger.answered
 
@@ -86,8 +86,10 @@ async def test_nodes_prove_to_each_other_over_their_control_ports(
     async with serving(tmp_path / "a"):
         await join(tmp_path / "b", invite, "beta")
     async with serving(tmp_path / "a") as a, serving(tmp_path / "b") as b:
-        peer = NodeId(b.state.identity.node_id)
-        await until(lambda: bool(a.sessions.newest(peer)) and len(linked(a, b)) == len(linked(b, a)) == 7)
+        peer = NodeId(b.parts.state.identity.node_id)
+        await until(
+            lambda: bool(a.parts.sessions.newest(peer)) and len(linked(a, b)) == len(linked(b, a)) == 7
+        )
         answers = answered(a)
         current: EpochCounts | None = None
         for number in range(4):
@@ -96,8 +98,8 @@ async def test_nodes_prove_to_each_other_over_their_control_ports(
                 count(b, a, received=3000 * 1420)
             current = epoch(a, b, number, current)
             await until(lambda: len(answers) > number)  # noqa: B023
-            await a.proving.round()
-            await b.proving.round()
+            await a.parts.proving.round()
+            await b.parts.proving.round()
         shown = a.reporter.proofs()[0]
         assert (shown.peer, shown.sent.kept, shown.sent.countersigned) == ("beta", 3, 3)
         assert shown.sent.newest is not None and shown.sent.newest.problem is None
@@ -112,8 +114,8 @@ async def test_nodes_prove_to_each_other_over_their_control_ports(
 
 def linked(node: Node, other: Node) -> list[str]:
     """The interfaces that know the other node."""
-    entry, backend = entry_of(node, other), cast("FakeBackend", node.backend)
+    entry, backend = entry_of(node, other), cast("FakeBackend", node.parts.backend)
     if entry is None:
         return []
-    keys = dict(zip(node.names, entry.record.wg_keys, strict=True))
+    keys = dict(zip(node.parts.names, entry.record.wg_keys, strict=True))
     return [name for name, device in backend.state.items() if keys.get(name) in device.peers]

@@ -31,9 +31,9 @@ def test_a_member_is_partly_reachable_after_some_probes_in_a_row_and_direct_afte
     reach = Reach()
     assert reach.weigh(T, direct=False) is None and not reach  # nobody has carried anything
     reach.carried(T, H, 0.0)
-    assert reach.known(T) and reach.unsettled(T) and not reach.partly
+    assert reach.known(T) and reach.unsettled(T) and not reach.partly and not reach.leans(T)
     assert [reach.weigh(T, direct=False) for _ in range(IN_A_ROW)] == [None] * (IN_A_ROW - 1) + ["partly"]
-    assert reach.partly == {T} and reach.through(T) == (H,)
+    assert reach.partly == {T} and reach.through(T) == (H,) and reach.leans(T)
     assert reach.weigh(T, direct=True) is None
     assert reach.weigh(T, direct=False) is None  # not in a row
     assert [reach.weigh(T, direct=True) for _ in range(IN_A_ROW)] == [None] * (IN_A_ROW - 1) + ["direct"]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The reconciler over a model of WireGuard that can be made to fail."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
@@ -11,72 +10,20 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh.nursery.netlink import ApplyError, BackendError
+from phantommesh.nursery.fake import FakeBackend
+from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.secret import Secret
 from phantommesh.wireguard import (
     DeviceConfig,
-    DeviceDiff,
     DeviceState,
     Endpoint,
     PeerConfig,
     Route,
     peers_by_key,
 )
-from tests.unit.wireguard_model import apply
 
 KEY = b"\x01" * 32
-
-
-class FakeBackend:
-    """A Backend over the model. Names in ``broken`` cannot be changed; ``unreadable`` stops reads."""
-
-    name = "fake"
-
-    def __init__(self, *, ipv6: bool = True) -> None:
-        self.ipv6 = ipv6
-        self.state: dict[str, DeviceState] = {}
-        self.broken: set[str] = set()
-        self.unreadable = False
-        self.reads = 0
-        self.applied: list[DeviceDiff] = []
-        self._created: set[str] = set()
-
-    @property
-    def batches(self) -> Mapping[str, int]:
-        return Counter(change.name for change in self.applied)
-
-    async def devices(self, names: Collection[str]) -> dict[str, DeviceState]:
-        await trio.lowlevel.checkpoint()
-        self.reads += 1
-        if self.unreadable:
-            raise BackendError("nothing can be read", fix="mend it")
-        return {name: state for name, state in self.state.items() if name in names}
-
-    async def create(self, name: str, mtu: int) -> None:
-        await trio.lowlevel.checkpoint()
-        if name in self.broken:
-            raise BackendError(f"interface {name} is broken", fix="mend it")
-        self._created.add(name)
-
-    async def apply(self, changes: Sequence[DeviceDiff]) -> None:
-        await trio.lowlevel.checkpoint()
-        assert {change.name for change in changes if change.create} <= self._created
-        failures = {
-            change.name: BackendError(f"interface {change.name} is broken", fix="mend it")
-            for change in changes
-            if change.name in self.broken
-        }
-        done = [change for change in changes if change.name not in failures]
-        self.state = apply(self.state, done)
-        self.applied += done
-        if failures:
-            raise ApplyError(failures)
-
-    async def close(self, *, remove: Collection[str]) -> None:
-        await trio.lowlevel.checkpoint()
-        for name in remove:
-            self.state.pop(name, None)
 
 
 def make_device(name: str, psk: int = 1, endpoint: int = 1) -> DeviceConfig:

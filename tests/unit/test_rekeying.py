@@ -22,7 +22,7 @@ from msgspec import structs
 from phantommesh import nodestate, statedir
 from phantommesh.config import Config, WireguardSection, load
 from phantommesh.nodestate import load_node
-from phantommesh.nursery import own, rekeying
+from phantommesh.nursery import own, rekeying, working
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
@@ -237,7 +237,7 @@ async def test_keys_are_replaced_before_their_time_is_over(
     def clock() -> float:
         return offset[0] + trio.current_time()
 
-    for module in (rekeying, own, nodestate):
+    for module in (rekeying, own, nodestate, working):
         if hasattr(module, "time"):
             monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)

@@ -285,7 +285,8 @@ async def test_whoever_wants_all_addresses_asks_it() -> None:
 async def test_of_several_addresses_one_that_may_be_used_is_taken(autojump_clock: MockClock) -> None:
     names = NameServer({"a.example": "127.0.0.1 192.0.2.1", "b.example": "127.0.0.1"})
     trio.socket.set_custom_hostname_resolver(names)
-    resolver = Resolver(lambda: None, lambda address: address.startswith("127."))
+    resolver = Resolver(lambda: None)
+    resolver.forbids = lambda address: address.startswith("127.")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(resolver.run)
         resolver.lookup("a.example"), resolver.lookup("b.example")

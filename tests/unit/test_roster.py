@@ -355,7 +355,7 @@ async def test_who_answers_pays_for_what_is_verified_as_who_announces(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, of: NodeId | Address
 ) -> None:
     mesh.keeper.verifications = Rates(module.RECORDS_RATE, 5)
-    mesh.server._rates[control.Announce] = mesh.keeper.verifications
+    mesh.server.serving.rates[control.Announce] = mesh.keeper.verifications
     verified = Verifications(mesh.keeper, monkeypatch)
     bad = replace_signature(mesh.record(Identity.generate(), "bad")).encode()
     with capture_logs():
@@ -473,7 +473,7 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
-    mesh.server._rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
+    mesh.server.serving.rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
@@ -632,7 +632,7 @@ async def test_a_new_member_is_known_to_all_and_linked(tmp_path: Path) -> None:
                     return sorted(link.peer for link in node.reporter.links() if link.state == "fresh")
 
                 await until(lambda: all(linked(n) == sorted({*nodes} - {name}) for name, n in nodes.items()))
-                await until(lambda: len({node.keeper.roster.digest() for node in nodes.values()}) == 1)
+                await until(lambda: len({node.parts.keeper.roster.digest() for node in nodes.values()}) == 1)
 
 
 @pytest.mark.parametrize("direction", ["joiner", "authority"])
@@ -641,7 +641,7 @@ async def test_handshakes_go_over_tcp_where_udp_does_not(tmp_path: Path, directi
     state = make_authority(tmp_path / "a")
 
     def mute(node: Node) -> None:
-        node.udp.send = lambda *_: None  # type: ignore[method-assign]
+        node.parts.udp.send = lambda *_: None  # type: ignore[method-assign]
 
     def leave(node: Node) -> None:
         pass
@@ -651,7 +651,10 @@ async def test_handshakes_go_over_tcp_where_udp_does_not(tmp_path: Path, directi
         joined = await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b", changes[1]) as node:
             await until(
-                lambda: authority.links.keyed(joined.node_id) and node.links.keyed(state.identity.node_id)
+                lambda: (
+                    authority.parts.links.keyed(joined.node_id)
+                    and node.parts.links.keyed(state.identity.node_id)
+                )
             )
 
 
@@ -662,11 +665,11 @@ async def test_an_authority_that_restarts_is_followed_again(tmp_path: Path) -> N
         await join(tmp_path / "b", make_invite(state), "beta")
     async with serving(tmp_path / "b") as node:
         async with serving(tmp_path / "a"):
-            await until(lambda: node.sessions.newest(state.identity.node_id) is not None)
+            await until(lambda: node.parts.sessions.newest(state.identity.node_id) is not None)
         async with serving(tmp_path / "a") as authority:
             await join(tmp_path / "c", make_invite(state), "gamma")
-            await until(lambda: node.keeper.roster.digest() == authority.keeper.roster.digest())
-            assert len(node.keeper.roster) == 3
+            await until(lambda: node.parts.keeper.roster.digest() == authority.parts.keeper.roster.digest())
+            assert len(node.parts.keeper.roster) == 3
 
 
 async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path) -> None:
@@ -674,20 +677,20 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
     async with serving(tmp_path / "a") as authority:
         joined = await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b") as node:
-            session = node.sessions
-            await until(lambda: authority.sessions.newest(joined.node_id) is not None)
+            session = node.parts.sessions
+            await until(lambda: authority.parts.sessions.newest(joined.node_id) is not None)
             await until(lambda: session.newest(state.identity.node_id) is not None)
-            signer = authority.state.authority
+            signer = authority.parts.state.authority
             assert signer is not None
             revocations = Revocations(state.root)
             revocations.add(revoke(signer, joined.node_id, time()), time())
             mine = session.newest(state.identity.node_id)
-            authority.keeper.take_revocations(revocations.encode())
+            authority.parts.keeper.take_revocations(revocations.encode())
             assert authority.reporter.links() == []
-            assert authority.sessions.newest(joined.node_id) is None
-            assert not any(device.peers for device in authority.reconciler.desired.values())
+            assert authority.parts.sessions.newest(joined.node_id) is None
+            assert not any(device.peers for device in authority.parts.reconciler.desired.values())
             assert mine is not None
-            async with connect("127.0.0.1", authority.config.control.port) as framed:
+            async with connect("127.0.0.1", authority.parts.config.control.port) as framed:
                 with pytest.raises(StreamError):
                     await Client.open(framed, mine)
 

@@ -507,10 +507,10 @@ async def test_drops_are_counted_once(kernel: Kernel, autojump_clock: object) ->
         kernel.counters[0] = (4, 400)
         await scatter.refresh()
         await scatter.refresh()
-        assert scatter.drops["scatter-unknown"] == 4
+        assert scatter.dropped["scatter-unknown"] == 4
         kernel.tables.clear()  # and its counters with it
         kernel.counters.clear()
         await trio.sleep(INTERVAL + 0.1)
         kernel.counters[0] = (3, 300)
         await scatter.refresh()
-        assert scatter.drops["scatter-unknown"] == 7
+        assert scatter.dropped["scatter-unknown"] == 7

@@ -46,12 +46,12 @@ def id_of(at: Path) -> NodeId:
 
 
 def linked(node: Node, other: NodeId) -> bool:
-    known = {entry.member.node_id for entry in node.entries()}
-    return other in known and node.links.state(other, trio.current_time()).phase is PskPhase.FRESH
+    known = {entry.member.node_id for entry in node.parts.peers.entries}
+    return other in known and node.parts.links.state(other, trio.current_time()).phase is PskPhase.FRESH
 
 
 def callable_(node: Node) -> bool:
-    return bool(node.caller.callable())
+    return bool(node.parts.caller.callable())
 
 
 async def test_the_name_and_the_address_stay_and_all_keys_are_new(tmp_path: Path) -> None:
@@ -61,21 +61,23 @@ async def test_the_name_and_the_address_stay_and_all_keys_are_new(tmp_path: Path
         old = load_node(tmp_path / "b" / "state", time())
         async with serving(tmp_path / "b") as beta:
             await until(partial(callable_, beta))
-            made = await beta.succession.begin()
+            made = await beta.parts.succession.begin()
             await until(lambda: not (tmp_path / "b" / "api.sock").exists())  # it stops by itself
         assert (made.name, made.ip4) == (before.name, before.ip4)
         assert made.node_id != before.node_id and made.ip6 != before.ip6
-        assert before.node_id in alpha.state.revocations
-        assert [e.member.name for e in alpha.keeper.roster if e.member.name == "beta"] == ["beta"]
+        assert before.node_id in alpha.parts.state.revocations
+        assert [e.member.name for e in alpha.parts.keeper.roster if e.member.name == "beta"] == ["beta"]
         async with serving(tmp_path / "b") as anew:
-            await until(lambda: linked(anew, alpha.state.identity.node_id) and linked(alpha, made.node_id))
-            new = anew.state
+            await until(
+                lambda: linked(anew, alpha.parts.state.identity.node_id) and linked(alpha, made.node_id)
+            )
+            new = anew.parts.state
             assert new.identity.node_id == made.node_id
             assert not set(new.wg_keys.public) & set(old.wg_keys.public)
             assert not (tmp_path / "b" / "state" / statedir.SUCCESSOR).exists()
-            assert not anew.succession.pending
+            assert not anew.parts.succession.pending
             with pytest.raises(TrustError, match="revoked"):  # nobody gets in as the old one again
-                alpha.keeper.add(old.roster.get(before.node_id).signed)  # type: ignore[union-attr]
+                alpha.parts.keeper.add(old.roster.get(before.node_id).signed)  # type: ignore[union-attr]
 
 
 STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -108,7 +110,7 @@ class Refusing:
 
 def dies(node: Node) -> None:
     """Nothing goes on after the step that failed, until the node is started again."""
-    node.succession.run = trio.sleep_forever  # type: ignore[method-assign]
+    node.parts.succession.run = trio.sleep_forever  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -123,22 +125,22 @@ async def test_a_crash_at_any_step_leaves_one_identity_that_works(
             with monkeypatch.context() as patch:
                 STEPS[step](patch)
                 with pytest.raises(PhantomMeshError):
-                    await beta.succession.begin()
+                    await beta.parts.succession.begin()
         assert id_of(tmp_path / "b") == before.node_id  # what is on disk is whole, and still the old one
         begun = (tmp_path / "b" / "state" / statedir.SUCCESSION).exists()
         assert begun == (step != "the authority does not answer")
         async with serving(tmp_path / "b") as again:  # it goes on by itself
             if begun:
-                await until(again.succession.done.is_set)
+                await until(again.parts.succession.done.is_set)
             else:
-                await until(lambda: linked(again, alpha.state.identity.node_id))
+                await until(lambda: linked(again, alpha.parts.state.identity.node_id))
         async with serving(tmp_path / "b") as last:
-            me = last.state.identity.node_id
+            me = last.parts.state.identity.node_id
             assert (me != before.node_id) == begun
-            assert (before.node_id in alpha.state.revocations) == begun
-            await until(lambda: linked(last, alpha.state.identity.node_id) and linked(alpha, me))
-            assert last.own.member.ip4 == before.ip4 and last.own.member.name == "beta"
-            assert [e.member.node_id for e in alpha.keeper.roster if e.member.name == "beta"] == [me]
+            assert (before.node_id in alpha.parts.state.revocations) == begun
+            await until(lambda: linked(last, alpha.parts.state.identity.node_id) and linked(alpha, me))
+            assert last.parts.own.member.ip4 == before.ip4 and last.parts.own.member.name == "beta"
+            assert [e.member.node_id for e in alpha.parts.keeper.roster if e.member.name == "beta"] == [me]
 
 
 async def test_a_crash_while_the_new_state_is_put_in_place_is_made_good_at_the_next_start(
@@ -149,7 +151,7 @@ async def test_a_crash_while_the_new_state_is_put_in_place_is_made_good_at_the_n
         await join(tmp_path / "b", make_invite(state), "beta")
         async with serving(tmp_path / "b") as beta:
             await until(partial(callable_, beta))
-            made = await beta.succession.begin()
+            made = await beta.parts.succession.begin()
     writes = 0
     while True:
         copy = tmp_path / f"copy{writes}"
@@ -175,12 +177,12 @@ async def test_an_authority_is_told_what_to_do_instead(tmp_path: Path) -> None:
     make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         with pytest.raises(TrustError, match="authority") as raised:
-            await alpha.succession.begin()
+            await alpha.parts.succession.begin()
         assert "invite --role authority" in raised.value.fix
-        me = alpha.keeper.roster.get(alpha.state.identity.node_id)
+        me = alpha.parts.keeper.roster.get(alpha.parts.state.identity.node_id)
         assert me is not None
         with pytest.raises(TrustError, match="authority"):
-            await alpha.desk.replace(me)
+            await alpha.parts.desk.replace(me)
 
 
 async def test_without_an_authority_nothing_changes(tmp_path: Path) -> None:
@@ -189,8 +191,8 @@ async def test_without_an_authority_nothing_changes(tmp_path: Path) -> None:
         before = await join(tmp_path / "b", make_invite(state), "beta")
     async with serving(tmp_path / "b") as beta:
         with pytest.raises(TrustError, match="no link to any"):
-            await beta.succession.begin()
-        assert not beta.succession.pending
+            await beta.parts.succession.begin()
+        assert not beta.parts.succession.pending
     assert id_of(tmp_path / "b") == before.node_id
 
 
@@ -199,12 +201,14 @@ async def test_who_asks_again_and_again_gets_one_invite_and_who_is_revoked_none(
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         await join(tmp_path / "b", make_invite(state), "beta")
-        entry = next(e for e in alpha.keeper.roster if e.member.name == "beta")
-        granted = [await alpha.desk.replace(entry) for _ in range(5)]
+        entry = next(e for e in alpha.parts.keeper.roster if e.member.name == "beta")
+        granted = [await alpha.parts.desk.replace(entry) for _ in range(5)]
         book = tmp_path / "a" / "state" / statedir.INVITES
         unspent = [path for path in book.glob("*.json") if b'"replaces":""' not in path.read_bytes()]
         assert len(unspent) == 1 and "***" in repr(granted[-1])
-        await alpha.desk.revoke(alpha.desk.find("beta"), force=False)  # meanwhile the operator puts it out
+        await alpha.parts.desk.revoke(
+            alpha.parts.desk.find("beta"), force=False
+        )  # meanwhile the operator puts it out
         with pytest.raises(enrolment.JoinError, match="revoked meanwhile"):
             await enrolment.join(
                 tmp_path / "t" / "state",
@@ -213,11 +217,11 @@ async def test_who_asks_again_and_again_gets_one_invite_and_who_is_revoked_none(
                 name="beta",
                 endpoints=("127.0.0.1:9",),
             )
-        assert "beta" not in {e.member.name for e in alpha.keeper.roster}
+        assert "beta" not in {e.member.name for e in alpha.parts.keeper.roster}
         # Nor is one given to somebody who was let in as an authority.
         raised = replace(entry, member=replace(entry.member, role=Role.AUTHORITY))
         with pytest.raises(TrustError, match="an authority's identity"):
-            await alpha.desk.replace(raised)
+            await alpha.parts.desk.replace(raised)
 
 
 async def test_a_full_disk_at_the_authority_costs_the_member_nothing(
@@ -236,9 +240,9 @@ async def test_a_full_disk_at_the_authority_costs_the_member_nothing(
             with monkeypatch.context() as patch:
                 patch.setattr(RosterKeeper, "save", full)
                 with pytest.raises(PhantomMeshError, match="no space left"):
-                    await beta.succession.begin()
-            await until(beta.succession.done.is_set)  # the service has gone on with it
-        assert before.node_id in alpha.state.revocations
+                    await beta.parts.succession.begin()
+            await until(beta.parts.succession.done.is_set)  # the service has gone on with it
+        assert before.node_id in alpha.parts.state.revocations
 
 
 def test_the_request_and_its_answer_have_a_form() -> None:

@@ -48,7 +48,7 @@ async def test_datagrams_arrive_with_their_source(host: str) -> None:
                 here.send(datagram, Address(host, there.port))
                 assert await received.next() == (datagram, Address(host, here.port, "udp"))
             nursery.cancel_scope.cancel()
-        assert here.unsent == 0
+        assert here.dropped["datagram-unsent"] == 0
 
 
 @pytest.mark.parametrize("host", LOCAL)
@@ -60,11 +60,11 @@ async def test_nothing_goes_to_or_comes_from_where_it_may_not(host: str) -> None
             nursery.start_soon(there.receive, received)
             here.forbids = lambda asked: asked == host
             here.send(b"one", Address(host, there.port))
-            assert (here.forbidden, here.unsent) == ({"out": 1}, 0)
+            assert here.dropped == {"datagram-forbidden": 1}
             here.forbids, there.forbids = there.forbids, here.forbids
             here.send(b"two", Address(host, there.port))
             with trio.fail_after(PATIENCE):
-                while there.forbidden != {"in": 1}:
+                while there.dropped != {"datagram-source-forbidden": 1}:
                     await trio.sleep(0.01)
             there.forbids = lambda asked: False
             here.send(b"three", Address(host, there.port))
@@ -129,7 +129,7 @@ async def test_a_flood_leaves_other_tasks_their_turn() -> None:
 def test_what_the_kernel_does_not_take_is_counted(destination: Address) -> None:
     with UdpPort(free_port()) as port:
         port.send(b"x" * 70_000, destination)
-        assert port.unsent == 1
+        assert port.dropped["datagram-unsent"] == 1
 
 
 def test_without_ipv6_ipv4_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +143,9 @@ def test_without_ipv6_ipv4_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_bind", only4)
     with UdpPort(free_port()) as port:
         port.send(b"x", Address("::1", port.port))
-        assert port.unsent == 1
+        assert port.dropped["datagram-unsent"] == 1
         port.send(b"x", Address("127.0.0.1", port.port))
-        assert port.unsent == 1
+        assert port.dropped["datagram-unsent"] == 1
 
 
 @pytest.mark.parametrize("host", LOCAL)

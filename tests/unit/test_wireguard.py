@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.wireguard import (
     NO_KEY,
@@ -25,7 +26,6 @@ from phantommesh.wireguard import (
     public_key_of,
     without_ipv6,
 )
-from tests.unit.wireguard_model import apply
 
 NOW = 1_000_000.0
 KEYS = [bytes([number]) * 32 for number in range(1, 6)]

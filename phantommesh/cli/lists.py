@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs that list something of a running node: one `Listing` each, all shown the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import click
+
+from phantommesh.cli.base import Options, client_of, json_option
+from phantommesh.cli.output import age, emit, size, table
+
+if TYPE_CHECKING:
+    from phantommesh.views import Event, LinkView, PathView, PeerView, ProofDirection, ProofsView, ScatterView
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[Item]):
+    """``view``: the items' type, by its name in `phantommesh.views`, which is slow to import. ``rows`` are
+    those of one item; ``order`` sorts the items of a table. ``--json`` has them in the API's order."""
+
+    path: str
+    view: str
+    columns: tuple[str, ...]
+    rows: Callable[[Item], Sequence[Sequence[object]]]
+    order: Callable[[Item], Any] | None
+
+    def fetch(self, options: Options, query: Mapping[str, str] | None = None) -> list[Item]:
+        """Ask the node for all. Raises NodeNotRunningError or ApiError."""
+        from phantommesh import views
+
+        found: list[Item] = client_of(options).get_all(self.path, getattr(views, self.view), query)
+        return found
+
+    def show(self, options: Options, items: list[Item]) -> None:
+        """Print one JSON document or a table."""
+        if options.json:
+            from phantommesh.views import Page
+
+            emit(Page(items=items, next_cursor=None))
+            return
+        ordered = items if self.order is None else sorted(items, key=self.order)
+        table(self.columns, [row for item in ordered for row in self.rows(item)])
+
+    def verb(self, name: str, text: str) -> click.Command:
+        """Return a verb that shows all."""
+
+        @click.command(name, help=text)
+        @json_option
+        @click.pass_obj
+        def command(options: Options) -> None:
+            self.show(options, self.fetch(options))
+
+        return command
+
+
+def _peer(peer: PeerView) -> Sequence[Sequence[object]]:
+    handshakes = (d.last_handshake_s for d in peer.dimensions if d.last_handshake_s)
+    return [
+        (
+            peer.name,
+            peer.role,
+            f"via {', '.join(peer.through)}" if peer.through else peer.membership,
+            peer.state,
+            peer.ip4,
+            peer.ip6,
+            peer.endpoint,
+            age(min(handshakes, default=None)),
+            size(peer.rx_bytes),
+            size(peer.tx_bytes),
+        )
+    ]
+
+
+def _link(link: LinkView) -> Sequence[Sequence[object]]:
+    return [
+        (
+            link.peer,
+            link.epoch,
+            link.state,
+            link.role,
+            f"{link.dimensions}/7",
+            age(link.handshake_age_s),
+            age(link.psk_age_s),
+            link.last_error,
+        )
+    ]
+
+
+def _path(view: PathView) -> Sequence[Sequence[object]]:
+    return [
+        (
+            view.peer,
+            view.dimension,
+            view.state,
+            age(view.since_s),
+            None if view.rtt_s is None else f"{1000 * view.rtt_s:.1f} ms",
+            f"{1000 * view.jitter_s:.1f} ms",
+            f"{100 * view.loss:.1f}%",
+            f"{view.weight:g}",
+            view.endpoint,
+        )
+    ]
+
+
+def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
+    return [
+        (
+            view.peer,
+            view.intent,
+            view.scheduler,
+            f"{view.link_epoch}.{view.epoch}",
+            age(view.epoch_age_s),
+            None if view.entropy_bits is None else f"{view.entropy_bits:.3f}",
+            " ".join(f"{100 * d.weight:.1f}%" for d in view.dimensions),
+            sum(d.packets for d in view.dimensions),
+        )
+    ]
+
+
+def _proofs(view: ProofsView) -> Sequence[Sequence[object]]:
+    return [_direction(view.peer, "sent", view.sent), _direction(view.peer, "received", view.received)]
+
+
+def _direction(peer: str, name: str, direction: ProofDirection) -> Sequence[object]:
+    kept = (peer, name, direction.kept, direction.countersigned)
+    if (newest := direction.newest) is None:
+        return (*kept, *[None] * 6)
+    return (
+        *kept,
+        f"{newest.link_epoch}.{newest.epoch}",
+        sum(newest.packets),
+        size(sum(newest.bytes)),
+        f"{newest.entropy_bits:.3f}",
+        None if newest.p_value is None else f"{newest.p_value:.2g}",
+        newest.problem,
+    )
+
+
+def _event(event: Event) -> Sequence[Sequence[object]]:
+    return [(event.time, event.type, event.node, says(event))]
+
+
+def says(event: Event) -> str:
+    """The event's data in a line, without what stands beside it already."""
+    shown = {key: value for key, value in event.data.items() if key not in {"peer", "node_id"}}
+    return " ".join(f"{key}={_plain(value)}" for key, value in shown.items() if value not in (None, ""))
+
+
+def _plain(value: object) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+PEERS: Listing[PeerView] = Listing(
+    "/v1/peers", "PeerView",
+    ("NAME", "ROLE", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"),
+    _peer, lambda peer: peer.name,
+)  # fmt: skip
+LINKS: Listing[LinkView] = Listing(
+    "/v1/links", "LinkView",
+    ("PEER", "EPOCH", "STATE", "ROLE", "DIMENSIONS", "HANDSHAKE", "PSK AGE", "LAST ERROR"),
+    _link, lambda link: link.peer,
+)  # fmt: skip
+PATHS: Listing[PathView] = Listing(
+    "/v1/paths", "PathView",
+    ("PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"),
+    _path, lambda view: (view.peer, view.dimension),
+)  # fmt: skip
+SCATTER: Listing[ScatterView] = Listing(
+    "/v1/scatter", "ScatterView",
+    ("PEER", "INTENT", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"),
+    _scatter, lambda view: view.peer,
+)  # fmt: skip
+PROOFS: Listing[ProofsView] = Listing(
+    "/v1/proofs", "ProofsView",
+    (
+        "PEER", "DIRECTION", "KEPT", "SIGNED BY BOTH", "NEWEST", "PACKETS", "BYTES", "ENTROPY", "P",
+        "PROBLEM",
+    ),
+    _proofs, lambda view: view.peer,
+)  # fmt: skip
+EVENTS: Listing[Event] = Listing("/v1/events", "Event", ("TIME", "TYPE", "NODE", "WHAT"), _event, None)
+
+peers = PEERS.verb("peers", "List the other members of the mesh.")
+links = LINKS.verb("links", "List the post-quantum links.")
+paths = PATHS.verb(
+    "paths", "Show every dimension of every peer: whether it answers, how fast, and what it loses."
+)
+scatter = SCATTER.verb("scatter", "Show how traffic to each peer is scattered over the dimensions.")

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""This node's own word: its record, signed anew when it changes, and its certificate, renewed in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from msgspec import structs
+
+from phantommesh import control
+from phantommesh.errors import PhantomMeshError
+from phantommesh.invites import Invite
+from phantommesh.issuing import make_csr
+from phantommesh.node.steps import Compute, Holdings, Moment, Told
+from phantommesh.records import Dispute, NodeRecord, SignedRecord, settle, sign_record
+from phantommesh.trust import Member, Mesh, Role, TrustError, authority_node, verify_chain
+from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
+
+RENEW_AT: Final = 2 / 3  # of a certificate's life
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """This node's certificate and its authority's, in DER, and what the former says."""
+
+    node_cert: bytes
+    authority_cert: bytes
+    member: Member
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class WriteKeys:
+    """Write the WireGuard keys: they are on disk when the work goes on."""
+
+    keys: WgKeys
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCertificates:
+    """Write new certificates: they are on disk when the work goes on."""
+
+    authority_cert: bytes
+    node_cert: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskRenewal:
+    """Ask the authorities for a new certificate, one after the other: see `control.Renew`. The result is the
+    `control.Renewed` and the `Moment` at which it came, or TrustError is thrown."""
+
+    csr: bytes
+    evidence: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Put what `Own.record` gives into the roster."""
+
+
+OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | Publish | Told
+OwnWork = Generator[OwnStep, Any, T]
+
+
+class Own:
+    """This node as others know it. ``words`` makes the record, unsigned, of WireGuard keys and a record
+    number."""
+
+    def __init__(
+        self,
+        node: Holdings,
+        certified: Certified,
+        wg_keys: WgKeys,
+        words: Callable[[WgKeys, int], NodeRecord],
+    ) -> None:
+        self._node, self._words = node, words
+        self._me = node.identity.node_id
+        self.certified, self.wg_keys = certified, wg_keys
+        self._reserved = wg_keys.seq  # what earlier runs may have given out; this one adds its own on disk
+        self.renewal_error: PhantomMeshError | None = None
+
+    @property
+    def member(self) -> Member:
+        """What this node's certificate says."""
+        return self.certified.member
+
+    @property
+    def _revoked(self) -> bool:
+        return self._me in self._node.revocations
+
+    # The record.
+
+    def record(self, wall: float) -> SignedRecord | None:
+        """Return our record, signed, if it says anything that the roster's does not; else None. So it is also
+        where the roster came back with a record of ours that we have no memory of, after the state was
+        restored from a backup. Raises RecordError where nobody would accept it.
+        """
+        if self._revoked:
+            return None
+        held = self._node.roster.get(self._me)
+        record = self._words(self.wg_keys, self._next_seq())
+        same_words = held is not None and structs.replace(record, seq=held.record.seq) == held.record
+        if same_words and held is not None and held.signed.node_cert == self.certified.node_cert:
+            return None
+        if self.member.not_after <= wall:
+            return None  # nobody would take it; a renewal comes first
+        certified = self.certified
+        return sign_record(self._node.identity, record, certified.node_cert, certified.authority_cert)
+
+    def _next_seq(self) -> int:
+        """A number for our next record: above those in the roster, and above those that were given out with
+        the present keys by a run that ended before it could save the roster."""
+        held = self._node.roster.get(self._me)
+        return max(0 if held is None else held.record.seq, self._reserved) + 1
+
+    def reserve(self, at: Moment) -> OwnWork[None]:
+        """Do this once, before the first `record`. It reserves record numbers on disk, so that a run that
+        ends before it has saved the roster does not reuse them. It also dates keys of unknown age from now,
+        so that they grow old across restarts too. Where the disk refuses, the node does without."""
+        if self.wg_keys.in_place:
+            yield Told(
+                "own",
+                "the WireGuard keys of an earlier version were replaced: they could not be proved",
+                level="warning",
+            )
+        dated = self.wg_keys.dated(at.wall)
+        try:
+            yield from self._adopt(replace(dated, seq=max(dated.seq, self._next_seq() + SEQ_AHEAD)))
+        except PhantomMeshError as error:
+            yield Told("own", "record numbers are not reserved", _about(error), "error")
+
+    def replace_key(self, dimension: int, slot: int, at: Moment) -> OwnWork[None]:
+        """Give one dimension a new WireGuard key and another of its ports. When this returns the key is on
+        disk and in ``wg_keys``, and nobody was told of it yet. Raises StateError; then the old one stands."""
+        yield from self._adopt(self.wg_keys.replaced(dimension, slot, at.wall, self._next_seq() + SEQ_AHEAD))
+
+    def _adopt(self, keys: WgKeys) -> OwnWork[None]:
+        yield WriteKeys(keys)
+        self.wg_keys = keys
+
+    # The certificate.
+
+    def renewal_due(self) -> float:
+        """The Unix time at which the certificate should be renewed."""
+        return self.member.not_before + RENEW_AT * (self.member.not_after - self.member.not_before)
+
+    def due(self, wall: float) -> bool:
+        """Whether it is time for another certificate."""
+        return not self._revoked and (wall >= self.renewal_due() or self.disputed(wall))
+
+    def disputed(self, wall: float) -> bool:
+        """Whether the certificate should be replaced before its time: another member has the name or the
+        address and keeps it, or the authority that issued it was revoked. False if this node itself was
+        revoked."""
+        issuer = authority_node(self.certified.authority_cert)
+        if self._revoked:
+            return False
+        return self.dispute(wall) is not None or (issuer is not None and issuer in self._node.revocations)
+
+    def dispute(self, wall: float) -> Dispute | None:
+        """What we have to give up to another member, if anything."""
+        return next(
+            (
+                dispute
+                for dispute in self._node.roster.disputes(wall)
+                if dispute.loser == self._me and dispute.over in ("address", "name")
+            ),
+            None,
+        )
+
+    def shared_dimension(self, wall: float) -> int | None:
+        """A dimension whose key another member holds too, as it proved: such a key protects nothing any more.
+
+        None if there is none.
+        """
+        public = self.wg_keys.public
+        disputes = self._node.roster.disputes(wall)
+        shared = (d.key for d in disputes if self._me in (d.loser, d.winner) and d.key in public)
+        return next(map(public.index, shared), None)
+
+    def renew(self, at: Moment) -> OwnWork[None]:
+        """Try once to get another certificate. ``renewal_error`` says why that failed; `status` tells it."""
+        try:
+            yield from self._renew(at)
+            self.renewal_error = None
+        except PhantomMeshError as error:
+            self.renewal_error = error
+            yield Told("own", "certificate not renewed", _about(error), "warning")
+
+    def _renew(self, at: Moment) -> OwnWork[None]:
+        node, member = self._node, self.member
+        if node.authority is not None:
+            authority_cert = node.authority.der
+            name, ip4 = settle(node.roster, node.mesh, member, at.wall)
+            spki, role = node.identity.spki, member.role
+            node_cert: bytes = yield Compute(partial(node.authority.issue, spki, name, role, ip4, at.wall))
+        else:
+            dispute = self.dispute(at.wall)
+            winner = None if dispute is None else node.roster.get(dispute.winner)
+            evidence = b"" if winner is None else winner.signed.encode()
+            csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
+            renewed: control.Renewed
+            renewed, at = yield AskRenewal(csr, evidence)
+            node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
+        renewed_member = verify_chain(node.root, authority_cert, node_cert, at.wall)
+        if renewed_member.node_id != member.node_id:
+            raise TrustError("the authority certified another node's key")
+        yield WriteCertificates(authority_cert, node_cert)
+        self.certified = Certified(node_cert, authority_cert, renewed_member)
+        yield Publish()
+        yield Told(
+            "own",
+            "certificate renewed",
+            {
+                "until": renewed_member.not_after,
+                "name": renewed_member.name,
+                "ip4": str(renewed_member.ip4),
+            },
+        )
+
+
+def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:
+    """Raise TrustError unless a node may take the invite to replace its own identity by."""
+    invite.check_expiry(wall)
+    if invite.root_hash != mesh.root_hash or invite.role is Role.AUTHORITY:
+        raise TrustError("the authority gave an invite to something else", fix="ask another authority")
+
+
+def _about(error: PhantomMeshError) -> dict[str, object]:
+    return {"error": str(error), "fix": error.fix}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node answers its members over a control channel, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from phantommesh import antientropy, control
+from phantommesh.errors import PhantomMeshError
+from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
+from phantommesh.identity import NodeId, format_node_id
+from phantommesh.idtree import IdTreeError
+from phantommesh.membership.messages import GossipError
+from phantommesh.node.desk import Desk
+from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
+from phantommesh.rates import Rates
+from phantommesh.records import Entry, SignedRecord
+from phantommesh.trust import TrustError
+
+# Tuning.
+# Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.
+# Announcements are not here: `Serving` is given their rate.
+REQUESTS: Final[Mapping[type[control.Request], tuple[float, float]]] = {
+    control.AskKeys: (2.0, 40),
+    control.CompareRevocations: (20.0, 300),  # 64 a conversation
+    control.FetchRevocations: (60.0, 600),  # 17 statements each, 61 a conversation
+    control.Compare: (2.0, 40),
+    control.Fetch: (10.0, 200),  # 256 records each at most
+    control.SyncOpen: (2.0, 40),
+    control.SyncClose: (2.0, 40),
+    control.Turn: (2.0, 40),  # each has counters read
+    control.Prove: (4.0, 100),
+    control.Renew: (0.2, 20),  # how many are granted is less: see `node.desk`
+    control.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
+    control.Enrol: (0.2, 20),
+}
+OTHERS: Final = 10.0, 200  # of a kind that is not named above
+REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
+PATIENCE: Final = 20.0  # s that a request waits at most; then it is refused
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Go on in so many seconds. The result is the `Moment` then."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSync:
+    """The result is `Membership.sync_answer` of a member's opening, or GossipError is thrown."""
+
+    opening: bytes
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class FinishSync:
+    """Take the last message of a member's sync in: `Membership.sync_finish`. GossipError may be thrown."""
+
+    rest: bytes
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Give what a member says of its scattering to this node's scatter proofs. The result is the answer."""
+
+    entry: Entry
+    request: control.Turn | control.Prove
+
+
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account
+ServingWork = Generator[ServingStep, Any, T]
+
+
+class Serving:
+    """Answers what others ask. ``verifications`` is what each member may have this node verify: announcements
+    are paid for by it. ``proofs`` says whether this node keeps scatter proofs."""
+
+    def __init__(
+        self, node: Holdings, ring: Keyring, desk: Desk, verifications: Rates[bytes], *, proofs: bool
+    ) -> None:
+        self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
+        self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
+        self.rates[control.Announce] = verifications
+        self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
+
+    def serve(self, party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+        """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
+        asks too much waits."""
+        let_in = yield from self._pace(self.rates.get(type(request), self._others), party, at)
+        if let_in is None:
+            return control.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")
+        answer = yield from self._serve(party, request, let_in)
+        if isinstance(answer, control.Refused):
+            done: Moment = yield Wait(0.0)
+            yield from self._pace(self._refusals, party, done)
+        return answer
+
+    def _pace(self, rates: Rates[bytes], party: Party, at: Moment) -> ServingWork[Moment | None]:
+        """Wait for as long as this peer has asked too fast; None where that would be too long."""
+        if rates.wait(party.peer, at.now) > PATIENCE:
+            yield Wait(PATIENCE)
+            return None
+        let_in: Moment = yield Wait(rates.owe(party.peer, at.now))
+        return let_in
+
+    def _serve(self, party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+        try:
+            if isinstance(request, control.Enrol):
+                return (yield from self._desk.enrol(party, request, at))
+            return (yield from self._answer(self._member(party, at.wall), request, at))
+        except (antientropy.AntiEntropyError, IdTreeError) as error:
+            return control.Refused(str(error))
+        except GossipError as error:
+            return control.Refused(f"not a message of a sync ({error})")
+        except PhantomMeshError as error:
+            about = {"peer": self._name(party), "request": type(request).__name__, "error": str(error)}
+            yield Told("roster", "request refused", about, "warning")
+            return control.Refused(str(error), error.fix)
+
+    def _answer(self, entry: Entry, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+        """Answer a member."""
+        node, peer = self._node, entry.member.node_id
+        match request:
+            case control.Renew():
+                return (yield from self._desk.renew(entry, request, at))
+            case control.Replace():
+                return (yield from self._desk.replace(entry, at))
+            case control.Announce(record):
+                yield Keep(SignedRecord.decode_untrusted(record), peer)
+                return control.Done()
+            case control.AskKeys():
+                active = NO_KEY if self._ring.active is None else self._ring.active.id
+                return control.KeysAre(node.revocations.digest(), encode_keys(self._ring.keys), active)
+            case control.CompareRevocations(prefix, parts):
+                return control.RevocationsDiffer(node.revocations.tree.differing(prefix, parts))
+            case control.FetchRevocations(ids, certs):
+                return control.SomeRevocations(node.revocations.pack(ids, certs))
+            case control.Compare(buckets):
+                return control.Differs(antientropy.differing(node.roster, buckets, at.wall))
+            case control.Fetch(hashes):
+                return control.Records(tuple(antientropy.records(node.roster, hashes, at.wall)))
+            case control.SyncOpen(opening):
+                difference: bytes = yield AnswerSync(opening, peer)
+                return control.SyncAnswer(difference)
+            case control.SyncClose(rest):
+                yield FinishSync(rest, peer)
+                return control.Done()
+            case control.Turn() | control.Prove():
+                if not self._proofs:
+                    return control.Refused("this node keeps no scatter proofs")
+                answer: control.Answer = yield Account(entry, request)
+                return answer
+            case control.Enrol():
+                raise TrustError("a member has no need to enrol")
+
+    def _name(self, party: Party) -> str:
+        entry = self._node.roster.get(NodeId(party.peer))
+        return format_node_id(NodeId(party.peer)) if entry is None else entry.member.name
+
+    def _member(self, party: Party, wall: float) -> Entry:
+        """The member at the other end. Raises TrustError where there is none in good standing."""
+        entry = self._node.roster.get(NodeId(party.peer))
+        if entry is None or party.invite:
+            raise TrustError("only a member may ask this", fix="join the mesh first")
+        if entry.member.not_after < wall:
+            raise TrustError(
+                f"the certificate of {entry.member.name} has expired", fix="join again with a new invite"
+            )
+        return entry

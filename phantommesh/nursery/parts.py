@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a running node has, and how the parts are made. How the parts act on each other is in `weaving`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from random import Random
+from time import monotonic, time
+
+import structlog
+import trio
+
+from phantommesh import __version__, statedir
+from phantommesh.config import Config
+from phantommesh.dimensions import interface_names, master_name
+from phantommesh.endpoint import Address
+from phantommesh.errors import PhantomMeshError
+from phantommesh.events import EventLog
+from phantommesh.guard import Guard
+from phantommesh.identity import NodeId
+from phantommesh.kem import provider
+from phantommesh.link.context import Timing
+from phantommesh.link.copies import Copies
+from phantommesh.link.effects import Enrolment
+from phantommesh.link.machine import Links
+from phantommesh.membership.presets import PRESETS
+from phantommesh.metrics import Metrics
+from phantommesh.node.peers import Peers
+from phantommesh.nodestate import NodeState
+from phantommesh.nursery.authority import AuthorityDesk
+from phantommesh.nursery.backend import Backend
+from phantommesh.nursery.calling import Caller
+from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.gossip import GossipDriver
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.guarding import Guarding
+from phantommesh.nursery.holding import Overlay
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.naming import Naming
+from phantommesh.nursery.news import (
+    EpochOver,
+    Installed,
+    KeysReplaced,
+    PeersChanged,
+    ReadBack,
+    Rerouted,
+    SecretsChanged,
+    Tell,
+)
+from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.places import Places
+from phantommesh.nursery.probes import PathDriver
+from phantommesh.nursery.proving import Proving
+from phantommesh.nursery.reconciler import Reconciler
+from phantommesh.nursery.rekeying import KeyReplacer
+from phantommesh.nursery.resolve import Resolver
+from phantommesh.nursery.roster import ControlServer
+from phantommesh.nursery.scattering import Scattering
+from phantommesh.nursery.streams import Sessions, TcpPort
+from phantommesh.nursery.succession import Succession
+from phantommesh.nursery.udp import UdpPort
+from phantommesh.paths.machine import Paths
+from phantommesh.proofs.shelf import Shelf
+from phantommesh.scatter.ruleset import table_name as scatter_table
+from phantommesh.secret import Secret
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """One node's live parts. ``started`` is on trio's clock, ``names`` are the seven interfaces'."""
+
+    config: Config
+    state: NodeState
+    backend: Backend
+    udp: UdpPort
+    overlay: Overlay
+    names: Sequence[str]
+    started: float
+    metrics: Metrics
+    events: EventLog
+    sessions: Sessions
+    keys: GroupKeys
+    keeper: RosterKeeper
+    resolver: Resolver
+    places: Places
+    own: OwnRecord
+    caller: Caller
+    naming: Naming
+    copies: Copies
+    links: Links
+    driver: LinkDriver
+    peers: Peers
+    reconciler: Reconciler
+    scattering: Scattering
+    guarding: Guarding
+    paths: PathDriver
+    rekeying: KeyReplacer
+    desk: AuthorityDesk
+    gossip: GossipDriver
+    proving: Proving
+    succession: Succession
+    server: ControlServer
+    tcp: TcpPort
+
+    def each(self) -> Iterator[object]:
+        """All parts, in the order above."""
+        return (getattr(self, field.name) for field in fields(self))
+
+    def dropped(self) -> Counter[str]:
+        """What all parts have dropped so far, by reason. A part that drops has a counter ``dropped``."""
+        counts = Counter[str]()
+        for part in self.each():
+            dropped = getattr(part, "dropped", None)
+            if isinstance(dropped, Counter):
+                counts.update(dropped)
+        return counts
+
+
+def make_parts(
+    config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
+    generation: int, tell: Tell,
+) -> Parts:  # fmt: skip
+    """Make the parts of a node; nothing runs yet. What a part needs is made before it.
+
+    ``generation`` is greater than at any start before: `nodestate.next_generation`. ``overlay`` has begun:
+    the overlay's range is closed.
+    """
+    wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
+    master = master_name(wireguard.prefix)
+    metrics = Metrics(version=__version__, clock=monotonic)
+    peers_changed = partial(tell, PeersChanged())
+    overlay.on_change = partial(tell, Rerouted())
+    resolver = Resolver(peers_changed)
+    places = Places(config, overlay.routed, resolver.lookup)
+    resolver.forbids = udp.forbids = places.forbids
+    keys = GroupKeys(state, partial(tell, SecretsChanged()))
+    keeper = RosterKeeper(state, peers_changed)
+    own = OwnRecord(config, state, keeper)
+    sessions, where = Sessions(), partial(_where, keeper, places)
+    caller = Caller(state, keeper, sessions, where)
+    links = _make_links(config, state, own)
+    driver = LinkDriver(
+        links,
+        state.identity,
+        udp,
+        install=lambda changed: tell(Installed(tuple(changed))),
+        opened=tell,
+        alarmed=tell,
+    )
+    peers = Peers(state.identity.node_id, links, wireguard, config.scatter, where=places.of)
+    reconciler = Reconciler(
+        backend,
+        interval=wireguard.reconcile_seconds,
+        on_actual=lambda actual: tell(ReadBack(actual)),
+        log=structlog.get_logger("phantommesh.node"),
+        forbids=places.forbids,
+    )
+    reconciler.follow(lambda: peers.devices)
+    scattering = Scattering(
+        config.scatter,
+        device=master,
+        names=names,
+        kind="wireguard" if backend.name == "kernel" else "tun",
+        mtu=wireguard.mtu,
+        ipv6=backend.ipv6,
+        me=state.identity.node_id,
+        addresses=own.addresses,
+        routed=overlay.prefixes,
+        interval=wireguard.reconcile_seconds,
+        on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
+    )
+    paths = PathDriver(
+        Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
+        scattering,
+        port=config.paths.port,
+        names=names,
+        address=own.ip4,
+        turned=tell,
+    )
+    gossip = GossipDriver(
+        state, keeper, keys, caller, udp,
+        generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
+        where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
+        look=reconciler.kick, agree=own.agree,
+    )  # fmt: skip
+    proving = Proving(
+        state,
+        Shelf(state.state.path / statedir.PROOFS, config.proofs.keep),
+        keeper.roster,
+        epoch_seconds=config.scatter.epoch_seconds,
+        batch=config.scatter.batch,
+        keep=config.proofs.keep,
+        call=caller.call,
+        read=reconciler.converge,
+        scattered=scattering.under_way,
+        delay=paths.paths.delay,
+        count=metrics.count_proof,
+    )
+    desk = AuthorityDesk(state, keeper, keys)
+    server = ControlServer(
+        state, keeper, keys, desk,
+        sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
+    )  # fmt: skip
+    return Parts(
+        config=config,
+        state=state,
+        backend=backend,
+        udp=udp,
+        overlay=overlay,
+        names=names,
+        started=trio.current_time(),
+        metrics=metrics,
+        events=EventLog(run=os.urandom(4).hex(), clock=time),
+        sessions=sessions,
+        keys=keys,
+        keeper=keeper,
+        resolver=resolver,
+        places=places,
+        own=own,
+        caller=caller,
+        naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
+        copies=Copies(),
+        links=links,
+        driver=driver,
+        peers=peers,
+        reconciler=reconciler,
+        scattering=scattering,
+        guarding=Guarding(
+            partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
+        ),
+        paths=paths,
+        rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
+        desk=desk,
+        gossip=gossip,
+        proving=proving,
+        succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
+        server=server,
+        tcp=TcpPort(
+            config.control.port,
+            sessions=sessions,
+            dispatch=driver.receive,
+            serve=server.serve,
+            standing=keeper.answer_standing,
+            records=gossip.answer_records,
+        ),
+    )
+
+
+def _make_links(config: Config, state: NodeState, own: OwnRecord) -> Links:
+    settings = config.link
+    enrolment = None
+    if state.authority is not None:
+        enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, partial(_find_invite, state))
+    links = Links(
+        node_id=state.identity.node_id,
+        wg_keys=own.wg_keys.public,
+        admission=state.admission.newest,
+        kem=provider(settings.provider),
+        random=os.urandom,
+        now=trio.current_time(),
+        timing=Timing(
+            settings.rotate_seconds,
+            settings.jitter_seconds,
+            settings.stale_alarm_seconds,
+            settings.stale_random_seconds,
+        ),
+        enrolment=enrolment,
+        agree=own.agree,
+    )
+    links.set_admission(state.admission.current, state.admission.replaced)
+    return links
+
+
+def _find_invite(state: NodeState, invite: bytes, node_id: bytes) -> Secret | None:
+    try:
+        return state.invites.find(invite, time(), NodeId(node_id)).secret
+    except PhantomMeshError:
+        return None
+
+
+def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:
+    """The addresses of a member's control port, as its record names them and as far as they resolve and may
+    be used."""
+    entry = keeper.roster.get(node_id)
+    return () if entry is None else places.of(entry)
+
+
+def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
+    """Where to find the mesh again: what the config says, and the authorities."""
+    return (*places.seeds(), *peers.seeds())
+
+
+def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
+    """What the guard should be now."""
+    wireguard = config.wireguard
+    return Guard(
+        master_name(wireguard.prefix),
+        interface_names(wireguard.prefix),
+        own.addresses(),
+        overlay.routed,
+        config.control.port,
+        own.wg_keys.ports(wireguard.base_port, wireguard.port_choices),
+        config.guard.forward,
+    )

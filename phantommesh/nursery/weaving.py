@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a node reacts: what one part tells changes others. One match over all news, and what comes of each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import time
+from typing import assert_never
+
+import trio
+
+from phantommesh import envelope
+from phantommesh.dataplane import OwnSide
+from phantommesh.endpoint import Address
+from phantommesh.link.effects import Alarm, Opened
+from phantommesh.membership.effects import Changed
+from phantommesh.node.peers import Seen, generation_of
+from phantommesh.nursery.news import (
+    EpochOver,
+    Installed,
+    KeysReplaced,
+    News,
+    PeersChanged,
+    ReadBack,
+    Rerouted,
+    SecretsChanged,
+)
+from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.recording import Recorder
+from phantommesh.nursery.report import Reporter
+from phantommesh.nursery.streams import Session
+from phantommesh.paths.effects import Turned
+
+
+class Weaving:
+    """The reactions of one node. ``recorder`` and ``reporter`` are told of what an operator may ask for."""
+
+    def __init__(self, parts: Parts, reporter: Reporter, recorder: Recorder) -> None:
+        self._parts, self._reporter, self._recorder = parts, reporter, recorder
+
+    def react(self, news: News) -> None:
+        """Have all parts follow what one of them told."""
+        parts = self._parts
+        match news:
+            case PeersChanged():
+                self.peers_changed()
+            case SecretsChanged():
+                parts.links.set_admission(parts.state.admission.current, parts.state.admission.replaced)
+            case KeysReplaced():
+                self._adopt_keys()
+            case Rerouted():
+                self._reroute()
+            case Installed(peers):
+                self._install(peers)
+            case ReadBack():
+                self._read_back(news)
+            case EpochOver(peer, ended):
+                found = parts.scattering.snapshot(peer)
+                parts.proving.epoch(peer, ended, None if found is None else found.current)
+            case Opened():
+                self._opened(news)
+            case Alarm():
+                self._alarmed(news)
+            case Changed():
+                self._recorder.member_changed(news)
+            case Turned():
+                self._recorder.turned(news)
+            case _:
+                assert_never(news)
+
+    def receive(self, datagram: bytes, source: Address) -> None:
+        """Take a datagram of the control port: it is a handshake's, or gossip."""
+        if datagram[:1] == bytes([envelope.FORMAT]):
+            self._parts.gossip.receive(datagram, source)
+        else:
+            self._parts.driver.receive(datagram, source)
+
+    def peers_changed(self) -> None:
+        """Look anew who the peers are: tell links and interfaces."""
+        parts = self._parts
+        now, wall, revoked = trio.current_time(), time(), parts.keeper.is_revoked()
+        parts.peers.look(parts.keeper.roster, wall, revoked=revoked)
+        parts.tcp.close_channels(parts.state.revocations)
+        parts.places.look(parts.peers.entries)
+        auths = parts.peers.auths(now, wall)
+        if not revoked:  # else the news of it still has to go out to the others
+            parts.sessions.retain(parts.peers.standing)
+        parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
+        parts.copies.retain(auths)
+        parts.driver.carry_out(parts.links.set_peers(auths, now))
+        parts.guarding.kick()
+        parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
+        parts.gossip.roster_changed()
+        parts.overlay.kick()
+        self._arrange()
+
+    def _reroute(self) -> None:
+        parts = self._parts
+        parts.places.judge_by(replace(parts.places.reach, overlay=parts.overlay.routed))
+        parts.guarding.kick()
+        parts.scattering.kick()
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Who the peers are, or our own end, has changed: make the interfaces anew."""
+        parts = self._parts
+        settings, keys = parts.config.wireguard, parts.own.wg_keys
+        own = OwnSide(
+            keys.private,
+            keys.ports(settings.base_port, settings.port_choices),
+            parts.own.member,
+            tuple(parts.overlay.routed),
+        )
+        parts.scattering.update(parts.peers.arrange(own))
+        parts.paths.set_peers(parts.peers.reached())
+        parts.reconciler.kick()
+
+    def _install(self, peers: tuple[bytes, ...]) -> None:
+        """Have these peers' part of the interfaces follow their PSKs."""
+        parts = self._parts
+        for peer in peers:
+            keyed = parts.peers.keyed(peer)
+            if keyed is not None:
+                parts.scattering.change(keyed.scatter)
+                parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
+        parts.reconciler.kick()
+
+    def _adopt_keys(self) -> None:
+        """Tell links and interfaces of our new WireGuard key, then others."""
+        parts = self._parts
+        parts.driver.carry_out(parts.links.set_wg_keys(parts.own.wg_keys.public, trio.current_time()))
+        parts.guarding.kick()  # the ports have changed
+        self._arrange()
+        parts.own.publish()
+
+    def _read_back(self, news: ReadBack) -> None:
+        """Tell the links what PSKs and handshakes the interfaces hold, and all others what moved."""
+        parts, actual = self._parts, news.actual
+        parts.scattering.devices(actual)
+        parts.paths.devices(actual)
+        now, wall, shown = trio.current_time(), time(), list[Seen]()
+        for entry in parts.peers.entries:
+            seen = parts.peers.read(entry, actual, now, wall)
+            shown.append(seen)
+            parts.paths.paths.read(seen.peer, seen.reading.counters, now)
+            parts.driver.carry_out(
+                parts.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now)
+            )
+        parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
+        parts.proving.look({seen.peer: seen.counted for seen in shown})
+        parts.paths.set_peers(parts.peers.reached())
+        self._recorder.measure()
+
+    def _opened(self, opened: Opened) -> None:
+        parts = self._parts
+        parts.sessions.add(Session.of(opened))
+        if opened.invite:
+            return
+        generation = generation_of(parts.gossip.membership, opened.peer)
+        parts.copies.chained(opened.peer, generation, trio.current_time())
+        if opened.at is not None:
+            parts.places.seen(opened.peer, opened.at.host)
+        self._recorder.opened(opened)
+        self._reporter.handshake_finished()
+
+    def _alarmed(self, alarm: Alarm) -> None:
+        parts = self._parts
+        if alarm.kind in ("chain-reset", "chain-forked"):
+            generation = generation_of(parts.gossip.membership, alarm.peer)
+            parts.copies.reset(alarm.peer, alarm.sign, generation, trio.current_time())
+        self._recorder.alarmed(alarm)
