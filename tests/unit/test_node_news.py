@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node asks of others, of whom, and when: without channels, clock or disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from phantommesh import asking, control
+from phantommesh.endpoint import Address
+from phantommesh.envelope import REQUEST, Envelope
+from phantommesh.gossip import AskKeys, Effect, Gossip
+from phantommesh.groupkey import Keyring
+from phantommesh.identity import NodeId
+from phantommesh.membership.effects import FetchRecord, Sync
+from phantommesh.membership.machine import Membership
+from phantommesh.membership.presets import LAN
+from phantommesh.node.news import (
+    ASK_QUEUE,
+    ASKED,
+    STANDING_ASKED,
+    STANDING_FIRST,
+    STANDING_MAX,
+    SYNC_QUEUE,
+    News,
+    Standing,
+    Take,
+    Task,
+)
+from phantommesh.records import Roster
+from phantommesh.revocation import Revocations
+from tests.unit.makemesh import NOW, identity, make_mesh
+
+MESH = make_mesh()
+ME = identity("me").node_id
+OTHERS = [identity(f"other {i}").node_id for i in range(6)]
+SOMEWHERE = Address("192.0.2.9", 51800)
+UNREADABLE = asking.Shut((), control.KeysAre(b"", b"", b""))
+
+
+class World:
+    """A node that has links with ``linked``."""
+
+    def __init__(self, linked: Sequence[NodeId] = OTHERS) -> None:
+        self.roster, self.revocations = Roster(MESH.root, Revocations(MESH.root)), Revocations(MESH.root)
+        self.membership = Membership(
+            node=ME, generation=1, record_seq=0, record_hash=bytes(16), rng=Random(1), now=0.0, params=LAN
+        )
+        ring = Keyring()
+        sealed, requests = (
+            Envelope(ME, ring, start=1, revoked=self.revocations, digest=lambda: bytes(8), label=label)
+            for label in (b"test", REQUEST)
+        )
+        self.gossip = Gossip(
+            self.membership, sealed, where=lambda _: (), digest=lambda: bytes(8), in_use=lambda _: None
+        )
+        self.forbidden: set[str] = set()
+        self.wanted: list[Effect] = []
+        self.news = News(
+            ME, self.roster, self.revocations, self.gossip, requests, told={},
+            where=lambda _: (), may=lambda _, host: host not in self.forbidden,
+            reachable=lambda first: list(dict.fromkeys((*map(NodeId, first), *linked))),
+            linked=lambda member: member in linked, carry_out=self.wanted.extend,
+        )  # fmt: skip
+
+    def ask(self, digest: bytes = b"another") -> Task:
+        assert self.news.wish(AskKeys(None, digest), 0.0, NOW)
+        task = self.news.next("ask", lambda: 0.0, lambda: NOW)
+        assert task is not None
+        return task
+
+
+def asked_of(task: Task) -> list[NodeId]:
+    """Whom the task calls while nobody answers."""
+    return [step.member for step in task if isinstance(step, asking.Call)]
+
+
+def test_group_keys_are_asked_of_a_few_members_until_one_answers() -> None:
+    assert asked_of(World().ask()) == OTHERS[:ASKED]
+    task = World().ask()
+    assert isinstance(task.send(None), asking.Call)
+    second = task.send(None)  # the first is away
+    assert isinstance(second, asking.Call) and second.member == OTHERS[1]
+    take = task.send(UNREADABLE)
+    assert take == Take(OTHERS[1], UNREADABLE)
+    third = task.send(None)  # what the second gave cannot be read
+    assert isinstance(third, asking.Call) and third.member == OTHERS[2]
+    task.send(UNREADABLE)
+    try:
+        task.send(False)
+    except StopIteration:
+        return
+    raise AssertionError("somebody is asked after one has answered")
+
+
+def test_a_member_without_a_link_is_not_asked() -> None:
+    world = World(linked=[])
+    assert asked_of(world.ask()) == []
+    assert world.news.wish(Sync(OTHERS[0]), 0.0, NOW)
+    task = world.news.next("sync", lambda: 0.0, lambda: NOW)
+    assert task is not None and list(task) == []
+    assert world.news.dropped["gossip-sync-unlinked"] == 1
+
+
+def test_what_waits_is_bounded_and_what_finds_no_room_is_counted() -> None:
+    news = World().news
+    assert [news.wish(Sync(OTHERS[0]), 0.0, NOW) for _ in range(SYNC_QUEUE + 2)][-3:] == [True, False, False]
+    asks = [news.wish(AskKeys(None, bytes([i])), 0.0, NOW) for i in range(ASK_QUEUE + 1)]
+    assert asks == [True] * ASK_QUEUE + [False]
+    assert news.dropped == {"gossip-sync-queue": 2, "gossip-ask-queue": 1}
+
+
+def test_a_record_is_looked_for_once_at_a_time_and_again_after_nobody_had_it() -> None:
+    world = World()
+    wanted = FetchRecord(OTHERS[0], 1, b"h" * 16, OTHERS[1])
+    assert world.news.wish(wanted, 0.0, NOW) and not world.news.wish(wanted, 0.0, NOW)
+    task = world.news.next("fetch", lambda: 0.0, lambda: NOW)
+    assert task is not None and world.news.next("fetch", lambda: 0.0, lambda: NOW) is None
+    assert OTHERS[1] in asked_of(task)
+    assert world.news.dropped["gossip-record-not-found"] == 1
+    assert world.news.wish(wanted, 0.0, NOW)
+
+
+def test_a_fetch_that_is_given_up_frees_its_place() -> None:
+    world = World()
+    assert world.news.wish(FetchRecord(OTHERS[0], 1, b"h" * 16, OTHERS[1]), 0.0, NOW)
+    task = world.news.next("fetch", lambda: 0.0, lambda: NOW)
+    assert task is not None
+    next(task)
+    task.close()
+    assert not world.news.fetching
+
+
+def test_nothing_is_asked_at_a_forbidden_address() -> None:
+    world = World()
+    world.forbidden.add(SOMEWHERE.host)
+    assert world.news.question(asking.CallUnlinked(SOMEWHERE, [b"h" * 16])) is None
+    assert world.news.dropped["gossip-record-forbidden"] == 1
+
+
+def test_whether_it_was_revoked_a_node_asks_while_it_is_quiet_and_less_and_less_often() -> None:
+    roster = Roster(MESH.root, Revocations(MESH.root))
+    for i in range(2 * STANDING_ASKED):
+        roster.add(MESH.record(identity(f"other {i}"), f"n{i}"), NOW)
+    standing = Standing(ME, Random(1), 10.0)
+    assert standing.look(roster, 9.9, quiet=True, revoked=False) == []
+    assert standing.look(roster, 10.0, quiet=False, revoked=False) == []
+    assert 10.0 + 0.75 * STANDING_FIRST <= standing.due <= 10.0 + 1.25 * STANDING_FIRST
+    pauses = []
+    for _ in range(12):
+        now = standing.due
+        assert len(standing.look(roster, now, quiet=False, revoked=True)) == STANDING_ASKED
+        pauses.append(standing.due - now)
+    assert pauses[0] < 2.0 * STANDING_FIRST < pauses[-1]
+    assert 0.75 * STANDING_MAX <= pauses[-1] <= 1.25 * STANDING_MAX
