@@ -339,7 +339,7 @@ async def test_the_socket_and_the_devices_refuse_where_a_check_before_was_missed
     entry = victim.parts.keeper.roster.get(attack.insider.node_id)
     assert entry is not None
     for host in never:
-        victim.parts.places.of = lambda _, host=host: (Address(host, PORT),)  # type: ignore[method-assign,misc]
+        victim.parts.peers._where = lambda _, host=host: (Address(host, PORT),)  # type: ignore[misc]
         victim._weaving._arrange()
         endpoints = [p.endpoint for d in victim.parts.reconciler.desired.values() for p in d.peers.values()]
         assert endpoints == [None] * 7, host
