@@ -19,7 +19,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
 
 FORWARD_UNKNOWN = FaultKind("forward-unknown-interface", "low")

@@ -21,7 +21,7 @@ from ipaddress import (
 from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.wireguard import Network
 
 OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")

@@ -15,9 +15,9 @@ from cryptography.exceptions import InvalidSignature
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.issuing import choose_ip4
-from phantommesh.management.faults import FaultKind
 from phantommesh.possession import proves
 from phantommesh.revocation import Revocations
 from phantommesh.trust import (

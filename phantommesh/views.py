@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from phantommesh.management.faults import Fault
+from phantommesh.faults import Fault
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
     from phantommesh.events import EventLog

@@ -29,8 +29,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
+from phantommesh.faults import FaultKind
 from phantommesh.link.effects import ResetSign
-from phantommesh.management.faults import FaultKind
 
 COPIED = FaultKind("identity-copied", "critical")
 

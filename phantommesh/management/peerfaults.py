@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.management.faults import Fault, FaultKind
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.views import LinkView, MemberState, PathView
 
 PEER_GONE = FaultKind("peer-gone", "medium")

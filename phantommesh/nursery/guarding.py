@@ -21,8 +21,8 @@ import trio
 
 from phantommesh import guard, nftnetlink
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
-from phantommesh.management.faults import FaultKind
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 

@@ -9,9 +9,9 @@ from time import time
 from typing import assert_never
 
 from phantommesh import guard, overlay, records, revocation
+from phantommesh.faults import Fault
 from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import COPIED, Suspicion, Why
-from phantommesh.management.faults import Fault
 from phantommesh.moments import rfc3339
 from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
 from phantommesh.nursery.parts import Parts

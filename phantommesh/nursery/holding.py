@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.nursery import closing, hostview
 from phantommesh.overlay import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard import Network

@@ -15,7 +15,7 @@ import trio
 from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told

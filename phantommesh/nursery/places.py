@@ -18,8 +18,8 @@ import trio
 from phantommesh.config import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.identity import NodeId
-from phantommesh.management.faults import Fault, FaultKind
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records import Entry

@@ -20,8 +20,8 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.identity import NodeId, format_node_id
-from phantommesh.management.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError

@@ -14,7 +14,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
 from phantommesh.wireguard import (

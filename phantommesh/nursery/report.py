@@ -13,10 +13,10 @@ import trio
 from phantommesh import __version__
 from phantommesh.dimensions import has
 from phantommesh.events import EventLog
+from phantommesh.faults import Fault
 from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
-from phantommesh.management.faults import Fault
 from phantommesh.management.finding import find
 from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
 from phantommesh.membership.messages import State

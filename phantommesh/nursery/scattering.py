@@ -27,7 +27,7 @@ from phantommesh.config import ScatterSection
 from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.nursery import marking, master
 from phantommesh.nursery.master import MasterConfig
 from phantommesh.nursery.nft import Fingerprint, NftError, Table

@@ -24,8 +24,8 @@ from phantommesh import statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.invites import Invite
-from phantommesh.management.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.node.own import check_successor
 from phantommesh.nodestate import NodeState

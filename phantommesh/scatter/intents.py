@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from phantommesh.config import Intent, ScatterSection
-from phantommesh.management.faults import FaultKind
+from phantommesh.faults import FaultKind
 from phantommesh.scatter.maps import Scheduler
 
 UNKNOWN_PEER = FaultKind("scatter-unknown-peer", "low")

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from phantommesh.events import EventLog
-from phantommesh.management.faults import Fault
+from phantommesh.faults import Fault
 from phantommesh.metrics import Metrics
 from phantommesh.views import (
     DimensionView,

@@ -24,8 +24,8 @@ from phantommesh.cli import base, cli
 from phantommesh.cli.output import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
+from phantommesh.faults import FaultKind
 from phantommesh.invites import Invite
-from phantommesh.management.faults import FaultKind
 from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.proofs.archive import MAGIC

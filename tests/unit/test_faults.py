@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import phantommesh
-from phantommesh.management.faults import Fault, FaultKind
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.management.peerfaults import MAX_PARTLY, RENEWAL, partly_reachable, peer_faults
 from phantommesh.nursery.health import UNREADY
 from phantommesh.views import PathView, Status
