@@ -34,7 +34,6 @@ from benchmarks.machine import describe
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity
 from phantommesh.kem import SEED_SIZE, provider
 from phantommesh.link.admission import Standing
 from phantommesh.link.context import Timing
@@ -44,6 +43,7 @@ from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.rates import Rates
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity
 
 WARM_UP, RUNS, QUICK_RUNS = 20, 500, 60
 PATIENCE = 30.0  # s; a guard only

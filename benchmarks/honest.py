@@ -33,7 +33,7 @@ from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import verify
 from phantommesh.statedir import ROOT_CERT, StateDir
-from phantommesh.trust import describe_mesh, load_root
+from phantommesh.trust.certificates import describe_mesh, load_root
 
 NODES, UPLINKS = 3, 2
 NONE_YET = "there are no scatter proofs yet"

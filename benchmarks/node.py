@@ -30,8 +30,6 @@ from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.dataplane import OwnSide
 from phantommesh.dimensions import ALL, DIMENSIONS, interface_names
 from phantommesh.endpoint import Address, parse_endpoint
-from phantommesh.identity import Identity, NodeId
-from phantommesh.issuing import make_root
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Effect, Install, Opened, Send, Sign
 from phantommesh.link.machine import Links
@@ -40,9 +38,11 @@ from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.scattering import Scattering
 from phantommesh.paths.machine import Paths
 from phantommesh.records import Entry, NodeRecord, Roster, SignedRecord
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.trust import Member, Role
+from phantommesh.trust.certificates import Member, Role
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.issuing import make_root
+from phantommesh.trust.revocation import Revocations
 
 FLAT = 2.0  # the cost in the largest mesh over that in the smallest
 WALL = 1_800_000_000.0  # unix time

@@ -33,11 +33,11 @@ import trio
 from benchmarks import honest
 from benchmarks.machine import describe
 from phantommesh import control
-from phantommesh.identity import Identity, NodeId
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.proofs.statement import CONTEXT, Plan, Seven, Signed
+from phantommesh.trust.identity import Identity, NodeId
 
 LINKS = (1, 10, 50)
 RUNS, QUICK_RUNS, WARM_UP = 30, 5, 2

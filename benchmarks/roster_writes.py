@@ -31,8 +31,6 @@ import trio.testing
 
 from benchmarks.machine import describe
 from phantommesh import rosterlog, statedir
-from phantommesh.identity import Identity
-from phantommesh.issuing import choose_ip4
 from phantommesh.node.own import RENEW_AT
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import keeper as keeping
@@ -41,7 +39,9 @@ from phantommesh.nursery.rekeying import HASTE
 from phantommesh.possession import prove
 from phantommesh.records import NodeRecord, SignedRecord, sign_record
 from phantommesh.statedir import StateDir
-from phantommesh.trust import NODE_LIFE, Role
+from phantommesh.trust.certificates import NODE_LIFE, Role
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.issuing import choose_ip4
 from phantommesh.wgkeys import WgKeys
 from tests.unit.loopback import make_authority
 

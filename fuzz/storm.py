@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from phantommesh import wire
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity
 from phantommesh.kem import EK_SIZE, CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.admission import HALF_OPEN, MAX_SOURCES
@@ -24,6 +23,7 @@ from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
 from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.response import SEEN_NONCES
+from phantommesh.trust.identity import Identity
 from phantommesh.wire import CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.invites import PREFIX, Invite, _checksum
-from phantommesh.issuing import make_csr, parse_csr_untrusted
 from phantommesh.records import RecordError, Roster, SignedRecord, open_record
-from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
-from phantommesh.trust import Role, TrustError, load_root, verify_authority, verify_chain
+from phantommesh.trust.certificates import Role, TrustError, load_root, verify_authority, verify_chain
+from phantommesh.trust.invites import PREFIX, Invite, _checksum
+from phantommesh.trust.issuing import make_csr, parse_csr_untrusted
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -17,11 +17,11 @@ import msgspec
 
 from phantommesh.asking import Fetching, missing
 from phantommesh.endpoint import Address
-from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.records import Entry, Roster
-from phantommesh.revocation import Revocations
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
+from phantommesh.trust.revocation import Revocations
 
 MAX_LOST: Final = 16  # members that were forgotten and whose last addresses are kept
 MAX_ADDRESSES: Final = 4  # of each

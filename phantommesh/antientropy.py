@@ -15,8 +15,8 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster, SignedRecord, record_hash
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 
 BUCKETS: Final = 256  # by the first byte of the node id
 DIGEST_BYTES: Final = 8

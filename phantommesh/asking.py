@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import antientropy, control, idtree
 from phantommesh.endpoint import Address
-from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Entry, Roster, encoded_hash
-from phantommesh.revocation import Revocation, Revocations
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocation, Revocations
 
 # Tuning.
 FETCH_QUEUE: Final = 512

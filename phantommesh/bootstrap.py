@@ -30,18 +30,12 @@ from phantommesh.config import (
     refuse_overlay,
     render,
 )
-from phantommesh.groupkey import Keyring, decode_keys_untrusted, verify_group_key
-from phantommesh.identity import Identity, IdentityError, NodeId
-from phantommesh.invites import Invite
-from phantommesh.issuing import Authority, choose_ip4, issue_authority, make_root
-from phantommesh.meshsecret import SECRET_BYTES
 from phantommesh.nodestate import make_record
 from phantommesh.overlay import Address
 from phantommesh.records import Roster, sign_record
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
-from phantommesh.trust import (
+from phantommesh.trust.certificates import (
     Member,
     Role,
     TrustError,
@@ -53,6 +47,12 @@ from phantommesh.trust import (
     verify_authority,
     verify_chain,
 )
+from phantommesh.trust.groupkey import Keyring, decode_keys_untrusted, verify_group_key
+from phantommesh.trust.identity import Identity, IdentityError, NodeId
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import Authority, choose_ip4, issue_authority, make_root
+from phantommesh.trust.meshsecret import SECRET_BYTES
+from phantommesh.trust.revocation import Revocations
 from phantommesh.wgkeys import WgKeys
 from phantommesh.wireguard import Network
 

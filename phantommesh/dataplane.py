@@ -12,7 +12,7 @@ from phantommesh.config import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
 from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
-from phantommesh.trust import Member
+from phantommesh.trust.certificates import Member
 from phantommesh.wireguard import (
     DeviceConfig,
     DeviceState,

@@ -30,9 +30,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh.endpoint import MAX_DATAGRAM
-from phantommesh.groupkey import ID_BYTES, GroupKey, KeyId, Keyring
-from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.seen import Seen
+from phantommesh.trust.groupkey import ID_BYTES, GroupKey, KeyId, Keyring
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 
 FORMAT: Final = 0x47  # on the control port, `wire.VERSION` in its place is a handshake
 GOSSIP: Final = b"phantommesh gossip v1"

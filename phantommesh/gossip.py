@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 
 from phantommesh.endpoint import Address
 from phantommesh.envelope import OVERHEAD, Envelope, EnvelopeError
-from phantommesh.identity import NodeId
 from phantommesh.membership import effects
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE, HEADER_SIZE, NODE_ID_SIZE
 from phantommesh.rates import Rates, source_block
+from phantommesh.trust.identity import NodeId
 
 KIND: Final = 1  # of the envelope: the payload is a datagram of `membership.messages`
 _SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZE)

@@ -31,7 +31,7 @@ from dns.rdtypes.ANY.SOA import SOA
 from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
-from phantommesh.trust import Member, Mesh
+from phantommesh.trust.certificates import Member, Mesh
 
 HEADER_SIZE: Final = 12  # RFC 1035 section 4.1.1
 UDP_SIZE: Final = 512  # RFC 1035 section 2.3.4: without EDNS

@@ -18,18 +18,12 @@ from phantommesh.acquaintance import LastAddresses
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import Keyring, greatest_epoch
-from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
-from phantommesh.invites import InviteBook
-from phantommesh.issuing import Authority
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import NodeRecord, Roster
-from phantommesh.revocation import Revocations
 from phantommesh.rosterlog import RosterLog
 from phantommesh.statedir import StateDir, StateError, cannot
-from phantommesh.trust import (
+from phantommesh.trust.certificates import (
     EARLY,
     Member,
     Mesh,
@@ -40,6 +34,12 @@ from phantommesh.trust import (
     validity,
     verify_chain,
 )
+from phantommesh.trust.groupkey import Keyring, greatest_epoch
+from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId
+from phantommesh.trust.invites import InviteBook
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Revocations
 from phantommesh.wgkeys import WgKeys
 
 

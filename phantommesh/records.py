@@ -16,11 +16,8 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
-from phantommesh.issuing import choose_ip4
 from phantommesh.possession import proves
-from phantommesh.revocation import Revocations
-from phantommesh.trust import (
+from phantommesh.trust.certificates import (
     EARLY,
     LONGEST_LIFE,
     MAX_CERTIFICATE_BYTES,
@@ -31,6 +28,9 @@ from phantommesh.trust import (
     validity,
     verify_chain,
 )
+from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
+from phantommesh.trust.issuing import choose_ip4
+from phantommesh.trust.revocation import Revocations
 
 ADDRESS_SHARED = FaultKind("address-shared", "medium")
 KEYS_SHARED = FaultKind("keys-shared", "high")

@@ -29,7 +29,6 @@ from cryptography import x509
 
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
 from phantommesh.records import (
     Entry,
     NodeRecord,
@@ -38,8 +37,9 @@ from phantommesh.records import (
     SignedRecord,
     encoded_hash,
 )
-from phantommesh.revocation import Revocations
 from phantommesh.statedir import MAX_FILE_BYTES, PlaceError, StateDir, StateError
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 
 HEADER: Final = b"phantommesh roster 1\n"
 _MARK: Final = b"\xc1PMr"  # msgpack uses the byte 0xc1 for nothing

@@ -14,7 +14,7 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, table
 
 if TYPE_CHECKING:
-    from phantommesh.trust import Mesh
+    from phantommesh.trust.certificates import Mesh
     from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0

@@ -128,7 +128,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
 
     from phantommesh.proofs.archive import Archive
     from phantommesh.statedir import atomic_write
-    from phantommesh.trust import describe_mesh, load_root
+    from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")
@@ -246,7 +246,7 @@ def _pinned(options: Options, root: str | None) -> bytes:
     """The root key's hash to believe in: what the operator says, else that of this machine's mesh. Raises
     CliError where there is neither."""
     from phantommesh.statedir import ROOT_CERT
-    from phantommesh.trust import TrustError, describe_mesh, load_root
+    from phantommesh.trust.certificates import TrustError, describe_mesh, load_root
 
     if root is not None:
         try:

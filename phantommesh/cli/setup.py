@@ -86,7 +86,7 @@ def _naming_options() -> Iterator[None]:
 
 
 def _report(options: Options, summary: Any, then: str) -> None:
-    from phantommesh.identity import format_node_id
+    from phantommesh.trust.identity import format_node_id
 
     shown = {
         "mesh": summary.mesh,
@@ -118,10 +118,10 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
     need_access("invite", options.state_dir)
     from phantommesh import config as config_file
     from phantommesh.endpoint import format_endpoint, parse_endpoint
-    from phantommesh.invites import MAX_ENDPOINTS
     from phantommesh.moments import rfc3339
     from phantommesh.nodestate import load_node
-    from phantommesh.trust import Role
+    from phantommesh.trust.certificates import Role
+    from phantommesh.trust.invites import MAX_ENDPOINTS
 
     config = config_file.load(options.config)
     now = datetime.now(UTC).timestamp()

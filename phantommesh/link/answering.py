@@ -13,7 +13,6 @@ from phantommesh import wire
 from phantommesh.dimensions import ALL
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
-from phantommesh.identity import node_id_of
 from phantommesh.link import keys
 from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
 from phantommesh.link.context import Context, Gate, Peer, sends
@@ -24,6 +23,7 @@ from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import PskState
 from phantommesh.link.response import LIFE, Response, Responses
 from phantommesh.rates import Rates, source_block
+from phantommesh.trust.identity import node_id_of
 from phantommesh.wire import Fragment, Kind, Mode
 
 # Tuning.

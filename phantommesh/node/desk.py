@@ -12,15 +12,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
 from phantommesh.endpoint import parse_endpoint
-from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
-from phantommesh.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.invites import MAX_ENDPOINTS, Invite, InviteEntry
-from phantommesh.issuing import (
-    check_authority_proof,
-    choose_ip4,
-    issue_authority,
-    parse_csr_untrusted,
-)
 from phantommesh.moments import span
 from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
@@ -42,8 +33,12 @@ from phantommesh.node.steps import (
 from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import Entry, SignedRecord, open_record, settle
-from phantommesh.revocation import MAX_SNAPSHOT
-from phantommesh.trust import NODE_LIFE, Role, TrustError
+from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
+from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
+from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
+from phantommesh.trust.invites import MAX_ENDPOINTS, Invite, InviteEntry
+from phantommesh.trust.issuing import check_authority_proof, choose_ip4, issue_authority, parse_csr_untrusted
+from phantommesh.trust.revocation import MAX_SNAPSHOT
 
 # Tuning.
 # A certificate costs a signature, and a record at every member. A certificate is renewed once in two thirds

@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 
-from phantommesh.groupkey import (
+from phantommesh.records import Entry
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.groupkey import (
     NO_KEY,
     GroupKey,
     KeyId,
@@ -22,11 +24,9 @@ from phantommesh.groupkey import (
     next_epoch,
     take_keys,
 )
-from phantommesh.identity import NodeId
-from phantommesh.meshsecret import MeshSecrets
-from phantommesh.records import Entry
-from phantommesh.revocation import Revocations
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Revocations
 
 # Tuning.
 PATIENCE: Final = 5.0  # s that each authority gives those before it to make the key that is due

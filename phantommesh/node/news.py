@@ -22,10 +22,10 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import AskKeys, Effect, Gossip
-from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.records import Entry, Roster
-from phantommesh.revocation import Revocations
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 
 Kind = Literal["fetch", "sync", "ask"]
 

@@ -12,11 +12,11 @@ from msgspec import structs
 
 from phantommesh import control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.invites import Invite
-from phantommesh.issuing import make_csr
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records import Dispute, NodeRecord, SignedRecord, settle, sign_record
-from phantommesh.trust import Member, Mesh, Role, TrustError, authority_node, verify_chain
+from phantommesh.trust.certificates import Member, Mesh, Role, TrustError, authority_node, verify_chain
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import make_csr
 from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
 
 RENEW_AT: Final = 2 / 3  # of a certificate's life

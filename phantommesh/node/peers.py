@@ -32,7 +32,6 @@ from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.dataplane import Desired, MeshPeer, OwnSide, PeerReading, read_peer
 from phantommesh.dimensions import DIMENSIONS, interface_names
 from phantommesh.endpoint import Address
-from phantommesh.identity import NodeId
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
@@ -40,7 +39,8 @@ from phantommesh.membership.messages import State
 from phantommesh.records import NO_KEY, Dispute, Entry, Roster
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
-from phantommesh.trust import Role
+from phantommesh.trust.certificates import Role
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard import DeviceConfig, DeviceState
 
 Where = Callable[[Entry], tuple[Address, ...]]

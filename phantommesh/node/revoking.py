@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from phantommesh.identity import Identity, IdentityError, NodeId, format_node_id, parse_node_id
-from phantommesh.issuing import Authority
 from phantommesh.management.finding import MAX_SHOWN, find, look
 from phantommesh.node.steps import (
     Alone,
@@ -24,9 +22,11 @@ from phantommesh.node.steps import (
     Work,
 )
 from phantommesh.records import Entry
-from phantommesh.revocation import Held, Revoked
-from phantommesh.rootword import RootWord, say
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.identity import Identity, IdentityError, NodeId, format_node_id, parse_node_id
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.revocation import Held, Revoked
+from phantommesh.trust.rootword import RootWord, say
 
 
 @dataclass(frozen=True, slots=True)

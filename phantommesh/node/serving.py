@@ -9,15 +9,15 @@ from typing import Any, Final, TypeVar
 
 from phantommesh import antientropy, control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import NO_KEY, Keyring, encode_keys
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node.desk import Desk
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
 from phantommesh.records import Entry, SignedRecord
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 # Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from cryptography import x509
 
-from phantommesh.identity import Identity, NodeId
-from phantommesh.issuing import Authority
-from phantommesh.meshsecret import MeshSecrets
 from phantommesh.records import Roster, SignedRecord
-from phantommesh.revocation import Held, Revocations
-from phantommesh.rootword import RootWord
-from phantommesh.trust import Mesh, Role
+from phantommesh.trust.certificates import Mesh, Role
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Held, Revocations
+from phantommesh.trust.rootword import RootWord
 
 T = TypeVar("T")
 

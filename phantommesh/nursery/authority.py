@@ -12,7 +12,7 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import Worker, moment
 from phantommesh.records import Entry
-from phantommesh.revocation import Revoked
+from phantommesh.trust.revocation import Revoked
 
 
 class AuthorityDesk:

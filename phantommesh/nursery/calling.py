@@ -15,14 +15,14 @@ import trio
 from phantommesh import asking, control
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import Entry
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.identity import NodeId
 
 # Tuning.
 PATIENCE = 25.0  # s that a renewal may take at one authority

@@ -13,13 +13,13 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity, NodeId, format_node_id
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
 from phantommesh.link.handshake import SigningRequest
 from phantommesh.link.machine import Links
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.streams import TcpPort
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
 
 
 class LinkDriver:

@@ -18,8 +18,6 @@ from phantommesh.config import Config
 from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.invites import Invite
-from phantommesh.issuing import make_csr, prove_authority
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened, Send, Sign
@@ -34,6 +32,8 @@ from phantommesh.overlay import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import make_csr, prove_authority
 from phantommesh.wireguard import Network
 
 HANDSHAKE_SECONDS = 10.0

@@ -18,7 +18,6 @@ from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
@@ -35,6 +34,7 @@ from phantommesh.nursery.saver import Saver, patiently
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import HASH_BYTES
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 TALK = 15.0  # s that one conversation may take

@@ -11,11 +11,11 @@ import structlog
 import trio
 
 from phantommesh import statedir
-from phantommesh.groupkey import GroupKey, make_group_key
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery.saver import Saver, patiently
+from phantommesh.trust.groupkey import GroupKey, make_group_key
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 LOOK = 1.0  # s between looks at whether a key is due

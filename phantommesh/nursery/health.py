@@ -8,14 +8,15 @@ from pathlib import Path
 from time import time
 from typing import assert_never
 
-from phantommesh import guard, overlay, records, revocation
+from phantommesh import guard, overlay, records
 from phantommesh.faults import Fault
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
 from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
 from phantommesh.nursery.parts import Parts
 from phantommesh.scatter import intents
+from phantommesh.trust import revocation
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # With any of these the node does not do its own work, so that it is not ready.
 UNREADY = frozenset(

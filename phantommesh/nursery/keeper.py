@@ -15,7 +15,6 @@ import trio
 from phantommesh import statedir
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.bell import Bell
@@ -23,9 +22,10 @@ from phantommesh.nursery.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
-from phantommesh.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
-from phantommesh.rootword import RootWord
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
+from phantommesh.trust.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
+from phantommesh.trust.rootword import RootWord
 
 # Tuning.
 # Questions of strangers with words of the root's that are new: of one source, a second and in a row.

@@ -11,7 +11,7 @@ from phantommesh.config import DnsSection
 from phantommesh.names import Zone, hosts_of, zone_names
 from phantommesh.nursery.dns import Ip, NameServer
 from phantommesh.nursery.splitdns import SplitDns
-from phantommesh.trust import Member, Mesh
+from phantommesh.trust.certificates import Member, Mesh
 
 
 class Naming:

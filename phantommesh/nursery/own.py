@@ -25,7 +25,7 @@ from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records import Dispute, NodeRecord
-from phantommesh.trust import Member, TrustError
+from phantommesh.trust.certificates import Member, TrustError
 from phantommesh.wgkeys import WgKeys
 
 DISPUTED = FaultKind("own-claim-disputed", "critical")

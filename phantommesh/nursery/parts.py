@@ -21,7 +21,6 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
 from phantommesh.guard import Guard
-from phantommesh.identity import NodeId
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
@@ -67,6 +66,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import NodeId
 
 
 @dataclass(frozen=True, slots=True, eq=False)

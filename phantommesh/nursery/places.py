@@ -19,10 +19,10 @@ from phantommesh.config import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.identity import NodeId
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records import Entry
+from phantommesh.trust.identity import NodeId
 
 ENDPOINT_USELESS = FaultKind("endpoint-useless", "medium")
 ADDRESS_FORBIDDEN = FaultKind("address-forbidden", "medium")

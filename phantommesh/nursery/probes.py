@@ -21,7 +21,6 @@ import trio
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.netlink import BackendError
@@ -31,6 +30,7 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
+from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard import DeviceState
 
 PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")

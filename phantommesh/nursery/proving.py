@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh import control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery.streams import StreamError
 from phantommesh.nursery.unexpected import left_out
@@ -43,6 +42,7 @@ from phantommesh.proofs.statement import (
 from phantommesh.proofs.tally import Counters, Tally
 from phantommesh.records import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.trust.identity import NodeId, format_node_id
 
 SHORTEST: float = 1.0
 """Seconds an epoch must last to be proved: both ends read their counters when it ends."""

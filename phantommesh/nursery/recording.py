@@ -9,7 +9,6 @@ from functools import partial
 import structlog
 import trio
 
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.effects import Alarm, Opened, Role
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
@@ -20,6 +19,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 TOLD_REASONS = 8  # that an event names; `status` has them all

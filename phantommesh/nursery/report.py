@@ -14,7 +14,6 @@ from phantommesh import __version__
 from phantommesh.dimensions import has
 from phantommesh.events import EventLog
 from phantommesh.faults import Fault
-from phantommesh.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.finding import find
@@ -30,7 +29,8 @@ from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records import Entry
 from phantommesh.scatter.intents import intent_of
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.views import (
     DimensionView,
     IdentityResult,

@@ -12,7 +12,6 @@ import trio
 
 from phantommesh import control
 from phantommesh.endpoint import Address
-from phantommesh.identity import NodeId
 from phantommesh.node import serving, steps
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
@@ -22,6 +21,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.working import do, moment
 from phantommesh.records import Entry
+from phantommesh.trust.identity import NodeId
 
 
 class ControlServer:

@@ -29,9 +29,9 @@ from phantommesh.link.effects import Opened
 from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block
 from phantommesh.records import MAX_RECORD_BYTES
-from phantommesh.revocation import MAX_PLEA, MAX_STANDING
 from phantommesh.seats import Holder, Ruling, Seat, Seats
 from phantommesh.secret import Secret
+from phantommesh.trust.revocation import MAX_PLEA, MAX_STANDING
 
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent

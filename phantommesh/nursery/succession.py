@@ -25,13 +25,13 @@ from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.invites import Invite
 from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.node.own import check_successor
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import enrolment, unexpected
 from phantommesh.nursery.calling import Caller
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.invites import Invite
 
 IDENTITY_PENDING = FaultKind("identity-pending", "high")
 

@@ -31,7 +31,7 @@ from phantommesh.nursery import closing, hostview, leftovers, marking, netlink
 from phantommesh.nursery.leftovers import Found
 from phantommesh.nursery.owning import owned
 from phantommesh.statedir import StateDir, StateError, StateInUseError, cannot
-from phantommesh.trust import Mesh
+from phantommesh.trust.certificates import Mesh
 from phantommesh.wireguard import Network
 
 STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from phantommesh.proofs.statement import VERSION, NodeBytes, Proof, ProofError
-from phantommesh.trust import MAX_CERTIFICATE_BYTES
+from phantommesh.trust.certificates import MAX_CERTIFICATE_BYTES
 
 MAGIC: Final = b"phantommesh proofs\n"
 MAX_ARCHIVE_BYTES: Final = 256 * 1024 * 1024

@@ -4,7 +4,6 @@
 from cryptography import x509
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.chain import CLOCKS_MS, Checked
 from phantommesh.proofs.merkle import leaf_hash
@@ -19,7 +18,8 @@ from phantommesh.proofs.statement import (
     Statement,
     head_hash,
 )
-from phantommesh.trust import DAY, Member, validity, verify_chain
+from phantommesh.trust.certificates import DAY, Member, validity, verify_chain
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 CERTIFICATE_SLACK = 7 * DAY  # s: proofs may be older than the certificate that the file has of their node

@@ -22,7 +22,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from phantommesh.identity import NodeId
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.chain import CLOCKS_MS
 from phantommesh.proofs.statement import (
@@ -40,6 +39,7 @@ from phantommesh.proofs.statement import (
     Statement,
     head_hash,
 )
+from phantommesh.trust.identity import NodeId
 
 Direction = Literal["sent", "received"]  # what this node sent to the peer, or received from it
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from phantommesh.identity import NodeId
 from phantommesh.proofs import fit
 from phantommesh.proofs.ledger import Direction, Kept
 from phantommesh.proofs.verdict import check_proof
+from phantommesh.trust.identity import NodeId
 
 Result = Literal["signed", "countersigned", "witnessed", "mismatch"]
 

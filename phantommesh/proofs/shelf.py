@@ -14,7 +14,6 @@ from typing import Final, get_args
 
 import msgspec
 
-from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.proofs.ledger import Chain, Direction, Kept
 from phantommesh.proofs.merkle import leaf_hash
 from phantommesh.proofs.statement import (
@@ -30,6 +29,7 @@ from phantommesh.proofs.statement import (
     head_hash,
 )
 from phantommesh.statedir import atomic_write, cannot
+from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 
 DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
 HEADS: Final = "heads"

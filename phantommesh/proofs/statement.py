@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from msgspec import Meta
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.proofs import merkle
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 
 VERSION: Final = 2
 CONTEXT: Final = b"phantommesh proof v1"  # FIPS 204 section 5.2

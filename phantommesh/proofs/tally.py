@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from phantommesh.identity import NodeId
 from phantommesh.proofs.statement import ZEROS, Seven
+from phantommesh.trust.identity import NodeId
 
 # Tuning.
 MAX_GONE: Final = 1024  # peers that have left, whose totals are kept

@@ -18,7 +18,7 @@ from phantommesh.proofs.chain import Checked
 from phantommesh.proofs.genuine import Signatures, genuine
 from phantommesh.proofs.statement import Proof, ProofError, Signed
 from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, Verdict, judge
-from phantommesh.trust import describe_mesh, load_root
+from phantommesh.trust.certificates import describe_mesh, load_root
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from structlog.testing import capture_logs
 
 from phantommesh import control
 from phantommesh.endpoint import Address
-from phantommesh.identity import NodeId
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.calling import reconcile
@@ -34,6 +33,7 @@ from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
+from phantommesh.trust.identity import NodeId
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in

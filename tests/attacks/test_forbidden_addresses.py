@@ -25,8 +25,6 @@ from phantommesh.bootstrap import init_mesh
 from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import KIND
-from phantommesh.identity import Identity
-from phantommesh.issuing import choose_ip4
 from phantommesh.link.effects import Opened, Send
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.nodestate import load_node
@@ -36,7 +34,9 @@ from phantommesh.nursery.node import Node
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
-from phantommesh.trust import Role
+from phantommesh.trust.certificates import Role
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.issuing import choose_ip4
 from tests.unit.loopback import free_port, serving, settings
 from tests.unit.makemesh import identity, plain_record
 

@@ -12,12 +12,12 @@ from statistics import median
 import pytest
 
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.context import no_agreement
 from phantommesh.link.effects import Send, Sign
 from phantommesh.link.psk import PskPhase
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity
 from phantommesh.wire import Kind
 from tests.attacks.flooding import Flood
 from tests.simulation.pair import ADMISSION, Simulation

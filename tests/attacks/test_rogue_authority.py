@@ -23,7 +23,13 @@ from cryptography.x509 import Certificate
 
 from phantommesh import statedir
 from phantommesh.endpoint import Address
-from phantommesh.groupkey import (
+from phantommesh.nodestate import NodeState, load_node
+from phantommesh.nursery.authority import AuthorityDesk
+from phantommesh.nursery.groupkeys import GroupKeys
+from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.records import Roster, sign_record
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.groupkey import (
     MAX_EPOCH,
     GroupKey,
     Keyring,
@@ -32,16 +38,10 @@ from phantommesh.groupkey import (
     next_epoch,
     take_keys,
 )
-from phantommesh.identity import NodeId, format_node_id
-from phantommesh.issuing import Authority, issue_authority
-from phantommesh.nodestate import NodeState, load_node
-from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.records import Roster, sign_record
-from phantommesh.revocation import Held, Revocation, Revocations, revoke
-from phantommesh.rootword import RootWord, say
-from phantommesh.trust import TrustError
+from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.issuing import Authority, issue_authority
+from phantommesh.trust.revocation import Held, Revocation, Revocations, revoke
+from phantommesh.trust.rootword import RootWord, say
 from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
 from tests.simulation.full_sim import Simulation
@@ -85,7 +85,7 @@ def test_the_greatest_group_key_is_refused() -> None:
 
 
 def test_a_key_that_a_version_before_took_in_is_dropped_when_it_starts() -> None:
-    from phantommesh.groupkey import greatest_epoch
+    from phantommesh.trust.groupkey import greatest_epoch
 
     ring, revocations = Keyring(), Revocations(MESH.root)
     for key in (make_group_key(MESH.authority, 7, revocations, NOW), greatest(BY_ROGUE, revocations, NOW)):
@@ -281,7 +281,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was taken back tells those who do not know; a rogue floods the same place with forged words."""
-    from phantommesh import revocation, rootword
+    from phantommesh.trust import revocation, rootword
 
     state = make_authority(tmp_path)
     keeper = RosterKeeper(state, lambda: None)
@@ -320,7 +320,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
 def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It revokes made-up nodes, chosen so that their take-over sorts before all that the honest authority
     says: before this one's revocation of the rogue, and before its older ones."""
-    from phantommesh import revocation
+    from phantommesh.trust import revocation
 
     monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 24)
     revocations = Revocations(MESH.root)
@@ -348,7 +348,7 @@ def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.
 def test_what_cannot_be_taken_over_is_refused_and_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("phantommesh.revocation.MAX_OF_AUTHORITY", 8)
+    monkeypatch.setattr("phantommesh.trust.revocation.MAX_OF_AUTHORITY", 8)
     revocations = Revocations(MESH.root)
     for number in range(6):  # twice as many as it may have of one kind
         for origin in (b"", identity("nobody").node_id):
@@ -504,7 +504,7 @@ async def test_revocations_are_written_with_pauses(
 def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from phantommesh import revocation
+    from phantommesh.trust import revocation
 
     class Unsearched(dict[bytes, Held]):
         searches = 0
@@ -543,7 +543,7 @@ def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
 async def test_the_loop_has_its_turn_while_many_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phantommesh.revocation.SLICE", 4)
+    monkeypatch.setattr("phantommesh.trust.revocation.SLICE", 4)
     state, held = make_authority(tmp_path), list[int]()
     keeper, some = RosterKeeper(state, lambda: None), Revocations(state.root)
     rogue = authority_in(state)

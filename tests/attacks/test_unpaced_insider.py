@@ -21,7 +21,6 @@ import structlog
 import trio
 
 from phantommesh import control
-from phantommesh.issuing import Authority, make_csr
 from phantommesh.link import channel
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
@@ -32,10 +31,11 @@ from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
 from phantommesh.records import RecordError, decode_records_untrusted, sign_record
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.issuing import Authority, make_csr
+from phantommesh.trust.revocation import Revocations
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 SECONDS = 5.0  # that a flood lasts

@@ -18,7 +18,7 @@ from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Receipt, Statement, decode_leaf_untrusted
-from phantommesh.trust import describe_mesh, load_root
+from phantommesh.trust.certificates import describe_mesh, load_root
 from tests.lab.conftest import PATIENCE_S, make_spec
 
 pytestmark = pytest.mark.lab

@@ -10,15 +10,15 @@ import msgspec
 
 from phantommesh import control
 from phantommesh.endpoint import Address
-from phantommesh.invites import Invite, InviteEntry
-from phantommesh.issuing import make_csr
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.own import check_successor
 from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
 from phantommesh.nursery.streams import Session
 from phantommesh.records import CONTEXT
 from phantommesh.secret import Secret
-from phantommesh.trust import DAY, Role
+from phantommesh.trust.certificates import DAY, Role
+from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.issuing import make_csr
 from tests.simulation import full_scenarios
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Machine

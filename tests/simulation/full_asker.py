@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from phantommesh import asking, control
 from phantommesh.envelope import EnvelopeError
-from phantommesh.identity import NodeId
 from phantommesh.node.news import WORKERS, Kind, Standing
 from phantommesh.nursery.streams import CONNECT
+from phantommesh.trust.identity import NodeId
 from tests.simulation.full_calls import spawn
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phantommesh import asking, control
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
 from phantommesh.link.channel import RANDOM_SIZE, Channel, ChannelError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
@@ -20,6 +19,7 @@ from phantommesh.node.news import Step, Take
 from phantommesh.nursery.gossip import TALK
 from phantommesh.nursery.streams import CONNECT, Session
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import NodeId
 from tests.simulation.full_machines import Machine
 
 if TYPE_CHECKING:

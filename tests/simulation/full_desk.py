@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from phantommesh import antientropy, asking, control
 from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
 from phantommesh.nursery.keeper import RECORDS_AT_ONCE, RECORDS_RATE
@@ -16,7 +15,8 @@ from phantommesh.nursery.streams import Session
 from phantommesh.rates import Rates
 from phantommesh.records import HASH_BYTES
 from phantommesh.secret import Secret
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.identity import NodeId, format_node_id
 from tests.simulation.full_working import Done, Has, Worker
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from phantommesh import asking, control
-from phantommesh.groupkey import Keyring, take_keys
-from phantommesh.identity import Identity, NodeId
-from phantommesh.invites import Invite, InviteEntry
-from phantommesh.issuing import Authority, make_csr, prove_authority
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.streams import Session
 from phantommesh.records import CONTEXT
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.trust import DAY, Role, load_certificate, verify_chain
+from phantommesh.trust.certificates import DAY, Role, load_certificate, verify_chain
+from phantommesh.trust.groupkey import Keyring, take_keys
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.issuing import Authority, make_csr, prove_authority
+from phantommesh.trust.revocation import Revocations
 from tests.simulation.full_calls import Call
 from tests.simulation.full_machines import NEVER, Machine
 from tests.simulation.full_parts import identity, plain_record

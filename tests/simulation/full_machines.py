@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity
-from phantommesh.invites import InviteEntry
-from phantommesh.issuing import Authority
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.invites import InviteEntry
+from phantommesh.trust.issuing import Authority
 from tests.simulation.full_wireguard import Kernel
 
 if TYPE_CHECKING:

@@ -28,8 +28,6 @@ from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import AskKeys, Datagram, Gossip
 from phantommesh.gossip import Effect as GossipEffect
-from phantommesh.groupkey import make_group_key
-from phantommesh.identity import NodeId
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect
@@ -38,15 +36,17 @@ from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.meshsecret import MeshSecrets
 from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records import Entry, Roster, SignedRecord
-from phantommesh.revocation import Revocation, Revocations
-from phantommesh.rootword import RootWord
+from phantommesh.trust.groupkey import make_group_key
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Revocation, Revocations
+from phantommesh.trust.rootword import RootWord
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_own import OwnRecord

@@ -11,7 +11,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.own import AGAIN
 from phantommesh.records import Entry, NodeRecord
-from phantommesh.trust import Member, Role, TrustError, validity, verify_chain
+from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
 from phantommesh.wgkeys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
 from tests.simulation.full_parts import generated, plain_record

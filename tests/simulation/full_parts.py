@@ -18,13 +18,13 @@ from phantommesh import records
 from phantommesh.dataplane import OwnSide
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
-from phantommesh.identity import Identity
-from phantommesh.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.possession import is_seed
 from phantommesh.records import NodeRecord, Roster, SignedRecord
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.trust import Member, describe_mesh
+from phantommesh.trust.certificates import Member, describe_mesh
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.issuing import NETWORK4, Authority, issue_authority, make_root
+from phantommesh.trust.revocation import Revocations
 from phantommesh.wgkeys import WgKey, WgKeys
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero

@@ -14,14 +14,14 @@ from functools import cache
 from ipaddress import IPv4Network
 
 from phantommesh import control
-from phantommesh.groupkey import MAX_AGE
-from phantommesh.identity import Identity, overlay_ip4
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import MIN_PURGE
 from phantommesh.nursery.streams import Session
 from phantommesh.records import sign_record
 from phantommesh.secret import Secret
+from phantommesh.trust.groupkey import MAX_AGE
+from phantommesh.trust.identity import Identity, overlay_ip4
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Network
 from tests.simulation.full_node import Process

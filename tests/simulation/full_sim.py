@@ -37,17 +37,17 @@ from contextlib import contextmanager, nullcontext
 from zlib import crc32
 
 from phantommesh.endpoint import Address
-from phantommesh.groupkey import Keyring, make_group_key
-from phantommesh.identity import Identity
-from phantommesh.issuing import NETWORK4, Authority, choose_ip4
 from phantommesh.kem import CryptographyKem, Kem
 from phantommesh.link.copies import Suspicion
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
 from phantommesh.records import Roster, SignedRecord, sign_record
-from phantommesh.revocation import Revocations
-from phantommesh.trust import Role
+from phantommesh.trust.certificates import Role
+from phantommesh.trust.groupkey import Keyring, make_group_key
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.issuing import NETWORK4, Authority, choose_ip4
+from phantommesh.trust.revocation import Revocations
 from tests.simulation import full_parts
 from tests.simulation.full_joining import carry_join
 from tests.simulation.full_machines import NEVER, Machine, Network

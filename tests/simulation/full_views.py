@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import itertools
 
-from phantommesh.identity import NodeId
 from phantommesh.link.psk import PskPhase
 from phantommesh.membership.messages import State
+from phantommesh.trust.identity import NodeId
 from tests.simulation.full_node import Process
 from tests.simulation.full_sim import Simulation
 

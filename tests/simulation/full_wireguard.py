@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.identity import NodeId
 from phantommesh.node.news import DATA
 from phantommesh.nursery.gossip import LOOK_AGAIN
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard import DeviceConfig, DeviceState, PeerState
 from tests.simulation.full_parts import owner
 

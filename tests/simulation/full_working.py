@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, assert_never
 from cryptography import x509
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity, NodeId, format_node_id
-from phantommesh.invites import Invite, InviteEntry
-from phantommesh.issuing import Authority
 from phantommesh.membership.messages import GossipError
-from phantommesh.meshsecret import MeshSecrets
 from phantommesh.node import own, serving, steps
 from phantommesh.records import Roster
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateError
-from phantommesh.trust import Mesh, TrustError
+from phantommesh.trust.certificates import Mesh, TrustError
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
+from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Revocations
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process

@@ -20,7 +20,6 @@ from hashlib import sha3_256
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Kem
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import (
@@ -36,6 +35,7 @@ from phantommesh.link.effects import (
 )
 from phantommesh.link.machine import Links
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity
 
 REKEY, RETRY, REJECT = 120.0, 5.0, 180.0  # WireGuard's REKEY_AFTER_TIME, REKEY_TIMEOUT, REJECT_AFTER_TIME
 ADMISSION = Secret(b"a" * 32)

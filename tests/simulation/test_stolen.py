@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from phantommesh.identity import Identity, NodeId
 from phantommesh.link.effects import ResetSign
+from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 

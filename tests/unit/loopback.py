@@ -20,14 +20,14 @@ from phantommesh.config import (
     ScatterSection,
     load,
 )
-from phantommesh.invites import Invite
 from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import enrolment
 from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
-from phantommesh.trust import Role
+from phantommesh.trust.certificates import Role
+from phantommesh.trust.invites import Invite
 
 PATIENCE = 60.0  # s; a guard only
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import cast
 
 from phantommesh.dimensions import SLOTS
-from phantommesh.identity import Identity, NodeId
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.statement import CONTEXT, VERSION, ZEROS, Plan, Proof, Scheduler, Seven, Signed
 from phantommesh.scatter import maps
+from phantommesh.trust.identity import Identity, NodeId
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
 
 EQUAL: Seven = (12, 12, 12, 12, 12, 12, 12)

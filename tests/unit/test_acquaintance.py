@@ -15,7 +15,7 @@ from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.records import Roster, SignedRecord, sign_record
-from phantommesh.revocation import Revocations
+from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()

@@ -17,10 +17,10 @@ from phantommesh.antientropy import (
     wanted,
 )
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity
 from phantommesh.records import Roster, SignedRecord, sign_record
-from phantommesh.revocation import Revocations, revoke
-from phantommesh.trust import NODE_LIFE
+from phantommesh.trust.certificates import NODE_LIFE
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()

@@ -25,10 +25,10 @@ from phantommesh.asking import (
     whom,
 )
 from phantommesh.endpoint import Address
-from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import Roster, record_hash
-from phantommesh.revocation import Revocations
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -16,17 +16,17 @@ from phantommesh.bootstrap import Summary
 from phantommesh.config import load
 from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import PROMOTE_AFTER
-from phantommesh.identity import Identity, NodeId, format_node_id
-from phantommesh.invites import Invite
-from phantommesh.issuing import Authority, choose_ip4
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.node.own import Certified
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records import sign_record
-from phantommesh.trust import NODE_LIFE, Role, TrustError
+from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
+from phantommesh.trust.groupkey import PROMOTE_AFTER
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import Authority, choose_ip4
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record
 
@@ -219,7 +219,7 @@ async def test_the_root_takes_back_a_node_and_whom_a_rogue_revoked(tmp_path: Pat
 async def test_joiners_get_the_group_key_and_all_change_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phantommesh.groupkey.MAX_AGE", 10 * 86_400.0)
+    monkeypatch.setattr("phantommesh.trust.groupkey.MAX_AGE", 10 * 86_400.0)
     async with three(tmp_path) as mesh:
         await until(lambda: [held(node) for node in mesh.all] == [[1]] * 3)
         with capture_logs():

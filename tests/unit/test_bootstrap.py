@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
 from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity, NodeId
-from phantommesh.invites import Invite
-from phantommesh.issuing import choose_ip4, issue_authority
 from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.secret import Secret
 from phantommesh.statedir import REQUIRED, StateError
-from phantommesh.trust import DAY, Role, TrustError
+from phantommesh.trust.certificates import DAY, Role, TrustError
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import choose_ip4, issue_authority
 from phantommesh.wgkeys import WgKeys
 from phantommesh.wireguard import public_key_of
 from tests.unit.makemesh import NOW, identity, make_mesh

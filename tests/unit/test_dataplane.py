@@ -9,7 +9,7 @@ from phantommesh.dataplane import MASTER_METRIC, Desired, MeshPeer, OwnSide, rea
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
-from phantommesh.trust import Member, Role
+from phantommesh.trust.certificates import Member, Role
 from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
 

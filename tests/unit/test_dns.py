@@ -22,7 +22,7 @@ import trio
 from phantommesh.names import Host, Zone
 from phantommesh.nursery import dns as server
 from phantommesh.nursery.dns import Ip, NameServer
-from phantommesh.trust import Mesh
+from phantommesh.trust.certificates import Mesh
 from tests.unit.loopback import free_port
 
 MESH = Mesh("pm", b"spki", IPv4Network("100.64.0.0/10"), IPv6Network("fd12:3456:789a::/48"), 0.0)

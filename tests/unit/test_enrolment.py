@@ -15,8 +15,6 @@ from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.invites import Invite
-from phantommesh.issuing import make_csr
 from phantommesh.link import channel, initiation
 from phantommesh.nodestate import load_node, make_record
 from phantommesh.nursery import authority as authority_module
@@ -25,7 +23,9 @@ from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import make_csr
 from tests.unit.dying import watch
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity

@@ -12,9 +12,9 @@ from phantommesh.envelope import (
     EnvelopeError,
     Opened,
 )
-from phantommesh.groupkey import Keyring, make_group_key
-from phantommesh.identity import NodeId
-from phantommesh.revocation import Revocations, revoke
+from phantommesh.trust.groupkey import Keyring, make_group_key
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from phantommesh.config import Intent
 from phantommesh.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
-from phantommesh.identity import NodeId, format_node_id
 from phantommesh.link.effects import Alarm
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
@@ -21,6 +20,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records import Equivocation
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.views import Event
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

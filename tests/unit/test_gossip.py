@@ -24,8 +24,6 @@ from phantommesh.gossip import (
     Effect,
     Gossip,
 )
-from phantommesh.groupkey import GroupKey, Keyring
-from phantommesh.identity import NodeId
 from phantommesh.membership.effects import Changed, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import (
@@ -38,6 +36,8 @@ from phantommesh.membership.messages import (
     State,
     encode,
 )
+from phantommesh.trust.groupkey import GroupKey, Keyring
+from phantommesh.trust.identity import NodeId
 
 KEY = GroupKey(1, bytes(32), 0, b"k" * 32, b"", b"")
 NEXT = GroupKey(2, bytes(32), 0, b"n" * 32, b"", b"")

@@ -15,8 +15,6 @@ from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.endpoint import Address
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.events import Filter
-from phantommesh.groupkey import Keyring
-from phantommesh.identity import NodeId
 from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
@@ -26,6 +24,8 @@ from phantommesh.nursery import saver
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
 from phantommesh.statedir import StateDir, StateError
+from phantommesh.trust.groupkey import Keyring
+from phantommesh.trust.identity import NodeId
 from tests.unit.dying import hold_first
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

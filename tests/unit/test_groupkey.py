@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.groupkey import (
+from phantommesh.node.groupkeys import PATIENCE, KeyTurn
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.groupkey import (
     MAX_AGE,
     MAX_KEYS,
     PROMOTE_AFTER,
@@ -23,9 +25,7 @@ from phantommesh.groupkey import (
     take_keys,
     verify_group_key,
 )
-from phantommesh.node.groupkeys import PATIENCE, KeyTurn
-from phantommesh.revocation import Revocations, revoke
-from phantommesh.trust import TrustError
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.identity import (
+from phantommesh.trust.identity import (
     Identity,
     IdentityError,
     NodeId,

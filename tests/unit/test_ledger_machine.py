@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.identity import NodeId
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.statement import ZEROS, Plan, Signed, Statement
 from phantommesh.proofs.tally import Counters, Tally
+from phantommesh.trust.identity import NodeId
 from tests.unit.makeproofs import cards_of, seven
 
 A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)

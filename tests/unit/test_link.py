@@ -12,7 +12,6 @@ import pytest
 
 from phantommesh import wire
 from phantommesh.endpoint import Address
-from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem, Decapsulator
 from phantommesh.link import answering, fragments, keys
 from phantommesh.link.admission import HALF_OPEN, SHARES, Standing
@@ -25,6 +24,7 @@ from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.psk import PskPhase
 from phantommesh.link.response import LIFE, SEEN_NONCES, Response, Responses
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity
 from phantommesh.wire import CookieReply, Fragment, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 

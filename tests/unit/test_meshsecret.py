@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.groupkey import RETIRE_AFTER, GroupKey, Keyring, make_group_key
-from phantommesh.meshsecret import ACCEPT_REPLACED, MAX_REPLACED, MeshSecrets, admission_secret
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.trust import DAY, NODE_LIFE
+from phantommesh.trust.certificates import DAY, NODE_LIFE
+from phantommesh.trust.groupkey import RETIRE_AFTER, GroupKey, Keyring, make_group_key
+from phantommesh.trust.meshsecret import ACCEPT_REPLACED, MAX_REPLACED, MeshSecrets, admission_secret
+from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, make_mesh
 
 FIRST = Secret(b"f" * 32)

@@ -32,7 +32,7 @@ from phantommesh.names import (
     respond,
     zone_names,
 )
-from phantommesh.trust import Member, Mesh, Role
+from phantommesh.trust.certificates import Member, Mesh, Role
 from tests.unit.makemesh import NOW, identity
 
 MESH = Mesh("pm", b"spki", IPv4Network("100.64.0.0/10"), IPv6Network("fd12:3456:789a::/48"), NOW)

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import Identity, NodeId
-from phantommesh.invites import Invite, InviteBook
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Effect, Enrolment, Opened, Send, Sign
 from phantommesh.link.initiation import Stage
@@ -21,6 +19,8 @@ from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.invites import Invite, InviteBook
 from phantommesh.wire import Kind
 from tests.unit.makemesh import NOW, identity
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from phantommesh.groupkey import NO_KEY, make_group_key
-from phantommesh.meshsecret import MeshSecrets
 from phantommesh.node.groupkeys import NOTHING, Change, HeldKeys
-from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
-from phantommesh.trust import TrustError
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.groupkey import NO_KEY, make_group_key
+from phantommesh.trust.meshsecret import MeshSecrets
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -10,8 +10,6 @@ from phantommesh import asking, control
 from phantommesh.endpoint import Address
 from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.gossip import AskKeys, Effect, Gossip
-from phantommesh.groupkey import Keyring
-from phantommesh.identity import NodeId
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.presets import LAN
@@ -28,7 +26,9 @@ from phantommesh.node.news import (
     Task,
 )
 from phantommesh.records import Roster
-from phantommesh.revocation import Revocations
+from phantommesh.trust.groupkey import Keyring
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

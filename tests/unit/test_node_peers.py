@@ -21,15 +21,15 @@ from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.dataplane import Desired, MeshPeer, OwnSide
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
-from phantommesh.identity import NodeId
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
 from phantommesh.records import NO_KEY, Entry, NodeRecord, Roster, SignedRecord
-from phantommesh.revocation import Revocations
 from phantommesh.secret import Secret
-from phantommesh.trust import Member, Role
+from phantommesh.trust.certificates import Member, Role
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 from phantommesh.wireguard import DeviceState
 from tests.unit.loopback import make_authority, serving
 from tests.unit.makemesh import NOW, identity, make_mesh

@@ -15,8 +15,6 @@ from structlog.testing import capture_logs
 from phantommesh import nodestate, statedir
 from phantommesh.config import Config, load
 from phantommesh.control import Renewed
-from phantommesh.identity import Identity
-from phantommesh.issuing import Authority, issue_authority
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery import own
 from phantommesh.nursery.calling import Caller
@@ -27,7 +25,9 @@ from phantommesh.nursery.streams import Sessions
 from phantommesh.nursery.working import moment
 from phantommesh.records import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import NODE_LIFE, Role, validity
+from phantommesh.trust.certificates import NODE_LIFE, Role, validity
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.issuing import Authority, issue_authority
 from tests.unit.dying import Killed, die_after
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity

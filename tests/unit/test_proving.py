@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from phantommesh import control
-from phantommesh.identity import NodeId
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import proving as module
 from phantommesh.nursery.proving import Proving
@@ -30,11 +29,12 @@ from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Seven, Statem
 from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.records import Entry, Roster, sign_record
-from phantommesh.revocation import Revocations
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from phantommesh.statedir import StateError
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import identity, make_mesh, plain_record
 from tests.unit.makeproofs import cards_of, plus, seven
 

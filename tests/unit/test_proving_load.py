@@ -21,12 +21,12 @@ from trio.testing import MockClock
 
 from phantommesh import control
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.identity import NodeId
 from phantommesh.nursery import proving as module
 from phantommesh.records import sign_record
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
+from phantommesh.trust.identity import NodeId
 from tests.unit.makemesh import identity, plain_record
 from tests.unit.makeproofs import plus
 from tests.unit.test_proving import CARDS, MESH, End

@@ -9,7 +9,6 @@ from typing import cast
 import pytest
 import trio
 
-from phantommesh.identity import NodeId
 from phantommesh.nursery import proving as module
 from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.node import Node
@@ -20,6 +19,7 @@ from phantommesh.records import Entry
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
+from phantommesh.trust.identity import NodeId
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makeproofs import cards_of
 

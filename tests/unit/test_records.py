@@ -7,8 +7,6 @@ import pytest
 from cryptography.x509 import Certificate
 
 from phantommesh import rosterlog
-from phantommesh.identity import Identity, NodeId
-from phantommesh.issuing import Authority, issue_authority
 from phantommesh.node.peers import usable_keys
 from phantommesh.records import (
     CONTEXT,
@@ -22,8 +20,10 @@ from phantommesh.records import (
     open_record,
     sign_record,
 )
-from phantommesh.revocation import Revocations, revoke
-from phantommesh.trust import DAY, EARLY, NODE_LIFE, Role, TrustError
+from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustError
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.issuing import Authority, issue_authority
+from phantommesh.trust.revocation import Revocations, revoke
 from phantommesh.wgkeys import WgKey
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 

@@ -30,8 +30,8 @@ from phantommesh.nursery.rekeying import DRAIN, KeyReplacer
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import Paths
 from phantommesh.records import Roster
-from phantommesh.revocation import Revocations
 from phantommesh.statedir import StateDir, StateError
+from phantommesh.trust.revocation import Revocations
 from phantommesh.wgkeys import SEQ_AHEAD
 from tests.unit.loopback import make_authority
 

@@ -16,10 +16,10 @@ from trio import Event
 
 from phantommesh import statedir
 from phantommesh.dimensions import ALL
-from phantommesh.identity import NodeId
 from phantommesh.nodestate import load_node
 from phantommesh.nursery.node import Node
 from phantommesh.records import CONTEXT
+from phantommesh.trust.identity import NodeId
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 

@@ -16,9 +16,6 @@ from structlog.testing import capture_logs
 from phantommesh import control, statedir
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
-from phantommesh.identity import Identity, NodeId, format_node_id
-from phantommesh.issuing import choose_ip4, make_csr
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
 from phantommesh.nodestate import NodeState, load_node
@@ -33,10 +30,13 @@ from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
 from phantommesh.records import Entry, RecordError, Roster, SignedRecord, sign_record
-from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import NODE_LIFE, Role
+from phantommesh.trust.certificates import NODE_LIFE, Role
+from phantommesh.trust.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
+from phantommesh.trust.issuing import choose_ip4, make_csr
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record

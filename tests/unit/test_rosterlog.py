@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phantommesh import records, rosterlog, statedir
-from phantommesh.identity import Identity
 from phantommesh.records import (
     MAX_BODY_BYTES,
     MAX_MEMBERS,
@@ -24,10 +23,11 @@ from phantommesh.records import (
     SignedRecord,
     sign_record,
 )
-from phantommesh.revocation import Revocations, revoke
 from phantommesh.rosterlog import HEADER, Content
 from phantommesh.statedir import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
-from phantommesh.trust import DAY, MAX_CERTIFICATE_BYTES
+from phantommesh.trust.certificates import DAY, MAX_CERTIFICATE_BYTES
+from phantommesh.trust.identity import Identity
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.dying import watch
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 from tests.unit.powerloss import PowerCuts

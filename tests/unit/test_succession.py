@@ -15,7 +15,6 @@ import trio
 
 from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import NodeId
 from phantommesh.link.psk import PskPhase
 from phantommesh.node import desk, revoking
 from phantommesh.nodestate import install_successor, load_node
@@ -23,7 +22,8 @@ from phantommesh.nursery import enrolment, process, succession
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.statedir import StateError
-from phantommesh.trust import Role, TrustError
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.identity import NodeId
 from tests.unit.dying import Killed, die_after
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

@@ -4,8 +4,8 @@
 import pytest
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.identity import NodeId
 from phantommesh.proofs.tally import MAX_GONE, Counters, Tally
+from phantommesh.trust.identity import NodeId
 
 PEER, KEY, OTHER = NodeId(b"p" * 16), bytes(32), b"k" * 32
 

@@ -15,13 +15,9 @@ from cryptography.x509.oid import NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phantommesh.identity import Identity, NodeId, format_node_id, overlay_ip6
-from phantommesh.invites import Invite, InviteBook
-from phantommesh.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
-from phantommesh.revocation import Revocations, revoke
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
-from phantommesh.trust import (
+from phantommesh.trust.certificates import (
     CLOCK_SKEW,
     DAY,
     EARLY,
@@ -35,6 +31,10 @@ from phantommesh.trust import (
     verify_authority,
     verify_chain,
 )
+from phantommesh.trust.identity import Identity, NodeId, format_node_id, overlay_ip6
+from phantommesh.trust.invites import Invite, InviteBook
+from phantommesh.trust.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
+from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
 
 MESH = make_mesh()

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh import wire
-from phantommesh.identity import Identity, node_id_of
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.handshake import Initiator, prove, proven
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity, node_id_of
 from phantommesh.wire import Kind, Mode
 from tests.vectors.make_link import cases, x25519
 

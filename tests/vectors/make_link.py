@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from phantommesh import wire
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.identity import Identity
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import keys
 from phantommesh.link.handshake import Initiator, Responder, prove
 from phantommesh.secret import Secret
+from phantommesh.trust.identity import Identity
 from phantommesh.wire import Kind, Mode
 
 FILE = Path(__file__).with_name("link.json")

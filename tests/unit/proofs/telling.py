@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from phantommesh.identity import NodeId
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.chain import Checked
@@ -29,6 +28,7 @@ from phantommesh.proofs.statement import (
     head_hash,
 )
 from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, judge
+from phantommesh.trust.identity import NodeId
 from tests.unit.makemesh import NOW
 from tests.unit.makeproofs import World, node, plus
 

@@ -14,10 +14,10 @@ from typing import Final, Self
 
 import msgspec
 
-from phantommesh.groupkey import ID_BYTES, NO_KEY, GroupKey, KeyId
 from phantommesh.kdf import expand
 from phantommesh.secret import Secret
-from phantommesh.trust import DAY, NODE_LIFE
+from phantommesh.trust.certificates import DAY, NODE_LIFE
+from phantommesh.trust.groupkey import ID_BYTES, NO_KEY, GroupKey, KeyId
 
 SECRET_BYTES: Final = 32
 

@@ -14,8 +14,8 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from phantommesh.identity import NODE_ID_BYTES, Identity, NodeId
-from phantommesh.trust import X509_ERRORS, TrustError, certified_key
+from phantommesh.trust.certificates import X509_ERRORS, TrustError, certified_key
+from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId
 
 CONTEXT: Final = b"phantommesh root word v1"
 WORD_ID_BYTES: Final = 16

@@ -18,11 +18,11 @@ from typing import Final, Self
 import msgspec
 
 from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
-from phantommesh.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.statedir import INVITES, StateDir, StateError, atomic_write
-from phantommesh.trust import Role, TrustError, check_label
+from phantommesh.trust.certificates import Role, TrustError, check_label
+from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 
 PREFIX: Final = "pm1_"
 MAX_INVITE_CHARS: Final = 1_400

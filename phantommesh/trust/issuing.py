@@ -13,7 +13,18 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from phantommesh.identity import (
+from phantommesh.trust.certificates import (
+    CLOCK_SKEW,
+    DAY,
+    NODE_LIFE,
+    Mesh,
+    Role,
+    TrustError,
+    certified_key,
+    check_label,
+    describe_mesh,
+)
+from phantommesh.trust.identity import (
     Identity,
     IdentityError,
     NodeId,
@@ -24,17 +35,6 @@ from phantommesh.identity import (
     overlay_network6,
     public_key_of,
     spki_of,
-)
-from phantommesh.trust import (
-    CLOCK_SKEW,
-    DAY,
-    NODE_LIFE,
-    Mesh,
-    Role,
-    TrustError,
-    certified_key,
-    check_label,
-    describe_mesh,
 )
 
 ROOT_LIFE: Final = 3_650 * DAY

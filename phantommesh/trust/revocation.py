@@ -27,11 +27,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh.faults import FaultKind
-from phantommesh.identity import NODE_ID_BYTES, NodeId
 from phantommesh.idtree import ID_BYTES, IdTree
-from phantommesh.issuing import Authority
-from phantommesh.rootword import FIRST, WORD_ID_BYTES, Order, RootWord, check_word, verify_word
-from phantommesh.trust import EARLY, MAX_CERTIFICATE_BYTES, TrustError, authority_node, verify_authority
+from phantommesh.trust.certificates import (
+    EARLY,
+    MAX_CERTIFICATE_BYTES,
+    TrustError,
+    authority_node,
+    verify_authority,
+)
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.rootword import FIRST, WORD_ID_BYTES, Order, RootWord, check_word, verify_word
 
 REVOKED = FaultKind("node-revoked", "critical")
 MOOT = FaultKind("revocations-moot", "high")

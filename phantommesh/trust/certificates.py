@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.x509 import verification
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.identity import (
+from phantommesh.trust.identity import (
     IdentityError,
     NodeId,
     node_id_of,

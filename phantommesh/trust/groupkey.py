@@ -20,10 +20,10 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from phantommesh.identity import NodeId
-from phantommesh.issuing import Authority
-from phantommesh.revocation import Revocations
-from phantommesh.trust import EARLY, TrustError, authority_node, verify_authority
+from phantommesh.trust.certificates import EARLY, TrustError, authority_node, verify_authority
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.revocation import Revocations
 
 KeyId = NewType("KeyId", bytes)
 
