@@ -37,7 +37,7 @@ from phantommesh.node.peers import Peers
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.scattering import Scattering
 from phantommesh.paths.machine import Paths
-from phantommesh.records import Entry, NodeRecord, Roster, SignedRecord
+from phantommesh.records.record import Entry, NodeRecord, Roster, SignedRecord
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import Identity, NodeId

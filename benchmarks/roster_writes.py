@@ -37,7 +37,7 @@ from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.rekeying import HASTE
 from phantommesh.possession import prove
-from phantommesh.records import NodeRecord, SignedRecord, sign_record
+from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.statedir import StateDir
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.identity import Identity

@@ -13,10 +13,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
-from phantommesh import antientropy, control, idtree
+from phantommesh import control, idtree
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.records import Entry, Roster, encoded_hash
+from phantommesh.records import antientropy
+from phantommesh.records.record import Entry, Roster, encoded_hash
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocation, Revocations

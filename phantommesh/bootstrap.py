@@ -32,7 +32,7 @@ from phantommesh.config import (
 )
 from phantommesh.nodestate import make_record
 from phantommesh.overlay import Address
-from phantommesh.records import Roster, sign_record
+from phantommesh.records.record import Roster, sign_record
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
 from phantommesh.trust.certificates import (

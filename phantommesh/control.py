@@ -11,11 +11,11 @@ from typing import Annotated
 
 import msgspec
 
-from phantommesh.antientropy import MAX_DIFFERENCE, MAX_WANTED
 from phantommesh.idtree import MAX_DEPTH
 from phantommesh.link.channel import MAX_FRAME
 from phantommesh.membership.messages import MAX_SYNC
-from phantommesh.records import MAX_RECORD_BYTES
+from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
+from phantommesh.records.record import MAX_RECORD_BYTES
 
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most

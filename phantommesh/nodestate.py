@@ -20,7 +20,7 @@ from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.records import NodeRecord, Roster
+from phantommesh.records.record import NodeRecord, Roster
 from phantommesh.rosterlog import RosterLog
 from phantommesh.statedir import StateDir, StateError, cannot
 from phantommesh.trust.certificates import (

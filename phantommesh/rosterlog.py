@@ -29,14 +29,7 @@ from cryptography import x509
 
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.records import (
-    Entry,
-    NodeRecord,
-    RecordError,
-    Roster,
-    SignedRecord,
-    encoded_hash,
-)
+from phantommesh.records.record import Entry, NodeRecord, RecordError, Roster, SignedRecord, encoded_hash
 from phantommesh.statedir import MAX_FILE_BYTES, PlaceError, StateDir, StateError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations

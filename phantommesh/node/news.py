@@ -23,7 +23,7 @@ from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope
 from phantommesh.gossip import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
-from phantommesh.records import Entry, Roster
+from phantommesh.records.record import Entry, Roster
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 

@@ -7,14 +7,15 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh import antientropy, control
+from phantommesh import control
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node.desk import Desk
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
-from phantommesh.records import Entry, SignedRecord
+from phantommesh.records import antientropy
+from phantommesh.records.record import Entry, SignedRecord
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId, format_node_id

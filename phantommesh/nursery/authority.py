@@ -11,7 +11,7 @@ from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import Worker, moment
-from phantommesh.records import Entry
+from phantommesh.records.record import Entry
 from phantommesh.trust.revocation import Revoked
 
 

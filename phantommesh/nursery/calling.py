@@ -20,7 +20,7 @@ from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.records import Entry
+from phantommesh.records.record import Entry
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 

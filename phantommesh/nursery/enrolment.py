@@ -30,7 +30,7 @@ from phantommesh.nursery.hostroutes import read_host
 from phantommesh.nursery.resolve import find_all
 from phantommesh.overlay import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
-from phantommesh.records import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
+from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr, prove_authority

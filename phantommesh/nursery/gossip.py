@@ -13,7 +13,7 @@ from typing import assert_never
 import structlog
 import trio
 
-from phantommesh import antientropy, asking, control, envelope, gossip, statedir
+from phantommesh import asking, control, envelope, gossip, statedir
 from phantommesh.endpoint import Address
 from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
@@ -33,7 +33,8 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.saver import Saver, patiently
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.records import HASH_BYTES
+from phantommesh.records import antientropy
+from phantommesh.records.record import HASH_BYTES
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.

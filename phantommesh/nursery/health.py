@@ -8,12 +8,13 @@ from pathlib import Path
 from time import time
 from typing import assert_never
 
-from phantommesh import guard, overlay, records
+from phantommesh import guard, overlay
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
 from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
 from phantommesh.nursery.parts import Parts
+from phantommesh.records import record
 from phantommesh.scatter import intents
 from phantommesh.trust import revocation
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -99,7 +100,7 @@ def _claims(parts: Parts) -> Iterator[Fault]:
 def _equivocations(parts: Parts) -> Iterator[Fault]:
     for node_id in parts.keeper.roster.equivocations:
         if (entry := parts.keeper.roster.get(node_id)) is not None:
-            yield records.EQUIVOCATION.fault(
+            yield record.EQUIVOCATION.fault(
                 f"{entry.member.name} signed two different records with one number: it was copied, or it "
                 "lies",
                 "find out which, and revoke it if in doubt",
@@ -174,7 +175,7 @@ def _shared(parts: Parts) -> Iterator[Fault]:
             dimensions = shared.setdefault((dispute.winner, dispute.loser), [])
             dimensions.append(loser.record.wg_keys.index(dispute.key))
         elif dispute.over == "address" and dispute.loser != me:
-            yield records.ADDRESS_SHARED.fault(
+            yield record.ADDRESS_SHARED.fault(
                 f"{winner.member.name} and {loser.member.name} both have the address {winner.member.ip4}: "
                 f"{loser.member.name} is left out until an authority gives it another",
                 f"see that an authority runs and that {loser.member.name} is linked with it",
@@ -183,7 +184,7 @@ def _shared(parts: Parts) -> Iterator[Fault]:
     for (winning, losing), dimensions in shared.items():
         first, second = (e.member.name for e in map(roster.get, (winning, losing)) if e is not None)
         each = ", ".join(map(str, sorted(dimensions)))
-        yield records.KEYS_SHARED.fault(
+        yield record.KEYS_SHARED.fault(
             f"{first} and {second} both hold the private key of dimension {each}: {second} claimed it later "
             "and is left out there; both replace it by themselves",
             "if this comes back, one of the two machines reads the other's keys: revoke "

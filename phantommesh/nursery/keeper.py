@@ -21,7 +21,7 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
-from phantommesh.records import Entry, PossessionError, RecordError, SignedRecord
+from phantommesh.records.record import Entry, PossessionError, RecordError, SignedRecord
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.trust.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked

@@ -24,7 +24,7 @@ from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import do, moment, tell
-from phantommesh.records import Dispute, NodeRecord
+from phantommesh.records.record import Dispute, NodeRecord
 from phantommesh.trust.certificates import Member, TrustError
 from phantommesh.wgkeys import WgKeys
 

@@ -40,7 +40,7 @@ from phantommesh.proofs.statement import (
     head_hash,
 )
 from phantommesh.proofs.tally import Counters, Tally
-from phantommesh.records import Entry, Roster
+from phantommesh.records.record import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.trust.identity import NodeId, format_node_id
 

@@ -20,7 +20,7 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.working import do, moment
-from phantommesh.records import Entry
+from phantommesh.records.record import Entry
 from phantommesh.trust.identity import NodeId
 
 

@@ -28,7 +28,7 @@ from phantommesh.link import channel
 from phantommesh.link.effects import Opened
 from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block
-from phantommesh.records import MAX_RECORD_BYTES
+from phantommesh.records.record import MAX_RECORD_BYTES
 from phantommesh.seats import Holder, Ruling, Seat, Seats
 from phantommesh.secret import Secret
 from phantommesh.trust.revocation import MAX_PLEA, MAX_STANDING

@@ -30,7 +30,7 @@ from phantommesh.node.steps import Moment, Party
 from phantommesh.nursery.logs import _SUBJECTS
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
-from phantommesh.records import Entry, SignedRecord, encoded_hash
+from phantommesh.records.record import Entry, SignedRecord, encoded_hash
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 Forge = Callable[[Sequence[bytes]], tuple[bytes, ...]]

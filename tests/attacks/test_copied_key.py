@@ -32,7 +32,7 @@ from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
-from phantommesh.records import CONTEXT, NodeRecord, SignedRecord, record_hash
+from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, record_hash
 from phantommesh.trust.identity import NodeId
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S
@@ -157,10 +157,10 @@ NODES = 3
 INSIDER = """
 import sys
 from msgspec import structs
-import phantommesh.nursery.node, phantommesh.nursery.own, phantommesh.records
+import phantommesh.nursery.node, phantommesh.nursery.own, phantommesh.records.record
 from phantommesh.cli import main
 
-phantommesh.records.proves = lambda *_: True  # it believes itself
+phantommesh.records.record.proves = lambda *_: True  # it believes itself
 phantommesh.nursery.node.REFRESH = 0.1
 make_record = phantommesh.nursery.own.make_record
 publish = phantommesh.nursery.own.OwnRecord.publish

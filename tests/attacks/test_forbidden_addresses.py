@@ -32,7 +32,7 @@ from phantommesh.nursery import resolve, streams
 from phantommesh.nursery.calling import ask_standing
 from phantommesh.nursery.node import Node
 from phantommesh.reachable import HostNetworks, Network
-from phantommesh.records import MAX_CONTROL_ENDPOINTS, sign_record
+from phantommesh.records.record import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity

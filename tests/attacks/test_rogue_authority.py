@@ -27,7 +27,7 @@ from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.records import Roster, sign_record
+from phantommesh.records.record import Roster, sign_record
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import (
     MAX_EPOCH,

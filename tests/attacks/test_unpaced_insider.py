@@ -30,7 +30,7 @@ from phantommesh.nursery import enrolment, logs, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
-from phantommesh.records import RecordError, decode_records_untrusted, sign_record
+from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
 from phantommesh.trust.certificates import TrustError

@@ -14,7 +14,7 @@ from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.own import check_successor
 from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
 from phantommesh.nursery.streams import Session
-from phantommesh.records import CONTEXT
+from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import DAY, Role
 from phantommesh.trust.invites import Invite, InviteEntry

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phantommesh import antientropy, asking, control
+from phantommesh import asking, control
 from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node import desk
@@ -13,7 +13,8 @@ from phantommesh.node.serving import Serving
 from phantommesh.nursery.keeper import RECORDS_AT_ONCE, RECORDS_RATE
 from phantommesh.nursery.streams import Session
 from phantommesh.rates import Rates
-from phantommesh.records import HASH_BYTES
+from phantommesh.records import antientropy
+from phantommesh.records.record import HASH_BYTES
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId, format_node_id

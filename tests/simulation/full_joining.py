@@ -14,7 +14,7 @@ from phantommesh import asking, control
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.streams import Session
-from phantommesh.records import CONTEXT
+from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import DAY, Role, load_certificate, verify_chain
 from phantommesh.trust.groupkey import Keyring, take_keys

@@ -41,7 +41,7 @@ from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
-from phantommesh.records import Entry, Roster, SignedRecord
+from phantommesh.records.record import Entry, Roster, SignedRecord
 from phantommesh.trust.groupkey import make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets

@@ -10,7 +10,7 @@ from phantommesh import asking, control
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.own import AGAIN
-from phantommesh.records import Entry, NodeRecord
+from phantommesh.records.record import Entry, NodeRecord
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
 from phantommesh.wgkeys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn

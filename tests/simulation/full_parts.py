@@ -14,12 +14,12 @@ from typing import Any
 
 from cryptography import x509
 
-from phantommesh import records
 from phantommesh.dataplane import OwnSide
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.possession import is_seed
-from phantommesh.records import NodeRecord, Roster, SignedRecord
+from phantommesh.records import record
+from phantommesh.records.record import NodeRecord, Roster, SignedRecord
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, describe_mesh
 from phantommesh.trust.identity import Identity
@@ -190,7 +190,7 @@ _opened: dict[bytes, tuple[Member, NodeRecord]] = {}
 def verified_once() -> Iterator[None]:
     """Within it each distinct record is really verified once a process: the certificates' times are looked
     at every time, the signatures the first time. What fails is not remembered."""
-    really = records.open_record
+    really = record.open_record
 
     def open_record(
         root: x509.Certificate, signed: SignedRecord, now: float, **how: bool
@@ -202,8 +202,8 @@ def verified_once() -> Iterator[None]:
             known = _opened[name] = really(root, signed, now, **how)
         return known
 
-    records.open_record = open_record
+    record.open_record = open_record
     try:
         yield
     finally:
-        records.open_record = really
+        record.open_record = really

@@ -18,7 +18,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import MIN_PURGE
 from phantommesh.nursery.streams import Session
-from phantommesh.records import sign_record
+from phantommesh.records.record import sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.groupkey import MAX_AGE
 from phantommesh.trust.identity import Identity, overlay_ip4

@@ -42,7 +42,7 @@ from phantommesh.link.copies import Suspicion
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
-from phantommesh.records import Roster, SignedRecord, sign_record
+from phantommesh.records.record import Roster, SignedRecord, sign_record
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import Identity

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.possession import is_seed
-from phantommesh.records import NodeRecord, SignedRecord, sign_record
+from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Mesh, Role, describe_mesh
 from phantommesh.trust.identity import Identity

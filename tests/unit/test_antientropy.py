@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.antientropy import (
+from phantommesh.errors import PhantomMeshError
+from phantommesh.records.antientropy import (
     BUCKETS,
     AntiEntropyError,
     buckets,
@@ -16,8 +17,7 @@ from phantommesh.antientropy import (
     surplus,
     wanted,
 )
-from phantommesh.errors import PhantomMeshError
-from phantommesh.records import Roster, SignedRecord, sign_record
+from phantommesh.records.record import Roster, SignedRecord, sign_record
 from phantommesh.trust.certificates import NODE_LIFE
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.revocation import Revocations, revoke

@@ -26,7 +26,7 @@ from phantommesh.asking import (
 )
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.records import Roster, record_hash
+from phantommesh.records.record import Roster, record_hash
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh

@@ -21,7 +21,7 @@ from phantommesh.node.own import Certified
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.records import sign_record
+from phantommesh.records.record import sign_record
 from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
 from phantommesh.trust.groupkey import PROMOTE_AFTER
 from phantommesh.trust.identity import Identity, NodeId, format_node_id

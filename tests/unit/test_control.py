@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh import control
-from phantommesh.antientropy import MAX_WANTED
 from phantommesh.control import ControlError
+from phantommesh.records.antientropy import MAX_WANTED
 
 bytes_ = st.binary(max_size=60)
 requests = st.one_of(

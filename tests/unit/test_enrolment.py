@@ -21,7 +21,7 @@ from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
+from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.invites import Invite

@@ -18,7 +18,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.recording import ALL_BURST, ONE_BURST, Telling
-from phantommesh.records import Equivocation
+from phantommesh.records.record import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.views import Event

@@ -23,7 +23,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.streams import Sessions
 from phantommesh.nursery.working import moment
-from phantommesh.records import Entry, sign_record
+from phantommesh.records.record import Entry, sign_record
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust.certificates import NODE_LIFE, Role, validity
 from phantommesh.trust.identity import Identity

@@ -22,7 +22,7 @@ from trio.testing import MockClock
 from phantommesh import control
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import proving as module
-from phantommesh.records import sign_record
+from phantommesh.records.record import sign_record
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits

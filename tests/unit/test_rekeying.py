@@ -29,7 +29,7 @@ from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.rekeying import DRAIN, KeyReplacer
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import Paths
-from phantommesh.records import Roster
+from phantommesh.records.record import Roster
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust.revocation import Revocations
 from phantommesh.wgkeys import SEQ_AHEAD

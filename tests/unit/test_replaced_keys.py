@@ -18,7 +18,7 @@ from phantommesh import statedir
 from phantommesh.dimensions import ALL
 from phantommesh.nodestate import load_node
 from phantommesh.nursery.node import Node
-from phantommesh.records import CONTEXT
+from phantommesh.records.record import CONTEXT
 from phantommesh.trust.identity import NodeId
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

@@ -29,7 +29,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
-from phantommesh.records import Entry, RecordError, Roster, SignedRecord, sign_record
+from phantommesh.records.record import Entry, RecordError, Roster, SignedRecord, sign_record
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust.certificates import NODE_LIFE, Role

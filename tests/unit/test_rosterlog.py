@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phantommesh import records, rosterlog, statedir
-from phantommesh.records import (
+from phantommesh import rosterlog, statedir
+from phantommesh.records import record as records
+from phantommesh.records.record import (
     MAX_BODY_BYTES,
     MAX_MEMBERS,
     RecordError,

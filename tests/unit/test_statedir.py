@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import process
-from phantommesh.records import MAX_MEMBERS, MAX_RECORD_BYTES
+from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.statedir import (
     MAX_FILE_BYTES,
     REQUIRED,

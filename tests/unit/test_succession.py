@@ -94,7 +94,7 @@ class Refusing:
     """Stands for `SignedRecord` in the authority: the last step, when all else is done, fails."""
 
     def __init__(self, *fields: bytes) -> None:
-        from phantommesh.records import SignedRecord
+        from phantommesh.records.record import SignedRecord
 
         self._signed = SignedRecord(*fields)
         self.body, self.signature = self._signed.body, self._signed.signature

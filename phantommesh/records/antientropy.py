@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from phantommesh.records import HASH_BYTES, MAX_MEMBERS, Entry, Roster, SignedRecord, record_hash
+from phantommesh.records.record import HASH_BYTES, MAX_MEMBERS, Entry, Roster, SignedRecord, record_hash
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 
 BUCKETS: Final = 256  # by the first byte of the node id
