@@ -23,13 +23,13 @@ import trio
 
 from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
+from phantommesh.link.wire import Kind
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Flow, open_traffic
 from phantommesh.views import RotationResult
-from phantommesh.wire import Kind
 
 SKEWS = (0.0, 2.0, 20.0, 60.0)  # s
 SECONDS = 240.0  # two of WireGuard's rekeys

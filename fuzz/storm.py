@@ -13,18 +13,17 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.kem import EK_SIZE, CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.admission import HALF_OPEN, MAX_SOURCES
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Effect, PeerAuth, Send, Sign
 from phantommesh.link.fragments import IN_ALL, PER_SOURCE
+from phantommesh.link.halfopen import SEEN_NONCES
 from phantommesh.link.handshake import HandshakeError, Initiator
-from phantommesh.link.response import SEEN_NONCES
+from phantommesh.link.wire import CookieReply, Kind, Mode
 from phantommesh.trust.identity import Identity
-from phantommesh.wire import CookieReply, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Node, Simulation
 
 #: Every reason there is to drop a datagram.

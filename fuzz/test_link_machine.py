@@ -16,7 +16,7 @@ from fuzz.conftest import TIMES
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.psk import INSTALL_GRACE, PskPhase
-from phantommesh.wire import Kind
+from phantommesh.link.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 which = st.integers(0, 1)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from phantommesh import wire
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.errors import DecodeError
-from phantommesh.wire import Fragment, Kind, Mode
+from phantommesh.link import wire
+from phantommesh.link.wire import Fragment, Kind, Mode
 
 KEY, COOKIE = b"k" * 32, b"c" * 16
 

@@ -14,7 +14,7 @@ from hashlib import blake2s
 
 from phantommesh.endpoint import Address
 from phantommesh.link.handshake import Random
-from phantommesh.wire import MAC_SIZE
+from phantommesh.link.wire import MAC_SIZE
 
 # Specification (docs/protocol.md, "Limits").
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64

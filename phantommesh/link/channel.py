@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from phantommesh.kdf import expand
+from phantommesh.link.wire import SESSION_ID_SIZE
 from phantommesh.secret import Secret
-from phantommesh.wire import SESSION_ID_SIZE
 
 RANDOM_SIZE = 16
 HELLO_SIZE = 1 + SESSION_ID_SIZE + RANDOM_SIZE

@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random as JitterRandom
 
-from phantommesh import wire
 from phantommesh.dimensions import has
 from phantommesh.endpoint import Address
 from phantommesh.kem import Kem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
+from phantommesh.link.attempt import Initiation
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Role, Send
 from phantommesh.link.fragments import Reassembler
 from phantommesh.link.handshake import Random
-from phantommesh.link.initiation import Initiation
 from phantommesh.link.psk import Agreement, PskState
 from phantommesh.secret import Secret
 from phantommesh.timers import Timers

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from phantommesh.endpoint import Address
+from phantommesh.link.wire import CHUNK_SIZE, Fragment, Kind, Mode
 from phantommesh.timers import Timers
-from phantommesh.wire import CHUNK_SIZE, Fragment, Kind, Mode
 
 # Specification (docs/protocol.md, "Limits").
 PER_SOURCE = 64 * 1024  # bytes

@@ -17,11 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from phantommesh import wire
 from phantommesh.dimensions import ALL
 from phantommesh.errors import DecodeError
 from phantommesh.kem import SEED_SIZE, Kem, KemError
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 
 Random = Callable[[int], bytes]
 

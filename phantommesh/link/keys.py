@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from phantommesh.dimensions import DIMENSIONS, bits
 from phantommesh.kdf import expand
+from phantommesh.link.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, MAC_SIZE, Init
 from phantommesh.secret import Secret
-from phantommesh.wire import CHAIN_ID_SIZE, CONFIRM_SIZE, HASH_SIZE, MAC_SIZE, Init
 
 COMBINER_LABEL = b"PhantomMesh 1 ML-KEM-1024 X25519"
 FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 5869 section 2.2

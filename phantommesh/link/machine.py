@@ -10,21 +10,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random as JitterRandom
 
-from phantommesh import wire
 from phantommesh.dimensions import bits
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
-from phantommesh.link.answering import Answerer
+from phantommesh.link import wire
+from phantommesh.link.attempt import Stage
 from phantommesh.link.context import Agree, Context, Peer, Timing, no_agreement
 from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkState, PeerAuth, Role
 from phantommesh.link.fragments import QuotaError
 from phantommesh.link.handshake import HandshakeError, Random
-from phantommesh.link.initiation import Stage
+from phantommesh.link.initiator import Starter
 from phantommesh.link.psk import PskState
-from phantommesh.link.starting import Starter
+from phantommesh.link.responder import Answerer
+from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
-from phantommesh.wire import Kind
 
 # Tuning.
 FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast

@@ -7,19 +7,18 @@ from collections import Counter
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
-from phantommesh.link import keys
-from phantommesh.link.answering import bare_key
+from phantommesh.link import keys, wire
+from phantommesh.link.attempt import Initiation, Stage
 from phantommesh.link.context import sends
 from phantommesh.link.effects import Effect, Opened, Sign
 from phantommesh.link.fragments import Pool, QuotaError, Reassembler
 from phantommesh.link.handshake import HandshakeError, Initiator, Random
-from phantommesh.link.initiation import Initiation, Stage
+from phantommesh.link.responder import bare_key
+from phantommesh.link.wire import Fragment, Kind, Mode
 from phantommesh.secret import Secret
-from phantommesh.wire import Fragment, Kind, Mode
 
 
 class Newcomer:

@@ -20,8 +20,8 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
 from phantommesh.link import channel
+from phantommesh.link.attempt import Stage
 from phantommesh.link.effects import Opened, Send, Sign
-from phantommesh.link.initiation import Stage
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nodestate import make_record
 from phantommesh.nursery import hostview, streams

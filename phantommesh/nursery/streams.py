@@ -20,11 +20,11 @@ from ipaddress import ip_address
 import structlog
 import trio
 
-from phantommesh import control, wire
+from phantommesh import control
 from phantommesh.asking import MAX_UNLINKED
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link import channel
+from phantommesh.link import channel, wire
 from phantommesh.link.effects import Opened
 from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block

@@ -20,13 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.handshake import Initiator
+from phantommesh.link.wire import Kind, Mode
 from phantommesh.secret import Secret
-from phantommesh.wire import Kind, Mode
 
 COOKIE_LIFE = 200.0  # s that one is used for
 

@@ -16,9 +16,9 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.context import no_agreement
 from phantommesh.link.effects import Send, Sign
 from phantommesh.link.psk import PskPhase
+from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity
-from phantommesh.wire import Kind
 from tests.attacks.flooding import Flood
 from tests.simulation.pair import ADMISSION, Simulation
 

@@ -11,7 +11,7 @@ from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.link.context import Timing
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskPhase
-from phantommesh.wire import Kind
+from phantommesh.link.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 

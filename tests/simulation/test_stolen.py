@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from phantommesh.link.effects import ResetSign
+from phantommesh.link.wire import Kind
 from phantommesh.trust.identity import Identity, NodeId
-from phantommesh.wire import Kind
 from tests.simulation.pair import Network, Node, Simulation
 
 EPOCH = 110.0  # s: the longest time until either end starts a handshake

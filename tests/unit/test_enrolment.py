@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from phantommesh import control, statedir
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link import channel, initiation
+from phantommesh.link import attempt as initiation
+from phantommesh.link import channel
 from phantommesh.nodestate import load_node, make_record
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams

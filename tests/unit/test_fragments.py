@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
+from phantommesh.link import wire
 from phantommesh.link.fragments import (
     IN_ALL,
     LIFE,
@@ -21,7 +21,7 @@ from phantommesh.link.fragments import (
     QuotaError,
     Reassembler,
 )  # fmt: skip
-from phantommesh.wire import CHUNK_SIZE, Fragment, Kind, Mode
+from phantommesh.link.wire import CHUNK_SIZE, Fragment, Kind, Mode
 
 SOURCE = Address("192.0.2.1", 51800)
 SESSIONS = Pool.SESSIONS

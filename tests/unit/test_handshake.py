@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
-from phantommesh import wire
 from phantommesh.errors import DecodeError
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.handshake import HandshakeError, Initiator, Responder, pick_chain, prove, proven
+from phantommesh.link.wire import Mode
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity
-from phantommesh.wire import Mode
 
 ALICE, BOB = Identity.from_seed(b"a" * 32), Identity.from_seed(b"b" * 32)
 HASH = b"h" * 32

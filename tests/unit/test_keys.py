@@ -10,10 +10,9 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh import wire
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
+from phantommesh.link.wire import Mode
 from phantommesh.secret import Secret
-from phantommesh.wire import Mode
 
 OURS = [bytes([i]) * 32 for i in range(7)]
 THEIRS = [bytes([i + 100]) * 32 for i in range(7)]

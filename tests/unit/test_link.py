@@ -10,22 +10,21 @@ from typing import Any
 
 import pytest
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.kem import CryptographyKem, Decapsulator
-from phantommesh.link import answering, fragments, keys
+from phantommesh.link import fragments, keys, responder, wire
 from phantommesh.link.admission import HALF_OPEN, SHARES, Standing
 from phantommesh.link.context import Agree, no_agreement
 from phantommesh.link.effects import Effect, Enrolment, Opened, PeerAuth, Send, Sign
 from phantommesh.link.fragments import Pool, Reassembler
+from phantommesh.link.halfopen import LIFE, SEEN_NONCES, Response, Responses
 from phantommesh.link.handshake import Initiator, Responder, prove
 from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.psk import PskPhase
-from phantommesh.link.response import LIFE, SEEN_NONCES, Response, Responses
+from phantommesh.link.wire import CookieReply, Fragment, Kind, Mode
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity
-from phantommesh.wire import CookieReply, Fragment, Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 
 ME, OTHER = identities(2)[1], identities(2)[0]
@@ -80,7 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     spy(wire, "cookie_mac_ok", "cookie mac")
     spy(wire, "first_mac_ok", "first mac")
-    spy(answering, "source_block", "rate")
+    spy(responder, "source_block", "rate")
     spy(Reassembler, "add", "reassembly")
     spy(Responses, "replayed", "duplicates")
     return found

@@ -7,15 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Effect, Send, Sign
 from phantommesh.link.handshake import Responder
 from phantommesh.link.psk import Agreement, PskPhase, PskState
+from phantommesh.link.wire import Kind, Mode
 from phantommesh.secret import Secret
-from phantommesh.wire import Kind, Mode
 from tests.simulation.pair import Node, Simulation
 
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
+from phantommesh.link.attempt import Stage
 from phantommesh.link.effects import Effect, Enrolment, Opened, Send, Sign
-from phantommesh.link.initiation import Stage
 from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
+from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite, InviteBook
-from phantommesh.wire import Kind
 from tests.unit.makemesh import NOW, identity
 
 HERE, THERE = Address("192.0.2.2", 4000, "tcp"), Address("192.0.2.1", 51800, "tcp")

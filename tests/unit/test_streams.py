@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh import control, wire
+from phantommesh import control
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link import channel
+from phantommesh.link import channel, wire
 from phantommesh.link.effects import Opened
 from phantommesh.nursery import streams
 from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect

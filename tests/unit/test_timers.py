@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.link.psk import PskState
+from phantommesh.link.wire import Kind, Mode
 from phantommesh.timers import SLACK, Timers
-from phantommesh.wire import Kind, Mode
 from tests.simulation.pair import ADMISSION, FOREVER, Simulation, identities
 
 moments = st.one_of(st.floats(0, 100), st.just(FOREVER))

@@ -13,13 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from phantommesh import wire
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.handshake import Initiator, prove, proven
+from phantommesh.link.wire import Kind, Mode
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity, node_id_of
-from phantommesh.wire import Kind, Mode
 from tests.vectors.make_link import cases, x25519
 
 FILE = Path(__file__).parents[1] / "vectors" / "link.json"

@@ -6,10 +6,21 @@ from functools import partial
 
 import pytest
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
-from phantommesh.wire import Ack, Auth, CookieReply, CookieRequest, Fragment, Init, Kind, Mode, Proof, Resp
+from phantommesh.link import wire
+from phantommesh.link.wire import (
+    Ack,
+    Auth,
+    CookieReply,
+    CookieRequest,
+    Fragment,
+    Init,
+    Kind,
+    Mode,
+    Proof,
+    Resp,
+)
 
 
 def decode_init(body: bytes) -> Init:

@@ -15,14 +15,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from phantommesh import wire
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.handshake import Initiator, Responder, prove
+from phantommesh.link.wire import Kind, Mode
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity
-from phantommesh.wire import Kind, Mode
 
 FILE = Path(__file__).with_name("link.json")
 

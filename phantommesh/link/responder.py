@@ -9,22 +9,21 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from phantommesh import wire
 from phantommesh.dimensions import ALL
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
 from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
+from phantommesh.link.attempt import Stage
 from phantommesh.link.context import Context, Gate, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
 from phantommesh.link.fragments import Missing, Pool
+from phantommesh.link.halfopen import LIFE, Response, Responses
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
-from phantommesh.link.initiation import Stage
 from phantommesh.link.psk import PskState
-from phantommesh.link.response import LIFE, Response, Responses
+from phantommesh.link.wire import Fragment, Kind, Mode
 from phantommesh.rates import Rates, source_block
 from phantommesh.trust.identity import node_id_of
-from phantommesh.wire import Fragment, Kind, Mode
 
 # Tuning.
 PARTIAL_ACK_AFTER = 1.0  # s to wait for all seven interfaces before acknowledging fewer

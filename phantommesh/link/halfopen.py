@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
+from phantommesh.link import wire
 from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
+from phantommesh.link.wire import Kind
 from phantommesh.rates import source_block
-from phantommesh.wire import Kind
 
 # Tuning.
 LIFE = 12.0  # s from INIT: longer than an initiator retries AUTH, so that a lost ACK can be sent again

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
-from phantommesh import wire
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
-from phantommesh.link import keys
+from phantommesh.link import keys, wire
+from phantommesh.link.attempt import Initiation, Stage
 from phantommesh.link.context import Context, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Initiator
-from phantommesh.link.initiation import Initiation, Stage
-from phantommesh.wire import Fragment, Kind, Mode
+from phantommesh.link.wire import Fragment, Kind, Mode
 
 # Tuning.
 BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0  # s between attempts that fail

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from phantommesh import wire
 from phantommesh.endpoint import Address
+from phantommesh.link import wire
 from phantommesh.link.handshake import Initiator, Random, SigningRequest, Verifier, prove
 from phantommesh.link.keys import SessionKeys
-from phantommesh.wire import Kind
+from phantommesh.link.wire import Kind
 
 # Tuning.
 FIRST_RETRY = 0.25  # s
