@@ -14,10 +14,10 @@ import msgspec
 from cryptography import x509
 
 from phantommesh import __version__, rosterlog, statedir
-from phantommesh.acquaintance import LastAddresses
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
+from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.record import NodeRecord, Roster

@@ -17,11 +17,11 @@ from random import Random
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from phantommesh import asking, control
-from phantommesh.acquaintance import Acquaintance
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
-from phantommesh.envelope import Envelope
-from phantommesh.gossip import AskKeys, Effect, Gossip
+from phantommesh.gossip.acquaintance import Acquaintance
+from phantommesh.gossip.envelope import Envelope
+from phantommesh.gossip.machine import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.records.record import Entry, Roster
 from phantommesh.trust.identity import NodeId

@@ -13,11 +13,12 @@ from typing import assert_never
 import structlog
 import trio
 
-from phantommesh import asking, control, envelope, gossip, statedir
+from phantommesh import asking, control, statedir
 from phantommesh.endpoint import Address
-from phantommesh.envelope import Envelope, EnvelopeError
 from phantommesh.errors import PhantomMeshError
-from phantommesh.gossip import AskKeys, Datagram, Gossip
+from phantommesh.gossip import envelope, machine
+from phantommesh.gossip.envelope import Envelope, EnvelopeError
+from phantommesh.gossip.machine import AskKeys, Datagram, Gossip
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
@@ -198,7 +199,7 @@ class GossipDriver:
 
     # Carrying out.
 
-    def _carry_out(self, effects: list[gossip.Effect]) -> None:
+    def _carry_out(self, effects: list[machine.Effect]) -> None:
         for effect in effects:
             match effect:
                 case Datagram(data, to):

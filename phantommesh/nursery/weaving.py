@@ -9,9 +9,9 @@ from typing import assert_never
 
 import trio
 
-from phantommesh import envelope
 from phantommesh.dataplane import OwnSide
 from phantommesh.endpoint import Address
+from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
 from phantommesh.node.peers import Seen, generation_of

@@ -22,7 +22,7 @@ from structlog.typing import EventDict
 
 from phantommesh import control
 from phantommesh.endpoint import Address
-from phantommesh.gossip import KIND
+from phantommesh.gossip.machine import KIND
 from phantommesh.logbudget import LogBudget
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.node.serving import ServingWork

@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 
 from phantommesh.bootstrap import init_mesh
 from phantommesh.endpoint import Address, format_endpoint
-from phantommesh.envelope import Envelope
-from phantommesh.gossip import KIND
+from phantommesh.gossip.envelope import Envelope
+from phantommesh.gossip.machine import KIND
 from phantommesh.link.effects import Opened, Send
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.nodestate import load_node

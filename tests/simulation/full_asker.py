@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from phantommesh import asking, control
-from phantommesh.envelope import EnvelopeError
+from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node.news import WORKERS, Kind, Standing
 from phantommesh.nursery.streams import CONNECT
 from phantommesh.trust.identity import NodeId

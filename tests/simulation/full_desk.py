@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phantommesh import asking, control
-from phantommesh.envelope import EnvelopeError
 from phantommesh.errors import PhantomMeshError
+from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
 from phantommesh.nursery.keeper import RECORDS_AT_ONCE, RECORDS_RATE

@@ -20,14 +20,14 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
-from phantommesh.acquaintance import LastAddresses
 from phantommesh.asking import Shut
 from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.endpoint import Address
-from phantommesh.envelope import FORMAT, REQUEST, Envelope
 from phantommesh.errors import PhantomMeshError
-from phantommesh.gossip import AskKeys, Datagram, Gossip
-from phantommesh.gossip import Effect as GossipEffect
+from phantommesh.gossip.acquaintance import LastAddresses
+from phantommesh.gossip.envelope import FORMAT, REQUEST, Envelope
+from phantommesh.gossip.machine import AskKeys, Datagram, Gossip
+from phantommesh.gossip.machine import Effect as GossipEffect
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
 from phantommesh.link.effects import Effect as LinkEffect

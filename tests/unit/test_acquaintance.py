@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.acquaintance import MAX_ADDRESSES, MAX_LOST, Acquaintance, LastAddresses
 from phantommesh.asking import Fetching
 from phantommesh.endpoint import Address
+from phantommesh.gossip.acquaintance import MAX_ADDRESSES, MAX_LOST, Acquaintance, LastAddresses
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode

@@ -5,13 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.endpoint import MAX_DATAGRAM
-from phantommesh.envelope import (
-    MAX_PAYLOAD,
-    OVERHEAD,
-    Envelope,
-    EnvelopeError,
-    Opened,
-)
+from phantommesh.gossip.envelope import MAX_PAYLOAD, OVERHEAD, Envelope, EnvelopeError, Opened
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations, revoke
@@ -102,7 +96,7 @@ def test_an_outsider_costs_one_check_and_an_unknown_key_none(monkeypatch: pytest
         def encrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
             return self._real.encrypt(nonce, data, associated)
 
-    monkeypatch.setattr("phantommesh.envelope.ChaCha20Poly1305", Counting)
+    monkeypatch.setattr("phantommesh.gossip.envelope.ChaCha20Poly1305", Counting)
     sealed = envelope(ALPHA).seal(1, b"payload")
     receiver = envelope()
     assert refused(receiver, sealed[:-1] + b"x") == "gossip-seal"
@@ -165,7 +159,7 @@ def test_a_member_cannot_shut_another_out_by_using_up_its_numbers() -> None:
 
 
 def test_what_is_known_again_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.envelope.SEEN", 3)
+    monkeypatch.setattr("phantommesh.gossip.envelope.SEEN", 3)
     sender, receiver = envelope(ALPHA), envelope()
     datagrams = [sender.seal(1, bytes([i])) for i in range(10)]
     for datagram in datagrams:
@@ -181,7 +175,7 @@ def test_what_is_known_again_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_came_under_a_key_that_is_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.envelope.SEEN", 3)
+    monkeypatch.setattr("phantommesh.gossip.envelope.SEEN", 3)
     keyring = Keyring()
     keyring.install(KEY, 0.0)
     sender, receiver = envelope(ALPHA, keys=keyring), envelope(keys=keyring)
@@ -196,7 +190,7 @@ def test_what_came_under_a_key_that_is_gone_is_forgotten(monkeypatch: pytest.Mon
 
 
 def test_senders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.envelope.MAX_SENDERS", 3)
+    monkeypatch.setattr("phantommesh.gossip.envelope.MAX_SENDERS", 3)
     receiver = envelope()
     for i in range(10):
         receiver.open(envelope(NodeId(bytes(15) + bytes([i]))).seal(1, b""))

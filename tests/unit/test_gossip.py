@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.endpoint import Address
-from phantommesh.envelope import FORMAT, MAX_PAYLOAD, OVERHEAD, Envelope
-from phantommesh.gossip import (
+from phantommesh.gossip.envelope import FORMAT, MAX_PAYLOAD, OVERHEAD, Envelope
+from phantommesh.gossip.machine import (
     AMPLIFIED,
     KIND,
     SHORT,
@@ -184,7 +184,7 @@ def test_no_number_shuts_a_member_out() -> None:
 
 def test_what_was_recorded_long_ago_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even if it were not known again: all that was said for 20 s, once more, in disorder."""
-    monkeypatch.setattr("phantommesh.envelope.SEEN", 1)
+    monkeypatch.setattr("phantommesh.gossip.envelope.SEEN", 1)
     monkeypatch.setattr(Envelope, "_remember", lambda *_: None)
     ends = {name: End(name, KEY).knows(*"abc".replace(name, "")) for name in "abc"}
     recorded = pass_on(ends, 20.0)
@@ -201,7 +201,7 @@ def test_what_was_recorded_long_ago_changes_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_what_an_outsider_recorded_is_answered_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much came since: here far more than is known without a filter, and each at a forged address."""
-    monkeypatch.setattr("phantommesh.envelope.SEEN", 16)
+    monkeypatch.setattr("phantommesh.gossip.envelope.SEEN", 16)
     ends = {name: End(name, KEY).knows(*"abc".replace(name, "")) for name in "abc"}
     recorded = pass_on(ends, 20.0)
     assert len(recorded) > 100

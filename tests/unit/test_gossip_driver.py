@@ -13,8 +13,8 @@ from phantommesh import asking, statedir
 from phantommesh.bootstrap import Summary
 from phantommesh.control import Records, decode_answer_untrusted
 from phantommesh.endpoint import Address
-from phantommesh.envelope import REQUEST, Envelope
 from phantommesh.events import Filter
+from phantommesh.gossip.envelope import REQUEST, Envelope
 from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode

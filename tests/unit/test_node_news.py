@@ -8,8 +8,8 @@ from random import Random
 
 from phantommesh import asking, control
 from phantommesh.endpoint import Address
-from phantommesh.envelope import REQUEST, Envelope
-from phantommesh.gossip import AskKeys, Effect, Gossip
+from phantommesh.gossip.envelope import REQUEST, Envelope
+from phantommesh.gossip.machine import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.presets import LAN

@@ -13,7 +13,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from phantommesh.endpoint import Address
-from phantommesh.envelope import OVERHEAD, Envelope, EnvelopeError
+from phantommesh.gossip.envelope import OVERHEAD, Envelope, EnvelopeError
 from phantommesh.membership import effects
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE, HEADER_SIZE, NODE_ID_SIZE
