@@ -32,7 +32,7 @@ import trio
 
 from benchmarks import honest
 from benchmarks.machine import describe
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
 from phantommesh.proofs.shelf import Shelf
@@ -81,8 +81,8 @@ class Node:
 
     def take(self, sender: Node, request: bytes, now_ms: int) -> None:
         with self.timed():
-            decoded = control.decode_request_untrusted(request)
-            if isinstance(decoded, control.Prove):
+            decoded = messages.decode_request_untrusted(request)
+            if isinstance(decoded, messages.Prove):
                 verified = set()
                 for part in decoded.parts:
                     signed = Signed.decode_untrusted(part)
@@ -98,8 +98,8 @@ class Node:
         sent = 0
         while True:
             with self.timed():
-                parts = self.ledger.unsent(receiver.id)[: control.MAX_PARTS]
-                request = control.encode(control.Prove(parts)) if parts else b""
+                parts = self.ledger.unsent(receiver.id)[: messages.MAX_PARTS]
+                request = messages.encode(messages.Prove(parts)) if parts else b""
             if not parts:
                 return sent
             receiver.take(self, request, now_ms)
@@ -115,10 +115,10 @@ def turn(a: Node, b: Node, number: int, totals: Seven, draw: random.Random) -> i
     closed = Closed(plan(a.id, b.id, number), now - EPOCH_MS, now, packets, scaled(packets, 1380))
     with a.timed():
         closes, opens = a.ledger.turn(b.id, closed if number else None, plan(a.id, b.id, number + 1), totals)
-        request = control.encode(control.Turn(closes, opens))
+        request = messages.encode(messages.Turn(closes, opens))
     with b.timed():
-        told = control.decode_request_untrusted(request)
-        assert isinstance(told, control.Turn)
+        told = messages.decode_request_untrusted(request)
+        assert isinstance(told, messages.Turn)
         b.ledger.turned(a.id, told.closes, told.opens, totals, now / 1000, now)
     with a.timed():
         a.ledger.answered(b.id, totals)

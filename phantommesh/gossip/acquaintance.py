@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from phantommesh.asking import Fetching, missing
+from phantommesh.control.asking import Fetching, missing
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership

@@ -10,7 +10,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.moments import span
 from phantommesh.node.revoking import Revoking, authority_of
@@ -66,7 +66,7 @@ class Desk:
 
     # Letting nodes in.
 
-    def enrol(self, newcomer: Party, request: control.Enrol, at: Moment) -> Work[control.Enrolled]:
+    def enrol(self, newcomer: Party, request: messages.Enrol, at: Moment) -> Work[messages.Enrolled]:
         """Let a newcomer in. Raises TrustError, RecordError or StateError; then the invite is not spent."""
         authority_of(self._node)
         if not newcomer.invite:
@@ -82,12 +82,12 @@ class Desk:
         _allow(self._joins, node_id, at, "this node has joined several times just now")
         # One after the other: two newcomers must not be given one address or one name.
         admit = partial(self._admit, newcomer, request, name)
-        enrolled: control.Enrolled = yield Alone("enrolling", admit)
+        enrolled: messages.Enrolled = yield Alone("enrolling", admit)
         return enrolled
 
     def _admit(
-        self, newcomer: Party, request: control.Enrol, name: str, at: Moment
-    ) -> Work[control.Enrolled]:
+        self, newcomer: Party, request: messages.Enrol, name: str, at: Moment
+    ) -> Work[messages.Enrolled]:
         node, node_id, authority = self._node, NodeId(newcomer.peer), authority_of(self._node)
         entry: InviteEntry = yield FindInvite(newcomer.invite, node_id)
         _check_invite(entry, name)
@@ -121,7 +121,7 @@ class Desk:
             "node enrolled",
             {"name": name, "node_id": format_node_id(node_id), "role": entry.role.value, "ip4": str(ip4)},
         )
-        return control.Enrolled(
+        return messages.Enrolled(
             node_cert=node_cert,
             authority_cert=authority.der,
             root_cert=node.root.public_bytes(Encoding.DER),
@@ -183,7 +183,7 @@ class Desk:
                     fix="join with --endpoint and an address by which other machines reach this one",
                 )
 
-    def _make_authority(self, request: control.Enrol, node_id: NodeId, at: Moment) -> Work[bytes]:
+    def _make_authority(self, request: messages.Enrol, node_id: NodeId, at: Moment) -> Work[bytes]:
         """Sign the newcomer's authority key with the root's. Raises TrustError where either is missing."""
         node = self._node
         root_key: Identity = yield ReadRootKey("make another an authority")
@@ -199,7 +199,7 @@ class Desk:
         yield Told("authority", "authority made", {"node_id": format_node_id(node_id)}, "warning")
         return der
 
-    def replace(self, entry: Entry, at: Moment) -> Work[control.Replacement]:
+    def replace(self, entry: Entry, at: Moment) -> Work[messages.Replacement]:
         """Make an invite by which a member can join anew in place of itself. Raises TrustError or StateError.
 
         It costs the member nothing until it is used, and then its present identity: so a member cannot be
@@ -210,10 +210,10 @@ class Desk:
         member = entry.member
         if member.role is Role.AUTHORITY:
             raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
-        made: control.Replacement = yield Alone("enrolling", partial(self._invite, entry))
+        made: messages.Replacement = yield Alone("enrolling", partial(self._invite, entry))
         return made
 
-    def _invite(self, entry: Entry, at: Moment) -> Work[control.Replacement]:
+    def _invite(self, entry: Entry, at: Moment) -> Work[messages.Replacement]:
         member, mine = entry.member, self._node.roster.get(self._me)
         invite: Invite = yield MakeInvite(
             endpoints=() if mine is None else mine.record.control[:MAX_ENDPOINTS],
@@ -224,11 +224,11 @@ class Desk:
             ip4=member.ip4,
         )
         yield Told("authority", "a member is to get a new identity", {"name": member.name}, "warning")
-        return control.Replacement(invite.encode())
+        return messages.Replacement(invite.encode())
 
     # Certificates.
 
-    def renew(self, entry: Entry, request: control.Renew, at: Moment) -> Work[control.Renewed]:
+    def renew(self, entry: Entry, request: messages.Renew, at: Moment) -> Work[messages.Renewed]:
         """Issue a member's next certificate: for its own key, name, role and address, unless it lost the name
         or the address to another member. Raises TrustError or RecordError."""
         authority, member = authority_of(self._node), entry.member
@@ -239,7 +239,7 @@ class Desk:
         if request.evidence:
             yield Keep(SignedRecord.decode_untrusted(request.evidence))
 
-        def issue(at: Moment) -> Work[control.Renewed]:
+        def issue(at: Moment) -> Work[messages.Renewed]:
             name, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
             node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
             yield Told(
@@ -247,9 +247,9 @@ class Desk:
                 "certificate renewed",
                 {"name": name, "before": member.name, "ip4": str(ip4)},
             )
-            return control.Renewed(node_cert, authority.der)
+            return messages.Renewed(node_cert, authority.der)
 
-        renewed: control.Renewed = yield Alone("enrolling", issue)
+        renewed: messages.Renewed = yield Alone("enrolling", issue)
         return renewed
 
 

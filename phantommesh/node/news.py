@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from random import Random
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.gossip.acquaintance import Acquaintance
@@ -221,8 +221,8 @@ class News:
 
     def answered(self, step: asking.CallUnlinked, question: bytes, answer: bytes) -> asking.Keep | None:
         """The records to keep of an answer. Raises EnvelopeError or ControlError for one that is none."""
-        told = control.decode_answer_untrusted(self._requests.open_answer(question, answer))
-        return asking.asked_for(told.records, step.hashes) if isinstance(told, control.Records) else None
+        told = messages.decode_answer_untrusted(self._requests.open_answer(question, answer))
+        return asking.asked_for(told.records, step.hashes) if isinstance(told, messages.Records) else None
 
 
 class Standing:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import structs
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records.record import Dispute, NodeRecord, SignedRecord, settle, sign_record
@@ -203,7 +203,7 @@ class Own:
             winner = None if dispute is None else node.roster.get(dispute.winner)
             evidence = b"" if winner is None else winner.signed.encode()
             csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
-            renewed: control.Renewed
+            renewed: messages.Renewed
             renewed, at = yield AskRenewal(csr, evidence)
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
         renewed_member = verify_chain(node.root, authority_cert, node_cert, at.wall)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
@@ -23,19 +23,19 @@ from phantommesh.trust.identity import NodeId, format_node_id
 # Tuning.
 # Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.
 # Announcements are not here: `Serving` is given their rate.
-REQUESTS: Final[Mapping[type[control.Request], tuple[float, float]]] = {
-    control.AskKeys: (2.0, 40),
-    control.CompareRevocations: (20.0, 300),  # 64 a conversation
-    control.FetchRevocations: (60.0, 600),  # 17 statements each, 61 a conversation
-    control.Compare: (2.0, 40),
-    control.Fetch: (10.0, 200),  # 256 records each at most
-    control.SyncOpen: (2.0, 40),
-    control.SyncClose: (2.0, 40),
-    control.Turn: (2.0, 40),  # each has counters read
-    control.Prove: (4.0, 100),
-    control.Renew: (0.2, 20),  # how many are granted is less: see `node.desk`
-    control.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
-    control.Enrol: (0.2, 20),
+REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
+    messages.AskKeys: (2.0, 40),
+    messages.CompareRevocations: (20.0, 300),  # 64 a conversation
+    messages.FetchRevocations: (60.0, 600),  # 17 statements each, 61 a conversation
+    messages.Compare: (2.0, 40),
+    messages.Fetch: (10.0, 200),  # 256 records each at most
+    messages.SyncOpen: (2.0, 40),
+    messages.SyncClose: (2.0, 40),
+    messages.Turn: (2.0, 40),  # each has counters read
+    messages.Prove: (4.0, 100),
+    messages.Renew: (0.2, 20),  # how many are granted is less: see `node.desk`
+    messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
+    messages.Enrol: (0.2, 20),
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -72,7 +72,7 @@ class Account:
     """Give what a member says of its scattering to this node's scatter proofs. The result is the answer."""
 
     entry: Entry
-    request: control.Turn | control.Prove
+    request: messages.Turn | messages.Prove
 
 
 ServingStep = Step | Wait | AnswerSync | FinishSync | Account
@@ -88,17 +88,17 @@ class Serving:
     ) -> None:
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
-        self.rates[control.Announce] = verifications
+        self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
 
-    def serve(self, party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+    def serve(self, party: Party, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
         """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
         asks too much waits."""
         let_in = yield from self._pace(self.rates.get(type(request), self._others), party, at)
         if let_in is None:
-            return control.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")
+            return messages.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")
         answer = yield from self._serve(party, request, let_in)
-        if isinstance(answer, control.Refused):
+        if isinstance(answer, messages.Refused):
             done: Moment = yield Wait(0.0)
             yield from self._pace(self._refusals, party, done)
         return answer
@@ -111,54 +111,54 @@ class Serving:
         let_in: Moment = yield Wait(rates.owe(party.peer, at.now))
         return let_in
 
-    def _serve(self, party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+    def _serve(self, party: Party, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
         try:
-            if isinstance(request, control.Enrol):
+            if isinstance(request, messages.Enrol):
                 return (yield from self._desk.enrol(party, request, at))
             return (yield from self._answer(self._member(party, at.wall), request, at))
         except (antientropy.AntiEntropyError, IdTreeError) as error:
-            return control.Refused(str(error))
+            return messages.Refused(str(error))
         except GossipError as error:
-            return control.Refused(f"not a message of a sync ({error})")
+            return messages.Refused(f"not a message of a sync ({error})")
         except PhantomMeshError as error:
             about = {"peer": self._name(party), "request": type(request).__name__, "error": str(error)}
             yield Told("roster", "request refused", about, "warning")
-            return control.Refused(str(error), error.fix)
+            return messages.Refused(str(error), error.fix)
 
-    def _answer(self, entry: Entry, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
+    def _answer(self, entry: Entry, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
         """Answer a member."""
         node, peer = self._node, entry.member.node_id
         match request:
-            case control.Renew():
+            case messages.Renew():
                 return (yield from self._desk.renew(entry, request, at))
-            case control.Replace():
+            case messages.Replace():
                 return (yield from self._desk.replace(entry, at))
-            case control.Announce(record):
+            case messages.Announce(record):
                 yield Keep(SignedRecord.decode_untrusted(record), peer)
-                return control.Done()
-            case control.AskKeys():
+                return messages.Done()
+            case messages.AskKeys():
                 active = NO_KEY if self._ring.active is None else self._ring.active.id
-                return control.KeysAre(node.revocations.digest(), encode_keys(self._ring.keys), active)
-            case control.CompareRevocations(prefix, parts):
-                return control.RevocationsDiffer(node.revocations.tree.differing(prefix, parts))
-            case control.FetchRevocations(ids, certs):
-                return control.SomeRevocations(node.revocations.pack(ids, certs))
-            case control.Compare(buckets):
-                return control.Differs(antientropy.differing(node.roster, buckets, at.wall))
-            case control.Fetch(hashes):
-                return control.Records(tuple(antientropy.records(node.roster, hashes, at.wall)))
-            case control.SyncOpen(opening):
+                return messages.KeysAre(node.revocations.digest(), encode_keys(self._ring.keys), active)
+            case messages.CompareRevocations(prefix, parts):
+                return messages.RevocationsDiffer(node.revocations.tree.differing(prefix, parts))
+            case messages.FetchRevocations(ids, certs):
+                return messages.SomeRevocations(node.revocations.pack(ids, certs))
+            case messages.Compare(buckets):
+                return messages.Differs(antientropy.differing(node.roster, buckets, at.wall))
+            case messages.Fetch(hashes):
+                return messages.Records(tuple(antientropy.records(node.roster, hashes, at.wall)))
+            case messages.SyncOpen(opening):
                 difference: bytes = yield AnswerSync(opening, peer)
-                return control.SyncAnswer(difference)
-            case control.SyncClose(rest):
+                return messages.SyncAnswer(difference)
+            case messages.SyncClose(rest):
                 yield FinishSync(rest, peer)
-                return control.Done()
-            case control.Turn() | control.Prove():
+                return messages.Done()
+            case messages.Turn() | messages.Prove():
                 if not self._proofs:
-                    return control.Refused("this node keeps no scatter proofs")
-                answer: control.Answer = yield Account(entry, request)
+                    return messages.Refused("this node keeps no scatter proofs")
+                answer: messages.Answer = yield Account(entry, request)
                 return answer
-            case control.Enrol():
+            case messages.Enrol():
                 raise TrustError("a member has no need to enrol")
 
     def _name(self, party: Party) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
 from phantommesh.nodestate import NodeState
@@ -22,15 +22,15 @@ class AuthorityDesk:
         self.desk = Desk(node, keys.ring)
         self.worker = Worker(node, keeper, keys)
 
-    async def enrol(self, session: streams.Session, request: control.Enrol) -> control.Enrolled:
+    async def enrol(self, session: streams.Session, request: messages.Enrol) -> messages.Enrolled:
         """`Desk.enrol`."""
         return await self.worker.do(self.desk.enrol(session, request, moment()))
 
-    async def renew(self, entry: Entry, request: control.Renew) -> control.Renewed:
+    async def renew(self, entry: Entry, request: messages.Renew) -> messages.Renewed:
         """`Desk.renew`."""
         return await self.worker.do(self.desk.renew(entry, request, moment()))
 
-    async def replace(self, entry: Entry) -> control.Replacement:
+    async def replace(self, entry: Entry) -> messages.Replacement:
         """`Desk.replace`."""
         return await self.worker.do(self.desk.replace(entry, moment()))
 

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import structlog
 import trio
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
@@ -74,28 +74,28 @@ class Caller:
                 failure = streams.StreamError(f"{address}: {error}")
         raise failure
 
-    async def renew(self, csr: bytes, evidence: bytes = b"") -> control.Renewed:
+    async def renew(self, csr: bytes, evidence: bytes = b"") -> messages.Renewed:
         """Ask the authorities for a new certificate, one after the other. Raises `TrustError`."""
         mine = self._keeper.roster.get(self._node.identity.node_id)
-        first = [] if mine is None else [control.Announce(mine.signed.encode())]
+        first = [] if mine is None else [messages.Announce(mine.signed.encode())]
         return await self._ask_authorities(
-            [*first, control.Renew(csr, evidence)], control.Renewed, "no authority renewed the certificate"
+            [*first, messages.Renew(csr, evidence)], messages.Renewed, "no authority renewed the certificate"
         )
 
-    async def replace(self) -> control.Replacement:
+    async def replace(self) -> messages.Replacement:
         """Ask the authorities for an invite in place of this node's identity. Raises `TrustError`."""
         return await self._ask_authorities(
-            [control.Replace()], control.Replacement, "no authority gives this node a new identity"
+            [messages.Replace()], messages.Replacement, "no authority gives this node a new identity"
         )
 
-    async def _ask_authorities(self, requests: Sequence[control.Request], wanted: type[T], failed: str) -> T:
+    async def _ask_authorities(self, requests: Sequence[messages.Request], wanted: type[T], failed: str) -> T:
         """Put these requests to one authority after the other, until one answers the last as ``wanted``."""
         reasons = []
         for member in self.callable():
             entry = self._keeper.roster.get(member)
             if entry is None or entry.member.role is not Role.AUTHORITY:
                 continue
-            answer: control.Answer | None = None
+            answer: messages.Answer | None = None
             try:
                 with trio.fail_after(PATIENCE):
                     async with self.call(member) as client:
@@ -108,7 +108,7 @@ class Caller:
                 return answer
             reasons.append(
                 answer.message
-                if isinstance(answer, control.Refused)
+                if isinstance(answer, messages.Refused)
                 else f"{entry.member.name}: another answer"
             )
         raise TrustError(

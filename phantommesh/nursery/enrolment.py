@@ -12,14 +12,13 @@ from time import time
 import msgspec
 import trio
 
-from phantommesh import control
 from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.config import Config
+from phantommesh.control import channel, messages
 from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
-from phantommesh.link import channel
 from phantommesh.link.attempt import Stage
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
@@ -119,7 +118,7 @@ def _finish(
     draft: JoinDraft,
     config: Config,
     invite: Invite,
-    enrolled: control.Enrolled,
+    enrolled: messages.Enrolled,
 ) -> Callable[[], Summary]:
     return partial(
         finish_join,
@@ -194,26 +193,26 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
 
 async def _enrol(
     framed: streams.FramedStream, session: streams.Session, draft: JoinDraft, config: Config
-) -> control.Enrolled:
+) -> messages.Enrolled:
     record = make_record(draft.identity, draft.wg_keys, config, seq=int(time() * 1000))  # one a try
     body = msgspec.msgpack.encode(record)
 
-    def sign() -> control.Enrol:
+    def sign() -> messages.Enrol:
         csr, signature = make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
         key = draft.authority_key
         if key is None:
-            return control.Enrol(csr, body, signature)
-        return control.Enrol(csr, body, signature, key.spki, prove_authority(key, draft.identity.node_id))
+            return messages.Enrol(csr, body, signature)
+        return messages.Enrol(csr, body, signature, key.spki, prove_authority(key, draft.identity.node_id))
 
     request = await trio.to_thread.run_sync(sign)
     client = await streams.Client.open(framed, session)
-    answer: control.Answer | None = None
+    answer: messages.Answer | None = None
     with trio.move_on_after(ANSWER_SECONDS):
         answer = await client.ask(request, limit=MAX_ANSWER)
     match answer:
-        case control.Enrolled():
+        case messages.Enrolled():
             return answer
-        case control.Refused(message, fix):
+        case messages.Refused(message, fix):
             raise JoinError(f"the authority refused: {message}", fix=fix)
         case None:
             raise JoinError(

@@ -13,7 +13,8 @@ from typing import assert_never
 import structlog
 import trio
 
-from phantommesh import asking, control, statedir
+from phantommesh import statedir
+from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import envelope, machine
@@ -50,7 +51,7 @@ TASK_BROKEN: Mapping[Kind, str] = {
     "ask": "a request for keys ended with an unexpected error",
 }
 EXPECTED: Mapping[Kind, tuple[type[Exception], ...]] = {
-    "fetch": (streams.StreamError, EnvelopeError, control.ControlError),
+    "fetch": (streams.StreamError, EnvelopeError, messages.ControlError),
     "sync": (streams.StreamError, GossipError, PhantomMeshError),
     "ask": (streams.StreamError, PhantomMeshError),
 }
@@ -195,7 +196,7 @@ class GossipDriver:
             return b""
         hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
         found = antientropy.records(self._keeper.roster, hashes, time())
-        return self._requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
+        return self._requests.seal_answer(sealed, messages.encode(messages.Records(tuple(found))))
 
     # Carrying out.
 

@@ -19,7 +19,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery.streams import StreamError
@@ -65,7 +65,7 @@ What = TypeVar("What")
 class Asks(Protocol):
     """A channel to a peer: `streams.Client`. Raises `StreamError`."""
 
-    async def ask(self, request: control.Request) -> control.Answer: ...
+    async def ask(self, request: messages.Request) -> messages.Answer: ...
 
 
 Call = Callable[[NodeId], AbstractAsyncContextManager[Asks]]
@@ -165,23 +165,23 @@ class Proving:
 
     # ---- what peers ask ----
 
-    async def turn(self, entry: Entry, request: control.Turn) -> control.Answer:
+    async def turn(self, entry: Entry, request: messages.Turn) -> messages.Answer:
         """A peer's epoch is over: read what has come from it."""
         peer, now = entry.member.node_id, trio.current_time()
         if self._ledger is None or now - self._asked.get(peer, -OFTEN) < OFTEN:
-            return control.Refused("not now", "ask again for the next epoch")
+            return messages.Refused("not now", "ask again for the next epoch")
         self._asked[peer] = now
         await self._fresh()
         self._ledger.turned(
             peer, request.closes, request.opens, self._tally.received(peer), trio.current_time(),
             int(time() * 1000),
         )  # fmt: skip
-        return control.Done()
+        return messages.Done()
 
-    async def take(self, entry: Entry, request: control.Prove) -> control.Answer:
+    async def take(self, entry: Entry, request: messages.Prove) -> messages.Answer:
         """A peer has signed statements and receipts. Parts that do not hold are counted and left out."""
         if self._ledger is None:
-            return control.Refused("not now", "send it again later")
+            return messages.Refused("not now", "send it again later")
         verified: set[tuple[bytes, bytes]] = set()
         for part in request.parts:
             await trio.lowlevel.checkpoint()  # each signature takes a fraction of a millisecond to verify
@@ -199,7 +199,7 @@ class Proving:
                 continue
             if kept is not None:
                 await self._store([kept])
-        return control.Done()
+        return messages.Done()
 
     # ---- the service ----
 
@@ -257,10 +257,10 @@ class Proving:
         if closes or opens:
             # Known from here on, not from when its task begins: two may begin in either order.
             self._telling[peer] = scope = trio.CancelScope(deadline=event.at + PATIENCE)
-            nursery.start_soon(self._tell, ledger, peer, control.Turn(closes, opens), scope)
+            nursery.start_soon(self._tell, ledger, peer, messages.Turn(closes, opens), scope)
 
     async def _tell(
-        self, ledger: Ledger, peer: NodeId, request: control.Turn, scope: trio.CancelScope
+        self, ledger: Ledger, peer: NodeId, request: messages.Turn, scope: trio.CancelScope
     ) -> None:
         """Tell a peer that an epoch is over, and read again when it has done its part.
 
@@ -274,7 +274,7 @@ class Proving:
                 async with self._call(peer) as client:
                     await trio.sleep_until(settled)
                     answer = await client.ask(request)
-                if isinstance(answer, control.Done):
+                if isinstance(answer, messages.Done):
                     await self._fresh()
                     wire = self._tally.sent(peer)
             except (StreamError, PhantomMeshError) as error:
@@ -323,8 +323,8 @@ class Proving:
         with self._left_out(peer), trio.move_on_after(PATIENCE):
             try:
                 async with self._call(peer) as client:
-                    while parts := ledger.unsent(peer)[: control.MAX_PARTS]:
-                        if not isinstance(await client.ask(control.Prove(parts)), control.Done):
+                    while parts := ledger.unsent(peer)[: messages.MAX_PARTS]:
+                        if not isinstance(await client.ask(messages.Prove(parts)), messages.Done):
                             return
                         ledger.sent(peer, parts)
             except StreamError as error:

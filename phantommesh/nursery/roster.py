@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 import trio
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
 from phantommesh.nodestate import NodeState
@@ -47,8 +47,8 @@ class ControlServer:
         )
 
     async def serve(
-        self, session: streams.Session, request: control.Request, source: Address
-    ) -> control.Answer:
+        self, session: streams.Session, request: messages.Request, source: Address
+    ) -> messages.Answer:
         """Answer one request. A mistake of an operator or a member is a `Refused` answer; a member that asks
         too much waits."""
         work = self.serving.serve(session, request, moment())
@@ -70,12 +70,12 @@ class ControlServer:
             case _:
                 return await self._worker.carry_out(step)
 
-    async def _account(self, entry: Entry, request: control.Turn | control.Prove) -> control.Answer:
+    async def _account(self, entry: Entry, request: messages.Turn | messages.Prove) -> messages.Answer:
         assert self._proving is not None
         match request:
-            case control.Turn():
+            case messages.Turn():
                 return await self._proving.turn(entry, request)
-            case control.Prove():
+            case messages.Prove():
                 return await self._proving.take(entry, request)
             case _:
                 assert_never(request)

@@ -20,16 +20,16 @@ from ipaddress import ip_address
 import structlog
 import trio
 
-from phantommesh import control
-from phantommesh.asking import MAX_UNLINKED
+from phantommesh.control import channel, messages
+from phantommesh.control.asking import MAX_UNLINKED
+from phantommesh.control.seats import Holder, Ruling, Seat, Seats
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link import channel, wire
+from phantommesh.link import wire
 from phantommesh.link.effects import Opened
 from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import MAX_RECORD_BYTES
-from phantommesh.seats import Holder, Ruling, Seat, Seats
 from phantommesh.secret import Secret
 from phantommesh.trust.revocation import MAX_PLEA, MAX_STANDING
 
@@ -56,7 +56,7 @@ _Receiver = trio.MemoryReceiveChannel[bytes]
 _Dial = tuple[Address, _Sender, _Receiver]
 
 Dispatch = Callable[[bytes, Address], None]
-Serve = Callable[["Session", control.Request, Address], Awaitable[control.Answer]]
+Serve = Callable[["Session", messages.Request, Address], Awaitable[messages.Answer]]
 
 
 log = structlog.get_logger("phantommesh.streams")
@@ -259,23 +259,23 @@ class Client:
             raise StreamError("the other end does not answer") from error
         return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
 
-    async def ask(self, request: control.Request, *, limit: int | None = None) -> control.Answer:
+    async def ask(self, request: messages.Request, *, limit: int | None = None) -> messages.Answer:
         """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
         can have; a refusal is an answer too. Raises `StreamError`."""
-        await self._framed.send(self._sealed.seal(control.encode(request)))
+        await self._framed.send(self._sealed.seal(messages.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, limit or control.answer_limit(request))
-            if len(frame) > control.SMALL:
+                frame = await _not_a_datagram(self._framed, limit or messages.answer_limit(request))
+            if len(frame) > messages.SMALL:
                 return await trio.to_thread.run_sync(self._open, frame)
             return self._open(frame)
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
-        except (channel.ChannelError, control.ControlError) as error:
+        except (channel.ChannelError, messages.ControlError) as error:
             raise StreamError("the answer is not genuine") from error
 
-    def _open(self, frame: bytes) -> control.Answer:
-        return control.decode_answer_untrusted(self._sealed.open(frame))
+    def _open(self, frame: bytes) -> messages.Answer:
+        return messages.decode_answer_untrusted(self._sealed.open(frame))
 
 
 async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
@@ -435,7 +435,7 @@ class TcpPort:
                     await self._channel(framed, frame, seat)
         except (StreamError, trio.TooSlowError):
             return "stream-ended"
-        except (channel.ChannelError, control.ControlError):
+        except (channel.ChannelError, messages.ControlError):
             return "stream-refused"
         except _CrowdedError:
             return "stream-limit"
@@ -480,10 +480,10 @@ class TcpPort:
             if not self._ruled(self._seats.prove(seat, session.holder)):
                 raise _CrowdedError
             self._lives[seat].deadline = float("inf")
-            request = control.decode_request_untrusted(message)
+            request = messages.decode_request_untrusted(message)
             self._seats.begin(seat)
             try:
-                if control.answer_limit(request) > control.SMALL:
+                if messages.answer_limit(request) > messages.SMALL:
                     async with self._large(session.peer):
                         await self._answer(framed, session, sealed, request)
                 else:
@@ -492,10 +492,10 @@ class TcpPort:
                 self._seats.done(seat)
 
     async def _answer(
-        self, framed: FramedStream, session: Session, sealed: channel.Channel, request: control.Request
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, request: messages.Request
     ) -> None:
-        encoded = control.encode(await self._serve(session, request, framed.address))
-        if len(encoded) > control.SMALL:
+        encoded = messages.encode(await self._serve(session, request, framed.address))
+        if len(encoded) > messages.SMALL:
             frame = await trio.to_thread.run_sync(sealed.seal, encoded)
         else:
             frame = sealed.seal(encoded)

@@ -20,7 +20,7 @@ import trio
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.gossip.machine import KIND
 from phantommesh.logbudget import LogBudget
@@ -97,10 +97,10 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
         it = Attack(alpha, beta)
         real, verify = beta.parts.server.serving._serve, alpha.parts.keeper.roster.verify
 
-        def serve(party: Party, request: control.Request, at: Moment) -> ServingWork[control.Answer]:
-            if not isinstance(request, control.Fetch):
+        def serve(party: Party, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
+            if not isinstance(request, messages.Fetch):
                 return (yield from real(party, request, at))
-            answer = control.Records(it.forge(request.hashes))
+            answer = messages.Records(it.forge(request.hashes))
             it.answered += 1
             it.asked.update(request.hashes)
             return answer

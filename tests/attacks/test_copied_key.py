@@ -23,7 +23,7 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.nodestate import load_node
 from phantommesh.nursery import lab, labnet
@@ -130,7 +130,7 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
                 # and announces the key as its own where nobody knows better
                 lie = claim(insider, known.record, with_proofs=with_proofs)
                 async with insider.parts.caller.call(id_of(observer)) as client:
-                    answer = await client.ask(control.Announce(lie.encode()))
+                    answer = await client.ask(messages.Announce(lie.encode()))
                 # and to the one that hands it on, in answers to all that ask
                 serve(insider, lie)
                 async with observer.parts.caller.call(id_of(insider)) as client:
@@ -142,7 +142,7 @@ async def test_who_announces_a_copied_key_first_shuts_nobody_out(tmp_path: Path,
             await until(lambda: keyed(victim, observer))
             assert shown(observer, victim) == [True] * 7
             assert victim.parts.own.wg_keys.public[DIMENSION] != old[DIMENSION]
-            assert isinstance(answer, control.Refused) and "dimension 3" in answer.message
+            assert isinstance(answer, messages.Refused) and "dimension 3" in answer.message
             assert observer.parts.keeper.dropped["record-possession"] >= 2
             assert observer.parts.keeper.roster.disputes(time()) == []
             kept = observer.parts.keeper.roster.get(id_of(insider))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from phantommesh import control, seats
+from phantommesh.control import messages, seats
 from phantommesh.link.effects import Opened
 from phantommesh.nursery import streams
 from phantommesh.secret import Secret
@@ -27,7 +27,7 @@ async def hold(stack: AsyncExitStack, host: str, port: int, session: streams.Ses
         stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=host)
         framed = streams.FramedStream(await stack.enter_async_context(stream))
         client = await streams.Client.open(framed, session)
-        await framed.send(client._sealed.seal(control.encode(control.Prove(()))))
+        await framed.send(client._sealed.seal(messages.encode(messages.Prove(()))))
 
 
 async def test_a_member_with_many_addresses_shuts_nobody_out(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ async def test_a_member_with_many_addresses_shuts_nobody_out(tmp_path: Path) -> 
         for number in range(seats.TOTAL + seats.PER_HOST):
             await hold(stack, f"127.0.1.{1 + number % (ADDRESSES + 1)}", port, session)
         async with gamma.parts.caller.call(me) as client:
-            assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)
+            assert isinstance(await client.ask(messages.AskKeys()), messages.KeysAre)
         await join(tmp_path / "d", make_invite(state), "delta")
         beta_id = beta.parts.state.identity.node_id
         assert sum(s.holder == seats.Holder(beta_id) for s in alpha.parts.tcp._lives) <= seats.PER_HOLDER
@@ -74,5 +74,5 @@ async def test_insiders_with_every_member_place_shut_nobody_out(tmp_path: Path) 
         proved = [seat for seat in alpha.parts.tcp._lives if seat.holder is not None]
         assert len(proved) >= seats.MEMBERS  # so those of members are all taken
         async with gamma.parts.caller.call(me) as client:
-            assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)
+            assert isinstance(await client.ask(messages.AskKeys()), messages.KeysAre)
         await join(tmp_path / "d", make_invite(state), "delta")

@@ -20,8 +20,7 @@ import pytest
 import structlog
 import trio
 
-from phantommesh import control
-from phantommesh.link import channel
+from phantommesh.control import channel, messages
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.serving import REFUSALS
@@ -68,7 +67,7 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
         yield Attack(alpha, beta, load_node(at / "b" / "state", time()))
 
 
-async def flood(client: streams.Client, requests: Iterator[control.Request]) -> list[control.Answer]:
+async def flood(client: streams.Client, requests: Iterator[messages.Request]) -> list[messages.Answer]:
     """Ask as fast as answers come, and return these."""
     answers = []
     with trio.move_on_after(SECONDS):
@@ -93,10 +92,10 @@ async def test_refused_requests_fill_neither_the_log_nor_the_node(tmp_path: Path
     """Before: 1,572 of them in 5 s wrote 313 kB."""
     async with attack(tmp_path) as it, it.channel() as client:
         start, began = log.tell(), trio.current_time()
-        answers = await flood(client, (control.Announce(b"junk") for _ in range(100_000)))
+        answers = await flood(client, (messages.Announce(b"junk") for _ in range(100_000)))
         elapsed = trio.current_time() - began
         said = log.getvalue()[start:]
-    assert all(isinstance(answer, control.Refused) for answer in answers)
+    assert all(isinstance(answer, messages.Refused) for answer in answers)
     rate, burst = REFUSALS
     assert len(answers) <= burst + rate * (elapsed + 1)
     assert said.count("request refused") < 10
@@ -120,11 +119,11 @@ async def test_own_records_cost_others_few_writes_and_the_last_one_counts(
         held = it.alpha.parts.keeper.roster.get(me.node_id)
         assert held is not None
 
-        def records(number: int) -> Iterator[control.Request]:
+        def records(number: int) -> Iterator[messages.Request]:
             for i in range(number):
                 said = msgspec.structs.replace(held.record, seq=held.record.seq + 1 + i, version=f"{i}")
                 signed = sign_record(me, said, held.signed.node_cert, held.signed.authority_cert)
-                yield control.Announce(signed.encode())
+                yield messages.Announce(signed.encode())
 
         changes = 0
         changed = it.alpha.parts.keeper._changed
@@ -138,7 +137,7 @@ async def test_own_records_cost_others_few_writes_and_the_last_one_counts(
         monkeypatch.setattr(StateDir, "write", count)
         began = trio.current_time()
         for request in records(300):
-            assert await client.ask(request) == control.Done()
+            assert await client.ask(request) == messages.Done()
         elapsed = trio.current_time() - began
         size = len(it.alpha.parts.keeper.roster.encode())
         assert changes <= NEWER_BURST + 1 + elapsed / 10
@@ -172,9 +171,9 @@ async def test_renewals_cost_an_authority_few_signatures(tmp_path: Path, signatu
     async with attack(tmp_path) as it, it.channel() as client:
         signatures.clear()
         csr = make_csr(it.keys.identity, "beta")
-        answers = await flood(client, (control.Renew(csr) for _ in range(100_000)))
+        answers = await flood(client, (messages.Renew(csr) for _ in range(100_000)))
     assert len(signatures) <= RENEWALS
-    refused = [answer for answer in answers if isinstance(answer, control.Refused)]
+    refused = [answer for answer in answers if isinstance(answer, messages.Refused)]
     assert refused and refused[0].fix.startswith("try again in ")
 
 
@@ -242,7 +241,11 @@ async def test_an_answer_has_the_size_of_what_was_asked(tmp_path: Path) -> None:
             serve = partial(trio.serve_tcp, answer, 0, host="127.0.0.1")
             listeners: list[trio.SocketListener] = await nursery.start(serve)
             port = listeners[0].socket.getsockname()[1]
-            for request in (control.Fetch((bytes(16),)), control.Compare(bytes(2048)), control.SyncOpen(b"")):
+            for request in (
+                messages.Fetch((bytes(16),)),
+                messages.Compare(bytes(2048)),
+                messages.SyncOpen(b""),
+            ):
                 async with streams.connect("127.0.0.1", port) as framed:
                     client = await streams.Client.open(framed, session)
                     with pytest.raises(streams.StreamError, match="too long"):
@@ -264,4 +267,4 @@ async def test_a_stolen_session_name_takes_nobodys_place(tmp_path: Path) -> None
         session = streams.Session.of(Opened(me.node_id, "initiator", b"session1", back, out, 1, 0.1))
         async with streams.connect("127.0.0.1", it.alpha.parts.config.control.port) as framed:
             client = await streams.Client.open(framed, session)
-            assert isinstance(await client.ask(control.AskKeys()), control.KeysAre)
+            assert isinstance(await client.ask(messages.AskKeys()), messages.KeysAre)

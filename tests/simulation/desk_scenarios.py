@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.own import check_successor
@@ -150,23 +150,23 @@ def greedy(seed: int, nodes: int) -> Simulation:
     sim = mesh(seed, nodes)
     server = sim.process(0)
     greedy, other = (session_of(sim, index) for index in (4, 3))
-    answers: list[control.Answer] = []
-    rate, burst = REQUESTS[control.AskKeys]
+    answers: list[messages.Answer] = []
+    rate, burst = REQUESTS[messages.AskKeys]
     for _ in range(200):
-        server.desk.serve(greedy, control.AskKeys(), answers.append)
+        server.desk.serve(greedy, messages.AskKeys(), answers.append)
     assert len(answers) == burst
-    server.desk.serve(other, control.AskKeys(), answers.append)
+    server.desk.serve(other, messages.AskKeys(), answers.append)
     assert len(answers) == burst + 1, "another member waits"
     sim.run(10)
     assert burst + 9 * rate < len(answers) <= burst + 1 + 10 * rate
     sim.run(PATIENCE)
     assert len(answers) == 201
-    served = sum(isinstance(answer, control.KeysAre) for answer in answers)
+    served = sum(isinstance(answer, messages.KeysAre) for answer in answers)
     assert burst + 1 < served <= burst + 1 + PATIENCE * rate
     rate, burst = REFUSALS
-    refusals: list[control.Answer] = []
+    refusals: list[messages.Answer] = []
     for _ in range(300):
-        server.desk.serve(greedy, control.Announce(b"junk"), refusals.append)
+        server.desk.serve(greedy, messages.Announce(b"junk"), refusals.append)
     assert len(refusals) <= burst
     sim.run(10)
     assert len(refusals) <= burst + 10 * rate
@@ -180,21 +180,21 @@ def strangers(seed: int, nodes: int) -> Simulation:
     sim = Simulation(nodes, seed=seed, network=bad_network())
     sim.start_all(nodes - 1)
     settle(sim, 30)
-    ask = control.AskKeys()
+    ask = messages.AskKeys()
 
-    def answer(session: Session) -> control.Answer:
-        found: list[control.Answer] = []
+    def answer(session: Session) -> messages.Answer:
+        found: list[messages.Answer] = []
         sim.process(0).desk.serve(session, ask, found.append)
         return found[0]
 
-    assert isinstance(answer(session_of(sim, 2)), control.KeysAre)
-    assert isinstance(answer(session_of(sim, 2, b"invite")), control.Refused)
-    assert isinstance(answer(session_of(sim, nodes - 1)), control.Refused)
+    assert isinstance(answer(session_of(sim, 2)), messages.KeysAre)
+    assert isinstance(answer(session_of(sim, 2, b"invite")), messages.Refused)
+    assert isinstance(answer(session_of(sim, nodes - 1)), messages.Refused)
     sim.revoke(0, 3)
     sim.run(1)
-    assert isinstance(answer(session_of(sim, 3)), control.Refused)
+    assert isinstance(answer(session_of(sim, 3)), messages.Refused)
     sim.step_clock(0, 8 * DAY)
-    assert isinstance(answer(session_of(sim, 2)), control.Refused)
+    assert isinstance(answer(session_of(sim, 2)), messages.Refused)
     sim.step_clock(0, -8 * DAY)
     settle(sim, 60)
     return sim
@@ -207,33 +207,35 @@ def desk(seed: int, nodes: int) -> Simulation:
     sim = mesh(seed, nodes)
     csr = make_csr(sim.machines[3].identity, "n3")
 
-    def ask(server: int, session: Session, request: control.Request, times: int = 1) -> list[str]:
+    def ask(server: int, session: Session, request: messages.Request, times: int = 1) -> list[str]:
         """The answers: why one is a refusal, or else what it is."""
-        found: list[control.Answer] = []
+        found: list[messages.Answer] = []
         for _ in range(times):
             sim.process(server).desk.serve(session, request, found.append)
         sim.run(5)
         assert len(found) == times
-        return [a.message if isinstance(a, control.Refused) else type(a).__name__ for a in found]
+        return [a.message if isinstance(a, messages.Refused) else type(a).__name__ for a in found]
 
-    answers = ask(0, session_of(sim, 3), control.Renew(csr), RENEWALS + 1)
+    answers = ask(0, session_of(sim, 3), messages.Renew(csr), RENEWALS + 1)
     assert sorted(answers) == ["Renewed"] * RENEWALS + ["the certificate of n3 was renewed too often"]
-    assert ask(0, session_of(sim, 2), control.Renew(csr)) == ["a certificate is renewed for its own key only"]
-    assert ask(3, session_of(sim, 2), control.Renew(csr)) == ["this node is not an authority"]
+    assert ask(0, session_of(sim, 2), messages.Renew(csr)) == [
+        "a certificate is renewed for its own key only"
+    ]
+    assert ask(3, session_of(sim, 2), messages.Renew(csr)) == ["this node is not an authority"]
     newcomer = identity("somebody new")
     session = Session(newcomer.node_id, b"", Secret(b""), Secret(b""), b"unknown", newcomer.spki)
-    enrol = control.Enrol(make_csr(newcomer, "new"), b"", b"")
+    enrol = messages.Enrol(make_csr(newcomer, "new"), b"", b"")
     answers = ask(0, session, enrol, JOINS + 1)
     unknown, too_often = "the invite is not one of this authority's", "this node has joined several times"
     assert sorted(answers) == sorted([unknown] * JOINS + [f"{too_often} just now"])
-    enrol = control.Enrol(csr, b"", b"")
+    enrol = messages.Enrol(csr, b"", b"")
     other_key = "the certificate request is for another key than the handshake's"
     assert ask(0, session, enrol) == [other_key]
     assert ask(0, session_of(sim, 3), enrol) == ["an enrolment needs an invite"]
     sim.revoke(0, 1)
     outsider = sim.process(1)
     assert sim.run(60, lambda: outsider.revoked), "it was not told"
-    assert ask(1, session_of(sim, 3), control.Renew(csr)) == ["this authority was revoked"]
+    assert ask(1, session_of(sim, 3), messages.Renew(csr)) == ["this authority was revoked"]
     shut_out(sim, 1, 60)
     settle(sim, 60)
     return sim
@@ -256,12 +258,12 @@ def terms(seed: int, nodes: int) -> Simulation:
         node = machine.identity
         session = Session(node.node_id, b"", Secret(b""), Secret(b""), invite, node.spki)
         body = msgspec.msgpack.encode(plain_record(node, 1, address or machine.address))
-        answers: list[control.Answer] = []
-        request = control.Enrol(make_csr(node, name), body, node.sign(body, CONTEXT))
+        answers: list[messages.Answer] = []
+        request = messages.Enrol(make_csr(node, name), body, node.sign(body, CONTEXT))
         sim.process(0).desk.serve(session, request, answers.append)
         sim.run(6)
-        assert isinstance(answers[0], control.Refused | control.Enrolled)
-        return answers[0].message if isinstance(answers[0], control.Refused) else ""
+        assert isinstance(answers[0], messages.Refused | messages.Enrolled)
+        return answers[0].message if isinstance(answers[0], messages.Refused) else ""
 
     slip = enrol(one, any_name, "first", Address("127.0.0.1", 51800))
     assert slip == "the endpoint 127.0.0.1:51800 of first is a loopback address"
@@ -289,10 +291,10 @@ def new_identity(seed: int, nodes: int) -> Simulation:
     old, gone, new, other, last = 3, 4, *range(nodes - 3, nodes)
     granted: list[Invite] = []
     for index in (old, gone):
-        answers: list[control.Answer] = []
-        sim.process(0).desk.serve(session_of(sim, index), control.Replace(), answers.append)
+        answers: list[messages.Answer] = []
+        sim.process(0).desk.serve(session_of(sim, index), messages.Replace(), answers.append)
         sim.run(1)
-        assert isinstance(answers[0], control.Replacement)
+        assert isinstance(answers[0], messages.Replacement)
         granted.append(Invite.parse_untrusted(answers[0].invite))
         check_successor(granted[-1], sim.mesh.described, sim.wall)
     before = sim.process(old).own.member

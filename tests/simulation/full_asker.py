@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node.news import WORKERS, Kind, Standing
 from phantommesh.nursery.streams import CONNECT
@@ -81,7 +81,7 @@ class Asker:
     def _take_unlinked(self, step: asking.CallUnlinked, question: bytes, answer: bytes) -> None:
         try:
             kept = self.process.news.answered(step, question, answer)
-        except (EnvelopeError, control.ControlError):
+        except (EnvelopeError, messages.ControlError):
             return
         if kept is not None:
             self.process.take(kept.records)

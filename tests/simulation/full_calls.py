@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
+from phantommesh.control.channel import RANDOM_SIZE, Channel, ChannelError
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link.channel import RANDOM_SIZE, Channel, ChannelError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
 from phantommesh.node.news import Step, Take
@@ -184,7 +184,7 @@ class Call:
         self.theirs = Channel(found.key_out, found.key_in, *self.randoms), found
         self._reach(lambda: self._go_on(None))
 
-    def _go_on(self, value: control.Answer | int | None) -> None:
+    def _go_on(self, value: messages.Answer | int | None) -> None:
         process = self.client.process
         try:
             step = next(self.talk) if value is None else self.talk.send(value)
@@ -197,7 +197,7 @@ class Call:
         except asking.AskingError:
             self._fail()
             return
-        frame = self.mine.seal(control.encode(step))
+        frame = self.mine.seal(messages.encode(step))
         self.sim.tally["stream_bytes"] += len(frame)
         self._reach(lambda: self._serve(frame))
 
@@ -208,18 +208,18 @@ class Call:
             self._fail()  # `TcpPort.close_channels`
             return
         try:
-            request = control.decode_request_untrusted(channel.open(frame))
-        except (ChannelError, control.ControlError):
+            request = messages.decode_request_untrusted(channel.open(frame))
+        except (ChannelError, messages.ControlError):
             self._fail()
             return
         self.asked = True
 
-        def done(answer: control.Answer) -> None:
+        def done(answer: messages.Answer) -> None:
             if not self.asked:
                 return
-            self.asked, sealed = False, channel.seal(control.encode(answer))
+            self.asked, sealed = False, channel.seal(messages.encode(answer))
             self.sim.tally["stream_bytes"] += len(sealed)
-            self._reach(lambda: self._go_on(control.decode_answer_untrusted(self.mine.open(sealed))))
+            self._reach(lambda: self._go_on(messages.decode_answer_untrusted(self.mine.open(sealed))))
 
         self.server.process.desk.serve(session, request, done)
         self._wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
@@ -34,7 +34,7 @@ class Desk:
         self.desk = desk.Desk(has, process.ring)
         self.serving = Serving(has, process.ring, self.desk, verifications, proofs=False)
 
-    def serve(self, session: Session, request: control.Request, done: Done) -> None:
+    def serve(self, session: Session, request: messages.Request, done: Done) -> None:
         """Answer one request: call ``done`` with the answer."""
         self.worker.do(self.serving.serve(session, request, self.worker.moment()), done)
 
@@ -47,7 +47,7 @@ class Desk:
             return b""
         hashes = [asked[i : i + HASH_BYTES] for i in range(0, len(asked), HASH_BYTES)][: asking.MAX_UNLINKED]
         found = antientropy.records(process.roster, hashes, process.wall)
-        return process.requests.seal_answer(sealed, control.encode(control.Records(tuple(found))))
+        return process.requests.seal_answer(sealed, messages.encode(messages.Records(tuple(found))))
 
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         """`Node._find_invite`: the secret of an invite that this node may use."""

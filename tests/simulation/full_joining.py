@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.streams import Session
@@ -100,7 +100,7 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
     record = plain_record(machine.identity, 1, machine.address)
     body = msgspec.msgpack.encode(record)
     csr = make_csr(machine.identity, machine.name)
-    request = control.Enrol(csr, body, machine.identity.sign(body, CONTEXT))
+    request = messages.Enrol(csr, body, machine.identity.sign(body, CONTEXT))
     key = identity(f"{machine.name} authority") if joining.role is Role.AUTHORITY else None
     if key is not None:
         proof = prove_authority(key, machine.identity.node_id)
@@ -110,8 +110,8 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
         return (yield request)
 
     def done(answer: object) -> None:
-        if not isinstance(answer, control.Enrolled):
-            if isinstance(answer, control.Refused):
+        if not isinstance(answer, messages.Enrolled):
+            if isinstance(answer, messages.Refused):
                 sim.refused[machine.index] = answer.message
             machine.joining = None
             sim.later(1.0, joining.again)
@@ -135,7 +135,7 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
     Call(sim, machine, sim.by_id[NodeId(session.peer)], session, talk(), done)
 
 
-def _certify_itself(sim: Simulation, machine: Machine, key: Identity, answer: control.Enrolled) -> None:
+def _certify_itself(sim: Simulation, machine: Machine, key: Identity, answer: messages.Enrolled) -> None:
     """`bootstrap.finish_join`: a new authority certifies its own node from the start."""
     root, wall = sim.mesh.root, sim.wall
     machine.authority = Authority(root, load_certificate(answer.own_authority_cert, "authority"), key)

@@ -20,8 +20,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh import rosterlog
-from phantommesh.asking import Shut
 from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.control.asking import Shut
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses

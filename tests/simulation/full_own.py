@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.own import AGAIN
@@ -88,12 +88,12 @@ class OwnRecord:
             if entry is None or mine is None or entry.member.role is not Role.AUTHORITY:
                 continue
             answer = yield Ask(member, _renew(mine.signed.encode(), step))
-            if isinstance(answer, control.Renewed):
+            if isinstance(answer, messages.Renewed):
                 back((answer, worker.moment()))
                 return
         back(TrustError("no authority renewed the certificate"))
 
 
 def _renew(mine: bytes, step: AskRenewal) -> asking.Talk[Any]:
-    yield control.Announce(mine)
-    return (yield control.Renew(step.csr, step.evidence))
+    yield messages.Announce(mine)
+    return (yield messages.Renew(step.csr, step.evidence))

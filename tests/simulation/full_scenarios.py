@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Network
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import MIN_PURGE
@@ -120,10 +120,10 @@ def updates(seed: int, nodes: int) -> Simulation:
         sim.publish(3, version)
         assert sim.run(4, lambda: spread(sim, 3)), "not everybody has the record"
     sim.start(nodes - 1)
-    answers: list[control.Answer] = []
+    answers: list[messages.Answer] = []
     for process in sim.running():
-        process.desk.serve(session_of(sim, 2), control.Announce(old.signed.encode()), answers.append)
-    assert answers == [control.Done()] * len(sim.running())
+        process.desk.serve(session_of(sim, 2), messages.Announce(old.signed.encode()), answers.append)
+    assert answers == [messages.Done()] * len(sim.running())
     settle(sim, 30)
 
     def versions() -> set[str]:

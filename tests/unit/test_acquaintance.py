@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.asking import Fetching
+from phantommesh.control.asking import Fetching
 from phantommesh.endpoint import Address
 from phantommesh.gossip.acquaintance import MAX_ADDRESSES, MAX_LOST, Acquaintance, LastAddresses
 from phantommesh.membership.effects import Changed, Effect, FetchRecord

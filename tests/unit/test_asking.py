@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from phantommesh import control
-from phantommesh.asking import (
+from phantommesh.control import messages
+from phantommesh.control.asking import (
     FETCH_BATCH,
     FETCH_QUEUE,
     FETCHES_PER_SOURCE,
@@ -127,9 +127,9 @@ def test_the_named_come_first_and_nobody_asks_itself() -> None:
 
 def test_an_answer_of_another_kind_ends_the_conversation() -> None:
     talk = fetch([b"h" * 16])
-    assert next(talk) == control.Fetch((b"h" * 16,))
+    assert next(talk) == messages.Fetch((b"h" * 16,))
     with pytest.raises(AskingError):
-        talk.send(control.Done())
+        talk.send(messages.Done())
 
 
 def test_of_an_answer_only_what_was_asked_for_is_kept_and_once() -> None:
@@ -137,7 +137,7 @@ def test_of_an_answer_only_what_was_asked_for_is_kept_and_once() -> None:
     a, b, c, d = (encoded[node.node_id] for node in (A, B, C, D))
     talk = fetch([record_hash(RECORDS[A.node_id]), record_hash(RECORDS[C.node_id]), b"h" * 16])
     next(talk)
-    assert talk.send(control.Records((b, a, a, c, d, b"junk", a))) == Keep((a, c), 5)
+    assert talk.send(messages.Records((b, a, a, c, d, b"junk", a))) == Keep((a, c), 5)
     with pytest.raises(StopIteration) as end:
         talk.send(1)
     assert end.value.value == 1

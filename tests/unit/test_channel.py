@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.link import channel
-from phantommesh.link.channel import Channel, ChannelError
+from phantommesh.control import channel
+from phantommesh.control.channel import Channel, ChannelError
 from phantommesh.secret import Secret
 
 A, B = Secret(b"a" * 32), Secret(b"b" * 32)

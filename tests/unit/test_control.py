@@ -4,32 +4,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh import control
-from phantommesh.control import ControlError
+from phantommesh.control import messages
+from phantommesh.control.messages import ControlError
 from phantommesh.records.antientropy import MAX_WANTED
 
 bytes_ = st.binary(max_size=60)
 requests = st.one_of(
-    st.builds(control.Enrol, bytes_, bytes_, bytes_, bytes_, bytes_),
-    st.builds(control.Renew, bytes_, bytes_),
-    st.just(control.AskKeys()),
-    st.builds(control.Compare, bytes_),
-    st.builds(control.Fetch, st.lists(bytes_, max_size=3).map(tuple)),
-    st.builds(control.Announce, bytes_),
-    st.builds(control.SyncOpen, bytes_),
-    st.builds(control.SyncClose, bytes_),
-    st.builds(control.Turn, st.binary(max_size=32), st.binary(max_size=32)),
-    st.builds(control.Prove, st.lists(bytes_, max_size=control.MAX_PARTS).map(tuple)),
+    st.builds(messages.Enrol, bytes_, bytes_, bytes_, bytes_, bytes_),
+    st.builds(messages.Renew, bytes_, bytes_),
+    st.just(messages.AskKeys()),
+    st.builds(messages.Compare, bytes_),
+    st.builds(messages.Fetch, st.lists(bytes_, max_size=3).map(tuple)),
+    st.builds(messages.Announce, bytes_),
+    st.builds(messages.SyncOpen, bytes_),
+    st.builds(messages.SyncClose, bytes_),
+    st.builds(messages.Turn, st.binary(max_size=32), st.binary(max_size=32)),
+    st.builds(messages.Prove, st.lists(bytes_, max_size=messages.MAX_PARTS).map(tuple)),
 )
 answers = st.one_of(
-    st.builds(control.Enrolled, *[bytes_] * 9),
-    st.builds(control.KeysAre, bytes_, bytes_, bytes_),
-    st.builds(control.Differs, bytes_),
-    st.builds(control.Records, st.lists(bytes_, max_size=3).map(tuple)),
-    st.builds(control.Renewed, bytes_, bytes_),
-    st.just(control.Done()),
-    st.builds(control.SyncAnswer, bytes_),
-    st.builds(control.Refused, st.text(), st.text()),
+    st.builds(messages.Enrolled, *[bytes_] * 9),
+    st.builds(messages.KeysAre, bytes_, bytes_, bytes_),
+    st.builds(messages.Differs, bytes_),
+    st.builds(messages.Records, st.lists(bytes_, max_size=3).map(tuple)),
+    st.builds(messages.Renewed, bytes_, bytes_),
+    st.just(messages.Done()),
+    st.builds(messages.SyncAnswer, bytes_),
+    st.builds(messages.Refused, st.text(), st.text()),
 )
 trees = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | bytes_,
@@ -38,33 +38,33 @@ trees = st.recursive(
 
 
 @given(requests)
-def test_requests_come_back(request: control.Request) -> None:
-    data = control.encode(request)
-    assert control.decode_request_untrusted(data) == request
+def test_requests_come_back(request: messages.Request) -> None:
+    data = messages.encode(request)
+    assert messages.decode_request_untrusted(data) == request
     with pytest.raises(ControlError):
-        control.decode_answer_untrusted(data)
+        messages.decode_answer_untrusted(data)
 
 
 @given(answers)
-def test_answers_come_back(answer: control.Answer) -> None:
-    data = control.encode(answer)
-    assert control.decode_answer_untrusted(data) == answer
+def test_answers_come_back(answer: messages.Answer) -> None:
+    data = messages.encode(answer)
+    assert messages.decode_answer_untrusted(data) == answer
     with pytest.raises(ControlError):
-        control.decode_request_untrusted(data)
+        messages.decode_request_untrusted(data)
 
 
 def test_more_records_than_anyone_asks_for_at_once_are_no_message() -> None:
     most = (b"",) * MAX_WANTED
-    assert control.decode_request_untrusted(control.encode(control.Fetch(most))) == control.Fetch(most)
-    assert control.decode_answer_untrusted(control.encode(control.Records(most))) == control.Records(most)
+    assert messages.decode_request_untrusted(messages.encode(messages.Fetch(most))) == messages.Fetch(most)
+    assert messages.decode_answer_untrusted(messages.encode(messages.Records(most))) == messages.Records(most)
     with pytest.raises(ControlError):
-        control.decode_request_untrusted(control.encode(control.Fetch((*most, b""))))
+        messages.decode_request_untrusted(messages.encode(messages.Fetch((*most, b""))))
     with pytest.raises(ControlError):
-        control.decode_answer_untrusted(control.encode(control.Records((*most, b""))))
+        messages.decode_answer_untrusted(messages.encode(messages.Records((*most, b""))))
 
 
 def check_decoders(data: bytes) -> None:
-    for decode in (control.decode_request_untrusted, control.decode_answer_untrusted):
+    for decode in (messages.decode_request_untrusted, messages.decode_answer_untrusted):
         try:
             decode(data)
         except ControlError:
@@ -91,9 +91,9 @@ def test_wrong_fields_raise_only_the_one_error(tag: str, fields: dict[str, objec
 
 @given(requests | answers, st.data())
 def test_changed_messages_raise_only_the_one_error(
-    message: control.Request | control.Answer, data: st.DataObject
+    message: messages.Request | messages.Answer, data: st.DataObject
 ) -> None:
-    encoded = bytearray(control.encode(message))
+    encoded = bytearray(messages.encode(message))
     encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     check_decoders(bytes(encoded))
     check_decoders(bytes(encoded[: data.draw(st.integers(0, len(encoded)))]))
@@ -102,9 +102,9 @@ def test_changed_messages_raise_only_the_one_error(
 def test_deep_nesting_is_refused() -> None:
     deep = b"\x82\xa4type\xa8announce\xa1x" + b"\x91" * 100_000 + b"\xc0"
     with pytest.raises(ControlError):
-        control.decode_request_untrusted(deep)
+        messages.decode_request_untrusted(deep)
 
 
 def test_the_admission_secret_is_not_shown() -> None:
-    enrolled = control.Enrolled(b"", b"", b"", b"hidden secret", b"", b"")
+    enrolled = messages.Enrolled(b"", b"", b"", b"hidden secret", b"", b"")
     assert "hidden" not in repr(enrolled) + str(enrolled) + f"{enrolled}"

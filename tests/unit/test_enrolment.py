@@ -13,10 +13,10 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh import control, statedir
+from phantommesh import statedir
+from phantommesh.control import channel, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
-from phantommesh.link import channel
 from phantommesh.nodestate import load_node, make_record
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams
@@ -228,9 +228,9 @@ async def test_another_version_of_an_answer_is_an_error(
 ) -> None:
     state = make_authority(tmp_path / "a")
 
-    async def done(*_: object) -> control.Answer:
+    async def done(*_: object) -> messages.Answer:
         await trio.lowlevel.checkpoint()
-        return control.Done()
+        return messages.Done()
 
     def change(node: Node) -> None:
         node.parts.tcp._serve = done
@@ -245,7 +245,7 @@ async def test_an_authority_that_falls_silent_is_said(
 ) -> None:
     state = make_authority(tmp_path / "a")
 
-    async def silent(*_: object) -> control.Answer:
+    async def silent(*_: object) -> messages.Answer:
         await trio.sleep_forever()
 
     def change(node: Node) -> None:
@@ -261,9 +261,9 @@ async def test_the_answer_may_hold_a_full_roster(tmp_path: Path) -> None:
     """It is larger than anything that members ask of each other."""
     state = make_authority(tmp_path / "a")
 
-    async def long(*_: object) -> control.Answer:
+    async def long(*_: object) -> messages.Answer:
         await trio.lowlevel.checkpoint()
-        return control.Refused("x" * (channel.MAX_FRAME + 1))
+        return messages.Refused("x" * (channel.MAX_FRAME + 1))
 
     def change(node: Node) -> None:
         node.parts.tcp._serve = long
@@ -309,7 +309,7 @@ async def test_a_bad_record_is_refused_and_costs_no_invite(
     invite = make_invite(state)
     ask = streams.Client.ask
 
-    async def spoilt(self: streams.Client, request: control.Request, *, limit: int) -> control.Answer:
+    async def spoilt(self: streams.Client, request: messages.Request, *, limit: int) -> messages.Answer:
         value = b"x" * 3309 if field == "signature" else b"x"
         return await ask(self, structs.replace(request, **{field: value}), limit=limit)
 
@@ -345,11 +345,13 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make_authority(tmp_path / "a")
-    asked = list[control.Answer]()
+    asked = list[messages.Answer]()
 
-    async def ask_all(framed: streams.FramedStream, session: streams.Session, *_: object) -> control.Enrolled:
+    async def ask_all(
+        framed: streams.FramedStream, session: streams.Session, *_: object
+    ) -> messages.Enrolled:
         client = await streams.Client.open(framed, session)
-        for request in (control.AskKeys(), control.Renew(b""), control.Announce(b"")):
+        for request in (messages.AskKeys(), messages.Renew(b""), messages.Announce(b"")):
             asked.append(await client.ask(request))
         raise JoinError("enough")
 
@@ -357,8 +359,8 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     async with serving(tmp_path / "a"):
         with capture_logs(), pytest.raises(JoinError, match="enough"):
             await join(tmp_path / "b", make_invite(state), "beta")
-    assert [type(answer) for answer in asked] == [control.Refused] * 3
-    assert isinstance(asked[0], control.Refused) and "only a member" in asked[0].message
+    assert [type(answer) for answer in asked] == [messages.Refused] * 3
+    assert isinstance(asked[0], messages.Refused) and "only a member" in asked[0].message
 
 
 @pytest.mark.parametrize("host", ["overlay", "169.254.169.254", "[ff02::1]"])

@@ -9,9 +9,10 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import asking, statedir
+from phantommesh import statedir
 from phantommesh.bootstrap import Summary
-from phantommesh.control import Records, decode_answer_untrusted
+from phantommesh.control import asking
+from phantommesh.control.messages import Records, decode_answer_untrusted
 from phantommesh.endpoint import Address
 from phantommesh.events import Filter
 from phantommesh.gossip.envelope import REQUEST, Envelope

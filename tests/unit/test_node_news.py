@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.gossip.envelope import REQUEST, Envelope
 from phantommesh.gossip.machine import AskKeys, Effect, Gossip
@@ -35,7 +35,7 @@ MESH = make_mesh()
 ME = identity("me").node_id
 OTHERS = [identity(f"other {i}").node_id for i in range(6)]
 SOMEWHERE = Address("192.0.2.9", 51800)
-UNREADABLE = asking.Shut((), control.KeysAre(b"", b"", b""))
+UNREADABLE = asking.Shut((), messages.KeysAre(b"", b"", b""))
 
 
 class World:

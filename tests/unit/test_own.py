@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from phantommesh import nodestate, statedir
 from phantommesh.config import Config, load
-from phantommesh.control import Renewed
+from phantommesh.control.messages import Renewed
 from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery import own
 from phantommesh.nursery.calling import Caller

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.nodestate import NodeState
 from phantommesh.nursery import proving as module
 from phantommesh.nursery.proving import Proving
@@ -87,21 +87,21 @@ class End:
         finally:
             self.calls += 1
 
-    async def ask(self, request: control.Request) -> control.Answer:
-        request = control.decode_request_untrusted(control.encode(request))
+    async def ask(self, request: messages.Request) -> messages.Answer:
+        request = messages.decode_request_untrusted(messages.encode(request))
         other = self.other
         self.asked += 1
         if other.hangs:
             await trio.sleep_forever()
         entry = other.roster.get(self.id)
         assert entry is not None
-        answers, answered = list[control.Answer](), trio.Event()
+        answers, answered = list[messages.Answer](), trio.Event()
 
         async def serve() -> None:
-            if isinstance(request, control.Turn):
+            if isinstance(request, messages.Turn):
                 answers.append(await other.proving.turn(entry, request))
             else:
-                assert isinstance(request, control.Prove)
+                assert isinstance(request, messages.Prove)
                 answers.append(await other.proving.take(entry, request))
             answered.set()
 
@@ -284,13 +284,13 @@ async def test_an_answer_that_comes_late_proves_nothing(pair: Pair, monkeypatch:
     await step(a)
     heard, late, handled = b.proving.turn, trio.Event(), trio.Event()
 
-    async def slow(entry: Entry, request: control.Turn) -> control.Answer:
+    async def slow(entry: Entry, request: messages.Turn) -> messages.Answer:
         await late.wait()
         answer = await heard(entry, request)
         handled.set()
         return answer
 
-    async def after(entry: Entry, request: control.Turn) -> control.Answer:
+    async def after(entry: Entry, request: messages.Turn) -> messages.Answer:
         late.set()
         await handled.wait()
         return await heard(entry, request)
@@ -550,13 +550,13 @@ async def test_what_peers_send_is_not_believed(pair: Pair, monkeypatch: pytest.M
         (mine, (part,)),
         (theirs, (part[:-1], b"", part[:300] + bytes([part[300] ^ 1]) + part[301:])),
     ):
-        assert await b.proving.take(entry, control.Prove(parts)) == control.Done()
+        assert await b.proving.take(entry, messages.Prove(parts)) == messages.Done()
     assert b.results["refused"] == 4
-    await b.proving.take(theirs, control.Prove((part, part)))  # once is enough
+    await b.proving.take(theirs, messages.Prove((part, part)))  # once is enough
     await b.proving.round()
     assert b.results["witnessed"] == 1
     monkeypatch.setattr(module, "OFTEN", 60.0)
-    assert isinstance(await b.proving.turn(theirs, control.Turn(b"", b"")), control.Refused)
+    assert isinstance(await b.proving.turn(theirs, messages.Turn(b"", b"")), messages.Refused)
 
 
 async def test_counters_that_begin_anew_do_not_go_back(pair: Pair) -> None:

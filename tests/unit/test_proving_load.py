@@ -19,7 +19,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from phantommesh import control
+from phantommesh.control import messages
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import proving as module
 from phantommesh.records.record import sign_record
@@ -62,7 +62,7 @@ class Busy(End):
         await self.pause(0.02)
         yield self
 
-    async def ask(self, request: control.Request) -> control.Answer:
+    async def ask(self, request: messages.Request) -> messages.Answer:
         await self.pause(0.02)
         answer = await super().ask(request)
         await self.pause(0.02)

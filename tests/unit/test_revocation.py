@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh import asking, control
+from phantommesh.control import asking, messages
+from phantommesh.control.channel import MAX_REQUEST
 from phantommesh.idtree import ID_BYTES
-from phantommesh.link.channel import MAX_REQUEST
 from phantommesh.trust.certificates import EARLY, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
@@ -174,9 +174,9 @@ def test_what_names_a_word_that_is_not_known_is_not_held_without_it() -> None:
     for ids in (lambda: [late.id], lambda: [late.id, FIRST.id]):  # it lists that one first, or not the word
         mine = Revocations(MESH.root)
 
-        def reply(request: object, ids: Callable[[], list[bytes]] = ids) -> control.Answer:
-            if isinstance(request, control.CompareRevocations):
-                return control.RevocationsDiffer(bytes(32) + b"".join(ids()))
+        def reply(request: object, ids: Callable[[], list[bytes]] = ids) -> messages.Answer:
+            if isinstance(request, messages.CompareRevocations):
+                return messages.RevocationsDiffer(bytes(32) + b"".join(ids()))
             return answer(theirs, request)
 
         came = hold(mine, reply)
@@ -252,17 +252,17 @@ def test_a_full_list_is_made_room_in_by_the_root(monkeypatch: pytest.MonkeyPatch
 # --- in parts, from member to member
 
 
-def answer(server: Revocations, request: object) -> control.Answer:
+def answer(server: Revocations, request: object) -> messages.Answer:
     match request:
-        case control.CompareRevocations(prefix, parts):
-            return control.RevocationsDiffer(server.tree.differing(prefix, parts))
-        case control.FetchRevocations(ids, certs):
-            return control.SomeRevocations(server.pack(ids, certs))
+        case messages.CompareRevocations(prefix, parts):
+            return messages.RevocationsDiffer(server.tree.differing(prefix, parts))
+        case messages.FetchRevocations(ids, certs):
+            return messages.SomeRevocations(server.pack(ids, certs))
     raise AssertionError(request)
 
 
 def hold(
-    client: Revocations, reply: Callable[[object], control.Answer], sizes: list[int] | None = None
+    client: Revocations, reply: Callable[[object], messages.Answer], sizes: list[int] | None = None
 ) -> list[bytes]:
     """One conversation: what came."""
     talk = asking.revocations(client)
@@ -270,12 +270,12 @@ def hold(
     try:
         while True:
             assert not isinstance(step, asking.Keep)
-            asked = control.encode(step)
+            asked = messages.encode(step)
             assert len(asked) < MAX_REQUEST
-            said = control.encode(reply(control.decode_request_untrusted(asked)))
+            said = messages.encode(reply(messages.decode_request_untrusted(asked)))
             if sizes is not None:
                 sizes.append(len(said))
-            step = talk.send(control.decode_answer_untrusted(said))
+            step = talk.send(messages.decode_answer_untrusted(said))
     except StopIteration as end:
         came: list[bytes] = end.value
         return came
@@ -329,17 +329,17 @@ def test_a_member_that_answers_nonsense_costs_a_bounded_amount(data: st.DataObje
     theirs, asked = fresh(*POOL[:9]), 0
     ids = st.binary(min_size=ID_BYTES, max_size=ID_BYTES)
 
-    def lie(request: object) -> control.Answer:
+    def lie(request: object) -> messages.Answer:
         nonlocal asked
         asked += 1
         match request:
-            case control.CompareRevocations(prefix, _):
+            case messages.CompareRevocations(prefix, _):
                 honest = theirs.tree.differing(prefix, bytes(4096))
                 made_up = b"".join((prefix + one)[:ID_BYTES] for one in data.draw(st.lists(ids, max_size=40)))
                 junk = data.draw(st.sampled_from([b"\xff" * 32 + made_up, honest, made_up, b"\xff" * 32]))
-                return control.RevocationsDiffer(junk)
-            case control.FetchRevocations(wanted, _):
-                return control.SomeRevocations(
+                return messages.RevocationsDiffer(junk)
+            case messages.FetchRevocations(wanted, _):
+                return messages.SomeRevocations(
                     data.draw(st.sampled_from([theirs.pack(wanted), theirs.encode(), b"junk", b""]))
                 )
         raise AssertionError(request)

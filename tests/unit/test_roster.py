@@ -13,7 +13,8 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import control, statedir
+from phantommesh import statedir
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
@@ -68,7 +69,7 @@ class Mesh:
         cert = authority.issue(node.spki, name, Role.NODE, ip4, time())
         return sign_record(node, plain_record(node, seq), cert, authority.der)
 
-    async def ask(self, who: Identity, request: control.Request, invite: bytes = b"") -> control.Answer:
+    async def ask(self, who: Identity, request: messages.Request, invite: bytes = b"") -> messages.Answer:
         session = Session(who.node_id, b"session1", Secret(b"o" * 32), Secret(b"i" * 32), invite)
         with capture_logs():
             return await self.server.serve(session, request, SOURCE)
@@ -355,7 +356,7 @@ async def test_who_answers_pays_for_what_is_verified_as_who_announces(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, of: NodeId | Address
 ) -> None:
     mesh.keeper.verifications = Rates(module.RECORDS_RATE, 5)
-    mesh.server.serving.rates[control.Announce] = mesh.keeper.verifications
+    mesh.server.serving.rates[messages.Announce] = mesh.keeper.verifications
     verified = Verifications(mesh.keeper, monkeypatch)
     bad = replace_signature(mesh.record(Identity.generate(), "bad")).encode()
     with capture_logs():
@@ -437,55 +438,57 @@ async def test_revocations_that_cannot_be_read_change_nothing(mesh: Mesh, revoca
 
 
 REQUESTS = [
-    control.AskKeys(),
-    control.SyncOpen(b""),
-    control.SyncClose(b""),
-    control.Compare(bytes(2048)),
-    control.Fetch(()),
-    control.Announce(b""),
-    control.Renew(make_csr(B, "beta")),
-    control.Enrol(make_csr(B, "beta"), b"", b""),
+    messages.AskKeys(),
+    messages.SyncOpen(b""),
+    messages.SyncClose(b""),
+    messages.Compare(bytes(2048)),
+    messages.Fetch(()),
+    messages.Announce(b""),
+    messages.Renew(make_csr(B, "beta")),
+    messages.Enrol(make_csr(B, "beta"), b"", b""),
 ]
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
-async def test_strangers_get_nothing(mesh: Mesh, request_: control.Request) -> None:
-    assert isinstance(await mesh.ask(B, request_), control.Refused)
+async def test_strangers_get_nothing(mesh: Mesh, request_: messages.Request) -> None:
+    assert isinstance(await mesh.ask(B, request_), messages.Refused)
     assert mesh.names() == ["alpha"]
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
-async def test_nor_does_a_member_whose_certificate_has_expired(mesh: Mesh, request_: control.Request) -> None:
+async def test_nor_does_a_member_whose_certificate_has_expired(
+    mesh: Mesh, request_: messages.Request
+) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
     entry = mesh.keeper.roster._entries[B.node_id]
     mesh.keeper.roster._entries[B.node_id] = replace(
         entry, member=replace(entry.member, not_after=time() - 1)
     )
     answer = await mesh.ask(B, request_)
-    assert isinstance(answer, control.Refused)
-    assert ("has expired" in answer.message) != isinstance(request_, control.Enrol)
+    assert isinstance(answer, messages.Refused)
+    assert ("has expired" in answer.message) != isinstance(request_, messages.Enrol)
 
 
 async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
-    assert await mesh.ask(B, control.SyncOpen(b"x")) == control.SyncAnswer(b"answer to x")
-    assert await mesh.ask(B, control.SyncClose(b"y")) == control.Done()
+    assert await mesh.ask(B, messages.SyncOpen(b"x")) == messages.SyncAnswer(b"answer to x")
+    assert await mesh.ask(B, messages.SyncClose(b"y")) == messages.Done()
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:
-    mesh.server.serving.rates[control.Announce] = Rates(module.RECORDS_RATE, 5)
+    mesh.server.serving.rates[messages.Announce] = Rates(module.RECORDS_RATE, 5)
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     record = mesh.record(B, "beta").encode()
     start = trio.current_time()
     for _ in range(5):
-        assert await mesh.ask(B, control.Announce(record)) == control.Done()
+        assert await mesh.ask(B, messages.Announce(record)) == messages.Done()
     assert trio.current_time() == start
     for _ in range(40):
-        await mesh.ask(B, control.Announce(record))
+        await mesh.ask(B, messages.Announce(record))
     assert trio.current_time() - start == pytest.approx(40 / module.RECORDS_RATE)
     now = trio.current_time()
-    await mesh.ask(C, control.Announce(record))
+    await mesh.ask(C, messages.Announce(record))
     assert trio.current_time() == now  # nobody else waits
 
 
@@ -496,17 +499,17 @@ async def test_what_is_no_message_of_a_sync_is_refused(mesh: Mesh) -> None:
         raise GossipError("length")
 
     mesh.server._sync_answer = cannot
-    answer = await mesh.ask(B, control.SyncOpen(b"x"))
-    assert answer == control.Refused("not a message of a sync (length)")
+    answer = await mesh.ask(B, messages.SyncOpen(b"x"))
+    assert answer == messages.Refused("not a message of a sync (length)")
 
 
 async def test_a_newer_record_is_taken_from_anybody_who_is_a_member(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
-    answer = await mesh.ask(B, control.Announce(mesh.record(C, "gamma").encode()))
-    assert answer == control.Done()
+    answer = await mesh.ask(B, messages.Announce(mesh.record(C, "gamma").encode()))
+    assert answer == messages.Done()
     assert mesh.names() == ["alpha", "beta", "gamma"]
     for junk in (b"", b"junk", replace_signature(mesh.record(C, "gamma", 2)).encode()):
-        assert isinstance(await mesh.ask(B, control.Announce(junk)), control.Refused)
+        assert isinstance(await mesh.ask(B, messages.Announce(junk)), messages.Refused)
 
 
 class Direct:
@@ -515,7 +518,7 @@ class Direct:
     def __init__(self, mesh: Mesh, who: Identity) -> None:
         self._mesh, self._who, self.asked = mesh, who, list[str]()
 
-    async def ask(self, request: control.Request) -> control.Answer:
+    async def ask(self, request: messages.Request) -> messages.Answer:
         self.asked.append(type(request).__name__)
         return await self._mesh.ask(self._who, request)
 
@@ -537,11 +540,11 @@ async def test_two_members_exchange_what_either_lacks(mesh: Mesh) -> None:
     assert direct.asked[3:] == ["Compare"]
 
 
-@pytest.mark.parametrize("request_", [control.Compare(b"junk"), control.Fetch((b"", b"x" * 16))])
-async def test_odd_comparisons_are_answered(mesh: Mesh, request_: control.Request) -> None:
+@pytest.mark.parametrize("request_", [messages.Compare(b"junk"), messages.Fetch((b"", b"x" * 16))])
+async def test_odd_comparisons_are_answered(mesh: Mesh, request_: messages.Request) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
     answer = await mesh.ask(B, request_)
-    assert answer == control.Records(()) or isinstance(answer, control.Refused)
+    assert answer == messages.Records(()) or isinstance(answer, messages.Refused)
 
 
 async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
@@ -549,8 +552,8 @@ async def test_a_member_gets_the_group_keys(mesh: Mesh) -> None:
     made = await mesh.keys.rotate()
     assert made is not None
     assert await mesh.keys.rotate() is None
-    answer = await mesh.ask(B, control.AskKeys())
-    assert isinstance(answer, control.KeysAre)
+    answer = await mesh.ask(B, messages.AskKeys())
+    assert isinstance(answer, messages.KeysAre)
     assert (decode_keys_untrusted(answer.keys), answer.active_key) == ([made], made.id)
     other = GroupKeys(replace(mesh.state, keyring=b""))
     assert other.merge(answer.keys, answer.active_key, B.node_id)
@@ -606,14 +609,14 @@ async def test_equivocation_is_reported_once(mesh: Mesh) -> None:
 
 async def test_a_certificate_is_renewed_for_its_own_key_name_and_role(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
-    answer = await mesh.ask(B, control.Renew(make_csr(B, "alpha")))
-    assert isinstance(answer, control.Renewed)
+    answer = await mesh.ask(B, messages.Renew(make_csr(B, "alpha")))
+    assert isinstance(answer, messages.Renewed)
     renewed = sign_record(B, plain_record(B, 2), answer.node_cert, answer.authority_cert)
     mesh.keeper.add(renewed)
     assert mesh.names() == ["alpha", "beta"]
-    wrong = await mesh.ask(B, control.Renew(make_csr(C, "beta")))
-    assert isinstance(wrong, control.Refused) and "its own key" in wrong.message
-    assert isinstance(await mesh.ask(B, control.Renew(b"junk")), control.Refused)
+    wrong = await mesh.ask(B, messages.Renew(make_csr(C, "beta")))
+    assert isinstance(wrong, messages.Refused) and "its own key" in wrong.message
+    assert isinstance(await mesh.ask(B, messages.Renew(b"junk")), messages.Refused)
 
 
 # --- whole nodes
@@ -698,12 +701,12 @@ async def test_a_peer_that_left_the_roster_is_dropped_everywhere(tmp_path: Path)
 async def test_a_members_certificate_is_not_renewed_without_end(mesh: Mesh, autojump_clock: object) -> None:
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
-    request_ = control.Renew(make_csr(B, "beta"))
+    request_ = messages.Renew(make_csr(B, "beta"))
     for _ in range(desk_module.RENEWALS):
-        assert isinstance(await mesh.ask(B, request_), control.Renewed)
+        assert isinstance(await mesh.ask(B, request_), messages.Renewed)
     refused = await mesh.ask(B, request_)
-    assert refused == control.Refused("the certificate of beta was renewed too often", "try again in 2 h")
-    assert isinstance(await mesh.ask(C, control.Renew(make_csr(C, "gamma"))), control.Renewed)
+    assert refused == messages.Refused("the certificate of beta was renewed too often", "try again in 2 h")
+    assert isinstance(await mesh.ask(C, messages.Renew(make_csr(C, "gamma"))), messages.Renewed)
     await trio.sleep(NODE_LIFE / desk_module.RENEWALS_LIFE + 1)
-    assert isinstance(await mesh.ask(B, request_), control.Renewed)
-    assert isinstance(await mesh.ask(B, request_), control.Refused)
+    assert isinstance(await mesh.ask(B, request_), messages.Renewed)
+    assert isinstance(await mesh.ask(B, request_), messages.Refused)

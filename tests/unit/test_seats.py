@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from phantommesh import seats
-from phantommesh.seats import Holder, Ruling, Seat, Seats
+from phantommesh.control import seats
+from phantommesh.control.seats import Holder, Ruling, Seat, Seats
 
 A, B, C = (Holder(name) for name in (b"a", b"b", b"c"))
 JOINER, OTHER_JOINER = Holder(b"invite", newcomer=True), Holder(b"another", newcomer=True)

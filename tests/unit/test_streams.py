@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh import control
+from phantommesh.control import channel, messages
+from phantommesh.control.seats import Seats
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.link import channel, wire
+from phantommesh.link import wire
 from phantommesh.link.effects import Opened
 from phantommesh.nursery import streams
 from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect
-from phantommesh.seats import Seats
 from phantommesh.secret import Secret
 from tests.unit.loopback import PATIENCE, free_port, until
 
@@ -30,9 +30,9 @@ SERVERS = Session(b"member", b"session1", CLIENTS.key_in, CLIENTS.key_out)
 DATAGRAM = bytes([wire.VERSION]) + b"a handshake datagram"
 
 
-async def refuse_all(session: Session, request: control.Request, source: Address) -> control.Answer:
+async def refuse_all(session: Session, request: messages.Request, source: Address) -> messages.Answer:
     await trio.lowlevel.checkpoint()
-    return control.Refused(f"{session.peer.decode()} asked for {type(request).__name__}")
+    return messages.Refused(f"{session.peer.decode()} asked for {type(request).__name__}")
 
 
 @dataclass
@@ -78,7 +78,7 @@ async def is_closed(framed: FramedStream) -> bool:
 async def still_serves(served: Served) -> None:
     async with connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+        assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
 
 
 # --- frames
@@ -168,9 +168,9 @@ async def test_two_senders_do_not_mix_their_frames() -> None:
 async def test_requests_are_answered_in_order() -> None:
     async with serving() as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        for request in (control.Renew(b"1"), control.Announce(b"2"), control.Renew(b"3")):
+        for request in (messages.Renew(b"1"), messages.Announce(b"2"), messages.Renew(b"3")):
             answer = await client.ask(request)
-            assert answer == control.Refused(f"member asked for {type(request).__name__}")
+            assert answer == messages.Refused(f"member asked for {type(request).__name__}")
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ async def test_requests_are_answered_in_order() -> None:
 async def test_without_the_sessions_keys_there_is_no_answer(wrong: Session) -> None:
     asked = 0
 
-    async def serve(*_: object) -> control.Answer:
+    async def serve(*_: object) -> messages.Answer:
         nonlocal asked
         asked += 1
         await trio.lowlevel.checkpoint()
-        return control.Done()
+        return messages.Done()
 
     async with serving(serve) as served:
         async with connect(HERE, served.number) as framed:
             with pytest.raises(StreamError):
-                await (await Client.open(framed, wrong)).ask(control.Renew(b""))
+                await (await Client.open(framed, wrong)).ask(messages.Renew(b""))
         assert asked == (wrong.key_out == CLIENTS.key_out and wrong.name == CLIENTS.name)
 
 
@@ -207,7 +207,7 @@ async def test_what_the_handshake_repeated_late_does_not_disturb_a_channel() -> 
         served.port.send(late, Address(own[0], own[1], "tcp"))
         client = await Client.open(framed, CLIENTS)
         served.port.send(late, Address(own[0], own[1], "tcp"))
-        assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+        assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
 
 
 async def test_a_replayed_connection_is_refused() -> None:
@@ -221,7 +221,7 @@ async def test_a_replayed_connection_is_refused() -> None:
                 await send(frame)
 
             framed.send = record  # type: ignore[method-assign]
-            await (await Client.open(framed, CLIENTS)).ask(control.Renew(b""))
+            await (await Client.open(framed, CLIENTS)).ask(messages.Renew(b""))
         assert len(sent) == 2
         async with connect(HERE, served.number) as framed:
             await framed.send(sent[0])
@@ -232,15 +232,15 @@ async def test_a_replayed_connection_is_refused() -> None:
 
 
 async def test_the_size_of_an_answer_that_is_too_long_is_said() -> None:
-    async def serve(*_: object) -> control.Answer:
+    async def serve(*_: object) -> messages.Answer:
         await trio.lowlevel.checkpoint()
-        return control.Refused("x" * 2000)
+        return messages.Refused("x" * 2000)
 
     async with serving(serve) as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        assert isinstance(await client.ask(control.Renew(b""), limit=3000), control.Refused)
+        assert isinstance(await client.ask(messages.Renew(b""), limit=3000), messages.Refused)
         with pytest.raises(StreamError, match=r"too long: 20\d\d bytes, where 1000 are the most"):
-            await client.ask(control.Renew(b""), limit=1000)
+            await client.ask(messages.Renew(b""), limit=1000)
 
 
 async def test_a_request_that_is_none_ends_the_connection() -> None:
@@ -254,8 +254,8 @@ async def test_a_request_that_is_none_ends_the_connection() -> None:
 
 
 async def test_a_failing_service_ends_one_connection_only() -> None:
-    async def serve(session: Session, request: control.Request, source: Address) -> control.Answer:
-        if isinstance(request, control.Announce):
+    async def serve(session: Session, request: messages.Request, source: Address) -> messages.Answer:
+        if isinstance(request, messages.Announce):
             raise RuntimeError("a bug")
         return await refuse_all(session, request, source)
 
@@ -264,7 +264,7 @@ async def test_a_failing_service_ends_one_connection_only() -> None:
             async with connect(HERE, served.number) as framed:
                 client = await Client.open(framed, CLIENTS)
                 with pytest.raises(StreamError):
-                    await client.ask(control.Announce(b""))
+                    await client.ask(messages.Announce(b""))
             await served.ended("stream-failed")
             await still_serves(served)
     assert [entry["event"] for entry in logs] == ["connection failed"]
@@ -287,7 +287,7 @@ async def test_a_client_sees_a_server_that_answers_nonsense() -> None:
         async with connect(*listener.socket.getsockname()[:2]) as framed:
             client = await Client.open(framed, CLIENTS)
             with pytest.raises(StreamError, match="not genuine"):
-                await client.ask(control.Renew(b""))
+                await client.ask(messages.Renew(b""))
         nursery.cancel_scope.cancel()
 
 
@@ -311,7 +311,7 @@ async def test_a_client_gives_up_a_server_that_fell_silent(brief: None, answers:
         (listener, *_) = await nursery.start(partial(trio.serve_tcp, silent, 0, host=HERE))
         async with connect(*listener.socket.getsockname()[:2]) as framed:
             with trio.fail_after(PATIENCE), pytest.raises(StreamError, match="does not answer"):
-                await (await Client.open(framed, CLIENTS)).ask(control.Renew(b""))
+                await (await Client.open(framed, CLIENTS)).ask(messages.Renew(b""))
         nursery.cancel_scope.cancel()
 
 
@@ -360,13 +360,13 @@ async def test_a_slow_or_silent_client_is_cut_off(brief: None) -> None:
 
 
 async def test_a_client_that_takes_no_answer_is_cut_off(brief: None) -> None:
-    async def serve(*_: object) -> control.Answer:
+    async def serve(*_: object) -> messages.Answer:
         await trio.lowlevel.checkpoint()
-        return control.Refused("x" * 8_000_000)  # more than the sockets buffer
+        return messages.Refused("x" * 8_000_000)  # more than the sockets buffer
 
     async with serving(serve) as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        await framed.send(client._sealed.seal(control.encode(control.Renew(b""))))
+        await framed.send(client._sealed.seal(messages.encode(messages.Renew(b""))))
         await served.ended("stream-ended")
 
 
@@ -429,11 +429,11 @@ async def test_a_channel_never_makes_room() -> None:
         connect(HERE, served.number) as framed,
     ):
         client = await Client.open(framed, CLIENTS)
-        await client.ask(control.Renew(b""))
+        await client.ask(messages.Renew(b""))
         async with connect(HERE, served.number) as other:
             assert await is_closed(other)
         assert served.port.dropped["stream-limit"] == 1
-        assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+        assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
 
 
 async def test_the_name_of_a_session_alone_proves_nothing() -> None:
@@ -455,29 +455,29 @@ async def test_a_peer_has_so_many_channels_on_all_its_connections() -> None:
         for _ in range(3):
             framed = await stack.enter_async_context(connect(HERE, served.number))
             client = await Client.open(framed, CLIENTS)
-            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
             held.append((framed, client))
         assert await is_closed(held[0][0])
         assert served.port.dropped["stream-displaced"] == 1
         for _, client in held[1:]:
-            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
 
 
 async def test_a_peer_whose_channels_are_all_busy_is_refused_one_more() -> None:
     asked = trio.Event()
 
-    async def serve(*_: object) -> control.Answer:
+    async def serve(*_: object) -> messages.Answer:
         asked.set()
         await trio.sleep_forever()
         raise AssertionError
 
     async with serving(serve, seats=Seats(per_holder=1)) as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        await framed.send(client._sealed.seal(control.encode(control.Renew(b""))))
+        await framed.send(client._sealed.seal(messages.encode(messages.Renew(b""))))
         await asked.wait()
         async with connect(HERE, served.number) as other:
             with pytest.raises(StreamError):
-                await (await Client.open(other, CLIENTS)).ask(control.Renew(b""))
+                await (await Client.open(other, CLIENTS)).ask(messages.Renew(b""))
         await served.ended("stream-limit")
         assert len(served.port._seats) == 1
 
@@ -496,7 +496,7 @@ async def test_the_channels_of_an_invite_count_together_whatever_the_node_ids() 
         held = []
         for mine, _ in pairs:
             framed = await stack.enter_async_context(connect(HERE, served.number))
-            await (await Client.open(framed, mine)).ask(control.Renew(b""))
+            await (await Client.open(framed, mine)).ask(messages.Renew(b""))
             held.append(framed)
         assert await is_closed(held[0])
         assert len(served.port._seats) == 2
@@ -537,7 +537,7 @@ async def test_a_channel_outlives_strangers(monkeypatch: pytest.MonkeyPatch) -> 
     async with serving() as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
         for _ in range(4):
-            assert await client.ask(control.Renew(b"")) == control.Refused("member asked for Renew")
+            assert await client.ask(messages.Renew(b"")) == messages.Refused("member asked for Renew")
             await trio.sleep(0.15)
 
 

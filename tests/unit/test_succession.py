@@ -13,7 +13,8 @@ from time import time
 import pytest
 import trio
 
-from phantommesh import control, statedir
+from phantommesh import statedir
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.psk import PskPhase
 from phantommesh.node import desk, revoking
@@ -246,9 +247,9 @@ async def test_a_full_disk_at_the_authority_costs_the_member_nothing(
 
 
 def test_the_request_and_its_answer_have_a_form() -> None:
-    assert control.decode_request_untrusted(control.encode(control.Replace())) == control.Replace()
-    answer = control.Replacement("pm1_x")
-    assert control.decode_answer_untrusted(control.encode(answer)) == answer
+    assert messages.decode_request_untrusted(messages.encode(messages.Replace())) == messages.Replace()
+    answer = messages.Replacement("pm1_x")
+    assert messages.decode_answer_untrusted(messages.encode(answer)) == answer
 
 
 async def test_the_process_starts_again_with_the_new_identity_until_it_is_asked_to_leave(

@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
-from phantommesh import control, idtree
+from phantommesh import idtree
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import antientropy
@@ -45,14 +46,14 @@ class Keep(NamedTuple):
 
 
 T = TypeVar("T")
-Talk = Generator[control.Request | Keep, control.Answer | int, T]
+Talk = Generator[messages.Request | Keep, messages.Answer | int, T]
 
 
 def fetch(hashes: Iterable[bytes]) -> Talk[int]:
     """Fetch records by their hashes; return how many changed the roster."""
     wanted = tuple(hashes)
-    answer = yield control.Fetch(wanted)
-    if not isinstance(answer, control.Records):
+    answer = yield messages.Fetch(wanted)
+    if not isinstance(answer, messages.Records):
         raise AskingError("not an answer to a request for records")
     came = yield asked_for(answer.records, wanted)
     assert isinstance(came, int)
@@ -76,8 +77,8 @@ def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
 
     Statements that are not acceptable here or there are left out: nothing that a member sends ends this.
     """
-    answer = yield control.Compare(antientropy.buckets(roster, wall()))
-    if not isinstance(answer, control.Differs):
+    answer = yield messages.Compare(antientropy.buckets(roster, wall()))
+    if not isinstance(answer, messages.Differs):
         raise AskingError("not an answer to a comparison")
     try:
         difference = antientropy.parse_difference_untrusted(answer.difference)
@@ -87,7 +88,7 @@ def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
     for start in range(0, len(wanted), antientropy.MAX_WANTED):
         came += yield from fetch(wanted[start : start + antientropy.MAX_WANTED])
     for signed in antientropy.surplus(roster, difference, wall()):
-        yield control.Announce(signed.encode())
+        yield messages.Announce(signed.encode())
     return came
 
 
@@ -98,10 +99,10 @@ def compare(
     wall: Callable[[], float],
 ) -> Talk[int]:
     """Compare tables, then records. The first two are `Membership`'s; they may raise `GossipError`."""
-    answer = yield control.SyncOpen(sync_open())
-    if not isinstance(answer, control.SyncAnswer):
+    answer = yield messages.SyncOpen(sync_open())
+    if not isinstance(answer, messages.SyncAnswer):
         raise AskingError("not an answer to a sync")
-    yield control.SyncClose(sync_close(answer.difference))
+    yield messages.SyncClose(sync_close(answer.difference))
     return (yield from reconcile(roster, wall))
 
 
@@ -110,13 +111,13 @@ class Shut(NamedTuple):
     keys."""
 
     statements: Sequence[bytes]
-    keys: control.KeysAre
+    keys: messages.KeysAre
 
 
 def keys(held: Revocations) -> Talk[Shut]:
     """Ask for revocations and group keys."""
-    answer = yield control.AskKeys()
-    if not isinstance(answer, control.KeysAre):
+    answer = yield messages.AskKeys()
+    if not isinstance(answer, messages.KeysAre):
         raise AskingError("not an answer to a request for keys")
     came = [] if answer.revoked == held.digest() else (yield from revocations(held))
     return Shut(came, answer)
@@ -133,8 +134,8 @@ def revocations(held: Revocations) -> Talk[list[bytes]]:
         if not look or len(wanted) >= MAX_STATEMENTS:
             break
         prefix = look.pop()
-        answer = yield control.CompareRevocations(prefix, held.tree.parts(prefix))
-        if not isinstance(answer, control.RevocationsDiffer):
+        answer = yield messages.CompareRevocations(prefix, held.tree.parts(prefix))
+        if not isinstance(answer, messages.RevocationsDiffer):
             raise AskingError("not an answer to a comparison of revocations")
         try:
             apart = idtree.parse_differing_untrusted(prefix, answer.difference)
@@ -142,18 +143,18 @@ def revocations(held: Revocations) -> Talk[list[bytes]]:
             raise AskingError(str(error)) from error
         look += apart.closer
         wanted += held.tree.lacking(apart.ids)
-    certs, asked = held.known_certs(control.MAX_STATEMENTS), set[bytes]()
+    certs, asked = held.known_certs(messages.MAX_STATEMENTS), set[bytes]()
     wanted = list(dict.fromkeys(wanted))[:MAX_STATEMENTS]
     while wanted:
-        some = yield control.FetchRevocations(tuple(wanted[: control.MAX_STATEMENTS]), certs)
-        if not isinstance(some, control.SomeRevocations):
+        some = yield messages.FetchRevocations(tuple(wanted[: messages.MAX_STATEMENTS]), certs)
+        if not isinstance(some, messages.SomeRevocations):
             raise AskingError("not an answer to a request for revocations")
         try:
             statements = held.unpack(some.packed)
             told = {one.id for one in statements}
         except TrustError as error:
             raise AskingError(str(error)) from error
-        if not told.intersection(wanted[: control.MAX_STATEMENTS]):
+        if not told.intersection(wanted[: messages.MAX_STATEMENTS]):
             break  # it does not hold what it listed
         came.append(some.packed)
         # A statement is not held without the word of the root's that it names, so that one comes next.

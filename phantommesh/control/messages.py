@@ -11,8 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from phantommesh.control.channel import MAX_FRAME
 from phantommesh.idtree import MAX_DEPTH
-from phantommesh.link.channel import MAX_FRAME
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
 from phantommesh.records.record import MAX_RECORD_BYTES
