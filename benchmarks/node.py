@@ -27,7 +27,6 @@ import trio
 
 from benchmarks.machine import describe
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dataplane import OwnSide
 from phantommesh.dimensions import ALL, DIMENSIONS, interface_names
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
@@ -43,6 +42,7 @@ from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import make_root
 from phantommesh.trust.revocation import Revocations
+from phantommesh.wireguard.desired import OwnSide
 
 FLAT = 2.0  # the cost in the largest mesh over that in the smallest
 WALL = 1_800_000_000.0  # unix time

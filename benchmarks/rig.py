@@ -24,7 +24,7 @@ from phantommesh.nursery.kernel import kernel_has_wireguard
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.wireguard import public_key_of
+from phantommesh.wireguard.device import public_key_of
 
 MTU = 1420
 BATCH = 8

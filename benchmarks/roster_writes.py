@@ -36,13 +36,13 @@ from phantommesh.nodestate import load_node
 from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.rekeying import HASTE
-from phantommesh.possession import prove
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.statedir import StateDir
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4
-from phantommesh.wgkeys import WgKeys
+from phantommesh.wireguard.keys import WgKeys
+from phantommesh.wireguard.possession import prove
 from tests.unit.loopback import make_authority
 
 GOAL = 200e6  # bytes a day at 1,000 members

@@ -36,8 +36,8 @@ from phantommesh.nursery import wgmessages
 from phantommesh.nursery.kernel import kernel_has_wireguard
 from phantommesh.nursery.netlink import NetlinkSocket, make_wireguard
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family
-from phantommesh.wireguard import DeviceDiff, Endpoint, Network, PeerDiff, Report, public_key_of
+from phantommesh.wireguard.device import DeviceDiff, Endpoint, Network, PeerDiff, Report, public_key_of
+from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 from tests.lab import witness
 
 

@@ -53,8 +53,8 @@ from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.trust.meshsecret import SECRET_BYTES
 from phantommesh.trust.revocation import Revocations
-from phantommesh.wgkeys import WgKeys
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
+from phantommesh.wireguard.keys import WgKeys
 
 _NEW_INVITE: Final = "ask for a new invite"
 

@@ -40,7 +40,7 @@ from phantommesh.trust.invites import InviteBook
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocation import Revocations
-from phantommesh.wgkeys import WgKeys
+from phantommesh.wireguard.keys import WgKeys
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -22,7 +22,7 @@ from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")
 

@@ -42,7 +42,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     from phantommesh.dimensions import all_names
     from phantommesh.nursery import hostview
     from phantommesh.overlay import Address
-    from phantommesh.wireguard import Network
+    from phantommesh.wireguard.device import Network
 
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
         found = hostview.check(networks, members, names=all_names(WireguardSection().prefix))

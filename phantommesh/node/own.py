@@ -17,7 +17,7 @@ from phantommesh.records.record import Dispute, NodeRecord, SignedRecord, settle
 from phantommesh.trust.certificates import Member, Mesh, Role, TrustError, authority_node, verify_chain
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
-from phantommesh.wgkeys import SEQ_AHEAD, WgKeys
+from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
 
 RENEW_AT: Final = 2 / 3  # of a certificate's life
 

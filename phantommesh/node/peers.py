@@ -29,7 +29,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dataplane import Desired, MeshPeer, OwnSide, PeerReading, read_peer
 from phantommesh.dimensions import DIMENSIONS, interface_names
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import PeerAuth
@@ -41,7 +40,8 @@ from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
-from phantommesh.wireguard import DeviceConfig, DeviceState
+from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
+from phantommesh.wireguard.device import DeviceConfig, DeviceState
 
 Where = Callable[[Entry], tuple[Address, ...]]
 

@@ -9,7 +9,7 @@ import trio
 from phantommesh.nursery.kernel import KernelBackend, kernel_has_wireguard
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.userspace import UserspaceBackend
-from phantommesh.wireguard import DeviceDiff, DeviceState
+from phantommesh.wireguard.device import DeviceDiff, DeviceState
 
 
 class Backend(Protocol):

@@ -33,7 +33,7 @@ from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr, prove_authority
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 HANDSHAKE_SECONDS = 10.0
 ANSWER_SECONDS = 50.0  # a large mesh's roster takes that at some 10 Mbit/s for every 4,000 members

@@ -19,7 +19,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery import closing, hostview
 from phantommesh.overlay import Address, Closing, Plan, plan, refusal
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 OVERLAY_NOT_HELD = FaultKind("overlay-not-held", "high")
 

@@ -30,7 +30,7 @@ from phantommesh.overlay import (
     plan,
     refusal,
 )
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h
 _GET_LINK, _GET_ADDRESS, _GET_RULE = 18, 22, 34

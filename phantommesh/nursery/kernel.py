@@ -12,8 +12,8 @@ from phantommesh.nlattr import DUMP_INTERRUPTED
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ApplyError, BackendError, NetlinkSocket
 from phantommesh.nursery.wgmessages import encode_set
-from phantommesh.wgnetlink import decode_device, decode_family, encode_get, encode_get_family
-from phantommesh.wireguard import DeviceDiff, DeviceState, Report
+from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
+from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 
 _NETLINK_GENERIC = 16
 _DUMP_ATTEMPTS = 5

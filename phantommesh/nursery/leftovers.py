@@ -24,7 +24,7 @@ from phantommesh.nursery.owning import owned
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.overlay import Closing, overlap
 from phantommesh.scatter import ruleset
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 log = structlog.get_logger("phantommesh.leftovers")
 

@@ -22,7 +22,7 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ROUTE_PROTOCOL, TableRoute
 from phantommesh.scatter.ruleset import STRANDED
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 FIRST_TABLE = 11200  # and the rules' priority: before the main table's, after an administrator's usual ones
 AFTER = FIRST_TABLE + 16  # from here on a rule's priority is not one of these

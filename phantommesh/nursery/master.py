@@ -17,7 +17,7 @@ from typing import Literal
 import trio
 
 from phantommesh.nursery import netlink
-from phantommesh.wireguard import DeviceDiff, Interface, Route
+from phantommesh.wireguard.device import DeviceDiff, Interface, Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from phantommesh.nlattr import (
     pack_message,
     split_messages,
 )
-from phantommesh.wireguard import DeviceDiff, DeviceState, Interface, Report, Route
+from phantommesh.wireguard.device import DeviceDiff, DeviceState, Interface, Report, Route
 
 ALIAS = "phantommesh"
 """The alias (``ip link show`` prints it) that marks a link as made by us."""

@@ -14,7 +14,7 @@ from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
 from phantommesh.paths.effects import Turned
 from phantommesh.scatter.epochs import EpochCounts
-from phantommesh.wireguard import DeviceState
+from phantommesh.wireguard.device import DeviceState
 
 
 @dataclass(frozen=True, slots=True)

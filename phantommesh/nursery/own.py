@@ -26,7 +26,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records.record import Dispute, NodeRecord
 from phantommesh.trust.certificates import Member, TrustError
-from phantommesh.wgkeys import WgKeys
+from phantommesh.wireguard.keys import WgKeys
 
 DISPUTED = FaultKind("own-claim-disputed", "critical")
 CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")

@@ -31,7 +31,7 @@ from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
 from phantommesh.trust.identity import NodeId, format_node_id
-from phantommesh.wireguard import DeviceState
+from phantommesh.wireguard.device import DeviceState
 
 PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 

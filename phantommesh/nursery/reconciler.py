@@ -17,14 +17,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.netlink import ApplyError
-from phantommesh.wireguard import (
-    DeviceConfig,
-    DeviceDiff,
-    DeviceState,
-    PeerConfig,
-    diff,
-    without_ipv6,
-)
+from phantommesh.wireguard.device import DeviceConfig, DeviceDiff, DeviceState, PeerConfig, diff, without_ipv6
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 

@@ -26,7 +26,7 @@ from phantommesh.dimensions import only
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
-from phantommesh.wgkeys import port
+from phantommesh.wireguard.keys import port
 
 # Tuning.
 DRAIN = 5.0  # s that the peers have to stop sending on a dimension

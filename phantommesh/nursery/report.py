@@ -48,7 +48,7 @@ from phantommesh.views import (
     ScatterView,
     Status,
 )
-from phantommesh.wireguard import PeerState
+from phantommesh.wireguard.device import PeerState
 
 MEMBER_STATES: Mapping[State, MemberState] = {
     State.ALIVE: "alive",

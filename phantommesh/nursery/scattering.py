@@ -24,7 +24,6 @@ import structlog
 import trio
 
 from phantommesh.config import ScatterSection
-from phantommesh.dataplane import MASTER_METRIC
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
@@ -57,7 +56,8 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.secret import Secret
-from phantommesh.wireguard import DeviceState, Network, Route
+from phantommesh.wireguard.desired import MASTER_METRIC
+from phantommesh.wireguard.device import DeviceState, Network, Route
 
 NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 

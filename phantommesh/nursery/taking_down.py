@@ -32,7 +32,7 @@ from phantommesh.nursery.leftovers import Found
 from phantommesh.nursery.owning import owned
 from phantommesh.statedir import StateDir, StateError, StateInUseError, cannot
 from phantommesh.trust.certificates import Mesh
-from phantommesh.wireguard import Network
+from phantommesh.wireguard.device import Network
 
 STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs
 _KILL_SECONDS: Final = 10.0  # from SIGKILL to the end

@@ -22,7 +22,8 @@ import trio
 
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import ApplyError, BackendError
-from phantommesh.uapi import (
+from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
+from phantommesh.wireguard.uapi import (
     GET,
     MAX_RESPONSE,
     UapiError,
@@ -32,7 +33,6 @@ from phantommesh.uapi import (
     is_whole,
     parse_get,
 )
-from phantommesh.wireguard import DeviceDiff, DeviceState, Report
 
 SOCKETS = Path("/var/run/wireguard")
 """The directory in which both programs, and ``wg``, look for sockets; compiled into them. Network namespaces

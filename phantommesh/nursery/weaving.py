@@ -9,7 +9,6 @@ from typing import assert_never
 
 import trio
 
-from phantommesh.dataplane import OwnSide
 from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
@@ -30,6 +29,7 @@ from phantommesh.nursery.recording import Recorder
 from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.streams import Session
 from phantommesh.paths.effects import Turned
+from phantommesh.wireguard.desired import OwnSide
 
 
 class Weaving:

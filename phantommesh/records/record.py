@@ -16,7 +16,6 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.possession import proves
 from phantommesh.trust.certificates import (
     EARLY,
     LONGEST_LIFE,
@@ -31,6 +30,7 @@ from phantommesh.trust.certificates import (
 from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId, format_node_id
 from phantommesh.trust.issuing import choose_ip4
 from phantommesh.trust.revocation import Revocations
+from phantommesh.wireguard.possession import proves
 
 ADDRESS_SHARED = FaultKind("address-shared", "medium")
 KEYS_SHARED = FaultKind("keys-shared", "high")

@@ -35,8 +35,7 @@ from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.userspace import UserspaceBackend
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import decode_device
-from phantommesh.wireguard import (
+from phantommesh.wireguard.device import (
     DeviceConfig,
     DeviceState,
     Endpoint,
@@ -46,6 +45,7 @@ from phantommesh.wireguard import (
     peers_by_key,
     public_key_of,
 )
+from phantommesh.wireguard.netlink import decode_device
 from tests.lab import witness
 
 RANDOM = Random(1)

@@ -13,11 +13,11 @@ from typing import Any
 from wgnlpy.nlas import device
 
 from phantommesh.secret import Secret
-from phantommesh.wireguard import NO_KEY, Endpoint, PeerState, Report
+from phantommesh.wireguard.device import NO_KEY, Endpoint, PeerState, Report
 
 
 def decode_device(payloads: Iterable[bytes]) -> Report:
-    """Read the payloads of one device's dump, as ``phantommesh.wgnetlink.decode_device`` does."""
+    """Read the payloads of one device's dump, as ``phantommesh.wireguard.netlink.decode_device`` does."""
     public_key: bytes | None = None
     port = mark = 0
     peers: dict[bytes, PeerState] = {}

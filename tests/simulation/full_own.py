@@ -12,7 +12,7 @@ from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.own import AGAIN
 from phantommesh.records.record import Entry, NodeRecord
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
-from phantommesh.wgkeys import WgKeys
+from phantommesh.wireguard.keys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
 from tests.simulation.full_parts import generated, plain_record
 from tests.simulation.full_working import Done, Has

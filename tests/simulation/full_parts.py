@@ -14,10 +14,8 @@ from typing import Any
 
 from cryptography import x509
 
-from phantommesh.dataplane import OwnSide
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
-from phantommesh.possession import is_seed
 from phantommesh.records import record
 from phantommesh.records.record import NodeRecord, Roster, SignedRecord
 from phantommesh.secret import Secret
@@ -25,7 +23,9 @@ from phantommesh.trust.certificates import Member, describe_mesh
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import NETWORK4, Authority, issue_authority, make_root
 from phantommesh.trust.revocation import Revocations
-from phantommesh.wgkeys import WgKey, WgKeys
+from phantommesh.wireguard.desired import OwnSide
+from phantommesh.wireguard.keys import WgKey, WgKeys
+from phantommesh.wireguard.possession import is_seed
 
 BASE = 1_790_000_000.0  # unix time at the virtual clock's zero
 MADE = BASE - 86_400.0  # when the mesh was made

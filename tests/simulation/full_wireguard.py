@@ -11,7 +11,7 @@ from phantommesh.node.news import DATA
 from phantommesh.nursery.gossip import LOOK_AGAIN
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
-from phantommesh.wireguard import DeviceConfig, DeviceState, PeerState
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerState
 from tests.simulation.full_parts import owner
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from functools import cache
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh.possession import is_seed
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Mesh, Role, describe_mesh
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import Authority, choose_ip4, issue_authority, make_root
-from phantommesh.wgkeys import WgKey, WgKeys
+from phantommesh.wireguard.keys import WgKey, WgKeys
+from phantommesh.wireguard.possession import is_seed
 
 NOW = 1_790_000_000.0  # unix seconds
 

@@ -20,8 +20,8 @@ from phantommesh.trust.certificates import DAY, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4, issue_authority
-from phantommesh.wgkeys import WgKeys
-from phantommesh.wireguard import public_key_of
+from phantommesh.wireguard.device import public_key_of
+from phantommesh.wireguard.keys import WgKeys
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 

@@ -5,12 +5,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from phantommesh.config import WireguardSection
-from phantommesh.dataplane import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
-from phantommesh.wireguard import DeviceConfig, DeviceState, Endpoint, diff
+from phantommesh.wireguard.desired import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, diff
 from tests.unit.makemesh import identity
 
 ME = Member(

@@ -9,7 +9,7 @@ from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.fake import FakeBackend, FakeHost
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.secret import Secret
-from phantommesh.wireguard import DeviceDiff, PeerDiff
+from phantommesh.wireguard.device import DeviceDiff, PeerDiff
 from tests.lab import backend_scenarios
 
 

@@ -11,7 +11,7 @@ from phantommesh.nursery.netlink import Link
 from phantommesh.nursery.owning import owned
 from phantommesh.overlay import Closing
 from phantommesh.scatter.ruleset import table_name as scatter_name
-from phantommesh.wireguard import Route
+from phantommesh.wireguard.device import Route
 
 WIDE, OTHER = ip_network("100.64.0.0/10"), ip_network("10.9.0.0/16")
 

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.config import ScatterSection, WireguardSection
-from phantommesh.dataplane import Desired, MeshPeer, OwnSide
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
@@ -30,7 +29,8 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
-from phantommesh.wireguard import DeviceState
+from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide
+from phantommesh.wireguard.device import DeviceState
 from tests.unit.loopback import make_authority, serving
 from tests.unit.makemesh import NOW, identity, make_mesh
 

@@ -9,9 +9,17 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.possession import _LOW_ORDER, edwards, is_seed, new_seed, private_key, prove, proves
 from phantommesh.secret import Secret
-from phantommesh.wireguard import public_key_of
+from phantommesh.wireguard.device import public_key_of
+from phantommesh.wireguard.possession import (
+    _LOW_ORDER,
+    edwards,
+    is_seed,
+    new_seed,
+    private_key,
+    prove,
+    proves,
+)
 
 P = 2**255 - 19
 NODE = b"n" * 16

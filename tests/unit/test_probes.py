@@ -20,7 +20,7 @@ from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
-from phantommesh.wireguard import DeviceState
+from phantommesh.wireguard.device import DeviceState
 from tests.unit.loopback import free_port, until
 
 A, B = b"a" * 16, b"b" * 16

@@ -14,14 +14,7 @@ from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.secret import Secret
-from phantommesh.wireguard import (
-    DeviceConfig,
-    DeviceState,
-    Endpoint,
-    PeerConfig,
-    Route,
-    peers_by_key,
-)
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, Route, peers_by_key
 
 KEY = b"\x01" * 32
 

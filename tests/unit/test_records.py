@@ -24,7 +24,7 @@ from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustErr
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import Revocations, revoke
-from phantommesh.wgkeys import WgKey
+from phantommesh.wireguard.keys import WgKey
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 
 MESH = make_mesh()

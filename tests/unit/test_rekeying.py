@@ -32,7 +32,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.records.record import Roster
 from phantommesh.statedir import StateDir, StateError
 from phantommesh.trust.revocation import Revocations
-from phantommesh.wgkeys import SEQ_AHEAD
+from phantommesh.wireguard.keys import SEQ_AHEAD
 from tests.unit.loopback import make_authority
 
 

@@ -25,7 +25,7 @@ from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.wireguard import DeviceState
+from phantommesh.wireguard.device import DeviceState
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
 INTERVAL = 2.0

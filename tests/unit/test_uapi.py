@@ -8,8 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.secret import Secret
-from phantommesh.uapi import UapiError, check_set, encode_set, encode_set_boringtun, is_whole, parse_get
-from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, PeerConfig, PeerDiff, Report, public_key_of
+from phantommesh.wireguard.device import (
+    NO_KEY,
+    DeviceDiff,
+    Endpoint,
+    PeerConfig,
+    PeerDiff,
+    Report,
+    public_key_of,
+)
+from phantommesh.wireguard.uapi import (
+    UapiError,
+    check_set,
+    encode_set,
+    encode_set_boringtun,
+    is_whole,
+    parse_get,
+)
 
 KEY, OTHER, PSK = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
 PRIVATE = Secret(b"\x04" * 32)

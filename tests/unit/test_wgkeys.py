@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.possession import is_seed, new_seed, proves
 from phantommesh.secret import Secret
-from phantommesh.wgkeys import MAX_SLOT, SPARE, WgKey, WgKeys
+from phantommesh.wireguard.keys import MAX_SLOT, SPARE, WgKey, WgKeys
+from phantommesh.wireguard.possession import is_seed, new_seed, proves
 
 DAY = 86_400.0
 

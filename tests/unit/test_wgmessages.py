@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from phantommesh.nlattr import NetlinkFormatError, attribute
 from phantommesh.nursery.wgmessages import encode_set
 from phantommesh.secret import Secret
-from phantommesh.wgnetlink import decode_device
-from phantommesh.wireguard import NO_KEY, DeviceDiff, Endpoint, PeerDiff
+from phantommesh.wireguard.device import NO_KEY, DeviceDiff, Endpoint, PeerDiff
+from phantommesh.wireguard.netlink import decode_device
 from tests.lab import witness
 from tests.unit.test_wgnetlink import PEERS, many, payloads
 

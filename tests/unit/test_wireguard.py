@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from phantommesh.nursery.fake import apply
 from phantommesh.secret import Secret
-from phantommesh.wireguard import (
+from phantommesh.wireguard.device import (
     NO_KEY,
     ROAM_SECONDS,
     DeviceConfig,

@@ -15,9 +15,9 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.possession import SEED_BYTES, is_seed, new_seed, private_key, prove
 from phantommesh.secret import Secret
-from phantommesh.wireguard import public_key_of
+from phantommesh.wireguard.device import public_key_of
+from phantommesh.wireguard.possession import SEED_BYTES, is_seed, new_seed, private_key, prove
 
 MAX_SLOT: Final = 8  # ports a dimension at most
 

@@ -22,7 +22,7 @@ from phantommesh.nlattr import (
     pack_message,
 )
 from phantommesh.secret import Secret
-from phantommesh.wireguard import NO_KEY, Endpoint, Network, PeerState, Report
+from phantommesh.wireguard.device import NO_KEY, Endpoint, Network, PeerState, Report
 
 GENL_CONTROL = 16
 """The netlink type of the generic netlink controller (GENL_ID_CTRL)."""

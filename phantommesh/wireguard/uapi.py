@@ -9,7 +9,7 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from phantommesh.secret import Secret
-from phantommesh.wireguard import (
+from phantommesh.wireguard.device import (
     NO_KEY,
     DeviceDiff,
     Endpoint,

@@ -13,7 +13,7 @@ from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
 from phantommesh.guard import OUTER_MARK
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member
-from phantommesh.wireguard import (
+from phantommesh.wireguard.device import (
     DeviceConfig,
     DeviceState,
     Endpoint,
