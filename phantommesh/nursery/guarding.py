@@ -19,10 +19,11 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh import guard, nftnetlink
+from phantommesh import guard
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
 

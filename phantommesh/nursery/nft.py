@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import trio
 
-from phantommesh import nftnetlink
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nftables import messages
 from phantommesh.nlattr import DUMP_INTERRUPTED, ERROR, decode_errno
 from phantommesh.nursery.netlink import NetlinkSocket
 
@@ -52,7 +52,7 @@ class Table:
 
     def __init__(self, family: str, name: str) -> None:
         self.family, self.name = family, name
-        self._number = nftnetlink.FAMILIES[family]
+        self._number = messages.FAMILIES[family]
 
     async def install(self, text: str) -> None:
         """Run a script as one transaction. Nothing has changed when it fails."""
@@ -84,7 +84,7 @@ class Table:
         """Make these the elements of these maps, in one transaction."""
 
         def run(netlink: NetlinkSocket) -> None:
-            _commit(netlink, *nftnetlink.encode_replace(self._number, self.name, maps, sequence=1))
+            _commit(netlink, *messages.encode_replace(self._number, self.name, maps, sequence=1))
 
         await self._run("replacing the maps", run)
 
@@ -92,7 +92,7 @@ class Table:
         """Remove the table; that it is gone already is fine."""
 
         def run(netlink: NetlinkSocket) -> None:
-            _commit(netlink, *nftnetlink.encode_delete_table(self._number, self.name, sequence=1))
+            _commit(netlink, *messages.encode_delete_table(self._number, self.name, sequence=1))
 
         try:
             await self._run("removing", run)
@@ -105,42 +105,42 @@ class Table:
 
         def run(netlink: NetlinkSocket) -> Fingerprint | None:
             try:
-                answers = netlink.exchange(nftnetlink.encode_get_table(self._number, self.name, sequence=1))
-                handle = nftnetlink.decode_table(answers[0][2])
-                rules = netlink.exchange(nftnetlink.encode_get_rules(self._number, self.name, sequence=2))
-                held = tuple(nftnetlink.decode_elements(self._elements(netlink, name)) for name in sets)
+                answers = netlink.exchange(messages.encode_get_table(self._number, self.name, sequence=1))
+                handle = messages.decode_table(answers[0][2])
+                rules = netlink.exchange(messages.encode_get_rules(self._number, self.name, sequence=2))
+                held = tuple(messages.decode_elements(self._elements(netlink, name)) for name in sets)
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     return None
                 raise
-            return Fingerprint(handle, nftnetlink.decode_rules((p for _, _, p in rules), self.name), held)
+            return Fingerprint(handle, messages.decode_rules((p for _, _, p in rules), self.name), held)
 
         return await self._run("reading", run)
 
     async def counters(self, name: str) -> dict[int, tuple[int, int]]:
         """Read a set's counters: (packets, bytes) by element."""
         return await self._run(
-            "reading the counters", lambda netlink: nftnetlink.decode_counters(self._elements(netlink, name))
+            "reading the counters", lambda netlink: messages.decode_counters(self._elements(netlink, name))
         )
 
     async def elements(self, name: str) -> dict[int, int]:
         """Read a map."""
         return await self._run(
-            f"reading {name}", lambda netlink: nftnetlink.decode_map(self._elements(netlink, name))
+            f"reading {name}", lambda netlink: messages.decode_map(self._elements(netlink, name))
         )
 
     def _elements(self, netlink: NetlinkSocket, name: str) -> list[bytes]:
         attempts = 0
         while True:
             attempts += 1
-            asked = nftnetlink.encode_get_elements(self._number, self.name, name, sequence=attempts)
+            asked = messages.encode_get_elements(self._number, self.name, name, sequence=attempts)
             answers = netlink.exchange(asked)
             if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
                 return [payload for _, _, payload in answers]
 
     async def _run(self, doing: str, act: Callable[[NetlinkSocket], T]) -> T:
         def run() -> T:
-            with NetlinkSocket(nftnetlink.NETFILTER) as netlink:
+            with NetlinkSocket(messages.NETFILTER) as netlink:
                 return act(netlink)
 
         try:
@@ -158,13 +158,13 @@ async def list_tables() -> list[tuple[str, str]]:
     Raises NftError."""
 
     def run() -> list[tuple[str, str]]:
-        with NetlinkSocket(nftnetlink.NETFILTER) as netlink:
+        with NetlinkSocket(messages.NETFILTER) as netlink:
             attempts = 0
             while True:
                 attempts += 1
-                answers = netlink.exchange(nftnetlink.encode_get_tables(sequence=attempts))
+                answers = netlink.exchange(messages.encode_get_tables(sequence=attempts))
                 if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
-                    return nftnetlink.decode_tables(payload for _, _, payload in answers)
+                    return messages.decode_tables(payload for _, _, payload in answers)
 
     try:
         return await trio.to_thread.run_sync(run)

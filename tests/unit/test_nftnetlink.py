@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.nftnetlink import (
+from phantommesh.nftables.messages import (
     ELEMENTS_PER_MESSAGE,
     FAMILIES,
     decode_counters,
