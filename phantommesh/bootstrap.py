@@ -31,7 +31,7 @@ from phantommesh.config import (
     render,
 )
 from phantommesh.nodestate import make_record
-from phantommesh.overlay import Address
+from phantommesh.overlay.prefixes import Address
 from phantommesh.records.record import Roster, sign_record
 from phantommesh.secret import Secret
 from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant

@@ -154,7 +154,7 @@ def config() -> None:
 def config_check(options: Options, file: Path | None) -> None:
     """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
     from phantommesh import config as config_file
-    from phantommesh.overlay import check_range
+    from phantommesh.overlay.prefixes import check_range
 
     path = file or options.config
     checked = config_file.load(path)

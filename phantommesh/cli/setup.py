@@ -41,7 +41,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     from phantommesh.config import WireguardSection
     from phantommesh.dimensions import all_names
     from phantommesh.nursery import hostview
-    from phantommesh.overlay import Address
+    from phantommesh.overlay.prefixes import Address
     from phantommesh.wireguard.device import Network
 
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:

@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from phantommesh.nursery.marking import AFTER
 from phantommesh.nursery.netlink import ROUTE_PROTOCOL, BackendError
-from phantommesh.overlay import CLOSED_METRIC, DEFAULT_PREFIX, Closing
+from phantommesh.overlay.prefixes import CLOSED_METRIC, DEFAULT_PREFIX, Closing
 
 KINDS: Final[dict[int, Literal["spare", "overlay", "fence"]]] = {
     AFTER: "spare",

@@ -27,7 +27,7 @@ from phantommesh.nursery import hostview, streams
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.nursery.hostroutes import read_host
 from phantommesh.nursery.resolve import find_all
-from phantommesh.overlay import Address as OverlayAddress
+from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret

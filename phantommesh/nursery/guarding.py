@@ -19,13 +19,13 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh import guard
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.guard import ARP_FAMILY, DROPS, FAMILY, Guard
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.nft import Fingerprint, NftError, Table
+from phantommesh.overlay import guard
+from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
 
 UNGUARDED = FaultKind("overlay-unguarded", "critical")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from time import time
 from typing import assert_never
 
-from phantommesh import guard, overlay
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
 from phantommesh.nursery import guarding, holding, own, probes, reconciler, scattering, succession
 from phantommesh.nursery.parts import Parts
+from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record
 from phantommesh.scatter import intents
 from phantommesh.trust import revocation
@@ -41,7 +41,7 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
             subject=missing[0],
         )
     for conflict in parts.overlay.plan.conflicts:
-        yield overlay.OVERLAY_CONFLICT.fault(
+        yield prefixes.OVERLAY_CONFLICT.fault(
             f"{conflict}: what is sent to members still takes the overlay",
             "remove that address or route, or renumber the host's network",
         )

@@ -18,7 +18,7 @@ import trio
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery import closing, hostview
-from phantommesh.overlay import Address, Closing, Plan, plan, refusal
+from phantommesh.overlay.prefixes import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard.device import Network
 
 OVERLAY_NOT_HELD = FaultKind("overlay-not-held", "high")

@@ -13,7 +13,7 @@ from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.netlink import NetlinkSocket, failed
-from phantommesh.overlay import DEFAULT_PREFIX
+from phantommesh.overlay.prefixes import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
 
 # linux/rtnetlink.h

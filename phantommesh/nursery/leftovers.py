@@ -15,14 +15,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from phantommesh import guard
 from phantommesh.dimensions import master_name
 from phantommesh.nursery import netlink
 from phantommesh.nursery.netlink import Link
 from phantommesh.nursery.nft import Table, list_tables
 from phantommesh.nursery.owning import owned
 from phantommesh.nursery.userspace import UserspaceBackend
-from phantommesh.overlay import Closing, overlap
+from phantommesh.overlay import guard
+from phantommesh.overlay.prefixes import Closing, overlap
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network
 

@@ -20,7 +20,6 @@ from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.events import EventLog
-from phantommesh.guard import Guard
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
@@ -62,6 +61,7 @@ from phantommesh.nursery.scattering import Scattering
 from phantommesh.nursery.streams import Sessions, TcpPort
 from phantommesh.nursery.succession import Succession
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.scatter.ruleset import table_name as scatter_table

@@ -27,7 +27,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.owning import owned
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
-from phantommesh.overlay import Address, check_range
+from phantommesh.overlay.prefixes import Address, check_range
 from phantommesh.statedir import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
 
 LOCK_LOOK = 5.0  # s between two looks at the state directory's lock

@@ -10,7 +10,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
-from phantommesh.guard import OUTER_MARK
+from phantommesh.overlay.guard import OUTER_MARK
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member
 from phantommesh.wireguard.device import (

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import pytest
 import trio
 
-from phantommesh.guard import table_name
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import converged, kill, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.overlay.guard import table_name
 from tests.attacks.rig import Neighbour, link_local, run_inside, start_inside, status_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh import guard
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.overlay import guard
 from phantommesh.scatter.maps import (
     SCHEDULERS,
     Epoch,

@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from phantommesh.guard import Drop, Guard, read_drops, render, render_arp
+from phantommesh.overlay.guard import Drop, Guard, read_drops, render, render_arp
 
 GUARD = Guard(
     "pm",

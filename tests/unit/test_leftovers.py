@@ -5,11 +5,11 @@ from ipaddress import IPv4Interface, ip_network
 
 import pytest
 
-from phantommesh.guard import table_name as guard_name
 from phantommesh.nursery.leftovers import Found, device_of, held_closed
 from phantommesh.nursery.netlink import Link
 from phantommesh.nursery.owning import owned
-from phantommesh.overlay import Closing
+from phantommesh.overlay.guard import table_name as guard_name
+from phantommesh.overlay.prefixes import Closing
 from phantommesh.scatter.ruleset import table_name as scatter_name
 from phantommesh.wireguard.device import Route
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.overlay import (
+from phantommesh.overlay.prefixes import (
     MAX_SPARED,
     Address,
     Closing,
