@@ -9,7 +9,7 @@ import dns.rdatatype
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phantommesh.names import MAX_UDP_SIZE, UDP_SIZE, Host, Zone, respond
+from phantommesh.names.zone import MAX_UDP_SIZE, UDP_SIZE, Host, Zone, respond
 from phantommesh.trust.certificates import Mesh
 
 MESH = Mesh("pm", b"spki", IPv4Network("100.64.0.0/10"), IPv6Network("fd12:3456:789a::/48"), 0.0)

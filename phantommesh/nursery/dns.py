@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import structlog
 import trio
 
-from phantommesh.names import MAX_QUERY, Zone, respond
+from phantommesh.names.zone import MAX_QUERY, Zone, respond
 from phantommesh.nursery import unexpected
 from phantommesh.rates import Bucket, Rates, source_block
 

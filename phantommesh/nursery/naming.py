@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import time
 
 from phantommesh.config import DnsSection
-from phantommesh.names import Zone, hosts_of, zone_names
+from phantommesh.names.zone import Zone, hosts_of, zone_names
 from phantommesh.nursery.dns import Ip, NameServer
 from phantommesh.nursery.splitdns import SplitDns
 from phantommesh.trust.certificates import Member, Mesh

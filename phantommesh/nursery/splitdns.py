@@ -18,10 +18,10 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh import hosts as hosts_file
 from phantommesh.config import DnsSection
 from phantommesh.errors import PhantomMeshError
-from phantommesh.names import Host, hosts_lines
+from phantommesh.names import hosts as hosts_file
+from phantommesh.names.zone import Host, hosts_lines
 
 # Tuning.
 LOOK = 5.0  # s between passes when nothing has changed

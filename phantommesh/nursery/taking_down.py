@@ -21,11 +21,11 @@ import msgspec
 import trio
 
 from phantommesh import config as config_file
-from phantommesh import hosts as hosts_file
 from phantommesh import statedir
 from phantommesh.config import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
+from phantommesh.names import hosts as hosts_file
 from phantommesh.nodestate import load_mesh
 from phantommesh.nursery import closing, hostview, leftovers, marking, netlink
 from phantommesh.nursery.leftovers import Found

@@ -19,7 +19,7 @@ import dns.resolver
 import pytest
 import trio
 
-from phantommesh.names import Host, Zone
+from phantommesh.names.zone import Host, Zone
 from phantommesh.nursery import dns as server
 from phantommesh.nursery.dns import Ip, NameServer
 from phantommesh.trust.certificates import Mesh

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh import hosts
-from phantommesh.hosts import HostsError, Written, with_block, without_block, write
+from phantommesh.names import hosts
+from phantommesh.names.hosts import HostsError, Written, with_block, without_block, write
 
 LINES = ["100.64.1.2\talpha.pm.internal", "fd00::1\talpha.pm.internal"]
 BLOCK = "# BEGIN phantommesh pm\n" + "\n".join(LINES) + "\n# END phantommesh pm\n"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.names import (
+from phantommesh.names.zone import (
     MAX_UDP_SIZE,
     NEGATIVE_TTL,
     TTL,

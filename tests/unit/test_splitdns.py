@@ -11,9 +11,9 @@ from typing import Literal
 import pytest
 import trio
 
-from phantommesh import hosts as hosts_file
 from phantommesh.config import DnsSection
-from phantommesh.names import Host
+from phantommesh.names import hosts as hosts_file
+from phantommesh.names.zone import Host
 from phantommesh.nursery import splitdns
 from phantommesh.nursery.splitdns import SplitDns, SplitDnsError
 
