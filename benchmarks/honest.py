@@ -32,7 +32,7 @@ from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import verify
-from phantommesh.statedir import ROOT_CERT, StateDir
+from phantommesh.state.directory import ROOT_CERT, StateDir
 from phantommesh.trust.certificates import describe_mesh, load_root
 
 NODES, UPLINKS = 3, 2

@@ -30,14 +30,15 @@ import trio
 import trio.testing
 
 from benchmarks.machine import describe
-from phantommesh import rosterlog, statedir
 from phantommesh.node.own import RENEW_AT
-from phantommesh.nodestate import load_node
 from phantommesh.nursery import keeper as keeping
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.rekeying import HASTE
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
-from phantommesh.statedir import StateDir
+from phantommesh.state import directory as statedir
+from phantommesh.state import rosterlog
+from phantommesh.state.directory import StateDir
+from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4

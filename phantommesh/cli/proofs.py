@@ -127,7 +127,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from urllib.parse import urlencode
 
     from phantommesh.proofs.archive import Archive
-    from phantommesh.statedir import atomic_write
+    from phantommesh.state.directory import atomic_write
     from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})
@@ -245,7 +245,7 @@ def _show(report: Report) -> None:
 def _pinned(options: Options, root: str | None) -> bytes:
     """The root key's hash to believe in: what the operator says, else that of this machine's mesh. Raises
     CliError where there is neither."""
-    from phantommesh.statedir import ROOT_CERT
+    from phantommesh.state.directory import ROOT_CERT
     from phantommesh.trust.certificates import TrustError, describe_mesh, load_root
 
     if root is not None:

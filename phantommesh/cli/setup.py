@@ -37,11 +37,11 @@ from phantommesh.cli.output import emit
 def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoints: tuple[str, ...]) -> None:
     """Make a mesh: its authority, this node's identity and config."""
     need_access("init", options.state_dir, options.config)
-    from phantommesh.bootstrap import init_mesh
     from phantommesh.config import WireguardSection
     from phantommesh.dimensions import all_names
     from phantommesh.nursery import hostview
     from phantommesh.overlay.prefixes import Address
+    from phantommesh.state.making import init_mesh
     from phantommesh.wireguard.device import Network
 
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
@@ -119,7 +119,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
     from phantommesh import config as config_file
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339
-    from phantommesh.nodestate import load_node
+    from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
     from phantommesh.trust.invites import MAX_ENDPOINTS
 

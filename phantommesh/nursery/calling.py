@@ -16,11 +16,11 @@ from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.record import Entry
+from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 

@@ -12,7 +12,6 @@ from time import time
 import msgspec
 import trio
 
-from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.config import Config
 from phantommesh.control import channel, messages
 from phantommesh.dimensions import all_names
@@ -22,7 +21,6 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.attempt import Stage
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
-from phantommesh.nodestate import make_record
 from phantommesh.nursery import hostview, streams
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.nursery.hostroutes import read_host
@@ -31,6 +29,8 @@ from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
+from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, join_config
+from phantommesh.state.start import make_record
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr, prove_authority
 from phantommesh.wireguard.device import Network

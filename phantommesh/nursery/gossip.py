@@ -13,7 +13,6 @@ from typing import assert_never
 import structlog
 import trio
 
-from phantommesh import statedir
 from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
@@ -25,7 +24,6 @@ from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreement
-from phantommesh.nodestate import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.nursery import streams
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
@@ -37,6 +35,8 @@ from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState, encode_members, load_last_addresses, load_leap, load_members
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
@@ -330,11 +330,11 @@ class GossipDriver:
 
     async def _write(self) -> None:
         files = {
-            statedir.MEMBERS: encode_members(self.membership.snapshot()),
-            statedir.LAST_ADDRESSES: self._lost.encode(),
+            directory.MEMBERS: encode_members(self.membership.snapshot()),
+            directory.LAST_ADDRESSES: self._lost.encode(),
         }
         if self._leap:
-            files[statedir.LEAP] = str(self._leap).encode("ascii")
+            files[directory.LEAP] = str(self._leap).encode("ascii")
         for name, data in files.items():
             await trio.to_thread.run_sync(self._node.state.write, name, data)
 

@@ -10,10 +10,10 @@ from time import time
 import structlog
 import trio
 
-from phantommesh import statedir
 from phantommesh.node.groupkeys import Change, HeldKeys
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery.saver import Saver, patiently
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState
 from phantommesh.trust.groupkey import GroupKey, make_group_key
 from phantommesh.trust.identity import NodeId, format_node_id
 
@@ -75,7 +75,7 @@ class GroupKeys:
             key = await trio.to_thread.run_sync(
                 partial(make_group_key, authority, epoch, node.revocations, time())
             )
-            await trio.to_thread.run_sync(node.state.write, statedir.KEYRING, self.ring.encode(key))
+            await trio.to_thread.run_sync(node.state.write, directory.KEYRING, self.ring.encode(key))
             self._note(self._held.install(key, trio.current_time(), time()))
         log.info("group key made", epoch=epoch, key=key.id.hex())
         return key
@@ -101,8 +101,8 @@ class GroupKeys:
 
     async def _write(self) -> None:
         files = {
-            statedir.KEYRING: self.ring.encode(),
-            statedir.ADMISSION_KEY: self._node.admission.encode(),
+            directory.KEYRING: self.ring.encode(),
+            directory.ADMISSION_KEY: self._node.admission.encode(),
         }
         for name, encoded in files.items():
             await trio.to_thread.run_sync(self._node.state.write, name, encoded)

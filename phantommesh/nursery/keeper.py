@@ -12,16 +12,16 @@ from time import time
 import structlog
 import trio
 
-from phantommesh import statedir
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import Entry, PossessionError, RecordError, SignedRecord
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.trust.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
@@ -79,7 +79,7 @@ class RosterKeeper:
         self._pleas = Rates[str](PLEA_RATE, PLEA_BURST)
         self._late = Rates[NodeId](LATE_RATE, LATE_BURST)
         # By file, until when no change by others is reason to write it.
-        self._rest_until = dict.fromkeys((statedir.ROSTER, statedir.REVOCATIONS), -inf)
+        self._rest_until = dict.fromkeys((directory.ROSTER, directory.REVOCATIONS), -inf)
         self._urgent = False  # this node's own record has changed
         self._newer = Rates[NodeId](NEWER_RATE, NEWER_BURST)
         self._waits = trio.Event()
@@ -204,7 +204,7 @@ class RosterKeeper:
         self._report_equivocations()
         self._change.ring()
         if revoked:  # the roster's file has revoked nodes too, so it stays as it is
-            self._unsaved.add(statedir.REVOCATIONS)
+            self._unsaved.add(directory.REVOCATIONS)
         self._dirty.set()
         self._changed()
 
@@ -298,7 +298,7 @@ class RosterKeeper:
 
     async def save(self) -> None:
         """Write what has changed since the last time; it is on disk when this returns. Raises StateError."""
-        await self._save((statedir.REVOCATIONS, statedir.ROSTER))
+        await self._save((directory.REVOCATIONS, directory.ROSTER))
 
     async def _save(self, names: Iterable[str]) -> None:
         async with self._saving:
@@ -306,7 +306,7 @@ class RosterKeeper:
                 if name not in self._changed_files():
                     continue
                 before = self._rest_until[name]
-                if name == statedir.ROSTER:
+                if name == directory.ROSTER:
                     written, before = await self._save_roster(), -inf
                 else:
                     written = await self._save_revocations()
@@ -337,17 +337,17 @@ class RosterKeeper:
             )
 
     async def _save_revocations(self) -> int:
-        self._unsaved.discard(statedir.REVOCATIONS)
+        self._unsaved.discard(directory.REVOCATIONS)
         try:
             encoded = await trio.to_thread.run_sync(self._node.revocations.encoder())
-            await trio.to_thread.run_sync(self._node.state.write, statedir.REVOCATIONS, encoded)
+            await trio.to_thread.run_sync(self._node.state.write, directory.REVOCATIONS, encoded)
         except BaseException:
-            self._unsaved.add(statedir.REVOCATIONS)
+            self._unsaved.add(directory.REVOCATIONS)
             raise
         return len(encoded)
 
     def _changed_files(self) -> set[str]:
-        return self._unsaved | ({statedir.ROSTER} if self._log.unsaved else set())
+        return self._unsaved | ({directory.ROSTER} if self._log.unsaved else set())
 
     async def keep(self) -> None:
         """Write the roster and the revocations when they have changed, and let records in that wait, until
@@ -367,7 +367,7 @@ class RosterKeeper:
                     await self._dirty.wait()
 
     def _report_damage(self) -> None:
-        path = str(self._node.state.path / statedir.ROSTER)
+        path = str(self._node.state.path / directory.ROSTER)
         if self._log.damage:
             log.error(
                 "a part of the roster's file cannot be read: other members give again what it held",
@@ -387,7 +387,7 @@ class RosterKeeper:
 
     def _due(self, name: str) -> float:
         """When a file that has changed is written."""
-        if name == statedir.ROSTER:
+        if name == directory.ROSTER:
             return -inf if self._urgent else self._rest_until[name]
         return self._rest_until[name] - AHEAD
 

@@ -38,7 +38,7 @@ from phantommesh.nursery.labmesh import (
 from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, open_traffic
 from phantommesh.nursery.owning import held
-from phantommesh.statedir import atomic_write
+from phantommesh.state.directory import atomic_write
 from phantommesh.views import Status
 
 MESH: Final = "lab"

@@ -23,7 +23,7 @@ from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
-from phantommesh.statedir import ROOT_CERT, StateDir, atomic_write
+from phantommesh.state.directory import ROOT_CERT, StateDir, atomic_write
 from phantommesh.trust.certificates import describe_mesh, load_root
 from phantommesh.views import LinkView, Status
 

@@ -17,7 +17,6 @@ import trio
 
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.calling import ask_standing
 from phantommesh.nursery.holding import Overlay
@@ -28,6 +27,7 @@ from phantommesh.nursery.report import Reporter
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.weaving import Weaving
+from phantommesh.state.start import NodeState
 
 # Tuning.
 REFRESH = 30.0  # s between looks at the clock (certificates that ran out) and at the host's networks

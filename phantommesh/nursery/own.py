@@ -12,19 +12,19 @@ from typing import Any, TypeVar, assert_never
 import structlog
 import trio
 
-from phantommesh import statedir
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
-from phantommesh.nodestate import NodeState, make_record, renewal_files
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records.record import Dispute, NodeRecord
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
 from phantommesh.wireguard.keys import WgKeys
 
@@ -148,7 +148,9 @@ class OwnRecord:
             case Compute(job):
                 return await trio.to_thread.run_sync(job)
             case deciding.WriteKeys(keys):
-                return await self._write({statedir.WIREGUARD_KEYS: json.dumps(keys.encode()).encode("ascii")})
+                return await self._write(
+                    {directory.WIREGUARD_KEYS: json.dumps(keys.encode()).encode("ascii")}
+                )
             case deciding.WriteCertificates(authority_cert, node_cert):
                 return await self._write(renewal_files(authority_cert, node_cert))
             case deciding.AskRenewal(csr, evidence):

@@ -14,7 +14,7 @@ from time import monotonic, time
 import structlog
 import trio
 
-from phantommesh import __version__, statedir
+from phantommesh import __version__
 from phantommesh.config import Config
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
@@ -28,7 +28,6 @@ from phantommesh.link.machine import Links
 from phantommesh.membership.presets import PRESETS
 from phantommesh.metrics import Metrics
 from phantommesh.node.peers import Peers
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.calling import Caller
@@ -66,6 +65,8 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
@@ -189,7 +190,7 @@ def make_parts(
     )  # fmt: skip
     proving = Proving(
         state,
-        Shelf(state.state.path / statedir.PROOFS, config.proofs.keep),
+        Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
         keeper.roster,
         epoch_seconds=config.scatter.epoch_seconds,
         batch=config.scatter.batch,

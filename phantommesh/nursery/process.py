@@ -19,7 +19,6 @@ import trio
 from phantommesh import config as config_file
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
-from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import leftovers
 from phantommesh.nursery.backend import choose
 from phantommesh.nursery.holding import Overlay
@@ -28,7 +27,8 @@ from phantommesh.nursery.owning import owned
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range
-from phantommesh.statedir import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
+from phantommesh.state.directory import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
+from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
 
 LOCK_LOOK = 5.0  # s between two looks at the state directory's lock
 

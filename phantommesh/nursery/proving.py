@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery.streams import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.proofs.archive import Archive, Certificates
@@ -42,6 +41,7 @@ from phantommesh.proofs.statement import (
 from phantommesh.proofs.tally import Counters, Tally
 from phantommesh.records.record import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId, format_node_id
 
 SHORTEST: float = 1.0

@@ -13,7 +13,6 @@ import trio
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
@@ -21,6 +20,7 @@ from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.working import do, moment
 from phantommesh.records.record import Entry
+from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 

@@ -20,16 +20,16 @@ from time import time
 import structlog
 import trio
 
-from phantommesh import statedir
-from phantommesh.bootstrap import Summary
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.node.own import check_successor
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery import enrolment, unexpected
 from phantommesh.nursery.calling import Caller
+from phantommesh.state import directory
+from phantommesh.state.making import Summary
+from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.invites import Invite
 
@@ -63,7 +63,7 @@ class Succession:
     @property
     def pending(self) -> bool:
         """Whether one was begun and is not done."""
-        return self._state.state.has(statedir.SUCCESSION)
+        return self._state.state.has(directory.SUCCESSION)
 
     async def begin(self) -> Summary:
         """Get the new identity; when this returns it is whole on disk and the old one revoked. Raises
@@ -88,7 +88,7 @@ class Succession:
                 )
             granted = (await self._caller.replace()).invite
             token = granted.encode("ascii", "replace")
-            await trio.to_thread.run_sync(self._state.state.write, statedir.SUCCESSION, token)
+            await trio.to_thread.run_sync(self._state.state.write, directory.SUCCESSION, token)
             return await self._carry_on()
 
     async def run(self) -> None:
@@ -117,18 +117,20 @@ class Succession:
 
     async def _join(self) -> Summary:
         state = self._state.state
-        token = (await trio.to_thread.run_sync(state.read_secret, statedir.SUCCESSION)).reveal()
+        token = (await trio.to_thread.run_sync(state.read_secret, directory.SUCCESSION)).reveal()
         try:
             invite = Invite.parse_untrusted(token.decode("ascii", "replace"))
             check_successor(invite, self._state.mesh, time())
         except TrustError:
-            await trio.to_thread.run_sync(partial((state.path / statedir.SUCCESSION).unlink, missing_ok=True))
+            await trio.to_thread.run_sync(
+                partial((state.path / directory.SUCCESSION).unlink, missing_ok=True)
+            )
             raise
-        config = state.path / f"{statedir.SUCCESSOR}.toml"  # the node's own stays as it is
+        config = state.path / f"{directory.SUCCESSOR}.toml"  # the node's own stays as it is
         await trio.to_thread.run_sync(partial(config.unlink, missing_ok=True))
         try:
             return await enrolment.join(
-                state.path / statedir.SUCCESSOR,
+                state.path / directory.SUCCESSOR,
                 config,
                 invite.encode(),
                 name=self._name(),

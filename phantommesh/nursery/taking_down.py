@@ -21,16 +21,16 @@ import msgspec
 import trio
 
 from phantommesh import config as config_file
-from phantommesh import statedir
 from phantommesh.config import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
-from phantommesh.nodestate import load_mesh
 from phantommesh.nursery import closing, hostview, leftovers, marking, netlink
 from phantommesh.nursery.leftovers import Found
 from phantommesh.nursery.owning import owned
-from phantommesh.statedir import StateDir, StateError, StateInUseError, cannot
+from phantommesh.state import directory
+from phantommesh.state.directory import StateDir, StateError, StateInUseError, cannot
+from phantommesh.state.start import load_mesh
 from phantommesh.trust.certificates import Mesh
 from phantommesh.wireguard.device import Network
 
@@ -106,8 +106,8 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
     authority unless ``force`` is set, before anything has changed.
     """
     config, state, mesh = _read(state_dir, config_path)
-    if state.has(statedir.AUTHORITY_KEY) and not force:
-        holds = "the root key" if state.has(statedir.ROOT_KEY) else "an authority's key"
+    if state.has(directory.AUTHORITY_KEY) and not force:
+        holds = "the root key" if state.has(directory.ROOT_KEY) else "an authority's key"
         raise TakeDownError(
             f"{state.path} holds {holds} of mesh {mesh.name}: without another authority nobody can be "
             "invited, renewed or revoked",
@@ -167,7 +167,7 @@ async def _stopped(state: StateDir) -> AsyncIterator[How]:
 async def _stop(state: StateDir) -> How:
     """End the process that holds the state directory."""
     for _ in range(_LOOKS):
-        with _holder(state.path / statedir.LOCK_FILE) as handle:
+        with _holder(state.path / directory.LOCK_FILE) as handle:
             if handle is not None:
                 return await _end(handle, state.path)
         await trio.sleep(_LOOK_SECONDS)
@@ -223,7 +223,7 @@ def _holds(process: Path, wanted: tuple[int, int]) -> bool:
     try:
         for entry in (process / "fd").iterdir():
             try:
-                if not str(entry.readlink()).endswith(f"/{statedir.LOCK_FILE}"):
+                if not str(entry.readlink()).endswith(f"/{directory.LOCK_FILE}"):
                     continue  # stat(2) of some others' would wait
                 status = entry.stat()
                 if (status.st_dev, status.st_ino) == wanted:

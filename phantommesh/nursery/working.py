@@ -12,9 +12,9 @@ import structlog
 import trio
 
 from phantommesh.node import steps
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.state.start import NodeState
 
 S = TypeVar("S")
 T = TypeVar("T")

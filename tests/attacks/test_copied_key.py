@@ -25,7 +25,6 @@ from structlog.testing import capture_logs
 
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
-from phantommesh.nodestate import load_node
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.client import NodeClient
@@ -33,6 +32,7 @@ from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, record_hash
+from phantommesh.state.start import load_node
 from phantommesh.trust.identity import NodeId
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S

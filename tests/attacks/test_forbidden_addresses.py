@@ -21,19 +21,19 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh.bootstrap import init_mesh
 from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import KIND
 from phantommesh.link.effects import Opened, Send
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.nodestate import load_node
 from phantommesh.nursery import resolve, streams
 from phantommesh.nursery.calling import ask_standing
 from phantommesh.nursery.node import Node
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
+from phantommesh.state.making import init_mesh
+from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4

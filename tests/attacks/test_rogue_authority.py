@@ -21,13 +21,13 @@ import trio
 import trio.testing
 from cryptography.x509 import Certificate
 
-from phantommesh import statedir
 from phantommesh.endpoint import Address
-from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.records.record import Roster, sign_record
+from phantommesh.state import directory
+from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import (
     MAX_EPOCH,
@@ -483,7 +483,7 @@ async def test_revocations_are_written_with_pauses(
 
     def counted(name: str, data: bytes) -> None:
         nonlocal written
-        written += name == statedir.REVOCATIONS
+        written += name == directory.REVOCATIONS
         write(name, data)
 
     monkeypatch.setattr(state.state, "write", counted)

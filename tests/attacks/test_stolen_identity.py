@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.bootstrap import Summary
 from phantommesh.config import load, render
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import copies
 from phantommesh.link.psk import PskPhase
 from phantommesh.nursery.node import Node
+from phantommesh.state.making import Summary
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId
 from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until

@@ -24,14 +24,14 @@ from phantommesh.control import channel, messages
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.serving import REFUSALS
-from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import enrolment, logs, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir
+from phantommesh.state.directory import StateDir
+from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.issuing import Authority, make_csr
 from phantommesh.trust.revocation import Revocations

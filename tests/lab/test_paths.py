@@ -16,7 +16,7 @@ from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import answered, converged, flows_between, kill, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.statedir import WIREGUARD_KEYS
+from phantommesh.state.directory import WIREGUARD_KEYS
 from tests.lab.conftest import BACKEND, PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in, until
 

@@ -19,7 +19,6 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from phantommesh import rosterlog
 from phantommesh.config import ScatterSection, WireguardSection
 from phantommesh.control.asking import Shut
 from phantommesh.endpoint import Address
@@ -42,6 +41,7 @@ from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.streams import Session, Sessions
 from phantommesh.records.record import Entry, Roster, SignedRecord
+from phantommesh.state import rosterlog
 from phantommesh.trust.groupkey import make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from phantommesh.statedir import Place, StateDir
+from phantommesh.state.directory import Place, StateDir
 
 
 class Killed(BaseException):

@@ -10,7 +10,6 @@ from time import time
 
 import trio
 
-from phantommesh.bootstrap import Summary, init_mesh
 from phantommesh.config import (
     Config,
     ControlSection,
@@ -20,12 +19,13 @@ from phantommesh.config import (
     ScatterSection,
     load,
 )
-from phantommesh.nodestate import NodeState, install_successor, load_node, next_generation
 from phantommesh.nursery import enrolment
 from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
+from phantommesh.state.making import Summary, init_mesh
+from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.invites import Invite
 

@@ -11,17 +11,17 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import statedir
-from phantommesh.bootstrap import Summary
 from phantommesh.config import load
 from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.node.own import Certified
-from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import sign_record
+from phantommesh.state import directory as statedir
+from phantommesh.state.making import Summary
+from phantommesh.state.start import NodeState, load_node, make_record, renewal_files
 from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
 from phantommesh.trust.groupkey import PROMOTE_AFTER
 from phantommesh.trust.identity import Identity, NodeId, format_node_id

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh.bootstrap import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
 from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nodestate import NodeState, load_node, next_generation
 from phantommesh.secret import Secret
-from phantommesh.statedir import REQUIRED, StateError
+from phantommesh.state.directory import REQUIRED, StateError
+from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
+from phantommesh.state.start import NodeState, load_node, next_generation
 from phantommesh.trust.certificates import DAY, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite

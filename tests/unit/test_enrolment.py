@@ -13,17 +13,17 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh import statedir
 from phantommesh.control import channel, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
-from phantommesh.nodestate import load_node, make_record
 from phantommesh.nursery import authority as authority_module
 from phantommesh.nursery import enrolment, streams
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
+from phantommesh.state import directory
+from phantommesh.state.start import load_node, make_record
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
@@ -328,9 +328,9 @@ async def test_a_disk_that_refuses_is_said_and_nothing_is_lost(
     state = make_authority(tmp_path / "a")
     invite = make_invite(state)
 
-    def refuse(self: statedir.StateDir, name: str, data: bytes) -> None:
-        if name == statedir.ROSTER and self.path == (tmp_path / "a" / "state"):
-            raise statedir.StateError("cannot write roster.bin: No space left on device")
+    def refuse(self: directory.StateDir, name: str, data: bytes) -> None:
+        if name == directory.ROSTER and self.path == (tmp_path / "a" / "state"):
+            raise directory.StateError("cannot write roster.bin: No space left on device")
 
     async with serving(tmp_path / "a"):
         with monkeypatch.context() as patch, capture_logs():

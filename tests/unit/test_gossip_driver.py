@@ -9,8 +9,6 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import statedir
-from phantommesh.bootstrap import Summary
 from phantommesh.control import asking
 from phantommesh.control.messages import Records, decode_answer_untrusted
 from phantommesh.endpoint import Address
@@ -20,11 +18,13 @@ from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.node.news import DATA
-from phantommesh.nodestate import NodeState, load_members, load_node
 from phantommesh.nursery import saver
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.streams import ask_records, connect
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.state import directory
+from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.making import Summary
+from phantommesh.state.start import NodeState, load_members, load_node
 from phantommesh.trust.groupkey import Keyring
 from phantommesh.trust.identity import NodeId
 from tests.unit.dying import hold_first
@@ -225,15 +225,15 @@ async def test_no_rumour_stops_a_node_from_starting_again(
             assert spoken[0] >= said
         async with serving(tmp_path / "a") as node:  # it speaks on where it was
             assert spoken[0] < node.parts.gossip.membership.generation or spoken[0] == 2**48 - 1
-    assert int(state.state.read(statedir.GENERATION)) < time() + 60
+    assert int(state.state.read(directory.GENERATION)) < time() + 60
 
 
 @pytest.mark.parametrize("damage", [b"x", b"", b"-1", b"9" * 20])
 async def test_a_damaged_leap_stops_no_start(tmp_path: Path, damage: bytes) -> None:
     state = make_authority(tmp_path / "a")
-    state.state.write(statedir.LEAP, damage)
+    state.state.write(directory.LEAP, damage)
     async with serving(tmp_path / "a") as node:
-        assert node.parts.gossip.membership.generation == int(state.state.read(statedir.GENERATION))
+        assert node.parts.gossip.membership.generation == int(state.state.read(directory.GENERATION))
 
 
 async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pyt
         generation = node.parts.gossip.membership.generation
         node.parts.gossip._carry_out([Persist(generation + 1)])
         with monkeypatch.context() as patch:
-            come, go_on = hold_first(patch, statedir.LEAP)
+            come, go_on = hold_first(patch, directory.LEAP)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(node.parts.gossip.save)
                 await until(come.is_set)
@@ -251,20 +251,20 @@ async def test_what_is_saved_last_is_the_newest(tmp_path: Path, monkeypatch: pyt
                 nursery.start_soon(node.parts.gossip.save)
                 await trio.sleep(0.2)  # as long as it takes to write two files
                 go_on.set()
-            assert state.state.read(statedir.LEAP) == b"2"
+            assert state.state.read(directory.LEAP) == b"2"
 
 
 @pytest.mark.parametrize("damage", [b"x", b"x" * 48, bytes(47)])
 async def test_damage_to_what_they_said_costs_no_more_than_that(tmp_path: Path, damage: bytes) -> None:
     state = make_authority(tmp_path / "a")
-    state.state.write(statedir.MEMBERS, damage)
+    state.state.write(directory.MEMBERS, damage)
     assert load_members(state).ids == ()
 
 
 async def test_what_strangers_said_is_not_taken_from_the_disk(tmp_path: Path) -> None:
     state = make_authority(tmp_path / "a")
     claim = b"s" * 16 + bytes(9) + b"\1" + bytes(22)
-    state.state.write(statedir.MEMBERS, claim)
+    state.state.write(directory.MEMBERS, claim)
     assert load_members(state).ids == ()
 
 
@@ -274,7 +274,7 @@ async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch:
     write, refused = StateDir.write, list[str]()
 
     def refuse(self: StateDir, name: str, data: bytes) -> None:
-        if name == statedir.MEMBERS and len(refused) < 2:
+        if name == directory.MEMBERS and len(refused) < 2:
             refused.append(name)
             raise StateError("cannot write it: No space left on device", fix="free some space")
         write(self, name, data)
@@ -283,7 +283,7 @@ async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch:
     with capture_logs() as logs:
         async with serving(tmp_path / "a") as node:
             node.parts.gossip._saver.mark()
-            await until(lambda: state.state.has(statedir.MEMBERS))
+            await until(lambda: state.state.has(directory.MEMBERS))
     assert [entry["fix"] for entry in logs if entry["event"] == "members not written"] == [
         "free some space"
     ] * 2

@@ -19,7 +19,7 @@ from phantommesh.link.machine import Links
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir
+from phantommesh.state.directory import StateDir
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite, InviteBook
 from tests.unit.makemesh import NOW, identity

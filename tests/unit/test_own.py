@@ -12,10 +12,8 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh import nodestate, statedir
 from phantommesh.config import Config, load
 from phantommesh.control.messages import Renewed
-from phantommesh.nodestate import NodeState, load_node, make_record, renewal_files
 from phantommesh.nursery import own
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
@@ -24,7 +22,9 @@ from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.streams import Sessions
 from phantommesh.nursery.working import moment
 from phantommesh.records.record import Entry, sign_record
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.state import directory, start
+from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.start import NodeState, load_node, make_record, renewal_files
 from phantommesh.trust.certificates import NODE_LIFE, Role, validity
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import Authority, issue_authority
@@ -106,7 +106,7 @@ def test_a_changed_configuration_is_published(state: NodeState, tmp_path: Path) 
 def test_a_new_version_is_published(
     state: NodeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodestate, "__version__", "99.0")
+    monkeypatch.setattr(start, "__version__", "99.0")
     it = parts(tmp_path)
     it.own.publish()
     assert (it.held.record.version, it.held.record.seq) == ("99.0", 2)
@@ -125,7 +125,7 @@ def test_a_record_of_ours_that_came_back_from_the_mesh_is_replaced(state: NodeSt
 def test_a_record_that_nobody_would_take_is_said_and_the_old_one_stands(
     state: NodeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodestate, "__version__", "x" * 100)
+    monkeypatch.setattr(start, "__version__", "x" * 100)
     it = parts(tmp_path)
     with capture_logs() as logs:
         it.own.publish()
@@ -175,7 +175,7 @@ async def test_an_authority_renews_its_own_certificate(
     )  # fmt: skip
     assert it.held.member.not_after == after.not_after
     assert it.held.record.seq == 2
-    assert validity((tmp_path / "state" / statedir.NODE_CERT).read_bytes())[1] == after.not_after
+    assert validity((tmp_path / "state" / directory.NODE_CERT).read_bytes())[1] == after.not_after
     assert it.own.renewal_error is None
     await it.own.renew_if_due(it.caller)
     assert it.own.member == after
@@ -284,9 +284,9 @@ async def test_a_node_that_dies_while_it_writes_another_authoritys_renewal_start
         after = load_node(at, clock()).node_cert
         assert after == issued[-1] if second == FILES else after in (before, issued[-1])
     at = tmp_path / f"{FILES}-{FILES}"
-    (at / statedir.RENEWAL).write_bytes(b"junk")
+    (at / directory.RENEWAL).write_bytes(b"junk")
     load_node(at, clock())  # it is for nothing but what was cut short
-    (at / statedir.NODE_CERT).write_bytes(b"junk")
+    (at / directory.NODE_CERT).write_bytes(b"junk")
     with pytest.raises(StateError, match=r"node\.crt is damaged"):
         load_node(at, clock())
 
@@ -311,6 +311,6 @@ async def test_a_member_renews_over_a_channel(
 
             assert known(node)
             await until(lambda: known(authority))
-            renewed = validity((tmp_path / "b" / "state" / statedir.NODE_CERT).read_bytes())[1]
+            renewed = validity((tmp_path / "b" / "state" / directory.NODE_CERT).read_bytes())[1]
             assert renewed == node.parts.own.member.not_after
             assert node.parts.own.renewal_error is None

@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from phantommesh.control import messages
-from phantommesh.nodestate import NodeState
 from phantommesh.nursery import proving as module
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.report import _direction
@@ -32,7 +31,8 @@ from phantommesh.records.record import Entry, Roster, sign_record
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
-from phantommesh.statedir import StateError
+from phantommesh.state.directory import StateError
+from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import identity, make_mesh, plain_record

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 from cryptography.x509 import Certificate
 
-from phantommesh import rosterlog
 from phantommesh.node.peers import usable_keys
 from phantommesh.records.record import (
     CONTEXT,
@@ -20,6 +19,7 @@ from phantommesh.records.record import (
     open_record,
     sign_record,
 )
+from phantommesh.state import rosterlog
 from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority, issue_authority

@@ -19,9 +19,7 @@ import trio
 import trio.testing
 from msgspec import structs
 
-from phantommesh import nodestate, statedir
 from phantommesh.config import Config, WireguardSection, load
-from phantommesh.nodestate import load_node
 from phantommesh.nursery import own, rekeying, working
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.own import OwnRecord
@@ -30,7 +28,10 @@ from phantommesh.nursery.rekeying import DRAIN, KeyReplacer
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import Paths
 from phantommesh.records.record import Roster
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.state import directory
+from phantommesh.state import start as nodestate
+from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.start import load_node
 from phantommesh.trust.revocation import Revocations
 from phantommesh.wireguard.keys import SEQ_AHEAD
 from tests.unit.loopback import make_authority
@@ -113,7 +114,7 @@ def mesh(tmp_path: Path) -> Callable[..., Run]:
 async def test_a_key_is_on_disk_before_anybody_hears_of_it(mesh: Callable[..., Run]) -> None:
     run = mesh()
     await run.start()
-    before, written = run.told, run.at / "state" / statedir.WIREGUARD_KEYS
+    before, written = run.told, run.at / "state" / directory.WIREGUARD_KEYS
 
     def on_disk() -> tuple[bytes, ...]:
         return load_node(run.at / "state", time()).wg_keys.public
@@ -207,7 +208,7 @@ async def test_record_numbers_are_reserved_with_the_keys(mesh: Callable[..., Run
     run = mesh()
     await run.start()
     assert await run.replacer.replace(0)
-    file = json.loads((run.at / "state" / statedir.WIREGUARD_KEYS).read_text())
+    file = json.loads((run.at / "state" / directory.WIREGUARD_KEYS).read_text())
     assert file["seq"] >= run.told[0] and file["seq"] <= run.told[0] + SEQ_AHEAD
 
 

@@ -14,11 +14,11 @@ import trio
 from structlog.testing import capture_logs
 from trio import Event
 
-from phantommesh import statedir
 from phantommesh.dimensions import ALL
-from phantommesh.nodestate import load_node
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import CONTEXT
+from phantommesh.state import directory
+from phantommesh.state.start import load_node
 from phantommesh.trust.identity import NodeId
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
@@ -93,7 +93,7 @@ async def test_a_node_whose_new_keys_nobody_heard_of_finds_its_way_back(tmp_path
             keys = at.wg_keys
             for dimension in dimensions:
                 keys = keys.replaced(dimension, 1, 1.0, keys.seq + 20)
-            at.state.write(statedir.WIREGUARD_KEYS, json.dumps(keys.encode()).encode())
+            at.state.write(directory.WIREGUARD_KEYS, json.dumps(keys.encode()).encode())
             async with serving(tmp_path / "b") as node:
                 assert node.parts.own.wg_keys.public == keys.public
                 await until(lambda node=node: both(authority, node))  # type: ignore[misc]
@@ -119,7 +119,7 @@ async def test_a_key_that_two_members_hold_is_replaced_by_both_and_costs_nobody_
     one, two = (load_node(tmp_path / name / "state", time()) for name in ("b", "c"))
     shared = one.wg_keys.keys[2]
     keys = replace(two.wg_keys, keys=(*two.wg_keys.keys[:4], shared, *two.wg_keys.keys[5:]))
-    two.state.write(statedir.WIREGUARD_KEYS, json.dumps(keys.encode()).encode())
+    two.state.write(directory.WIREGUARD_KEYS, json.dumps(keys.encode()).encode())
     held = Event()
 
     def hold(node: Node) -> None:
@@ -202,8 +202,8 @@ async def test_two_nodes_of_an_earlier_version_find_each_other_again(tmp_path: P
         written = node.wg_keys.encode()
         private = [base64.b64encode(key.reveal()).decode() for key in node.wg_keys.private]
         written = {"keys": private, "slots": written["slots"], "made": written["made"], "seq": written["seq"]}
-        node.state.write(statedir.WIREGUARD_KEYS, json.dumps(written).encode())
-        node.state.write(statedir.ROSTER, msgspec.msgpack.encode(early))
+        node.state.write(directory.WIREGUARD_KEYS, json.dumps(written).encode())
+        node.state.write(directory.ROSTER, msgspec.msgpack.encode(early))
         old.append(node.wg_keys.public)
     with capture_logs() as logs:
         async with serving(places[0]) as alpha, serving(places[1]) as beta:

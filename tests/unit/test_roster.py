@@ -13,13 +13,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import statedir
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
-from phantommesh.nodestate import NodeState, load_node
 from phantommesh.nursery import keeper as module
 from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
@@ -32,7 +30,9 @@ from phantommesh.nursery.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
 from phantommesh.records.record import Entry, RecordError, Roster, SignedRecord, sign_record
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.state import directory
+from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
@@ -213,7 +213,7 @@ async def test_the_rosters_writes_keep_to_their_budget(
         mesh.keeper.revoke(revoke(authority, others[0].node_id, time()))
         now = trio.current_time()
         await trio.sleep(1)
-        assert [name for when, name, _ in written if when >= now] == [statedir.REVOCATIONS]
+        assert [name for when, name, _ in written if when >= now] == [directory.REVOCATIONS]
         await trio.sleep(largest / 1024 + 1)
         assert mesh.on_disk() == ["alpha", "other-1", "other-2", "other-3"]
         await mesh.keeper.save()
@@ -258,7 +258,7 @@ async def test_a_damaged_roster_is_named_and_mended_and_its_node_runs(mesh: Mesh
     for who, name in ((B, "beta"), (C, "gamma")):
         mesh.keeper.add(mesh.record(who, name))
     await mesh.keeper.save()
-    path, me = mesh.state.state.path / statedir.ROSTER, mesh.state.identity.node_id
+    path, me = mesh.state.state.path / directory.ROSTER, mesh.state.identity.node_id
     entry = mesh.keeper.roster.get(B.node_id)
     assert entry is not None
     path.write_bytes(path.read_bytes().replace(entry.signed.body, bytes(len(entry.signed.body))) + b"torn")
@@ -576,7 +576,7 @@ async def test_the_newest_group_keys_are_written_last(mesh: Mesh, monkeypatch: p
     authority = mesh.state.authority
     assert authority is not None
     mesh.keeper.revoke(revoke(authority, B.node_id, time()))
-    come, go_on = hold_first(monkeypatch, statedir.KEYRING)
+    come, go_on = hold_first(monkeypatch, directory.KEYRING)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mesh.keys.save)
         await until(come.is_set)

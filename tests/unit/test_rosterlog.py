@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phantommesh import rosterlog, statedir
 from phantommesh.records import record as records
 from phantommesh.records.record import (
     MAX_BODY_BYTES,
@@ -24,8 +23,9 @@ from phantommesh.records.record import (
     SignedRecord,
     sign_record,
 )
-from phantommesh.rosterlog import HEADER, Content
-from phantommesh.statedir import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
+from phantommesh.state import directory, rosterlog
+from phantommesh.state.directory import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
+from phantommesh.state.rosterlog import HEADER, Content
 from phantommesh.trust.certificates import DAY, MAX_CERTIFICATE_BYTES
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.revocation import Revocations, revoke
@@ -78,7 +78,7 @@ class Node:
             made = Roster(MESH.root, Revocations(MESH.root))
             for signed in first:
                 made.add(signed, NOW)
-            self.state.write(statedir.ROSTER, rosterlog.encode(made.in_order()))
+            self.state.write(directory.ROSTER, rosterlog.encode(made.in_order()))
         self.roster, self.log = rosterlog.load(
             self.state, MESH.root, Revocations(MESH.root), ME.node_id, NOW, (MESH.authority.der,)
         )
@@ -86,7 +86,7 @@ class Node:
 
     @property
     def path(self) -> Path:
-        return self.state.path / statedir.ROSTER
+        return self.state.path / directory.ROSTER
 
     def take(self, *signed: SignedRecord) -> None:
         for one in signed:
@@ -248,7 +248,7 @@ def test_a_call_that_fails_loses_nothing_and_the_next_attempt_writes_it(
         life(node, add)
     assert failed == [at] and all("roster.bin" in error for error in said)
     assert seqs(node.again().roster) == seqs(node.roster)
-    assert [entry.name for entry in tmp_path.iterdir()] == [statedir.ROSTER]
+    assert [entry.name for entry in tmp_path.iterdir()] == [directory.ROSTER]
 
 
 def test_a_disk_that_stays_full_is_said_each_time_and_costs_a_bounded_memory(
@@ -327,7 +327,7 @@ def test_a_file_that_is_not_the_one_we_wrote_is_replaced_and_that_is_said(tmp_pa
     longer = node.path.read_bytes()
     other = Node(tmp_path / "other", record("me", 1), record("a", 1), record("c", 9)).path.read_bytes()
     for change in (
-        lambda: statedir.atomic_write(node.path, node.path.read_bytes()),
+        lambda: directory.atomic_write(node.path, node.path.read_bytes()),
         lambda: node.path.write_bytes(node.path.read_bytes()[:100]),
         lambda: node.path.write_bytes(backup),  # in place, as cp does
         lambda: node.path.write_bytes(backup + other),
@@ -473,7 +473,7 @@ def test_a_whole_file_of_an_earlier_version_is_read_and_replaced_at_the_next_cha
         made.encode(),
         msgspec.msgpack.encode([(*msgspec.structs.astuple(e.signed), True) for e in made.in_order()]),
     ):
-        StateDir(tmp_path).write(statedir.ROSTER, listed)
+        StateDir(tmp_path).write(directory.ROSTER, listed)
         node = Node(tmp_path)
         assert seqs(node.roster) == seqs(made) and not node.log.unsaved and not node.log.damage
         assert node.path.read_bytes() == listed

@@ -6,7 +6,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from phantommesh.nursery.saver import SAVE_AGAIN, Saver, patiently
-from phantommesh.statedir import StateError
+from phantommesh.state.directory import StateError
 
 
 class Disk:

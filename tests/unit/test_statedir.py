@@ -12,11 +12,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import process
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES
-from phantommesh.statedir import (
+from phantommesh.state import directory
+from phantommesh.state.directory import (
     MAX_FILE_BYTES,
     REQUIRED,
     StateDir,
@@ -146,7 +146,7 @@ def test_one_node_at_a_time(tmp_path: Path) -> None:
     state = StateDir.create(tmp_path / "state", FILES)
     with state.lock():
         program = (
-            "import sys; from pathlib import Path; from phantommesh.statedir import StateDir, StateError\n"
+            "import sys; from pathlib import Path; from phantommesh.state.directory import StateDir, StateError\n"
             "try:\n  with StateDir.open(Path(sys.argv[1])).lock(): print('held')\n"
             "except StateError as error: print(error)"
         )
@@ -162,7 +162,7 @@ def test_a_lock_that_is_removed_is_made_anew_and_another_process_that_has_it_is_
     tmp_path: Path,
 ) -> None:
     state = StateDir.create(tmp_path / "state", FILES)
-    path = state.path / statedir.LOCK_FILE
+    path = state.path / directory.LOCK_FILE
     with state.lock() as lock:
         assert not lock.check()
         path.unlink()
@@ -191,7 +191,7 @@ async def test_a_node_ends_when_another_has_taken_its_state_directory(
 ) -> None:
     monkeypatch.setattr(process, "LOCK_LOOK", 0.01)
     state = StateDir.create(tmp_path / "state", FILES)
-    path = state.path / statedir.LOCK_FILE
+    path = state.path / directory.LOCK_FILE
     with state.lock() as lock, capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.keep_lock, lock, state.path)
@@ -210,7 +210,7 @@ async def test_a_node_ends_when_another_has_taken_its_state_directory(
 
 
 def test_two_creations_exclude_each_other(tmp_path: Path) -> None:
-    with statedir._staging(tmp_path / ".state.creating"), pytest.raises(StateError, match="at work"):
+    with directory._staging(tmp_path / ".state.creating"), pytest.raises(StateError, match="at work"):
         StateDir.create(tmp_path / "state", FILES)
     StateDir.create(tmp_path / "state", FILES)  # what a dead one leaves behind is in nobody's way
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]

@@ -13,16 +13,16 @@ from time import time
 import pytest
 import trio
 
-from phantommesh import statedir
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.psk import PskPhase
 from phantommesh.node import desk, revoking
-from phantommesh.nodestate import install_successor, load_node
 from phantommesh.nursery import enrolment, process, succession
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
-from phantommesh.statedir import StateError
+from phantommesh.state import directory
+from phantommesh.state.directory import StateError
+from phantommesh.state.start import install_successor, load_node
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 from tests.unit.dying import Killed, die_after
@@ -75,7 +75,7 @@ async def test_the_name_and_the_address_stay_and_all_keys_are_new(tmp_path: Path
             new = anew.parts.state
             assert new.identity.node_id == made.node_id
             assert not set(new.wg_keys.public) & set(old.wg_keys.public)
-            assert not (tmp_path / "b" / "state" / statedir.SUCCESSOR).exists()
+            assert not (tmp_path / "b" / "state" / directory.SUCCESSOR).exists()
             assert not anew.parts.succession.pending
             with pytest.raises(TrustError, match="revoked"):  # nobody gets in as the old one again
                 alpha.parts.keeper.add(old.roster.get(before.node_id).signed)  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ async def test_a_crash_at_any_step_leaves_one_identity_that_works(
                 with pytest.raises(PhantomMeshError):
                     await beta.parts.succession.begin()
         assert id_of(tmp_path / "b") == before.node_id  # what is on disk is whole, and still the old one
-        begun = (tmp_path / "b" / "state" / statedir.SUCCESSION).exists()
+        begun = (tmp_path / "b" / "state" / directory.SUCCESSION).exists()
         assert begun == (step != "the authority does not answer")
         async with serving(tmp_path / "b") as again:  # it goes on by itself
             if begun:
@@ -171,7 +171,7 @@ async def test_a_crash_while_the_new_state_is_put_in_place_is_made_good_at_the_n
         writes += 1
         if not died:
             break
-    assert writes > len(statedir.REQUIRED)
+    assert writes > len(directory.REQUIRED)
 
 
 async def test_an_authority_is_told_what_to_do_instead(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ async def test_who_asks_again_and_again_gets_one_invite_and_who_is_revoked_none(
         await join(tmp_path / "b", make_invite(state), "beta")
         entry = next(e for e in alpha.parts.keeper.roster if e.member.name == "beta")
         granted = [await alpha.parts.desk.replace(entry) for _ in range(5)]
-        book = tmp_path / "a" / "state" / statedir.INVITES
+        book = tmp_path / "a" / "state" / directory.INVITES
         unspent = [path for path in book.glob("*.json") if b'"replaces":""' not in path.read_bytes()]
         assert len(unspent) == 1 and "***" in repr(granted[-1])
         await alpha.parts.desk.revoke(

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir, StateError
+from phantommesh.state.directory import StateDir, StateError
 from phantommesh.trust.certificates import (
     CLOCK_SKEW,
     DAY,

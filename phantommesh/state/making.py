@@ -19,7 +19,6 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh import rosterlog, statedir
 from phantommesh.config import (
     Config,
     ConfigError,
@@ -30,11 +29,19 @@ from phantommesh.config import (
     refuse_overlay,
     render,
 )
-from phantommesh.nodestate import make_record
 from phantommesh.overlay.prefixes import Address
 from phantommesh.records.record import Roster, sign_record
 from phantommesh.secret import Secret
-from phantommesh.statedir import StateDir, StateError, atomic_write, cannot, check_private, check_vacant
+from phantommesh.state import directory, rosterlog
+from phantommesh.state.directory import (
+    StateDir,
+    StateError,
+    atomic_write,
+    cannot,
+    check_private,
+    check_vacant,
+)
+from phantommesh.state.start import make_record
 from phantommesh.trust.certificates import (
     Member,
     Role,
@@ -139,8 +146,8 @@ def init_mesh(
         roster=roster,
         revocations=Revocations(root),
     )
-    files[statedir.ROOT_KEY] = root_key.to_pem().reveal()
-    files[statedir.AUTHORITY_KEY] = authority_key.to_pem().reveal()
+    files[directory.ROOT_KEY] = root_key.to_pem().reveal()
+    files[directory.AUTHORITY_KEY] = authority_key.to_pem().reveal()
     _commit(state_dir, files, config_path, config)
     return _summary(member, mesh, state_dir, config_path)
 
@@ -258,9 +265,9 @@ def finish_join(
         revocations=revoked,
     )
     if ring.active is not None:
-        files[statedir.KEYRING] = ring.encode()
+        files[directory.KEYRING] = ring.encode()
     if draft.authority_key is not None:
-        files[statedir.AUTHORITY_KEY] = draft.authority_key.to_pem().reveal()
+        files[directory.AUTHORITY_KEY] = draft.authority_key.to_pem().reveal()
     _commit(state_dir, files, config_path, config)
     try:
         _draft_path(state_dir).unlink(missing_ok=True)
@@ -298,14 +305,14 @@ def _node_files(
     revocations: Revocations,
 ) -> dict[str, bytes]:
     return {
-        statedir.ROOT_CERT: root.public_bytes(Encoding.DER),
-        statedir.AUTHORITY_CERT: authority_cert,
-        statedir.NODE_CERT: node_cert,
-        statedir.NODE_KEY: identity.to_pem().reveal(),
-        statedir.WIREGUARD_KEYS: json.dumps(wg_keys.encode()).encode("ascii"),
-        statedir.ADMISSION_KEY: admission_key.reveal(),
-        statedir.ROSTER: rosterlog.encode(roster.in_order(revoked=True)),
-        statedir.REVOCATIONS: revocations.encode(),
+        directory.ROOT_CERT: root.public_bytes(Encoding.DER),
+        directory.AUTHORITY_CERT: authority_cert,
+        directory.NODE_CERT: node_cert,
+        directory.NODE_KEY: identity.to_pem().reveal(),
+        directory.WIREGUARD_KEYS: json.dumps(wg_keys.encode()).encode("ascii"),
+        directory.ADMISSION_KEY: admission_key.reveal(),
+        directory.ROSTER: rosterlog.encode(roster.in_order(revoked=True)),
+        directory.REVOCATIONS: revocations.encode(),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
-from phantommesh import __version__, rosterlog, statedir
+from phantommesh import __version__
 from phantommesh.config import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -21,8 +21,9 @@ from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.record import NodeRecord, Roster
-from phantommesh.rosterlog import RosterLog
-from phantommesh.statedir import StateDir, StateError, cannot
+from phantommesh.state import directory, rosterlog
+from phantommesh.state.directory import StateDir, StateError, cannot
+from phantommesh.state.rosterlog import RosterLog
 from phantommesh.trust.certificates import (
     EARLY,
     Member,
@@ -66,13 +67,13 @@ class NodeState:
     def root_key(self, what: str = "make another an authority") -> Identity:
         """Read the mesh's root key, to do ``what``. Raises TrustError where this machine does not hold it, or
         StateError."""
-        if not self.state.has(statedir.ROOT_KEY):
+        if not self.state.has(directory.ROOT_KEY):
             raise TrustError(
                 f"only the machine that holds the mesh's root key can {what}",
-                fix=f"run it where `phantommesh init` ran, or put its {statedir.ROOT_KEY} back",
+                fix=f"run it where `phantommesh init` ran, or put its {directory.ROOT_KEY} back",
             )
-        with _blame(self.state, statedir.ROOT_KEY):
-            key = Identity.from_pem(self.state.read_secret(statedir.ROOT_KEY).reveal())
+        with _blame(self.state, directory.ROOT_KEY):
+            key = Identity.from_pem(self.state.read_secret(directory.ROOT_KEY).reveal())
             if key.spki != self.mesh.root_spki:
                 raise TrustError("it is another mesh's root key")
         return key
@@ -116,39 +117,39 @@ def load_node(state_dir: Path, now: float) -> NodeState:
     An expired certificate of our own is no error here: `NodeState.member` says so.
     """
     state = StateDir.open(state_dir)
-    with _blame(state, statedir.ROOT_CERT):
-        root = load_root(state.read(statedir.ROOT_CERT))
+    with _blame(state, directory.ROOT_CERT):
+        root = load_root(state.read(directory.ROOT_CERT))
         mesh = describe_mesh(root)
-    with _blame(state, statedir.NODE_KEY):
-        identity = Identity.from_pem(state.read_secret(statedir.NODE_KEY).reveal())
+    with _blame(state, directory.NODE_KEY):
+        identity = Identity.from_pem(state.read_secret(directory.NODE_KEY).reveal())
     if now < root.not_valid_before_utc.timestamp() - EARLY:
         raise StateError(
             f"this machine's clock is wrong: the mesh was made on {root.not_valid_before_utc:%Y-%m-%d}",
             fix="set the clock",
         )
-    with _blame(state, statedir.NODE_CERT):
+    with _blame(state, directory.NODE_CERT):
         authority_cert, node_cert = _load_certificates(state, root, identity)
-    with _blame(state, statedir.WIREGUARD_KEYS):
-        wg_keys = WgKeys.decode(json.loads(state.read_secret(statedir.WIREGUARD_KEYS).reveal()))
-    with _blame(state, statedir.ADMISSION_KEY):
-        admission = MeshSecrets.decode(state.read_secret(statedir.ADMISSION_KEY).reveal())
-    with _blame(state, statedir.REVOCATIONS):
-        revocations = Revocations.decode(state.read(statedir.REVOCATIONS), root, now)
-    with _blame(state, statedir.ROSTER):
+    with _blame(state, directory.WIREGUARD_KEYS):
+        wg_keys = WgKeys.decode(json.loads(state.read_secret(directory.WIREGUARD_KEYS).reveal()))
+    with _blame(state, directory.ADMISSION_KEY):
+        admission = MeshSecrets.decode(state.read_secret(directory.ADMISSION_KEY).reveal())
+    with _blame(state, directory.REVOCATIONS):
+        revocations = Revocations.decode(state.read(directory.REVOCATIONS), root, now)
+    with _blame(state, directory.ROSTER):
         known = authority_cert, node_cert
         roster, roster_log = rosterlog.load(state, root, revocations, identity.node_id, now, known)
     keyring = b""
-    if state.has(statedir.KEYRING):
-        with _blame(state, statedir.KEYRING):
-            keyring = state.read_secret(statedir.KEYRING).reveal()
+    if state.has(directory.KEYRING):
+        with _blame(state, directory.KEYRING):
+            keyring = state.read_secret(directory.KEYRING).reveal()
             ring = Keyring()
             ring.shun(revocations)
             ring.restore(keyring, 0.0, greatest_epoch(root, now))
             admission.follow(ring.keys, ring.active, now)
     authority = None
-    if state.has(statedir.AUTHORITY_KEY):
-        with _blame(state, statedir.AUTHORITY_KEY):
-            key = Identity.from_pem(state.read_secret(statedir.AUTHORITY_KEY).reveal())
+    if state.has(directory.AUTHORITY_KEY):
+        with _blame(state, directory.AUTHORITY_KEY):
+            key = Identity.from_pem(state.read_secret(directory.AUTHORITY_KEY).reveal())
             authority = Authority(root, load_certificate(authority_cert, "authority"), key)
     return NodeState(
         state=state,
@@ -175,18 +176,18 @@ def install_successor(state_dir: Path) -> bool:
     stays where it is until all of it is in place. Raises StateError.
     """
     state = StateDir.open(state_dir)
-    made = state.path / statedir.SUCCESSOR
+    made = state.path / directory.SUCCESSOR
     if not made.is_dir():
         return False
     successor = StateDir.open(made)
-    for name in (*statedir.REQUIRED, statedir.KEYRING):
+    for name in (*directory.REQUIRED, directory.KEYRING):
         if successor.has(name):
             state.write(name, successor.read(name))
     try:
         # Remove what was the old identity's alone. Its proofs would break off the new one's chain.
-        for name in (statedir.RENEWAL, statedir.LEAP, statedir.SUCCESSION):
+        for name in (directory.RENEWAL, directory.LEAP, directory.SUCCESSION):
             (state.path / name).unlink(missing_ok=True)
-        shutil.rmtree(state.path / statedir.PROOFS, ignore_errors=True)
+        shutil.rmtree(state.path / directory.PROOFS, ignore_errors=True)
         over = made.with_name(f".{made.name}.over")
         shutil.rmtree(over, ignore_errors=True)
         made.rename(over)
@@ -198,8 +199,8 @@ def install_successor(state_dir: Path) -> bool:
 
 def load_mesh(state: StateDir) -> Mesh:
     """Read which mesh a state directory is of, though all else in it be damaged. Raises StateError."""
-    with _blame(state, statedir.ROOT_CERT):
-        return describe_mesh(load_root(state.read(statedir.ROOT_CERT)))
+    with _blame(state, directory.ROOT_CERT):
+        return describe_mesh(load_root(state.read(directory.ROOT_CERT)))
 
 
 def next_generation(state: StateDir, now: float) -> int:
@@ -209,23 +210,23 @@ def next_generation(state: StateDir, now: float) -> int:
     add to a claim's generation is the leap. Raises StateError.
     """
     last = 0
-    if state.has(statedir.GENERATION):
-        with _blame(state, statedir.GENERATION):
-            last = int(state.read(statedir.GENERATION))
+    if state.has(directory.GENERATION):
+        with _blame(state, directory.GENERATION):
+            last = int(state.read(directory.GENERATION))
     generation = max(last + 1, int(now))
     if not 0 < generation < 2**32:
         raise StateError(
-            f"{state.path / statedir.GENERATION} says {last}, which is no number of a start",
+            f"{state.path / directory.GENERATION} says {last}, which is no number of a start",
             fix="set the clock, and delete the file if it is damaged",
         )
-    state.write(statedir.GENERATION, str(generation).encode("ascii"))
+    state.write(directory.GENERATION, str(generation).encode("ascii"))
     return generation
 
 
 def load_leap(state: StateDir) -> int:
     """Read how far past the number of a start our claims are. Damage costs only that: we leap again."""
     try:
-        leap = int(state.read(statedir.LEAP)) if state.has(statedir.LEAP) else 0
+        leap = int(state.read(directory.LEAP)) if state.has(directory.LEAP) else 0
     except (StateError, ValueError):
         return 0
     return leap if 0 <= leap <= MAX_GENERATION else 0
@@ -234,15 +235,15 @@ def load_leap(state: StateDir) -> int:
 def renewal_files(authority_cert: bytes, node_cert: bytes) -> dict[str, bytes]:
     """Return what a renewal writes, in this order: a node that dies in between starts again all the same."""
     return {
-        statedir.RENEWAL: msgspec.msgpack.encode((authority_cert, node_cert)),
-        statedir.AUTHORITY_CERT: authority_cert,
-        statedir.NODE_CERT: node_cert,
+        directory.RENEWAL: msgspec.msgpack.encode((authority_cert, node_cert)),
+        directory.AUTHORITY_CERT: authority_cert,
+        directory.NODE_CERT: node_cert,
     }
 
 
 def _load_certificates(state: StateDir, root: x509.Certificate, identity: Identity) -> tuple[bytes, bytes]:
     """Read the authority's certificate and ours. Raises StateError, or TrustError where they do not hold."""
-    authority_cert, node_cert = state.read(statedir.AUTHORITY_CERT), state.read(statedir.NODE_CERT)
+    authority_cert, node_cert = state.read(directory.AUTHORITY_CERT), state.read(directory.NODE_CERT)
     try:
         _check_certificates(root, identity, authority_cert, node_cert)
     except TrustError:
@@ -255,10 +256,10 @@ def _load_certificates(state: StateDir, root: x509.Certificate, identity: Identi
 
 def _load_renewal(state: StateDir, root: x509.Certificate, identity: Identity) -> tuple[bytes, bytes] | None:
     """Read the certificates of a renewal cut short. None where there are none that hold."""
-    if not state.has(statedir.RENEWAL):
+    if not state.has(directory.RENEWAL):
         return None
     try:
-        pair = msgspec.msgpack.decode(state.read(statedir.RENEWAL), type=tuple[bytes, bytes])
+        pair = msgspec.msgpack.decode(state.read(directory.RENEWAL), type=tuple[bytes, bytes])
         _check_certificates(root, identity, *pair)
     except (PhantomMeshError, ValueError, RecursionError):
         return None
@@ -270,7 +271,7 @@ def _check_certificates(
 ) -> None:
     member = verify_chain(root, authority_cert, node_cert, validity(node_cert)[1])
     if member.node_id != identity.node_id:
-        raise TrustError(f"it is not the certificate of {statedir.NODE_KEY}")
+        raise TrustError(f"it is not the certificate of {directory.NODE_KEY}")
 
 
 def encode_members(claims: Iterable[bytes]) -> bytes:
@@ -281,7 +282,7 @@ def encode_members(claims: Iterable[bytes]) -> bytes:
 def load_members(node: NodeState) -> Snapshot:
     """Read what members last said of themselves: those that are members still. Damage costs only that."""
     try:
-        data = node.state.read(statedir.MEMBERS) if node.state.has(statedir.MEMBERS) else b""
+        data = node.state.read(directory.MEMBERS) if node.state.has(directory.MEMBERS) else b""
         claims = [data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE)]
         me = node.identity.node_id
         others = ((c, NodeId(c[:NODE_ID_BYTES])) for c in claims)
@@ -294,8 +295,8 @@ def load_last_addresses(node: NodeState) -> LastAddresses:
     """Read the last addresses of members that were forgotten. Damage costs only that."""
     lost = LastAddresses(random.SystemRandom())
     try:
-        if node.state.has(statedir.LAST_ADDRESSES):
-            lost.restore(node.state.read(statedir.LAST_ADDRESSES))
+        if node.state.has(directory.LAST_ADDRESSES):
+            lost.restore(node.state.read(directory.LAST_ADDRESSES))
     except (StateError, ValueError):
         return LastAddresses(random.SystemRandom())
     return lost
@@ -309,4 +310,4 @@ def _blame(state: StateDir, name: str) -> Iterator[None]:
     except StateError:
         raise
     except (PhantomMeshError, ValueError, TypeError, RecursionError) as error:
-        raise StateError(f"{state.path / name} is damaged: {error}", fix=statedir.RESTORE) from error
+        raise StateError(f"{state.path / name} is damaged: {error}", fix=directory.RESTORE) from error

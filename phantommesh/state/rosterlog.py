@@ -27,10 +27,10 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
-from phantommesh import statedir
 from phantommesh.errors import PhantomMeshError
 from phantommesh.records.record import Entry, NodeRecord, RecordError, Roster, SignedRecord, encoded_hash
-from phantommesh.statedir import MAX_FILE_BYTES, PlaceError, StateDir, StateError
+from phantommesh.state import directory
+from phantommesh.state.directory import MAX_FILE_BYTES, PlaceError, StateDir, StateError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 
@@ -299,7 +299,7 @@ class RosterLog:
 
     def __init__(self, state: StateDir, content: Content) -> None:
         self._state = state
-        self._place = state.place(statedir.ROSTER)
+        self._place = state.place(directory.ROSTER)
         self.damage, self.torn = content.damage, content.torn
         self.refused: StateError | None = None
         self.replaced: PlaceError | None = None
@@ -350,7 +350,7 @@ class RosterLog:
         written, whole, self.replaced = 0, job.whole, None
         if not whole:
             try:
-                self._place = self._state.append(statedir.ROSTER, self._place, job.added)
+                self._place = self._state.append(directory.ROSTER, self._place, job.added)
                 self._certificates = job.certificates
                 written = len(job.added)
             except PlaceError as error:
@@ -359,8 +359,8 @@ class RosterLog:
             data, certificates = _encode(job.everything)
             written += len(data)
             try:
-                self._state.write(statedir.ROSTER, data)
-                self._place = self._state.place(statedir.ROSTER)
+                self._state.write(directory.ROSTER, data)
+                self._place = self._state.place(directory.ROSTER)
             except StateError as error:
                 if whole:
                     raise
@@ -395,7 +395,7 @@ def load(
 
     Damage does not stop a node that knows another member still: that one gives the rest again.
     """
-    content = decode(state.read(statedir.ROSTER), root, revocations, now, certificates)
+    content = decode(state.read(directory.ROSTER), root, revocations, now, certificates)
     alone = all(entry.member.node_id == me for entry in content.roster)
     if alone and (content.damage or (content.torn and not len(content.roster))):
         left = content.damage or Damage(content.end, content.torn)
