@@ -26,12 +26,12 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.views import PathView
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import flows_between
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Traffic, open_traffic
-from phantommesh.views import PathView
 
 PING = 0.005  # s
 WATCH = 3.0  # s that a cut is watched

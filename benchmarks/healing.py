@@ -24,12 +24,12 @@ import trio
 
 from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.views import Event, PeerView
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic
-from phantommesh.views import Event, PeerView
 
 LOOK = 0.25  # s between looks at the APIs
 PATIENCE = 120.0  # s

@@ -24,12 +24,12 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.wire import Kind
+from phantommesh.management.views import RotationResult
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Flow, open_traffic
-from phantommesh.views import RotationResult
 
 SKEWS = (0.0, 2.0, 20.0, 60.0)  # s
 SECONDS = 240.0  # two of WireGuard's rekeys

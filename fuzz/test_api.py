@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 
+from phantommesh.management.views import Problem
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.server import connection_handler
-from phantommesh.views import Problem
 from tests.unit.fakenode import FakeNode
 
 ROUTES = [

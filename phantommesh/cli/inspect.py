@@ -14,8 +14,8 @@ from phantommesh.cli.base import CliError, Options, client_of, json_option
 from phantommesh.cli.output import age, emit, one_line, table
 
 if TYPE_CHECKING:
+    from phantommesh.management.views import MemberState
     from phantommesh.trust.certificates import Mesh
-    from phantommesh.views import MemberState
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0

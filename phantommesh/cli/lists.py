@@ -13,14 +13,22 @@ from phantommesh.cli.base import Options, client_of, json_option
 from phantommesh.cli.output import age, emit, size, table
 
 if TYPE_CHECKING:
-    from phantommesh.views import Event, LinkView, PathView, PeerView, ProofDirection, ProofsView, ScatterView
+    from phantommesh.management.views import (
+        Event,
+        LinkView,
+        PathView,
+        PeerView,
+        ProofDirection,
+        ProofsView,
+        ScatterView,
+    )
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[Item]):
-    """``view``: the items' type, by its name in `phantommesh.views`, which is slow to import. ``rows`` are
+    """``view``: the items' type, by its name in `phantommesh.management.views`, which is slow to import. ``rows`` are
     those of one item; ``order`` sorts the items of a table. ``--json`` has them in the API's order."""
 
     path: str
@@ -31,7 +39,7 @@ class Listing(Generic[Item]):
 
     def fetch(self, options: Options, query: Mapping[str, str] | None = None) -> list[Item]:
         """Ask the node for all. Raises NodeNotRunningError or ApiError."""
-        from phantommesh import views
+        from phantommesh.management import views
 
         found: list[Item] = client_of(options).get_all(self.path, getattr(views, self.view), query)
         return found
@@ -39,7 +47,7 @@ class Listing(Generic[Item]):
     def show(self, options: Options, items: list[Item]) -> None:
         """Print one JSON document or a table."""
         if options.json:
-            from phantommesh.views import Page
+            from phantommesh.management.views import Page
 
             emit(Page(items=items, next_cursor=None))
             return

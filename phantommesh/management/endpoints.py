@@ -11,7 +11,7 @@ import msgspec
 
 from phantommesh.management.bodies import IdentityRequest, Probe, RevocationRequest, RotationRequest
 from phantommesh.management.scopes import Scope
-from phantommesh.views import (
+from phantommesh.management.views import (
     Event,
     IdentityResult,
     LinkView,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from phantommesh.management.endpoints import COMMON, JSON, Endpoint
-from phantommesh.views import Problem
+from phantommesh.management.views import Problem
 
 PROBLEM = "application/problem+json"
 _REF = "#/components/schemas/{name}"

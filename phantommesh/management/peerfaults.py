@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.views import LinkView, MemberState, PathView
+from phantommesh.management.views import LinkView, MemberState, PathView
 
 PEER_GONE = FaultKind("peer-gone", "medium")
 LINK_INCOMPLETE = FaultKind("link-incomplete", "medium")

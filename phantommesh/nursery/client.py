@@ -15,7 +15,14 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.views import IdentityResult, Page, Problem, RevocationResult, RotationResult, Status
+from phantommesh.management.views import (
+    IdentityResult,
+    Page,
+    Problem,
+    RevocationResult,
+    RotationResult,
+    Status,
+)
 
 T = TypeVar("T")
 

@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.views import Status
 from phantommesh.nursery import labnet
 from phantommesh.nursery.labmesh import (
     POLL_S,
@@ -39,7 +40,6 @@ from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, n
 from phantommesh.nursery.labping import Flow, open_traffic
 from phantommesh.nursery.owning import held
 from phantommesh.state.directory import atomic_write
-from phantommesh.views import Status
 
 MESH: Final = "lab"
 _INVITE_TTL: Final = "1h"

@@ -15,6 +15,7 @@ import trio
 from phantommesh.config import load, render
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery import labnet
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
@@ -25,7 +26,6 @@ from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
 from phantommesh.state.directory import ROOT_CERT, StateDir, atomic_write
 from phantommesh.trust.certificates import describe_mesh, load_root
-from phantommesh.views import LinkView, Status
 
 _COMMAND: Final = (sys.executable, "-m", "phantommesh")
 POLL_S: Final = 0.1  # between two looks at a node that is not there yet

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from phantommesh.logbudget import MAX_LINE, LogBudget
+from phantommesh.management.logbudget import MAX_LINE, LogBudget
 from phantommesh.secret import Secret
 
 LogFormat = Literal["auto", "json", "console"]

@@ -19,14 +19,14 @@ from phantommesh.config import Config
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.events import EventLog
 from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Enrolment
 from phantommesh.link.machine import Links
+from phantommesh.management.events import EventLog
+from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
-from phantommesh.metrics import Metrics
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.backend import Backend

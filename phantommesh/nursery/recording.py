@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from phantommesh.link.effects import Alarm, Opened, Role
+from phantommesh.management.metrics import PathSample, ScatterSample, WireGuardSample
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
-from phantommesh.metrics import PathSample, ScatterSample, WireGuardSample
 from phantommesh.node.peers import generation_of
 from phantommesh.nursery import health
 from phantommesh.nursery.parts import Parts

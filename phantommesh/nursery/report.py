@@ -12,26 +12,14 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.dimensions import has
-from phantommesh.events import EventLog
 from phantommesh.faults import Fault
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.events import EventLog
 from phantommesh.management.finding import find
+from phantommesh.management.metrics import Metrics
 from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
-from phantommesh.membership.messages import State
-from phantommesh.metrics import Metrics
-from phantommesh.moments import rfc3339
-from phantommesh.nursery import health
-from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.parts import Parts
-from phantommesh.proofs import fit
-from phantommesh.proofs.review import Shown
-from phantommesh.proofs.shelf import DIRECTIONS
-from phantommesh.records.record import Entry
-from phantommesh.scatter.intents import intent_of
-from phantommesh.trust.certificates import TrustError
-from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
-from phantommesh.views import (
+from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
     LinkView,
@@ -48,6 +36,18 @@ from phantommesh.views import (
     ScatterView,
     Status,
 )
+from phantommesh.membership.messages import State
+from phantommesh.moments import rfc3339
+from phantommesh.nursery import health
+from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.parts import Parts
+from phantommesh.proofs import fit
+from phantommesh.proofs.review import Shown
+from phantommesh.proofs.shelf import DIRECTIONS
+from phantommesh.records.record import Entry
+from phantommesh.scatter.intents import intent_of
+from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 from phantommesh.wireguard.device import PeerState
 
 MEMBER_STATES: Mapping[State, MemberState] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from time import time
 
 from phantommesh.config import Config, load
+from phantommesh.management.views import Status
 from phantommesh.nursery.labnet import LabNode, LabSpec
 from phantommesh.state.start import NodeState, load_node
-from phantommesh.views import Status
 
 NEIGHBOUR = 250  # the last byte of the neighbour's address on each segment
 

@@ -23,7 +23,7 @@ from structlog.typing import EventDict
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.gossip.machine import KIND
-from phantommesh.logbudget import LogBudget
+from phantommesh.management.logbudget import LogBudget
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.node.serving import ServingWork
 from phantommesh.node.steps import Moment, Party

@@ -16,13 +16,13 @@ import pytest
 import trio
 
 from phantommesh.link import keys
+from phantommesh.management.views import LinkView
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.secret import Secret
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.views import LinkView
 from tests.attacks.rig import Neighbour, insider
 from tests.lab.conftest import PATIENCE_S
 

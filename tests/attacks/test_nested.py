@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from phantommesh.management.views import Status
 from phantommesh.nursery import lab
 from phantommesh.nursery.labmesh import converged, crash, kill, start
 from phantommesh.nursery.labnet import LabSpec, nodes_of
-from phantommesh.views import Status
 from tests.attacks.rig import counted, run_inside, status_of
 from tests.attacks.test_neighbour import drops
 from tests.lab.conftest import PATIENCE_S

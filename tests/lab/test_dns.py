@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import pytest
 import trio
 
+from phantommesh.management.views import Status
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.lab import MESH
 from phantommesh.nursery.labmesh import converged
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.views import Status
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab

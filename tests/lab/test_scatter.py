@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from phantommesh.dimensions import DIMENSIONS, SLOTS
+from phantommesh.management.views import ScatterView
 from phantommesh.nursery import lab
 from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start, view_of
@@ -30,7 +31,6 @@ from phantommesh.scatter.maps import (
 )
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
-from phantommesh.views import ScatterView
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, is_gone, run_in, until
 from tests.lab.test_node import configured, edit, stop

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from phantommesh.events import EventLog
 from phantommesh.faults import Fault
-from phantommesh.metrics import Metrics
-from phantommesh.views import (
+from phantommesh.management.events import EventLog
+from phantommesh.management.metrics import Metrics
+from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
     LinkView,

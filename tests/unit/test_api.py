@@ -21,13 +21,7 @@ from quart_trio import QuartTrio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
-from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
-from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
-from phantommesh.nursery.api.server import connection_handler, serve_api
-from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
-from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
-from phantommesh.proofs.statement import ProofError
-from phantommesh.views import (
+from phantommesh.management.views import (
     IdentityResult,
     LinkView,
     Page,
@@ -40,6 +34,12 @@ from phantommesh.views import (
     ScatterView,
     Status,
 )
+from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
+from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
+from phantommesh.nursery.api.server import connection_handler, serve_api
+from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
+from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
+from phantommesh.proofs.statement import ProofError
 from tests.unit.fakenode import FakeNode
 
 NO_GROUP = "no-such-group-here"

@@ -23,15 +23,15 @@ from rich.cells import cell_len
 from phantommesh.cli import base, cli
 from phantommesh.cli.output import lay_out, table
 from phantommesh.errors import PhantomMeshError
-from phantommesh.events import EventLog
 from phantommesh.faults import FaultKind
+from phantommesh.management.events import EventLog
+from phantommesh.management.views import Rotation, RotationResult
 from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.proofs.archive import MAGIC
 from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.invites import Invite
-from phantommesh.views import Rotation, RotationResult
 from tests.unit.fakenode import FakeNode
 from tests.unit.makeproofs import MESH, World, node
 from tests.unit.proofs.cheats import CHEATS

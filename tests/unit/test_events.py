@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from phantommesh.config import Intent
-from phantommesh.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
 from phantommesh.link.effects import Alarm
+from phantommesh.management.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
+from phantommesh.management.views import Event
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
@@ -21,7 +22,6 @@ from phantommesh.nursery.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records.record import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
-from phantommesh.views import Event
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 ALL = Filter()

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from phantommesh.control import asking
 from phantommesh.control.messages import Records, decode_answer_untrusted
 from phantommesh.endpoint import Address
-from phantommesh.events import Filter
 from phantommesh.gossip.envelope import REQUEST, Envelope
+from phantommesh.management.events import Filter
 from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode

@@ -3,6 +3,7 @@
 
 import pytest
 
+from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery.labmesh import LabLink, NodeView, links_between
 from phantommesh.nursery.labnet import (
     LabError,
@@ -15,7 +16,6 @@ from phantommesh.nursery.labnet import (
 )
 from phantommesh.nursery.labping import Flow, Traffic, _checksum
 from phantommesh.nursery.labrun import links_table
-from phantommesh.views import LinkView, Status
 
 STATUS = Status(
     mesh="lab", node="n", node_id="x", version="1", uptime_s=1.0, backend="kernel", role="node",

@@ -2,7 +2,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.logbudget import (
+from phantommesh.management.logbudget import (
     BYTES_BURST,
     BYTES_RATE,
     HOUR,

@@ -4,7 +4,7 @@ import re
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from phantommesh.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
+from phantommesh.management.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 
 # What INTERFACE promises for the parts that exist.
 NAMES = {

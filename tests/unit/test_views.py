@@ -2,7 +2,7 @@
 import msgspec
 import pytest
 
-from phantommesh.views import LINK_STATES, LinkView, Page, PeerView, Problem, Status
+from phantommesh.management.views import LINK_STATES, LinkView, Page, PeerView, Problem, Status
 from tests.unit.fakenode import FakeNode, link_view, peer_view
 
 

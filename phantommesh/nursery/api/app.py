@@ -18,13 +18,13 @@ from quart_trio import QuartTrio
 
 from phantommesh.management.endpoints import ENDPOINTS, Endpoint
 from phantommesh.management.scopes import Scope, allows
+from phantommesh.management.views import NodePort, Problem
 from phantommesh.nursery.api import problems
 from phantommesh.nursery.api.events import events
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
-from phantommesh.views import NodePort, Problem
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10

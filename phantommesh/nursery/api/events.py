@@ -11,11 +11,11 @@ from quart import Response, request, websocket
 from werkzeug.datastructures import MultiDict
 from wsproto.frame_protocol import CloseReason
 
-from phantommesh.events import EventLog, Filter, FilterError
+from phantommesh.management.events import EventLog, Filter, FilterError
+from phantommesh.management.views import NodePort, Page
 from phantommesh.nursery.api.paging import CURSOR_FIX, decode_cursor, encode_cursor, limit_of
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
-from phantommesh.views import NodePort, Page
 
 OLDEST = "oldest"
 _MAX_DIGITS = 18

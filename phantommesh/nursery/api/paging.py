@@ -6,8 +6,8 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from phantommesh.management.views import Page
 from phantommesh.nursery.api.problems import ProblemError
-from phantommesh.views import Page
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000

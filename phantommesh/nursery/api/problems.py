@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
-from phantommesh.views import Problem
+from phantommesh.management.views import Problem
 
 PROBLEM_TYPE = "application/problem+json"
 

@@ -12,10 +12,10 @@ from phantommesh.management.bodies import Probe
 from phantommesh.management.endpoints import BYTES, ENDPOINTS, JSON
 from phantommesh.management.finding import find
 from phantommesh.management.openapi import document
+from phantommesh.management.views import NodePort, PeerView
 from phantommesh.nursery.api.paging import HasNodeId, paginate
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
-from phantommesh.views import NodePort, PeerView
 
 
 def reads(node: NodePort) -> Handlers:

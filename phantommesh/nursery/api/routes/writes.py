@@ -10,11 +10,7 @@ from quart import Response, request
 
 from phantommesh.management.bodies import IdentityRequest, RevocationRequest, RotationRequest
 from phantommesh.management.endpoints import IDENTITIES, JSON, REVOCATIONS, ROTATIONS, Endpoint, RootOnly
-from phantommesh.nursery.api.idempotency import IdempotencyCache
-from phantommesh.nursery.api.problems import ProblemError
-from phantommesh.nursery.api.routes import Handlers
-from phantommesh.nursery.api.routes.reads import find_peer
-from phantommesh.views import (
+from phantommesh.management.views import (
     IdentityResult,
     LinkView,
     NodePort,
@@ -23,6 +19,10 @@ from phantommesh.views import (
     Rotation,
     RotationResult,
 )
+from phantommesh.nursery.api.idempotency import IdempotencyCache
+from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.routes import Handlers
+from phantommesh.nursery.api.routes.reads import find_peer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 

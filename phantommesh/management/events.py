@@ -12,8 +12,8 @@ from typing import TypeAlias
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.views import Event
 from phantommesh.moments import rfc3339
-from phantommesh.views import Event
 
 FAMILIES = ("peer", "link", "path", "scatter", "agent", "threat", "config", "health")
 GAP = "gap"

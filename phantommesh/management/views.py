@@ -13,8 +13,8 @@ import msgspec
 from phantommesh.faults import Fault
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
-    from phantommesh.events import EventLog
-    from phantommesh.metrics import Metrics
+    from phantommesh.management.events import EventLog
+    from phantommesh.management.metrics import Metrics
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
