@@ -24,11 +24,11 @@ from dataclasses import dataclass
 import trio
 
 from benchmarks.machine import describe
+from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import PathView
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import flows_between
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Traffic, open_traffic

@@ -23,10 +23,10 @@ from time import time
 import trio
 
 from benchmarks.machine import describe
+from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Event, PeerView
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import open_traffic

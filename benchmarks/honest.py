@@ -24,10 +24,10 @@ from typing import Any
 
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.config import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.proofs.archive import Archive

@@ -24,9 +24,9 @@ import msgspec
 import trio
 
 from benchmarks.machine import describe
+from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import (
     answered,
     configure,

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import trio
 
 from benchmarks.machine import describe
+from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.wire import Kind
 from phantommesh.management.views import RotationResult
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.labping import Flow, open_traffic

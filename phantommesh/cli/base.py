@@ -16,7 +16,7 @@ from phantommesh.cli.output import one_line
 from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
-    from phantommesh.nursery.client import NodeClient
+    from phantommesh.client.http import NodeClient
 
 STATE_DIR = Path("/var/lib/phantommesh")
 SOCKET = Path("/run/phantommesh/api.sock")
@@ -69,7 +69,7 @@ class Cli(click.Group):
 
 
 def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
-    from phantommesh.nursery.client import NodeNotRunningError
+    from phantommesh.client.http import NodeNotRunningError
 
     click.echo(f"error: {one_line(str(error))}", err=True)
     if isinstance(error, PhantomMeshError) and error.fix:
@@ -118,7 +118,7 @@ def socket_of(options: Options) -> Path:
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":
-    from phantommesh.nursery.client import NodeClient
+    from phantommesh.client.http import NodeClient
 
     return NodeClient(socket_of(options), timeout=timeout)
 

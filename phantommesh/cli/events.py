@@ -32,7 +32,7 @@ def events(options: Options, on: bool, types: tuple[str, ...], since: int | None
     """
     query = {"types": ",".join(types), "since": "oldest" if since is None else str(since)}
     if on:
-        from phantommesh.nursery.follow import follow
+        from phantommesh.client.events import follow
 
         for event in follow(socket_of(options), query):
             if options.json:

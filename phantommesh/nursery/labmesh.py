@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.config import load, render
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery import labnet
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
 from phantommesh.nursery.netlink import ROUTE_PROTOCOL

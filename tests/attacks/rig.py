@@ -82,7 +82,7 @@ def link_local(node: LabNode, interface: str = "up0") -> str:
 
 def status_of(node: LabNode) -> Status:
     """A node's own report. Raises NodeNotRunningError or ApiError."""
-    from phantommesh.nursery.client import NodeClient
+    from phantommesh.client.http import NodeClient
 
     return NodeClient(node.socket).status()
 

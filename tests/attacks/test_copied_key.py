@@ -23,11 +23,11 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from phantommesh.client.http import NodeClient
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.nursery import lab, labnet
 from phantommesh.nursery.calling import reconcile
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.node import Node

@@ -13,11 +13,11 @@ from time import monotonic, sleep
 import pytest
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import format_endpoint
 from phantommesh.management.views import PeerView
 from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, crash, pid_file, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from tests.attacks.rig import Neighbour, counted, insider, run_inside, status_of

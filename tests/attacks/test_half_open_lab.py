@@ -15,10 +15,10 @@ from contextlib import contextmanager
 import pytest
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.link import keys
 from phantommesh.management.views import LinkView
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.secret import Secret

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.management.views import Status
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.lab import MESH
 from phantommesh.nursery.labmesh import converged
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of

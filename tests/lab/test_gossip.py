@@ -5,8 +5,8 @@ import pytest
 import trio
 
 from benchmarks.healing import CUT, seen_by
+from phantommesh.client.http import ApiError, NodeNotRunningError
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import ApiError, NodeNotRunningError
 from phantommesh.nursery.labmesh import converged, crash, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.management.views import ScatterView
 from phantommesh.nursery import lab
-from phantommesh.nursery.client import NodeClient
 from phantommesh.nursery.labmesh import converged, kill, start, view_of
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
 from phantommesh.overlay import guard

@@ -19,6 +19,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from quart import Response
 from quart_trio import QuartTrio
 
+from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.views import (
@@ -38,7 +39,6 @@ from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
-from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.proofs.statement import ProofError
 from tests.unit.fakenode import FakeNode
 
@@ -393,7 +393,7 @@ async def test_the_client_talks_to_the_server(tmp_path: Path) -> None:
 
 
 async def test_the_client_reads_every_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.nursery.client.PAGE_LIMIT", 2)
+    monkeypatch.setattr("phantommesh.client.http.PAGE_LIMIT", 2)
     node, path = FakeNode(peers=5), tmp_path / "api.sock"
     async with serving(node, path):
         peers = await in_thread(lambda: NodeClient(path).get_all("/v1/peers", PeerView))

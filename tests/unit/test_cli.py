@@ -718,7 +718,7 @@ def test_a_junk_answer_is_told(tmp_path: Path) -> None:
 
 def test_starting_does_not_import_what_is_slow() -> None:
     code = (
-        "import sys, phantommesh.cli, phantommesh.nursery.client\n"
+        "import sys, phantommesh.cli, phantommesh.client.http\n"
         "slow = {'trio', 'quart', 'quart_trio', 'hypercorn', 'pyroute2', 'httpx', 'rich', 'cryptography',"
         " 'structlog', 'prometheus_client'}\n"
         "print(sorted(slow & set(sys.modules)))"

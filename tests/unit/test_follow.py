@@ -28,12 +28,12 @@ from wsproto.events import (
 )
 from wsproto.frame_protocol import CloseReason
 
+from phantommesh.client.events import follow
+from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.management.events import GAP, EventLog, Filter
 from phantommesh.management.views import Event, Page, Problem
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.server import MAX_MESSAGE_BYTES
-from phantommesh.nursery.client import ApiError, NodeClient, NodeNotRunningError
-from phantommesh.nursery.follow import follow
 from tests.unit.fakenode import FakeNode
 from tests.unit.loopback import until
 from tests.unit.test_api import serving

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import trio
 
+from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery.client import NodeClient
 
 BACKLOG = 128
 # sun_path is 108 bytes with its terminator (unix(7)), and the name is bound under a temporary one first.

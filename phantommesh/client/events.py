@@ -22,8 +22,8 @@ from wsproto.events import (
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
+from phantommesh.client.http import ApiError, NodeNotRunningError, connect, decode, error_of, explaining
 from phantommesh.management.views import Event
-from phantommesh.nursery.client import ApiError, NodeNotRunningError, connect, decode, error_of, explaining
 
 # The code that a node sends when it stops, and the one that stands for an end without a word.
 STOPPED = {CloseReason.GOING_AWAY, CloseReason.ABNORMAL_CLOSURE}
