@@ -26,8 +26,8 @@ from statistics import median
 import trio
 
 from benchmarks.machine import describe
-from phantommesh.nursery.netlink import make_tun
-from phantommesh.nursery.nft import Table
+from phantommesh.nursery.host.netlink import make_tun
+from phantommesh.nursery.host.nft import Table
 from phantommesh.overlay.guard import FAMILY, Guard, Network, render
 
 _TUNSETIFF, _TUN, _NO_PI = 0x400454CA, 0x1, 0x1000

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from phantommesh.dimensions import DIMENSIONS, SLOTS
-from phantommesh.nursery.kernel import kernel_has_wireguard
+from phantommesh.nursery.host.kernel import kernel_has_wireguard
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret

@@ -29,8 +29,8 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.config import ScatterSection
 from phantommesh.dimensions import DIMENSIONS, SLOTS
-from phantommesh.nursery.netlink import make_tun
-from phantommesh.nursery.nft import Table
+from phantommesh.nursery.host.netlink import make_tun
+from phantommesh.nursery.host.nft import Table
 from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
 from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret

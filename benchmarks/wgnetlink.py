@@ -32,9 +32,9 @@ from benchmarks.machine import describe
 from phantommesh.config import WireguardSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nlattr import NESTED, attribute, pack_message, split_messages
-from phantommesh.nursery import wgmessages
-from phantommesh.nursery.kernel import kernel_has_wireguard
-from phantommesh.nursery.netlink import NetlinkSocket, make_wireguard
+from phantommesh.nursery.host import wgmessages
+from phantommesh.nursery.host.kernel import kernel_has_wireguard
+from phantommesh.nursery.host.netlink import NetlinkSocket, make_wireguard
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceDiff, Endpoint, Network, PeerDiff, Report, public_key_of
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family

@@ -23,7 +23,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
-from phantommesh.nursery.nft import Fingerprint, NftError, Table
+from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
 

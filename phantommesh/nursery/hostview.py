@@ -16,8 +16,15 @@ from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.closing import KINDS
-from phantommesh.nursery.hostroutes import FAMILIES, LOCAL, UNICAST, UNREACHABLE, KernelRoute, read_routes
-from phantommesh.nursery.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
+from phantommesh.nursery.host.hostroutes import (
+    FAMILIES,
+    LOCAL,
+    UNICAST,
+    UNREACHABLE,
+    KernelRoute,
+    read_routes,
+)
+from phantommesh.nursery.host.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
 from phantommesh.overlay.prefixes import (
     CLOSED_METRIC,
     DEFAULT_PREFIX,

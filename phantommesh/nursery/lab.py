@@ -19,6 +19,7 @@ import trio
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Status
 from phantommesh.nursery import labnet
+from phantommesh.nursery.host.owning import held
 from phantommesh.nursery.labmesh import (
     POLL_S,
     LabLink,
@@ -38,7 +39,6 @@ from phantommesh.nursery.labmesh import (
 )
 from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.labping import Flow, open_traffic
-from phantommesh.nursery.owning import held
 from phantommesh.state.directory import atomic_write
 
 MESH: Final = "lab"

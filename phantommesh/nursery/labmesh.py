@@ -18,9 +18,9 @@ from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery import labnet
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
 from phantommesh.nursery.labping import Flow, Traffic
-from phantommesh.nursery.netlink import ROUTE_PROTOCOL
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name

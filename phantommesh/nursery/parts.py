@@ -29,13 +29,13 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.backend import Backend
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.guarding import Guarding
 from phantommesh.nursery.holding import Overlay
+from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
 from phantommesh.nursery.news import (

@@ -19,7 +19,7 @@ from phantommesh.config import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.nursery.hostroutes import read_host
+from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
 from phantommesh.records.record import Entry
 from phantommesh.trust.identity import NodeId

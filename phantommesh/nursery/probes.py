@@ -23,7 +23,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned

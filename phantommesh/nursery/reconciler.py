@@ -15,8 +15,8 @@ from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.nursery.backend import Backend
-from phantommesh.nursery.netlink import ApplyError
+from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.netlink import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceDiff, DeviceState, PeerConfig, diff, without_ipv6
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")

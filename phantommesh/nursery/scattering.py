@@ -27,9 +27,9 @@ from phantommesh.config import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.nursery import marking, master
-from phantommesh.nursery.master import MasterConfig
-from phantommesh.nursery.nft import Fingerprint, NftError, Table
+from phantommesh.nursery.host import marking, master
+from phantommesh.nursery.host.master import MasterConfig
+from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import (
     EQUAL,
     EpochCounts,

@@ -4,7 +4,7 @@
 import pytest
 
 from benchmarks.rotation import SKEWS, make_spec, measure
-from phantommesh.nursery.kernel import kernel_has_wireguard
+from phantommesh.nursery.host.kernel import kernel_has_wireguard
 
 pytestmark = [
     pytest.mark.kernel,

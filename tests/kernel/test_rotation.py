@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 import trio
 
-from phantommesh.nursery.kernel import kernel_has_wireguard
+from phantommesh.nursery.host.kernel import kernel_has_wireguard
 from phantommesh.nursery.labmesh import answered
 from phantommesh.nursery.labping import Flow, open_traffic
 

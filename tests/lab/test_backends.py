@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from phantommesh.nursery.kernel import kernel_has_wireguard
+from phantommesh.nursery.host.kernel import kernel_has_wireguard
 from tests.lab.backend_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]

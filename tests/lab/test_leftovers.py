@@ -103,7 +103,7 @@ async def test_what_is_left_under_other_names_or_without_state_is_removed(other:
 
     # A table that a node holds which runs here, and one that nobody holds.
     holding = (
-        "import sys; from phantommesh.nursery.owning import owned\n"
+        "import sys; from phantommesh.nursery.host.owning import owned\n"
         "with owned('xx') as free: print(free, flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

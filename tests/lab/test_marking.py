@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from phantommesh.nursery.marking import FIRST_TABLE
-from phantommesh.nursery.netlink import ROUTE_PROTOCOL
+from phantommesh.nursery.host.marking import FIRST_TABLE
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 
 pytestmark = pytest.mark.lab
 

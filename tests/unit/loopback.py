@@ -20,8 +20,8 @@ from phantommesh.config import (
     load,
 )
 from phantommesh.nursery import enrolment
-from phantommesh.nursery.fake import FakeBackend
 from phantommesh.nursery.holding import Overlay
+from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.udp import UdpPort
 from phantommesh.state.making import Summary, init_mesh

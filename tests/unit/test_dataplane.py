@@ -6,7 +6,7 @@ import pytest
 
 from phantommesh.config import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
-from phantommesh.nursery.fake import apply
+from phantommesh.nursery.host.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.wireguard.desired import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from phantommesh.nursery.backend import Backend
-from phantommesh.nursery.fake import FakeBackend, FakeHost
-from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.fake import FakeBackend, FakeHost
+from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceDiff, PeerDiff
 from tests.lab import backend_scenarios

@@ -5,9 +5,9 @@ from ipaddress import IPv4Interface, ip_network
 
 import pytest
 
-from phantommesh.nursery.leftovers import Found, device_of, held_closed
-from phantommesh.nursery.netlink import Link
-from phantommesh.nursery.owning import owned
+from phantommesh.nursery.host.leftovers import Found, device_of, held_closed
+from phantommesh.nursery.host.netlink import Link
+from phantommesh.nursery.host.owning import owned
 from phantommesh.overlay.guard import table_name as guard_name
 from phantommesh.overlay.prefixes import Closing
 from phantommesh.scatter.ruleset import table_name as scatter_name

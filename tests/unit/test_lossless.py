@@ -24,7 +24,7 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery import probes
-from phantommesh.nursery.fake import FakeBackend
+from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL

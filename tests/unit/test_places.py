@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from phantommesh.config import Config, GossipSection, NodeSection
 from phantommesh.nursery import places
-from phantommesh.nursery.hostroutes import read_host
-from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.host.hostroutes import read_host
+from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks
 

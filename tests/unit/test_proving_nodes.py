@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from phantommesh.nursery import proving as module
-from phantommesh.nursery.fake import FakeBackend
+from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Seven

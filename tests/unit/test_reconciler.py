@@ -10,8 +10,8 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh.nursery.fake import FakeBackend
-from phantommesh.nursery.netlink import BackendError
+from phantommesh.nursery.host.fake import FakeBackend
+from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, Route, peers_by_key

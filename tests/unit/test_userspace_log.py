@@ -4,7 +4,7 @@
 import os
 from pathlib import Path
 
-from phantommesh.nursery import userspace
+from phantommesh.nursery.host import userspace
 
 
 def test_a_log_is_cut_to_its_last_lines_while_its_process_writes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.nlattr import NetlinkFormatError, attribute
-from phantommesh.nursery.wgmessages import encode_set
+from phantommesh.nursery.host.wgmessages import encode_set
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import NO_KEY, DeviceDiff, Endpoint, PeerDiff
 from phantommesh.wireguard.netlink import decode_device

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.nlattr import NetlinkFormatError, decode_errno, split_messages
-from phantommesh.nursery.wgmessages import MAX_PEERS_BYTES, encode_set
+from phantommesh.nursery.host.wgmessages import MAX_PEERS_BYTES, encode_set
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import NO_KEY, DeviceDiff, Endpoint, Network, PeerDiff, PeerState
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.nursery.fake import apply
+from phantommesh.nursery.host.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import (
     NO_KEY,

@@ -16,11 +16,11 @@ import structlog
 import trio
 
 from phantommesh.dimensions import master_name
-from phantommesh.nursery import netlink
-from phantommesh.nursery.netlink import Link
-from phantommesh.nursery.nft import Table, list_tables
-from phantommesh.nursery.owning import owned
-from phantommesh.nursery.userspace import UserspaceBackend
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host.netlink import Link
+from phantommesh.nursery.host.nft import Table, list_tables
+from phantommesh.nursery.host.owning import owned
+from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing, overlap
 from phantommesh.scatter import ruleset

@@ -9,9 +9,9 @@ from itertools import count
 import trio
 
 from phantommesh.nlattr import DUMP_INTERRUPTED
-from phantommesh.nursery import netlink
-from phantommesh.nursery.netlink import ApplyError, BackendError, NetlinkSocket
-from phantommesh.nursery.wgmessages import encode_set
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host.netlink import ApplyError, BackendError, NetlinkSocket
+from phantommesh.nursery.host.wgmessages import encode_set
 from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 

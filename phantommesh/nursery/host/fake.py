@@ -12,7 +12,7 @@ from itertools import count
 
 import trio
 
-from phantommesh.nursery.netlink import ApplyError, BackendError, taken
+from phantommesh.nursery.host.netlink import ApplyError, BackendError, taken
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import NO_KEY, DeviceDiff, DeviceState, PeerDiff, PeerState, public_key_of
 

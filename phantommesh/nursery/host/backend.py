@@ -6,9 +6,9 @@ from typing import Protocol
 
 import trio
 
-from phantommesh.nursery.kernel import KernelBackend, kernel_has_wireguard
-from phantommesh.nursery.netlink import BackendError
-from phantommesh.nursery.userspace import UserspaceBackend
+from phantommesh.nursery.host.kernel import KernelBackend, kernel_has_wireguard
+from phantommesh.nursery.host.netlink import BackendError
+from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.wireguard.device import DeviceDiff, DeviceState
 
 

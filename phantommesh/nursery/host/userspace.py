@@ -20,8 +20,8 @@ from time import time
 
 import trio
 
-from phantommesh.nursery import netlink
-from phantommesh.nursery.netlink import ApplyError, BackendError
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host.netlink import ApplyError, BackendError
 from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
 from phantommesh.wireguard.uapi import (
     GET,

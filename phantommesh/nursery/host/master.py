@@ -16,7 +16,7 @@ from typing import Literal
 
 import trio
 
-from phantommesh.nursery import netlink
+from phantommesh.nursery.host import netlink
 from phantommesh.wireguard.device import DeviceDiff, Interface, Route
 
 

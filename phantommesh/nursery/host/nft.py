@@ -21,7 +21,7 @@ import trio
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nftables import messages
 from phantommesh.nlattr import DUMP_INTERRUPTED, ERROR, decode_errno
-from phantommesh.nursery.netlink import NetlinkSocket
+from phantommesh.nursery.host.netlink import NetlinkSocket
 
 T = TypeVar("T")
 

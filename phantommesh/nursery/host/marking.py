@@ -19,8 +19,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from phantommesh.nursery import netlink
-from phantommesh.nursery.netlink import ROUTE_PROTOCOL, TableRoute
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, TableRoute
 from phantommesh.scatter.ruleset import STRANDED
 from phantommesh.wireguard.device import Network
 
