@@ -11,7 +11,7 @@ from phantommesh.cli.base import Options, json_option, need_root
 from phantommesh.cli.output import emit
 
 if TYPE_CHECKING:
-    from phantommesh.nursery.taking_down import Down
+    from phantommesh.nursery.overlay.taking_down import Down
 
 
 @click.command()
@@ -29,7 +29,7 @@ def down(options: Options) -> None:
     need_root("down")
     import trio
 
-    from phantommesh.nursery import taking_down
+    from phantommesh.nursery.overlay import taking_down
 
     done = trio.run(partial(taking_down.down, options.state_dir, options.config))
     if options.json:
@@ -54,7 +54,7 @@ def leave(options: Options, force: bool) -> None:
     need_root("leave")
     import trio
 
-    from phantommesh.nursery import taking_down
+    from phantommesh.nursery.overlay import taking_down
 
     left = trio.run(
         partial(

@@ -39,7 +39,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
     need_access("init", options.state_dir, options.config)
     from phantommesh.config import WireguardSection
     from phantommesh.dimensions import all_names
-    from phantommesh.nursery import hostview
+    from phantommesh.nursery.overlay import hostview
     from phantommesh.overlay.prefixes import Address
     from phantommesh.state.making import init_mesh
     from phantommesh.wireguard.device import Network

@@ -18,9 +18,9 @@ import trio
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.calling import ask_standing
-from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.news import Teller
+from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
 from phantommesh.nursery.recording import Recorder
 from phantommesh.nursery.report import Reporter

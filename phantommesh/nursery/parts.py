@@ -33,8 +33,6 @@ from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.guarding import Guarding
-from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.naming import Naming
@@ -48,6 +46,8 @@ from phantommesh.nursery.news import (
     SecretsChanged,
     Tell,
 )
+from phantommesh.nursery.overlay.guarding import Guarding
+from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.places import Places
 from phantommesh.nursery.probes import PathDriver

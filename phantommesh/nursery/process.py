@@ -19,11 +19,11 @@ import trio
 from phantommesh import config as config_file
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
-from phantommesh.nursery.holding import Overlay
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import choose
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range

@@ -25,10 +25,10 @@ import trio
 from phantommesh.config import load, render
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.nursery import lab
-from phantommesh.nursery.closing import KINDS
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.nursery.labmesh import converged, kill, pid_file, start
 from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.overlay.closing import KINDS
 from tests.attacks.rig import Neighbour, run_inside, start_inside, status_of
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_node import edit

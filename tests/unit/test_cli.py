@@ -26,8 +26,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.events import EventLog
 from phantommesh.management.views import Rotation, RotationResult
-from phantommesh.nursery import taking_down
 from phantommesh.nursery.api.server import serve_api
+from phantommesh.nursery.overlay import taking_down
 from phantommesh.proofs.archive import MAGIC
 from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import Role

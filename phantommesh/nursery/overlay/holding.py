@@ -17,7 +17,7 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.nursery import closing, hostview
+from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.overlay.prefixes import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard.device import Network
 

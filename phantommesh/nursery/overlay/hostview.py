@@ -15,7 +15,6 @@ from ipaddress import ip_network
 from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
-from phantommesh.nursery.closing import KINDS
 from phantommesh.nursery.host.hostroutes import (
     FAMILIES,
     LOCAL,
@@ -25,6 +24,7 @@ from phantommesh.nursery.host.hostroutes import (
     read_routes,
 )
 from phantommesh.nursery.host.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
+from phantommesh.nursery.overlay.closing import KINDS
 from phantommesh.overlay.prefixes import (
     CLOSED_METRIC,
     DEFAULT_PREFIX,

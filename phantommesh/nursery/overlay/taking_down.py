@@ -25,10 +25,10 @@ from phantommesh.config import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
-from phantommesh.nursery import closing, hostview
 from phantommesh.nursery.host import leftovers, marking, netlink
 from phantommesh.nursery.host.leftovers import Found
 from phantommesh.nursery.host.owning import owned
+from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir, StateError, StateInUseError, cannot
 from phantommesh.state.start import load_mesh
