@@ -26,7 +26,7 @@ import trio
 
 from benchmarks.handshake import IDENTITIES, End, answer, ask
 from benchmarks.machine import describe
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.sockets.udp import UdpPort
 
 ADDRESSES = [f"127.1.0.{i}" for i in range(1, 255)] + ["127.1.1.1", "127.1.1.2"]
 ADMISSION = b"bench" * 8

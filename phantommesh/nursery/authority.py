@@ -6,9 +6,9 @@ from __future__ import annotations
 from phantommesh.control import messages
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
-from phantommesh.nursery import streams
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.working import Worker, moment
 from phantommesh.records.record import Entry
 from phantommesh.state.start import NodeState

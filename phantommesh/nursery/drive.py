@@ -17,8 +17,8 @@ from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
 from phantommesh.link.handshake import SigningRequest
 from phantommesh.link.machine import Links
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.streams import TcpPort
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.sockets.streams import TcpPort
+from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
 
 

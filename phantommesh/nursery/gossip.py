@@ -24,14 +24,14 @@ from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreement
-from phantommesh.nursery import streams
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.saver import Saver, patiently
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES

@@ -24,8 +24,8 @@ from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
 from phantommesh.nursery.recording import Recorder
 from phantommesh.nursery.report import Reporter
+from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
-from phantommesh.nursery.udp import UdpPort
 from phantommesh.nursery.weaving import Weaving
 from phantommesh.state.start import NodeState
 

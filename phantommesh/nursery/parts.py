@@ -57,9 +57,9 @@ from phantommesh.nursery.rekeying import KeyReplacer
 from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering
-from phantommesh.nursery.streams import Sessions, TcpPort
+from phantommesh.nursery.sockets.streams import Sessions, TcpPort
+from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.succession import Succession
-from phantommesh.nursery.udp import UdpPort
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf

@@ -25,7 +25,7 @@ from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.resolve import SystemNames
-from phantommesh.nursery.udp import OuterSockets, UdpPort
+from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range
 from phantommesh.state.directory import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
 from phantommesh.state.start import NodeState, install_successor, load_node, next_generation

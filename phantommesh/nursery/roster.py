@@ -13,11 +13,11 @@ import trio
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
-from phantommesh.nursery import streams
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.proving import Proving
+from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.working import do, moment
 from phantommesh.records.record import Entry
 from phantommesh.state.start import NodeState

@@ -13,7 +13,7 @@ import trio
 
 from phantommesh.control import messages, seats
 from phantommesh.link.effects import Opened
-from phantommesh.nursery import streams
+from phantommesh.nursery.sockets import streams
 from phantommesh.secret import Secret
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 

@@ -24,10 +24,11 @@ from phantommesh.control import channel, messages
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.serving import REFUSALS
-from phantommesh.nursery import enrolment, logs, streams
+from phantommesh.nursery import enrolment, logs
 from phantommesh.nursery.enrolment import JoinError
 from phantommesh.nursery.keeper import NEWER_BURST
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.sockets import streams
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateDir

@@ -23,7 +23,7 @@ from phantommesh.nursery import enrolment
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.state.making import Summary, init_mesh
 from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
 from phantommesh.trust.certificates import Role

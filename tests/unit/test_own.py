@@ -19,7 +19,7 @@ from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
-from phantommesh.nursery.streams import Sessions
+from phantommesh.nursery.sockets.streams import Sessions
 from phantommesh.nursery.working import moment
 from phantommesh.records.record import Entry, sign_record
 from phantommesh.state import directory, start

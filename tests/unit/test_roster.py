@@ -26,7 +26,7 @@ from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.keeper import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
-from phantommesh.nursery.streams import Client, Session, StreamError, connect
+from phantommesh.nursery.sockets.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
 from phantommesh.records.record import Entry, RecordError, Roster, SignedRecord, sign_record
 from phantommesh.secret import Secret

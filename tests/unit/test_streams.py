@@ -19,8 +19,16 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.link.effects import Opened
-from phantommesh.nursery import streams
-from phantommesh.nursery.streams import Client, FramedStream, Session, Sessions, StreamError, TcpPort, connect
+from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets.streams import (
+    Client,
+    FramedStream,
+    Session,
+    Sessions,
+    StreamError,
+    TcpPort,
+    connect,
+)
 from phantommesh.secret import Secret
 from tests.unit.loopback import PATIENCE, free_port, until
 

@@ -8,8 +8,8 @@ import trio
 
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import udp
-from phantommesh.nursery.udp import UdpPort
+from phantommesh.nursery.sockets import udp
+from phantommesh.nursery.sockets.udp import UdpPort
 from tests.unit.loopback import PATIENCE, free_port
 
 
