@@ -23,8 +23,8 @@ from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.nursery.host.hostroutes import read_host
+from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.overlay import hostview
-from phantommesh.nursery.resolve import find_all
 from phantommesh.nursery.sockets import streams
 from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback

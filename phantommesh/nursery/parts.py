@@ -35,7 +35,8 @@ from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.naming import Naming
+from phantommesh.nursery.names.naming import Naming
+from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
     EpochOver,
     Installed,
@@ -54,7 +55,6 @@ from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.rekeying import KeyReplacer
-from phantommesh.nursery.resolve import Resolver
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering
 from phantommesh.nursery.sockets.streams import Sessions, TcpPort

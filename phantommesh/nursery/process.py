@@ -22,9 +22,9 @@ from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import choose
 from phantommesh.nursery.host.owning import owned
+from phantommesh.nursery.names.resolve import SystemNames
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.resolve import SystemNames
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range
 from phantommesh.state.directory import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock

@@ -26,8 +26,8 @@ from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import KIND
 from phantommesh.link.effects import Opened, Send
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.nursery import resolve
 from phantommesh.nursery.calling import ask_standing
+from phantommesh.nursery.names import resolve
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import streams
 from phantommesh.reachable import HostNetworks, Network

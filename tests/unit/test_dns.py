@@ -20,8 +20,8 @@ import pytest
 import trio
 
 from phantommesh.names.zone import Host, Zone
-from phantommesh.nursery import dns as server
-from phantommesh.nursery.dns import Ip, NameServer
+from phantommesh.nursery.names import server as server
+from phantommesh.nursery.names.server import Ip, NameServer
 from phantommesh.trust.certificates import Mesh
 from tests.unit.loopback import free_port
 

@@ -11,8 +11,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from phantommesh.nursery import resolve
-from phantommesh.nursery.resolve import (
+from phantommesh.nursery.names import resolve
+from phantommesh.nursery.names.resolve import (
     AT_ONCE,
     FORGET,
     FRESH,

@@ -14,8 +14,8 @@ import trio
 from phantommesh.config import DnsSection
 from phantommesh.names import hosts as hosts_file
 from phantommesh.names.zone import Host
-from phantommesh.nursery import splitdns
-from phantommesh.nursery.splitdns import SplitDns, SplitDnsError
+from phantommesh.nursery.names import split as splitdns
+from phantommesh.nursery.names.split import SplitDns, SplitDnsError
 
 PATIENCE = 30.0  # s; a guard only
 ALPHA = Host("alpha", IPv4Address("100.64.1.2"), IPv6Address("fd12:3456:789a::1"))

@@ -9,8 +9,8 @@ from time import time
 
 from phantommesh.config import DnsSection
 from phantommesh.names.zone import Zone, hosts_of, zone_names
-from phantommesh.nursery.dns import Ip, NameServer
-from phantommesh.nursery.splitdns import SplitDns
+from phantommesh.nursery.names.server import Ip, NameServer
+from phantommesh.nursery.names.split import SplitDns
 from phantommesh.trust.certificates import Member, Mesh
 
 
