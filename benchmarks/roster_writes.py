@@ -31,8 +31,8 @@ import trio.testing
 
 from benchmarks.machine import describe
 from phantommesh.node.own import RENEW_AT
-from phantommesh.nursery import keeper as keeping
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping import roster as keeping
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.rekeying import HASTE
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.state import directory as statedir

@@ -6,8 +6,8 @@ from __future__ import annotations
 from phantommesh.control import messages
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.working import Worker, moment
 from phantommesh.records.record import Entry

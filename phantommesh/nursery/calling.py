@@ -16,7 +16,7 @@ from phantommesh.control import asking, messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.record import Entry

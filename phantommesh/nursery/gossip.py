@@ -27,9 +27,9 @@ from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreeme
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
-from phantommesh.nursery.saver import Saver, patiently
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.saver import Saver, patiently
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out

@@ -20,7 +20,7 @@ from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.calling import Caller
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.working import do, moment, tell
 from phantommesh.records.record import Dispute, NodeRecord
 from phantommesh.state import directory

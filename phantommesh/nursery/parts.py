@@ -32,9 +32,9 @@ from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.drive import LinkDriver
 from phantommesh.nursery.gossip import GossipDriver
-from phantommesh.nursery.groupkeys import GroupKeys
 from phantommesh.nursery.host.backend import Backend
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (

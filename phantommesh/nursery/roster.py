@@ -14,8 +14,8 @@ from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
 from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.working import do, moment

@@ -12,8 +12,8 @@ import structlog
 import trio
 
 from phantommesh.node import steps
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.state.start import NodeState
 
 S = TypeVar("S")

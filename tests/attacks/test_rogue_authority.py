@@ -23,8 +23,8 @@ from cryptography.x509 import Certificate
 
 from phantommesh.endpoint import Address
 from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.records.record import Roster, sign_record
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, load_node
@@ -440,7 +440,7 @@ async def test_little_is_verified_of_what_one_says_that_is_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make_authority(tmp_path)
-    monkeypatch.setattr("phantommesh.nursery.keeper.LATE_BURST", 4)
+    monkeypatch.setattr("phantommesh.nursery.keeping.roster.LATE_BURST", 4)
     keeper, rogue = RosterKeeper(state, lambda: None), authority_in(state)
     assert state.authority is not None
     keeper.revoke(revoke(state.authority, ROGUE, time()))
@@ -477,7 +477,7 @@ async def test_revocations_are_written_with_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     """One a second for a minute; a command's own is on disk when it returns."""
-    monkeypatch.setattr("phantommesh.nursery.keeper.DISK_RATE", 16)
+    monkeypatch.setattr("phantommesh.nursery.keeping.roster.DISK_RATE", 16)
     state, written = make_authority(tmp_path), 0
     keeper, rogue, write = RosterKeeper(state, lambda: None), authority_in(state), state.state.write
 

@@ -26,7 +26,7 @@ from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.serving import REFUSALS
 from phantommesh.nursery import enrolment, logs
 from phantommesh.nursery.enrolment import JoinError
-from phantommesh.nursery.keeper import NEWER_BURST
+from phantommesh.nursery.keeping.roster import NEWER_BURST
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import streams
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record

@@ -10,7 +10,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
-from phantommesh.nursery.keeper import RECORDS_AT_ONCE, RECORDS_RATE
+from phantommesh.nursery.keeping.roster import RECORDS_AT_ONCE, RECORDS_RATE
 from phantommesh.nursery.sockets.streams import Session
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy

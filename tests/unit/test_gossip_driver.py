@@ -18,7 +18,7 @@ from phantommesh.membership import rumours
 from phantommesh.membership.effects import Effect, FetchRecord, Persist
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.node.news import DATA
-from phantommesh.nursery import saver
+from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.streams import ask_records, connect
 from phantommesh.state import directory

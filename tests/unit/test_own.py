@@ -16,7 +16,7 @@ from phantommesh.config import Config, load
 from phantommesh.control.messages import Renewed
 from phantommesh.nursery import own
 from phantommesh.nursery.calling import Caller
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.sockets.streams import Sessions

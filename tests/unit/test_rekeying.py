@@ -21,7 +21,7 @@ from msgspec import structs
 
 from phantommesh.config import Config, WireguardSection, load
 from phantommesh.nursery import own, rekeying, working
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.rekeying import DRAIN, KeyReplacer

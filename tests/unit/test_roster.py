@@ -18,12 +18,12 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
-from phantommesh.nursery import keeper as module
-from phantommesh.nursery import saver
 from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.calling import reconcile
-from phantommesh.nursery.groupkeys import GroupKeys
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping import roster as module
+from phantommesh.nursery.keeping import saver
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.sockets.streams import Client, Session, StreamError, connect

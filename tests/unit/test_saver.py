@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from phantommesh.nursery.saver import SAVE_AGAIN, Saver, patiently
+from phantommesh.nursery.keeping.saver import SAVE_AGAIN, Saver, patiently
 from phantommesh.state.directory import StateError
 
 

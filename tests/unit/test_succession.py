@@ -18,7 +18,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.link.psk import PskPhase
 from phantommesh.node import desk, revoking
 from phantommesh.nursery import enrolment, process, succession
-from phantommesh.nursery.keeper import RosterKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.node import Node
 from phantommesh.state import directory
 from phantommesh.state.directory import StateError

@@ -16,7 +16,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.saver import patiently
+from phantommesh.nursery.keeping.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import Entry, PossessionError, RecordError, SignedRecord

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from phantommesh.node.groupkeys import Change, HeldKeys
-from phantommesh.nursery.saver import Saver, patiently
+from phantommesh.nursery.keeping.saver import Saver, patiently
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState
 from phantommesh.trust.groupkey import GroupKey, make_group_key
