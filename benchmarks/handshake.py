@@ -39,7 +39,7 @@ from phantommesh.link.admission import Standing
 from phantommesh.link.context import Timing
 from phantommesh.link.effects import Opened, PeerAuth
 from phantommesh.link.machine import Links
-from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.rates import Rates
 from phantommesh.secret import Secret

@@ -168,7 +168,7 @@ def join(options: Options, token: str, name: str | None, endpoints: tuple[str, .
     need_access("join", options.state_dir, options.config)
     import trio
 
-    from phantommesh.nursery import enrolment
+    from phantommesh.nursery.members import enrolment
 
     if token == "-":  # noqa: S105  # the conventional name of stdin
         token = sys.stdin.readline()

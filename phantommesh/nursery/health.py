@@ -11,7 +11,8 @@ from typing import assert_never
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
-from phantommesh.nursery import own, probes, reconciler, scattering, succession
+from phantommesh.nursery import probes, reconciler, scattering
+from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
 from phantommesh.overlay import guard, prefixes

@@ -17,8 +17,8 @@ import trio
 
 from phantommesh.config import Config
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery.calling import ask_standing
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts

@@ -28,13 +28,18 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers
-from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.calling import Caller
-from phantommesh.nursery.drive import LinkDriver
-from phantommesh.nursery.gossip import GossipDriver
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.authority import AuthorityDesk
+from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.links import LinkDriver
+from phantommesh.nursery.members.own import OwnRecord
+from phantommesh.nursery.members.places import Places
+from phantommesh.nursery.members.proving import Proving
+from phantommesh.nursery.members.serving import ControlServer
+from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -49,17 +54,12 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.own import OwnRecord
-from phantommesh.nursery.places import Places
 from phantommesh.nursery.probes import PathDriver
-from phantommesh.nursery.proving import Proving
 from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.nursery.rekeying import KeyReplacer
-from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.scattering import Scattering
 from phantommesh.nursery.sockets.streams import Sessions, TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
-from phantommesh.nursery.succession import Succession
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf

@@ -27,9 +27,9 @@ from phantommesh.client.http import NodeClient
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.labmesh import converged, pid_file
 from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.members.calling import reconcile
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, record_hash
 from phantommesh.state.start import load_node
@@ -157,13 +157,13 @@ NODES = 3
 INSIDER = """
 import sys
 from msgspec import structs
-import phantommesh.nursery.node, phantommesh.nursery.own, phantommesh.records.record
+import phantommesh.nursery.node, phantommesh.nursery.members.own, phantommesh.records.record
 from phantommesh.cli import main
 
 phantommesh.records.record.proves = lambda *_: True  # it believes itself
 phantommesh.nursery.node.REFRESH = 0.1
-make_record = phantommesh.nursery.own.make_record
-publish = phantommesh.nursery.own.OwnRecord.publish
+make_record = phantommesh.nursery.members.own.make_record
+publish = phantommesh.nursery.members.own.OwnRecord.publish
 told = []
 
 def copied(*arguments):
@@ -176,8 +176,8 @@ def poll(own):
             told.append(entry.record.wg_keys)
     publish(own)
 
-phantommesh.nursery.own.make_record = copied
-phantommesh.nursery.own.OwnRecord.publish = poll
+phantommesh.nursery.members.own.make_record = copied
+phantommesh.nursery.members.own.OwnRecord.publish = poll
 sys.argv = ["phantommesh", "run"]
 sys.exit(main())
 """

@@ -26,7 +26,7 @@ from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import KIND
 from phantommesh.link.effects import Opened, Send
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.nursery.calling import ask_standing
+from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.names import resolve
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import streams
@@ -186,7 +186,7 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     cert = state.authority.issue(insider.spki, "mallory", Role.AUTHORITY, ip4, time())
     sent, dialled = Counter[str](), Counter[str]()
     monkeypatch.setattr(resolve, "FRESH", 0.05)
-    monkeypatch.setattr("phantommesh.nursery.calling.STANDING_FIRST", 0.01)
+    monkeypatch.setattr("phantommesh.nursery.members.calling.STANDING_FIRST", 0.01)
     monkeypatch.setattr("phantommesh.node.news.STANDING_FIRST", 0.01)
 
     async def dial(host: str, _: int) -> None:

@@ -22,9 +22,9 @@ import trio.testing
 from cryptography.x509 import Certificate
 
 from phantommesh.endpoint import Address
-from phantommesh.nursery.authority import AuthorityDesk
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.records.record import Roster, sign_record
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, load_node

@@ -24,9 +24,10 @@ from phantommesh.control import channel, messages
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.serving import REFUSALS
-from phantommesh.nursery import enrolment, logs
-from phantommesh.nursery.enrolment import JoinError
+from phantommesh.nursery import logs
 from phantommesh.nursery.keeping.roster import NEWER_BURST
+from phantommesh.nursery.members import enrolment
+from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import streams
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record

@@ -16,7 +16,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
 from phantommesh.node.news import Step, Take
-from phantommesh.nursery.gossip import TALK
+from phantommesh.nursery.members.gossip import TALK
 from phantommesh.nursery.sockets.streams import CONNECT, Session
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import AskRenewal, Certified, Own
-from phantommesh.nursery.own import AGAIN
+from phantommesh.nursery.members.own import AGAIN
 from phantommesh.records.record import Entry, NodeRecord
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
 from phantommesh.wireguard.keys import WgKeys

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.node.news import DATA
-from phantommesh.nursery.gossip import LOOK_AGAIN
+from phantommesh.nursery.members.gossip import LOOK_AGAIN
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerState

@@ -19,8 +19,8 @@ from phantommesh.config import (
     ScatterSection,
     load,
 )
-from phantommesh.nursery import enrolment
 from phantommesh.nursery.host.fake import FakeBackend
+from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import UdpPort

@@ -16,7 +16,7 @@ from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.node.own import Certified
-from phantommesh.nursery.enrolment import JoinError
+from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import sign_record
 from phantommesh.state import directory as statedir

@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from phantommesh.link.effects import Effect
 from phantommesh.link.machine import Links
-from phantommesh.nursery.drive import LinkDriver
+from phantommesh.nursery.members.links import LinkDriver
 
 
 class Scripted:

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from phantommesh.control import channel, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
-from phantommesh.nursery import authority as authority_module
-from phantommesh.nursery import enrolment
-from phantommesh.nursery.enrolment import JoinError
+from phantommesh.nursery.members import authority as authority_module
+from phantommesh.nursery.members import enrolment
+from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import streams
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord

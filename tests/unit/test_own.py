@@ -14,13 +14,13 @@ from structlog.testing import capture_logs
 
 from phantommesh.config import Config, load
 from phantommesh.control.messages import Renewed
-from phantommesh.nursery import own
-from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members import own
+from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.own import OwnRecord
+from phantommesh.nursery.members.working import moment
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.own import OwnRecord
 from phantommesh.nursery.sockets.streams import Sessions
-from phantommesh.nursery.working import moment
 from phantommesh.records.record import Entry, sign_record
 from phantommesh.state import directory, start
 from phantommesh.state.directory import StateDir, StateError

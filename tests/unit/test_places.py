@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from phantommesh.config import Config, GossipSection, NodeSection
-from phantommesh.nursery import places
 from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.host.netlink import BackendError
-from phantommesh.nursery.places import MAX_JUDGED, MAX_SEEN, Places
+from phantommesh.nursery.members import places
+from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks
 
 OVERLAY = (IPv4Network("100.64.0.0/10"),)

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from phantommesh.control import messages
-from phantommesh.nursery import proving as module
-from phantommesh.nursery.proving import Proving
+from phantommesh.nursery.members import proving as module
+from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.report import _direction
 from phantommesh.nursery.sockets.streams import StreamError
 from phantommesh.proofs.archive import Archive

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 from phantommesh.control import messages
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import proving as module
+from phantommesh.nursery.members import proving as module
 from phantommesh.records.record import sign_record
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch

@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 import trio
 
-from phantommesh.nursery import proving as module
 from phantommesh.nursery.host.fake import FakeBackend
+from phantommesh.nursery.members import proving as module
 from phantommesh.nursery.node import Node
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Seven

@@ -20,9 +20,10 @@ import trio.testing
 from msgspec import structs
 
 from phantommesh.config import Config, WireguardSection, load
-from phantommesh.nursery import own, rekeying, working
+from phantommesh.nursery import rekeying
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.own import OwnRecord
+from phantommesh.nursery.members import own, working
+from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.probes import PathDriver
 from phantommesh.nursery.rekeying import DRAIN, KeyReplacer
 from phantommesh.nursery.scattering import Snapshot

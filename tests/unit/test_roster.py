@@ -18,14 +18,14 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
-from phantommesh.nursery.authority import AuthorityDesk
-from phantommesh.nursery.calling import reconcile
 from phantommesh.nursery.keeping import roster as module
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.authority import AuthorityDesk
+from phantommesh.nursery.members.calling import reconcile
+from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.roster import ControlServer
 from phantommesh.nursery.sockets.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
 from phantommesh.records.record import Entry, RecordError, Roster, SignedRecord, sign_record

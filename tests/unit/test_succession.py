@@ -17,8 +17,9 @@ from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.psk import PskPhase
 from phantommesh.node import desk, revoking
-from phantommesh.nursery import enrolment, process, succession
+from phantommesh.nursery import process
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members import enrolment, succession
 from phantommesh.nursery.node import Node
 from phantommesh.state import directory
 from phantommesh.state.directory import StateError

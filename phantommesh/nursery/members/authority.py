@@ -8,8 +8,8 @@ from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.working import Worker, moment
 from phantommesh.nursery.sockets import streams
-from phantommesh.nursery.working import Worker, moment
 from phantommesh.records.record import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocation import Revoked

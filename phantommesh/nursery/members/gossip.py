@@ -25,11 +25,11 @@ from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
 from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreement
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.calling import Caller, converse
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.keeping.saver import Saver, patiently
+from phantommesh.nursery.members.calling import Caller, converse
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out

@@ -21,8 +21,8 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.attempt import Stage
 from phantommesh.link.effects import Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
-from phantommesh.nursery.drive import sign_in_thread
 from phantommesh.nursery.host.hostroutes import read_host
+from phantommesh.nursery.members.links import sign_in_thread
 from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.sockets import streams

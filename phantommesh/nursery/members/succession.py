@@ -25,8 +25,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW
 from phantommesh.node.own import check_successor
-from phantommesh.nursery import enrolment, unexpected
-from phantommesh.nursery.calling import Caller
+from phantommesh.nursery import unexpected
+from phantommesh.nursery.members import enrolment
+from phantommesh.nursery.members.calling import Caller
 from phantommesh.state import directory
 from phantommesh.state.making import Summary
 from phantommesh.state.start import NodeState

@@ -19,9 +19,9 @@ from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
 from phantommesh.nursery import unexpected
-from phantommesh.nursery.calling import Caller
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.working import do, moment, tell
+from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.working import do, moment, tell
 from phantommesh.records.record import Dispute, NodeRecord
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
