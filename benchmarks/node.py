@@ -33,8 +33,8 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Effect, Install, Opened, Send, Sign
 from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
-from phantommesh.nursery.probes import PathDriver
-from phantommesh.nursery.scattering import Scattering
+from phantommesh.nursery.dataplane.paths import PathDriver
+from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.paths.machine import Paths
 from phantommesh.records.record import Entry, NodeRecord, Roster, SignedRecord
 from phantommesh.secret import Secret

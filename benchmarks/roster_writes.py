@@ -31,9 +31,9 @@ import trio.testing
 
 from benchmarks.machine import describe
 from phantommesh.node.own import RENEW_AT
+from phantommesh.nursery.dataplane.rekeying import HASTE
 from phantommesh.nursery.keeping import roster as keeping
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.rekeying import HASTE
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.state import directory as statedir
 from phantommesh.state import rosterlog

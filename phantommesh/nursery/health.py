@@ -11,7 +11,7 @@ from typing import assert_never
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
-from phantommesh.nursery import probes, reconciler, scattering
+from phantommesh.nursery.dataplane import paths, reconciler, scattering
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
@@ -61,7 +61,7 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
                 subject=name,
             )
     if (problem := parts.paths.problem) is not None:
-        yield probes.PATHS_UNMEASURED.fault(str(problem), problem.fix)
+        yield paths.PATHS_UNMEASURED.fault(str(problem), problem.fix)
     if (problem := parts.scattering.problem) is not None:
         yield scattering.NOT_SCATTERED.fault(f"traffic takes dimension 0 alone: {problem}", problem.fix)
     if parts.succession.pending and (stuck := parts.succession.error) is not None:

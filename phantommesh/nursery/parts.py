@@ -28,6 +28,10 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers
+from phantommesh.nursery.dataplane.paths import PathDriver
+from phantommesh.nursery.dataplane.reconciler import Reconciler
+from phantommesh.nursery.dataplane.rekeying import KeyReplacer
+from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -54,10 +58,6 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.probes import PathDriver
-from phantommesh.nursery.reconciler import Reconciler
-from phantommesh.nursery.rekeying import KeyReplacer
-from phantommesh.nursery.scattering import Scattering
 from phantommesh.nursery.sockets.streams import Sessions, TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard

@@ -23,10 +23,10 @@ import pytest
 import trio
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import probes
+from phantommesh.nursery.dataplane import paths
+from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard.device import DeviceState
@@ -186,7 +186,7 @@ class Pings:
 @contextmanager
 def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wires]:
     wires = Wires()
-    monkeypatch.setattr(probes, "ProbeSocket", partial(Pipe, wires))
+    monkeypatch.setattr(paths, "ProbeSocket", partial(Pipe, wires))
     yield wires
 
 

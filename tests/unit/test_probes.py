@@ -14,9 +14,9 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import probes
-from phantommesh.nursery.probes import PathDriver, ProbeSocket
-from phantommesh.nursery.scattering import Snapshot
+from phantommesh.nursery.dataplane import paths as probes
+from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
+from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState

@@ -10,9 +10,9 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
+from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.host.netlink import BackendError
-from phantommesh.nursery.reconciler import Reconciler
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, Route, peers_by_key
 
@@ -106,7 +106,7 @@ async def test_converge_raises_when_nothing_can_be_read() -> None:
 
 
 async def test_a_new_endpoint_is_set_once_and_then_left_to_roam(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.nursery.reconciler.time", lambda: 1000.0)
+    monkeypatch.setattr("phantommesh.nursery.dataplane.reconciler.time", lambda: 1000.0)
     backend = FakeBackend()
     reconciler = make_reconciler(backend)
     reconciler.set_desired(make_desired())

@@ -20,13 +20,13 @@ import trio.testing
 from msgspec import structs
 
 from phantommesh.config import Config, WireguardSection, load
-from phantommesh.nursery import rekeying
+from phantommesh.nursery.dataplane import rekeying
+from phantommesh.nursery.dataplane.paths import PathDriver
+from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer
+from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own, working
 from phantommesh.nursery.members.own import OwnRecord
-from phantommesh.nursery.probes import PathDriver
-from phantommesh.nursery.rekeying import DRAIN, KeyReplacer
-from phantommesh.nursery.scattering import Snapshot
 from phantommesh.paths.machine import Paths
 from phantommesh.records.record import Roster
 from phantommesh.state import directory

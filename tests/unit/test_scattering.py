@@ -16,11 +16,11 @@ import trio.testing
 
 from phantommesh.config import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import scattering as service
+from phantommesh.nursery.dataplane import scattering as service
+from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
-from phantommesh.nursery.scattering import Scattering
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.ruleset import mark

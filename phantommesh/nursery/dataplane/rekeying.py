@@ -24,8 +24,8 @@ import trio
 from phantommesh.config import WireguardSection
 from phantommesh.dimensions import only
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.members.own import OwnRecord
-from phantommesh.nursery.probes import PathDriver
 from phantommesh.wireguard.keys import port
 
 # Tuning.
