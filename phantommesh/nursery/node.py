@@ -22,8 +22,8 @@ from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
-from phantommesh.nursery.recording import Recorder
-from phantommesh.nursery.report import Reporter
+from phantommesh.nursery.reporting.recording import Recorder
+from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.weaving import Weaving

@@ -25,8 +25,8 @@ from phantommesh.nursery.news import (
     SecretsChanged,
 )
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.recording import Recorder
-from phantommesh.nursery.report import Reporter
+from phantommesh.nursery.reporting.recording import Recorder
+from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.streams import Session
 from phantommesh.paths.effects import Turned
 from phantommesh.wireguard.desired import OwnSide

@@ -18,7 +18,7 @@ from phantommesh.management.views import Event
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.recording import ALL_BURST, ONE_BURST, Telling
+from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records.record import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id

@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from phantommesh.control import messages
 from phantommesh.nursery.members import proving as module
 from phantommesh.nursery.members.proving import Proving
-from phantommesh.nursery.report import _direction
+from phantommesh.nursery.reporting.report import _direction
 from phantommesh.nursery.sockets.streams import StreamError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.ledger import Kept

@@ -14,9 +14,9 @@ from phantommesh.management.metrics import PathSample, ScatterSample, WireGuardS
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
-from phantommesh.nursery import health
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.report import Reporter
+from phantommesh.nursery.reporting import health
+from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
 from phantommesh.trust.identity import NodeId, format_node_id

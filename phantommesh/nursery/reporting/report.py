@@ -38,9 +38,9 @@ from phantommesh.management.views import (
 )
 from phantommesh.membership.messages import State
 from phantommesh.moments import rfc3339
-from phantommesh.nursery import health
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting import health
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
