@@ -28,10 +28,10 @@ from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import PathView
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import flows_between
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import Traffic, open_traffic
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import flows_between
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import Traffic, open_traffic
 
 PING = 0.005  # s
 WATCH = 3.0  # s that a cut is watched
@@ -120,7 +120,7 @@ async def cut_one(node: LabNode, dimension: int, traffic: Traffic, watch: float)
 @asynccontextmanager
 async def two_nodes(spec: LabSpec) -> AsyncIterator[tuple[list[LabNode], Traffic]]:
     """A lab of two nodes under a ping, with all paths up."""
-    async with lab.running(spec):
+    async with up.running(spec):
         nodes = list(nodes_of(spec))
         async with open_traffic(await flows_between(nodes), PING) as traffic:
             await trio.sleep(WARM)

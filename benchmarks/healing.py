@@ -26,10 +26,10 @@ from benchmarks.machine import describe
 from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Event, PeerView
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import open_traffic
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import answered, converged, crash, flows_between, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import open_traffic
 
 LOOK = 0.25  # s between looks at the APIs
 PATIENCE = 120.0  # s
@@ -125,7 +125,7 @@ async def _nft(node: LabNode, script: str) -> None:
 async def measure(spec: LabSpec, cut: float, runs: int) -> list[dict[str, float]]:
     """Run both, several times, in one lab."""
     results = []
-    async with lab.running(spec):
+    async with up.running(spec):
         nodes = nodes_of(spec)
         for run in range(runs):
             died = await death_and_return(nodes, nodes[1 + run % (len(nodes) - 1)])

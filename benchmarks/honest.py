@@ -27,9 +27,9 @@ import trio
 from phantommesh.client.http import NodeClient
 from phantommesh.config import ScatterSection
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import verify
 from phantommesh.state.directory import ROOT_CERT, StateDir
@@ -134,7 +134,7 @@ async def measure(
     )  # fmt: skip
     nodes, draw, sets = nodes_of(spec), random.Random(1), 0  # no secret
     with clocks(nodes) as shown:
-        async with lab.running(spec):
+        async with up.running(spec):
             addresses = {node.name: (await view_of(node)).status.ip4 for node in nodes}
             began = trio.current_time()
             with ExitStack() as stack:

@@ -26,8 +26,8 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import (
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import (
     answered,
     configure,
     converged,
@@ -38,8 +38,8 @@ from phantommesh.nursery.labmesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import Flow, open_traffic
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import Flow, open_traffic
 
 ROUNDS, QUICK_ROUNDS = 8, 2
 PING = 0.05  # s
@@ -148,7 +148,7 @@ async def come_back(it: Round, moment: str) -> float:
 async def measure(spec: LabSpec, rounds: int, seed: int) -> dict[str, list[float]]:
     """Return the seconds of each round, by moment."""
     found: dict[str, list[float]] = {moment: [] for moment in MOMENTS}
-    async with lab.running(spec):
+    async with up.running(spec):
         it = Round(spec, nodes_of(spec)[-1], random.Random(seed))
         for moment, seconds in found.items():
             for _ in range(rounds):

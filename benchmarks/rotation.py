@@ -26,10 +26,10 @@ from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.wire import Kind
 from phantommesh.management.views import RotationResult
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import Flow, open_traffic
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import Flow, open_traffic
 
 SKEWS = (0.0, 2.0, 20.0, 60.0)  # s
 SECONDS = 240.0  # two of WireGuard's rekeys
@@ -115,7 +115,7 @@ async def _agreed(hub: LabNode, peer: LabNode, before: int) -> None:
 async def measure(spec: LabSpec, skews: Sequence[float], seconds: float) -> list[SkewResult]:
     """Run every skew at once, each on a link of its own, in one lab of 1 + len(skews) nodes."""
     results = [SkewResult(skew) for skew in skews]
-    async with lab.running(spec):
+    async with up.running(spec):
         hub, *peers = nodes_of(spec)
         addresses = [(await view_of(peer)).status.ip4 for peer in peers]
         flows = [Flow(hub.name, peer.name, ip4) for peer, ip4 in zip(peers, addresses, strict=True)]

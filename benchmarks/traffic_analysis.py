@@ -42,8 +42,8 @@ from benchmarks.traffic.traces import Capture, load, save
 from phantommesh.config import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import lab
-from phantommesh.nursery.labnet import LabError, LabSpec
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.net import LabError, LabSpec
 from phantommesh.scatter.intents import MANNERS
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
@@ -137,7 +137,7 @@ async def make(condition: str, pages: Sequence[Page], settings: Settings) -> Cap
     scatter, extras = parts_of(condition)
     spec = LabSpec(f"ta{os.getpid()}", 2, DIMENSIONS, settings.backend, scatter=scatter)
     visits = pagelab.order(len(pages), range(settings.repetitions), settings.seed)
-    async with lab.running(spec):
+    async with up.running(spec):
         seen = await pagelab.watch(spec, pages, visits, extras)
     return Capture(condition, DIMENSIONS, [page.path for page in pages], asdict(settings), seen)
 

@@ -22,8 +22,8 @@ from benchmarks.traffic.pages import Page, installed
 from benchmarks.traffic.traces import Load, Visit, cut
 from phantommesh.config import load
 from phantommesh.dimensions import interface_names
-from phantommesh.nursery.labmesh import view_of
-from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.mesh import view_of
+from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of
 
 MODULE = (sys.executable, "-m")
 PATIENCE = 10.0  # s, for a program to be ready

@@ -48,9 +48,9 @@ def up(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> N
     need_root("lab up")
     import trio
 
-    from phantommesh.nursery import lab as labs
-    from phantommesh.nursery.labnet import LabSpec
-    from phantommesh.nursery.labrun import links_table
+    from phantommesh.nursery.lab import up as labs
+    from phantommesh.nursery.lab.net import LabSpec
+    from phantommesh.nursery.lab.run import links_table
 
     console = _console(options)
     spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
@@ -71,7 +71,7 @@ def down(options: Options, name: str) -> None:
     need_root("lab down")
     import trio
 
-    from phantommesh.nursery import lab as labs
+    from phantommesh.nursery.lab import up as labs
 
     removed = trio.run(labs.down, name)
     if options.json:
@@ -89,8 +89,8 @@ def status(options: Options, name: str) -> None:
     need_root("lab status")
     import trio
 
-    from phantommesh.nursery import lab as labs
-    from phantommesh.nursery.labrun import links_table
+    from phantommesh.nursery.lab import up as labs
+    from phantommesh.nursery.lab.run import links_table
 
     found = trio.run(labs.status, name)
     if options.json:
@@ -117,7 +117,7 @@ def status(options: Options, name: str) -> None:
 def exec_(name: str, node: int, command: tuple[str, ...]) -> None:
     """Run COMMAND in the namespace of node number NODE."""
     need_root("lab exec")
-    from phantommesh.nursery import lab as labs
+    from phantommesh.nursery.lab import up as labs
 
     # click leaves the -- that separates the two where it follows an argument.
     labs.exec_(name, node, command[1:] if command[0] == "--" else command)
@@ -134,8 +134,8 @@ def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> 
     import trio
 
     from phantommesh.config import ScatterSection
-    from phantommesh.nursery import labrun
-    from phantommesh.nursery.labnet import LabSpec
+    from phantommesh.nursery.lab import run as labrun
+    from phantommesh.nursery.lab.net import LabSpec
 
     scatter = ScatterSection(epoch_seconds=labrun.EPOCH_S)
     spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend, scatter=scatter)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from phantommesh.nursery import lab
-from phantommesh.nursery.labnet import LabSpec
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.net import LabSpec
 from tests.attacks.rig import Neighbour, neighbour_of
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.standing import STANDING, Standing
@@ -31,7 +31,7 @@ def standing() -> Iterator[Standing]:
 
 
 @pytest.fixture(scope="module")
-def mesh(standing: Standing, request: pytest.FixtureRequest, spec: LabSpec) -> Iterator[lab.LabResult]:
+def mesh(standing: Standing, request: pytest.FixtureRequest, spec: LabSpec) -> Iterator[up.LabResult]:
     """The lab, up and converged, for all tests of the file. Only files that leave it whole take over the
     lab that stands; the others get a new one, which goes with them."""
     shared = getattr(request.module, "LEAVES_IT_WHOLE", False)
@@ -43,7 +43,7 @@ def mesh(standing: Standing, request: pytest.FixtureRequest, spec: LabSpec) -> I
 
 
 @pytest.fixture(scope="module")
-def neighbour(mesh: lab.LabResult, spec: LabSpec) -> Iterator[Neighbour]:
+def neighbour(mesh: up.LabResult, spec: LabSpec) -> Iterator[Neighbour]:
     """A machine on the lab's segments that is no member of the mesh."""
     with neighbour_of(spec) as machine:
         yield machine

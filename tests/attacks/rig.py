@@ -15,7 +15,7 @@ from time import time
 
 from phantommesh.config import Config, load
 from phantommesh.management.views import Status
-from phantommesh.nursery.labnet import LabNode, LabSpec
+from phantommesh.nursery.lab.net import LabNode, LabSpec
 from phantommesh.state.start import NodeState, load_node
 
 NEIGHBOUR = 250  # the last byte of the neighbour's address on each segment

@@ -26,9 +26,9 @@ from structlog.testing import capture_logs
 from phantommesh.client.http import NodeClient
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
-from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.labmesh import converged, pid_file
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import net, up
+from phantommesh.nursery.lab.mesh import converged, pid_file
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.members.calling import reconcile
 from phantommesh.nursery.node import Node
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, record_hash
@@ -185,14 +185,14 @@ sys.exit(main())
 
 @pytest.mark.lab
 def test_in_namespaces_an_insider_that_claims_every_key_shuts_nobody_out(
-    mesh: lab.LabResult, spec: LabSpec
+    mesh: up.LabResult, spec: LabSpec
 ) -> None:
     observer, victim, insider = nodes_of(spec)
     trio.run(young, [victim], 40.0)
     trio.run(converged, nodes_of(spec), PATIENCE_S)
     trio.run(stop, insider)
     program = INSIDER.replace("VICTIM", repr(victim.name))
-    pid = trio.run(labnet.start, insider, [sys.executable, "-c", program])
+    pid = trio.run(net.start, insider, [sys.executable, "-c", program])
     pid_file(insider).write_text(f"{pid}\n", encoding="ascii")
     replaced, first = set[tuple[str, str]](), own_keys(victim)
     least, ip4 = 7, status_of(victim).ip4

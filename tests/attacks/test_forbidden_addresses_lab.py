@@ -17,9 +17,9 @@ from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import format_endpoint
 from phantommesh.management.views import PeerView
-from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.labmesh import converged, crash, pid_file, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import net, up
+from phantommesh.nursery.lab.mesh import converged, crash, pid_file, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.attacks.rig import Neighbour, counted, insider, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S
 
@@ -65,7 +65,7 @@ def until_announced(node: LabNode, name: str, endpoint: str) -> None:
 
 
 @pytest.fixture
-def forger(mesh: lab.LabResult, spec: LabSpec) -> Iterator[LabNode]:
+def forger(mesh: up.LabResult, spec: LabSpec) -> Iterator[LabNode]:
     """The last node, which lies while the test runs, and is honest after."""
     node = nodes_of(spec)[-1]
     yield node
@@ -79,7 +79,7 @@ def forger(mesh: lab.LabResult, spec: LabSpec) -> Iterator[LabNode]:
 def become_insider(nodes: list[LabNode], node: LabNode, lies: Path) -> None:
     """Start the node anew, honest until there is a file ``lies`` with endpoints."""
     trio.run(crash, node)
-    pid = trio.run(labnet.start, node, [sys.executable, "-c", INSIDER, str(lies)])
+    pid = trio.run(net.start, node, [sys.executable, "-c", INSIDER, str(lies)])
     pid_file(node).write_text(f"{pid}\n", encoding="ascii")
     trio.run(converged, nodes, PATIENCE_S)
 
@@ -128,10 +128,10 @@ def test_an_insider_at_overlay_addresses_costs_nobody_anything(
             until_announced(node, forger.name, said[0])
         measured = rates(nodes, spec)
     except BaseException:
-        trio.run(labnet.kill, [node.name for node in nodes])
+        trio.run(net.kill, [node.name for node in nodes])
         raise
     if any(rate >= MOST for sent in measured.values() for rate in sent.values()):
-        trio.run(labnet.kill, [node.name for node in nodes])  # what goes round goes on by itself
+        trio.run(net.kill, [node.name for node in nodes])  # what goes round goes on by itself
     print(measured)
     for name, sent in measured.items():
         for kind, rate in sent.items():
@@ -145,7 +145,7 @@ def test_an_insider_at_overlay_addresses_costs_nobody_anything(
         assert [forger.name in line for line in told] == [True], told
 
 
-def test_an_operators_slip_is_refused_before_anything_starts(spec: LabSpec, mesh: lab.LabResult) -> None:
+def test_an_operators_slip_is_refused_before_anything_starts(spec: LabSpec, mesh: up.LabResult) -> None:
     node = nodes_of(spec)[-1]
     good = node.config.read_text()
     config, _ = insider(node)
@@ -177,7 +177,7 @@ for host in ("172.17.0.2", "fd17::2", "172.17.0.1", "172.17.255.255", "10.201.0.
 """
 
 
-def test_a_machine_knows_its_own_bridges_and_uplinks(mesh: lab.LabResult, neighbour: Neighbour) -> None:
+def test_a_machine_knows_its_own_bridges_and_uplinks(mesh: up.LabResult, neighbour: Neighbour) -> None:
     for line in (
         "link add docker0 type bridge",
         "address add 172.17.0.1/16 broadcast 172.17.255.255 dev docker0",
@@ -216,7 +216,7 @@ print([str(taken) for taken in view.ranges], Reach(host=read_host()).refuses("20
 
 
 def test_the_routes_of_a_transparent_proxy_are_no_addresses_of_the_host(
-    mesh: lab.LabResult, neighbour: Neighbour
+    mesh: up.LabResult, neighbour: Neighbour
 ) -> None:
     """As Istio and others have them: marked packets are delivered here, whatever their address."""
     lines = ["rule add fwmark 1337 lookup 133"]

@@ -18,9 +18,9 @@ import trio
 from phantommesh.client.http import NodeClient
 from phantommesh.link import keys
 from phantommesh.management.views import LinkView
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.secret import Secret
 from phantommesh.trust.meshsecret import MeshSecrets
 from tests.attacks.rig import Neighbour, insider
@@ -70,7 +70,7 @@ def links(node: LabNode) -> list[LinkView]:
     ("pace", "seconds"), [(PACE, 50.0), pytest.param(1000.0, 120.0, marks=pytest.mark.slow)]
 )
 def test_no_link_leaves_fresh_and_every_rotation_succeeds(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour, pace: float, seconds: float
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour, pace: float, seconds: float
 ) -> None:
     victim, honest, other = nodes_of(spec)
     _, state = insider(honest)
@@ -94,7 +94,7 @@ def test_no_link_leaves_fresh_and_every_rotation_succeeds(
 
 
 def test_a_revocation_shuts_the_old_secret_out_and_lets_a_sleeper_in(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     """The third node is revoked while the second is off. The old secret brings a stranger no cookie in the
     revoked node's name; the second node, which has no other secret, is back in the mesh soon."""

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import pytest
 import trio
 
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.overlay.guard import table_name
 from tests.attacks.rig import Neighbour, link_local, run_inside, start_inside, status_of
 from tests.lab.conftest import PATIENCE_S
@@ -148,7 +148,7 @@ def guarded(node: LabNode) -> bool:
 
 
 def test_a_stranger_reaches_no_overlay_address(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     victim, member = nodes_of(spec)
     status = status_of(victim)
@@ -163,7 +163,7 @@ def test_a_stranger_reaches_no_overlay_address(
 
 
 def test_a_forged_members_address_is_not_delivered(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     victim, member = nodes_of(spec)
     before = drops(victim)[1]
@@ -177,7 +177,7 @@ def test_a_forged_members_address_is_not_delivered(
 
 
 def test_a_stranger_is_not_answered_who_has_an_overlay_address(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     victim = nodes_of(spec)[0]
     address = status_of(victim).ip4
@@ -192,7 +192,7 @@ def test_a_stranger_is_not_answered_who_has_an_overlay_address(
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_a_stranger_cannot_narrow_a_path_of_the_overlay(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour, family: str
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour, family: str
 ) -> None:
     """By an error of ICMP about a packet that the underlay has never seen."""
     victim, member = nodes_of(spec)
@@ -208,7 +208,7 @@ def test_a_stranger_cannot_narrow_a_path_of_the_overlay(
 
 
 def test_a_member_reaches_nothing_beyond_the_overlay_address(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     """An address of a container bridge on the peer, and with forwarding on a machine behind it."""
     victim, member = nodes_of(spec)
@@ -246,7 +246,7 @@ def test_a_member_reaches_nothing_beyond_the_overlay_address(
 
 
 async def test_flushed_rules_are_back_at_once(
-    mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour
+    mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour
 ) -> None:
     victim = nodes_of(spec)[0]
     await trio.sleep(2.0)  # past the node's own look, if one is due

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from phantommesh.management.views import Status
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, crash, kill, start
-from phantommesh.nursery.labnet import LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, crash, kill, start
+from phantommesh.nursery.lab.net import LabSpec, nodes_of
 from tests.attacks.rig import counted, run_inside, status_of
 from tests.attacks.test_neighbour import drops
 from tests.lab.conftest import PATIENCE_S
@@ -27,7 +27,7 @@ NESTED = 5  # guard.Drop.NESTED
 
 
 @pytest.fixture(scope="module")
-def member(mesh: lab.LabResult, spec: LabSpec) -> Iterator[Status]:
+def member(mesh: up.LabResult, spec: LabSpec) -> Iterator[Status]:
     """What the member said before both nodes ended. The victim's WireGuards and rules go on."""
     victim, member = nodes_of(spec)
     trio.run(converged, [victim, member], PATIENCE_S)

@@ -24,10 +24,10 @@ import trio
 
 from phantommesh.config import load, render
 from phantommesh.dimensions import interface_names, master_name
-from phantommesh.nursery import lab
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
-from phantommesh.nursery.labmesh import converged, kill, pid_file, start
-from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, pid_file, start
+from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of, processes_in
 from phantommesh.nursery.overlay.closing import KINDS
 from tests.attacks.rig import Neighbour, run_inside, start_inside, status_of
 from tests.lab.conftest import BACKEND, PATIENCE_S
@@ -212,7 +212,7 @@ def sending(node: LabNode, peer: LabNode) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def host(mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour) -> Iterator[Host]:
+def host(mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour) -> Iterator[Host]:
     """Node 2's host: its default routes lead to the gateway, which has node 1's overlay addresses."""
     peer, node = nodes_of(spec)[0], nodes_of(spec)[1]
     # From its next start on it says goodbye for one second, not two. It leaves some forty times here.

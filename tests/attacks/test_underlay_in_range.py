@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from phantommesh.config import load, render
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, pid_file, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, pid_file, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
 from tests.attacks.rig import Neighbour, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S
 
@@ -46,7 +46,7 @@ def pings(node: LabNode, address: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def subnet(mesh: lab.LabResult, spec: LabSpec, neighbour: Neighbour) -> str:
+def subnet(mesh: up.LabResult, spec: LabSpec, neighbour: Neighbour) -> str:
     """The first three bytes of the provider's /24, with .2 for node 2 and .250 for the gateway."""
     first, node = nodes_of(spec)
     members = [ip_address(status_of(each).ip4) for each in (first, node)]

@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from phantommesh.nursery.host.kernel import kernel_has_wireguard
-from phantommesh.nursery.labmesh import answered
-from phantommesh.nursery.labping import Flow, open_traffic
+from phantommesh.nursery.lab.mesh import answered
+from phantommesh.nursery.lab.ping import Flow, open_traffic
 
 pytestmark = pytest.mark.kernel
 

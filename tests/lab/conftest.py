@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import trio
 
-from phantommesh.nursery import lab
-from phantommesh.nursery.labnet import LabSpec
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.net import LabSpec
 from tests.lab.standing import STANDING, Standing
 
 BACKEND = os.environ.get("PHANTOMMESH_LAB_BACKEND", "userspace")
@@ -34,7 +34,7 @@ def standing() -> Iterator[Standing]:
 
 
 @pytest.fixture(scope="module")
-def mesh(standing: Standing, spec: LabSpec) -> lab.LabResult:
+def mesh(standing: Standing, spec: LabSpec) -> up.LabResult:
     """The lab of all files here, up and converged. A test that cuts it must leave it whole."""
     return standing.up(spec)
 
@@ -46,4 +46,4 @@ def other() -> Iterator[LabSpec]:
         pytest.skip("needs root, for network namespaces")
     spec = make_spec("b", nodes=2, uplinks=1)
     yield spec
-    trio.run(partial(lab.down, spec.name))
+    trio.run(partial(up.down, spec.name))

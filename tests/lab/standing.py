@@ -12,8 +12,8 @@ import os
 import pytest
 import trio
 
-from phantommesh.nursery import lab
-from phantommesh.nursery.labnet import LabSpec
+from phantommesh.nursery.lab import up as lab
+from phantommesh.nursery.lab.net import LabSpec
 
 
 class Standing:

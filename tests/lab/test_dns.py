@@ -11,10 +11,10 @@ import trio
 
 from phantommesh.client.http import NodeClient
 from phantommesh.management.views import Status
-from phantommesh.nursery import lab
-from phantommesh.nursery.lab import MESH
-from phantommesh.nursery.labmesh import converged
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.up import MESH
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab
@@ -72,7 +72,7 @@ def statuses(spec: LabSpec) -> dict[str, Status]:
     return {node.name: NodeClient(node.socket).status() for node in nodes_of(spec)}
 
 
-def test_every_node_serves_every_name(mesh: lab.LabResult, spec: LabSpec) -> None:
+def test_every_node_serves_every_name(mesh: up.LabResult, spec: LabSpec) -> None:
     found = statuses(spec)
     wanted: dict[tuple[str, str], str] = {}
     for name, status in found.items():
@@ -91,7 +91,7 @@ def reverse4(ip: str) -> str:
     return ".".join(reversed(ip.split("."))) + ".in-addr.arpa."
 
 
-def test_is_no_open_resolver(mesh: lab.LabResult, spec: LabSpec) -> None:
+def test_is_no_open_resolver(mesh: up.LabResult, spec: LabSpec) -> None:
     first, second = nodes_of(spec)[:2]
     server = statuses(spec)[first.name].ip4
     questions = [("example.com.", "A"), (f"nobody.{MESH}.internal.", "A")]
@@ -112,7 +112,7 @@ def test_is_no_open_resolver(mesh: lab.LabResult, spec: LabSpec) -> None:
     assert done.stdout.startswith("b'")
 
 
-def test_answers_again_after_its_interfaces_were_made_anew(mesh: lab.LabResult, spec: LabSpec) -> None:
+def test_answers_again_after_its_interfaces_were_made_anew(mesh: up.LabResult, spec: LabSpec) -> None:
     first, second = nodes_of(spec)[:2]
     server = statuses(spec)[first.name]
     for index in range(7):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, pid_file, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, pid_file, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import INTERFACES, until
 from tests.lab.test_node import interfaces
@@ -56,7 +56,7 @@ def runs(node: LabNode) -> bool:
 
 
 async def test_down_takes_all_away_and_leave_moves_the_keys_aside(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     first, node = nodes_of(other)
     name = ask(node, "status")["node"]
     assert left_over(node)

@@ -6,9 +6,9 @@ import trio
 
 from benchmarks.healing import CUT, seen_by
 from phantommesh.client.http import ApiError, NodeNotRunningError
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, crash, start, view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, crash, start, view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import INTERFACES, run_in, until
 
@@ -22,7 +22,7 @@ async def all_see(nodes: list[LabNode], who: LabNode, state: str) -> None:
                 await trio.sleep(0.1)
 
 
-async def test_a_dead_node_is_reported_and_its_return_too(mesh: lab.LabResult, spec: LabSpec) -> None:
+async def test_a_dead_node_is_reported_and_its_return_too(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     victim = nodes[1]
     await crash(victim)
@@ -36,7 +36,7 @@ async def test_a_dead_node_is_reported_and_its_return_too(mesh: lab.LabResult, s
     assert (await view_of(nodes[0])).status.degraded == []
 
 
-async def test_a_node_that_was_cut_off_is_found_again(mesh: lab.LabResult, spec: LabSpec) -> None:
+async def test_a_node_that_was_cut_off_is_found_again(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     victim = nodes[2]
     await trio.run_process([*victim.inside(["nft", "-f", "-"])], stdin=CUT.encode())
@@ -50,7 +50,7 @@ async def test_a_node_that_was_cut_off_is_found_again(mesh: lab.LabResult, spec:
 
 
 async def test_a_revoked_node_is_gone_from_every_interface_and_told_why(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     first, second = nodes_of(other)
     assert len(run_in(first, "wg", "show", "all", "peers").splitlines()) == len(INTERFACES)
     run_in(first, "phantommesh", "revoke", second.name)
@@ -62,7 +62,7 @@ async def test_a_revoked_node_is_gone_from_every_interface_and_told_why(other: L
 
 
 async def test_a_new_identity_takes_the_old_ones_place_on_every_interface(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     first, second = nodes_of(other)
     before = after = (await view_of(second)).status
     keys = set(run_in(first, "wg", "show", "all", "peers").split()) - set(INTERFACES)

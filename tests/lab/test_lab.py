@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.labmesh import (
+from phantommesh.nursery.lab import net, up
+from phantommesh.nursery.lab.mesh import (
     answered,
     converged,
     crash,
@@ -24,8 +24,8 @@ from phantommesh.nursery.labmesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.labnet import LabError, LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import open_traffic
+from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import open_traffic
 from tests.lab.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.lab
@@ -84,14 +84,14 @@ async def until(seen: Callable[[], bool]) -> None:
 
 
 def is_gone(node: LabNode) -> bool:
-    return int(pid_file(node).read_text(encoding="ascii")) not in labnet.processes_in([node.name])
+    return int(pid_file(node).read_text(encoding="ascii")) not in net.processes_in([node.name])
 
 
 def left_by(spec: LabSpec) -> list[str]:
     """Return whatever of a lab is still there: namespaces, processes and files."""
     names = [f"{spec.name}-net", *(node.name for node in nodes_of(spec))]
-    left = [name for name in names if labnet.namespace_exists(name)]
-    for directory in (labnet.STATE, labnet.RUN):
+    left = [name for name in names if net.namespace_exists(name)]
+    for directory in (net.STATE, net.RUN):
         left += [str(path) for path in directory.glob(f"*{spec.name}*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -103,7 +103,7 @@ def left_by(spec: LabSpec) -> list[str]:
     return left
 
 
-def test_every_pair_is_keyed_in_every_dimension(mesh: lab.LabResult, spec: LabSpec) -> None:
+def test_every_pair_is_keyed_in_every_dimension(mesh: up.LabResult, spec: LabSpec) -> None:
     assert mesh.backend == spec.backend
     assert [(link.a, link.b) for link in mesh.links] == [
         (f"{spec.name}-1", f"{spec.name}-2"),
@@ -114,11 +114,11 @@ def test_every_pair_is_keyed_in_every_dimension(mesh: lab.LabResult, spec: LabSp
     assert sorted(mesh.joins) == [f"{spec.name}-2", f"{spec.name}-3"]
 
 
-def test_both_ends_hold_the_same_psk_on_every_interface(mesh: lab.LabResult, spec: LabSpec) -> None:
+def test_both_ends_hold_the_same_psk_on_every_interface(mesh: up.LabResult, spec: LabSpec) -> None:
     check_psks(spec)
 
 
-async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: lab.LabResult, spec: LabSpec) -> None:
+async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     before = read_psks(spec)
     of_first = {key for key in before if key[1] in own_keys(nodes[0])}
@@ -132,7 +132,7 @@ async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: lab.LabResult,
     check_psks(spec)
 
 
-async def test_killed_node_returns_as_itself_and_traffic_goes_on(mesh: lab.LabResult, spec: LabSpec) -> None:
+async def test_killed_node_returns_as_itself_and_traffic_goes_on(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     victim = nodes[1]
     before = (await view_of(victim)).status
@@ -150,11 +150,11 @@ async def test_killed_node_returns_as_itself_and_traffic_goes_on(mesh: lab.LabRe
     check_psks(spec)
 
 
-async def test_node_that_lost_its_wireguard_too_returns(mesh: lab.LabResult, spec: LabSpec) -> None:
+async def test_node_that_lost_its_wireguard_too_returns(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     async with open_traffic(await flows_between(nodes), 0.05) as traffic:
         await crash(nodes[2])
-        assert labnet.processes_in([nodes[2].name]) == []
+        assert net.processes_in([nodes[2].name]) == []
         await start(nodes[2])
         await converged(nodes, PATIENCE_S)
         await answered(traffic, trio.current_time(), PATIENCE_S)
@@ -162,30 +162,30 @@ async def test_node_that_lost_its_wireguard_too_returns(mesh: lab.LabResult, spe
 
 
 async def test_second_lab_coexists_and_leaves_nothing(
-    mesh: lab.LabResult, spec: LabSpec, other: LabSpec, tmp_path: Path
+    mesh: up.LabResult, spec: LabSpec, other: LabSpec, tmp_path: Path
 ) -> None:
     seen = [tmp_path / node.name for node in nodes_of(other)]
     async with trio.open_nursery() as nursery:
 
         async def watch(node: LabNode, path: Path) -> None:
             await until(node.wireguard_sockets.exists)
-            await labnet.start(node, ["sh", "-c", WATCH, str(path)])
+            await net.start(node, ["sh", "-c", WATCH, str(path)])
 
         for node, path in zip(nodes_of(other), seen, strict=True):
             nursery.start_soon(watch, node, path)
-        await lab.up(other)
+        await up.up(other)
     check_psks(other)
     check_psks(spec)
     with pytest.raises(LabError, match="up already"):
-        await lab.up(other)
+        await up.up(other)
     assert left_by(other)
-    assert await lab.down(other.name)
+    assert await up.down(other.name)
     assert left_by(other) == []
     for path in seen:  # from the first moment on, no peer was ever without a PSK
         lines = [line.split("\t") for line in path.read_text(encoding="ascii").splitlines()]
         assert {interface for interface, *_ in lines} == set(INTERFACES)
         assert not [line for line in lines if line[-1] == "(none)"]
-    assert not await lab.down(other.name)
+    assert not await up.down(other.name)
     await converged(nodes_of(spec), PATIENCE_S)
 
 
@@ -199,19 +199,19 @@ async def test_down_after_the_lab_command_was_killed(other: LabSpec) -> None:
         builder.kill()
         builder.wait()
     assert left_by(other)
-    assert await lab.down(other.name)
+    assert await up.down(other.name)
     assert left_by(other) == []
 
 
 async def test_down_removes_what_interrupted_joins_left(other: LabSpec) -> None:
     name = nodes_of(other)[1].name
-    labnet.STATE.mkdir(parents=True, exist_ok=True)
-    lab._write_manifest(other, "building")
-    half_made = labnet.STATE / f".{name}.creating"
+    net.STATE.mkdir(parents=True, exist_ok=True)
+    up._write_manifest(other, "building")
+    half_made = net.STATE / f".{name}.creating"
     half_made.mkdir()
     (half_made / "node.key").touch()
-    (labnet.STATE / f"..{name}.toml.writing.new").touch()
-    assert await lab.down(other.name)
+    (net.STATE / f"..{name}.toml.writing.new").touch()
+    assert await up.down(other.name)
     assert left_by(other) == []
 
 
@@ -220,9 +220,9 @@ async def test_what_no_lab_made_is_not_touched(other: LabSpec) -> None:
     subprocess.run(["ip", "netns", "add", stranger], check=True)
     try:
         with pytest.raises(LabError, match=f"{stranger} exists"):
-            await lab.up(other)
-        assert not await lab.down(other.name)
-        assert labnet.namespace_exists(stranger)
+            await up.up(other)
+        assert not await up.down(other.name)
+        assert net.namespace_exists(stranger)
     finally:
         subprocess.run(["ip", "netns", "delete", stranger], check=True)
     assert left_by(other) == []
@@ -231,7 +231,7 @@ async def test_what_no_lab_made_is_not_touched(other: LabSpec) -> None:
 async def test_without_root_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="needs root") as caught:
-        await lab.up(LabSpec("nobody"))
+        await up.up(LabSpec("nobody"))
     assert "sudo" in caught.value.fix
     with pytest.raises(LabError, match="needs root"):
-        await lab.down("nobody")
+        await up.down("nobody")

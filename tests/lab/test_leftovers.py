@@ -13,9 +13,9 @@ import trio
 
 from phantommesh.config import load
 from phantommesh.dimensions import all_names
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, pid_file, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, pid_file, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_down import ask, left_over, runs
 from tests.lab.test_lab import until
@@ -93,7 +93,7 @@ def rename(node: LabNode, prefix: str) -> None:
 
 
 async def test_what_is_left_under_other_names_or_without_state_is_removed(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     first, node = nodes_of(other)
     peer = ask(first, "status")["ip4"]
 

@@ -16,10 +16,10 @@ import trio
 from benchmarks import restart
 from phantommesh.config import load, render
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import lab, labnet
-from phantommesh.nursery.labmesh import answered, converged, crash, flows_between, kill, start, view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import open_traffic
+from phantommesh.nursery.lab import net, up
+from phantommesh.nursery.lab.mesh import answered, converged, crash, flows_between, kill, start, view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import open_traffic
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, check_psks, is_gone, run_in, until
 
@@ -41,7 +41,7 @@ MUTE = """table inet mute {
 
 
 @pytest.fixture
-def node(mesh: lab.LabResult, spec: LabSpec) -> LabNode:
+def node(mesh: up.LabResult, spec: LabSpec) -> LabNode:
     return nodes_of(spec)[1]
 
 
@@ -61,7 +61,7 @@ def index_of(node: LabNode, interface: str) -> int | None:
 def wireguards(node: LabNode) -> dict[str, int]:
     """Return the userspace WireGuards in a node's namespace: the process of each interface."""
     found = {}
-    for pid in labnet.processes_in([node.name]):
+    for pid in net.processes_in([node.name]):
         words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
         if "wireguard" in words[0] and len(words) > 2:
             found[words[2]] = pid
@@ -116,14 +116,14 @@ async def whole(spec: LabSpec) -> None:
 async def test_sigterm_takes_the_vpn_down(spec: LabSpec, node: LabNode, tmp_path: Path) -> None:
     await stop(node)
     assert interfaces(node) == []
-    assert labnet.processes_in([node.name]) == []
+    assert net.processes_in([node.name]) == []
     async with in_foreground(node, tmp_path) as process:
         await whole(spec)
         assert interfaces(node) == INTERFACES
         process.send_signal(signal.SIGTERM)
         assert await ended(process) == 0
         assert interfaces(node) == []
-        assert labnet.processes_in([node.name]) == []
+        assert net.processes_in([node.name]) == []
         assert not node.socket.exists()
         assert "Traceback" not in (tmp_path / "log").read_text(encoding="utf-8")
     await whole(spec)
@@ -166,7 +166,7 @@ async def test_sigterm_while_it_starts_leaves_nothing(
         process.send_signal(signal.SIGTERM)
         assert await ended(process) == 0
         assert interfaces(node) == []
-        assert labnet.processes_in([node.name]) == []
+        assert net.processes_in([node.name]) == []
     await whole(spec)
 
 
@@ -248,7 +248,7 @@ async def test_killed_at_any_moment_it_comes_back_as_itself(
 
 
 async def test_killed_in_its_first_run_it_comes_back_as_itself(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     await restart.come_back(restart.Round(other, nodes_of(other)[1]), "first_run")
 
 

@@ -12,10 +12,10 @@ import trio
 
 from benchmarks.failover import PING, cut_one, dropping, paths_of, two_nodes, wait_for, whole
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import answered, converged, flows_between, kill, start
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import open_traffic
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import answered, converged, flows_between, kill, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import open_traffic
 from phantommesh.state.directory import WIREGUARD_KEYS
 from tests.lab.conftest import BACKEND, PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in, until
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.lab
 def pair() -> Iterator[LabSpec]:
     spec = make_spec("p", nodes=2, uplinks=3)
     yield spec
-    trio.run(partial(lab.down, spec.name))
+    trio.run(partial(up.down, spec.name))
 
 
 def own_keys(node: LabNode) -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ async def young(nodes: list[LabNode], key_seconds: float) -> None:
 
 
 async def test_every_key_and_port_is_replaced_under_a_ping_and_none_is_lost(pair: LabSpec) -> None:
-    await lab.up(pair)
+    await up.up(pair)
     nodes = list(nodes_of(pair))
     # An emulated kernel takes ten times as long for everything.
     longest, interval, sent = (400.0, 0.1, 300) if BACKEND == "kernel" else (40.0, 0.01, 700)
@@ -120,7 +120,7 @@ async def test_every_key_and_port_is_replaced_under_a_ping_and_none_is_lost(pair
 
 
 async def test_a_node_that_is_killed_again_and_again_while_it_replaces_keys_comes_back(pair: LabSpec) -> None:
-    await lab.up(pair)
+    await up.up(pair)
     nodes = list(nodes_of(pair))
     await young(nodes, 10.0)
     seen = set()

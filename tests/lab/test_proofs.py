@@ -12,10 +12,10 @@ import trio
 
 from phantommesh.config import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import flows_between, phantommesh, proved, view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
-from phantommesh.nursery.labping import open_traffic
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import flows_between, phantommesh, proved, view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import open_traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Receipt, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import describe_mesh, load_root
@@ -80,7 +80,7 @@ def verify(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_proofs_of_all_links_are_exported_and_verify(proving: LabSpec, tmp_path: Path) -> None:
-    async with lab.running(proving):
+    async with up.running(proving):
         nodes = nodes_of(proving)
         names = {node.name for node in nodes}
         async with open_traffic(await flows_between(nodes), 0.02):

@@ -16,9 +16,9 @@ import trio
 from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.management.views import ScatterView
-from phantommesh.nursery import lab
-from phantommesh.nursery.labmesh import converged, kill, start, view_of
-from phantommesh.nursery.labnet import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, start, view_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.overlay import guard
 from phantommesh.scatter.maps import (
     SCHEDULERS,
@@ -127,7 +127,7 @@ async def scattered(nodes: Sequence[LabNode]) -> None:
 
 
 @pytest.fixture
-def nodes(mesh: lab.LabResult, spec: LabSpec) -> list[LabNode]:
+def nodes(mesh: up.LabResult, spec: LabSpec) -> list[LabNode]:
     found = nodes_of(spec)
     trio.run(scattered, found)
     return found
@@ -392,7 +392,7 @@ SCATTERING: tuple[Scheduler, ...] = ("packet", "deck", "batch")
 @pytest.mark.slow  # a busy machine drops some of its many fragments
 async def test_every_scheduler_carries_every_kind_of_packet(other: LabSpec) -> None:
     """The nodes are killed: what they have set up goes on, and nobody puts the tables back."""
-    await lab.up(other)
+    await up.up(other)
     a, b = nodes_of(other)
     await scattered([a, b])
     for node in (a, b):
@@ -466,7 +466,7 @@ with socket.create_server((sys.argv[1], 0)) as server:
 
 
 async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(other: LabSpec) -> None:
-    await lab.up(other)
+    await up.up(other)
     a, b = nodes_of(other)
     edit(a.config, scatter={"peers": {b.name: "private"}})
     await stop(a)
@@ -497,7 +497,7 @@ async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(ot
 
 @pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.slow)])
 async def test_maps_that_change_twenty_times_a_second_lose_nothing(other: LabSpec, seconds: float) -> None:
-    await lab.up(other)
+    await up.up(other)
     a, b = nodes_of(other)
     for node in (a, b):
         edit(node.config, scatter={"epoch_seconds": 0.05})

@@ -257,7 +257,7 @@ def test_a_lab_that_is_not_there_is_told() -> None:
 def test_lab_exec_hands_the_command_over_whole(monkeypatch: pytest.MonkeyPatch, separator: list[str]) -> None:
     called: list[object] = []
     monkeypatch.setattr(base, "_has_net_admin", lambda: True)
-    monkeypatch.setattr("phantommesh.nursery.lab.exec_", lambda *args: called.append(args))
+    monkeypatch.setattr("phantommesh.nursery.lab.up.exec_", lambda *args: called.append(args))
     result = run("lab", "exec", "--name", "x", "2", *separator, "ping", "-c", "1", "--", "host")
     assert result.exit_code == 0, result.output
     assert called == [("x", 2, ("ping", "-c", "1", "--", "host"))]

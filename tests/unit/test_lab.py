@@ -4,8 +4,8 @@
 import pytest
 
 from phantommesh.management.views import LinkView, Status
-from phantommesh.nursery.labmesh import LabLink, NodeView, links_between
-from phantommesh.nursery.labnet import (
+from phantommesh.nursery.lab.mesh import LabLink, NodeView, links_between
+from phantommesh.nursery.lab.net import (
     LabError,
     LabNode,
     LabSpec,
@@ -14,8 +14,8 @@ from phantommesh.nursery.labnet import (
     one_error,
     uplink_commands,
 )
-from phantommesh.nursery.labping import Flow, Traffic, _checksum
-from phantommesh.nursery.labrun import links_table
+from phantommesh.nursery.lab.ping import Flow, Traffic, _checksum
+from phantommesh.nursery.lab.run import links_table
 
 STATUS = Status(
     mesh="lab", node="n", node_id="x", version="1", uptime_s=1.0, backend="kernel", role="node",

@@ -18,7 +18,7 @@ import trio
 from pyroute2 import netns
 
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.labnet import one_error
+from phantommesh.nursery.lab.net import one_error
 
 # RFC 792: type, code, checksum, identifier, sequence number.
 _ECHO: Final = struct.Struct("!BBHHH")

@@ -17,10 +17,10 @@ from phantommesh.config import load, render
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import LinkView, Status
-from phantommesh.nursery import labnet
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
-from phantommesh.nursery.labnet import RUN, LabError, LabNode, LabSpec
-from phantommesh.nursery.labping import Flow, Traffic
+from phantommesh.nursery.lab import net
+from phantommesh.nursery.lab.net import RUN, LabError, LabNode, LabSpec
+from phantommesh.nursery.lab.ping import Flow, Traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
@@ -58,7 +58,7 @@ class NodeView:
 
 async def crash(node: LabNode) -> None:
     """End a node as a power cut would: every process of its namespace, its interfaces and its rules."""
-    await labnet.kill([node.name])
+    await net.kill([node.name])
     prefix = load(node.config).wireguard.prefix
     for name in (*interface_names(prefix), master_name(prefix)):
         # Those of a userspace WireGuard went with its process.
@@ -79,14 +79,14 @@ async def crash(node: LabNode) -> None:
 
 async def start(node: LabNode) -> None:
     """Start ``phantommesh run`` in a node's namespace, in the background."""
-    pid = await labnet.start(node, [*_COMMAND, "run"])
+    pid = await net.start(node, [*_COMMAND, "run"])
     pid_file(node).write_text(f"{pid}\n", encoding="ascii")
 
 
 def kill(node: LabNode, number: signal.Signals = signal.SIGKILL) -> None:
     """Signal a node's process alone; a userspace WireGuard goes on. Raises LabError if it is gone."""
     pid = int(pid_file(node).read_text(encoding="ascii"))
-    if pid not in labnet.processes_in([node.name]):
+    if pid not in net.processes_in([node.name]):
         raise LabError(f"{node.name} is not running", fix=f"see {node.log}")
     os.kill(pid, number)
 

@@ -18,9 +18,9 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Status
-from phantommesh.nursery import labnet
 from phantommesh.nursery.host.owning import held
-from phantommesh.nursery.labmesh import (
+from phantommesh.nursery.lab import net
+from phantommesh.nursery.lab.mesh import (
     POLL_S,
     LabLink,
     NodeView,
@@ -37,8 +37,8 @@ from phantommesh.nursery.labmesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.labnet import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
-from phantommesh.nursery.labping import Flow, open_traffic
+from phantommesh.nursery.lab.net import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
+from phantommesh.nursery.lab.ping import Flow, open_traffic
 from phantommesh.state.directory import atomic_write
 
 MESH: Final = "lab"
@@ -95,7 +95,7 @@ async def up(spec: LabSpec, say: Say = silent) -> LabResult:
 
     Raises LabError, after taking all down but the nodes' logs, when it does not come up.
     """
-    labnet.check_able()
+    net.check_able()
     with _alone(spec.name):
         await _make_way(spec.name, say)
         async with _undone_on_failure(spec):
@@ -106,8 +106,8 @@ async def up(spec: LabSpec, say: Say = silent) -> LabResult:
 
 async def down(name: str, say: Say = silent) -> bool:
     """Remove all that a lab has made, also after a crash. Returns whether there was anything."""
-    labnet.check_able()
-    labnet.check_name(name)
+    net.check_able()
+    net.check_name(name)
     with _alone(name):
         manifest = _read_manifest(name)
         if manifest is None:
@@ -148,7 +148,7 @@ async def status(name: str) -> LabStatus:
 
 def exec_(name: str, number: int, command: Sequence[str]) -> NoReturn:
     """Become a command in node ``number``'s namespace, where ``phantommesh`` and ``wg`` mean that node."""
-    labnet.check_able()
+    net.check_able()
     manifest = _known(name)
     if not 1 <= number <= manifest.nodes:
         raise LabError(f"lab {name} has no node {number}", fix=f"give a node from 1 to {manifest.nodes}")
@@ -161,7 +161,7 @@ def exec_(name: str, number: int, command: Sequence[str]) -> NoReturn:
 @asynccontextmanager
 async def running(spec: LabSpec, say: Say = silent) -> AsyncIterator[LabResult]:
     """A lab for as long as the block takes, however it ends."""
-    labnet.check_able()
+    net.check_able()
     with _alone(spec.name):
         await _make_way(spec.name, say)
         async with _undone_on_failure(spec):
@@ -180,7 +180,7 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
     nodes = nodes_of(spec)
     first = nodes[0]
     say(f"building {spec.nodes} namespaces and {spec.uplinks} uplinks")
-    await labnet.build(spec)
+    await net.build(spec)
     say("making the mesh")
     await phantommesh(first, "init", "--mesh", MESH, "--name", first.name, *endpoints(spec, first))
     configure(spec, first)
@@ -223,7 +223,7 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
 async def _down(spec: LabSpec) -> None:
     """Remove everything; the manifest last, so that an interrupted removal is taken up again."""
     nodes = nodes_of(spec)
-    await labnet.destroy([*(node.name for node in nodes), f"{spec.name}-net"])
+    await net.destroy([*(node.name for node in nodes), f"{spec.name}-net"])
     for node in nodes:
         for path in (node.state_dir, node.wireguard_sockets, *_files(node)):
             if path.is_dir():
@@ -256,7 +256,7 @@ async def _undone_on_failure(spec: LabSpec) -> AsyncIterator[None]:
     """Write the manifest; when the block fails, take all down, but leave a copy of the logs to look at."""
     STATE.mkdir(parents=True, exist_ok=True, mode=0o755)
     RUN.mkdir(parents=True, exist_ok=True, mode=0o755)
-    strangers = [name for name in _names(spec) if labnet.namespace_exists(name)]
+    strangers = [name for name in _names(spec) if net.namespace_exists(name)]
     strangers += [str(node.state_dir) for node in nodes_of(spec) if node.state_dir.exists()]
     if strangers:
         raise LabError(f"{strangers[0]} exists, and no lab made it", fix="remove it, or give another --name")
@@ -321,7 +321,7 @@ def _read_manifest(name: str) -> _Manifest | None:
 
 
 def _known(name: str) -> _Manifest:
-    labnet.check_name(name)
+    net.check_name(name)
     manifest = _read_manifest(name)
     if manifest is None:
         raise LabError(f"there is no lab {name}", fix=f"phantommesh lab up --name {name}")

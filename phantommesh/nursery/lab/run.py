@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nursery.lab import LabResult, running, status
-from phantommesh.nursery.labmesh import LabLink, answered, converged, crash, flows_between, proved, start
-from phantommesh.nursery.labnet import LabError, LabSpec, nodes_of, one_error
-from phantommesh.nursery.labping import Flow, Traffic, open_traffic
+from phantommesh.nursery.lab.mesh import LabLink, answered, converged, crash, flows_between, proved, start
+from phantommesh.nursery.lab.net import LabError, LabSpec, nodes_of, one_error
+from phantommesh.nursery.lab.ping import Flow, Traffic, open_traffic
+from phantommesh.nursery.lab.up import LabResult, running, status
 
 TRAFFIC_S = 10.0
 EPOCH_S = 3.0  # of the scatter, so that there is something to prove
