@@ -25,7 +25,7 @@ from typing import Any
 import trio
 
 from phantommesh.client.http import NodeClient
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import view_of

@@ -26,7 +26,7 @@ from random import Random
 import trio
 
 from benchmarks.machine import describe
-from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.dimensions import ALL, DIMENSIONS, interface_names
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem

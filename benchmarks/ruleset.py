@@ -27,7 +27,7 @@ from statistics import median
 import trio
 
 from benchmarks.machine import describe
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.host.netlink import make_tun
 from phantommesh.nursery.host.nft import Table

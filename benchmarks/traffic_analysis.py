@@ -39,7 +39,7 @@ from benchmarks.machine import describe
 from benchmarks.traffic import attack, fingerprint, pagelab, splitting
 from benchmarks.traffic.pages import Page, choose, survey
 from benchmarks.traffic.traces import Capture, load, save
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up

@@ -29,7 +29,7 @@ from random import Random
 from statistics import median
 
 from benchmarks.machine import describe
-from phantommesh.config import WireguardSection
+from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nlattr import NESTED, attribute, pack_message, split_messages
 from phantommesh.nursery.host import wgmessages

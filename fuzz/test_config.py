@@ -8,7 +8,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.config import Config, ConfigError, NodeSection, parse, redacted, render
+from phantommesh.config.reading import parse
+from phantommesh.config.sections import Config, ConfigError, NodeSection
+from phantommesh.config.writing import redacted, render
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 
 KEYS = {

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.traffic.traces import Packet
-from phantommesh.config import WireguardSection
+from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS
 
 # linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h

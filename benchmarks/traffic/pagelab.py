@@ -20,7 +20,7 @@ import trio
 from benchmarks.traffic import observer
 from benchmarks.traffic.pages import Page, installed
 from benchmarks.traffic.traces import Load, Visit, cut
-from phantommesh.config import load
+from phantommesh.config.reading import load
 from phantommesh.dimensions import interface_names
 from phantommesh.nursery.lab.mesh import view_of
 from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of

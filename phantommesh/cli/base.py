@@ -112,9 +112,9 @@ def socket_of(options: Options) -> Path:
         return options.socket
     if not os.access(options.config, os.R_OK):
         return SOCKET
-    from phantommesh import config
+    from phantommesh.config import reading
 
-    return Path(config.load(options.config).api.socket)
+    return Path(reading.load(options.config).api.socket)
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":

@@ -153,11 +153,11 @@ def config() -> None:
 @click.pass_obj
 def config_check(options: Options, file: Path | None) -> None:
     """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
-    from phantommesh import config as config_file
+    from phantommesh.config import reading
     from phantommesh.overlay.prefixes import check_range
 
     path = file or options.config
-    checked = config_file.load(path)
+    checked = reading.load(path)
     mesh = _mesh(options)
     if mesh is not None and mesh.name == checked.node.mesh:
         check_range(checked.overlay.cidr4, mesh.network4)
@@ -183,10 +183,10 @@ def _mesh(options: Options) -> Mesh | None:
 @click.pass_obj
 def config_show(options: Options) -> None:
     """Show the configuration with its defaults; secrets are starred out."""
-    from phantommesh import config as config_file
+    from phantommesh.config import reading, writing
 
-    shown = config_file.load(options.config)
+    shown = reading.load(options.config)
     if options.json:
-        emit(config_file.redacted(shown))
+        emit(writing.redacted(shown))
     else:
-        click.echo(config_file.redact(config_file.render(shown)), nl=False)
+        click.echo(writing.redact(writing.render(shown)), nl=False)

@@ -133,7 +133,7 @@ def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> 
     need_root("lab run")
     import trio
 
-    from phantommesh.config import ScatterSection
+    from phantommesh.config.sections import ScatterSection
     from phantommesh.nursery.lab import run as labrun
     from phantommesh.nursery.lab.net import LabSpec
 

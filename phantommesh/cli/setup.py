@@ -37,7 +37,7 @@ from phantommesh.cli.output import emit
 def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoints: tuple[str, ...]) -> None:
     """Make a mesh: its authority, this node's identity and config."""
     need_access("init", options.state_dir, options.config)
-    from phantommesh.config import WireguardSection
+    from phantommesh.config.sections import WireguardSection
     from phantommesh.dimensions import all_names
     from phantommesh.nursery.overlay import hostview
     from phantommesh.overlay.prefixes import Address
@@ -74,7 +74,7 @@ _SETTINGS = {"overlay.cidr4": "--cidr", "node.endpoints": "--endpoint"}
 @contextmanager
 def _naming_options() -> Iterator[None]:
     """Name the option in an error about a setting that the operator gave by it."""
-    from phantommesh.config import ConfigError
+    from phantommesh.config.sections import ConfigError
 
     try:
         yield
@@ -116,14 +116,14 @@ def _report(options: Options, summary: Any, then: str) -> None:
 def invite(options: Options, ttl: float, name: str | None, role: str, uses: int) -> None:
     """Print one line that lets a machine join. It is a secret until it is used."""
     need_access("invite", options.state_dir)
-    from phantommesh import config as config_file
+    from phantommesh.config import reading
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339
     from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
     from phantommesh.trust.invites import MAX_ENDPOINTS
 
-    config = config_file.load(options.config)
+    config = reading.load(options.config)
     now = datetime.now(UTC).timestamp()
     node = load_node(options.state_dir, now)
     if node.authority is None:
@@ -196,11 +196,11 @@ def run(options: Options) -> None:
     gc.disable()  # while all is made that stays: a tenth of the time to start
     import trio
 
-    from phantommesh import config as config_file
+    from phantommesh.config import reading
     from phantommesh.nursery import logs, process
 
     gc.freeze()
     gc.enable()
-    config = config_file.load(options.config)
+    config = reading.load(options.config)
     logs.configure(config.log.level, config.log.format)
     trio.run(partial(process.run, options.state_dir, options.config, socket_path=options.socket))

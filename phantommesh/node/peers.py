@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.dimensions import DIMENSIONS, interface_names
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import PeerAuth

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.members.calling import ask_standing

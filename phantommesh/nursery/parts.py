@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from phantommesh import __version__
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError

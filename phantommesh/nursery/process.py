@@ -16,7 +16,7 @@ from time import time
 import structlog
 import trio
 
-from phantommesh import config as config_file
+from phantommesh.config import reading
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.nursery.host import leftovers
@@ -61,7 +61,7 @@ async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> N
 
 async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
     """Run the node once; return whether it got a new identity, with which it should run again."""
-    config = config_file.load(config_path)
+    config = reading.load(config_path)
     with StateDir.open(state_dir).lock() as lock:
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
@@ -77,7 +77,7 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
         )
         with _sole_owner(prefix):
             await overlay.examine()
-            config_file.refuse_overlay(config, overlay.routed)
+            reading.refuse_overlay(config, overlay.routed)
             # ---- above this line nothing outside the state directory has changed ----
             await overlay.converge()
             await leftovers.clear_tables(master_name(prefix))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from phantommesh.config import Intent, ScatterSection
+from phantommesh.config.sections import Intent, ScatterSection
 from phantommesh.faults import FaultKind
 from phantommesh.scatter.maps import Scheduler
 

@@ -19,16 +19,9 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh.config import (
-    Config,
-    ConfigError,
-    NodeSection,
-    OverlaySection,
-    load,
-    parse,
-    refuse_overlay,
-    render,
-)
+from phantommesh.config.reading import load, parse, refuse_overlay
+from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
+from phantommesh.config.writing import render
 from phantommesh.overlay.prefixes import Address
 from phantommesh.records.record import Roster, sign_record
 from phantommesh.secret import Secret

@@ -14,7 +14,7 @@ import msgspec
 from cryptography import x509
 
 from phantommesh import __version__
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
-from phantommesh.config import WireguardSection
+from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
 from phantommesh.overlay.guard import OUTER_MARK
 from phantommesh.secret import Secret

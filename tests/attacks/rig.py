@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
-from phantommesh.config import Config, load
+from phantommesh.config.reading import load
+from phantommesh.config.sections import Config
 from phantommesh.management.views import Status
 from phantommesh.nursery.lab.net import LabNode, LabSpec
 from phantommesh.state.start import NodeState, load_node

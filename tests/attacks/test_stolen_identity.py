@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.config import load, render
+from phantommesh.config.reading import load
+from phantommesh.config.writing import render
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import copies
 from phantommesh.link.psk import PskPhase

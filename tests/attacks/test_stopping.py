@@ -22,7 +22,8 @@ import msgspec
 import pytest
 import trio
 
-from phantommesh.config import load, render
+from phantommesh.config.reading import load
+from phantommesh.config.writing import render
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.nursery.lab import up

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import trio
 
-from phantommesh.config import load, render
+from phantommesh.config.reading import load
+from phantommesh.config.writing import render
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import converged, kill, pid_file, start
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in

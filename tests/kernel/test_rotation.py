@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kernel
 
 SKEWS = (0, 2, 20, 60)
 PING_EVERY_S = 0.01
-ROTATE_AFTER_S = 90.0  # after a handshake: phantommesh.config's rotate_seconds
+ROTATE_AFTER_S = 90.0  # after a handshake: phantommesh.config.reading's rotate_seconds
 EVERY_S = (
     7.0  # between two rotations where the skew is small; no multiple of the 5 s at which WireGuard retries
 )

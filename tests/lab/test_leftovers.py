@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from phantommesh.config import load
+from phantommesh.config.reading import load
 from phantommesh.dimensions import all_names
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import converged, pid_file, start

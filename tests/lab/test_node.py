@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from benchmarks import restart
-from phantommesh.config import load, render
+from phantommesh.config.reading import load
+from phantommesh.config.writing import render
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.mesh import answered, converged, crash, flows_between, kill, start, view_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import flows_between, phantommesh, proved, view_of

@@ -19,7 +19,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.control.asking import Shut
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError

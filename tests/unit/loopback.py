@@ -10,14 +10,14 @@ from time import time
 
 import trio
 
-from phantommesh.config import (
+from phantommesh.config.reading import load
+from phantommesh.config.sections import (
     Config,
     ControlSection,
     DnsSection,
     GossipSection,
     NodeSection,
     ScatterSection,
-    load,
 )
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.members import enrolment

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from phantommesh.config import Config, ConfigError, NodeSection, OverlaySection, load
+from phantommesh.config.reading import load
+from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.secret import Secret
 from phantommesh.state.directory import REQUIRED, StateError

@@ -273,7 +273,7 @@ def test_a_hostile_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatc
     def refuse(_path: Path) -> None:
         raise PhantomMeshError("bad \x1b[2J name\nerror: forged", fix="no\rne")
 
-    monkeypatch.setattr("phantommesh.config.load", refuse)
+    monkeypatch.setattr("phantommesh.config.reading.load", refuse)
     message = told(run("config", "check"), 1)
     assert "\x1b" not in message
     assert "\r" not in message
@@ -284,7 +284,7 @@ def test_an_error_inside_nurseries_is_told_as_one(monkeypatch: pytest.MonkeyPatc
         inner = ExceptionGroup("", [PhantomMeshError("the port is taken", fix="use another")])
         raise ExceptionGroup("", [inner])
 
-    monkeypatch.setattr("phantommesh.config.load", refuse)
+    monkeypatch.setattr("phantommesh.config.reading.load", refuse)
     assert told(run("config", "check"), 1) == "error: the port is taken\nfix: use another\n"
 
 
@@ -292,7 +292,7 @@ def test_a_file_the_system_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(_path: Path) -> None:
         raise OSError(28, "No space left on device", "/var/lib/x")
 
-    monkeypatch.setattr("phantommesh.config.load", refuse)
+    monkeypatch.setattr("phantommesh.config.reading.load", refuse)
     assert told(run("config", "check"), 1) == "error: /var/lib/x: No space left on device\n"
 
 

@@ -5,18 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from phantommesh.config import (
-    Config,
-    ConfigError,
-    GossipSection,
-    NodeSection,
-    load,
-    parse,
-    redact,
-    redacted,
-    refuse_overlay,
-    render,
-)
+from phantommesh.config.reading import load, parse, refuse_overlay
+from phantommesh.config.sections import Config, ConfigError, GossipSection, NodeSection
+from phantommesh.config.writing import redact, redacted, render
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 
 BASE = '[node]\nname = "alpha"\nmesh = "pm"\n'

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from phantommesh.config import WireguardSection
+from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.nursery.host.fake import apply
 from phantommesh.secret import Secret

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh.config import Intent
+from phantommesh.config.sections import Intent
 from phantommesh.link.effects import Alarm
 from phantommesh.management.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
 from phantommesh.management.views import Event

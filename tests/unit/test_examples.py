@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from phantommesh import config
 from phantommesh.cli import cli
+from phantommesh.config import reading
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -57,6 +57,6 @@ def test_the_configuration_is_accepted_and_changes_something_in_each_section(tmp
         cli, ["--state-dir", str(tmp_path / "none"), "config", "check", str(path)], prog_name="phantommesh"
     )
     assert result.exit_code == 0, result.output
-    shown, plain = config.load(path), config.parse('[node]\nname = "alpha"\nmesh = "example"\n')
+    shown, plain = reading.load(path), reading.parse('[node]\nname = "alpha"\nmesh = "example"\n')
     for section in re.findall(r"^\[(\w+)\]$", path.read_text(), re.MULTILINE):
         assert getattr(shown, section) != getattr(plain, section), section

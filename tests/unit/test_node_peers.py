@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.config import ScatterSection, WireguardSection
+from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem

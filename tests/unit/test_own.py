@@ -12,7 +12,8 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh.config import Config, load
+from phantommesh.config.reading import load
+from phantommesh.config.sections import Config
 from phantommesh.control.messages import Renewed
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own

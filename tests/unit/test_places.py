@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from phantommesh.config import Config, GossipSection, NodeSection
+from phantommesh.config.sections import Config, GossipSection, NodeSection
 from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.members import places

@@ -19,7 +19,8 @@ import trio
 import trio.testing
 from msgspec import structs
 
-from phantommesh.config import Config, WireguardSection, load
+from phantommesh.config.reading import load
+from phantommesh.config.sections import Config, WireguardSection
 from phantommesh.nursery.dataplane import rekeying
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from phantommesh.config import Intent, ScatterSection
+from phantommesh.config.sections import Intent, ScatterSection
 from phantommesh.scatter.intents import MANNERS, Manner, intent_of, manner_of
 
 

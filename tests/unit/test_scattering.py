@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.dataplane import scattering as service
 from phantommesh.nursery.dataplane.scattering import Scattering

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import trio
 
-from phantommesh.config import DnsSection
+from phantommesh.config.sections import DnsSection
 from phantommesh.names import hosts as hosts_file
 from phantommesh.names.zone import Host
 from phantommesh.nursery.names import split as splitdns

@@ -21,7 +21,7 @@ from time import time
 import structlog
 import trio
 
-from phantommesh.config import WireguardSection
+from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import only
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.dataplane.paths import PathDriver

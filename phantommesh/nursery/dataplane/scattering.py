@@ -23,7 +23,7 @@ from typing import Literal
 import structlog
 import trio
 
-from phantommesh.config import ScatterSection
+from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind

@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from phantommesh.client.http import NodeClient
-from phantommesh.config import load, render
+from phantommesh.config.reading import load
+from phantommesh.config.writing import render
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import LinkView, Status

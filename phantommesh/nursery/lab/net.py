@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from phantommesh.config import GuardSection, LinkSection, ScatterSection
+from phantommesh.config.sections import GuardSection, LinkSection, ScatterSection
 from phantommesh.errors import PhantomMeshError, first_of
 
 STATE: Final = Path("/var/lib/phantommesh/lab")

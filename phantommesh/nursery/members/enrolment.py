@@ -12,7 +12,7 @@ from time import time
 import msgspec
 import trio
 
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.control import channel, messages
 from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint

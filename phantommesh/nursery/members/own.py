@@ -12,7 +12,7 @@ from typing import Any, TypeVar, assert_never
 import structlog
 import trio
 
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding

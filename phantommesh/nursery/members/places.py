@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 import structlog
 import trio
 
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind

@@ -20,7 +20,7 @@ from time import time
 import structlog
 import trio
 
-from phantommesh.config import Config
+from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node.desk import AUTHORITY_ANEW

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from time import time
 
-from phantommesh.config import DnsSection
+from phantommesh.config.sections import DnsSection
 from phantommesh.names.zone import Zone, hosts_of, zone_names
 from phantommesh.nursery.names.server import Ip, NameServer
 from phantommesh.nursery.names.split import SplitDns

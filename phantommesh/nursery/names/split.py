@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh.config import DnsSection
+from phantommesh.config.sections import DnsSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
 from phantommesh.names.zone import Host, hosts_lines

@@ -20,8 +20,8 @@ from typing import Final, Literal
 import msgspec
 import trio
 
-from phantommesh import config as config_file
-from phantommesh.config import Config, ConfigError
+from phantommesh.config import reading
+from phantommesh.config.sections import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
@@ -126,7 +126,7 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
 
 def _read(state_dir: Path, config_path: Path) -> tuple[Config, StateDir, Mesh]:
     """Read what is needed to know what is ours here, even where the rest of the state is damaged."""
-    config = config_file.load(config_path)
+    config = reading.load(config_path)
     state = StateDir(state_dir.resolve())
     if not state.path.is_dir():
         StateDir.open(state_dir)  # says what is wrong with it

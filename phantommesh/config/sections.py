@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What may be set: one Struct a section of the configuration, with bounds and defaults."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
+from phantommesh.errors import PhantomMeshError
+
+# A description completes the sentence "set KEY to ...".
+Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
+Intent = Literal["speed", "order", "private"]  # what traffic is scattered for
+Switch = Annotated[bool, Meta(description="true or false")]
+
+
+class ConfigError(PhantomMeshError):
+    """A configuration that cannot be used."""
+
+
+class NodeSection(msgspec.Struct, frozen=True):
+    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`."""
+
+    name: Label
+    mesh: Label
+    endpoints: Annotated[
+        tuple[str, ...],
+        Meta(max_length=8, description='at most 8 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
+class ControlSection(msgspec.Struct, frozen=True):
+    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys."""
+
+    port: Port = 51800
+    tcp: Switch = True
+
+
+class WireguardSection(msgspec.Struct, frozen=True):
+    """The seven interfaces: names `prefix`0..6, MTU in bytes, key pairs no older than `key_seconds`.
+
+    UDP ports are `base_port`..+6 at first. With each new key pair an interface takes the next of its
+    `port_choices` ports, which are 7 apart; 1 leaves it the one it has.
+    """
+
+    backend: Annotated[
+        Literal["auto", "kernel", "userspace"], Meta(description='"auto", "kernel" or "userspace"')
+    ] = "auto"
+    prefix: Annotated[
+        str, Meta(description="up to 14 characters of a-z, 0-9, '_' and '-', starting with a letter")
+    ] = "pm"
+    base_port: Annotated[
+        int, Meta(ge=1, le=65535 - DIMENSIONS + 1, description="the first of seven ports, from 1 to 65529")
+    ] = 51820
+    mtu: Annotated[int, Meta(ge=1280, le=9000, description="a number of bytes from 1280 to 9000")] = 1420
+    keepalive: Annotated[int, Meta(ge=0, le=65535, description="seconds from 0 (off) to 65535")] = 25
+    keep_interfaces: Switch = False
+    reconcile_seconds: Annotated[float, Meta(ge=0.1, le=60, description="seconds from 0.1 to 60")] = 2.0
+    key_seconds: Annotated[
+        float, Meta(ge=10, le=2_592_000, description="seconds from 10 to 2592000 (30 days)")
+    ] = 86_400.0
+    port_choices: Annotated[int, Meta(ge=1, le=8, description="a number from 1 to 8")] = 2
+
+    @property
+    def ports(self) -> range:
+        """The UDP ports that the interfaces may have."""
+        return range(self.base_port, self.base_port + DIMENSIONS * self.port_choices)
+
+
+class OverlaySection(msgspec.Struct, frozen=True):
+    """The IPv4 overlay. `init` writes it into the mesh's root certificate, which decides from then on."""
+
+    cidr4: Annotated[str, Meta(description='an IPv4 network of /8 to /30, e.g. "100.64.0.0/10"')] = (
+        "100.64.0.0/10"
+    )
+
+
+class GuardSection(msgspec.Struct, frozen=True):
+    """Use of the mesh through this node: by machines or containers behind the interfaces of `forward`. Their
+    traffic to the mesh may pass, and what the host publishes of them at its overlay address."""
+
+    forward: Annotated[
+        tuple[str, ...],
+        Meta(max_length=32, description='at most 32 names of interfaces, e.g. ["docker0"]'),
+    ] = ()
+
+
+class LinkSection(msgspec.Struct, frozen=True):
+    """When links rotate their keys and when a link without a handshake counts as stale, in seconds."""
+
+    rotate_seconds: Annotated[float, Meta(ge=1, le=120, description="seconds from 1 to 120")] = 90.0
+    jitter_seconds: Annotated[float, Meta(ge=0, le=60, description="seconds from 0 to 60")] = 5.0
+    stale_alarm_seconds: Annotated[float, Meta(ge=10, le=3600, description="seconds from 10 to 3600")] = 180.0
+    stale_random_seconds: Annotated[float, Meta(ge=10, le=3600, description="seconds from 10 to 3600")] = (
+        300.0
+    )
+    provider: Annotated[Literal["cryptography", "liboqs"], Meta(description='"cryptography" or "liboqs"')] = (
+        "cryptography"
+    )
+
+
+class GossipSection(msgspec.Struct, frozen=True):
+    """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
+
+    preset: Annotated[Literal["lan", "wan", "local"], Meta(description='"lan", "wan" or "local"')] = "lan"
+    seeds: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
+    ] = ()
+
+
+class ScatterSection(msgspec.Struct, frozen=True):
+    """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
+
+    ``intent``: what for (docs/scatter.md says which when); ``peers``: other intents for some peers,
+    by name; ``scheduler``: in place of the intent's. ``mode``: where the kernel is told to; ``batch``:
+    packets that the scheduler of that name sends one way in a row; ``flowlet_ms``: the pause after which the
+    scheduler ``flowlet`` may send a flow another way.
+    """
+
+    mode: Annotated[
+        Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
+    ] = "auto"
+    intent: Annotated[Intent, Meta(description='"speed", "order" or "private"')] = "speed"
+    peers: Annotated[
+        dict[str, Intent], Meta(description='a table of names, each = "speed", "order" or "private"')
+    ] = {}
+    scheduler: Annotated[
+        Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],
+        Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),
+    ] = "auto"
+    epoch_seconds: Annotated[float, Meta(ge=0.05, le=3600, description="seconds from 0.05 to 3600")] = 60.0
+    batch: Annotated[
+        int,
+        Meta(ge=MIN_BATCH, le=MAX_BATCH, description=f"a number of packets from {MIN_BATCH} to {MAX_BATCH}"),
+    ] = 8
+    flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
+
+
+class ProofsSection(msgspec.Struct, frozen=True):
+    """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
+
+    keep: Annotated[int, Meta(ge=1, le=100_000, description="a number of epochs from 1 to 100000")] = 60
+
+
+class PathsSection(msgspec.Struct, frozen=True):
+    """How the dimensions are watched: by probes to UDP `port` of the peers' overlay addresses, which are
+    `probe_seconds` apart while there is traffic. A mesh has one such port."""
+
+    port: Port = 51801
+    probe_seconds: Annotated[float, Meta(ge=0.02, le=10, description="seconds from 0.02 to 10")] = 0.1
+
+
+class ApiSection(msgspec.Struct, frozen=True):
+    """The API's sockets: a Unix socket always, TCP on loopback if `listen` is set."""
+
+    socket: Annotated[str, Meta(min_length=1, max_length=107, description="an absolute path")] = (
+        "/run/phantommesh/api.sock"
+    )
+    listen: Annotated[str | None, Meta(description='a loopback address and port, e.g. "127.0.0.1:8480"')] = (
+        None
+    )
+
+
+class DnsSection(msgspec.Struct, frozen=True):
+    """The name server on this node's overlay addresses, and how this machine comes to ask it."""
+
+    serve: Switch = True
+    port: Port = 53
+    mode: Annotated[
+        Literal["auto", "resolved", "hosts", "off"],
+        Meta(description='"auto", "resolved", "hosts" or "off"'),
+    ] = "auto"
+    hosts: Annotated[str, Meta(min_length=1, max_length=4096, description="an absolute path")] = "/etc/hosts"
+
+
+class LogSection(msgspec.Struct, frozen=True):
+    """The log's level and format: `auto` is JSON unless stderr is a terminal."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description='"debug", "info", "warning" or "error"'),
+    ] = "info"
+    format: Annotated[Literal["auto", "json", "console"], Meta(description='"auto", "json" or "console"')] = (
+        "auto"
+    )
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole configuration; every key but `node.name` and `node.mesh` has a default."""
+
+    node: NodeSection
+    control: ControlSection = ControlSection()
+    wireguard: WireguardSection = WireguardSection()
+    overlay: OverlaySection = OverlaySection()
+    guard: GuardSection = GuardSection()
+    link: LinkSection = LinkSection()
+    gossip: GossipSection = GossipSection()
+    scatter: ScatterSection = ScatterSection()
+    proofs: ProofsSection = ProofsSection()
+    paths: PathsSection = PathsSection()
+    api: ApiSection = ApiSection()
+    dns: DnsSection = DnsSection()
+    log: LogSection = LogSection()
