@@ -36,7 +36,8 @@ from phantommesh.node.peers import Peers
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.paths.machine import Paths
-from phantommesh.records.record import Entry, NodeRecord, Roster, SignedRecord
+from phantommesh.records.record import NodeRecord, SignedRecord
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import Identity, NodeId

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantommesh.records.record import RecordError, Roster, SignedRecord, open_record
+from phantommesh.records.record import RecordError, SignedRecord, open_record
+from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Role, TrustError, load_root, verify_authority, verify_chain
 from phantommesh.trust.invites import PREFIX, Invite, _checksum

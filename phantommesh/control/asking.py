@@ -18,7 +18,8 @@ from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import antientropy
-from phantommesh.records.record import Entry, Roster, encoded_hash
+from phantommesh.records.record import encoded_hash
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocation, Revocations

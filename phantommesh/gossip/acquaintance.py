@@ -19,7 +19,7 @@ from phantommesh.control.asking import Fetching, missing
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
-from phantommesh.records.record import Entry, Roster
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 from phantommesh.trust.revocation import Revocations
 

@@ -32,7 +32,8 @@ from phantommesh.node.steps import (
 )
 from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
-from phantommesh.records.record import Entry, SignedRecord, open_record, settle
+from phantommesh.records.record import SignedRecord, open_record
+from phantommesh.records.roster import Entry, settle
 from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.groupkey import (
     NO_KEY,

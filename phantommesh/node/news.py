@@ -23,7 +23,7 @@ from phantommesh.gossip.acquaintance import Acquaintance
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
-from phantommesh.records.record import Entry, Roster
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 

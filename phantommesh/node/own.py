@@ -13,7 +13,8 @@ from msgspec import structs
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
-from phantommesh.records.record import Dispute, NodeRecord, SignedRecord, settle, sign_record
+from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
+from phantommesh.records.roster import Dispute, settle
 from phantommesh.trust.certificates import Member, Mesh, Role, TrustError, authority_node, verify_chain
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr

@@ -35,7 +35,8 @@ from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
-from phantommesh.records.record import NO_KEY, Dispute, Entry, Roster
+from phantommesh.records.record import NO_KEY
+from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
 from phantommesh.trust.certificates import Role

@@ -21,7 +21,7 @@ from phantommesh.node.steps import (
     Told,
     Work,
 )
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import Identity, IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.issuing import Authority

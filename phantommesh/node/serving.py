@@ -15,7 +15,8 @@ from phantommesh.node.desk import Desk
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
-from phantommesh.records.record import Entry, SignedRecord
+from phantommesh.records.record import SignedRecord
+from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId, format_node_id

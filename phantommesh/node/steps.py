@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from cryptography import x509
 
-from phantommesh.records.record import Roster, SignedRecord
+from phantommesh.records.record import SignedRecord
+from phantommesh.records.roster import Roster
 from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority

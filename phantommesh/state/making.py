@@ -23,7 +23,8 @@ from phantommesh.config.reading import load, parse, refuse_overlay
 from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
 from phantommesh.config.writing import render
 from phantommesh.overlay.prefixes import Address
-from phantommesh.records.record import Roster, sign_record
+from phantommesh.records.record import sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import (

@@ -28,7 +28,8 @@ import msgspec
 from cryptography import x509
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.records.record import Entry, NodeRecord, RecordError, Roster, SignedRecord, encoded_hash
+from phantommesh.records.record import NodeRecord, RecordError, SignedRecord, encoded_hash
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import directory
 from phantommesh.state.directory import MAX_FILE_BYTES, PlaceError, StateDir, StateError
 from phantommesh.trust.identity import NodeId

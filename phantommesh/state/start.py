@@ -20,7 +20,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
 from phantommesh.membership.table import EMPTY, Snapshot
-from phantommesh.records.record import NodeRecord, Roster
+from phantommesh.records.record import NodeRecord
+from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import StateDir, StateError, cannot
 from phantommesh.state.rosterlog import RosterLog

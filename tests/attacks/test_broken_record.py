@@ -30,7 +30,8 @@ from phantommesh.node.steps import Moment, Party
 from phantommesh.nursery.logs import _SUBJECTS
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
-from phantommesh.records.record import Entry, SignedRecord, encoded_hash
+from phantommesh.records.record import SignedRecord, encoded_hash
+from phantommesh.records.roster import Entry
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 Forge = Callable[[Sequence[bytes]], tuple[bytes, ...]]

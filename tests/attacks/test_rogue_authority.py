@@ -25,7 +25,8 @@ from phantommesh.endpoint import Address
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.authority import AuthorityDesk
-from phantommesh.records.record import Roster, sign_record
+from phantommesh.records.record import sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import TrustError

@@ -40,7 +40,8 @@ from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
 from phantommesh.nursery.sockets.streams import Session, Sessions
-from phantommesh.records.record import Entry, Roster, SignedRecord
+from phantommesh.records.record import SignedRecord
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import rosterlog
 from phantommesh.trust.groupkey import make_group_key
 from phantommesh.trust.identity import NodeId

@@ -10,7 +10,8 @@ from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import AskRenewal, Certified, Own
 from phantommesh.nursery.members.own import AGAIN
-from phantommesh.records.record import Entry, NodeRecord
+from phantommesh.records.record import NodeRecord
+from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
 from phantommesh.wireguard.keys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn

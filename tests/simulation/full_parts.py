@@ -17,7 +17,8 @@ from cryptography import x509
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.records import record
-from phantommesh.records.record import NodeRecord, Roster, SignedRecord
+from phantommesh.records.record import NodeRecord, SignedRecord
+from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, describe_mesh
 from phantommesh.trust.identity import Identity

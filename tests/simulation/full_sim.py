@@ -42,7 +42,8 @@ from phantommesh.link.copies import Suspicion
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
-from phantommesh.records.record import Roster, SignedRecord, sign_record
+from phantommesh.records.record import SignedRecord, sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import Identity

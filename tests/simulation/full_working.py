@@ -15,7 +15,7 @@ from cryptography import x509
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import own, serving, steps
-from phantommesh.records.record import Roster
+from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateError
 from phantommesh.trust.certificates import Mesh, TrustError

@@ -14,7 +14,8 @@ from phantommesh.gossip.acquaintance import MAX_ADDRESSES, MAX_LOST, Acquaintanc
 from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
-from phantommesh.records.record import Roster, SignedRecord, sign_record
+from phantommesh.records.record import SignedRecord, sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
 

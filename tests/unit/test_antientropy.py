@@ -17,7 +17,8 @@ from phantommesh.records.antientropy import (
     surplus,
     wanted,
 )
-from phantommesh.records.record import Roster, SignedRecord, sign_record
+from phantommesh.records.record import SignedRecord, sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.trust.certificates import NODE_LIFE
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.revocation import Revocations, revoke

@@ -26,7 +26,8 @@ from phantommesh.control.asking import (
 )
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
-from phantommesh.records.record import Roster, record_hash
+from phantommesh.records.record import record_hash
+from phantommesh.records.roster import Roster
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh

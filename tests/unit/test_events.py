@@ -19,7 +19,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Telling
-from phantommesh.records.record import Equivocation
+from phantommesh.records.roster import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
 from tests.unit.loopback import join, make_authority, make_invite, serving, until

@@ -25,7 +25,7 @@ from phantommesh.node.news import (
     Take,
     Task,
 )
-from phantommesh.records.record import Roster
+from phantommesh.records.roster import Roster
 from phantommesh.trust.groupkey import Keyring
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import Revocations

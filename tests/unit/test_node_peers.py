@@ -24,7 +24,8 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
-from phantommesh.records.record import NO_KEY, Entry, NodeRecord, Roster, SignedRecord
+from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId

@@ -22,7 +22,8 @@ from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.working import moment
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.streams import Sessions
-from phantommesh.records.record import Entry, sign_record
+from phantommesh.records.record import sign_record
+from phantommesh.records.roster import Entry
 from phantommesh.state import directory, start
 from phantommesh.state.directory import StateDir, StateError
 from phantommesh.state.start import NodeState, load_node, make_record, renewal_files

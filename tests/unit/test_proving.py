@@ -27,7 +27,8 @@ from phantommesh.proofs.shelf import HEADS, Shelf
 from phantommesh.proofs.statement import ZEROS, Proof, ProofError, Seven, Statement, decode_leaf_untrusted
 from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
-from phantommesh.records.record import Entry, Roster, sign_record
+from phantommesh.records.record import sign_record
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits

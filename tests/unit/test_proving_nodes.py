@@ -15,7 +15,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.statement import Seven
 from phantommesh.proofs.verify import verify
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits

@@ -10,15 +10,14 @@ from phantommesh.node.peers import usable_keys
 from phantommesh.records.record import (
     CONTEXT,
     NO_KEY,
-    Dispute,
     NodeRecord,
     PossessionError,
     RecordError,
-    Roster,
     SignedRecord,
     open_record,
     sign_record,
 )
+from phantommesh.records.roster import Dispute, Roster
 from phantommesh.state import rosterlog
 from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
@@ -266,7 +265,7 @@ def test_the_mark_of_verified_proofs_is_believed_from_the_own_disk_alone(
         verified.append(args)
         return True
 
-    monkeypatch.setattr("phantommesh.records.record.proves", count)
+    monkeypatch.setattr("phantommesh.records.roster.proves", count)
     for read, data, times in (
         (from_disk, log, 0), (from_disk, kept, 0), (from_disk, sent, 14),  # earlier versions' files
         (Roster.decode_untrusted, kept, 14), (Roster.decode_untrusted, sent, 14),
@@ -324,7 +323,7 @@ def test_what_a_revoked_authority_certified() -> None:
 
 
 def test_a_full_roster_drops_who_is_long_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.records.record.MAX_MEMBERS", 1)
+    monkeypatch.setattr("phantommesh.records.roster.MAX_MEMBERS", 1)
     held = roster(SIGNED)
     soon, late = NOW + NODE_LIFE + DAY, NOW + NODE_LIFE + 4 * DAY
     with pytest.raises(RecordError, match="full"):

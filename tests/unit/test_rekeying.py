@@ -29,7 +29,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own, working
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.paths.machine import Paths
-from phantommesh.records.record import Roster
+from phantommesh.records.roster import Roster
 from phantommesh.state import directory
 from phantommesh.state import start as nodestate
 from phantommesh.state.directory import StateDir, StateError

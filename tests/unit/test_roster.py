@@ -28,7 +28,8 @@ from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.streams import Client, Session, StreamError, connect
 from phantommesh.rates import Rates
-from phantommesh.records.record import Entry, RecordError, Roster, SignedRecord, sign_record
+from phantommesh.records.record import RecordError, SignedRecord, sign_record
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir, StateError

@@ -19,7 +19,8 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.saver import patiently
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
-from phantommesh.records.record import Entry, PossessionError, RecordError, SignedRecord
+from phantommesh.records.record import PossessionError, RecordError, SignedRecord
+from phantommesh.records.roster import Entry
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import TrustError

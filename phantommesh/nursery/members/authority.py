@@ -10,7 +10,7 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.working import Worker, moment
 from phantommesh.nursery.sockets import streams
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocation import Revoked
 

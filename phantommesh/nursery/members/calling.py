@@ -19,7 +19,7 @@ from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.sockets import streams
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId

@@ -22,7 +22,8 @@ from phantommesh.nursery import unexpected
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do, moment, tell
-from phantommesh.records.record import Dispute, NodeRecord
+from phantommesh.records.record import NodeRecord
+from phantommesh.records.roster import Dispute
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError

@@ -21,7 +21,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.trust.identity import NodeId
 
 ENDPOINT_USELESS = FaultKind("endpoint-useless", "medium")

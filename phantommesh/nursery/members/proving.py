@@ -39,7 +39,7 @@ from phantommesh.proofs.statement import (
     head_hash,
 )
 from phantommesh.proofs.tally import Counters, Tally
-from phantommesh.records.record import Entry, Roster
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId, format_node_id

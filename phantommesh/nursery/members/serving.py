@@ -19,7 +19,7 @@ from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.members.working import do, moment
 from phantommesh.nursery.sockets import streams
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 

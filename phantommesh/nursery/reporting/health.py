@@ -16,7 +16,7 @@ from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
 from phantommesh.overlay import guard, prefixes
-from phantommesh.records import record
+from phantommesh.records import record, roster
 from phantommesh.scatter import intents
 from phantommesh.trust import revocation
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -102,7 +102,7 @@ def _claims(parts: Parts) -> Iterator[Fault]:
 def _equivocations(parts: Parts) -> Iterator[Fault]:
     for node_id in parts.keeper.roster.equivocations:
         if (entry := parts.keeper.roster.get(node_id)) is not None:
-            yield record.EQUIVOCATION.fault(
+            yield roster.EQUIVOCATION.fault(
                 f"{entry.member.name} signed two different records with one number: it was copied, or it "
                 "lies",
                 "find out which, and revoke it if in doubt",

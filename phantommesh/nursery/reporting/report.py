@@ -44,7 +44,7 @@ from phantommesh.nursery.reporting import health
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
-from phantommesh.records.record import Entry
+from phantommesh.records.roster import Entry
 from phantommesh.scatter.intents import intent_of
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
