@@ -36,7 +36,8 @@ from phantommesh.nursery.host import wgmessages
 from phantommesh.nursery.host.kernel import kernel_has_wireguard
 from phantommesh.nursery.host.netlink import NetlinkSocket, make_wireguard
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import DeviceDiff, Endpoint, Network, PeerDiff, Report, public_key_of
+from phantommesh.wireguard.device import Endpoint, Network, Report, public_key_of
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 from tests.lab import witness
 

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""WireGuard devices and peers as values, and the smallest change from one to the other.
+"""WireGuard devices and peers as values."""
 
-``DeviceConfig`` says what a device should be, ``DeviceState`` what the kernel or a userspace WireGuard
-reports. ``diff(actual, desired)`` names only what differs: a peer that is already right is never mentioned,
-because a message about it could reset its sessions. Nothing here does I/O.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import (
     IPv4Interface,
@@ -33,10 +28,6 @@ all."""
 
 MAX_NAME = 15
 """Longest interface name, from IFNAMSIZ in linux/if.h less the final NUL."""
-
-ROAM_SECONDS = 135.0
-"""A last handshake older than this no longer proves where the peer is. A live session is rekeyed at 120 s
-(REKEY_AFTER_TIME, WireGuard paper, section 6.1); the rest allows three 5 s retransmissions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,59 +184,6 @@ class DeviceState:
     loose_rp: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class PeerDiff:
-    """A change of one peer; None means "leave as it is".
-
-    Unless ``create`` is set, the peer must be updated only if it still exists: a partial message that creates
-    one would leave it without a PSK. ``allowed_ips`` are added, or take the place of all the peer has when
-    ``replace_allowed_ips`` is set. ``config`` is the whole peer as desired (None when it is removed), for
-    a WireGuard that cannot change a peer in place.
-    """
-
-    public_key: bytes
-    create: bool = False
-    remove: bool = False
-    psk: Secret | None = None
-    endpoint: Endpoint | None = None
-    keepalive: int | None = None
-    allowed_ips: frozenset[Network] | None = None
-    replace_allowed_ips: bool = False
-    config: PeerConfig | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceDiff:
-    """A change of one device; None and empty sets mean "leave as it is". Removed peers come first."""
-
-    name: str
-    create: bool = False
-    remove: bool = False
-    private_key: Secret | None = None
-    listen_port: int | None = None
-    fwmark: int | None = None
-    mtu: int | None = None
-    up: bool = False
-    loose_rp: bool = False
-    add_addresses: frozenset[Interface] = frozenset()
-    remove_addresses: frozenset[Interface] = frozenset()
-    add_routes: frozenset[Route] = frozenset()
-    remove_routes: frozenset[Route] = frozenset()
-    peers: tuple[PeerDiff, ...] = field(default=())
-
-    @property
-    def changes_wireguard(self) -> bool:
-        """Whether anything here is for WireGuard itself."""
-        own = (self.private_key, self.listen_port, self.fwmark)
-        return bool(self.peers) or any(value is not None for value in own)
-
-    @property
-    def changes_link(self) -> bool:
-        """Whether anything here is for the link: MTU, state, addresses, routes."""
-        sets = self.add_addresses or self.remove_addresses or self.add_routes or self.remove_routes
-        return self.mtu is not None or self.up or self.loose_rp or bool(sets)
-
-
 def public_key_of(private_key: Secret) -> bytes:
     """Return the 32-byte X25519 public key (RFC 7748) of a raw private key, clamped or not."""
     return _public_key(private_key.reveal())
@@ -263,126 +201,6 @@ def without_ipv6(config: DeviceConfig) -> DeviceConfig:
         addresses=frozenset(address for address in config.addresses if address.version == 4),
         routes=frozenset(route for route in config.routes if route.network.version == 4),
     )
-
-
-def diff(
-    actual: Mapping[str, DeviceState],
-    desired: Mapping[str, DeviceConfig],
-    *,
-    now: float,
-    applied: Mapping[str, DeviceConfig] | None = None,
-    forbids: Callable[[str], bool] = lambda host: False,
-) -> list[DeviceDiff]:
-    """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
-
-    ``actual`` holds our devices only; one that is no longer desired is removed. ``applied`` is what was last
-    applied with success, ``now`` the time in Unix seconds: both decide whether an endpoint that differs is
-    WireGuard's own roaming, which is left alone, or out of date. WireGuard follows a peer to wherever its
-    packets come from, so also into the overlay: what roamed to a host that ``forbids`` is put back, and where
-    there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard has no
-    other way to forget an endpoint.
-    """
-    applied = applied or {}
-    changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
-    for name, want in desired.items():
-        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids)
-        if change != DeviceDiff(name):
-            changes.append(change)
-    return changes
-
-
-def _diff_device(
-    have: DeviceState | None,
-    want: DeviceConfig,
-    applied: DeviceConfig | None,
-    now: float,
-    forbids: Callable[[str], bool],
-) -> DeviceDiff:
-    if have is None:
-        return DeviceDiff(
-            want.name,
-            create=True,
-            private_key=want.private_key,
-            listen_port=want.listen_port,
-            fwmark=want.fwmark or None,
-            mtu=want.mtu,
-            up=True,
-            loose_rp=True,
-            add_addresses=want.addresses,
-            add_routes=want.routes,
-            peers=tuple(_new_peer(peer) for peer in want.peers.values()),
-        )
-    return DeviceDiff(
-        want.name,
-        private_key=want.private_key if have.public_key != public_key_of(want.private_key) else None,
-        listen_port=want.listen_port if have.listen_port != want.listen_port else None,
-        fwmark=want.fwmark if have.fwmark != want.fwmark else None,
-        mtu=want.mtu if have.mtu != want.mtu else None,
-        up=not have.up,
-        loose_rp=not have.loose_rp,
-        add_addresses=want.addresses - have.addresses,
-        remove_addresses=have.addresses - want.addresses,
-        add_routes=want.routes - have.routes,
-        remove_routes=have.routes - want.routes,
-        peers=tuple(_diff_peers(have.peers, want.peers, applied.peers if applied else {}, now, forbids)),
-    )
-
-
-def _diff_peers(
-    have: Mapping[bytes, PeerState],
-    want: Mapping[bytes, PeerConfig],
-    applied: Mapping[bytes, PeerConfig],
-    now: float,
-    forbids: Callable[[str], bool],
-) -> Iterator[PeerDiff]:
-    for key in sorted(have.keys() - want.keys()):
-        yield PeerDiff(key, remove=True)
-    for key, peer in want.items():
-        before = have.get(key)
-        if before is None:
-            yield _new_peer(peer)
-            continue
-        astray = before.endpoint is not None and forbids(before.endpoint.host)
-        if astray and peer.endpoint is None:
-            yield PeerDiff(key, remove=True)
-            continue
-        added, removed = peer.allowed_ips - before.allowed_ips, before.allowed_ips - peer.allowed_ips
-        # Replacing leaves the peer without networks for a moment, so it is done only when one has to go.
-        networks = peer.allowed_ips if removed else added
-        change = PeerDiff(
-            key,
-            psk=peer.psk if before.psk != peer.psk else None,
-            endpoint=peer.endpoint if astray else _new_endpoint(before, peer, applied.get(key), now),
-            keepalive=peer.keepalive if before.keepalive != peer.keepalive else None,
-            allowed_ips=networks if added or removed else None,
-            replace_allowed_ips=bool(removed),
-        )
-        if change != PeerDiff(key):
-            yield replace(change, config=peer)
-
-
-def _new_peer(peer: PeerConfig) -> PeerDiff:
-    return PeerDiff(
-        peer.public_key,
-        create=True,
-        psk=peer.psk,
-        endpoint=peer.endpoint,
-        keepalive=peer.keepalive,
-        allowed_ips=peer.allowed_ips,
-        replace_allowed_ips=True,
-        config=peer,
-    )
-
-
-def _new_endpoint(
-    have: PeerState, want: PeerConfig, applied: PeerConfig | None, now: float
-) -> Endpoint | None:
-    if want.endpoint is None or want.endpoint == have.endpoint:
-        return None
-    chosen_anew = applied is not None and applied.endpoint != want.endpoint
-    if have.endpoint is None or chosen_anew or now - have.last_handshake > ROAM_SECONDS:
-        return want.endpoint
-    return None
 
 
 def peers_by_key(peers: Iterable[PeerConfig]) -> dict[bytes, PeerConfig]:

@@ -9,16 +9,8 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import (
-    NO_KEY,
-    DeviceDiff,
-    Endpoint,
-    Network,
-    PeerDiff,
-    PeerState,
-    Report,
-    public_key_of,
-)
+from phantommesh.wireguard.device import NO_KEY, Endpoint, Network, PeerState, Report, public_key_of
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 
 GET = b"get=1\n\n"
 """The request for everything about the device."""

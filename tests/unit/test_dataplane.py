@@ -10,7 +10,8 @@ from phantommesh.nursery.host.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.wireguard.desired import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
-from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, diff
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint
+from phantommesh.wireguard.diff import diff
 from tests.unit.makemesh import identity
 
 ME = Member(

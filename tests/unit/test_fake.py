@@ -9,7 +9,7 @@ from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.fake import FakeBackend, FakeHost
 from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import DeviceDiff, PeerDiff
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from tests.lab import backend_scenarios
 
 

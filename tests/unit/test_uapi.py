@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import (
-    NO_KEY,
-    DeviceDiff,
-    Endpoint,
-    PeerConfig,
-    PeerDiff,
-    Report,
-    public_key_of,
-)
+from phantommesh.wireguard.device import NO_KEY, Endpoint, PeerConfig, Report, public_key_of
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.uapi import (
     UapiError,
     check_set,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from phantommesh.nlattr import NetlinkFormatError, attribute
 from phantommesh.nursery.host.wgmessages import encode_set
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import NO_KEY, DeviceDiff, Endpoint, PeerDiff
+from phantommesh.wireguard.device import NO_KEY, Endpoint
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.netlink import decode_device
 from tests.lab import witness
 from tests.unit.test_wgnetlink import PEERS, many, payloads

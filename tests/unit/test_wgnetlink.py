@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from phantommesh.nlattr import NetlinkFormatError, decode_errno, split_messages
 from phantommesh.nursery.host.wgmessages import MAX_PEERS_BYTES, encode_set
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import NO_KEY, DeviceDiff, Endpoint, Network, PeerDiff, PeerState
+from phantommesh.wireguard.device import NO_KEY, Endpoint, Network, PeerState
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get
 
 KEYS = st.binary(min_size=32, max_size=32)

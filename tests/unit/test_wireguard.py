@@ -12,20 +12,18 @@ from phantommesh.nursery.host.fake import apply
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import (
     NO_KEY,
-    ROAM_SECONDS,
     DeviceConfig,
     DeviceState,
     Endpoint,
     Network,
     PeerConfig,
-    PeerDiff,
     PeerState,
     Route,
-    diff,
     peers_by_key,
     public_key_of,
     without_ipv6,
 )
+from phantommesh.wireguard.diff import ROAM_SECONDS, PeerDiff, diff
 
 NOW = 1_000_000.0
 KEYS = [bytes([number]) * 32 for number in range(1, 6)]

@@ -17,7 +17,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.netlink import ApplyError
-from phantommesh.wireguard.device import DeviceConfig, DeviceDiff, DeviceState, PeerConfig, diff, without_ipv6
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
+from phantommesh.wireguard.diff import DeviceDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 

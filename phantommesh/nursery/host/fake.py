@@ -14,7 +14,8 @@ import trio
 
 from phantommesh.nursery.host.netlink import ApplyError, BackendError, taken
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import NO_KEY, DeviceDiff, DeviceState, PeerDiff, PeerState, public_key_of
+from phantommesh.wireguard.device import NO_KEY, DeviceState, PeerState, public_key_of
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 
 _PORT = 40000  # what WireGuard chooses where none is set is any free one
 

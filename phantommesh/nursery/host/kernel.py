@@ -12,7 +12,8 @@ from phantommesh.nlattr import DUMP_INTERRUPTED
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.netlink import ApplyError, BackendError, NetlinkSocket
 from phantommesh.nursery.host.wgmessages import encode_set
-from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
+from phantommesh.wireguard.device import DeviceState, Report
+from phantommesh.wireguard.diff import DeviceDiff
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 
 _NETLINK_GENERIC = 16

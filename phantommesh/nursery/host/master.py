@@ -17,7 +17,8 @@ from typing import Literal
 import trio
 
 from phantommesh.nursery.host import netlink
-from phantommesh.wireguard.device import DeviceDiff, Interface, Route
+from phantommesh.wireguard.device import Interface, Route
+from phantommesh.wireguard.diff import DeviceDiff
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ from phantommesh.nlattr import (
     pack_message,
     split_messages,
 )
-from phantommesh.wireguard.device import DeviceDiff, DeviceState, Interface, Report, Route
+from phantommesh.wireguard.device import DeviceState, Interface, Report, Route
+from phantommesh.wireguard.diff import DeviceDiff
 
 ALIAS = "phantommesh"
 """The alias (``ip link show`` prints it) that marks a link as made by us."""

@@ -22,7 +22,8 @@ import trio
 
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.netlink import ApplyError, BackendError
-from phantommesh.wireguard.device import DeviceDiff, DeviceState, Report
+from phantommesh.wireguard.device import DeviceState, Report
+from phantommesh.wireguard.diff import DeviceDiff
 from phantommesh.wireguard.uapi import (
     GET,
     MAX_RESPONSE,

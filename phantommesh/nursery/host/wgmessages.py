@@ -17,7 +17,8 @@ from wgnlpy.sockaddr_in6 import sockaddr_in6
 
 from phantommesh.nlattr import ACK, REQUEST, NetlinkFormatError
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import KEY_SIZE, DeviceDiff, Endpoint, Network, PeerDiff
+from phantommesh.wireguard.device import KEY_SIZE, Endpoint, Network
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 
 MAX_PEERS_BYTES = 32768
 """Bytes of peers put in one message. An attribute's length is 16 bits wide and has to hold all of them."""
