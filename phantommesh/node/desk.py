@@ -34,10 +34,11 @@ from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import SignedRecord, open_record
 from phantommesh.records.roster import Entry, settle
+from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
-from phantommesh.trust.invites import MAX_ENDPOINTS, Invite, InviteEntry
+from phantommesh.trust.invites import MAX_ENDPOINTS, Invite
 from phantommesh.trust.issuing import check_authority_proof, choose_ip4, issue_authority, parse_csr_untrusted
 from phantommesh.trust.revocation import MAX_SNAPSHOT
 

@@ -24,6 +24,7 @@ from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import StateDir, StateError, cannot
+from phantommesh.state.invitebook import InviteBook
 from phantommesh.state.rosterlog import RosterLog
 from phantommesh.trust.certificates import (
     EARLY,
@@ -38,7 +39,6 @@ from phantommesh.trust.certificates import (
 )
 from phantommesh.trust.groupkey import Keyring, greatest_epoch
 from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId
-from phantommesh.trust.invites import InviteBook
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocation import Revocations

@@ -16,8 +16,9 @@ from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
 from phantommesh.nursery.sockets.streams import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
+from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import DAY, Role
-from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from tests.simulation import full_scenarios
 from tests.simulation.full_joining import join

@@ -16,10 +16,11 @@ from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.sockets.streams import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
+from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import DAY, Role, load_certificate, verify_chain
 from phantommesh.trust.groupkey import Keyring, take_keys
 from phantommesh.trust.identity import Identity, NodeId
-from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority, make_csr, prove_authority
 from phantommesh.trust.revocation import Revocations
 from tests.simulation.full_calls import Call

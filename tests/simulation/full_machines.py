@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phantommesh.endpoint import Address
+from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.identity import Identity
-from phantommesh.trust.invites import InviteEntry
 from phantommesh.trust.issuing import Authority
 from tests.simulation.full_wireguard import Kernel
 

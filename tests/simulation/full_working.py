@@ -18,9 +18,10 @@ from phantommesh.node import own, serving, steps
 from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateError
+from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import Mesh, TrustError
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
-from phantommesh.trust.invites import Invite, InviteEntry
+from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocation import Revocations

@@ -20,8 +20,9 @@ from phantommesh.link.newcomer import Newcomer
 from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateDir
+from phantommesh.state.invitebook import InviteBook
 from phantommesh.trust.identity import Identity, NodeId
-from phantommesh.trust.invites import Invite, InviteBook
+from phantommesh.trust.invites import Invite
 from tests.unit.makemesh import NOW, identity
 
 HERE, THERE = Address("192.0.2.2", 4000, "tcp"), Address("192.0.2.1", 51800, "tcp")

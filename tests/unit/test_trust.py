@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.invitebook import InviteBook
 from phantommesh.trust.certificates import (
     CLOCK_SKEW,
     DAY,
@@ -32,7 +33,7 @@ from phantommesh.trust.certificates import (
     verify_chain,
 )
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, overlay_ip6
-from phantommesh.trust.invites import Invite, InviteBook
+from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
 from phantommesh.trust.revocation import Revocations, revoke
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
