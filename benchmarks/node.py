@@ -42,7 +42,7 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import make_root
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import OwnSide
 
 FLAT = 2.0  # the cost in the largest mesh over that in the smallest

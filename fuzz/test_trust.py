@@ -15,7 +15,8 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Role, TrustError, load_root, verify_authority, verify_chain
 from phantommesh.trust.invites import PREFIX, Invite, _checksum
 from phantommesh.trust.issuing import make_csr, parse_csr_untrusted
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

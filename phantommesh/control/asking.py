@@ -22,7 +22,8 @@ from phantommesh.records.record import encoded_hash
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocation, Revocations
+from phantommesh.trust.revocation import Revocation
+from phantommesh.trust.revocations import Revocations
 
 # Tuning.
 FETCH_QUEUE: Final = 512

@@ -21,7 +21,7 @@ from phantommesh.membership.effects import Changed, Effect, FetchRecord
 from phantommesh.membership.machine import Membership
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 MAX_LOST: Final = 16  # members that were forgotten and whose last addresses are kept
 MAX_ADDRESSES: Final = 4  # of each

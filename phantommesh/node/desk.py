@@ -40,7 +40,7 @@ from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.trust.invites import MAX_ENDPOINTS, Invite
 from phantommesh.trust.issuing import check_authority_proof, choose_ip4, issue_authority, parse_csr_untrusted
-from phantommesh.trust.revocation import MAX_SNAPSHOT
+from phantommesh.trust.revocations import MAX_SNAPSHOT
 
 # Tuning.
 # A certificate costs a signature, and a record at every member. A certificate is renewed once in two thirds

@@ -26,7 +26,7 @@ from phantommesh.trust.groupkey import (
 )
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 # Tuning.
 PATIENCE: Final = 5.0  # s that each authority gives those before it to make the key that is due

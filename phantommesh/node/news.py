@@ -25,7 +25,7 @@ from phantommesh.gossip.machine import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 Kind = Literal["fetch", "sync", "ask"]
 

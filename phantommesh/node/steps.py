@@ -21,7 +21,7 @@ from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Held, Revocations
+from phantommesh.trust.revocations import Held, Revocations
 from phantommesh.trust.rootword import RootWord
 
 T = TypeVar("T")

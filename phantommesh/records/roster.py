@@ -32,7 +32,7 @@ from phantommesh.trust.certificates import (
 )
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.issuing import choose_ip4
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 EQUIVOCATION = FaultKind("record-equivocation", "high")
 MAX_MEMBERS: Final = 16_384

@@ -53,7 +53,7 @@ from phantommesh.trust.identity import Identity, IdentityError, NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority, choose_ip4, issue_authority, make_root
 from phantommesh.trust.meshsecret import SECRET_BYTES
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.keys import WgKeys
 

@@ -33,7 +33,7 @@ from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import directory
 from phantommesh.state.directory import MAX_FILE_BYTES, PlaceError, StateDir, StateError
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 HEADER: Final = b"phantommesh roster 1\n"
 _MARK: Final = b"\xc1PMr"  # msgpack uses the byte 0xc1 for nothing

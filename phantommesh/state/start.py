@@ -41,7 +41,7 @@ from phantommesh.trust.groupkey import Keyring, greatest_epoch
 from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import WgKeys
 
 

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from phantommesh.trust.certificates import EARLY, TrustError, authority_node, verify_authority
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import Authority
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 KeyId = NewType("KeyId", bytes)
 

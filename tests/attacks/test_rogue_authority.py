@@ -41,7 +41,8 @@ from phantommesh.trust.groupkey import (
 )
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.issuing import Authority, issue_authority
-from phantommesh.trust.revocation import Held, Revocation, Revocations, revoke
+from phantommesh.trust.revocation import Revocation, revoke
+from phantommesh.trust.revocations import Held, Revocations
 from phantommesh.trust.rootword import RootWord, say
 from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
@@ -321,7 +322,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
 def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It revokes made-up nodes, chosen so that their take-over sorts before all that the honest authority
     says: before this one's revocation of the rogue, and before its older ones."""
-    from phantommesh.trust import revocation
+    from phantommesh.trust import revocation, revocations
 
     monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 24)
     revocations = Revocations(MESH.root)
@@ -330,7 +331,7 @@ def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.
         revocations.add(revoke(MESH.authority, node_id, NOW - HOUR), NOW)
 
     def place(node_id: bytes, origin: bytes = b"") -> bytes:
-        return revocation._place(HONEST, revocation.Revocation(node_id, 0, b"", b"", b"", origin))
+        return revocations._place(HONEST, revocation.Revocation(node_id, 0, b"", b"", b"", origin))
 
     limit = min(place(node_id) for node_id in (ROGUE, *bad))
     made_up = (NodeId(hashlib.sha256(b"%d" % number).digest()[:16]) for number in itertools.count())
@@ -349,7 +350,7 @@ def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.
 def test_what_cannot_be_taken_over_is_refused_and_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("phantommesh.trust.revocation.MAX_OF_AUTHORITY", 8)
+    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 8)
     revocations = Revocations(MESH.root)
     for number in range(6):  # twice as many as it may have of one kind
         for origin in (b"", identity("nobody").node_id):
@@ -505,7 +506,7 @@ async def test_revocations_are_written_with_pauses(
 def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from phantommesh.trust import revocation
+    from phantommesh.trust import revocation, revocations
 
     class Unsearched(dict[bytes, Held]):
         searches = 0
@@ -522,7 +523,7 @@ def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
     revocations = Revocations(MESH.root)
     revocations.add(revoke(MESH.authority, ROGUE, NOW), NOW)
     flood = [revoke(BY_ROGUE, identity(f"m{number}").node_id, NOW) for number in range(64)]
-    flood.sort(key=lambda one: revocation._place(ROGUE, one), reverse=True)
+    flood.sort(key=lambda one: revocations._place(ROGUE, one), reverse=True)
     revocations.take(flood[32:40], NOW)
     revocations._held = held = Unsearched(revocations._held)
     verified, verify = 0, Revocations._verify
@@ -544,7 +545,7 @@ def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
 async def test_the_loop_has_its_turn_while_many_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phantommesh.trust.revocation.SLICE", 4)
+    monkeypatch.setattr("phantommesh.trust.revocations.SLICE", 4)
     state, held = make_authority(tmp_path), list[int]()
     keeper, some = RosterKeeper(state, lambda: None), Revocations(state.root)
     rogue = authority_in(state)

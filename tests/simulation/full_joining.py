@@ -22,7 +22,7 @@ from phantommesh.trust.groupkey import Keyring, take_keys
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority, make_csr, prove_authority
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.simulation.full_calls import Call
 from tests.simulation.full_machines import NEVER, Machine
 from tests.simulation.full_parts import identity, plain_record

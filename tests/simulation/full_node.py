@@ -46,7 +46,8 @@ from phantommesh.state import rosterlog
 from phantommesh.trust.groupkey import make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocation, Revocations
+from phantommesh.trust.revocation import Revocation
+from phantommesh.trust.revocations import Revocations
 from phantommesh.trust.rootword import RootWord
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk

@@ -23,7 +23,7 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, describe_mesh
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import NETWORK4, Authority, issue_authority, make_root
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import OwnSide
 from phantommesh.wireguard.keys import WgKey, WgKeys
 from phantommesh.wireguard.possession import is_seed

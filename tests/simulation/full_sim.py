@@ -48,7 +48,7 @@ from phantommesh.trust.certificates import Role
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import NETWORK4, Authority, choose_ip4
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.simulation import full_parts
 from tests.simulation.full_joining import carry_join
 from tests.simulation.full_machines import NEVER, Machine, Network

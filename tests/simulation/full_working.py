@@ -24,7 +24,7 @@ from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process

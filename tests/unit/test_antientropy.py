@@ -21,7 +21,8 @@ from phantommesh.records.record import SignedRecord, sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.trust.certificates import NODE_LIFE
 from phantommesh.trust.identity import Identity
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()

@@ -29,7 +29,7 @@ from phantommesh.membership.effects import FetchRecord
 from phantommesh.records.record import record_hash
 from phantommesh.records.roster import Roster
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

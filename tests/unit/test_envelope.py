@@ -8,7 +8,8 @@ from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.gossip.envelope import MAX_PAYLOAD, OVERHEAD, Envelope, EnvelopeError, Opened
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -25,7 +25,8 @@ from phantommesh.trust.groupkey import (
     take_keys,
     verify_group_key,
 )
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -14,7 +14,7 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import DAY, NODE_LIFE
 from phantommesh.trust.groupkey import RETIRE_AFTER, GroupKey, Keyring, make_group_key
 from phantommesh.trust.meshsecret import ACCEPT_REPLACED, MAX_REPLACED, MeshSecrets, admission_secret
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, make_mesh
 
 FIRST = Secret(b"f" * 32)

@@ -10,7 +10,8 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, make_group_key
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

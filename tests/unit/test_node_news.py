@@ -28,7 +28,7 @@ from phantommesh.node.news import (
 from phantommesh.records.roster import Roster
 from phantommesh.trust.groupkey import Keyring
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()

@@ -29,7 +29,7 @@ from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide
 from phantommesh.wireguard.device import DeviceState
 from tests.unit.loopback import make_authority, serving

@@ -35,7 +35,7 @@ from phantommesh.scatter.ruleset import Hits
 from phantommesh.state.directory import StateError
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import identity, make_mesh, plain_record
 from tests.unit.makeproofs import cards_of, plus, seven
 

@@ -22,7 +22,8 @@ from phantommesh.state import rosterlog
 from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import WgKey
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 

@@ -34,7 +34,7 @@ from phantommesh.state import directory
 from phantommesh.state import start as nodestate
 from phantommesh.state.directory import StateDir, StateError
 from phantommesh.state.start import load_node
-from phantommesh.trust.revocation import Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import SEQ_AHEAD
 from tests.unit.loopback import make_authority
 

@@ -16,16 +16,8 @@ from phantommesh.idtree import ID_BYTES
 from phantommesh.trust.certificates import EARLY, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
-from phantommesh.trust.revocation import (
-    MAX_PART,
-    MAX_PLEA,
-    MAX_STANDING,
-    Held,
-    Packed,
-    Revocation,
-    Revocations,
-    revoke,
-)
+from phantommesh.trust.revocation import Packed, Revocation, revoke
+from phantommesh.trust.revocations import MAX_PART, MAX_PLEA, MAX_STANDING, Held, Revocations
 from phantommesh.trust.rootword import MAX_NAMED, RootWord, say
 from tests.unit.makemesh import NOW, identity, make_mesh
 
@@ -100,7 +92,7 @@ FLOOD: list[Revocation | RootWord] = [
 def test_full_ones_hold_the_same_when_they_have_exchanged_what_they_hold(data: st.DataObject) -> None:
     pool = [*POOL, *FLOOD]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("phantommesh.trust.revocation.MAX_OF_AUTHORITY", 3)
+        patch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 3)
         mesh = [Revocations(MESH.root) for _ in range(3)]
         for each in mesh:
             some = data.draw(st.lists(st.sampled_from(pool), unique_by=id, max_size=20))
@@ -227,7 +219,7 @@ def test_a_list_of_a_version_before_is_read() -> None:
 
 def test_what_one_authority_can_fill_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of its statements go is the same on every node; those of others stay."""
-    monkeypatch.setattr("phantommesh.trust.revocation.MAX_OF_AUTHORITY", 5)
+    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 5)
     flood = [revoke(authority(B), NodeId(bytes([9, i]) * 8), NOW) for i in range(9)]
     honest = revoke(authority(A), X, NOW)
     one, other = fresh(honest, *flood), fresh(*reversed(flood), honest)
@@ -238,7 +230,7 @@ def test_what_one_authority_can_fill_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_full_list_is_made_room_in_by_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.trust.revocation.MAX_REVOCATIONS", 3)
+    monkeypatch.setattr("phantommesh.trust.revocations.MAX_REVOCATIONS", 3)
     held = fresh(*(revoke(authority(B), NodeId(bytes([i]) * 16), NOW) for i in range(3)))
     with pytest.raises(TrustError, match="too many") as caught:
         held.add(revoke(authority(A), B, NOW), NOW)

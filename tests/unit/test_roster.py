@@ -38,7 +38,8 @@ from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.groupkey import NO_KEY, decode_keys_untrusted, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.issuing import choose_ip4, make_csr
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.dying import Killed, die_after, hold_first, watch
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 from tests.unit.makemesh import identity, plain_record

@@ -21,7 +21,8 @@ from phantommesh.state.directory import MAX_FILE_BYTES, Place, PlaceError, State
 from phantommesh.state.rosterlog import HEADER, Content
 from phantommesh.trust.certificates import DAY, MAX_CERTIFICATE_BYTES
 from phantommesh.trust.identity import Identity
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.dying import watch
 from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 from tests.unit.powerloss import PowerCuts

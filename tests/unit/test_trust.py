@@ -35,7 +35,8 @@ from phantommesh.trust.certificates import (
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, overlay_ip6
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
-from phantommesh.trust.revocation import Revocations, revoke
+from phantommesh.trust.revocation import revoke
+from phantommesh.trust.revocations import Revocations
 from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
 
 MESH = make_mesh()

@@ -25,7 +25,8 @@ from phantommesh.state import directory
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
-from phantommesh.trust.revocation import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revocation, Revoked
+from phantommesh.trust.revocation import Revocation
+from phantommesh.trust.revocations import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revoked
 from phantommesh.trust.rootword import RootWord
 
 # Tuning.

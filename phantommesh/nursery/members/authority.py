@@ -12,7 +12,7 @@ from phantommesh.nursery.members.working import Worker, moment
 from phantommesh.nursery.sockets import streams
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
-from phantommesh.trust.revocation import Revoked
+from phantommesh.trust.revocations import Revoked
 
 
 class AuthorityDesk:

@@ -31,7 +31,7 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import MAX_RECORD_BYTES
 from phantommesh.secret import Secret
-from phantommesh.trust.revocation import MAX_PLEA, MAX_STANDING
+from phantommesh.trust.revocations import MAX_PLEA, MAX_STANDING
 
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent

@@ -1,0 +1,522 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The revocations a node holds: a set that only grows, but for what the mesh's root says is void."""
+
+import hashlib
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
+from phantommesh.idtree import IdTree
+from phantommesh.trust.certificates import (
+    EARLY,
+    TrustError,
+    verify_authority,
+)
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
+from phantommesh.trust.issuing import Authority
+from phantommesh.trust.revocation import (
+    CONTEXT,
+    SIGNATURE_BYTES,
+    Revocation,
+    _check,
+    _decode_untrusted,
+    _encode,
+    _hash,
+    _signed,
+    _signer,
+    revoke,
+)
+from phantommesh.trust.rootword import FIRST, Order, RootWord, verify_word
+
+MAX_REVOCATIONS: Final = 100_000
+# Bound for one authority: its own statements, and as many again that it took over. A rogue can fill this. The
+# two are apart, since the authority that is taken over says how many its statements are, and whom they name.
+MAX_OF_AUTHORITY: Final = 32_768
+SLICE: Final = 256  # statements that are held at a time: some milliseconds
+MAX_ALIKE: Final = 1_024  # digests of sets that are remembered to be as good as the present one
+MAX_PART: Final = 60_000  # bytes of statements and certificates in one answer, unless one alone is larger
+MAX_STANDING: Final = 65_536  # bytes: what a node is told of its own standing
+MAX_SNAPSHOT: Final = 8 * 1024 * 1024  # bytes of them that a joiner is given; it fetches the rest
+MAX_PLEA: Final = 8_192  # bytes of the root's words that a node shows with the question how it stands
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Why a node is out: since when (unix seconds), and by whose statement."""
+
+    at: int
+    statement: Revocation | RootWord
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A verified statement, the node whose authority signed it, its id."""
+
+    statement: Revocation
+    signer: NodeId
+    id: bytes
+
+
+class Revocations:
+    """The statements held, and which nodes are revoked by those that count (`in`, `len`, `get`)."""
+
+    def __init__(self, root: x509.Certificate) -> None:
+        self.root = root
+        self.tree = IdTree()  # the ids of all that is held
+        self._held: dict[bytes, Held] = {}  # by place, in the order they came
+        self._place: dict[bytes, bytes] = {}  # by id
+        self._words: dict[bytes, RootWord] = {}  # by id
+        self._said: dict[bytes, list[tuple[Order, bool]]] = {}  # by node, the root's words: is it cast out?
+        self._signed: Counter[NodeId] = Counter()
+        self._places: dict[tuple[NodeId, bool], list[bytes]] = {}  # by signer, and taken over or not; sorted
+        self._alike: dict[bytes, None] = {}  # digests before and after what could not count
+        self._news = 0  # grows with each change that may count
+        self._revoked: dict[NodeId, Revoked] = {}
+        self._authorities: dict[bytes, tuple[MLDSA65PublicKey, NodeId, bytes]] = {}  # by certificate
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._revoked
+
+    def __len__(self) -> int:
+        return len(self._revoked)
+
+    def __iter__(self) -> Iterator[Revocation]:
+        """Every statement held, whether it counts or not."""
+        return (held.statement for held in self._held.values())
+
+    @property
+    def nodes(self) -> frozenset[NodeId]:
+        """The nodes that are revoked."""
+        return frozenset(self._revoked)
+
+    @property
+    def words(self) -> list[RootWord]:
+        """The root's words, the newest first."""
+        return sorted(self._words.values(), key=lambda word: word.order, reverse=True)
+
+    @property
+    def newest_word(self) -> RootWord | None:
+        """The root's last word, which a new revocation has to name."""
+        return max(self._words.values(), key=lambda word: word.order, default=None)
+
+    def get(self, node_id: NodeId) -> Revoked | None:
+        """Since when and why a node is out, or None while it is not."""
+        return self._revoked.get(node_id)
+
+    def by(self, authority: NodeId) -> list[Revocation]:
+        """The statements that this node's authority signed, or another took over from it, and that count."""
+        return [
+            held.statement
+            for held in self._held.values()
+            if authority in (held.signer, held.statement.origin)
+            and (counts := self._revoked.get(NodeId(held.statement.node_id))) is not None
+            and isinstance(counts.statement, Revocation)
+        ]
+
+    @property
+    def moot(self) -> frozenset[NodeId]:
+        """The nodes that stand here although a statement against them is held: a revoked authority's, which
+        came late. They may be out for nodes that heard of it in another order."""
+        against = (NodeId(h.statement.node_id) for h in self._held.values() if h.signer in self._revoked)
+        return frozenset(node for node in against if node not in self._revoked)
+
+    def sign(self, authority: Authority, node_id: NodeId, now: float) -> list[Revocation]:
+        """Sign what revokes a node, given all that is held: that itself last; before it, where the node is an
+        authority, what that one revoked, so that it stands without its word. Raises TrustError as
+        `prepare`."""
+        return [held.statement for held in self.prepare(authority, node_id, now)()]
+
+    def prepare(self, authority: Authority, node_id: NodeId, now: float) -> Callable[[], list[Held]]:
+        """Return what signs as `sign` does, for a thread: what it gives is as good as verified.
+
+        Raises TrustError where there is no room for all of it: then nothing of it may be held, since of too
+        many those go whose hash is greatest, and a rogue chooses whom it revokes by that.
+        """
+        newest, signer = self.newest_word, _signer(authority.der)
+        after = b"" if newest is None else newest.id
+        took = {NodeId(one.node_id): one.at for one in self.by(node_id) if one.node_id != node_id}
+        wanted = [Revocation(gone, at, b"", authority.der, after, node_id) for gone, at in took.items()]
+        wanted = [one for one in wanted if not self._is_said(signer, one)]
+        wanted.append(Revocation(node_id, int(now), b"", authority.der, after))
+        new = [one for one in wanted if _place(signer, one) not in self._held]
+        groups = Counter(_group(signer, one) for one in new)
+        if len(self._held) + len(new) > MAX_REVOCATIONS or any(
+            len(self._places.get(group, ())) + count > MAX_OF_AUTHORITY for group, count in groups.items()
+        ):
+            raise TrustError(
+                f"there is no room for this revocation and the {len(wanted) - 1} that it takes over",
+                fix="cast a rogue authority out with all that it revoked, on the machine with the root's "
+                "key: `phantommesh revoke NAME --undo-all`",
+            )
+
+        def signed() -> list[Held]:
+            made = [revoke(authority, NodeId(o.node_id), o.at, after=after, origin=o.origin) for o in wanted]
+            return [Held(one, signer, one.id) for one in made]
+
+        return signed
+
+    def add(self, statement: Revocation | RootWord, now: float) -> bool:
+        """Verify a statement and hold it; say whether it is new here. Raises TrustError."""
+        return self.take([statement], now)
+
+    def take(self, statements: Iterable[Revocation | RootWord], now: float) -> bool:
+        """Verify statements that came at one time and hold them; say whether any is new here. Raises
+        TrustError; then nothing has changed. A statement that is known already costs no signature check.
+
+        If two by one authority for one node name the same word, the earlier is held.
+        """
+        return self.hold(self.verify(statements, now))
+
+    def verify(
+        self,
+        statements: Iterable[Revocation | RootWord],
+        now: float,
+        late: Callable[[NodeId], bool] = lambda signer: True,
+    ) -> Sequence[RootWord | Held]:
+        """Verify statements, for `hold`, a third of a millisecond each. Raises TrustError where one does not
+        hold.
+
+        Left out, unverified, are those that would not be held: known ones, void ones, those that name a word
+        which is neither known nor among them, those that a full authority has no room for. ``late`` says
+        whether one more is looked at of an authority that is revoked.
+        """
+        words, others = dict[bytes, RootWord](), list[Revocation]()
+        for one in statements:
+            _check(one)
+            if not isinstance(one, RootWord):
+                others.append(one)
+            elif one.id not in self._words and one.id not in words:
+                verify_word(one, self.root)
+                words[one.id] = one
+        verified: list[RootWord | Held] = [*words.values()]
+        for other in others:
+            if other.after and other.after not in self._words and other.after not in words:
+                continue
+            if other.id in self._place:
+                continue
+            _, signer, _ = self._authority(other, now)
+            if self._is_void(signer, other) or not self._has_room(signer, other):
+                continue
+            if signer not in self._revoked or late(signer):
+                verified.append(self._verify(other, now))
+        return verified
+
+    def hold(self, verified: Iterable[RootWord | Held]) -> bool:
+        """Hold what came at one time and was verified here; say whether any is new. Raises TrustError where
+        there is no room for it."""
+        before = self.tree.digest()
+        for _ in self.holding(verified):
+            pass
+        return self.tree.digest() != before
+
+    def holding(self, verified: Iterable[RootWord | Held]) -> Generator[None]:
+        """`hold` in slices: the caller lets others have their turn at each step, and closes this in any
+        case."""
+        words, came = list[RootWord](), list[Held]()
+        for one in verified:
+            if isinstance(one, RootWord):
+                words.append(one)
+            else:
+                came.append(one)
+        before, old, news = self.tree.digest(), self._revoked, self._news
+        again, counts = bool(words), bool(words) or any(held.signer not in old for held in came)
+        try:
+            for word in words:
+                self._hear(word)
+            if len(self._held) + len(came) > MAX_REVOCATIONS:
+                raise TrustError(
+                    "there are too many revocations",
+                    fix="cast a rogue authority out with `phantommesh revoke NAME --undo-all`",
+                )
+            # A statement that an authority makes once it is out must not count for having come in one parcel
+            # with its revocation.
+            signers = self._signed.keys() | {held.signer for held in came}
+            for number, held in enumerate(sorted(came, key=lambda one: one.statement.node_id not in signers)):
+                again |= not self._hold(held)
+                if number % SLICE == SLICE - 1:
+                    yield
+        finally:
+            if again:
+                self._judge()
+            if (after := self.tree.digest()) != before:
+                counts |= news != self._news or not self._revoked.keys() <= old.keys()
+                self._note(before, after, counts=counts)
+
+    def _note(self, before: bytes, after: bytes, *, counts: bool) -> None:
+        if counts:
+            self._news += 1
+            self._alike.clear()
+            return
+        self._alike |= {before: None, after: None}
+        while len(self._alike) > MAX_ALIKE:
+            del self._alike[next(iter(self._alike))]
+
+    def covered(self, digest: bytes) -> bool:
+        """Whether a group key that was made under the set with this digest shuts out all that the present set
+        does: it is the same, or what came since is of authorities that were revoked already."""
+        return digest == self.tree.digest() or digest in self._alike
+
+    def copy(self) -> Self:
+        """The same set, to try something with."""
+        made = type(self)(self.root)
+        made.tree = self.tree.copy()
+        made._held, made._place, made._words = dict(self._held), dict(self._place), dict(self._words)
+        made._said = {node: list(said) for node, said in self._said.items()}
+        made._signed = Counter(self._signed)
+        made._places = {group: list(places) for group, places in self._places.items()}
+        made._revoked, made._authorities = dict(self._revoked), dict(self._authorities)
+        return made
+
+    def about(self, node_id: NodeId, data: bytes) -> Sequence[Revocation | RootWord]:
+        """Return, from the answer to a node that asked how it stands, the root's words and what is about that
+        node. Raises TrustError only."""
+        return [one for one in self.unpack(data) if isinstance(one, RootWord) or one.node_id == node_id]
+
+    def digest(self) -> bytes:
+        """SHA3-256, 32 bytes: equal for nodes that hold the same, in whatever order it came."""
+        return self.tree.digest()
+
+    def pack(self, ids: Iterable[bytes], known: Iterable[bytes] = ()) -> bytes:
+        """The statements and words of these ids, as many as one answer takes; unknown ones are left out. The
+        certificates whose SHA3-256 is ``known`` are left empty."""
+        skip, found, size = frozenset(known), list[Revocation | RootWord](), 0
+        certs = set[bytes]()
+        for one in dict.fromkeys(ids):
+            statement = self._words.get(one) or self._statement(one)
+            if statement is None:
+                continue
+            size += SIGNATURE_BYTES + 128
+            if isinstance(statement, RootWord):
+                size += 18 * (len(statement.pardoned) + len(statement.cast_out))
+            elif statement.authority_cert not in certs and _hash(statement.authority_cert) not in skip:
+                certs.add(statement.authority_cert)
+                size += len(statement.authority_cert)
+            if found and size > MAX_PART:
+                break
+            found.append(statement)
+        return _encode(found, skip)
+
+    def known_certs(self, limit: int) -> tuple[bytes, ...]:
+        """The SHA3-256 of the authorities' certificates that are known here."""
+        return tuple(digest for _, _, digest in list(self._authorities.values())[:limit])
+
+    def unpack(self, data: bytes) -> Sequence[Revocation | RootWord]:
+        """Read what `pack` or `encode` wrote; nothing is verified yet. Raises TrustError only."""
+        known = {digest: der for der, (_, _, digest) in self._authorities.items()}
+        return _decode_untrusted(data, known)
+
+    def standing(self, node_id: NodeId) -> bytes:
+        """Return what that node should know of its standing, for anybody: the root's newest words, and the
+        statement that puts it out. Empty if there is neither."""
+        revoked = self._revoked.get(node_id)
+        told, words = list[Revocation](), list[RootWord]()
+        if revoked is not None and isinstance(revoked.statement, Revocation):
+            told = [revoked.statement]
+            words = [word for word in [self._words.get(revoked.statement.after)] if word is not None]
+        room = MAX_STANDING - 32_768  # for that statement, its certificate and the word that it names
+        words += [word for word in self._newest(room) if word not in words]
+        return _encode([*words, *told]) if words or told else b""
+
+    def plea(self) -> bytes:
+        """The root's newest words, as a node shows them to those who take it for revoked. Empty for none."""
+        words = self._newest(MAX_PLEA)
+        return _encode(words) if words else b""
+
+    def encoder(self) -> Callable[[], bytes]:
+        """`encode` of what is held now, to be called in a thread: a full set is 400 MB."""
+        words, held = list(self._words.values()), list(self)
+        return lambda: _encode([*words, *held])
+
+    def encode(self, limit: int | None = None) -> bytes:
+        """Return all that is held, in the order it came, for the state directory. With a ``limit`` in bytes,
+        for a joiner: the root's words, the revocations of authorities, and the newest others that have
+        room."""
+        kept = list(self._held.values())
+        if limit is not None:
+            size = SIGNATURE_BYTES + 128
+            room = max(0, limit - size * len(self._words) - 8_192 * len(self._signed)) // size
+            first = [held for held in kept if held.statement.node_id in self._signed][-room or len(kept) :]
+            chosen = {held.id for held in first}
+            others = [held for held in kept if held.id not in chosen]
+            left = room - len(first)
+            chosen |= {held.id for held in (others[-left:] if left > 0 else ())}
+            kept = [held for held in kept if held.id in chosen]
+        return _encode([*self._words.values(), *(held.statement for held in kept)])
+
+    @classmethod
+    def decode(cls, data: bytes, root: x509.Certificate, now: float) -> Self:
+        """Read what `encode` wrote, verifying each entry. Raises TrustError."""
+        revocations = cls(root)
+        came = _decode_untrusted(data, {})
+        revocations.take([one for one in came if isinstance(one, RootWord)], now)
+        for one in came:  # one after the other: their order says which of them count
+            if not isinstance(one, RootWord):
+                revocations.add(one, max(now, one.at))  # it was taken in once, by a clock that was right
+        return revocations
+
+    # Holding.
+
+    def _statement(self, one: bytes) -> Revocation | None:
+        place = self._place.get(one)
+        return None if place is None else self._held[place].statement
+
+    def _is_said(self, signer: NodeId, one: Revocation) -> bool:
+        """Whether this authority has said as much already, of the same day or an earlier one."""
+        held = self._held.get(_place(signer, one))
+        return held is not None and held.statement.at <= one.at
+
+    def _has_room(self, signer: NodeId, one: Revocation) -> bool:
+        """Whether this statement would be held: there is none of an earlier date in its place, nor is its
+        authority full of such as come before it. That costs no signature check."""
+        place = _place(signer, one)
+        held = self._held.get(place)
+        if held is not None:
+            return _order(one) < _order(held.statement)
+        places = self._places.get(_group(signer, one), [])
+        return len(places) < MAX_OF_AUTHORITY or place < places[-1]
+
+    def _authority(self, one: Revocation, now: float) -> tuple[MLDSA65PublicKey, NodeId, bytes]:
+        """The key, the node and the certificate's hash of who signed. Raises TrustError for no authority."""
+        der = one.authority_cert
+        if der not in self._authorities:
+            self._authorities[der] = verify_authority(self.root, der, now), _signer(der), _hash(der)
+        return self._authorities[der]
+
+    def _verify(self, one: Revocation, now: float) -> Held:
+        key, signer, _ = self._authority(one, now)
+        if one.at > now + EARLY:
+            raise TrustError("the revocation is dated ahead of its time")
+        try:
+            key.verify(one.signature, _signed(one.node_id, one.at, one.after, one.origin), CONTEXT)
+        except (InvalidSignature, ValueError) as error:
+            raise TrustError("the revocation's signature is wrong") from error
+        return Held(one, signer, one.id)
+
+    def _hold(self, held: Held) -> bool:
+        """Keep a verified statement. Return False where all have to be judged again."""
+        signer, one = held.signer, held.statement
+        if self._after(one) is None or self._is_void(signer, one) or not self._has_room(signer, one):
+            return True
+        place = _place(signer, one)
+        before = self._held.get(place)
+        if before is not None:
+            self._forget(place, keep=True)
+        self._held[place] = held  # in the place of the one before, if there was one
+        self._place[held.id] = place
+        self._signed[signer] += 1
+        self.tree.add(held.id)
+        if before is not None:
+            return False
+        places = self._places.setdefault(_group(signer, one), [])
+        insort(places, place)
+        gone = None
+        if len(places) > MAX_OF_AUTHORITY:  # those that go are the same on every node
+            gone = self._forget(places[-1]).statement
+        self._count(held)
+        counted = None if gone is None else self._revoked.get(NodeId(gone.node_id))
+        return counted is None or counted.statement is not gone
+
+    def _forget(self, place: bytes, *, keep: bool = False) -> Held:
+        held = self._held[place] if keep else self._held.pop(place)
+        del self._place[held.id]
+        if not keep:
+            group = _group(held.signer, held.statement)
+            del self._places[group][bisect_left(self._places[group], place)]
+        self._signed[held.signer] -= 1
+        if not self._signed[held.signer]:
+            del self._signed[held.signer]
+        self.tree.discard(held.id)
+        return held
+
+    def _hear(self, word: RootWord) -> None:
+        if word.id in self._words:
+            return
+        self._words[word.id] = word
+        self.tree.add(word.id)
+        for node in word.pardoned:
+            self._said.setdefault(node, []).append((word.order, False))
+        for node in word.cast_out:
+            self._said.setdefault(node, []).append((word.order, True))
+        for said in self._said.values():
+            said.sort()
+        void = [p for p, held in self._held.items() if self._is_void(held.signer, held.statement)]
+        for place in void:
+            self._forget(place)
+
+    # Judging.
+
+    def _is_void(self, signer: NodeId, one: Revocation) -> bool:
+        """Whether a word of the root's makes a statement nothing, for good."""
+        known = self._after(one)
+        for who in (signer, one.origin):
+            if (last := self._said.get(who)) and last[-1][1]:
+                return True  # whose authority is cast out now knew that or did not: both make it void
+        if known is None:
+            return False
+        if any(order > known and not out for order, out in self._said.get(one.node_id, ())):
+            return True
+        for who in (signer, one.origin):
+            outs = self._said.get(who, ())
+            if any(order > known and out for order, out in outs):
+                return True
+            if (until := [out for order, out in outs if order <= known]) and until[-1]:
+                return True  # it knew itself cast out
+        return False
+
+    def _after(self, statement: Revocation) -> Order | None:
+        """The place of the word that a statement names; None while that word is not known here."""
+        if not statement.after:
+            return FIRST
+        word = self._words.get(statement.after)
+        return None if word is None else word.order
+
+    def _judge(self) -> None:
+        """Compute anew who is revoked."""
+        self._revoked = {}
+        for node, said in self._said.items():
+            order, out = said[-1]
+            if out:
+                self._revoked[NodeId(node)] = Revoked(order.number, self._words[order.id])
+        count = self._count
+        for held in self._held.values():
+            count(held)
+
+    def _count(self, held: Held) -> None:
+        one, revoked = held.statement, self._revoked
+        if held.signer in revoked:
+            return
+        node_id = NodeId(one.node_id)
+        before = revoked.get(node_id)
+        if before is None or one.at < before.at:
+            revoked[node_id] = Revoked(one.at, one)
+
+    def _newest(self, room: int) -> list[RootWord]:
+        chosen = []
+        for word in self.words:
+            room -= SIGNATURE_BYTES + 64 + 18 * (len(word.pardoned) + len(word.cast_out))
+            if room < 0:
+                break
+            chosen.append(word)
+        return chosen
+
+
+def _group(signer: NodeId, one: Revocation) -> tuple[NodeId, bool]:
+    """Return the share that a statement takes room of. It is not its origin's: a signer writes any origin
+    that it likes."""
+    return signer, bool(one.origin)
+
+
+def _place(signer: NodeId, one: Revocation) -> bytes:
+    """Return the place of what one authority says once: of this node, taken over or not, as of one word."""
+    said = b"".join(part.ljust(NODE_ID_BYTES, b"\0") for part in (signer, one.node_id, one.after, one.origin))
+    return hashlib.sha3_256(said).digest()
+
+
+def _order(one: Revocation) -> tuple[int, bytes]:
+    return one.at, one.signature
