@@ -58,7 +58,8 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.sockets.streams import Sessions, TcpPort
+from phantommesh.nursery.sockets.sessions import Sessions
+from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths

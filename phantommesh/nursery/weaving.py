@@ -27,7 +27,7 @@ from phantommesh.nursery.news import (
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
-from phantommesh.nursery.sockets.streams import Session
+from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
 from phantommesh.wireguard.desired import OwnSide
 

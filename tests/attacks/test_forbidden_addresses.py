@@ -29,7 +29,7 @@ from phantommesh.membership.effects import FetchRecord
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.names import resolve
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import framing, sessions
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
@@ -138,8 +138,8 @@ class Attack:
         node.parts.gossip.membership.set_seeds(node.parts.gossip._seeds())
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()
-        node.parts.sessions.add(streams.Session(member, b"s" * 16, Secret(b"o" * 32), Secret(b"i" * 32)))
-        with suppress(streams.StreamError):
+        node.parts.sessions.add(sessions.Session(member, b"s" * 16, Secret(b"o" * 32), Secret(b"i" * 32)))
+        with suppress(framing.StreamError):
             async with node.parts.caller.call(member):
                 pass
         for auth in [peer.auth for peer in node.parts.links._context.peers.values()]:

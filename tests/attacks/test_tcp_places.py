@@ -13,20 +13,20 @@ import trio
 
 from phantommesh.control import messages, seats
 from phantommesh.link.effects import Opened
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.secret import Secret
 from tests.unit.loopback import join, make_authority, make_invite, serving, until
 
 ADDRESSES = seats.TOTAL // seats.PER_HOST
 
 
-async def hold(stack: AsyncExitStack, host: str, port: int, session: streams.Session) -> None:
+async def hold(stack: AsyncExitStack, host: str, port: int, session: sessions.Session) -> None:
     """Open a channel from that address, ask something on it, wait for no answer, and keep it."""
     # The node may close it at any point.
-    with suppress(streams.StreamError, OSError):
+    with suppress(framing.StreamError, OSError):
         stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=host)
-        framed = streams.FramedStream(await stack.enter_async_context(stream))
-        client = await streams.Client.open(framed, session)
+        framed = framing.FramedStream(await stack.enter_async_context(stream))
+        client = await channels.Client.open(framed, session)
         await framed.send(client._sealed.seal(messages.encode(messages.Prove(()))))
 
 
@@ -66,9 +66,9 @@ async def test_insiders_with_every_member_place_shut_nobody_out(tmp_path: Path) 
             out, back = Secret(b"o" * 16 + who), Secret(b"i" * 16 + who)
             invite = who if number >= members else b""
             alpha.parts.sessions.add(
-                streams.Session.of(Opened(who, "responder", b"session1", out, back, 1, 0.1, invite))
+                sessions.Session.of(Opened(who, "responder", b"session1", out, back, 1, 0.1, invite))
             )
-            theirs = streams.Session.of(Opened(me, "initiator", b"session1", back, out, 1, 0.1))
+            theirs = sessions.Session.of(Opened(me, "initiator", b"session1", back, out, 1, 0.1))
             for _ in range(seats.PER_HOLDER):
                 await hold(stack, f"127.0.1.{1 + number // 4}", port, theirs)
         proved = [seat for seat in alpha.parts.tcp._lives if seat.holder is not None]

@@ -29,7 +29,7 @@ from phantommesh.nursery.keeping.roster import NEWER_BURST
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateDir
@@ -52,7 +52,7 @@ class Attack:
     keys: NodeState
 
     @asynccontextmanager
-    async def channel(self) -> AsyncIterator[streams.Client]:
+    async def channel(self) -> AsyncIterator[channels.Client]:
         async with self.beta.parts.caller.call(self.alpha.parts.state.identity.node_id) as client:
             yield client
 
@@ -69,7 +69,7 @@ async def attack(at: Path) -> AsyncIterator[Attack]:
         yield Attack(alpha, beta, load_node(at / "b" / "state", time()))
 
 
-async def flood(client: streams.Client, requests: Iterator[messages.Request]) -> list[messages.Answer]:
+async def flood(client: channels.Client, requests: Iterator[messages.Request]) -> list[messages.Answer]:
     """Ask as fast as answers come, and return these."""
     answers = []
     with trio.move_on_after(SECONDS):
@@ -231,12 +231,12 @@ async def test_an_answer_has_the_size_of_what_was_asked(tmp_path: Path) -> None:
         assert session is not None
 
         async def answer(stream: trio.SocketStream) -> None:
-            framed = streams.FramedStream(stream)
+            framed = framing.FramedStream(stream)
             name, _ = channel.parse_hello_untrusted(await framed.receive(1000))
             assert name == session.name
             await framed.send(channel.answer(bytes(16)))
             await framed.receive(channel.MAX_REQUEST)
-            with pytest.raises(streams.StreamError):
+            with pytest.raises(framing.StreamError):
                 await framed.send(bytes(channel.MAX_FRAME))
 
         async with trio.open_nursery() as nursery:
@@ -248,9 +248,9 @@ async def test_an_answer_has_the_size_of_what_was_asked(tmp_path: Path) -> None:
                 messages.Compare(bytes(2048)),
                 messages.SyncOpen(b""),
             ):
-                async with streams.connect("127.0.0.1", port) as framed:
-                    client = await streams.Client.open(framed, session)
-                    with pytest.raises(streams.StreamError, match="too long"):
+                async with framing.connect("127.0.0.1", port) as framed:
+                    client = await channels.Client.open(framed, session)
+                    with pytest.raises(framing.StreamError, match="too long"):
                         await client.ask(request)
             nursery.cancel_scope.cancel()
 
@@ -261,12 +261,12 @@ async def test_a_stolen_session_name_takes_nobodys_place(tmp_path: Path) -> None
         me, victim = it.alpha.parts.state.identity, it.keys.identity.node_id
         out, back, other = Secret(b"o" * 32), Secret(b"i" * 32), Secret(b"x" * 32)
         it.alpha.parts.sessions.add(
-            streams.Session.of(Opened(b"t" * 16, "responder", b"session1", other, other, 1, 0.1))
+            sessions.Session.of(Opened(b"t" * 16, "responder", b"session1", other, other, 1, 0.1))
         )
         it.alpha.parts.sessions.add(
-            streams.Session.of(Opened(victim, "responder", b"session1", out, back, 1, 0.1))
+            sessions.Session.of(Opened(victim, "responder", b"session1", out, back, 1, 0.1))
         )
-        session = streams.Session.of(Opened(me.node_id, "initiator", b"session1", back, out, 1, 0.1))
-        async with streams.connect("127.0.0.1", it.alpha.parts.config.control.port) as framed:
-            client = await streams.Client.open(framed, session)
+        session = sessions.Session.of(Opened(me.node_id, "initiator", b"session1", back, out, 1, 0.1))
+        async with framing.connect("127.0.0.1", it.alpha.parts.config.control.port) as framed:
+            client = await channels.Client.open(framed, session)
             assert isinstance(await client.ask(messages.AskKeys()), messages.KeysAre)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from phantommesh.control import asking, messages
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node.news import WORKERS, Kind, Standing
-from phantommesh.nursery.sockets.streams import CONNECT
+from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_calls import spawn
 

@@ -17,7 +17,8 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
 from phantommesh.node.news import Step, Take
 from phantommesh.nursery.members.gossip import TALK
-from phantommesh.nursery.sockets.streams import CONNECT, Session
+from phantommesh.nursery.sockets.framing import CONNECT
+from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_machines import Machine

@@ -11,7 +11,7 @@ from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
 from phantommesh.nursery.keeping.roster import RECORDS_AT_ONCE, RECORDS_RATE
-from phantommesh.nursery.sockets.streams import Session
+from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES

@@ -13,7 +13,7 @@ import msgspec
 from phantommesh.control import asking, messages
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
-from phantommesh.nursery.sockets.streams import Session
+from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry

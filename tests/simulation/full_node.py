@@ -39,7 +39,7 @@ from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
-from phantommesh.nursery.sockets.streams import Session, Sessions
+from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import rosterlog

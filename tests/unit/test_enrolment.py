@@ -20,7 +20,7 @@ from phantommesh.nursery.members import authority as authority_module
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.records.record import MAX_RECORD_BYTES, NodeRecord
 from phantommesh.records.roster import MAX_MEMBERS
 from phantommesh.secret import Secret
@@ -309,15 +309,15 @@ async def test_a_bad_record_is_refused_and_costs_no_invite(
 ) -> None:
     state = make_authority(tmp_path / "a")
     invite = make_invite(state)
-    ask = streams.Client.ask
+    ask = channels.Client.ask
 
-    async def spoilt(self: streams.Client, request: messages.Request, *, limit: int) -> messages.Answer:
+    async def spoilt(self: channels.Client, request: messages.Request, *, limit: int) -> messages.Answer:
         value = b"x" * 3309 if field == "signature" else b"x"
         return await ask(self, structs.replace(request, **{field: value}), limit=limit)
 
     async with serving(tmp_path / "a") as authority:
         with monkeypatch.context() as patch, capture_logs():
-            patch.setattr(streams.Client, "ask", spoilt)
+            patch.setattr(channels.Client, "ask", spoilt)
             with pytest.raises(JoinError, match="signature"):
                 await join(tmp_path / "b", invite, "beta")
         assert names(authority) == ["alpha"]
@@ -350,9 +350,9 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     asked = list[messages.Answer]()
 
     async def ask_all(
-        framed: streams.FramedStream, session: streams.Session, *_: object
+        framed: framing.FramedStream, session: sessions.Session, *_: object
     ) -> messages.Enrolled:
-        client = await streams.Client.open(framed, session)
+        client = await channels.Client.open(framed, session)
         for request in (messages.AskKeys(), messages.Renew(b""), messages.Announce(b"")):
             asked.append(await client.ask(request))
         raise JoinError("enough")

@@ -20,7 +20,8 @@ from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.node.news import DATA
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets.streams import ask_records, connect
+from phantommesh.nursery.sockets.channels import ask_records
+from phantommesh.nursery.sockets.framing import connect
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir, StateError
 from phantommesh.state.making import Summary

@@ -21,7 +21,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.working import moment
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets.streams import Sessions
+from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry
 from phantommesh.state import directory, start

@@ -20,7 +20,7 @@ from phantommesh.control import messages
 from phantommesh.nursery.members import proving as module
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.reporting.report import _direction
-from phantommesh.nursery.sockets.streams import StreamError
+from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.ledger import Kept
 from phantommesh.proofs.shelf import HEADS, Shelf

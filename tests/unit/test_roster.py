@@ -26,7 +26,9 @@ from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import reconcile
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets.streams import Client, Session, StreamError, connect
+from phantommesh.nursery.sockets.channels import Client
+from phantommesh.nursery.sockets.framing import StreamError, connect
+from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.rates import Rates
 from phantommesh.records.record import RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import Entry, Roster

@@ -19,16 +19,11 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.link.effects import Opened
-from phantommesh.nursery.sockets import streams
-from phantommesh.nursery.sockets.streams import (
-    Client,
-    FramedStream,
-    Session,
-    Sessions,
-    StreamError,
-    TcpPort,
-    connect,
-)
+from phantommesh.nursery.sockets import channels, tcp
+from phantommesh.nursery.sockets.channels import Client
+from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.sessions import Session, Sessions
+from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.secret import Secret
 from tests.unit.loopback import PATIENCE, free_port, until
 
@@ -59,7 +54,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    serve: streams.Serve = refuse_all, *, seats: Seats | None = None, members: Iterable[Session] = ()
+    serve: tcp.Serve = refuse_all, *, seats: Seats | None = None, members: Iterable[Session] = ()
 ) -> AsyncIterator[Served]:
     sessions, number = Sessions(), free_port()
     for session in (SERVERS, *members):
@@ -526,7 +521,7 @@ async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
         await served.ended("stream-refused")
 
 
-@pytest.mark.parametrize("frame", [bytes([streams.ASK_REVOKED]) + bytes(16), DATAGRAM])
+@pytest.mark.parametrize("frame", [bytes([channels.ASK_REVOKED]) + bytes(16), DATAGRAM])
 async def test_a_stranger_does_not_stay_by_speaking(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
     monkeypatch.setattr(streams, "STRANGER", 0.3)
     async with serving() as served:
@@ -619,10 +614,10 @@ async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:
 async def test_a_full_queue_drops_and_counts() -> None:
     async with serving() as served, serving() as other:
         served.port.callable = frozenset({other.address})
-        for _ in range(streams.QUEUE + 5):
+        for _ in range(tcp.QUEUE + 5):
             served.port.send(DATAGRAM, other.address)
         assert served.port.dropped["stream-unsent"] == 5
-        await until(lambda: len(other.datagrams) == streams.QUEUE)
+        await until(lambda: len(other.datagrams) == tcp.QUEUE)
 
 
 # --- the port

@@ -9,7 +9,7 @@ from phantommesh.node.revoking import Target
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.working import Worker, moment
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import sessions
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocations import Revoked
@@ -22,7 +22,7 @@ class AuthorityDesk:
         self.desk = Desk(node, keys.ring)
         self.worker = Worker(node, keeper, keys)
 
-    async def enrol(self, session: streams.Session, request: messages.Enrol) -> messages.Enrolled:
+    async def enrol(self, session: sessions.Session, request: messages.Enrol) -> messages.Enrolled:
         """`Desk.enrol`."""
         return await self.worker.do(self.desk.enrol(session, request, moment()))
 

@@ -17,7 +17,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
@@ -42,7 +42,7 @@ class Caller:
         self,
         node: NodeState,
         keeper: RosterKeeper,
-        sessions: streams.Sessions,
+        sessions: sessions.Sessions,
         where: Callable[[NodeId], Sequence[Address]],
     ) -> None:
         self._node, self._keeper, self.sessions, self._where = node, keeper, sessions, where
@@ -53,25 +53,25 @@ class Caller:
         return [member for member in ordered if self.sessions.newest(member) is not None]
 
     @asynccontextmanager
-    async def call(self, member: NodeId) -> AsyncIterator[streams.Client]:
+    async def call(self, member: NodeId) -> AsyncIterator[channels.Client]:
         """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
         inside the block where the channel breaks."""
         session = self.sessions.newest(member)
         if session is None or self._keeper.roster.get(member) is None:
-            raise streams.StreamError("there is no link with this member")
-        failure = streams.StreamError("its record names no address that may be used and is known")
+            raise framing.StreamError("there is no link with this member")
+        failure = framing.StreamError("its record names no address that may be used and is known")
         for address in self._where(member):
             opened = False
             try:
-                async with streams.connect(address.host, address.port) as framed:
-                    client = await streams.Client.open(framed, session)
+                async with framing.connect(address.host, address.port) as framed:
+                    client = await channels.Client.open(framed, session)
                     opened = True
                     yield client
                     return
-            except streams.StreamError as error:
+            except framing.StreamError as error:
                 if opened:
                     raise
-                failure = streams.StreamError(f"{address}: {error}")
+                failure = framing.StreamError(f"{address}: {error}")
         raise failure
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> messages.Renewed:
@@ -101,7 +101,7 @@ class Caller:
                     async with self.call(member) as client:
                         for request in requests:
                             answer = await client.ask(request)
-            except (streams.StreamError, trio.TooSlowError) as error:
+            except (framing.StreamError, trio.TooSlowError) as error:
                 reasons.append(f"{entry.member.name}: {str(error) or 'no answer'}")
                 continue
             if isinstance(answer, wanted):
@@ -117,7 +117,7 @@ class Caller:
         )
 
 
-async def converse(client: streams.Client, keeper: RosterKeeper, member: NodeId, talk: asking.Talk[T]) -> T:
+async def converse(client: channels.Client, keeper: RosterKeeper, member: NodeId, talk: asking.Talk[T]) -> T:
     """Hold one of `asking`'s conversations over a channel to a member. Raises `StreamError`."""
     try:
         step = next(talk)
@@ -127,12 +127,12 @@ async def converse(client: streams.Client, keeper: RosterKeeper, member: NodeId,
             else:
                 step = talk.send(await client.ask(step))
     except asking.AskingError as error:
-        raise streams.StreamError(str(error)) from error
+        raise framing.StreamError(str(error)) from error
     except StopIteration as end:
         return cast("T", end.value)
 
 
-async def reconcile(client: streams.Client, keeper: RosterKeeper, member: NodeId) -> int:
+async def reconcile(client: channels.Client, keeper: RosterKeeper, member: NodeId) -> int:
     """Exchange with one member the records that either lacks; return how many came. Raises `StreamError`."""
     return await converse(client, keeper, member, asking.reconcile(keeper.roster, time))
 
@@ -164,9 +164,9 @@ async def ask_standing(
 
 async def _ask_standing_at(node: NodeState, keeper: RosterKeeper, address: Address) -> None:
     answer = b""
-    with suppress(streams.StreamError):
-        async with streams.connect(address.host, address.port) as framed:
-            answer = await streams.ask_standing(framed, node.identity.node_id, node.revocations.plea())
+    with suppress(framing.StreamError):
+        async with framing.connect(address.host, address.port) as framed:
+            answer = await channels.ask_standing(framed, node.identity.node_id, node.revocations.plea())
     if answer:
         with suppress(PhantomMeshError):
             keeper.take_standing(answer)

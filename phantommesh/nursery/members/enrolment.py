@@ -25,7 +25,7 @@ from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members.links import sign_in_thread
 from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.overlay import hostview
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import CONTEXT, MAX_RECORD_BYTES
@@ -70,7 +70,7 @@ async def join(
             failures.append(f"{endpoint}: {address}")
             continue
         try:
-            async with streams.connect(address.host, address.port) as framed:
+            async with framing.connect(address.host, address.port) as framed:
                 own = endpoints or (
                     framed.own_host if ":" not in framed.own_host else f"[{framed.own_host}]",
                 )
@@ -81,7 +81,7 @@ async def join(
                 return await trio.to_thread.run_sync(
                     _finish(state_dir, config_path, draft, settings, invite, enrolled)
                 )
-        except streams.StreamError as error:
+        except framing.StreamError as error:
             failures.append(f"{endpoint}: {error}")
     raise JoinError(
         "no authority could be reached: " + "; ".join(failures),
@@ -148,7 +148,7 @@ def _check_host(config: Config, networks: Sequence[Network], members: Mapping[Ov
     hostview.check(networks, members, names=all_names(config.wireguard.prefix))
 
 
-async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: JoinDraft) -> streams.Session:
+async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: JoinDraft) -> sessions.Session:
     """The enrolment handshake. Raises `JoinError` where the authority does not go on with it, `StreamError`
     where nothing there answers like one."""
     destination = Address(framed.address.host, framed.address.port, "tcp")
@@ -172,7 +172,7 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
                     case Send(datagram):
                         await framed.send(datagram)
                     case Opened():
-                        return streams.Session.of(effect)
+                        return sessions.Session.of(effect)
             signing = [effect.request for effect in effects if isinstance(effect, Sign)]
             if signing:
                 signature = await sign_in_thread(draft.identity, signing[0])
@@ -188,13 +188,13 @@ async def _shake_hands(framed: streams.FramedStream, invite: Invite, draft: Join
             "the authority did not accept the invite: it has expired, is used up, or was withdrawn",
             fix="ask for a new invite, and check both machines' clocks",
         )
-    raise streams.StreamError(
+    raise framing.StreamError(
         f"what listens there did not answer the handshake ({newcomer.reached.value}); is it the authority?"
     )
 
 
 async def _enrol(
-    framed: streams.FramedStream, session: streams.Session, draft: JoinDraft, config: Config
+    framed: framing.FramedStream, session: sessions.Session, draft: JoinDraft, config: Config
 ) -> messages.Enrolled:
     record = make_record(draft.identity, draft.wg_keys, config, seq=int(time() * 1000))  # one a try
     body = msgspec.msgpack.encode(record)
@@ -207,7 +207,7 @@ async def _enrol(
         return messages.Enrol(csr, body, signature, key.spki, prove_authority(key, draft.identity.node_id))
 
     request = await trio.to_thread.run_sync(sign)
-    client = await streams.Client.open(framed, session)
+    client = await channels.Client.open(framed, session)
     answer: messages.Answer | None = None
     with trio.move_on_after(ANSWER_SECONDS):
         answer = await client.ask(request, limit=MAX_ANSWER)

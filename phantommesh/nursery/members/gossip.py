@@ -30,7 +30,7 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.keeping.saver import Saver, patiently
 from phantommesh.nursery.members.calling import Caller, converse
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import antientropy
@@ -51,9 +51,9 @@ TASK_BROKEN: Mapping[Kind, str] = {
     "ask": "a request for keys ended with an unexpected error",
 }
 EXPECTED: Mapping[Kind, tuple[type[Exception], ...]] = {
-    "fetch": (streams.StreamError, EnvelopeError, messages.ControlError),
-    "sync": (streams.StreamError, GossipError, PhantomMeshError),
-    "ask": (streams.StreamError, PhantomMeshError),
+    "fetch": (framing.StreamError, EnvelopeError, messages.ControlError),
+    "sync": (framing.StreamError, GossipError, PhantomMeshError),
+    "ask": (framing.StreamError, PhantomMeshError),
 }
 FAILED: Mapping[Kind, str] = {
     "fetch": "records not fetched",
@@ -302,8 +302,8 @@ class GossipDriver:
         question, address = self.news.question(step), step.address
         if question is None:
             return
-        async with streams.connect(address.host, address.port) as framed:
-            answer = await streams.ask_records(framed, question)
+        async with framing.connect(address.host, address.port) as framed:
+            answer = await channels.ask_records(framed, question)
         kept = self.news.answered(step, question, answer)
         if kept is not None:
             await self._keeper.take(kept.records, address, unasked=kept.unasked)

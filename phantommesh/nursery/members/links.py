@@ -17,7 +17,7 @@ from phantommesh.link.effects import Alarm, Effect, Install, Opened, Send, Sign
 from phantommesh.link.handshake import SigningRequest
 from phantommesh.link.machine import Links
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.sockets.streams import TcpPort
+from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
 

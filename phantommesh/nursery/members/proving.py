@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery.sockets.streams import StreamError
+from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.proofs.archive import Archive, Certificates
 from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger

@@ -18,7 +18,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.members.working import do, moment
-from phantommesh.nursery.sockets import streams
+from phantommesh.nursery.sockets import sessions
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
@@ -47,7 +47,7 @@ class ControlServer:
         )
 
     async def serve(
-        self, session: streams.Session, request: messages.Request, source: Address
+        self, session: sessions.Session, request: messages.Request, source: Address
     ) -> messages.Answer:
         """Answer one request. A mistake of an operator or a member is a `Refused` answer; a member that asks
         too much waits."""

@@ -1,55 +1,36 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The control port over TCP: handshake datagrams where UDP is blocked, and encrypted requests between nodes.
-
-Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
-that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
-one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
-was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RECORDS` asks for
-records, which two members need of each other before they can link; it is sealed under the group key.
-"""
+"""The control port over TCP: handshake datagrams where UDP is blocked, and encrypted requests between nodes."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from ipaddress import ip_address
 
 import structlog
 import trio
 
 from phantommesh.control import channel, messages
-from phantommesh.control.asking import MAX_UNLINKED
-from phantommesh.control.seats import Holder, Ruling, Seat, Seats
+from phantommesh.control.seats import Ruling, Seat, Seats
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
-from phantommesh.link.effects import Opened
-from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED
+from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.rates import Rates, source_block
-from phantommesh.records.record import MAX_RECORD_BYTES
-from phantommesh.secret import Secret
-from phantommesh.trust.revocations import MAX_PLEA, MAX_STANDING
+from phantommesh.trust.revocations import MAX_PLEA
 
-# Tuning.
-IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 # s that a connection lives on which nobody has proved to hold a session's keys. A handshake takes seconds, a
 # question less, and a link over TCP connects anew for every handshake.
 STRANGER = 30.0
-CONNECT = 3.0  # s
 MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
-SESSIONS_PER_PEER = 3
-NEWCOMERS_KEPT = 256  # sessions of those that are no members yet
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
 MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
-
-ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
-ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -62,229 +43,8 @@ Serve = Callable[["Session", messages.Request, Address], Awaitable[messages.Answ
 log = structlog.get_logger("phantommesh.streams")
 
 
-class StreamError(Exception):
-    """The connection ended, was refused, or broke its framing."""
-
-
 class _CrowdedError(Exception):
     """There is no place for one more channel of this peer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """The keys that a finished handshake left for request channels. ``invite`` and ``spki`` are a
-    newcomer's."""
-
-    peer: bytes
-    name: bytes
-    key_out: Secret
-    key_in: Secret
-    invite: bytes = b""
-    spki: bytes = b""
-
-    @classmethod
-    def of(cls, opened: Opened) -> Session:
-        """Take it from a link's effect."""
-        name = channel.session_name(opened.key_out, opened.key_in)
-        return cls(opened.peer, name, opened.key_out, opened.key_in, opened.invite, opened.spki)
-
-    @property
-    def holder(self) -> Holder:
-        """The one that its channels count for."""
-        return Holder(self.invite, newcomer=True) if self.invite else Holder(self.peer)
-
-
-class Sessions:
-    """The sessions that a channel may be opened on: the newest few of each peer. Newcomers, who can have as
-    many node ids as they like, have room of their own."""
-
-    def __init__(self) -> None:
-        self._by_name: OrderedDict[bytes, Session] = OrderedDict()
-        self._added = Bell()
-
-    async def added(self) -> None:
-        """Return when the next session comes."""
-        await self._added.wait()
-
-    def add(self, session: Session) -> None:
-        """Keep a session, and drop the oldest of its peer. If two peers' sessions had one name, the first
-        would be kept; the name comes from the keys, so there are none."""
-        known = self._by_name.get(session.name)
-        if known is not None and known.peer != session.peer:
-            return
-        self._by_name[session.name] = session
-        self._added.ring()
-        mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
-        for name in mine[:-SESSIONS_PER_PEER]:
-            del self._by_name[name]
-        if session.invite:
-            newcomers = [name for name, known in self._by_name.items() if known.invite]
-            for name in newcomers[:-NEWCOMERS_KEPT]:
-                del self._by_name[name]
-
-    def get(self, name: bytes) -> Session | None:
-        """The session of that name."""
-        return self._by_name.get(name)
-
-    def newest(self, peer: bytes) -> Session | None:
-        """The session that a channel to this member should use."""
-        return next((s for s in reversed(self._by_name.values()) if s.peer == peer and not s.invite), None)
-
-    def retain(self, peers: Collection[bytes]) -> None:
-        """Drop the sessions of members that are not among ``peers``; newcomers keep theirs."""
-        for name in [n for n, s in self._by_name.items() if not s.invite and s.peer not in peers]:
-            del self._by_name[name]
-
-
-class FramedStream:
-    """Length-prefixed frames over a TCP stream. A cancelled ``receive`` loses nothing; after a cancelled
-    ``send`` the stream is of no use."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """Raises OSError for a stream whose other end is gone already."""
-        self._stream = stream
-        self._buffer = bytearray()
-        self._sending = trio.Lock()
-        peer, own = stream.socket.getpeername(), stream.socket.getsockname()
-        self.address = Address(peer[0].partition("%")[0].removeprefix("::ffff:"), peer[1], "tcp")
-        self.own_host: str = own[0].partition("%")[0].removeprefix("::ffff:")
-
-    async def send(self, frame: bytes) -> None:
-        """Send one frame. Raises `StreamError`, also where the other end takes nothing for too long."""
-        try:
-            with trio.fail_after(IDLE):
-                async with self._sending:
-                    await self._stream.send_all(len(frame).to_bytes(4) + frame)
-        except trio.TooSlowError as error:
-            raise StreamError("the other end takes nothing") from error
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise StreamError("the connection broke") from error
-
-    async def receive(self, limit: int) -> bytes:
-        """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
-        await self._fill(4)
-        size = int.from_bytes(self._buffer[:4])
-        if size > limit:
-            raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
-        end = 4 + size
-        await self._fill(end)
-        with memoryview(self._buffer) as held:
-            frame = bytes(held[4:end])
-        del self._buffer[:end]
-        return frame
-
-    async def _fill(self, size: int) -> None:
-        """Read until the buffer holds so many bytes."""
-        if len(self._buffer) >= size:
-            await trio.lowlevel.checkpoint()  # frames that came together must not starve other tasks
-        while len(self._buffer) < size:
-            try:
-                chunk = await self._stream.receive_some(65536)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise StreamError("the connection broke") from error
-            if not chunk:
-                raise StreamError("the connection ended")
-            self._buffer += chunk
-
-
-@asynccontextmanager
-async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
-    """Connect to a control port over TCP. Raises `StreamError`, also for a name: what it resolves to has to
-    be judged before it is used (`places`)."""
-    try:
-        ip_address(host)
-    except ValueError as error:
-        raise StreamError(f"{host} is a name, not an address") from error
-    try:
-        with trio.fail_after(CONNECT):
-            stream = await trio.open_tcp_stream(host, port)
-    except (OSError, UnicodeError, trio.TooSlowError) as error:
-        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
-    async with stream:
-        try:
-            framed = FramedStream(stream)
-        except OSError as error:
-            raise StreamError("the connection broke") from error
-        yield framed
-
-
-def _reason(error: BaseException) -> str:
-    """Why a connection was not made. trio tells of several attempts in a group behind the error."""
-    match error:
-        case OSError(strerror=str(reason)):
-            return reason
-        case OSError(__cause__=ExceptionGroup(exceptions=[OSError(errno=int(number)), *_])):
-            return os.strerror(number)
-        case trio.TooSlowError():
-            return "no answer"
-        case _:
-            return str(error)
-
-
-async def ask_standing(framed: FramedStream, node_id: bytes, plea: bytes) -> bytes:
-    """Ask how a node stands, and show the root's words that we hold (`Revocations.plea`); the answer is
-    `Revocations.standing`, empty where the other end knows of nothing. Raises `StreamError`."""
-    await framed.send(bytes([ASK_REVOKED]) + node_id + plea)
-    with trio.move_on_after(CONNECT):
-        return await framed.receive(MAX_STANDING)
-    raise StreamError("the other end does not answer")
-
-
-async def ask_records(framed: FramedStream, sealed: bytes) -> bytes:
-    """Ask with a sealed question for records, and return the sealed answer. Raises `StreamError`."""
-    await framed.send(bytes([ASK_RECORDS]) + sealed)
-    with trio.move_on_after(CONNECT):
-        return await framed.receive((MAX_UNLINKED + 1) * MAX_RECORD_BYTES)
-    raise StreamError("the other end does not answer")
-
-
-class Client:
-    """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
-    is gone: one that lost its power never closes a connection."""
-
-    def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
-        self._framed, self._sealed = framed, sealed
-
-    @classmethod
-    async def open(cls, framed: FramedStream, session: Session) -> Client:
-        """Open a channel on a connection. Raises `StreamError`."""
-        mine = os.urandom(channel.RANDOM_SIZE)
-        await framed.send(channel.hello(session.name, mine))
-        try:
-            with trio.fail_after(IDLE):
-                theirs = channel.parse_answer_untrusted(await _not_a_datagram(framed, MAX_DATAGRAM))
-        except channel.ChannelError as error:
-            raise StreamError("the other end does not know this session") from error
-        except trio.TooSlowError as error:
-            raise StreamError("the other end does not answer") from error
-        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
-
-    async def ask(self, request: messages.Request, *, limit: int | None = None) -> messages.Answer:
-        """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
-        can have; a refusal is an answer too. Raises `StreamError`."""
-        await self._framed.send(self._sealed.seal(messages.encode(request)))
-        try:
-            with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, limit or messages.answer_limit(request))
-            if len(frame) > messages.SMALL:
-                return await trio.to_thread.run_sync(self._open, frame)
-            return self._open(frame)
-        except trio.TooSlowError as error:
-            raise StreamError("the other end does not answer") from error
-        except (channel.ChannelError, messages.ControlError) as error:
-            raise StreamError("the answer is not genuine") from error
-
-    def _open(self, frame: bytes) -> messages.Answer:
-        return messages.decode_answer_untrusted(self._sealed.open(frame))
-
-
-async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
-    """Return the next frame of a channel. Datagrams that the handshake on this connection repeated may still
-    come; they are passed over."""
-    while True:
-        frame = await framed.receive(limit)
-        if frame[:1] != bytes([wire.VERSION]):
-            return frame
 
 
 class TcpPort:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests to one peer over a connection; and two questions that need no channel."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from phantommesh.control import channel, messages
+from phantommesh.control.asking import MAX_UNLINKED
+from phantommesh.endpoint import MAX_DATAGRAM
+from phantommesh.link import wire
+from phantommesh.nursery.sockets.framing import CONNECT, IDLE, FramedStream, StreamError
+from phantommesh.nursery.sockets.sessions import Session
+from phantommesh.records.record import MAX_RECORD_BYTES
+from phantommesh.trust.revocations import MAX_STANDING
+
+ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
+ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
+
+
+async def ask_standing(framed: FramedStream, node_id: bytes, plea: bytes) -> bytes:
+    """Ask how a node stands, and show the root's words that we hold (`Revocations.plea`); the answer is
+    `Revocations.standing`, empty where the other end knows of nothing. Raises `StreamError`."""
+    await framed.send(bytes([ASK_REVOKED]) + node_id + plea)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive(MAX_STANDING)
+    raise StreamError("the other end does not answer")
+
+
+async def ask_records(framed: FramedStream, sealed: bytes) -> bytes:
+    """Ask with a sealed question for records, and return the sealed answer. Raises `StreamError`."""
+    await framed.send(bytes([ASK_RECORDS]) + sealed)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive((MAX_UNLINKED + 1) * MAX_RECORD_BYTES)
+    raise StreamError("the other end does not answer")
+
+
+class Client:
+    """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
+    is gone: one that lost its power never closes a connection."""
+
+    def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
+        self._framed, self._sealed = framed, sealed
+
+    @classmethod
+    async def open(cls, framed: FramedStream, session: Session) -> Client:
+        """Open a channel on a connection. Raises `StreamError`."""
+        mine = os.urandom(channel.RANDOM_SIZE)
+        await framed.send(channel.hello(session.name, mine))
+        try:
+            with trio.fail_after(IDLE):
+                theirs = channel.parse_answer_untrusted(await _not_a_datagram(framed, MAX_DATAGRAM))
+        except channel.ChannelError as error:
+            raise StreamError("the other end does not know this session") from error
+        except trio.TooSlowError as error:
+            raise StreamError("the other end does not answer") from error
+        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
+
+    async def ask(self, request: messages.Request, *, limit: int | None = None) -> messages.Answer:
+        """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
+        can have; a refusal is an answer too. Raises `StreamError`."""
+        await self._framed.send(self._sealed.seal(messages.encode(request)))
+        try:
+            with trio.fail_after(IDLE):
+                frame = await _not_a_datagram(self._framed, limit or messages.answer_limit(request))
+            if len(frame) > messages.SMALL:
+                return await trio.to_thread.run_sync(self._open, frame)
+            return self._open(frame)
+        except trio.TooSlowError as error:
+            raise StreamError("the other end does not answer") from error
+        except (channel.ChannelError, messages.ControlError) as error:
+            raise StreamError("the answer is not genuine") from error
+
+    def _open(self, frame: bytes) -> messages.Answer:
+        return messages.decode_answer_untrusted(self._sealed.open(frame))
+
+
+async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
+    """Return the next frame of a channel. Datagrams that the handshake on this connection repeated may still
+    come; they are passed over."""
+    while True:
+        frame = await framed.receive(limit)
+        if frame[:1] != bytes([wire.VERSION]):
+            return frame

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Frames over TCP, a 4-byte length before each; and how a connection is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+
+import trio
+
+from phantommesh.endpoint import Address
+
+# Tuning.
+IDLE = 60.0  # s a connection may stay silent, or not take what is sent
+CONNECT = 3.0  # s
+
+
+class StreamError(Exception):
+    """The connection ended, was refused, or broke its framing."""
+
+
+class FramedStream:
+    """Length-prefixed frames over a TCP stream. A cancelled ``receive`` loses nothing; after a cancelled
+    ``send`` the stream is of no use."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """Raises OSError for a stream whose other end is gone already."""
+        self._stream = stream
+        self._buffer = bytearray()
+        self._sending = trio.Lock()
+        peer, own = stream.socket.getpeername(), stream.socket.getsockname()
+        self.address = Address(peer[0].partition("%")[0].removeprefix("::ffff:"), peer[1], "tcp")
+        self.own_host: str = own[0].partition("%")[0].removeprefix("::ffff:")
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame. Raises `StreamError`, also where the other end takes nothing for too long."""
+        try:
+            with trio.fail_after(IDLE):
+                async with self._sending:
+                    await self._stream.send_all(len(frame).to_bytes(4) + frame)
+        except trio.TooSlowError as error:
+            raise StreamError("the other end takes nothing") from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise StreamError("the connection broke") from error
+
+    async def receive(self, limit: int) -> bytes:
+        """Return the next frame, of at most ``limit`` bytes. Raises `StreamError`."""
+        await self._fill(4)
+        size = int.from_bytes(self._buffer[:4])
+        if size > limit:
+            raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
+        end = 4 + size
+        await self._fill(end)
+        with memoryview(self._buffer) as held:
+            frame = bytes(held[4:end])
+        del self._buffer[:end]
+        return frame
+
+    async def _fill(self, size: int) -> None:
+        """Read until the buffer holds so many bytes."""
+        if len(self._buffer) >= size:
+            await trio.lowlevel.checkpoint()  # frames that came together must not starve other tasks
+        while len(self._buffer) < size:
+            try:
+                chunk = await self._stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise StreamError("the connection broke") from error
+            if not chunk:
+                raise StreamError("the connection ended")
+            self._buffer += chunk
+
+
+@asynccontextmanager
+async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
+    """Connect to a control port over TCP. Raises `StreamError`, also for a name: what it resolves to has to
+    be judged before it is used (`places`)."""
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise StreamError(f"{host} is a name, not an address") from error
+    try:
+        with trio.fail_after(CONNECT):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
+    async with stream:
+        try:
+            framed = FramedStream(stream)
+        except OSError as error:
+            raise StreamError("the connection broke") from error
+        yield framed
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection was not made. trio tells of several attempts in a group behind the error."""
+    match error:
+        case OSError(strerror=str(reason)):
+            return reason
+        case OSError(__cause__=ExceptionGroup(exceptions=[OSError(errno=int(number)), *_])):
+            return os.strerror(number)
+        case trio.TooSlowError():
+            return "no answer"
+        case _:
+            return str(error)
