@@ -30,9 +30,9 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.host import kernel, userspace
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.fake import FakeBackend, FakeHost
 from phantommesh.nursery.host.kernel import KernelBackend
-from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import (

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.fake import FakeBackend, FakeHost
-from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.secret import Secret
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from tests.lab import backend_scenarios

@@ -8,8 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from phantommesh.config.sections import Config, GossipSection, NodeSection
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.hostroutes import read_host
-from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.members import places
 from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks

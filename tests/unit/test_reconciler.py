@@ -11,8 +11,8 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh.nursery.dataplane.reconciler import Reconciler
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.fake import FakeBackend
-from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, Route, peers_by_key
 

@@ -19,7 +19,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.dataplane import scattering as service
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host import marking, master
-from phantommesh.nursery.host.netlink import BackendError
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS

@@ -24,7 +24,7 @@ from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.host.netlink import BackendError
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths

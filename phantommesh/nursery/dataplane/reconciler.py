@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.host.backend import Backend
-from phantommesh.nursery.host.netlink import ApplyError
+from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
 from phantommesh.wireguard.diff import DeviceDiff, diff
 

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import trio
 
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.kernel import KernelBackend, kernel_has_wireguard
-from phantommesh.nursery.host.netlink import BackendError
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.wireguard.device import DeviceState
 from phantommesh.wireguard.diff import DeviceDiff

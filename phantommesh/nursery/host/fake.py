@@ -12,7 +12,7 @@ from itertools import count
 
 import trio
 
-from phantommesh.nursery.host.netlink import ApplyError, BackendError, taken
+from phantommesh.nursery.host.errors import ApplyError, BackendError, taken
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import NO_KEY, DeviceState, PeerState, public_key_of
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff

@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
-from phantommesh.nursery.host.netlink import NetlinkSocket, failed
+from phantommesh.nursery.host.errors import failed
+from phantommesh.nursery.host.netlink import NetlinkSocket
 from phantommesh.overlay.prefixes import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
 

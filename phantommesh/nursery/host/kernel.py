@@ -9,8 +9,9 @@ from itertools import count
 import trio
 
 from phantommesh.nlattr import DUMP_INTERRUPTED
-from phantommesh.nursery.host import netlink
-from phantommesh.nursery.host.netlink import ApplyError, BackendError, NetlinkSocket
+from phantommesh.nursery.host import errors, netlink
+from phantommesh.nursery.host.errors import ApplyError, BackendError
+from phantommesh.nursery.host.netlink import NetlinkSocket
 from phantommesh.nursery.host.wgmessages import encode_set
 from phantommesh.wireguard.device import DeviceState, Report
 from phantommesh.wireguard.diff import DeviceDiff
@@ -79,7 +80,7 @@ class KernelBackend:
         report = _reports([name]).get(name) if link.kind == "wireguard" else None
         # A crash between making a link and marking it leaves one that is blank.
         if report is None or not (link.ours or report.blank):
-            raise netlink.taken(name)
+            raise errors.taken(name)
         netlink.claim(name, mtu)
 
     def _apply(self, changes: Sequence[DeviceDiff]) -> None:
@@ -109,11 +110,11 @@ class KernelBackend:
                     except TimeoutError:
                         raise  # an answer that comes later would be taken for that of the next change
                     except OSError as error:
-                        failures[change.name] = netlink.failed(change.name, "configuring", error)
+                        failures[change.name] = errors.failed(change.name, "configuring", error)
                     del waiting[0]
         except OSError as error:
             for change in waiting:
-                failures[change.name] = netlink.failed(change.name, "configuring", error)
+                failures[change.name] = errors.failed(change.name, "configuring", error)
         return failures
 
     def _remove(self, names: Collection[str]) -> None:
@@ -144,7 +145,7 @@ def _reports(names: Collection[str]) -> dict[str, Report]:
                     if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
                         raise
     except OSError as error:
-        raise netlink.failed(doing, "reading", error) from error
+        raise errors.failed(doing, "reading", error) from error
     return found
 
 

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host import errors, netlink
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, TableRoute
 from phantommesh.scatter.ruleset import STRANDED
 from phantommesh.wireguard.device import Network
@@ -50,7 +50,7 @@ def indices() -> set[int]:
     try:
         return {one.index for one in netlink.read_tables() if one.table - FIRST_TABLE in _WAYS and one.index}
     except OSError as error:
-        raise netlink.failed("rules", "reading", error) from error
+        raise errors.failed("rules", "reading", error) from error
 
 
 def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> bool:
@@ -80,7 +80,7 @@ def _converge(ways: Mapping[int, int], networks: Sequence[Network]) -> bool:
     except (NetlinkError, OSError) as error:
         code = error.code if isinstance(error, NetlinkError) else error.errno
         if code != errno.EAFNOSUPPORT:
-            raise netlink.failed("rules", "marking", error) from error
+            raise errors.failed("rules", "marking", error) from error
         return False
     return there
 

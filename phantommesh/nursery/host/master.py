@@ -16,7 +16,7 @@ from typing import Literal
 
 import trio
 
-from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host import errors, netlink
 from phantommesh.wireguard.device import Interface, Route
 from phantommesh.wireguard.diff import DeviceDiff
 
@@ -50,7 +50,7 @@ def _converge(want: MasterConfig, *, routes: bool) -> int:
     link = netlink.read_links([want.name]).get(want.name)
     if link is not None and not link.ours:
         if link.kind != want.kind or not link.blank:
-            raise netlink.taken(want.name)
+            raise errors.taken(want.name)
         netlink.delete_link(want.name)  # a node that died had made it, and not yet marked it as ours
         link = None
     if link is not None and link.kind != want.kind:  # the other backend's
@@ -61,7 +61,7 @@ def _converge(want: MasterConfig, *, routes: bool) -> int:
         make(want.name, want.mtu)
         link = netlink.read_links([want.name]).get(want.name)
         if link is None:
-            raise netlink.failed(want.name, "making", OSError(errno.ENODEV, os.strerror(errno.ENODEV)))
+            raise errors.failed(want.name, "making", OSError(errno.ENODEV, os.strerror(errno.ENODEV)))
     wanted = want.routes if routes else link.routes
     change = DeviceDiff(
         want.name,

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Links, addresses and routes over rtnetlink, for every kind of WireGuard, and the errors of a backend.
-
-The functions block, so they are called inside ``trio.to_thread.run_sync``. Each opens its own netlink socket
-and closes it again: pyroute2, which does the writing, runs an event loop in each object, and one shared
-between short-lived threads leaks a descriptor a thread.
-"""
+"""Links, addresses and routes over rtnetlink, for every kind of WireGuard."""
 
 import errno
 import fcntl
@@ -21,7 +16,6 @@ from typing import Self
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from phantommesh.errors import PhantomMeshError
 from phantommesh.nlattr import (
     ACK,
     DONE,
@@ -35,6 +29,7 @@ from phantommesh.nlattr import (
     pack_message,
     split_messages,
 )
+from phantommesh.nursery.host.errors import BackendError, failed
 from phantommesh.wireguard.device import DeviceState, Interface, Report, Route
 from phantommesh.wireguard.diff import DeviceDiff
 
@@ -63,20 +58,6 @@ _UNICAST = 1  # RTN_UNICAST: neither blackhole nor the like
 # What says more than an interface: a source, a gateway, a preferred source, several ways, a way of another
 # family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics such as an MTU are let be.
 _RTA_MORE = frozenset({2, 5, 7, 9, 18, 22, 30})
-
-
-class BackendError(PhantomMeshError):
-    """A WireGuard or link operation failed. The message names the interface."""
-
-
-class ApplyError(BackendError):
-    """Some interfaces could not be changed; the others were. ``failures`` maps each name to its error."""
-
-    def __init__(self, failures: Mapping[str, BackendError]) -> None:
-        self.failures = dict(failures)
-        first = next(iter(self.failures.values()))
-        more = f" (and {len(self.failures) - 1} more interfaces)" if len(self.failures) > 1 else ""
-        super().__init__(f"{first}{more}", fix=first.fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +93,6 @@ class Link:
             fwmark=report.fwmark,
             loose_rp=self.loose_rp,
         )
-
-
-def taken(name: str) -> BackendError:
-    """The error for a name that someone else's interface has."""
-    return BackendError(
-        f"interface {name} exists and is not PhantomMesh's",
-        fix=f"remove it (ip link delete {name}) or choose another prefix in [wireguard]",
-    )
-
-
-def failed(name: str, doing: str, error: OSError | NetlinkError) -> BackendError:
-    """Turn a kernel's refusal into an error that names the interface and, where there is one, the fix."""
-    code = error.code if isinstance(error, NetlinkError) else error.errno
-    fixes = {
-        errno.EPERM: "run as root or with CAP_NET_ADMIN",
-        errno.EADDRINUSE: "another program has the UDP port: stop it or change base_port in [wireguard]",
-        errno.EOPNOTSUPP: "this kernel has no WireGuard: set backend = 'userspace' in [wireguard]",
-        errno.EROFS: "mount /proc/sys writable, or set net.ipv4.conf.default.rp_filter=2 on the host",
-    }
-    reason = os.strerror(code) if code else str(error)
-    return BackendError(f"interface {name}: {doing}: {reason}", fix=fixes.get(code or 0, ""))
 
 
 def ipv6_available() -> bool:

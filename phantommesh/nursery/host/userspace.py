@@ -20,8 +20,8 @@ from time import time
 
 import trio
 
-from phantommesh.nursery.host import netlink
-from phantommesh.nursery.host.netlink import ApplyError, BackendError
+from phantommesh.nursery.host import errors, netlink
+from phantommesh.nursery.host.errors import ApplyError, BackendError
 from phantommesh.wireguard.device import DeviceState, Report
 from phantommesh.wireguard.diff import DeviceDiff
 from phantommesh.wireguard.uapi import (
@@ -120,7 +120,7 @@ class UserspaceBackend:
         link = (await trio.to_thread.run_sync(netlink.read_links, [name])).get(name)
         blank = process is not None and process.program and report is not None and report.blank
         if link is not None and not (link.ours or blank):
-            raise netlink.taken(name)
+            raise errors.taken(name)
         if process is not None and not process.local:
             raise BackendError(
                 f"{_socket_path(name)} belongs to another network namespace",
@@ -197,10 +197,10 @@ class UserspaceBackend:
                         check_set(await _ask(stream, request))
         except UapiError as error:
             if error.code:
-                raise netlink.failed(name, "configuring", OSError(error.code, "")) from None
+                raise errors.failed(name, "configuring", OSError(error.code, "")) from None
             raise BackendError(f"interface {name}: configuring: {error}") from None
         except OSError as error:
-            raise netlink.failed(name, "configuring", error) from error
+            raise errors.failed(name, "configuring", error) from error
         except (trio.BrokenResourceError, trio.TooSlowError):
             raise BackendError(f"interface {name}: its userspace WireGuard does not answer") from None
 
@@ -243,7 +243,7 @@ class UserspaceBackend:
                 fix=f"see {log_path}",
             ) from None
         except OSError as error:
-            raise netlink.failed(name, f"starting {self.program.name}", error) from error
+            raise errors.failed(name, f"starting {self.program.name}", error) from error
 
     async def _stop(self, name: str, *, hung: bool = False) -> None:
         """End the process behind an interface of this namespace, and wait until it is gone."""

@@ -17,8 +17,9 @@ from typing import Final, Literal, assert_never
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.marking import AFTER
-from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, BackendError
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.overlay.prefixes import CLOSED_METRIC, DEFAULT_PREFIX, Closing
 
 KINDS: Final[dict[int, Literal["spare", "overlay", "fence"]]] = {

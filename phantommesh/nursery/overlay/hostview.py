@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.hostroutes import (
     FAMILIES,
     LOCAL,
@@ -23,7 +24,7 @@ from phantommesh.nursery.host.hostroutes import (
     KernelRoute,
     read_routes,
 )
-from phantommesh.nursery.host.netlink import ALIAS, ROUTE_PROTOCOL, BackendError, NetlinkSocket
+from phantommesh.nursery.host.netlink import ALIAS, ROUTE_PROTOCOL, NetlinkSocket
 from phantommesh.nursery.overlay.closing import KINDS
 from phantommesh.overlay.prefixes import (
     CLOSED_METRIC,
