@@ -28,8 +28,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[Item]):
-    """``view``: the items' type, by its name in `phantommesh.management.views`, which is slow to import. ``rows`` are
-    those of one item; ``order`` sorts the items of a table. ``--json`` has them in the API's order."""
+    """``view``: the items' type, by its name in `phantommesh.management.views`, which is slow to import.
+    ``rows`` are those of one item; ``order`` sorts the items of a table. ``--json`` has them in the API's
+    order."""
 
     path: str
     view: str

@@ -21,13 +21,9 @@ from typing import Final
 
 from phantommesh.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK
 
 FORWARD_UNKNOWN = FaultKind("forward-unknown-interface", "low")
-
-OUTER_MARK: Final = 0x50000000
-OUTER_MASK: Final = 0xFF000000
-"""The mark of what this node and its WireGuard send over the underlay: one byte, not of those that kube-proxy
-and Tailscale use. Calico and Cilium may use any, so no rule drops by the mark alone."""
 
 FAMILY: Final = "inet"
 ARP_FAMILY: Final = "arp"

@@ -1,5 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The revocations a node holds: a set that only grows, but for what the mesh's root says is void."""
+"""The revocations that a node holds.
+
+Every node holds the same statements in the end. Which of them count is computed from them, from the root's
+words and from the order in which they came here:
+
+- What the root voided does not count, and is forgotten (`rootword`). That is the same on every node.
+- A statement that names a word of the root's which is not known here is not held: whoever holds it has the
+  word too, and offers both again.
+- A statement counts only if its authority stood when it came: what a rogue signs once it is revoked is
+  nothing. If several statements come at one time, the revocations of authorities are taken first. Two nodes
+  that heard of an authority's revocation and of its own last statements in different orders may differ on
+  those, until the root decides. An authority that revokes another signs anew what the other had rightly
+  signed, so that those statements do not depend on it.
+"""
 
 import hashlib
 from bisect import bisect_left, insort

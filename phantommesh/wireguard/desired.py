@@ -10,10 +10,10 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
-from phantommesh.overlay.guard import OUTER_MARK
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member
 from phantommesh.wireguard.device import (
+    OUTER_MARK,
     DeviceConfig,
     DeviceState,
     Endpoint,

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""WireGuard devices and peers as values."""
+"""WireGuard devices and peers as values. Nothing here does I/O.
+
+``DeviceConfig`` says what a device should be, ``DeviceState`` what the kernel or a userspace WireGuard
+reports.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +15,7 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -28,6 +33,11 @@ all."""
 
 MAX_NAME = 15
 """Longest interface name, from IFNAMSIZ in linux/if.h less the final NUL."""
+
+OUTER_MARK: Final = 0x50000000
+OUTER_MASK: Final = 0xFF000000
+"""The mark of what this node and its WireGuard send over the underlay: one byte, not of those that kube-proxy
+and Tailscale use. Calico and Cilium may use any, so no rule drops by the mark alone."""
 
 
 @dataclass(frozen=True, slots=True)

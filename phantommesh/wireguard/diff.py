@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The smallest change from one WireGuard device to another."""
+"""The smallest change from one WireGuard device to another.
+
+``diff(actual, desired)`` names only what differs: a peer that is already right is never mentioned, because a
+message about it could reset its sessions. Nothing here does I/O.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -2,8 +2,8 @@
 """The kernel's WireGuard protocol over generic netlink, as bytes: linux/wireguard.h, linux/genetlink.h.
 
 Read by hand, because the devices are read every two seconds and wgnlpy takes many times as long. wgnlpy
-builds the messages that change a device, in ``nursery/host/wgmessages.py``. No key passes through text, and a peer
-that the kernel splits over two messages of a dump is put together again. Nothing here does I/O.
+builds the messages that change a device, in ``nursery/host/wgmessages.py``. No key passes through text, and a
+peer that the kernel splits over two messages of a dump is put together again. Nothing here does I/O.
 """
 
 import struct

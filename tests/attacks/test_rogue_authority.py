@@ -29,6 +29,7 @@ from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, load_node
+from phantommesh.trust import revocations as statements
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import (
     MAX_EPOCH,
@@ -296,7 +297,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
         checked += 1
         rootword.verify_word(word, root)
 
-    monkeypatch.setattr(revocation, "verify_word", counted)
+    monkeypatch.setattr("phantommesh.trust.revocations.verify_word", counted)
     word = rootword.say(state.root_key(), pardoned=(victim,), cast_out=(), last=0, now=time())
     source, other = Address("192.0.2.1", 9), Address("192.0.2.2", 9)
     for number in range(500):
@@ -322,16 +323,14 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
 def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It revokes made-up nodes, chosen so that their take-over sorts before all that the honest authority
     says: before this one's revocation of the rogue, and before its older ones."""
-    from phantommesh.trust import revocation, revocations
-
-    monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 24)
+    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 24)
     revocations = Revocations(MESH.root)
     bad = [identity(f"bad {number}").node_id for number in range(5)]
     for node_id in bad:
         revocations.add(revoke(MESH.authority, node_id, NOW - HOUR), NOW)
 
     def place(node_id: bytes, origin: bytes = b"") -> bytes:
-        return revocations._place(HONEST, revocation.Revocation(node_id, 0, b"", b"", b"", origin))
+        return statements._place(HONEST, Revocation(node_id, 0, b"", b"", b"", origin))
 
     limit = min(place(node_id) for node_id in (ROGUE, *bad))
     made_up = (NodeId(hashlib.sha256(b"%d" % number).digest()[:16]) for number in itertools.count())
@@ -506,8 +505,6 @@ async def test_revocations_are_written_with_pauses(
 def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from phantommesh.trust import revocation, revocations
-
     class Unsearched(dict[bytes, Held]):
         searches = 0
 
@@ -519,11 +516,11 @@ def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
             self.searches += 1
             return super().values()
 
-    monkeypatch.setattr(revocation, "MAX_OF_AUTHORITY", 8)
+    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 8)
     revocations = Revocations(MESH.root)
     revocations.add(revoke(MESH.authority, ROGUE, NOW), NOW)
     flood = [revoke(BY_ROGUE, identity(f"m{number}").node_id, NOW) for number in range(64)]
-    flood.sort(key=lambda one: revocations._place(ROGUE, one), reverse=True)
+    flood.sort(key=lambda one: statements._place(ROGUE, one), reverse=True)
     revocations.take(flood[32:40], NOW)
     revocations._held = held = Unsearched(revocations._held)
     verified, verify = 0, Revocations._verify

@@ -266,7 +266,7 @@ def test_the_mark_of_verified_proofs_is_believed_from_the_own_disk_alone(
         verified.append(args)
         return True
 
-    monkeypatch.setattr("phantommesh.records.roster.proves", count)
+    monkeypatch.setattr("phantommesh.records.record.proves", count)
     for read, data, times in (
         (from_disk, log, 0), (from_disk, kept, 0), (from_disk, sent, 14),  # earlier versions' files
         (Roster.decode_untrusted, kept, 14), (Roster.decode_untrusted, sent, 14),

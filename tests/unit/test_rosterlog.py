@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phantommesh.records import record as record_module
+from phantommesh.records import roster
 from phantommesh.records.record import MAX_BODY_BYTES, RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import MAX_MEMBERS, Roster
 from phantommesh.state import directory, rosterlog
@@ -49,7 +51,11 @@ def verified_once() -> Iterator[None]:
     """A record is verified again and again here, with the same result."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("open_record", "validity", "authority_node", "record_hash"):
-            patch.setattr(records, name, lru_cache(None)(getattr(records, name)))
+            original = getattr(roster if hasattr(roster, name) else record_module, name)
+            once = lru_cache(None)(original)
+            for module in (record_module, roster):
+                if hasattr(module, name):
+                    patch.setattr(module, name, once)
         yield
 
 

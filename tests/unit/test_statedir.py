@@ -147,7 +147,8 @@ def test_one_node_at_a_time(tmp_path: Path) -> None:
     state = StateDir.create(tmp_path / "state", FILES)
     with state.lock():
         program = (
-            "import sys; from pathlib import Path; from phantommesh.state.directory import StateDir, StateError\n"
+            "import sys; from pathlib import Path\n"
+            "from phantommesh.state.directory import StateDir, StateError\n"
             "try:\n  with StateDir.open(Path(sys.argv[1])).lock(): print('held')\n"
             "except StateError as error: print(error)"
         )

@@ -19,7 +19,7 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.link.effects import Opened
-from phantommesh.nursery.sockets import channels, tcp
+from phantommesh.nursery.sockets import channels, framing, tcp
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
 from phantommesh.nursery.sockets.sessions import Session, Sessions
@@ -297,7 +297,8 @@ async def test_a_client_sees_a_server_that_answers_nonsense() -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence ends a connection soon."""
-    monkeypatch.setattr(streams, "IDLE", 0.2)
+    for module in (channels, framing, tcp):
+        monkeypatch.setattr(module, "IDLE", 0.2)
 
 
 @pytest.mark.parametrize("answers", [0, 1], ids=["hello", "request"])
@@ -523,7 +524,7 @@ async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
 
 @pytest.mark.parametrize("frame", [bytes([channels.ASK_REVOKED]) + bytes(16), DATAGRAM])
 async def test_a_stranger_does_not_stay_by_speaking(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
-    monkeypatch.setattr(streams, "STRANGER", 0.3)
+    monkeypatch.setattr(tcp, "STRANGER", 0.3)
     async with serving() as served:
         async with connect(HERE, served.number) as framed:
             with trio.fail_after(PATIENCE), suppress(StreamError):
@@ -536,7 +537,7 @@ async def test_a_stranger_does_not_stay_by_speaking(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_channel_outlives_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "STRANGER", 0.3)
+    monkeypatch.setattr(tcp, "STRANGER", 0.3)
     async with serving() as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
         for _ in range(4):
@@ -664,7 +665,8 @@ async def test_no_answer_to_a_call_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     async def forever(*_: object, **__: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(streams, "CONNECT", 0.01)
+    for module in (channels, framing):
+        monkeypatch.setattr(module, "CONNECT", 0.01)
     monkeypatch.setattr(trio, "open_tcp_stream", forever)
     with pytest.raises(StreamError, match="no answer"):
         async with connect(HERE, 9):
@@ -694,7 +696,7 @@ def test_the_newest_few_of_each_peer_are_kept() -> None:
 
 
 def test_newcomers_push_out_newcomers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "NEWCOMERS_KEPT", 4)
+    monkeypatch.setattr("phantommesh.nursery.sockets.sessions.NEWCOMERS_KEPT", 4)
     sessions = Sessions()
     sessions.add(session(b"a", b"a" * 8))
     for i in range(9):

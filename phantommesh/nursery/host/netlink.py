@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Links, addresses and routes over rtnetlink, for every kind of WireGuard."""
+"""Links, addresses and routes over rtnetlink, for every kind of WireGuard.
+
+The functions block, so they are called inside ``trio.to_thread.run_sync``. Each opens its own netlink socket
+and closes it again: pyroute2, which does the writing, runs an event loop in each object, and one shared
+between short-lived threads leaks a descriptor a thread.
+"""
 
 import errno
 import fcntl

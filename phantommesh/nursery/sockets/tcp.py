@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The control port over TCP: handshake datagrams where UDP is blocked, and encrypted requests between nodes."""
+"""The control port over TCP: handshake datagrams where UDP is blocked, and requests between nodes.
+
+Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
+that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
+one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
+was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RECORDS` asks for
+records, which two members need of each other before they can link; it is sealed under the group key.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import trio
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.overlay.guard import OUTER_MARK
+from phantommesh.wireguard.device import OUTER_MARK
 
 # linux/in.h and linux/in6.h; Python 3.11 has no names for them.
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 10, 2
