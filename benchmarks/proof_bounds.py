@@ -28,7 +28,7 @@ from benchmarks.machine import describe
 from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Scheduler, Seven
 from phantommesh.scatter import maps
-from tests.unit.makeproofs import seven
+from tests.support.makeproofs import seven
 from tests.unit.proofs.cheats import RATE, biased, convincing, plan_of, shared
 from tests.unit.proofs.honest import honest
 from tests.unit.proofs.telling import Act, Story, clock_ms, verdict

@@ -44,7 +44,7 @@ from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4
 from phantommesh.wireguard.keys import WgKeys
 from phantommesh.wireguard.possession import prove
-from tests.unit.loopback import make_authority
+from tests.support.loopback import make_authority
 
 GOAL = 200e6  # bytes a day at 1,000 members
 DAY, KEY_LIFE = 86_400.0, 86_400.0  # s

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from phantommesh.management.views import Problem
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.server import connection_handler
-from tests.unit.fakenode import FakeNode
+from tests.support.fakenode import FakeNode
 
 ROUTES = [
     "/healthz",

@@ -17,7 +17,7 @@ from phantommesh.trust.invites import PREFIX, Invite, _checksum
 from phantommesh.trust.issuing import make_csr, parse_csr_untrusted
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 NODE = identity("node")

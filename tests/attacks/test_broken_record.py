@@ -32,7 +32,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.supervisor import RESTARTS
 from phantommesh.records.record import SignedRecord, encoded_hash
 from phantommesh.records.roster import Entry
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 Forge = Callable[[Sequence[bytes]], tuple[bytes, ...]]
 

@@ -39,7 +39,7 @@ from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import run_in
 from tests.lab.test_node import stop
 from tests.lab.test_paths import own_keys, young
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 DIMENSION = 3
 

@@ -38,8 +38,8 @@ from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4
-from tests.unit.loopback import free_port, serving, settings
-from tests.unit.makemesh import identity, plain_record
+from tests.support.loopback import free_port, serving, settings
+from tests.support.makemesh import identity, plain_record
 
 ETH, BRIDGE = 2, 4  # interfaces of the victim: its uplink, a container bridge
 PORT = 51800

@@ -49,8 +49,8 @@ from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
 from tests.simulation.full_sim import Simulation
 from tests.simulation.full_views import agreed, members, settled, still_in
-from tests.unit.loopback import make_authority
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
+from tests.support.loopback import make_authority
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()
 HONEST = identity("mesh first").node_id  # the node whose authority MESH.authority is

@@ -26,7 +26,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.state.making import Summary
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId
-from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
+from tests.support.loopback import free_port, join, make_authority, make_invite, serving, until
 
 
 @pytest.fixture(autouse=True)

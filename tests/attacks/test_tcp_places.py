@@ -15,7 +15,7 @@ from phantommesh.control import messages, seats
 from phantommesh.link.effects import Opened
 from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.secret import Secret
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 ADDRESSES = seats.TOTAL // seats.PER_HOST
 

@@ -37,7 +37,7 @@ from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.issuing import Authority, make_csr
 from phantommesh.trust.revocations import Revocations
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 SECONDS = 5.0  # that a flood lasts
 MIB = 1 << 20

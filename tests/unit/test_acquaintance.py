@@ -17,7 +17,7 @@ from phantommesh.membership.messages import GOSSIP, NOBODY, Event, State, encode
 from phantommesh.records.record import SignedRecord, sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()
 ME, OTHER = identity("me"), identity("other")

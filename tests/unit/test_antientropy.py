@@ -23,7 +23,7 @@ from phantommesh.trust.certificates import NODE_LIFE
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()
 NODES = [identity(f"node {i}") for i in range(6)]

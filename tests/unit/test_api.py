@@ -40,7 +40,7 @@ from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCac
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
 from phantommesh.proofs.statement import ProofError
-from tests.unit.fakenode import FakeNode
+from tests.support.fakenode import FakeNode
 
 NO_GROUP = "no-such-group-here"
 

@@ -30,7 +30,7 @@ from phantommesh.records.record import record_hash
 from phantommesh.records.roster import Roster
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 A, B, C, D = (identity(name) for name in ("a", "b", "c", "d"))

@@ -27,8 +27,8 @@ from phantommesh.trust.groupkey import PROMOTE_AFTER
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority, choose_ip4
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.makemesh import identity, plain_record
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.makemesh import identity, plain_record
 
 
 def invite_authority(state: NodeState) -> Invite:

@@ -23,7 +23,7 @@ from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4, issue_authority
 from phantommesh.wireguard.device import public_key_of
 from phantommesh.wireguard.keys import WgKeys
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 
 def init(at: Path, config: Config | None = None) -> Summary:

@@ -32,8 +32,8 @@ from phantommesh.proofs.archive import MAGIC
 from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.invites import Invite
-from tests.unit.fakenode import FakeNode
-from tests.unit.makeproofs import MESH, World, node
+from tests.support.fakenode import FakeNode
+from tests.support.makeproofs import MESH, World, node
 from tests.unit.proofs.cheats import CHEATS
 from tests.unit.proofs.telling import Telling
 

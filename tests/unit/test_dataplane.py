@@ -12,7 +12,7 @@ from phantommesh.trust.certificates import Member, Role
 from phantommesh.wireguard.desired import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint
 from phantommesh.wireguard.diff import diff
-from tests.unit.makemesh import identity
+from tests.support.makemesh import identity
 
 ME = Member(
     identity("a").node_id, "a", Role.NODE, IPv4Address("100.64.0.1"), IPv6Address("fd00::1"),

@@ -23,7 +23,7 @@ from phantommesh.names.zone import Host, Zone
 from phantommesh.nursery.names import server as server
 from phantommesh.nursery.names.server import Ip, NameServer
 from phantommesh.trust.certificates import Mesh
-from tests.unit.loopback import free_port
+from tests.support.loopback import free_port
 
 MESH = Mesh("pm", b"spki", IPv4Network("100.64.0.0/10"), IPv6Network("fd12:3456:789a::/48"), 0.0)
 NOWHERE = IPv4Address("100.64.1.2")  # no interface of ours

@@ -29,9 +29,9 @@ from phantommesh.state.start import load_node, make_record
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
-from tests.unit.dying import watch
-from tests.unit.loopback import free_port, join, make_authority, make_invite, serving, until
-from tests.unit.makemesh import identity
+from tests.support.dying import watch
+from tests.support.loopback import free_port, join, make_authority, make_invite, serving, until
+from tests.support.makemesh import identity
 
 
 class PowerCutError(Exception):

@@ -10,7 +10,7 @@ from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 ALPHA, BETA, GAMMA = (identity(name).node_id for name in ("alpha", "beta", "gamma"))

@@ -22,7 +22,7 @@ from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Tellin
 from phantommesh.records.roster import Equivocation
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 ALL = Filter()
 

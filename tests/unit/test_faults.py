@@ -12,7 +12,7 @@ from phantommesh.faults import Fault, FaultKind
 from phantommesh.management.peerfaults import MAX_PARTLY, RENEWAL, partly_reachable, peer_faults
 from phantommesh.management.views import PathView, Status
 from phantommesh.nursery.reporting.health import UNREADY
-from tests.unit.fakenode import FakeNode, link_view, path_view
+from tests.support.fakenode import FakeNode, link_view, path_view
 
 RUNBOOK = Path(phantommesh.__file__).parent.parent / "docs" / "runbook.md"
 

@@ -28,8 +28,8 @@ from phantommesh.state.making import Summary
 from phantommesh.state.start import NodeState, load_members, load_node
 from phantommesh.trust.groupkey import Keyring
 from phantommesh.trust.identity import NodeId
-from tests.unit.dying import hold_first
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.dying import hold_first
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 
 async def make_mesh(at: Path) -> tuple[NodeState, Summary, Summary]:

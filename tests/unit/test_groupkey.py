@@ -27,7 +27,7 @@ from phantommesh.trust.groupkey import (
 )
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 NONE = Revocations(MESH.root)

@@ -21,7 +21,7 @@ from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.statement import ZEROS, Plan, Signed, Statement
 from phantommesh.proofs.tally import Counters, Tally
 from phantommesh.trust.identity import NodeId
-from tests.unit.makeproofs import cards_of, seven
+from tests.support.makeproofs import cards_of, seven
 
 A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)
 CARDS = cards_of("deck")

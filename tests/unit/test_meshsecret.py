@@ -15,7 +15,7 @@ from phantommesh.trust.certificates import DAY, NODE_LIFE
 from phantommesh.trust.groupkey import RETIRE_AFTER, GroupKey, Keyring, make_group_key
 from phantommesh.trust.meshsecret import ACCEPT_REPLACED, MAX_REPLACED, MeshSecrets, admission_secret
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, make_mesh
+from tests.support.makemesh import NOW, make_mesh
 
 FIRST = Secret(b"f" * 32)
 

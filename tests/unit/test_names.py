@@ -33,7 +33,7 @@ from phantommesh.names.zone import (
     zone_names,
 )
 from phantommesh.trust.certificates import Member, Mesh, Role
-from tests.unit.makemesh import NOW, identity
+from tests.support.makemesh import NOW, identity
 
 MESH = Mesh("pm", b"spki", IPv4Network("100.64.0.0/10"), IPv6Network("fd12:3456:789a::/48"), NOW)
 ALPHA = Host("alpha", IPv4Address("100.64.1.2"), IPv6Address("fd12:3456:789a::1"))

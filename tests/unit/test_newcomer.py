@@ -23,7 +23,7 @@ from phantommesh.state.directory import StateDir
 from phantommesh.state.invitebook import InviteBook
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
-from tests.unit.makemesh import NOW, identity
+from tests.support.makemesh import NOW, identity
 
 HERE, THERE = Address("192.0.2.2", 4000, "tcp"), Address("192.0.2.1", 51800, "tcp")
 ROOT_HASH = b"r" * 32

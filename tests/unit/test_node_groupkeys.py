@@ -12,7 +12,7 @@ from phantommesh.trust.groupkey import NO_KEY, make_group_key
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 ME = identity("me").node_id

@@ -29,7 +29,7 @@ from phantommesh.records.roster import Roster
 from phantommesh.trust.groupkey import Keyring
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 ME = identity("me").node_id

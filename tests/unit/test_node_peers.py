@@ -32,8 +32,8 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide
 from phantommesh.wireguard.device import DeviceState
-from tests.unit.loopback import make_authority, serving
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.loopback import make_authority, serving
+from tests.support.makemesh import NOW, identity, make_mesh
 
 ME = identity("me")
 PORTS = tuple(range(51820, 51827))

@@ -4,7 +4,7 @@ from typing import Any
 
 from phantommesh.management.endpoints import ENDPOINTS
 from phantommesh.nursery.api.app import create_app
-from tests.unit.fakenode import FakeNode
+from tests.support.fakenode import FakeNode
 
 
 async def fetched() -> Any:

@@ -30,9 +30,9 @@ from phantommesh.state.start import NodeState, load_node, make_record, renewal_f
 from phantommesh.trust.certificates import NODE_LIFE, Role, validity
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import Authority, issue_authority
-from tests.unit.dying import Killed, die_after
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.makemesh import identity
+from tests.support.dying import Killed, die_after
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
 CLOCKED = ("own", "keeper", "working", "groupkeys", "weaving")

@@ -21,7 +21,7 @@ from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard.device import DeviceState
-from tests.unit.loopback import free_port, until
+from tests.support.loopback import free_port, until
 
 A, B = b"a" * 16, b"b" * 16
 ADDRESSES = {A: IPv4Address("127.0.0.1"), B: IPv4Address("127.0.0.2")}

@@ -30,8 +30,8 @@ from phantommesh.proofs.statement import (
 )
 from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
-from tests.unit.makemesh import make_mesh
-from tests.unit.makeproofs import EQUAL, MESH, NAMES, UNEQUAL, World, certificate, node, plus, seven
+from tests.support.makemesh import make_mesh
+from tests.support.makeproofs import EQUAL, MESH, NAMES, UNEQUAL, World, certificate, node, plus, seven
 
 ROOT = MESH.mesh.root_hash
 SCHEDULERS: list[tuple[Scheduler, int]] = [

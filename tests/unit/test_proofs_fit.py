@@ -16,7 +16,7 @@ from phantommesh.proofs.statement import Plan, Receipt, Scheduler, Seven, Statem
 from phantommesh.proofs.verdict import check_statement
 from phantommesh.scatter import maps
 from phantommesh.secret import Secret
-from tests.unit.makeproofs import EQUAL, UNEQUAL, cards_of, plus, scatter, seven
+from tests.support.makeproofs import EQUAL, UNEQUAL, cards_of, plus, scatter, seven
 
 ALPHA = fit.FALSE_REJECTIONS / 2
 

@@ -36,8 +36,8 @@ from phantommesh.state.directory import StateError
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import identity, make_mesh, plain_record
-from tests.unit.makeproofs import cards_of, plus, seven
+from tests.support.makemesh import identity, make_mesh, plain_record
+from tests.support.makeproofs import cards_of, plus, seven
 
 MESH = make_mesh("proving", now=time.time())
 SHARE = seven([300] * 7)

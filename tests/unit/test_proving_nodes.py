@@ -20,8 +20,8 @@ from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from phantommesh.trust.identity import NodeId
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.makeproofs import cards_of
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.makeproofs import cards_of
 
 PACKETS = (3000,) * 7
 

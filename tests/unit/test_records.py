@@ -25,7 +25,7 @@ from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import WgKey
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
 
 MESH = make_mesh()
 NODE, OTHER = identity("node"), identity("other")

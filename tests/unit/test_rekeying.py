@@ -36,7 +36,7 @@ from phantommesh.state.directory import StateDir, StateError
 from phantommesh.state.start import load_node
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import SEQ_AHEAD
-from tests.unit.loopback import make_authority
+from tests.support.loopback import make_authority
 
 
 class NoScatter:

@@ -20,7 +20,7 @@ from phantommesh.records.record import CONTEXT
 from phantommesh.state import directory
 from phantommesh.state.start import load_node
 from phantommesh.trust.identity import NodeId
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 
 def knows(at: Node, of: Node) -> bool:

@@ -19,7 +19,7 @@ from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import Packed, Revocation, revoke
 from phantommesh.trust.revocations import MAX_PART, MAX_PLEA, MAX_STANDING, Held, Revocations
 from phantommesh.trust.rootword import MAX_NAMED, RootWord, say
-from tests.unit.makemesh import NOW, identity, make_mesh
+from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
 A, B, C = (identity(name).node_id for name in ("mesh first", "second", "third"))

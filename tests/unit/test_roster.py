@@ -42,9 +42,9 @@ from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.issuing import choose_ip4, make_csr
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.dying import Killed, die_after, hold_first, watch
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.makemesh import identity, plain_record
+from tests.support.dying import Killed, die_after, hold_first, watch
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.makemesh import identity, plain_record
 
 SOURCE = Address("127.0.0.1", 4000, "tcp")
 

@@ -25,9 +25,9 @@ from phantommesh.trust.certificates import DAY, MAX_CERTIFICATE_BYTES
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.dying import watch
-from tests.unit.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
-from tests.unit.powerloss import PowerCuts
+from tests.support.dying import watch
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record, wg_keys
+from tests.support.powerloss import PowerCuts
 
 MESH = make_mesh()
 ME, A, B, C = (identity(label) for label in ("me", "a", "b", "c"))

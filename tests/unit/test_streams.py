@@ -25,7 +25,7 @@ from phantommesh.nursery.sockets.framing import FramedStream, StreamError, conne
 from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.secret import Secret
-from tests.unit.loopback import PATIENCE, free_port, until
+from tests.support.loopback import PATIENCE, free_port, until
 
 HERE = "127.0.0.1"
 CLIENTS = Session(b"authority", b"session1", Secret(b"o" * 32), Secret(b"i" * 32))

@@ -26,8 +26,8 @@ from phantommesh.state.directory import StateError
 from phantommesh.state.start import install_successor, load_node
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
-from tests.unit.dying import Killed, die_after
-from tests.unit.loopback import join, make_authority, make_invite, serving, until
+from tests.support.dying import Killed, die_after
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 
 class PowerCutError(PhantomMeshError):

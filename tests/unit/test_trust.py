@@ -37,7 +37,7 @@ from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4, issue_authority, make_csr, make_root, parse_csr_untrusted
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
-from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
+from tests.support.makemesh import NOW, TestMesh, identity, make_mesh
 
 MESH = make_mesh()
 NODE = identity("node")

@@ -10,7 +10,7 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.sockets import udp
 from phantommesh.nursery.sockets.udp import UdpPort
-from tests.unit.loopback import PATIENCE, free_port
+from tests.support.loopback import PATIENCE, free_port
 
 
 def has_ipv6() -> bool:

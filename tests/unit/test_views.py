@@ -3,7 +3,7 @@ import msgspec
 import pytest
 
 from phantommesh.management.views import LINK_STATES, LinkView, Page, PeerView, Problem, Status
-from tests.unit.fakenode import FakeNode, link_view, peer_view
+from tests.support.fakenode import FakeNode, link_view, peer_view
 
 
 def test_views_survive_the_trip_to_the_command_line() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Plan, Scheduler, Seven
-from tests.unit.makeproofs import cards_of, node, seven
+from tests.support.makeproofs import cards_of, node, seven
 from tests.unit.proofs.telling import A, Act, B, Story, clock_ms
 
 RATE = 1_000_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from phantommesh.dimensions import SLOTS
 from phantommesh.proofs.statement import ZEROS, Plan, Scheduler, Seven
 from phantommesh.scatter import maps
-from tests.unit.makeproofs import node, plus, seven
+from tests.support.makeproofs import node, plus, seven
 from tests.unit.proofs.telling import A, Act, B, Story, clock_ms
 
 SCHEDULERS: Sequence[Scheduler] = maps.SCHEDULERS

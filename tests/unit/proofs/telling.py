@@ -29,8 +29,8 @@ from phantommesh.proofs.statement import (
 )
 from phantommesh.proofs.verdict import DEMANDS, Demands, LinkReport, judge
 from phantommesh.trust.identity import NodeId
-from tests.unit.makemesh import NOW
-from tests.unit.makeproofs import World, node, plus
+from tests.support.makemesh import NOW
+from tests.support.makeproofs import World, node, plus
 
 A, B = "pm-1", "pm-2"
 START = NOW + 3600

@@ -17,7 +17,7 @@ from phantommesh.proofs.statement import (
 )
 from phantommesh.proofs.verify import examine, verify
 from phantommesh.scatter import maps
-from tests.unit.makeproofs import MESH, World, node
+from tests.support.makeproofs import MESH, World, node
 from tests.unit.proofs.cheats import CHEATS, RATE, always, biased, story
 from tests.unit.proofs.honest import honest
 from tests.unit.proofs.telling import Telling, verdict

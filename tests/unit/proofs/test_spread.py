@@ -13,7 +13,7 @@ from phantommesh.proofs.review import Review
 from phantommesh.proofs.spread import LARGEST_DRAW, Epoch
 from phantommesh.proofs.statement import ZEROS, Proof, Receipt, Scheduler, Seven, Signed
 from phantommesh.scatter import maps
-from tests.unit.makeproofs import cards_of, node, seven
+from tests.support.makeproofs import cards_of, node, seven
 from tests.unit.proofs.cheats import always, biased, plan_of, story
 from tests.unit.proofs.telling import B, parts
 

@@ -12,7 +12,7 @@ from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.statement import CONTEXT, VERSION, ZEROS, Plan, Proof, Scheduler, Seven, Signed
 from phantommesh.scatter import maps
 from phantommesh.trust.identity import Identity, NodeId
-from tests.unit.makemesh import NOW, TestMesh, identity, make_mesh
+from tests.support.makemesh import NOW, TestMesh, identity, make_mesh
 
 EQUAL: Seven = (12, 12, 12, 12, 12, 12, 12)
 UNEQUAL: Seven = (30, 20, 10, 10, 8, 4, 2)
