@@ -16,7 +16,7 @@ import pytest
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS
 from phantommesh.scatter.ruleset import Mode, render, render_peer, render_removal, ways
-from tests.unit.test_scatter_ruleset import FRAME, MODES, peer
+from tests.unit.scatter.test_scatter_ruleset import FRAME, MODES, peer
 
 pytestmark = pytest.mark.lab
 

@@ -17,7 +17,7 @@ from phantommesh.wireguard.device import NO_KEY, Endpoint
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.netlink import decode_device
 from tests.lab import witness
-from tests.unit.test_wgnetlink import PEERS, many, payloads
+from tests.unit.wireguard.test_wgnetlink import PEERS, many, payloads
 
 
 def test_every_byte_of_a_message() -> None:

@@ -11,7 +11,7 @@ from phantommesh.membership.messages import MAX_EVENTS, State, accusation, encod
 from phantommesh.membership.presets import LAN
 from phantommesh.membership.table import Snapshot
 from tests.simulation.gossip_sim import claim, node_id, record_hash
-from tests.unit.test_membership import HERE, NOW, A, B, C, Driver, alive, changes, gossip, sends
+from tests.unit.membership.test_membership import HERE, NOW, A, B, C, Driver, alive, changes, gossip, sends
 
 PACE = 1 / LAN.checks_per_second
 

@@ -22,7 +22,7 @@ from phantommesh.scatter.maps import (
     epoch_keys,
 )
 from phantommesh.secret import Secret
-from tests.unit.test_keys import hkdf_expand, prefixed
+from tests.unit.link.test_keys import hkdf_expand, prefixed
 
 SECRET = Secret(b"s" * 32)
 SENDER = b"n" * 16
