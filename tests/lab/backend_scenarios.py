@@ -2,7 +2,7 @@
 """What a WireGuard backend and the reconciler must do, run inside a network namespace by test_backends.py.
 
 A scenario is given ``kernel``, or the path of a userspace WireGuard, and fails with a traceback. Those in
-ANYWHERE also run over the fake backend (``fake``), in tests/unit/test_fake.py.
+ANYWHERE also run over the fake backend (``fake``), in tests/nursery/host/test_fake.py.
 """
 
 import ctypes

@@ -34,9 +34,9 @@ from phantommesh.management.events import GAP, EventLog, Filter
 from phantommesh.management.views import Event, Page, Problem
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.server import MAX_MESSAGE_BYTES
+from tests.nursery.api.test_api import serving
 from tests.support.fakenode import FakeNode
 from tests.support.loopback import until
-from tests.unit.test_api import serving
 
 PATIENCE = 20.0  # s; a guard only
 

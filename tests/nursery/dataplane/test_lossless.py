@@ -30,8 +30,8 @@ from phantommesh.nursery.node import Node
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
 from phantommesh.wireguard.device import DeviceState
+from tests.nursery.members.test_replaced_keys import both, known
 from tests.support.loopback import join, make_authority, make_invite, serving, until
-from tests.unit.test_replaced_keys import both, known
 
 REKEY_TIMEOUT = 5.0
 PACKET = 100  # bytes

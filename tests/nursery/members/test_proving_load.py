@@ -27,9 +27,9 @@ from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
 from phantommesh.trust.identity import NodeId
+from tests.nursery.members.test_proving import CARDS, MESH, End
 from tests.support.makemesh import identity, plain_record
 from tests.support.makeproofs import plus
-from tests.unit.test_proving import CARDS, MESH, End
 
 EPOCHS = int(os.environ.get("PHANTOMMESH_HONEST_EPOCHS", "40"))
 EPOCH_S = 4.0
