@@ -15,8 +15,8 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from phantommesh.records.record import HASH_BYTES, SignedRecord, record_hash
-from phantommesh.records.roster import MAX_MEMBERS, Entry, Roster
+from phantommesh.records.record import HASH_BYTES, MAX_MEMBERS, SignedRecord, record_hash
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 
 BUCKETS: Final = 256  # by the first byte of the node id

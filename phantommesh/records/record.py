@@ -12,7 +12,6 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.records.roster import MAX_MEMBERS
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
@@ -32,6 +31,7 @@ MAX_VERSION_CHARS: Final = 32
 MAX_BODY_BYTES: Final = 4_096
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE_BYTES + 64
+MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 

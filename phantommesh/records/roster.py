@@ -12,6 +12,7 @@ from cryptography import x509
 
 from phantommesh.faults import FaultKind
 from phantommesh.records.record import (
+    MAX_MEMBERS,
     NodeRecord,
     RecordError,
     SignedRecord,
@@ -35,7 +36,6 @@ from phantommesh.trust.issuing import choose_ip4
 from phantommesh.trust.revocations import Revocations
 
 EQUIVOCATION = FaultKind("record-equivocation", "high")
-MAX_MEMBERS: Final = 16_384
 KEEP_EXPIRED: Final = 72 * 3_600.0  # s; nobody is forgotten sooner (docs/gossip.md, "Life of a member")
 
 

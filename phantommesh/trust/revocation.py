@@ -16,7 +16,6 @@ from phantommesh.trust.certificates import (
 )
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 from phantommesh.trust.issuing import Authority
-from phantommesh.trust.revocations import MAX_REVOCATIONS
 from phantommesh.trust.rootword import WORD_ID_BYTES, RootWord, check_word
 
 REVOKED = FaultKind("node-revoked", "critical")
@@ -24,6 +23,7 @@ MOOT = FaultKind("revocations-moot", "high")
 
 CONTEXT: Final = b"phantommesh revocation v1"
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
+MAX_REVOCATIONS: Final = 100_000
 _FORMAT: Final = 2
 
 

@@ -35,6 +35,7 @@ from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.revocation import (
     CONTEXT,
+    MAX_REVOCATIONS,
     SIGNATURE_BYTES,
     Revocation,
     _check,
@@ -47,7 +48,6 @@ from phantommesh.trust.revocation import (
 )
 from phantommesh.trust.rootword import FIRST, Order, RootWord, verify_word
 
-MAX_REVOCATIONS: Final = 100_000
 # Bound for one authority: its own statements, and as many again that it took over. A rogue can fill this. The
 # two are apart, since the authority that is taken over says how many its statements are, and whom they name.
 MAX_OF_AUTHORITY: Final = 32_768

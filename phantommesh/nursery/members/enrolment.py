@@ -28,8 +28,7 @@ from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
-from phantommesh.records.record import CONTEXT, MAX_RECORD_BYTES
-from phantommesh.records.roster import MAX_MEMBERS
+from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.state.start import make_record

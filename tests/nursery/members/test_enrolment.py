@@ -21,8 +21,7 @@ from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import channels, framing, sessions
-from phantommesh.records.record import MAX_RECORD_BYTES, NodeRecord
-from phantommesh.records.roster import MAX_MEMBERS
+from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.state import directory
 from phantommesh.state.start import load_node, make_record

@@ -21,7 +21,7 @@ from phantommesh.secret import Secret
 from phantommesh.trust.identity import Identity, node_id_of
 from tests.vectors.make_link import cases, x25519
 
-FILE = Path(__file__).parents[1] / "vectors" / "link.json"
+FILE = Path(__file__).parents[2] / "vectors" / "link.json"
 
 
 def from_hex(value: Any) -> Any:

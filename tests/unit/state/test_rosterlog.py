@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from phantommesh.records import record as record_module
 from phantommesh.records import roster
-from phantommesh.records.record import MAX_BODY_BYTES, RecordError, SignedRecord, sign_record
-from phantommesh.records.roster import MAX_MEMBERS, Roster
+from phantommesh.records.record import MAX_BODY_BYTES, MAX_MEMBERS, RecordError, SignedRecord, sign_record
+from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
 from phantommesh.state.rosterlog import HEADER, Content

@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import process
-from phantommesh.records.record import MAX_RECORD_BYTES
-from phantommesh.records.roster import MAX_MEMBERS
+from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.state import directory
 from phantommesh.state.directory import (
     MAX_FILE_BYTES,
