@@ -39,7 +39,7 @@ def note(what: str, error: Exception, **about: str) -> None:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """The innermost line that is on the stack: ``trust.py:176``."""
+    """The innermost line that is on the stack: ``trust/certificates.py:176``."""
     place = ""
     while trace is not None:
         place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

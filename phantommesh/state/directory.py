@@ -66,7 +66,7 @@ RESTORE: Final = (
 )
 """The fix for a state directory that lacks something."""
 _TAIL_BYTES: Final = 64  # of a file's end by which it is known again: a record's signature is in them
-MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records.py allows
+MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records/roster.py allows
 
 
 class StateError(PhantomMeshError):

@@ -395,7 +395,7 @@ async def test_an_error_that_nobody_expected_costs_one_record(
     assert [(entry["error"], entry["peer"]) for entry in lines] == [
         ("ZeroDivisionError", format_node_id(B.node_id))
     ] * 2
-    assert all(entry["at"].startswith("test_roster.py:") for entry in lines)
+    assert all(entry["at"].startswith("test_serving.py:") for entry in lines)
     assert "what was sent" not in str(logs)
 
 
