@@ -148,6 +148,8 @@ async def test_a_key_that_two_members_hold_is_replaced_by_both_and_costs_nobody_
         desired = alpha.parts.reconciler.desired
         shown = [len(desired[name].peers) for name in alpha.parts.names]
         assert shown == [1 if i == dimension else 2 for i in range(7)]
+        # the two themselves know of it, each by the other's record
+        await until(lambda: all(n.parts.own.shared_dimension() is not None for n in (beta, gamma)))
         # the two themselves are linked on the others too
         await until(lambda: bound(beta, ids["c"]) == bound(gamma, ids["b"]) == ALL & ~0b10100)
         by_id = {e.member.node_id: e.member.name for e in alpha.parts.keeper.roster}
@@ -171,11 +173,11 @@ async def test_a_key_that_two_members_hold_is_replaced_by_both_and_costs_nobody_
         ]
         assert changed == [1, 1]
         for at, of in itertools.permutations((alpha, beta, gamma), 2):
-            await until(lambda at=at, of=of: at.links.bound(of.state.identity.node_id) == ALL)  # type: ignore[misc]
+            await until(lambda at=at, of=of: at.parts.links.bound(of.parts.state.identity.node_id) == ALL)  # type: ignore[misc]
             await until(
                 lambda at=at, of=of: all(  # type: ignore[misc]
-                    key in at.reconciler.desired[name].peers
-                    for name, key in zip(at.names, of.own.wg_keys.public, strict=True)
+                    key in at.parts.reconciler.desired[name].peers
+                    for name, key in zip(at.parts.names, of.parts.own.wg_keys.public, strict=True)
                 )
             )
         assert not [r for r in alpha.reporter.status().degraded if "private key" in r]
