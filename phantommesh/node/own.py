@@ -86,7 +86,7 @@ class Own:
 
     @property
     def member(self) -> Member:
-        """What this node's certificate says."""
+        """This node, as its certificate describes it."""
         return self.certified.member
 
     @property
@@ -121,7 +121,7 @@ class Own:
     def reserve(self, at: Moment) -> OwnWork[None]:
         """Do this once, before the first `record`. It reserves record numbers on disk, so that a run that
         ends before it has saved the roster does not reuse them. It also dates keys of unknown age from now,
-        so that they grow old across restarts too. Where the disk refuses, the node does without."""
+        so that they grow old across restarts too. If the disk refuses, the node does without."""
         if self.wg_keys.in_place:
             yield Told(
                 "own",

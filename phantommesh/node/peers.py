@@ -58,7 +58,7 @@ class Reached(NamedTuple):
 
 
 class Keyed(NamedTuple):
-    """What the keys of one peer's link come to, for the scatterer and for the paths."""
+    """The state of one peer's keys, for the scatterer and for the paths."""
 
     scatter: ScatterPeer
     reached: Reached
@@ -66,8 +66,8 @@ class Keyed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one reading of the interfaces shows of a peer: ``handshakes`` are the times of the last on each
-    dimension on the links' clock (None: never), ``wg_keys`` the peer's keys as this node uses them."""
+    """One reading of the interfaces about a peer: ``handshakes`` are the times of the last on each dimension
+    on the links' clock (None: never), ``wg_keys`` the peer's keys as this node uses them."""
 
     peer: NodeId
     reading: PeerReading

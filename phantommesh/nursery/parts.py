@@ -113,7 +113,8 @@ class Parts:
         return (getattr(self, field.name) for field in fields(self))
 
     def dropped(self) -> Counter[str]:
-        """What all parts have dropped so far, by reason. A part that drops has a counter ``dropped``."""
+        """Counts of all that the parts have dropped so far, by reason. A part that drops has a counter
+        ``dropped``."""
         counts = Counter[str]()
         for part in self.each():
             dropped = getattr(part, "dropped", None)

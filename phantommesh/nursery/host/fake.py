@@ -83,7 +83,7 @@ def _configured(device: DeviceState, change: DeviceDiff) -> DeviceState:
 
 @dataclass
 class FakeHost:
-    """What outlives a backend: our devices by name, and the names that someone else's interfaces have."""
+    """All that outlives a backend: our devices by name, and the names that someone else's interfaces have."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
     others: set[str] = field(default_factory=set)

@@ -46,7 +46,7 @@ class LinkDriver:
 
     @property
     def dropped(self) -> Counter[str]:
-        """What the links dropped, by reason."""
+        """Counts of all that the links dropped, by reason."""
         return self.links.drops
 
     def receive(self, datagram: bytes, source: Address) -> None:

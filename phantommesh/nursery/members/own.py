@@ -55,7 +55,7 @@ class OwnRecord:
 
     @property
     def member(self) -> Member:
-        """What this node's certificate says."""
+        """This node, as its certificate describes it."""
         return self.word.member
 
     @property
@@ -69,7 +69,7 @@ class OwnRecord:
         return self.word.renewal_error
 
     def me(self) -> Member:
-        """``member``: what the certificate says now."""
+        """``member`` as it is now."""
         return self.member
 
     def name(self) -> str:
