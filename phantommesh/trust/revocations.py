@@ -395,7 +395,7 @@ class Revocations:
         return len(places) < MAX_OF_AUTHORITY or place < places[-1]
 
     def _authority(self, one: Revocation, now: float) -> tuple[MLDSA65PublicKey, NodeId, bytes]:
-        """The key, the node and the certificate's hash of who signed. Raises TrustError for no authority."""
+        """The signer's key, node and certificate hash. Raises TrustError where the signer is no authority."""
         der = one.authority_cert
         if der not in self._authorities:
             self._authorities[der] = verify_authority(self.root, der, now), _signer(der), _hash(der)
@@ -469,7 +469,7 @@ class Revocations:
         known = self._after(one)
         for who in (signer, one.origin):
             if (last := self._said.get(who)) and last[-1][1]:
-                return True  # whose authority is cast out now knew that or did not: both make it void
+                return True  # its authority is cast out now: signed knowing that or not, it is void
         if known is None:
             return False
         if any(order > known and not out for order, out in self._said.get(one.node_id, ())):

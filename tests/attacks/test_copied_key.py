@@ -63,7 +63,7 @@ def keyed(one: Node, other: Node) -> bool:
 
 
 class SlowNews:
-    """What comes to a node, without the news of one member, until they are let through."""
+    """All that comes to a node, but for the news of one member, which waits until it is let through."""
 
     def __init__(self, at: Node, of: NodeId) -> None:
         self._of, self.slow = of, True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the kernel has is what was rendered, and what was packed by hand."""
+"""The kernel has the rules that were rendered, and those that were packed by hand."""
 
 from __future__ import annotations
 
