@@ -157,10 +157,10 @@ NODES = 3
 INSIDER = """
 import sys
 from msgspec import structs
-import phantommesh.nursery.node, phantommesh.nursery.members.own, phantommesh.records.roster
+import phantommesh.nursery.node, phantommesh.nursery.members.own, phantommesh.records.record
 from phantommesh.cli import main
 
-phantommesh.records.roster.proves = lambda *_: True  # it believes itself
+phantommesh.records.record.proves = lambda *_: True  # it believes itself
 phantommesh.nursery.node.REFRESH = 0.1
 make_record = phantommesh.nursery.members.own.make_record
 publish = phantommesh.nursery.members.own.OwnRecord.publish
