@@ -114,7 +114,7 @@ def test_a_revocation_shuts_the_old_secret_out_and_lets_a_sleeper_in(
     secrets = MeshSecrets.decode(held.read_bytes())
     assert old not in secrets.current and old in secrets.replaced
     script = (
-        "import socket, sys; from phantommesh import wire;"
+        "import socket, sys; from phantommesh.link import wire;"
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2);"
         "key, name, host = bytes.fromhex(sys.stdin.readline()), bytes.fromhex(sys.argv[1]), sys.argv[2];"
         "s.sendto(wire.CookieRequest(wire.Mode.MEMBER, bytes(8), name).encode(key), (host, 51800));"
