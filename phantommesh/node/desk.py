@@ -106,18 +106,17 @@ class Desk:
         node_cert: bytes = yield Compute(issue)
         signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
         yield Compute(partial(self._check_endpoints, signed, name, at.wall))
-        spend = SpendInvite(newcomer.invite, node_id, name)
+        # The invite is spent when all that the newcomer brought is known to be good, so that a bad record
+        # costs it nothing, and before any member hears of the newcomer: this work may end at any step, by a
+        # full disk or with its connection, and one use must never let two in. The same one is let in again.
+        yield SpendInvite(newcomer.invite, node_id, name)
         if replaced is not None:
-            # The invite first: should this node die now, the same newcomer is let in again, and nobody
-            # else. Then the revocation, and only then the record: no member is two.
-            yield spend
+            # Then the revocation, and only then the record: no member is two.
             yield from self.revoking.revoke(self.revoking.target(replaced), at, force=False)
-        # Keep the record before the invite is spent: a bad record then costs no invite. Have the record on
-        # disk before the newcomer hears of it: a crash then leaves no newcomer with a mesh that does not know
-        # it.
+        # Have the record on disk before the newcomer hears of it: a crash then leaves no newcomer with a mesh
+        # that does not know it.
         yield Keep(SignedRecord.decode_untrusted(signed.encode()))
         yield Save()
-        yield spend
         if self._ring.active is None:
             yield MakeKey()
         yield Told(

@@ -91,6 +91,9 @@ class News:
         self.dropped: Counter[str] = Counter()
         self._to_sync = deque[bytes | Address]()
         self._to_ask = deque[AskKeys]()
+        # Of whom keys are asked now or next. Else one member that tells of something new each second, and
+        # lets each question wait, would have every place; nobody who knows of its revocation would be asked.
+        self._asking = set[NodeId | None]()
         self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # bytes, and when they were read
 
     # News from outside.
@@ -128,7 +131,11 @@ class News:
             case Sync(peer):
                 return self._queue(self._to_sync, peer, SYNC_QUEUE, "gossip-sync-queue")
             case AskKeys():
-                return self._queue(self._to_ask, wanted, ASK_QUEUE, "gossip-ask-queue")
+                if wanted.member in self._asking:
+                    return False
+                if queued := self._queue(self._to_ask, wanted, ASK_QUEUE, "gossip-ask-queue"):
+                    self._asking.add(wanted.member)
+                return queued
 
     def _want(self, wanted: FetchRecord, now: float) -> bool:
         if NodeId(wanted.node) in self._roster.waiting:
@@ -158,7 +165,7 @@ class News:
             case "sync":
                 return self._sync(self._to_sync.popleft(), now, wall) if self._to_sync else None
             case "ask":
-                return self._ask(self._to_ask.popleft()) if self._to_ask else None
+                return self._ask_queued(self._to_ask.popleft()) if self._to_ask else None
 
     def _fetch_queued(self, batch: Sequence[FetchRecord]) -> Task:
         try:
@@ -189,6 +196,12 @@ class News:
 
         talk = asking.compare(lambda: membership.sync_open(now()), close, self._roster, wall)
         yield asking.Call(member, talk)
+
+    def _ask_queued(self, wanted: AskKeys) -> Task:
+        try:
+            yield from self._ask(wanted)
+        finally:
+            self._asking.discard(wanted.member)
 
     def _ask(self, wanted: AskKeys) -> Task:
         """Ask for revocations and group keys."""

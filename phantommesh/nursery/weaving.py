@@ -29,7 +29,13 @@ from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
+from phantommesh.rates import Bucket
 from phantommesh.wireguard.desired import OwnSide
+
+# Tuning.
+# Readings of the interfaces that the report follows, a second and at once. Any member can have the interfaces
+# read several times a second, and the report looks at all members.
+MEASURE_RATE, MEASURE_BURST = 1.0, 4
 
 
 class Weaving:
@@ -38,6 +44,7 @@ class Weaving:
 
     def __init__(self, parts: Parts, reporter: Reporter, recorder: Recorder) -> None:
         self._parts, self._reporter, self._recorder = parts, reporter, recorder
+        self._measuring = Bucket(MEASURE_RATE, MEASURE_BURST, trio.current_time())
 
     def react(self, news: News) -> None:
         """Have the other parts follow the news of one part."""
@@ -151,7 +158,8 @@ class Weaving:
         parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
         parts.proving.look({seen.peer: seen.counted for seen in shown})
         parts.paths.set_peers(parts.peers.reached())
-        self._recorder.measure()
+        if self._measuring.take(now):
+            self._recorder.measure()
 
     def _opened(self, opened: Opened) -> None:
         parts = self._parts

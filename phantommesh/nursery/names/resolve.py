@@ -26,6 +26,7 @@ FORGET = 600.0  # s after which a name that nobody asked for is dropped
 TIMEOUT = 8.0  # s; a first name server that is down costs the system's resolver 5
 MAX_NAMES = 8192
 AT_ONCE = 16  # look-ups
+TELL = 1.0  # s between two words that addresses have changed: each has the node look at every member anew
 THREADS = 96  # the system's resolver stays in one for up to 30 s, also where it was given up after `TIMEOUT`
 
 log = structlog.get_logger("phantommesh.resolve")
@@ -63,8 +64,9 @@ class _Name:
 
 
 class Resolver:
-    """The last known address of each name that was asked for. ``changed`` is called when one changes. If a
-    name has several addresses, the first counts that ``forbids``, which may be set, says nothing against."""
+    """The last known address of each name that was asked for. ``changed`` is called when some change, once
+    for all that do within `TELL`: a member can name hosts whose addresses change each time. If a name has
+    several addresses, the first counts that ``forbids``, which may be set, says nothing against."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -77,6 +79,7 @@ class Resolver:
         self._hopeless: OrderedDict[str, None] = OrderedDict()
         self._again: Timers[str] = Timers()
         self._moved = trio.Event()  # a look-up is due, or will be earlier
+        self._found = trio.Event()  # some address is another, and nobody was told yet
 
     def lookup(self, host: str) -> str | None:
         """Return an address for a host: itself if it is one, else what was last found, None until then."""
@@ -104,6 +107,7 @@ class Resolver:
         """Look names up when they are first asked for, and again every minute."""
         turns = trio.Semaphore(AT_ONCE)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell)
             while True:
                 await turns.acquire()
                 nursery.start_soon(self._look_up, await self._next(), turns)
@@ -147,7 +151,14 @@ class Resolver:
         if name is not None and found is not None and found != name.address:
             name.address, name.failures = found, 0
             self._silent.pop(host, None)
+            self._found.set()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._found.wait()
+            self._found = trio.Event()
             self._changed()
+            await trio.sleep(TELL)
 
     async def _find(self, host: str) -> str | None:
         addresses = await find_all(host)

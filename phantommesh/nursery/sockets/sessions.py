@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -46,7 +45,11 @@ class Sessions:
     many node ids as they like, have room of their own."""
 
     def __init__(self) -> None:
-        self._by_name: OrderedDict[bytes, Session] = OrderedDict()
+        self._by_name = dict[bytes, Session]()
+        # By peer, and whether it was a newcomer then, the names, oldest first: no question about one peer
+        # costs more in a larger mesh, since members can have this node ask about all of them again and again.
+        self._of = dict[tuple[bytes, bool], list[bytes]]()
+        self._newcomers = dict[bytes, None]()
         self._added = Bell()
 
     async def added(self) -> None:
@@ -54,20 +57,20 @@ class Sessions:
         await self._added.wait()
 
     def add(self, session: Session) -> None:
-        """Keep a session, and drop the oldest of its peer. If two peers' sessions had one name, the first
-        would be kept; the name comes from the keys, so there are none."""
-        known = self._by_name.get(session.name)
-        if known is not None and known.peer != session.peer:
+        """Keep a session, and drop the oldest of its peer. If two sessions had one name, the first would be
+        kept; the name comes from the keys, so there are none."""
+        if session.name in self._by_name:
             return
         self._by_name[session.name] = session
         self._added.ring()
-        mine = [name for name, known in self._by_name.items() if known.peer == session.peer]
+        mine = self._of.setdefault(_whose(session), [])
+        mine.append(session.name)
         for name in mine[:-SESSIONS_PER_PEER]:
-            del self._by_name[name]
+            self._drop(name)
         if session.invite:
-            newcomers = [name for name, known in self._by_name.items() if known.invite]
-            for name in newcomers[:-NEWCOMERS_KEPT]:
-                del self._by_name[name]
+            self._newcomers[session.name] = None
+            for name in list(self._newcomers)[:-NEWCOMERS_KEPT]:
+                self._drop(name)
 
     def get(self, name: bytes) -> Session | None:
         """The session of that name."""
@@ -75,9 +78,23 @@ class Sessions:
 
     def newest(self, peer: bytes) -> Session | None:
         """The session that a channel to this member should use."""
-        return next((s for s in reversed(self._by_name.values()) if s.peer == peer and not s.invite), None)
+        mine = self._of.get((peer, False))
+        return self._by_name[mine[-1]] if mine else None
 
     def retain(self, peers: Collection[bytes]) -> None:
         """Drop the sessions of members that are not among ``peers``; newcomers keep theirs."""
-        for name in [n for n, s in self._by_name.items() if not s.invite and s.peer not in peers]:
-            del self._by_name[name]
+        gone = [names for (peer, newcomer), names in self._of.items() if not newcomer and peer not in peers]
+        for name in [name for names in gone for name in names]:
+            self._drop(name)
+
+    def _drop(self, name: bytes) -> None:
+        session = self._by_name.pop(name)
+        self._newcomers.pop(name, None)
+        mine = self._of[_whose(session)]
+        mine.remove(name)
+        if not mine:
+            del self._of[_whose(session)]
+
+
+def _whose(session: Session) -> tuple[bytes, bool]:
+    return session.peer, bool(session.invite)

@@ -342,6 +342,30 @@ async def test_a_disk_that_refuses_is_said_and_nothing_is_lost(
     assert len(load_node(tmp_path / "a" / "state", time()).roster) == 2
 
 
+@pytest.mark.usefixtures("hasty")
+async def test_one_use_lets_one_in_however_the_enrolment_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a node that was let in names its certificate, and every member passes it on. So whoever
+    has seen the record of a node whose keys it made is that member too."""
+    state = make_authority(tmp_path / "a")
+    invite = make_invite(state)
+
+    def refuse(self: directory.StateDir, name: str, data: bytes) -> None:
+        if name == directory.ROSTER and self.path == (tmp_path / "a" / "state"):
+            raise directory.StateError("cannot write roster.bin: No space left on device")
+
+    async with serving(tmp_path / "a") as authority:
+        with monkeypatch.context() as patch, capture_logs():
+            watch(patch, refuse)
+            with pytest.raises(JoinError, match="No space left"):
+                await join(tmp_path / "b", invite, "beta")
+            with pytest.raises(JoinError, match="did not accept the invite"):
+                await join(tmp_path / "c", invite, "gamma")  # the same holder, with other keys
+        await join(tmp_path / "b", invite, "beta")
+        assert names(authority) == ["alpha", "beta"]
+
+
 async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

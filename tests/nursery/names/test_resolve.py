@@ -294,3 +294,19 @@ async def test_of_several_addresses_one_that_may_be_used_is_taken(autojump_clock
         assert resolver.lookup("a.example") == "192.0.2.1"
         assert resolver.lookup("b.example") == "127.0.0.1"  # for whoever asks to see that it may not be used
         nursery.cancel_scope.cancel()
+
+
+async def test_names_that_change_together_are_told_of_together(autojump_clock: MockClock) -> None:
+    """Members name eight hosts each, and can have them all change each time that they are looked up."""
+    hosts, told = [f"{i}.example" for i in range(200)], list[float]()
+    async with resolving(dict.fromkeys(hosts, "192.0.2.1"), lambda: told.append(trio.current_time())) as (
+        resolver,
+        names,
+    ):
+        for turn in range(2, 5):
+            for host in hosts:
+                resolver.lookup(host)
+            await trio.sleep(FRESH)
+            assert {resolver.lookup(host) for host in hosts} == {f"192.0.2.{turn - 1}"}
+            names.table |= dict.fromkeys(hosts, f"192.0.2.{turn}")
+        assert 3 <= len(told) <= 9

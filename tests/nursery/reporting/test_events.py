@@ -273,3 +273,18 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
         alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].data["total"] == 1
         assert told(alpha, "health.*")[-1].data["codes"] == ["interfaces-missing"]
+
+
+async def test_a_member_that_has_the_interfaces_read_again_and_again_makes_no_report_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report looks at every member: that is two thirds of the time that a reading takes."""
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        measured = list[None]()
+        monkeypatch.setattr(alpha.recorder, "measure", lambda: measured.append(None))
+        for _ in range(50):
+            await alpha.parts.reconciler.converge()
+        assert len(measured) < 25
+        measured.clear()
+        await until(lambda: bool(measured))

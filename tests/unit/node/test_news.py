@@ -105,9 +105,29 @@ def test_a_member_without_a_link_is_not_asked() -> None:
 def test_what_waits_is_bounded_and_what_finds_no_room_is_counted() -> None:
     news = World().news
     assert [news.wish(Sync(OTHERS[0]), 0.0, NOW) for _ in range(SYNC_QUEUE + 2)][-3:] == [True, False, False]
-    asks = [news.wish(AskKeys(None, bytes([i])), 0.0, NOW) for i in range(ASK_QUEUE + 1)]
+    members = [NodeId(bytes([i]) * 16) for i in range(ASK_QUEUE + 1)]
+    asks = [news.wish(AskKeys(member, b"another"), 0.0, NOW) for member in members]
     assert asks == [True] * ASK_QUEUE + [False]
     assert news.dropped == {"gossip-sync-queue": 2, "gossip-ask-queue": 1}
+
+
+def test_a_member_that_always_has_news_and_never_answers_keeps_nobody_from_being_asked() -> None:
+    """A member that was revoked would be the last to be found out. It lets each question wait for 15 s."""
+    world, liar, honest = World(), OTHERS[0], OTHERS[1]
+
+    def take() -> Task | None:
+        return world.news.next("ask", lambda: 0.0, lambda: NOW)
+
+    assert world.news.wish(AskKeys(liar, b"0"), 0.0, NOW)
+    stuck = take()
+    assert stuck is not None
+    stuck.send(None)
+    assert not any(world.news.wish(AskKeys(liar, bytes([i])), 0.0, NOW) for i in range(1, 100))
+    assert world.news.wish(AskKeys(honest, b"revoked"), 0.0, NOW)
+    asked = take()
+    assert asked is not None and asked_of(asked) == [honest]
+    stuck.close()
+    assert world.news.wish(AskKeys(liar, b"again"), 0.0, NOW)
 
 
 def test_a_record_is_looked_for_once_at_a_time_and_again_after_nobody_had_it() -> None:
