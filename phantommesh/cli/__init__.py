@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The ``phantommesh`` command.
 
-Exit status: 0 done, 1 failed, 2 usage, 3 the node is not running. With ``--json`` stdout has exactly one JSON
-document, or nothing when there is no answer to give. Modules that are slow to import are imported inside
-their verb.
+Exit status: 0 done, 1 failed, 2 usage, 3 the node is not running; of ``proofs --verify`` also 4: nothing is
+wrong, but a link shows too little. With ``--json`` stdout has exactly one JSON document, or nothing when
+there is no answer to give. Modules that are slow to import are imported inside their verb.
 """
 
 from pathlib import Path

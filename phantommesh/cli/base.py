@@ -2,6 +2,7 @@
 """Code that every verb shares: the global options, how errors are told, what may be assumed of the
 machine."""
 
+import errno
 import os
 import platform
 import re
@@ -26,6 +27,17 @@ EXIT_FAILED = 1
 EXIT_NOT_RUNNING = 3
 EXIT_TOO_LITTLE = 4  # proofs of which nothing is wrong, and which do not show what was asked for
 _EXIT_INTERRUPTED = 130
+# What helps against an error of the system that no verb has words for.
+_FIXES = {
+    errno.ENOENT: "give the path of a file that is there",
+    errno.ENOTDIR: "give the path of a file that is there",
+    errno.EISDIR: "give the path of a file, not of a directory",
+    errno.EACCES: "run this with sudo, or give a path that you may use",
+    errno.EPERM: "run this with sudo, or give a path that you may use",
+    errno.ENOSPC: "make room on that file system, then run this again",
+    errno.EDQUOT: "make room on that file system, then run this again",
+    errno.EROFS: "give a path on a file system that can be written to",
+}
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
 
@@ -63,7 +75,7 @@ class Cli(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            _fail(ctx, CliError(_sentence(error)))
+            _fail(ctx, CliError(_sentence(error), fix=_FIXES.get(error.errno or 0, "")))
         except KeyboardInterrupt:
             ctx.exit(_EXIT_INTERRUPTED)
 

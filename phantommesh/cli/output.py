@@ -72,9 +72,16 @@ def _pad(text: str, width: int) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    from rich.cells import chop_cells
+    """Lines of at most ``width`` cells: between words, and within one only if it is wider than that."""
+    from rich.cells import cell_len, chop_cells
 
-    return chop_cells(text, width) or [""]
+    lines = [""]
+    for word in text.split(" "):
+        if cell_len(joined := f"{lines[-1]} {word}" if lines[-1] else word) <= width:
+            lines[-1] = joined
+        else:
+            lines += chop_cells(word, width)
+    return lines if lines[0] else lines[1:] or [""]
 
 
 def age(seconds: float | None) -> str | None:

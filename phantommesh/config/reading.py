@@ -55,7 +55,11 @@ def load(path: Path) -> Config:
             fix="run `phantommesh init` or `phantommesh join`, or give the right path",
         ) from None
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        denied = isinstance(error, PermissionError)
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}",
+            fix="run this with sudo" if denied else "give the path of a readable file",
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8", fix="save the file as UTF-8") from None
     try:

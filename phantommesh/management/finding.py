@@ -52,12 +52,12 @@ def find(
     wanted: str,
     key: Callable[[T], tuple[str, str]],
     *,
-    unknown: str = "no such peer in the mesh",
+    unknown: str = "",
     fix: str = "see `phantommesh peers` or GET /v1/peers",
 ) -> T:
     """Return the item of the member that ``wanted`` means, as `look` does. Raises AmbiguousNameError, and
-    UnknownMemberError with these words where there is none."""
+    UnknownMemberError with the words ``unknown`` where there is none."""
     found = look(items, wanted, key)
     if found is None:
-        raise UnknownMemberError(unknown, fix=fix)
+        raise UnknownMemberError(unknown or f"no such peer in the mesh: {wanted[:MAX_SHOWN]!r}", fix=fix)
     return found

@@ -44,7 +44,9 @@ def peer_faults(
                 "check that it runs and that its UDP ports are reachable from here",
                 subject=link.peer,
             )
-    for (_, name), dark in _dark(paths).items():
+    for (node_id, name), dark in _dark(paths).items():
+        if standing.get(node_id) in ("suspect", "dead"):
+            continue  # told above, and no dimension takes its traffic: those that are not dark yet will be
         yield DIMENSIONS_DARK.fault(
             f"dark: {', '.join(map(str, dark))} of the dimensions of peer {name}: probes get no answer, "
             "its traffic takes the others",

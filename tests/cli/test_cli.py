@@ -293,7 +293,9 @@ def test_a_file_the_system_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device", "/var/lib/x")
 
     monkeypatch.setattr("phantommesh.config.reading.load", refuse)
-    assert told(run("config", "check"), 1) == "error: /var/lib/x: No space left on device\n"
+    error, fix = told(run("config", "check"), 1).splitlines()
+    assert error == "error: /var/lib/x: No space left on device"
+    assert fix == "fix: make room on that file system, then run this again"
 
 
 # --- as a process, against the real server ---
@@ -361,6 +363,13 @@ def test_a_table_fits_the_terminal_and_loses_nothing(width: int | None) -> None:
         assert lines[0].split() == ["NAME", "pm-1"] and "" in lines
 
 
+def test_a_text_is_folded_between_words() -> None:
+    lines = lay_out(("TIME", "WHAT"), [("now", "its node does not answer " * 3 + "x" * 50)], 34)
+    told = [line[6:] for line in lines[1:]]
+    assert " ".join(told[:-2]).split() == ["its", "node", "does", "not", "answer"] * 3
+    assert "".join(told[-2:]) == "x" * 50  # a word that fits no line
+
+
 def test_a_terminal_gets_what_fits_it_and_a_pipe_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     for terminal, lines in ((False, 3), (True, 11)):
@@ -411,6 +420,14 @@ def test_what_only_verify_uses_is_refused_without_it(tmp_path: Path, option: str
 def test_a_file_that_is_not_there_is_told_before_the_root_is_missed(tmp_path: Path) -> None:
     said = told(run("proofs", "--verify", tmp_path / "nothing", root=tmp_path), 1)
     assert f"{tmp_path}/nothing: No such file or directory" in said
+    assert said.splitlines()[1:] == ["fix: give the path of a file that is there"]
+
+
+def test_a_directory_in_the_place_of_a_file_is_told_with_a_fix(tmp_path: Path) -> None:
+    for words in (("proofs", "--verify", tmp_path), ("config", "check", tmp_path)):
+        said = told(run(*words, root=tmp_path), 1).splitlines()
+        assert "Is a directory" in said[0]
+        assert said[1].startswith("fix: give the path of a ")
 
 
 def test_init_names_the_option_that_is_wrong(tmp_path: Path) -> None:
@@ -593,7 +610,7 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         assert node.rotated == ["id002", "id002"]  # each call is a request of its own
         unknown = process(*at, "--json", "rotate", "nobody")
         assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert "no such peer" in unknown.stderr
+        assert "no such peer in the mesh: 'nobody'" in unknown.stderr
         node.failure = RuntimeError("bug")
         failed = process(*at, "rotate")
         assert failed.returncode == 1

@@ -20,6 +20,7 @@ _LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)")
 _FILE = re.compile(r"(?<![\w*/.{<~-])((?:[\w-]+/)*[\w-]+\.(?:py|md))\b(?!\.\w)")
 _FOLDER = re.compile(r"`((?:tests|fuzz|benchmarks|docs|scripts|phantommesh|examples|changes)/[\w./-]*)`")
 _MODULE = re.compile(r"python -m ((?:benchmarks|fuzz|tests)(?:\.[a-z_]+)+)\b")
+_METHOD = re.compile(r"`(?:[a-z_]+\.)*([A-Z]\w+)\.(\w+)")
 _DECISION = re.compile(r"\bdecisions? (\d+)\b")
 
 # Plans and tickets that the authors had: a reader of the repository has none of them.
@@ -114,6 +115,18 @@ def test_nothing_cites_a_plan_or_a_ticket_that_is_not_in_the_repository() -> Non
         for number, line in enumerate(prose(path).splitlines(), 1)
         for found in _ABSENT.finditer(line)
     ]
+    assert not wrong
+
+
+def test_methods_that_a_document_names_are_there() -> None:
+    """A document's `Class.method`: the file that defines the class has the word too."""
+    sources = [prose(path) for path in files() if path.suffix == ".py"]
+    wrong = []
+    for document in DOCUMENTS:
+        for owner, name in _METHOD.findall(prose(ROOT / document)):
+            homes = [text for text in sources if re.search(rf"^class {owner}\b", text, re.MULTILINE)]
+            if homes and not any(re.search(rf"\b{name}\b", text) for text in homes):
+                wrong.append(f"{document}: {owner}.{name}")
     assert not wrong
 
 

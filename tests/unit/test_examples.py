@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from phantommesh.cli import cli
+from phantommesh.cli.base import CONFIG
 from phantommesh.config import reading
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -60,3 +61,7 @@ def test_the_configuration_is_accepted_and_changes_something_in_each_section(tmp
     shown, plain = reading.load(path), reading.parse('[node]\nname = "alpha"\nmesh = "example"\n')
     for section in re.findall(r"^\[(\w+)\]$", path.read_text(), re.MULTILINE):
         assert getattr(shown, section) != getattr(plain, section), section
+
+
+def test_the_configuration_says_where_the_command_looks_for_it() -> None:
+    assert str(CONFIG) in (EXAMPLES / "phantommesh.toml").read_text().splitlines()[0]

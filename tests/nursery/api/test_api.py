@@ -385,7 +385,7 @@ async def test_the_client_talks_to_the_server(tmp_path: Path) -> None:
         assert result.rotations[0].result == "rotated"
         with pytest.raises(ApiError) as error:
             await in_thread(lambda: client.rotate("nobody", dry_run=False, idempotency_key="k2"))
-        assert str(error.value) == "no such peer in the mesh"
+        assert str(error.value) == "no such peer in the mesh: 'nobody'"
         assert error.value.fix
     assert not path.exists()
     with pytest.raises(NodeNotRunningError):

@@ -10,7 +10,7 @@ import pytest
 import phantommesh
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.management.peerfaults import MAX_PARTLY, RENEWAL, partly_reachable, peer_faults
-from phantommesh.management.views import PathView, Status
+from phantommesh.management.views import MemberState, PathView, Status
 from phantommesh.nursery.reporting.health import UNREADY
 from tests.support.fakenode import FakeNode, link_view, path_view
 
@@ -95,6 +95,9 @@ def test_a_dark_dimension_is_a_fault_where_others_answer(state: str, since: floa
     paths = [path(0, state=state, since_s=since), path(1)]
     assert seen(*peer_faults({}, [], paths, 1)) == ([("dimensions-dark", "pm-1")] if told else [])
     assert seen(*peer_faults({}, [], paths[:1], 1)) == []
+    gone: tuple[MemberState, ...] = ("suspect", "dead")
+    for standing in gone:  # nothing takes its traffic, and `peer-gone` tells it
+        assert seen(*peer_faults({paths[0].node_id: standing}, [], paths, 1)) == []
 
 
 def test_few_of_many_partly_reachable_peers_are_named() -> None:
