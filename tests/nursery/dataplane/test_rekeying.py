@@ -32,7 +32,8 @@ from phantommesh.paths.machine import Paths
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory
 from phantommesh.state import start as nodestate
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.start import load_node
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import SEQ_AHEAD
