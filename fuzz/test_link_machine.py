@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Two nodes, seven interfaces, and everything that can happen to them, in any order.
 
-What must hold after each step: no PSK is all zero; no end calls a link fresh that it has not agreed anew for
+The invariants after each step: no PSK is all zero; no end calls a link fresh that it has not agreed anew for
 180 s, nor one whose PSKs its kernel has not held for 10 s; state is bounded. And whenever the network has
 been whole for 60 s with both nodes up, both kernels hold the same PSKs and both ends say fresh.
 """

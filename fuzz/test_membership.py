@@ -105,7 +105,8 @@ def test_any_sync_is_taken_in_or_refused(steps: list[bytes], junk: bytes) -> Non
 
 
 class Mesh(RuleBasedStateMachine):
-    """Three to five nodes. Whatever happens, and whoever lies: who runs and can be reached is never dead."""
+    """Three to five nodes. Whatever happens, and whoever lies: a node that runs and can be reached is never
+    dead."""
 
     @initialize(count=st.integers(3, 5), seed=st.integers(0, 2**32), loss=st.sampled_from([0.0, 0.1]))
     def build(self, count: int, seed: int, loss: float) -> None:

@@ -37,7 +37,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """What all faults with one code share."""
+    """The properties that all faults with one code share."""
 
     code: str
     severity: Severity

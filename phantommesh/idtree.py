@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A set of 16-byte ids with digests by prefix: two nodes find what either lacks without sending the rest.
 
-    who asks                      who answers
+    the node that asks            the node that answers
     256 digests under a prefix -> the ids in those parts that differ, or "look closer" for a part with many
 
-A part is the ids that begin with the prefix and one more byte. Ids are hashes, so parts are even; who makes
-ids up to fill one part pays for it with the answers being cut, which costs him alone.
+A part is the ids that begin with the prefix and one more byte. Ids are hashes, so parts are even. A node
+that makes ids up to fill one part gets its answers cut, which costs that node alone.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What may be set: one Struct a section of the configuration, with bounds and defaults."""
+"""The settings: one Struct a section of the configuration, with bounds and defaults."""
 
 from typing import Annotated, Literal
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What members ask of each other over a channel, and how many connections may ask."""
+"""The requests of members over a channel, and how many connections may ask."""

@@ -32,7 +32,8 @@ def session_name(one: Secret, other: Secret) -> bytes:
     """The name of a session: of its two keys, the same at both ends.
 
     Nobody can choose it. The handshake's own session id is the initiator's choice, and goes over the network
-    in clear: who was first to finish a handshake with another's id would have taken that session's place.
+    in clear: a node that was first to finish a handshake with another's id would have taken that session's
+    place.
     """
     keys = sorted((one.reveal(), other.reveal()))
     return expand(b"".join(keys), b"session name", SESSION_ID_SIZE)

@@ -49,7 +49,7 @@ _MAX_START: Final = 2**32 - 1
 # Tuning.
 SEEN: Final = 4_096  # datagrams, of all senders together, that are known again without a filter
 MAX_FILTERS: Final = 3  # of keys, the latest used; a key gives way to the next once a day
-MAX_SENDERS: Final = 16_384  # whose ciphers are kept
+MAX_SENDERS: Final = 16_384  # senders whose ciphers are kept
 
 
 class EnvelopeError(Exception):

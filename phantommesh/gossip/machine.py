@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Membership behind its envelope: sealed datagrams in; sealed datagrams and other wishes out. Sans-I/O.
 
-It adds to `Membership` what that leaves to its owner: the group key, which of a member's addresses to use,
-who really sent a datagram, and whom to ask when a header tells of other revocations or keys than ours.
+It adds to `Membership` all that `Membership` leaves to its owner: the group key, the choice among a member's
+addresses, the true sender of a datagram, and the member to ask when a header tells of other revocations or
+keys than ours.
 """
 
 from __future__ import annotations

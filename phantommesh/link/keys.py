@@ -153,7 +153,8 @@ def member_mac_key(admission: Secret, receiver: bytes) -> bytes:
 
 
 def enrol_mac_key(root_hash: bytes, receiver: bytes) -> bytes:
-    """Key of the first MAC of an enrolment: who was given any token of this mesh knows the root's hash."""
+    """Key of the first MAC of an enrolment: a node that was given any token of this mesh knows the root's
+    hash."""
     return expand(root_hash, b"enrol first mac", 32, receiver)
 
 

@@ -35,7 +35,8 @@ class Answerer:
     def __init__(self, context: Context, now: float) -> None:
         self._context = context
         self._cookies = Cookies(context.random, now)
-        # By source block, and apart for who has no current admission secret: the two may share an address.
+        # By source block, and apart for senders without a current admission secret: the two kinds may share
+        # an address.
         self._rates = {current: Rates[str](INIT_RATE, INIT_BURST, MAX_SOURCES) for current in (True, False)}
         self._budgets = {
             standing: Rates[bytes](share.rate, share.burst, MAX_SOURCES) for standing, share in SHARES.items()
@@ -151,8 +152,8 @@ class Answerer:
         return self._respond(response)
 
     def _standing(self, init: wire.Init, peer: Peer, gate: Gate, source: Address, now: float) -> Standing:
-        """Return what the sender of a member's INIT has shown. An old secret is no flaw of who has shown
-        more."""
+        """Return what the sender of a member's INIT has shown. An old secret is no flaw of a sender that has
+        shown more."""
         key = self._context.pair_key(peer, init.dimension, starts=False)
         if key is not None and proven(init, key, self._cookies.accepted(source, now)):
             return Standing.PROVEN

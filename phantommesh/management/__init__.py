@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an operator is told of a node, and may ask of it: values and pure functions."""
+"""All that an operator is told of a node, and may ask of it: values and pure functions."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a client sends to the API, and the answer of the probes. The answers else are in `views`."""
+"""The bodies that a client sends to the API, and the probes' answer. All other answers are in `views`."""
 
 from typing import Literal
 
@@ -14,8 +14,8 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/revocations: a name or node id; ``force`` lets an authority revoke itself.
-    ``undo`` takes the node back, ``undo_all`` casts an authority out and takes back whom it revoked; both
-    need the root's key."""
+    ``undo`` takes the node back, ``undo_all`` casts an authority out and takes back the nodes that it
+    revoked; both need the root's key."""
 
     node: str
     force: bool = False

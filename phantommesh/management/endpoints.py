@@ -38,7 +38,7 @@ COMMON = frozenset({400, 401, 413, 421, 500})
 
 @dataclass(frozen=True, slots=True)
 class RootOnly:
-    """How anybody but root and the node's own user is refused."""
+    """The refusal of anybody but root and the node's own user."""
 
     refusal: str
     fix: str
@@ -78,7 +78,7 @@ class Endpoint(Generic[Body]):
 PAGE = ("limit", "cursor")
 EVENTS = ("types", "since", "run")
 
-# What any write may answer: 409 it cannot be done as things are, 415 the body is not JSON, 422 the
+# Any write may answer these: 409 it cannot be done as things are, 415 the body is not JSON, 422 the
 # Idempotency-Key was used for another request, 503 too many writes are under way.
 _WRITE = frozenset({409, 415, 422, 503})
 

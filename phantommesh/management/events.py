@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The node's latest events, numbered, for whoever asks or listens; see `views.Event` for what one holds.
+"""The node's latest events, numbered, for readers that ask or listen. `views.Event` is one event.
 
-A reader has a place (the number of the last event it saw) and comes for what is newer. Nothing is kept for it
-here, so a slow one costs nothing: when what it comes for is no longer kept, it gets a ``gap`` instead.
+A reader has a place (the number of the last event it saw) and comes for what is newer. Nothing is kept here
+for a reader, so a slow reader costs nothing: where events that it comes for are no longer kept, it gets a
+``gap`` instead.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ class FilterError(PhantomMeshError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which types a reader wants. The empty one wants all."""
+    """The types that a reader wants. The empty filter wants all."""
 
     types: frozenset[str] = frozenset()
     families: frozenset[str] = frozenset()
@@ -105,13 +106,13 @@ class EventLog:
         """Add an event. Never raises and never waits, so it may be called from anywhere in the node.
 
         ``type`` is ``FAMILY.name``; ``node`` is the name of the member it is about, None for this node.
-        ``data`` is copied, and what is no JSON (a `Secret` is none) is left out with the reason in its place.
-        Keep it small and of bounded size: it stays until ``kept`` later events have come.
+        ``data`` is copied, and a value that is no JSON (a `Secret` is none) gives way to the reason. Keep it
+        small and of bounded size: it stays until ``kept`` later events have come.
         """
         copied: dict[str, object]
         try:
             copied = msgspec.json.decode(msgspec.json.encode(data), type=dict[str, object])
-        except Exception as error:  # a bug in the caller, which is to show, but not to stop it
+        except Exception as error:  # a bug in the caller: it has to show, and must not stop the caller
             copied = {"unpublishable": f"{error.__class__.__name__}: {error}"}
         self.last += 1
         self._events[self.last] = self._event(self.last, type, node, copied)
@@ -121,7 +122,8 @@ class EventLog:
 
     def read(self, place: int, wanted: Filter, limit: int) -> Batch:
         """Return at most ``limit`` events newer than ``place`` that are wanted, and a ``gap`` besides where
-        events after ``place`` are no longer kept. A place that no event has yet is of another run: 0 then."""
+        events after ``place`` are no longer kept. A place that no event has yet comes from another run, and
+        counts as 0."""
         place = 0 if place > self.last else place
         events = []
         if (missed := self.oldest - 1 - place) > 0:

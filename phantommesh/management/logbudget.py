@@ -20,11 +20,11 @@ SUBJECT_RATE, SUBJECT_BURST = 1 / 60, 6  # lines a second, and at once, of one k
 KIND_RATE, KIND_BURST = 0.2, 200  # lines of one kind: as many as a start of a large mesh tells of
 BYTES_RATE, BYTES_BURST = 1024.0, 1 << 20  # bytes of all lines together: 3.7 MB in an hour, once 1 MiB more
 HOUR: Final = 3_600.0  # s after which the next line of a kind counts as its first again
-MAX_KINDS: Final = 256  # those beyond are of one kind together
+MAX_KINDS: Final = 256  # kinds beyond these count as one kind
 MAX_SUBJECTS: Final = 1_024  # of one kind
 MAX_LINE: Final = 4_096  # characters of one text in a line, a traceback too
 TELL: Final = 60.0  # s between two summaries of what was left out
-TOLD_KINDS: Final = 8  # that a summary names
+TOLD_KINDS: Final = 8  # kinds that a summary names
 
 OTHER: Final = "other"
 
@@ -68,8 +68,8 @@ class LogBudget:
         self._bytes.owe(now, size)
 
     def summary(self, now: float) -> dict[str, int]:
-        """Return what was left out since the last summary: lines by kind, those with the most. Empty while a
-        summary is not due. Write it, whatever `admit` would say."""
+        """Return how many lines were left out since the last summary, by kind: the kinds with the most lines.
+        Empty while a summary is not due. Write it, whatever `admit` would say."""
         if not self._untold or now < self._told + TELL:
             return {}
         most = sorted(self._untold.items(), key=lambda item: -item[1])[:TOLD_KINDS]

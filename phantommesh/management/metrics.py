@@ -55,7 +55,8 @@ class ScatterSample:
 
 
 class _DeviceCollector(Collector):
-    """Makes series of the last device read and the PSK ages: those of a peer that left go with it."""
+    """Makes series of the last device read and of the PSK ages. The series of a peer that left go with the
+    peer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -148,8 +149,8 @@ class _WithoutCreated(Collector):
 class Metrics:
     """Every metric of one node.
 
-    ``clock`` is any monotonic clock in seconds that may be read from a worker thread; it only ages what
-    ``set_psk_ages`` was last given.
+    ``clock`` is any monotonic clock in seconds that may be read from a worker thread; it only makes the ages
+    of the last ``set_psk_ages`` grow.
     """
 
     def __init__(self, *, version: str, clock: Callable[[], float]) -> None:
@@ -190,7 +191,7 @@ class Metrics:
             registry=self.registry,
         )
         for whose in ("peer", "self"):
-            self.identity_alarms.labels(whose)  # so that an alert can be written before there is any
+            self.identity_alarms.labels(whose)  # so that an alert can be written before there is any alarm
         self.identity_suspects = Gauge(
             PREFIX + "identity_suspects",
             "Identities that may be in use on two machines now.",
@@ -255,11 +256,11 @@ class Metrics:
         self.registry.register(self._devices)
 
     def count_query(self, result: str) -> None:
-        """A query of the mesh's names was dealt with."""
+        """Count a query of the mesh's names by its result."""
         self.dns_queries.labels(result).inc()
 
     def count_proof(self, result: str) -> None:
-        """A scatter proof came to this."""
+        """Count a scatter proof by its result."""
         self.scatter_proofs.labels(result).inc()
 
     def set_peers(self, by_state: Mapping[str, int]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is wrong between a node and its peers, read off what the node shows of them."""
+"""The faults between a node and its peers, read off what the node shows of them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,8 @@ def peer_faults(
 
 
 def partly_reachable(through: Sequence[tuple[str, Sequence[str]]], control_port: int) -> Iterator[Fault]:
-    """Faults of the peers that gossip reaches only by way of others: their names, each with those others'."""
+    """Faults of the peers that gossip reaches only by way of others. ``through`` has each peer's name with
+    the names of those others."""
     for name, via in sorted(through)[:MAX_PARTLY]:
         yield PARTLY_REACHABLE.fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(via)}, not from here, "
@@ -75,8 +76,8 @@ def is_up(link: LinkView) -> bool:
 
 
 def _dark(paths: Sequence[PathView]) -> dict[tuple[str, str], list[int]]:
-    """The dark dimensions of peers that answer on some other, and those that prove themselves for long. By
-    node id and name."""
+    """Return the dimensions that are dark, or have long been proving themselves, of peers that answer on some
+    other dimension; by node id and name."""
     dark: dict[tuple[str, str], list[int]] = {}
     answering = {view.node_id for view in paths if view.state == "up" and view.rtt_s is not None}
     for view in paths:

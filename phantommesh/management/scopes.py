@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a client of the API may do: `read` < `operate` < `admin`. A greater scope includes the lesser ones."""
+"""The rights of a client of the API: `read` < `operate` < `admin`. A greater scope includes the lesser
+ones."""
 
 from enum import Enum
 

@@ -137,7 +137,7 @@ class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
 
 class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     """How traffic to one peer is scattered. A peer that has no keys, or whose traffic takes dimension 0
-    alone, has none."""
+    alone, has no such view."""
 
     peer: str
     node_id: str
@@ -214,7 +214,7 @@ class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevocationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to POST /v1/revocations. ``already``: it was revoked before, and nothing changed."""
+    """The answer to POST /v1/revocations. ``already``: the node was revoked before, and nothing changed."""
 
     node_id: str
     name: str | None
@@ -243,7 +243,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened. ``seq`` counts from 1 in each run of the node; ``run`` names the run.
 
     A type is ``FAMILY.name``, or ``gap``: then ``data.missed`` events (of any type) up to ``seq`` are lost to
-    this reader, which was too slow, or asked for what is no longer kept.
+    this reader, which was too slow, or asked for events that are no longer kept.
     """
 
     seq: int
@@ -316,6 +316,6 @@ class NodePort(Protocol):
         self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
     ) -> RevocationResult:
         """Put a node, by name or node id, out of the mesh. ``force`` allows this node itself. With ``undo``
-        the root takes the node back, with ``undo_all`` it casts an authority out and takes back whom that one
-        revoked."""
+        the root takes the node back, with ``undo_all`` it casts an authority out and takes back the nodes
+        that the authority revoked."""
         ...

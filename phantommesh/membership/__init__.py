@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is alive: SWIM with Lifeguard, in which no member's word alone kills."""
+"""The members that are alive: SWIM with Lifeguard, in which no member's word alone kills."""

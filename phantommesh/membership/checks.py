@@ -47,7 +47,7 @@ class Checks:
 
     def _serve(self, _: None) -> None:
         core = self._core
-        self._armed = True  # so that who is put while one is asked waits
+        self._armed = True  # so that a member that is put while another is asked waits
         while core.clock >= self._next - 1e-9 and len(self):
             first, second = self._queues if self._turn else self._queues[::-1]
             queue = first or second

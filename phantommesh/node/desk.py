@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an authority does for its mesh: lets nodes in and renews their certificates."""
+"""An authority's work for its mesh: it lets nodes in and renews their certificates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from phantommesh.trust.revocations import MAX_SNAPSHOT
 # of its life; a few in a row are for disputes, and for answers that were lost on their way.
 RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
-# s, as a certificate's life: a member that died half-way may be off for a while
+# s, a certificate's life: a member that died half-way may be off for days
 REPLACE_WITHIN: Final = 7 * 86_400.0
 
 AUTHORITY_ANEW: Final = (
@@ -57,7 +57,8 @@ AUTHORITY_ANEW: Final = (
 
 
 class Desk:
-    """Every node has one. On a node that is no authority, each method that needs one raises TrustError."""
+    """Every node has a desk. On a node that is no authority, each method that needs an authority raises
+    TrustError."""
 
     def __init__(self, node: Holdings, ring: Keyring) -> None:
         self._node, self._ring = node, ring
@@ -82,7 +83,7 @@ class Desk:
         if node_id in self._node.revocations:
             raise TrustError("this node was revoked", fix="start over with a new state directory")
         _allow(self._joins, node_id, at, "this node has joined several times just now")
-        # One after the other: two newcomers must not be given one address or one name.
+        # Enrol one newcomer after the other: two must not be given one address or one name.
         admit = partial(self._admit, newcomer, request, name)
         enrolled: messages.Enrolled = yield Alone("enrolling", admit)
         return enrolled
@@ -111,8 +112,9 @@ class Desk:
             # else. Then the revocation, and only then the record: no member is two.
             yield spend
             yield from self.revoking.revoke(self.revoking.target(replaced), at, force=False)
-        # Before the invite is spent, so that a bad record costs it nothing; on disk before the newcomer
-        # hears of it, so that a crash cannot leave it with a mesh that does not know it.
+        # Keep the record before the invite is spent: a bad record then costs no invite. Have the record on
+        # disk before the newcomer hears of it: a crash then leaves no newcomer with a mesh that does not know
+        # it.
         yield Keep(SignedRecord.decode_untrusted(signed.encode()))
         yield Save()
         yield spend
@@ -144,7 +146,7 @@ class Desk:
 
     def _check_replaced(self, invite: InviteEntry, node_id: NodeId) -> NodeId | None:
         """Return the member whose place the invite is for, if any. Raises TrustError where that member was
-        revoked before the invite was used: a node that was put out does not come back by it."""
+        revoked before the invite was used: a node that was put out does not come back by its invite."""
         if not invite.replaces:
             return None
         replaced = parse_node_id(invite.replaces)
@@ -155,8 +157,8 @@ class Desk:
         return replaced
 
     def _check_rename(self, invite: InviteEntry, node_id: NodeId, name: str) -> None:
-        """A node comes again by an invite that it has used, as after a crash. Raises TrustError where it
-        wants one name after the other: each costs every member a record."""
+        """Raise TrustError where a node that comes again by its invite, as after a crash, asks for one name
+        after the other: each name costs every member a record."""
         held = self._node.roster.get(node_id)
         if invite.renames(node_id, name) and (held is None or held.member.name != name):
             used = invite.names_of(node_id)
@@ -166,8 +168,8 @@ class Desk:
             )
 
     def _check_endpoints(self, signed: SignedRecord, name: str, wall: float) -> None:
-        """Raise TrustError where the newcomer names an address that nobody here would send to. Others judge
-        for themselves; this tells an operator of a slip while it is easily mended."""
+        """Raise TrustError where the newcomer names an address that nobody here would send to. Members judge
+        for themselves; this check tells an operator of a slip while it is easily mended."""
         node = self._node
         _, record = open_record(node.root, signed, wall)
         mine = node.roster.get(self._me)
@@ -204,9 +206,9 @@ class Desk:
     def replace(self, entry: Entry, at: Moment) -> Work[messages.Replacement]:
         """Make an invite by which a member can join anew in place of itself. Raises TrustError or StateError.
 
-        It costs the member nothing until it is used, and then its present identity: so a member cannot be
-        two. Whoever holds the member's identity key can do this, the thief of a copy too, once: whichever of
-        the two is second finds itself revoked.
+        An unused invite costs the member nothing. A used one costs it its present identity, so that a member
+        cannot be two. The thief of a copy of the identity key can do this too, once: of the owner and the
+        thief, the second finds itself revoked.
         """
         authority_of(self._node)
         member = entry.member

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which group keys a node holds, which is due, and whose turn it is to make it. Sans-I/O.
+"""The group keys that a node holds, the key that is due, and the authority whose turn it is. Sans-I/O.
 
 ``now`` is any clock that only goes forward, in seconds; ``wall`` is unix time.
 """
@@ -33,8 +33,8 @@ PATIENCE: Final = 5.0  # s that each authority gives those before it to make the
 
 
 class Change(NamedTuple):
-    """What is other than before: ``keys`` are to be written to disk; ``secrets``, the admission secrets, are
-    to be told to the links."""
+    """The changes to act on. ``keys``: the keys are to be written to disk. ``secrets``: the links are to be
+    told the admission secrets."""
 
     keys: bool
     secrets: bool
@@ -44,7 +44,7 @@ NOTHING = Change(keys=False, secrets=False)
 
 
 class Merged(NamedTuple):
-    """What came of another member's keys: whether one is new here, why others were refused."""
+    """The outcome of another member's keys: whether one is new here, why others were refused."""
 
     new: bool
     refused: list[TrustError]
@@ -63,7 +63,7 @@ class HeldKeys:
         self.ring.shun(revocations)
 
     def restore(self, kept: bytes, now: float, wall: float) -> None:
-        """Begin with what the disk has of the keyring. Raises TrustError where it is damaged."""
+        """Begin with the keyring that is on disk. Raises TrustError where it is damaged."""
         self.ring.restore(kept, now, greatest_epoch(self._root, wall))
         self._follow(wall)
 
@@ -81,8 +81,8 @@ class HeldKeys:
         return NO_KEY if self.ring.active is None else self.ring.active.id
 
     def merge(self, keys: bytes, active: bytes, now: float, wall: float) -> Merged:
-        """Take in what another member gave out, after its revocations. ``active`` is what it sends with: so
-        may we. Raises TrustError where no key can be read."""
+        """Take in the keys that another member gave out, after its revocations. ``active`` is the key that it
+        sends with: so may we. Raises TrustError where no key can be read."""
         new, refused = take_keys(self.ring, keys, self._root, self._revocations, now, wall)
         promoted = self.ring.promote(active, now)
         return Merged(new, refused, self._follow(wall) if new or promoted else NOTHING)
@@ -92,7 +92,7 @@ class HeldKeys:
         return self._follow(wall) if self.ring.promote(key_id, now) else NOTHING
 
     def tick(self, now: float, wall: float) -> Change:
-        """Promote and retire what is due."""
+        """Promote and retire the keys that are due."""
         return self._follow(wall) if self.ring.tick(now) else NOTHING
 
     def due(self, wall: float) -> int | None:
@@ -101,8 +101,8 @@ class HeldKeys:
         return None if self._me in self._revocations else next_epoch(self.ring, self._revocations, wall)
 
     def ours(self, roster: Iterable[Entry], now: float, wall: float) -> bool:
-        """Whether this node, an authority, is the one to make the key that is due. To be asked about once a
-        second: the other authorities before this one get some time each."""
+        """Whether this node, an authority, is the one to make the key that is due. Ask about once a second:
+        each authority before this one gets some time first."""
         due = next_epoch(self.ring, self._revocations, wall) is not None
         authorities = [
             entry.member.node_id
@@ -112,7 +112,8 @@ class HeldKeys:
         return self._turn.ours(due, self._me, authorities, now)
 
     def install(self, key: GroupKey, now: float, wall: float) -> Change:
-        """Use a key that this node made. `Keyring.encode` of it has to be on disk before."""
+        """Use a key that this node made. The ring with this key in it (`Keyring.encode`) has to be on disk
+        before."""
         self.ring.install(key, now)
         return self._follow(wall)  # the ring may have let others go for it, or have begun to send with it
 
@@ -121,7 +122,8 @@ class HeldKeys:
 
 
 class KeyTurn:
-    """Which authority makes the key that is due: the first by node id, or whoever is next and has waited."""
+    """Decides which authority makes the key that is due: the first by node id, or the next one once it has
+    waited."""
 
     def __init__(self) -> None:
         self._due_since: float | None = None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node asks of other members since gossip told it of something: which records to look for, of whom,
-with whom to compare tables, whom to ask for group keys, and whether it was revoked. Sans-I/O.
+"""A node's questions to other members, after gossip told it of something: which records to look for and at
+which members, with whom to compare tables, whom to ask for group keys, and whether this node was revoked.
+Sans-I/O.
 
-`News.wish` takes what gossip wants asked, `News.next` gives out the task that is to be worked on next. A task
-is a generator that yields one `Step` after the other and is sent what came of it. Its owner holds the
-conversations, waits, and takes in what came; where a step fails it sends None.
+`News.wish` takes a question of gossip's, `News.next` gives out the task that is to be worked on next. A task
+is a generator that yields one `Step` after the other and is sent each step's result. The task's owner holds
+the conversations, waits, and takes in the answers; where a step fails, the owner sends None.
 
 ``now`` is gossip's clock, seconds; ``wall`` is unix time.
 """
@@ -33,9 +34,9 @@ Kind = Literal["fetch", "sync", "ask"]
 WORKERS: Final[Mapping[Kind, int]] = {"fetch": 3, "sync": 2, "ask": 2}  # tasks of each kind at one time
 SYNC_QUEUE: Final = 8
 ASK_QUEUE: Final = 64
-ASKED: Final = 3  # members asked for keys that no datagram says who has, until one answers
+ASKED: Final = 3  # members asked for keys, until one answers, where no datagram says who has them
 QUIET: Final = 5.0  # s without a genuine datagram
-DATA: Final = 256  # bytes received on one interface between two readings from which on it was not keepalives
+DATA: Final = 256  # bytes received on one interface between two readings; more of them is no keepalives
 STANDING_FIRST: Final = 1.0  # s between questions whether this node was revoked, at first and at most
 STANDING_MAX: Final = 15.0
 STANDING_ASKED: Final = 3  # members asked each time
@@ -55,8 +56,8 @@ Item = TypeVar("Item")
 
 
 class News:
-    """What one node asks of others. ``told`` are the members that membership was told of before, with the
-    hash of the record; ``learned`` hears how many seconds passed from first word of a record to its being
+    """One node's questions to others. ``told`` are the members that membership was told of before, with the
+    hash of the record. ``learned`` is called with the seconds from the first word of a record until it was
     verified here."""
 
     def __init__(
@@ -76,9 +77,9 @@ class News:
         carry_out: Callable[[list[Effect]], None],
     ) -> None:
         """``where`` gives the addresses of a member's record that may be used; ``may`` says whether somebody
-        may be spoken to at an address; ``reachable`` orders the members that can be called, those that it is
-        given first; ``linked`` says whether a member can be called. ``carry_out`` takes what gossip wants
-        done while a conversation goes on. ``requests`` seals questions to whoever is at an address."""
+        may be spoken to at an address; ``reachable`` returns the members that can be called, the given ones
+        first; ``linked`` says whether a member can be called. ``carry_out`` takes gossip's effects while a
+        conversation goes on. ``requests`` seals questions to whoever is at an address."""
         self._roster, self._revocations, self._gossip = roster, revocations, gossip
         self._requests, self._where, self._may = requests, where, may
         self._reachable, self._linked, self._carry_out = reachable, linked, carry_out
@@ -90,9 +91,9 @@ class News:
         self.dropped: Counter[str] = Counter()
         self._to_sync = deque[bytes | Address]()
         self._to_ask = deque[AskKeys]()
-        self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # what the interfaces had, and when
+        self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # bytes, and when they were read
 
-    # What is told to it.
+    # News from outside.
 
     def roster_changed(self, now: float, wall: float) -> None:
         """Tell membership of records that are new here, and of members that were revoked."""
@@ -102,8 +103,9 @@ class News:
         self._received = {peer: seen for peer, seen in self._received.items() if peer in self.told}
 
     def read_interfaces(self, received: Mapping[NodeId, Sequence[int]], now: float) -> None:
-        """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life, and it
-        came after the reading before this one. Keepalives and handshakes are WireGuard's own."""
+        """Take the bytes that each member's WireGuard has brought so far, by dimension. Data is a sign of
+        life from after the last reading. Keepalives and handshakes are none: WireGuard sends them by
+        itself."""
         for peer, counts in received.items():
             before, then = self._received.get(peer, (counts, now))
             self._received[peer] = counts, now
@@ -116,8 +118,8 @@ class News:
         return now - self._gossip.heard_at > QUIET
 
     def wish(self, wanted: FetchRecord | Sync | AskKeys, now: float, wall: float) -> bool:
-        """Queue what gossip wants asked, if there is room; say whether it was. What matters is asked for
-        again."""
+        """Queue a question of gossip's, if there is room; say whether it was queued. Gossip asks again for
+        anything that matters."""
         match wanted:
             case FetchRecord():
                 told, fetch = self._acquaintance.wished(wanted, now, wall)
@@ -130,7 +132,7 @@ class News:
 
     def _want(self, wanted: FetchRecord, now: float) -> bool:
         if NodeId(wanted.node) in self._roster.waiting:
-            self.dropped["gossip-fetch-paced"] += 1  # it makes too many; membership asks again
+            self.dropped["gossip-fetch-paced"] += 1  # the node makes too many records; membership asks again
             return False
         queued = self.fetching.want(wanted, now)
         if not queued and self.fetching.full:
@@ -144,7 +146,7 @@ class News:
         queue.append(item)
         return True
 
-    # What is to be done.
+    # Tasks.
 
     def next(self, kind: Kind, now: Callable[[], float], wall: Callable[[], float]) -> Task | None:
         """Take the next task of a kind; None where there is none. At most `WORKERS` of a kind are to be under
@@ -165,7 +167,7 @@ class News:
             self.fetching.over(batch)
 
     def fetch(self, batch: Sequence[FetchRecord]) -> Task:
-        """Fetch the records that are said to exist, those that wait together."""
+        """Fetch a batch of records that are said to exist."""
         yield from asking.look_for(
             batch, self._roster, member_at=self._member_at, callable=self._reachable, where=self._where
         )
@@ -209,25 +211,26 @@ class News:
             return NodeId(peer)
         return next((node_id for node_id in self.told if peer in self._where(node_id)), None)
 
-    # Whoever is at an address, its own record above all: there is nobody else to ask while those who know it
-    # are away, and no link with it without its record.
+    # Questions to whoever is at an address, above all for that node's own record. Nobody else can be asked
+    # while the members that know the node are away, and no link comes about without its record.
 
     def question(self, step: asking.CallUnlinked) -> bytes | None:
-        """The sealed question for records; None where it may not be asked."""
+        """Return the sealed question for records; None where nothing may be sent to the address."""
         if not self._may(None, step.address.host):
             self.dropped["gossip-record-forbidden"] += 1
             return None
         return self._requests.seal(0, b"".join(step.hashes)) if self._requests.ready else None
 
     def answered(self, step: asking.CallUnlinked, question: bytes, answer: bytes) -> asking.Keep | None:
-        """The records to keep of an answer. Raises EnvelopeError or ControlError for one that is none."""
+        """Return the records of an answer that are to be kept. Raises EnvelopeError or ControlError for bytes
+        that are no answer."""
         told = messages.decode_answer_untrusted(self._requests.open_answer(question, answer))
         return asking.asked_for(told.records, step.hashes) if isinstance(told, messages.Records) else None
 
 
 class Standing:
-    """When a node asks others whether it was revoked, and whom. While it is quiet, or this node is revoked,
-    nobody links with it or gossips to it: it hears of its revocation this way, and of its pardon."""
+    """Decides when a node asks others whether it was revoked, and which members. Members stop linking with a
+    revoked node and gossiping to it: it hears of its revocation, and of its pardon, no other way."""
 
     def __init__(self, me: NodeId, rng: Random, first: float) -> None:
         """``first`` is when to `look` for the first time."""
@@ -236,7 +239,7 @@ class Standing:
         self.due = first
 
     def look(self, roster: Roster, now: float, *, quiet: bool, revoked: bool) -> list[Entry]:
-        """Whom to ask now. Nobody before ``due``."""
+        """Return the members to ask now: none before ``due``."""
         if now < self.due:
             return []
         asked = list[Entry]()
@@ -254,7 +257,7 @@ def agreement(
     roster: Roster, node: bytes, draw: int, agree: Callable[[int, bytes], bytes | None]
 ) -> bytes | None:
     """See `membership.carrying.Agree`: X25519 of the two nodes' WireGuard keys in one dimension, which their
-    signed records name. One that is being replaced may differ for a moment; others do not. ``agree`` is
-    `WgKeys.agree` of this node's keys."""
+    signed records name. While a key is being replaced, the two ends may have different values for a moment.
+    ``agree`` is `WgKeys.agree` of this node's keys."""
     entry, dimension = roster.get(NodeId(node)), draw % DIMENSIONS
     return None if entry is None else agree(dimension, entry.record.wg_keys[dimension])

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """This node's certificate and its authority's, in DER, and what the former says."""
+    """This node's certificate and its authority's, in DER; ``member`` is what the former says."""
 
     node_cert: bytes
     authority_cert: bytes
@@ -68,7 +68,7 @@ OwnWork = Generator[OwnStep, Any, T]
 
 
 class Own:
-    """This node as others know it. ``words`` makes the record, unsigned, of WireGuard keys and a record
+    """This node as others know it. ``words`` makes the record, unsigned, from WireGuard keys and a record
     number."""
 
     def __init__(
@@ -81,12 +81,12 @@ class Own:
         self._node, self._words = node, words
         self._me = node.identity.node_id
         self.certified, self.wg_keys = certified, wg_keys
-        self._reserved = wg_keys.seq  # what earlier runs may have given out; this one adds its own on disk
+        self._reserved = wg_keys.seq  # the greatest number that earlier runs may have given out
         self.renewal_error: PhantomMeshError | None = None
 
     @property
     def member(self) -> Member:
-        """What this node's certificate says."""
+        """This node, as its certificate describes it."""
         return self.certified.member
 
     @property
@@ -96,9 +96,9 @@ class Own:
     # The record.
 
     def record(self, wall: float) -> SignedRecord | None:
-        """Return our record, signed, if it says anything that the roster's does not; else None. So it is also
-        where the roster came back with a record of ours that we have no memory of, after the state was
-        restored from a backup. Raises RecordError where nobody would accept it.
+        """Return our record, signed, if it says anything that our record in the roster does not; else None.
+        The two also differ after the state was restored from a backup, when the mesh brings back a record of
+        ours that we do not remember. Raises RecordError where nobody would accept our record.
         """
         if self._revoked:
             return None
@@ -121,7 +121,7 @@ class Own:
     def reserve(self, at: Moment) -> OwnWork[None]:
         """Do this once, before the first `record`. It reserves record numbers on disk, so that a run that
         ends before it has saved the roster does not reuse them. It also dates keys of unknown age from now,
-        so that they grow old across restarts too. Where the disk refuses, the node does without."""
+        so that they grow old across restarts too. If the disk refuses, the node does without."""
         if self.wg_keys.in_place:
             yield Told(
                 "own",
@@ -163,7 +163,7 @@ class Own:
         return self.dispute(wall) is not None or (issuer is not None and issuer in self._node.revocations)
 
     def dispute(self, wall: float) -> Dispute | None:
-        """What we have to give up to another member, if anything."""
+        """Return the dispute in which we have to give up our address or name, if there is one."""
         return next(
             (
                 dispute
@@ -174,7 +174,8 @@ class Own:
         )
 
     def shared_dimension(self, wall: float) -> int | None:
-        """A dimension whose key another member holds too, as it proved: such a key protects nothing any more.
+        """Return a dimension whose key another member holds too, as that member proved. Such a key protects
+        nothing any more.
 
         None if there is none.
         """
@@ -225,7 +226,7 @@ class Own:
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:
-    """Raise TrustError unless a node may take the invite to replace its own identity by."""
+    """Raise TrustError unless a node may replace its own identity by this invite."""
     invite.check_expiry(wall)
     if invite.root_hash != mesh.root_hash or invite.role is Role.AUTHORITY:
         raise TrustError("the authority gave an invite to something else", fix="ask another authority")

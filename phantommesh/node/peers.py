@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who the peers of a node are, and what its links and interfaces are to know of them. Sans-I/O.
+"""A node's peers: which members they are, and what its links and interfaces are to know of them. Sans-I/O.
 
-A member goes by many names on its way from the roster to the kernel. This is which comes from which:
+A member goes by many names on its way from the roster to the kernel. The table says which kind comes from
+which:
 
 | kind | of | comes from |
 |---|---|---|
@@ -57,7 +58,7 @@ class Reached(NamedTuple):
 
 
 class Keyed(NamedTuple):
-    """What the keys of one peer's link come to, for the scatterer and for the paths."""
+    """The state of one peer's keys, for the scatterer and for the paths."""
 
     scatter: ScatterPeer
     reached: Reached
@@ -65,8 +66,8 @@ class Keyed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one reading of the interfaces shows of a peer: ``handshakes`` are the times of the last on each
-    dimension on the links' clock (None: never), ``wg_keys`` the peer's keys as this node uses them."""
+    """One reading of the interfaces about a peer: ``handshakes`` are the times of the last on each dimension
+    on the links' clock (None: never), ``wg_keys`` the peer's keys as this node uses them."""
 
     peer: NodeId
     reading: PeerReading
@@ -105,15 +106,15 @@ class Peers:
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
-        self._left: dict[NodeId, tuple[bytes, ...]] = {}  # of those in a dispute, the keys left to use
+        self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
 
     def look(
         self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
     ) -> None:
-        """Note who the peers are at ``wall``, unix time. ``revoked``: this node is, so it speaks to nobody.
-        ``linked`` are the only members to keep links with; None: all."""
+        """Note who the peers are at ``wall``, unix time. ``revoked``: this node was revoked, so it speaks to
+        nobody. ``linked`` are the only members to keep links with; None: all."""
         everyone = [entry for entry in roster if entry.member.node_id != self._me]
         self.authorities = [entry for entry in everyone if entry.member.role is Role.AUTHORITY]
         valid = [] if revoked else [entry for entry in everyone if entry.valid(wall)]
@@ -153,7 +154,8 @@ class Peers:
         return peers
 
     def seeds(self) -> Iterator[Address]:
-        """Where the mesh is found again: at the authorities, also those whose certificate has run out."""
+        """Yield the addresses at which the mesh is found again: the authorities', also where a certificate
+        has run out."""
         for entry in self.authorities:
             yield from self._where(entry)
 
@@ -161,19 +163,19 @@ class Peers:
 
     @property
     def devices(self) -> Mapping[str, DeviceConfig]:
-        """What the seven interfaces should be now, by name; none before the first `arrange`."""
+        """The seven interfaces as they should be now, by name; none before the first `arrange`."""
         return self._desired.devices()
 
     def arrange(self, own: OwnSide) -> list[ScatterPeer]:
-        """Make the interfaces those of all `entries`, at our own end ``own``; return all that is scattered
-        to. The links must know the entries already."""
+        """Make the interfaces anew for all `entries`; ``own`` is our own end. Return the peers that traffic
+        is scattered to. The links must know the entries already."""
         placed = [entry for entry in self.entries if self._placed(entry)]
         self._desired.replace(own, map(self._mesh_peer, placed))
         return [self._scatter_peer(entry) for entry in placed]
 
     def keyed(self, peer: bytes) -> Keyed | None:
-        """The desired PSKs of a peer have changed (`Install`), or where it may be dialled: have its part of
-        the interfaces follow. None for a peer that is kept out of them."""
+        """Have one peer's part of the interfaces follow its desired PSKs (`Install`) and the dimensions on
+        which it may be dialled. None for a peer that is kept out of the interfaces."""
         entry = self.get(peer)
         if entry is None or not self._placed(entry):
             return None
@@ -185,8 +187,8 @@ class Peers:
         return [self._reached(entry) for entry in self.entries if self._placed(entry)]
 
     def read(self, entry: Entry, actual: Mapping[str, DeviceState], now: float, wall: float) -> Seen:
-        """What the interfaces hold of one of `entries`, as just read. ``now`` is the links' clock, ``wall``
-        unix time, by which WireGuard dates its handshakes."""
+        """Return what the interfaces hold of one of `entries`, as just read. ``now`` is the links' clock,
+        ``wall`` unix time, by which WireGuard dates its handshakes."""
         peer, wg_keys = entry.member.node_id, self.wg_keys_of(entry)
         reading = read_peer(actual, self._names, wg_keys, self._links.psks(peer))
         self._located[peer] = reading.located
@@ -194,7 +196,7 @@ class Peers:
         return Seen(peer, reading, tuple(seen), wg_keys)
 
     def _placed(self, entry: Entry) -> bool:
-        """Whether the interfaces have a peer: not without any key."""
+        """Whether the interfaces have a peer: a peer without any usable key is left out."""
         return any(map(any, self.wg_keys_of(entry)))
 
     def _mesh_peer(self, entry: Entry) -> MeshPeer:
@@ -243,8 +245,8 @@ def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tupl
 
 
 def generation_of(membership: Membership, peer: bytes) -> int | None:
-    """How often a member has started, as gossip counts it; None where gossip knows of none, or still holds
-    the member for gone: then the news of a start is on its way."""
+    """Return how often a member has started, as gossip counts it. None where gossip knows of no start, or
+    still holds the member for gone: then the news of a start is on its way."""
     member = membership.member(peer)
     gone = member is None or member.state in (State.DEAD, State.LEFT)
     return None if member is None or gone else member.generation

@@ -40,7 +40,8 @@ class Target:
 
 
 def authority_of(node: Holdings) -> Authority:
-    """What this node signs with as an authority. Raises TrustError where it is none in good standing."""
+    """Return what this node signs with as an authority. Raises TrustError where it is no authority in good
+    standing."""
     if node.authority is None:
         names = [entry.member.name for entry in node.roster if entry.member.role is Role.AUTHORITY]
         raise TrustError("this node is not an authority", fix=f"ask one: {', '.join(names) or 'none known'}")
@@ -56,10 +57,10 @@ class Revoking:
         self._node, self._me = node, node.identity.node_id
 
     def find(self, wanted: str) -> Target:
-        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError or
-        AmbiguousNameError for a name that is not one node's.
+        """Find the node to revoke or to take back, by node id or name. Raises UnknownMemberError for a name
+        that no node has, AmbiguousNameError for one that several have.
 
-        A node id is taken though nobody here knows it: others may.
+        A node id that this node does not know is taken all the same: others may know it.
         """
         roster = self._node.roster
         try:
@@ -78,12 +79,13 @@ class Revoking:
         return self.target(node_id)
 
     def target(self, node_id: NodeId) -> Target:
-        """What is known of a node that may be revoked."""
+        """Return what is known of a node that may be revoked."""
         known = {entry.member.node_id: entry for entry in self._node.roster.everyone()}
         return Target(node_id, known.get(node_id), self._node.revocations.get(node_id))
 
     def check_revoke(self, target: Target, *, force: bool) -> Authority:
-        """Raise TrustError unless this node may and should revoke that one."""
+        """Return what this node signs with. Raises TrustError unless this node may and should revoke the
+        target."""
         authority = authority_of(self._node)
         if target.node_id == self._me and not force:
             raise TrustError(
@@ -93,18 +95,19 @@ class Revoking:
         return authority
 
     def check_room(self, target: Target, at: Moment, *, force: bool) -> Work[None]:
-        """Raise TrustError where `revoke` would for want of room."""
+        """Raise TrustError where `revoke` would find no room."""
         authority, planned = self.check_revoke(target, force=force), self._node.revocations.copy()
         if target.revoked is None:
             yield Compute(partial(planned.prepare, authority, target.node_id, at.wall))
 
     def revoke(self, target: Target, at: Moment, *, force: bool) -> Work[Revoked]:
-        """Put a node out of the mesh, for ever unless the root takes it back: on disk when this returns, and
-        on its way to all. What an authority revoked until now this one signs anew before: else it would be
-        undone for those who hear of that one's revocation first.
+        """Put a node out of the mesh, for ever unless the root takes it back. The revocation is on disk when
+        this returns, and on its way to all. If the target is an authority, this one first signs the target's
+        own revocations anew: else they would not count with members that hear of the target's revocation
+        first.
 
-        The group key changes with it. Raises TrustError, also where there is no room; or StateError where it
-        could not be written; then it holds here all the same, and is written again later.
+        The group key changes too. Raises TrustError, also where there is no room. Raises StateError where the
+        revocation could not be written: it holds here all the same, and is written later.
         """
         authority, revocations = self.check_revoke(target, force=force), self._node.revocations
         if target.revoked is not None:
@@ -119,7 +122,7 @@ class Revoking:
             yield Hold(made)
             return len(made) - 1
 
-        # Alone: from whether there is room until it is taken.
+        # Alone: no other revocation may take the room between the check and the statement.
         found: Revoked | int = yield Alone("revoking", sign)
         if isinstance(found, Revoked):
             return found
@@ -141,11 +144,11 @@ class Revoking:
         return revoked
 
     def undo(self, target: Target, at: Moment, *, cast_out: bool, dry_run: bool) -> Work[int]:
-        """Have the root take a node back; or, with ``cast_out``, put an authority out together with all that
-        it revoked. Say how many nodes that takes back. On disk when this returns. Raises TrustError or
-        StateError.
+        """Have the root take a node back; or, with ``cast_out``, put an authority out and undo all its
+        revocations. Return how many nodes that takes back. The root's word is on disk when this returns.
+        Raises TrustError or StateError.
 
-        It works on a machine that is revoked itself, since a rogue will have thought of that first.
+        A machine that was itself revoked can do this: a rogue will revoke that machine first.
         """
         revocations = self._node.revocations
         root_key: Identity = yield ReadRootKey("undo revocations")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node answers its members over a control channel, and how fast."""
+"""A node's answers to its members over a control channel, and how fast it gives them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.SyncClose: (2.0, 40),
     messages.Turn: (2.0, 40),  # each has counters read
     messages.Prove: (4.0, 100),
-    messages.Renew: (0.2, 20),  # how many are granted is less: see `node.desk`
+    messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
 }
@@ -62,7 +62,7 @@ class AnswerSync:
 
 @dataclass(frozen=True, slots=True)
 class FinishSync:
-    """Take the last message of a member's sync in: `Membership.sync_finish`. GossipError may be thrown."""
+    """Take in the last message of a member's sync: `Membership.sync_finish`. GossipError may be thrown."""
 
     rest: bytes
     peer: NodeId
@@ -81,8 +81,8 @@ ServingWork = Generator[ServingStep, Any, T]
 
 
 class Serving:
-    """Answers what others ask. ``verifications`` is what each member may have this node verify: announcements
-    are paid for by it. ``proofs`` says whether this node keeps scatter proofs."""
+    """Answers the requests of others. ``verifications`` limits how much each member may have this node
+    verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs."""
 
     def __init__(
         self, node: Holdings, ring: Keyring, desk: Desk, verifications: Rates[bytes], *, proofs: bool
@@ -93,8 +93,8 @@ class Serving:
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
 
     def serve(self, party: Party, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
-        """Answer one request. What an operator or a member did wrong is a `Refused` answer; a member that
-        asks too much waits."""
+        """Answer one request. A mistake of an operator or a member is a `Refused` answer; a member that asks
+        too much waits."""
         let_in = yield from self._pace(self.rates.get(type(request), self._others), party, at)
         if let_in is None:
             return messages.Refused("too many requests of this kind", f"ask again in {PATIENCE:.0f} s")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node's decisions want done before they go on, and what they read.
+"""The steps that a node's decisions want done before they go on, and the holdings that they read.
 
 A piece of work is a generator. It yields a step, and is sent the step's result; an error that the step ended
 with is thrown into it. The driver has the disk, the threads, the clock and the sockets. `Moment` tells the
@@ -36,7 +36,7 @@ class Moment(NamedTuple):
 
 
 class Holdings(Protocol):
-    """What a node has. Roster, revocations and admission secrets change while the node runs."""
+    """The things that a node has. Roster, revocations and admission secrets change while the node runs."""
 
     @property
     def identity(self) -> Identity:
@@ -48,11 +48,11 @@ class Holdings(Protocol):
 
     @property
     def mesh(self) -> Mesh:
-        """What the root certificate says of the mesh."""
+        """The mesh, as the root certificate describes it."""
 
     @property
     def authority(self) -> Authority | None:
-        """What an authority signs with; None on any other node."""
+        """The key and the certificate that an authority signs with; None on any other node."""
 
     @property
     def admission(self) -> MeshSecrets:
@@ -86,7 +86,7 @@ class Party(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run this in a thread: it takes milliseconds. The result is what it returns."""
+    """Run this in a thread: it takes milliseconds. The result is the job's."""
 
     job: Callable[[], object]
 
@@ -94,7 +94,7 @@ class Compute:
 @dataclass(frozen=True, slots=True)
 class Alone:
     """Do this work while no other work of that kind is under way. The work is given the moment at which its
-    turn has come. The result is what it returns."""
+    turn has come. The result is the work's."""
 
     kind: Literal["enrolling", "revoking"]
     work: Callable[[Moment], Work[Any]]

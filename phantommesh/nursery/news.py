@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the parts of a node tell: a closed union, to which `weaving` reacts by one match.
+"""The news that the parts of a node tell: a closed union, to which `weaving` reacts by one match.
 
-A part is made before what listens to it. So each part is given one `Teller`, and no part knows another's
-reaction.
+A part is made before its listeners. So each part is given one `Teller`, and no part knows another's reaction.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class PeersChanged:
 
 @dataclass(frozen=True, slots=True)
 class SecretsChanged:
-    """Another group key brought another admission secret, or one is not sent with any more."""
+    """A group key brought an admission secret, or one is no longer used to send."""
 
 
 @dataclass(frozen=True, slots=True)

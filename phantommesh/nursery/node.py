@@ -89,7 +89,7 @@ class Node:
                 stop_api.set()
                 with trio.move_on_after(2 * GRACE):
                     await api_stopped.wait()
-                if not parts.succession.done.is_set():  # else nobody listens to the old identity any more
+                if not parts.succession.done.is_set():  # a replaced identity has nobody left that listens
                     with trio.move_on_after(LEAVE):
                         await parts.gossip.leave()
                 with trio.move_on_after(GRACE), suppress(PhantomMeshError):
@@ -102,8 +102,8 @@ class Node:
                     await self._take_interfaces_down()
 
     async def _take_interfaces_down(self) -> None:
-        """Remove what carries the overlay's traffic. The overlay's range is closed before, is kept closed
-        meanwhile and stays so: what is sent to it now must not leave by the default route."""
+        """Remove the interfaces that carry the overlay's traffic. The overlay's range is closed before, and
+        stays closed: packets to it must not leave by the default route."""
         parts = self.parts
         with suppress(PhantomMeshError):
             await parts.overlay.converge()

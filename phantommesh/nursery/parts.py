@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a running node has, and how the parts are made. How the parts act on each other is in `weaving`."""
+"""The parts of a running node, and how they are made. `weaving` says how the parts act on each other."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class Parts:
         return (getattr(self, field.name) for field in fields(self))
 
     def dropped(self) -> Counter[str]:
-        """What all parts have dropped so far, by reason. A part that drops has a counter ``dropped``."""
+        """Counts of all that the parts have dropped so far, by reason. A part that drops has a counter
+        ``dropped``."""
         counts = Counter[str]()
         for part in self.each():
             dropped = getattr(part, "dropped", None)
@@ -126,10 +127,10 @@ def make_parts(
     config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
     generation: int, tell: Tell,
 ) -> Parts:  # fmt: skip
-    """Make the parts of a node; nothing runs yet. What a part needs is made before it.
+    """Make the parts of a node; nothing runs yet. Each part is made after the parts that it needs.
 
-    ``generation`` is greater than at any start before: `nodestate.next_generation`. ``overlay`` has begun:
-    the overlay's range is closed.
+    ``generation`` is greater than at any start before: `start.next_generation`. ``overlay`` has begun: the
+    overlay's range is closed.
     """
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
@@ -292,12 +293,12 @@ def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Ad
 
 
 def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
-    """Where to find the mesh again: what the config says, and the authorities."""
+    """The addresses at which to find the mesh again: the configured seeds, and the authorities."""
     return (*places.seeds(), *peers.seeds())
 
 
 def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
-    """What the guard should be now."""
+    """The guard as it should be now."""
     wireguard = config.wireguard
     return Guard(
         master_name(wireguard.prefix),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a node reacts: what one part tells changes others. One match over all news, and what comes of each."""
+"""How a node reacts to the news of its parts: one match over all news, and the longer reactions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ from phantommesh.wireguard.desired import OwnSide
 
 
 class Weaving:
-    """The reactions of one node. ``recorder`` and ``reporter`` are told of what an operator may ask for."""
+    """The reactions of one node. ``recorder`` and ``reporter`` are told of anything that an operator may ask
+    for."""
 
     def __init__(self, parts: Parts, reporter: Reporter, recorder: Recorder) -> None:
         self._parts, self._reporter, self._recorder = parts, reporter, recorder
 
     def react(self, news: News) -> None:
-        """Have all parts follow what one of them told."""
+        """Have the other parts follow the news of one part."""
         parts = self._parts
         match news:
             case PeersChanged():
@@ -76,14 +77,14 @@ class Weaving:
             self._parts.driver.receive(datagram, source)
 
     def peers_changed(self) -> None:
-        """Look anew who the peers are: tell links and interfaces."""
+        """Find out anew who the peers are, and tell links and interfaces."""
         parts = self._parts
         now, wall, revoked = trio.current_time(), time(), parts.keeper.is_revoked()
         parts.peers.look(parts.keeper.roster, wall, revoked=revoked)
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
         auths = parts.peers.auths(now, wall)
-        if not revoked:  # else the news of it still has to go out to the others
+        if not revoked:  # a revoked node still passes the news of its revocation on
             parts.sessions.retain(parts.peers.standing)
         parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
         parts.copies.retain(auths)
@@ -102,7 +103,7 @@ class Weaving:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Who the peers are, or our own end, has changed: make the interfaces anew."""
+        """Make the interfaces anew: the peers, or our own end, have changed."""
         parts = self._parts
         settings, keys = parts.config.wireguard, parts.own.wg_keys
         own = OwnSide(
@@ -134,7 +135,8 @@ class Weaving:
         parts.own.publish()
 
     def _read_back(self, news: ReadBack) -> None:
-        """Tell the links what PSKs and handshakes the interfaces hold, and all others what moved."""
+        """Tell the links which PSKs and handshakes the interfaces hold, and other parts how much traffic
+        moved."""
         parts, actual = self._parts, news.actual
         parts.scattering.devices(actual)
         parts.paths.devices(actual)

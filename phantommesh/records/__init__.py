@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What nodes say of themselves, signed; the roster of all of it; and which of it two rosters do not share."""
+"""The signed records of nodes, the roster of all records, and the records that two rosters do not share."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each node says of itself, signed: where it is, and its WireGuard keys."""
+"""A node's record: its own words on itself, signed. It says where the node is, and its WireGuard keys."""
 
 import hashlib
 from typing import Annotated, Final, Self, TypeVar

@@ -266,7 +266,7 @@ class Roster:
 
     def claimed_since(self, since: Mapping[NodeId, Mapping[bytes, int]]) -> None:
         """Say in which order members came to claim their WireGuard keys: for each member and key a number,
-        smaller for who claimed it earlier."""
+        smaller for a member that claimed it earlier."""
         for claim in self._contested:
             if isinstance(claim, bytes):
                 self._claims[claim].sort(key=lambda node_id: since.get(node_id, {}).get(claim, 0))

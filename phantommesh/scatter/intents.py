@@ -2,7 +2,7 @@
 """Intents: what a mesh, or one of its peers, wants of the scatter, and what is done for it.
 
 ``speed`` is a single TCP flow's throughput over unequal paths, ``order`` is packets of a flow that do not
-overtake each other, ``private`` is that who watches one path learns little of the whole. The experiments
+overtake each other, ``private`` is that an observer of one path learns little of the whole. The experiments
 behind each choice are in docs/scatter.md and docs/traffic-analysis.md.
 """
 

@@ -43,8 +43,8 @@ class EpochKeys:
 
 
 def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch, *, unequal: bool = False) -> EpochKeys:
-    """Derive an epoch's keys from the link's scatter secret. ``sender`` is the node id of who sends by the
-    map, so the two directions have different ones.
+    """Derive an epoch's keys from the link's scatter secret. ``sender`` is the node id of the node that sends
+    by the map, so the two directions have different ones.
 
     The factors are uniform around 1, or with ``unequal`` the cubes of numbers above 0 to 1, whose shares are
     much like a draw from Dirichlet(1/3): two or three of the seven have most of it. A cube is the same number

@@ -83,7 +83,8 @@ def make_group_key(
 def verify_group_key(key: GroupKey, root: x509.Certificate, revocations: Revocations, now: float) -> None:
     """Raise TrustError unless an authority in good standing made this key.
 
-    `revocations` must include those that came with the key: who holds a key knows whom it shuts out.
+    `revocations` must include those that came with the key: a node that holds a key knows which nodes it
+    shuts out.
     """
     if len(key.key) != KEY_BYTES or len(key.revoked) != 32:
         raise TrustError("the group key's fields have wrong lengths")

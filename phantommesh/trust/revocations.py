@@ -347,7 +347,7 @@ class Revocations:
         return revocations
 
     def _authority(self, one: Revocation, now: float) -> tuple[MLDSA65PublicKey, NodeId, bytes]:
-        """The key, the node and the certificate's hash of who signed. Raises TrustError for no authority."""
+        """The signer's key, node and certificate hash. Raises TrustError where the signer is no authority."""
         der = one.authority_cert
         if der not in self._authorities:
             self._authorities[der] = verify_authority(self.root, der, now), _signer(der), _hash(der)

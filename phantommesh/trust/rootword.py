@@ -2,8 +2,9 @@
 """The root's words on revocations: which are void, and which authority's all are. It has the last word.
 
 A revocation names the newest root's word that its signer knew. So a word voids what was signed without
-knowledge of it, whenever that arrives, and what an authority signs in knowledge of it stands: whom the root
-took back may be revoked again. That does not depend on clocks, nor on the order in which anything came.
+knowledge of it, whenever that arrives, and a revocation that an authority signs in knowledge of it stands: a
+node that the root took back may be revoked again. That does not depend on clocks, nor on the order in which
+anything came.
 """
 
 import hashlib

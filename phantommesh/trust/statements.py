@@ -160,7 +160,7 @@ class Statements:
         known = self._after(one)
         for who in (signer, one.origin):
             if (last := self._said.get(who)) and last[-1][1]:
-                return True  # whose authority is cast out now knew that or did not: both make it void
+                return True  # its authority is cast out now: signed knowing that or not, it is void
         if known is None:
             return False
         if any(order > known and not out for order, out in self._said.get(one.node_id, ())):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node's seven WireGuard key pairs: their file, their ports, and when which of them is to be replaced.
 
-A replaced dimension gets another port with its new key, so that who watches one sees neither go on. Ports
-take turns: dimension i has ``base_port + i``, or that plus 7, 14, ... as many as the configuration says.
+A replaced dimension gets another port with its new key, so that an observer of either sees neither go on.
+Ports take turns: dimension i has ``base_port + i``, or that plus 7, 14, ... as many as the configuration
+says.
 """
 
 from __future__ import annotations

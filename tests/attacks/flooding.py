@@ -50,7 +50,8 @@ class Flood:
         ).init  # fmt: skip
 
     def datagrams(self, source: Address, now: float) -> list[bytes]:
-        """What to send from an address: a whole INIT, or a request for a cookie where there is none yet."""
+        """The datagrams to send from an address: a whole INIT, or a request for a cookie where there is none
+        yet."""
         cookie, since = self.cookies.get(source, (b"", float("-inf")))
         if now > since + COOKIE_LIFE:
             self.sent["cookie request"] += 1

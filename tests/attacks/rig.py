@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an attacker has: a machine on the underlay, or a member's own keys."""
+"""The means of an attacker: a machine on the underlay, or a member's own keys."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def keyed(one: Node, other: Node) -> bool:
 
 
 class SlowNews:
-    """What comes to a node, without the news of one member, until they are let through."""
+    """All that comes to a node, but for the news of one member, which waits until it is let through."""
 
     def __init__(self, at: Node, of: NodeId) -> None:
         self._of, self.slow = of, True
@@ -157,10 +157,10 @@ NODES = 3
 INSIDER = """
 import sys
 from msgspec import structs
-import phantommesh.nursery.node, phantommesh.nursery.members.own, phantommesh.records.roster
+import phantommesh.nursery.node, phantommesh.nursery.members.own, phantommesh.records.record
 from phantommesh.cli import main
 
-phantommesh.records.roster.proves = lambda *_: True  # it believes itself
+phantommesh.records.record.proves = lambda *_: True  # it believes itself
 phantommesh.nursery.node.REFRESH = 0.1
 make_record = phantommesh.nursery.members.own.make_record
 publish = phantommesh.nursery.members.own.OwnRecord.publish

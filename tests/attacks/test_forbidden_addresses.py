@@ -2,7 +2,7 @@
 """A member says that it is where it may not be: at an overlay address, on the victim's loopback, at a
 metadata service, on a container bridge. Nobody sends anything there.
 
-The member signs with its real keys. What it announces goes through all of a node's own code: links, gossip,
+The member signs with its real keys. Its announcements go through all of a node's own code: links, gossip,
 channels, the WireGuard devices. `test_forbidden_addresses_lab` plays the worst of it between machines.
 """
 
@@ -224,7 +224,7 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 def overlay_of(node: Node, insider: Identity) -> list[str]:
-    """The victim's own overlay addresses, and those of who attacks it."""
+    """The victim's own overlay addresses, and the attacker's."""
     entry = node.parts.keeper.roster.get(insider.node_id)
     assert entry is not None
     me, other = node.parts.own.member, entry.member

@@ -34,7 +34,8 @@ MELTING = 2_000_000  # bytes at which the measuring ends at once
 INSIDER = """
 import pathlib, sys
 from msgspec import structs
-from phantommesh.nursery import node, own
+from phantommesh.nursery import node
+from phantommesh.nursery.members import own
 true, lies = own.make_record, pathlib.Path(sys.argv[1])
 def said(*a, **k):
     record = true(*a, **k)
@@ -168,7 +169,7 @@ def test_an_operators_slip_is_refused_before_anything_starts(spec: LabSpec, mesh
 
 
 READ_HOST = """
-from phantommesh.nursery.hostroutes import read_host
+from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.reachable import Reach
 reach = Reach(host=read_host())
 for host in ("172.17.0.2", "fd17::2", "172.17.0.1", "172.17.255.255", "10.201.0.9", "10.66.0.9", "10.77.0.1"):
@@ -207,8 +208,8 @@ def test_a_machine_knows_its_own_bridges_and_uplinks(mesh: up.LabResult, neighbo
 
 LOOK = """
 from ipaddress import ip_network
-from phantommesh.nursery.hostroutes import read_host
-from phantommesh.nursery.hostview import look
+from phantommesh.nursery.host.hostroutes import read_host
+from phantommesh.nursery.overlay.hostview import look
 from phantommesh.reachable import Reach
 view = look([ip_network("100.64.0.0/10"), ip_network("fd00::/48")], ["pm"])
 print([str(taken) for taken in view.ranges], Reach(host=read_host()).refuses("203.0.113.5", seen=False))

@@ -27,7 +27,7 @@ NEW = Secret(b"n" * 32)
 
 
 class CountingKem(CryptographyKem):
-    """What an INIT costs its responder: each encapsulation is followed by one signature."""
+    """The cost of an INIT to its responder: each encapsulation is followed by one signature."""
 
     def __init__(self) -> None:
         self.encapsulations = 0

@@ -28,7 +28,7 @@ NESTED = 5  # guard.Drop.NESTED
 
 @pytest.fixture(scope="module")
 def member(mesh: up.LabResult, spec: LabSpec) -> Iterator[Status]:
-    """What the member said before both nodes ended. The victim's WireGuards and rules go on."""
+    """The member's status before both nodes ended. The victim's WireGuards and rules go on."""
     victim, member = nodes_of(spec)
     trio.run(converged, [victim, member], PATIENCE_S)
     status = status_of(member)

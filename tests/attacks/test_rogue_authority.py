@@ -284,7 +284,8 @@ def test_whom_the_root_took_back_may_be_revoked_again() -> None:
 async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was taken back tells those who do not know; a rogue floods the same place with forged words."""
+    """A node that was taken back tells members that do not know; a rogue floods the same place with forged
+    words."""
     from phantommesh.trust import revocation, rootword
 
     state = make_authority(tmp_path)
@@ -318,7 +319,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
     assert heard.words == [word]
 
 
-# --- what it fills, and whom it thereby brings back
+# --- a rogue's flood, and the nodes that it brings back
 
 
 def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +422,7 @@ def test_one_that_is_cast_out_says_nothing_whatever_word_it_names(knows: bool) -
 
 
 def test_what_names_a_word_that_nobody_knows_is_not_held() -> None:
-    """Of an authority that stands: else it keeps such for a word to come."""
+    """A standing authority's statement is not held: else it could keep some for a word to come."""
     revocations, victim = Revocations(MESH.root), identity("member 0").node_id
     some = [revoke(BY_ROGUE, victim, NOW, after=bytes([number]) * 16) for number in range(9)]
     assert keys_forced(revocations, some) == 0 and list(revocations) == []

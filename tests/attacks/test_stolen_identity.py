@@ -54,7 +54,7 @@ def revokes(node: Node, node_id: NodeId) -> bool:
 
 
 def rotate(node: Node) -> None:
-    """What is due in 90 s happens now."""
+    """Have all that is due in 90 s happen now."""
     node.parts.links.rotate(None, trio.current_time())
     node.parts.driver.wake()
 

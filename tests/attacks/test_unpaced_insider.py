@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A member that asks, announces and renews as fast as it can, and answers with as much as it can.
 
-Played with the member's own keys against whole nodes on the loopback device. What it costs others is counted:
+Played with the member's own keys against whole nodes on the loopback device. The costs of others are counted:
 bytes in their log and on their disk, signatures, requests served, memory.
 """
 

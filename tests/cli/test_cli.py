@@ -528,7 +528,7 @@ def test_each_link_of_a_file_has_its_verdict(tmp_path: Path) -> None:
 
 
 def of(proof: Proof) -> bytes:
-    """Who sent what the proof is of."""
+    """The sender of the traffic that the proof is of."""
     leaf = decode_leaf_untrusted(proof.statement.leaf)
     assert isinstance(leaf, Statement)
     return leaf.plan.sender

@@ -211,7 +211,7 @@ def wg_agrees(desired: Mapping[str, DeviceConfig]) -> None:
 
 
 async def agreement(kind: str) -> None:
-    """What is read back is what was desired, ``wg`` agrees, and a second pass has nothing to do."""
+    """The devices read back are the desired ones, ``wg`` agrees, and a second pass has nothing to do."""
     backend = make_backend(kind)
     assert await backend.devices(["pm0"]) == {}
     desired = make_desired(backend)

@@ -41,7 +41,7 @@ def mesh(standing: Standing, spec: LabSpec) -> up.LabResult:
 
 @pytest.fixture
 def other() -> Iterator[LabSpec]:
-    """What a second, smaller lab is to be; it is taken down after the test if it was made."""
+    """The plan of a second, smaller lab; the lab is taken down after the test if it was made."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
     spec = make_spec("b", nodes=2, uplinks=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What gossip does in a real mesh: deaths and returns, a node cut off, a revocation."""
+"""Gossip in a real mesh: deaths and returns, a node cut off, a revocation."""
 
 import pytest
 import trio

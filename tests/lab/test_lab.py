@@ -32,7 +32,11 @@ pytestmark = pytest.mark.lab
 
 INTERFACES = [f"pm{index}" for index in range(DIMENSIONS)]
 WATCH = 'while :; do wg show all preshared-keys; sleep 0.05; done >"$0"'
-UP = "import sys, trio; from phantommesh.nursery import lab; trio.run(lab.up, lab.LabSpec(sys.argv[1], 2, 1))"
+UP = """import sys, trio
+from phantommesh.nursery.lab.net import LabSpec
+from phantommesh.nursery.lab.up import up
+trio.run(up, LabSpec(sys.argv[1], 2, 1))
+"""
 
 
 def run_in(node: LabNode, *command: str) -> str:

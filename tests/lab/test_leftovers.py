@@ -27,7 +27,7 @@ SPACE = f"left{os.getpid()}"
 DELETED = """
 import subprocess, sys, trio
 from ipaddress import ip_network
-from phantommesh.nursery.holding import Overlay
+from phantommesh.nursery.overlay.holding import Overlay
 
 networks = ip_network("100.64.0.0/10"), ip_network("fd00:1::/48")
 family = sys.argv[1]

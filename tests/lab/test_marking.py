@@ -21,7 +21,7 @@ INSIDE = """
 import sys, trio
 from ipaddress import ip_network
 from socket import if_nametoindex
-from phantommesh.nursery import marking
+from phantommesh.nursery.host import marking
 async def main():
     networks = [ip_network(text) for text in sys.argv[1:]]
     while line := await trio.to_thread.run_sync(sys.stdin.readline):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the kernel has is what was rendered, and what was packed by hand."""
+"""The kernel has the rules that were rendered, and those that were packed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPACE = f"nft{os.getpid()}"
 # Run in the namespace: calls methods of a Table, and prints what each returned, or its errno.
 INSIDE = """
 import json, sys, trio
-from phantommesh.nursery.nft import NftError, Table
+from phantommesh.nursery.host.nft import NftError, Table
 
 async def main():
     family, name, calls = json.loads(sys.argv[1])

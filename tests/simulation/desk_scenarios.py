@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an authority and its members are put through: newcomers, certificates, requests without end. Each has
-what must come of it, as those of `full_scenarios` have."""
+"""Trials of an authority and its members: newcomers, certificates, requests without end. Each asserts its
+outcome, as those of `full_scenarios` do."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from tests.simulation.full_views import agreed, disagreement, members, spread
 
 
 def roles(seed: int, nodes: int) -> Simulation:
-    """An invite makes its newcomer what it says, a relay or an authority, to everybody; and the new authority
-    lets the next newcomer in, when no other authority runs."""
+    """An invite gives its newcomer the role that it names, a relay or an authority, with everybody; and the
+    new authority lets the next newcomer in, when no other authority runs."""
     sim = Simulation(nodes, seed=seed, network=bad_network(), authorities=1)
     sim.start_all(nodes - 3)
     settle(sim, 30)
@@ -60,7 +60,7 @@ def roles(seed: int, nodes: int) -> Simulation:
 
 
 def roles_of(sim: Simulation, index: int) -> set[Role | None]:
-    """What a node is by the certificate in its record, as each member holds it."""
+    """A node's role by the certificate in its record, as each member holds it."""
     node_id = sim.machines[index].identity.node_id
     entries = [p.roster.get(node_id) for p in members(sim)]
     return {None if entry is None else entry.member.role for entry in entries}
@@ -96,9 +96,9 @@ def rush(seed: int, nodes: int) -> Simulation:
 
 
 def lost_number(seed: int, nodes: int) -> Simulation:
-    """A node's disk fills up, it tells something new, and crashes: its roster's file knows nothing of the
-    record. When it starts again it has something else to say, under a number of its own: nobody sees two
-    records with one number."""
+    """A node's disk fills up, the node tells something new, and crashes: its roster's file knows nothing of
+    the record. When the node starts again it tells something else, under a number that is new: nobody sees
+    two records with one number."""
     sim = mesh(seed, nodes)
     sim.machines[3].disk_full = True
     sim.publish(3, "lost")
@@ -147,7 +147,8 @@ def certificates(seed: int, nodes: int) -> Simulation:
 
 def greedy(seed: int, nodes: int) -> Simulation:
     """A member asks for the group keys 200 times at once, and announces nonsense 300 times. It is answered as
-    often as a member may ask, then it waits, and what would wait too long is refused. Nobody else waits."""
+    often as a member may ask, then it waits, and requests that would wait too long are refused. Nobody else
+    waits."""
     sim = mesh(seed, nodes)
     server = sim.process(0)
     greedy, other = (session_of(sim, index) for index in (4, 3))
@@ -209,7 +210,7 @@ def desk(seed: int, nodes: int) -> Simulation:
     csr = make_csr(sim.machines[3].identity, "n3")
 
     def ask(server: int, session: Session, request: messages.Request, times: int = 1) -> list[str]:
-        """The answers: why one is a refusal, or else what it is."""
+        """The answers: the reason of a refusal, or else the kind of the answer."""
         found: list[messages.Answer] = []
         for _ in range(times):
             sim.process(server).desk.serve(session, request, found.append)
@@ -243,7 +244,7 @@ def desk(seed: int, nodes: int) -> Simulation:
 
 
 def terms(seed: int, nodes: int) -> Simulation:
-    """What an invite says binds the newcomer: its name; one node; two names of that node at the most, as
+    """An invite binds the newcomer: to the name in it; to one node; to two names of that node at the most, as
     after a crash. A newcomer that names an address nobody would send to is told so, and its invite is not
     spent."""
     sim = Simulation(nodes, seed=seed, network=bad_network())
@@ -255,7 +256,7 @@ def terms(seed: int, nodes: int) -> Simulation:
         authority.invites[invite] = InviteEntry(Role.NODE, name, int(sim.wall + DAY), 1, Secret(bytes(32)))
 
     def enrol(machine: Machine, invite: bytes, name: str, address: Address | None = None) -> str:
-        """Why the node is not let in; empty where it is."""
+        """The reason why the node is not let in; empty where it is let in."""
         node = machine.identity
         session = Session(node.node_id, b"", Secret(b""), Secret(b""), invite, node.spki)
         body = msgspec.msgpack.encode(plain_record(node, 1, address or machine.address))

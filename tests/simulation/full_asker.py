@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a simulated node asks of others: runs the tasks of `node.news`, as many at once as a real node does.
+"""A simulated node's questions to others: runs the tasks of `node.news`, as many at once as a real node does.
 
-Records, comparisons and group keys are asked for over channels. Records that whoever is at an address may
-have, and whether the node was revoked, are asked for on connections of their own.
+Records, comparisons and group keys are asked for over channels. Two questions go on connections of their own:
+for records, to whoever is at an address; and whether the node was revoked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Asker:
-    """Works on what `node.news` gives out."""
+    """Works on the tasks that `node.news` gives out."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -40,7 +40,7 @@ class Asker:
         return [m for m in ordered if process.sim.large or process.sessions.newest(m) is not None]
 
     def pump(self) -> None:
-        """Start what waits, as far as there are workers for it."""
+        """Start the tasks that wait, as far as there are workers."""
         process = self.process
         if process.machine.life != process.life:
             return
@@ -94,7 +94,7 @@ class Asker:
             self.ask_revoked(entry.member.node_id)
 
     def ask_revoked(self, of: NodeId) -> None:
-        """`streams.ask_revoked`: anybody may ask whether it was revoked."""
+        """`channels.ask_standing`: any node may ask whether it was revoked."""
         process, sim = self.process, self.process.sim
         machine = sim.by_id[of]
         if machine.process is None or machine.stalled:

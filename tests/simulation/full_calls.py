@@ -2,7 +2,7 @@
 """The tasks of the nodes in `full_sim`, and the conversations they hold with other members.
 
 A task is a generator that yields what it waits for. A conversation goes over real channels, under the session
-of a link; in a large mesh the two may first have to be given one.
+of a link; in a large mesh the two members may first have to be given a session.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Running:
         self.sim, self.process, self.kind, self.task = process.sim, process, kind, task
 
     def send(self, value: object) -> None:
-        """Let it go on."""
+        """Let the task go on."""
         try:
             step = self.task.send(value)
         except StopIteration:

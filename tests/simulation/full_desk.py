@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What others ask of a simulated node: `node.serving` and `node.desk`, driven as nursery/ drives them."""
+"""A simulated node's answers to others: `node.serving` and `node.desk`, driven as nursery/ drives them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Desk:
         return process.requests.seal_answer(sealed, messages.encode(messages.Records(tuple(found))))
 
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
-        """`Node._find_invite`: the secret of an invite that this node may use."""
+        """`parts._find_invite`: the secret of an invite that this node may use."""
         found = self.process.machine.invites.get(invite)
         try:
             if found is not None:

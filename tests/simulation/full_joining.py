@@ -79,7 +79,7 @@ def _tick_join(sim: Simulation, machine: Machine, newcomer: Newcomer, again: Cal
 
 
 def carry_join(sim: Simulation, machine: Machine, effects: list[Effect]) -> None:
-    """Carry out what a joining machine's `Newcomer` wants."""
+    """Carry out the effects of a joining machine's `Newcomer`."""
     joining = machine.joining
     assert joining is not None
     for effect in effects:
@@ -137,7 +137,7 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
 
 
 def _certify_itself(sim: Simulation, machine: Machine, key: Identity, answer: messages.Enrolled) -> None:
-    """`bootstrap.finish_join`: a new authority certifies its own node from the start."""
+    """`making.finish_join`: a new authority certifies its own node from the start."""
     root, wall = sim.mesh.root, sim.wall
     machine.authority = Authority(root, load_certificate(answer.own_authority_cert, "authority"), key)
     member = verify_chain(root, answer.authority_cert, answer.node_cert, wall)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the nodes of `full_sim` run on: their machines, and the network between those."""
+"""The machines that the nodes of `full_sim` run on, and the network between the machines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Network:
 
 
 class Machine:
-    """What outlives a process: the identity, the disk, the kernel's interfaces, the clock."""
+    """All that outlives a process: the identity, the disk, the kernel's interfaces, the clock."""
 
     def __init__(self, index: int, node: Identity) -> None:
         self.index, self.identity = index, node
@@ -50,7 +50,7 @@ class Machine:
         self.authority: Authority | None = None
         self.root_key: Identity | None = None
         self.invites: dict[bytes, InviteEntry] = {}
-        self.thread_seconds = 0.002  # that a signature takes
+        self.thread_seconds = 0.002  # s that a signature takes
         self.disk_seconds, self.disk_full = 0.005, False  # how long a file takes to write; whether it fails
         self.node_cert = self.authority_cert = b""
         self.version = "sim"

@@ -3,12 +3,12 @@
 
 Real: `Gossip` with its envelope and membership, `Keyring` and group keys signed by an authority, `Roster`,
 `Revocations`, anti-entropy and all that is asked over channels (`asking`, sealed by `channel.Channel` under
-the session of a finished handshake), `Links` with `Newcomer` for whoever joins. Modelled: sockets, disks (of
-bytes that the real code encodes and reads back), WireGuard, and the invites' book.
+the session of a finished handshake), `Links` with `Newcomer` for machines that join. Modelled: sockets, disks
+(of bytes that the real code encodes and reads back), WireGuard, and the invites' book.
 
-Here is how the parts are put together, with the roster, the links and the group keys. `full_own` drives
-`node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (what others ask of it),
-both by `full_working`; `full_asker` is what it asks of others.
+This module puts the parts together, and has the roster, the links and the group keys. `full_own` drives
+`node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (its answers to others),
+both by `full_working`; `full_asker` has its questions to others.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """What runs on a `Machine` until it crashes. ``linked`` are the members that links are kept with; None:
-    with all, as a real node does."""
+    """A node's process, which runs on a `Machine` until it crashes. ``linked`` are the members that links are
+    kept with; None: with all, as a real node does."""
 
     def __init__(self, sim: Simulation, machine: Machine, *, shared: tuple[Roster, Snapshot] | None) -> None:
         self.sim, self.machine, self.me = sim, machine, machine.identity.node_id
@@ -179,7 +179,7 @@ class Process:
     def write(self, *names: str) -> None:
         """Write some files now."""
         if self.sim.large:
-            return  # the process's own objects are what is kept
+            return  # the process's own objects stand for its disk
         disk = self.machine.disk
         for name in () if self.machine.disk_full else names:
             match name:
@@ -197,7 +197,7 @@ class Process:
     # Datagrams and timers.
 
     def receive(self, datagram: bytes, source: Address) -> None:
-        """What comes to the control port."""
+        """Take a datagram that comes to the control port."""
         if datagram[0] == FORMAT:
             self.carry_gossip(self.gossip.receive(datagram, source, self.now))
         else:
@@ -262,17 +262,17 @@ class Process:
     # Roster, links, interfaces (`RosterKeeper`, `GossipDriver.roster_changed`).
 
     def peers_changed(self) -> None:
-        """The roster, or the revocations, or the time, changed who the peers are."""
+        """Find out anew who the peers are: the roster, the revocations or the time may have changed it."""
         self.set_links()
         self.news.roster_changed(self.now, self.wall)
         self.set_seeds()
 
     def set_seeds(self) -> None:
-        """Where the mesh is found again."""
+        """Tell gossip the addresses at which the mesh is found again."""
         self.membership.set_seeds([*self.peers.seeds(), *self.lost.addresses()])
 
     def set_links(self) -> None:
-        """Keep links and interfaces with the peers, of those that are wanted."""
+        """Keep links and interfaces with those of the peers that are wanted."""
         now, wall, machine = self.now, self.wall, self.machine
         self.peers.look(self.roster, wall, revoked=self.revoked, linked=self.linked)
         if not self.revoked:
@@ -365,7 +365,7 @@ class Process:
         self.note_keys(self.keys.in_use(key_id, self.now, self.wall))
 
     def note_keys(self, change: Change) -> None:
-        """Save the keys, and tell the links, where they are others than before."""
+        """Save the keys, and tell the links, where they have changed."""
         if change.keys:
             self.save("keyring")
         if change.secrets:
@@ -381,7 +381,7 @@ class Process:
         self.note_keys(self.keys.install(key, self.now, self.wall))
 
     def merge(self, keys: bytes, active: bytes) -> bool:
-        """Take in what a member gave out."""
+        """Take in the keys that a member gave out."""
         merged = self.keys.merge(keys, active, self.now, self.wall)
         self.sim.tally["key-refused"] += len(merged.refused)
         self.note_keys(merged.change)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A simulated node's own word: `node.own`, driven as `nursery.own` drives it."""
+"""A simulated node's own word: `node.own`, driven as `nursery/members/own.py` drives it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class OwnRecord:
-    """This node as others know it. ``held`` is what the roster that the process started with has of it."""
+    """This node as others know it. ``held`` is this node's entry in the roster that the process started
+    with."""
 
     def __init__(self, process: Process, held: Entry | None) -> None:
         self.process, machine = process, process.machine
@@ -48,11 +49,11 @@ class OwnRecord:
 
     @property
     def member(self) -> Member:
-        """What this node's certificate says."""
+        """This node, as its certificate describes it."""
         return self.word.member
 
     def start(self) -> None:
-        """What `Node.serve` begins with."""
+        """Do what `Node.serve` begins with."""
         worker = self.process.desk.worker
         worker.do(self.word.reserve(worker.moment()), lambda _: self.publish())
 
@@ -78,7 +79,7 @@ class OwnRecord:
         self._renewing = False
 
     def ask(self, step: AskRenewal, back: Done) -> None:
-        """`Caller.renew`: call ``back`` with what the first authority answers that grants it."""
+        """`Caller.renew`: call ``back`` with the answer of the first authority that grants it."""
         spawn(self.process, "renew", self._ask(step, back))
 
     def _ask(self, step: AskRenewal, back: Done) -> Task:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What simulated nodes stand on: a certified mesh, records, rosters that share a start."""
+"""The ground that simulated nodes stand on: a certified mesh, records, rosters that share a start."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def identity(label: str) -> Identity:
 
 
 def wg_keys(node: Identity) -> tuple[bytes, ...]:
-    """Its seven public WireGuard keys."""
+    """A node's seven public WireGuard keys."""
     return _keys_and_proofs(node)[0]
 
 
 def own_side(node: Identity, member: Member, mesh: Mesh) -> OwnSide:
-    """Its own end of the seven interfaces."""
+    """A node's own end of the seven interfaces."""
     networks = mesh.described.network4, mesh.described.network6
     return OwnSide(_private_keys(node), PORTS, member, networks)
 
@@ -80,7 +80,7 @@ def _keys_and_proofs(node: Identity) -> tuple[tuple[bytes, ...], tuple[bytes, ..
 
 
 def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
-    """In place of X25519: what the owners of both keys would get."""
+    """In place of X25519: the value that the owners of both keys would get."""
     return hashlib.sha256(b"".join(sorted((wg_keys(node)[dimension], theirs)))).digest()
 
 
@@ -98,7 +98,7 @@ def addresses(control: tuple[str, ...]) -> tuple[Address, ...]:
 
 
 class Mesh:
-    """The root, and who may certify."""
+    """The root, and the authorities that may certify."""
 
     def __init__(self, network4: IPv4Network = NETWORK4) -> None:
         self.root_key = identity("root")
@@ -189,8 +189,8 @@ _opened: dict[bytes, tuple[Member, NodeRecord]] = {}
 
 @contextmanager
 def verified_once() -> Iterator[None]:
-    """Within it each distinct record is really verified once a process: the certificates' times are looked
-    at every time, the signatures the first time. What fails is not remembered."""
+    """Within this context each distinct record is really verified once a process: the certificates' times are
+    looked at every time, the signatures the first time. Failures are not remembered."""
     really = record.open_record
 
     def open_record(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What whole nodes are put through, each with what must come of it.
+"""Trials of whole nodes, each with the outcome that it must have.
 
 Every scenario takes a seed and a number of nodes, raises AssertionError where the outcome is wrong, and
 returns the simulation.
@@ -55,17 +55,17 @@ def mesh(seed: int, nodes: int, **options: bool | int) -> Simulation:
 
 
 def settle(sim: Simulation, seconds: float) -> None:
-    """Within so many seconds there is one view, and every link is keyed."""
+    """Assert that within so many seconds there is one view, and every link is keyed."""
     assert sim.run(seconds, lambda: settled(sim)), (disagreement(sim), unkeyed(sim)[:5])
 
 
 def shut_out(sim: Simulation, index: int, seconds: float) -> None:
-    """Within so many seconds a revoked node is shut out."""
+    """Assert that within so many seconds a revoked node is shut out."""
     assert sim.run(seconds, lambda: not still_in(sim, index)), still_in(sim, index)
 
 
 def deaths(sim: Simulation) -> list[str]:
-    """From now on, gather who is held for dead by whom."""
+    """From now on, gather which nodes are held for dead, and by which."""
     found: list[str] = []
 
     def heard(viewer: int, change: Changed, now: float) -> None:
@@ -108,8 +108,9 @@ def newcomers(seed: int, nodes: int) -> Simulation:
 
 
 def updates(seed: int, nodes: int) -> Simulation:
-    """A new record wins everywhere. The one before it, which a member sends to all, rolls nobody back; nor
-    does that of a node whose disk came back from a backup: it takes up after what the mesh knows of it."""
+    """A new record wins everywhere. An older record that a member sends to all rolls nobody back. Nor does
+    the record of a node whose disk came back from a backup: the node goes on after the number that the mesh
+    knows."""
     sim = mesh(seed, nodes)
     backup = dict(sim.machines[3].disk)
     subject = sim.machines[3].identity.node_id
@@ -141,7 +142,7 @@ def updates(seed: int, nodes: int) -> Simulation:
 
 def equivocation(seed: int, nodes: int) -> Simulation:
     """A node tells one half another record than the other half, with one number. Everybody comes to hold the
-    proof, and the same one of the two."""
+    proof, and the same one of the two records."""
     sim = mesh(seed, nodes)
     liar = sim.machines[4]
     for version in ("two", "faced"):
@@ -180,7 +181,7 @@ def revocation_through_a_cut(seed: int, nodes: int) -> Simulation:
 
 
 def revoked_is_shut_out(seed: int, nodes: int) -> Simulation:
-    """What a revoked node that goes on as if nothing had happened sends is dropped by everybody."""
+    """A revoked node goes on as if nothing had happened: everybody drops all that it sends."""
     sim = mesh(seed, nodes)
     gone = nodes - 1
     outsider = sim.process(gone)
@@ -223,8 +224,8 @@ def revoker_crashes(seed: int, nodes: int, *, authorities: int = 2) -> Simulatio
 
 
 def revoker_crashes_alone(seed: int, nodes: int) -> Simulation:
-    """The same where it was the only authority: the news goes round without it, the key changes when it is
-    back."""
+    """As `revoker_crashes`, where the revoker was the only authority: the news goes round without it, the key
+    changes when it is back."""
     return revoker_crashes(seed, nodes, authorities=1)
 
 
@@ -313,8 +314,8 @@ def halves_forget_each_other(seed: int, nodes: int) -> Simulation:
 
 
 def partly_reachable(seed: int, nodes: int) -> Simulation:
-    """Half of the nodes no longer reach the last one. It is dead to nobody, all see by way of whom it is
-    reached, and its next record comes to all; its real death is known in the usual time."""
+    """Half of the nodes no longer reach the last one. That node is dead to nobody, all see which members
+    reach it, and its next record comes to all; its real death is known in the usual time."""
     sim = mesh(seed, nodes)
     dead, last = deaths(sim), nodes - 1
     far = range(nodes // 2)
@@ -425,8 +426,9 @@ def clocks(seed: int, nodes: int) -> Simulation:
 
 
 def clock_an_hour_back(seed: int, nodes: int) -> Simulation:
-    """One node's clock is an hour behind when another joins, whose certificate begins in its future. It takes
-    that one in as the others do, drops nobody, and starts again like that."""
+    """One node's clock is an hour behind when a newcomer joins, so that the newcomer's certificate begins in
+    that node's future. The node takes the newcomer in as the others do, drops nobody, and starts again with
+    such a clock."""
     sim = Simulation(nodes, seed=seed, network=bad_network())
     sim.start_all(nodes - 1)
     settle(sim, 30)
@@ -473,9 +475,9 @@ def colliding() -> tuple[Identity, Identity]:
 
 
 def collision(seed: int, nodes: int) -> Simulation:
-    """Two authorities on two sides of a cut give one address to two newcomers. When it is over the lower node
-    id keeps it, the other gets another certificate, and the two link. No interface ever has two peers of one
-    address: until then the other newcomer is left out."""
+    """Two authorities on two sides of a cut give one address to two newcomers. When the cut is over the lower
+    node id keeps the address, the other newcomer gets another certificate, and the two link. No interface
+    ever has two peers of one address: until then the interfaces leave the other newcomer out."""
     lower, higher = colliding()
     others = [identity(f"node {i}") for i in range(nodes - 2)]
     pair = [lower, higher] if seed % 2 else [higher, lower]
@@ -494,7 +496,8 @@ def collision(seed: int, nodes: int) -> Simulation:
     third = [p for p in sim.running() if p.me not in (lower.node_id, higher.node_id)]
 
     def left_out() -> bool:
-        """Whether somebody knows of the dispute, and has the one that keeps the address alone."""
+        """Whether some node knows of the dispute, and its interfaces have only the newcomer that keeps the
+        address."""
         return any(
             p.roster.disputes(p.wall)
             and lower.node_id in p.machine.kernel.psks
@@ -578,7 +581,7 @@ def news(seed: int, nodes: int) -> Simulation:
 
 
 def large(seed: int, nodes: int) -> Simulation:
-    """The same; then a revocation and its new key reach all, and the revoked node is shut out."""
+    """As `news`; then a revocation and its new key reach all, and the revoked node is shut out."""
     sim = news(seed, nodes)
     gone, before = sim.machines[9].identity.node_id, sim.process(0).ring.newest
     sim.revoke(0, 9)

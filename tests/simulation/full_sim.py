@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whole nodes under a virtual clock, over a bad network: the real membership, records, keys and links.
 
-Here are the event loop, the datagrams, and what befalls nodes. `full_machines` has what they run on,
-`full_calls` their tasks and conversations, `full_wireguard` their interfaces, `full_joining` how new ones get
-in, `full_views` what is to be said of the whole mesh.
+This module has the event loop, the datagrams, and the faults of nodes. `full_machines` has the machines that
+nodes run on, `full_calls` their tasks and conversations, `full_wireguard` their interfaces, `full_joining`
+how new ones get in, `full_views` statements about the whole mesh.
 
-What is real in a node and what is modelled is said in `full_node`; what differs with the size:
+`full_node` says which parts of a node are real and which are modelled. Some things differ with the size:
 
 - A small mesh keeps links between all members, rekeys them, and models seven WireGuard interfaces on each.
   Every signature is made and verified each time. A crashed node starts from the bytes on its disk.
-- A ``large`` one (up to 1,000 in the tests) starts as a mesh that has long been running: everybody has all
-  records, and a session with whom it wants to ask something. For the first ``handshakes`` pairs that do, a
-  real handshake makes it, signatures included; the others are given one. Interfaces take PSKs at once and are
-  not modelled further. Each distinct record is really verified once a process (`full_parts.verified_once`);
-  group keys and revocations are verified by every node.
+- A ``large`` one (up to 1,000 in the tests) starts as a mesh that has long been running: each node has all
+  records, and gets a session with each member that it wants to ask something. For the first ``handshakes``
+  such pairs a real handshake makes the session, signatures included; the others are given one. Interfaces
+  take PSKs at once and are not modelled further. Each distinct record is really verified once a process
+  (`full_parts.verified_once`); group keys and revocations are verified by every node.
 
-Same seed, same trace: it covers when which datagram of what kind and size went where, and what changed in
-whose view. It is not of the bytes: ML-DSA signatures and ML-KEM ciphertexts are random, and nothing but
-secrets and record hashes depends on them.
+Same seed, same trace. The trace covers when a datagram of which kind and size went where, and each change of
+a node's view. It does not cover the bytes: ML-DSA signatures and ML-KEM ciphertexts are random, and nothing
+but secrets and record hashes depends on them.
 
     python -m tests.simulation.full_sim SCENARIO --seed S [--nodes N]
 
@@ -204,7 +204,7 @@ class Simulation:
         node_id = self.machines[index].identity.node_id
         self.tell(by, lambda process: process.desk.revoke(node_id))
 
-    # Who runs.
+    # Processes that run.
 
     def process(self, index: int) -> Process:
         """A process that must be running."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is to be said of a whole mesh of `full_sim`: one view or not, which links are keyed, who has which
-record, and whether a revoked node is shut out."""
+"""Statements about a whole mesh of `full_sim`: whether there is one view, which links are keyed, which nodes
+have which record, and whether a revoked node is shut out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.simulation.full_sim import Simulation
 
 
 def members(sim: Simulation) -> list[Process]:
-    """The processes that run and whose node is not revoked, by anybody's word."""
+    """The running processes of nodes that are not revoked by anybody's word."""
     processes = sim.running()
     revoked = {node_id for p in processes for node_id in p.revocations.nodes}
     return [p for p in processes if p.me not in revoked]
 
 
 def disagreement(sim: Simulation) -> str:
-    """Why the members that run do not have one view: of who is alive and in which incarnation, of
+    """The reason why the members that run do not have one view: of who is alive and in which incarnation, of
     records, revocations and group keys. Empty where they do."""
     processes = members(sim)
     alive = {p.me: (p.membership.generation, p.membership.incarnation) for p in processes}
@@ -49,7 +49,8 @@ def _table(process: Process) -> list[int]:
 
 
 def _wrong(process: Process, alive: dict[NodeId, tuple[int, int]]) -> str:
-    """What one member gets wrong about who is alive, and in which incarnation."""
+    """The mistake of one member about which nodes are alive, and in which incarnation; empty where there is
+    none."""
     by_id, seen = process.sim.by_id, {}
     for node in process.membership:
         view = process.membership.member(node)
@@ -79,19 +80,19 @@ def unkeyed(sim: Simulation) -> list[str]:
 
 
 def _fresh(a: Process, b: Process) -> bool:
-    """Whether a's end of a link is fresh, and its interfaces have the PSKs of that."""
+    """Whether a's end of a link is fresh, and its interfaces have that link's PSKs."""
     if b.me not in a.links._peers or a.links.state(b.me, a.now).phase is not PskPhase.FRESH:
         return False
     return a.machine.kernel.psks.get(b.me) == tuple(psk.reveal() for psk in a.links.psks(b.me))
 
 
 def settled(sim: Simulation) -> bool:
-    """One view, and every link keyed."""
+    """Whether there is one view, and every link is keyed."""
     return agreed(sim) and not unkeyed(sim)
 
 
 def still_in(sim: Simulation, index: int) -> str:
-    """Why a revoked node is not yet shut out by all other members; empty where it is."""
+    """The reason why a revoked node is not yet shut out by all other members; empty where it is shut out."""
     gone = sim.machines[index].identity.node_id
     outsider = sim.machines[index].process
     for process in members(sim):

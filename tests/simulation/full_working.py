@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carries out the steps of a simulated node's work (`node.steps`), as `nursery.working` does: what takes time
-there takes virtual time here. A process that crashes does no more of it."""
+"""Carries out the steps of a simulated node's work (`node.steps`), as `nursery/members/working.py` does:
+steps that take time there take virtual time here. A process that crashes does no more of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Done = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Has:
-    """What a process has, as `node.steps.Holdings` wants it."""
+    """The things that a process has, as `node.steps.Holdings` wants them."""
 
     identity: Identity
     root: x509.Certificate
@@ -48,7 +48,7 @@ class Has:
 
     @classmethod
     def of(cls, process: Process) -> Has:
-        """Take it from a process."""
+        """Take them from a process."""
         machine, mesh = process.machine, process.sim.mesh
         return cls(
             machine.identity, mesh.root, mesh.described, machine.authority, process.secrets, process.roster,
@@ -68,7 +68,7 @@ class Worker:
         return steps.Moment(self.process.now, self.process.wall)
 
     def do(self, work: Generator[Any, Any, Any], done: Done) -> None:
-        """Carry the work out to its end, and call ``done`` then."""
+        """Carry out the work to its end, and then call ``done``."""
         self._go_on(work, done, None)
 
     def _go_on(self, work: Generator[Any, Any, Any], done: Done, result: object) -> None:

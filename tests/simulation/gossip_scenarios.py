@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Faults to put a simulated mesh through, and what to measure; for the tests and the benchmark."""
+"""Faults to put a simulated mesh through, and measurements; for the tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def spread(
     sim = Simulation(nodes, seed=seed, params=params, network=bad_network())
     sim.start_all()
     sim.run(quiet)
-    # What a mesh at rest costs, before the news; the first second is left out.
+    # Measure the cost of a mesh at rest, before the news; leave the first second out.
     update, death = Views(sim, 1, "updated", sim.now), Views(sim, 2, "dead", sim.now)
     false_deaths = 0
 
@@ -160,7 +160,8 @@ def partition(
 
 def mass_restart(nodes: int, seed: int, *, params: Params = LAN, roster: bool = False) -> float:
     """Crash all, start all within a second with what each kept on disk; return how long until all agree.
-    What ``roster`` says of the disks matters where more are there than a node keeps claims of."""
+    ``roster`` (see `Simulation.restart_from`) matters in a mesh of more members than a node keeps claims
+    of."""
     return restarted(nodes, seed, params=params, roster=roster)[0]
 
 
@@ -186,7 +187,7 @@ def restarted(
 
 
 def through(sim: Simulation, viewer: int, of: int) -> tuple[bytes, ...]:
-    """By way of whom one node shows that it reaches another."""
+    """The members by way of which one node shows that it reaches another."""
     member = sim.nodes[viewer].member
     view = None if member is None else member.member(sim.nodes[of].id)
     return () if view is None else view.through
@@ -242,8 +243,8 @@ def partly(
     shape: str, seed: int, *, nodes: int = 0, seconds: float = 600.0, params: Params = LAN, dies: int = 1,
     patience: float = 60.0,
 ) -> Partly:  # fmt: skip
-    """A mesh of which all reach all loses most of its ways, so that members reach some others only by way of
-    further ones. After so many seconds a member dies."""
+    """A mesh in which all reach all loses most of its ways, so that members reach some others only by way of
+    helpers. After so many seconds a member dies."""
     make, usual = SHAPES[shape]
     nodes = nodes or usual
     sim = Simulation(nodes, seed=seed, params=params, network=bad_network())

@@ -52,12 +52,12 @@ def record_hash(index: int, seq: int) -> bytes:
 
 
 def agree(one: bytes, other: bytes, draw: int) -> bytes:
-    """What two nodes, and nobody else, have in common: in place of X25519."""
+    """In place of X25519: a value that two nodes, and nobody else, have in common."""
     return blake2b(b"".join(sorted((one, other))) + bytes([draw % 7])).digest()
 
 
 def claim(index: int) -> bytes:
-    """What a node says of itself before it has said anything else: generation 1."""
+    """A node's first claim about itself: generation 1."""
     return node_id(index) + (1).to_bytes(6) + bytes(3) + b"\1" + (1).to_bytes(6) + record_hash(index, 1)
 
 
@@ -88,7 +88,7 @@ class Node:
 
 @dataclass
 class Tally:
-    """What was carried: datagrams, their bytes without envelope, streams and their bytes."""
+    """Counts of all that was carried: datagrams, their bytes without envelope, streams and their bytes."""
 
     datagrams: int = 0
     bytes: int = 0

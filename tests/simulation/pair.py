@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Two or more real `Links` under a virtual clock, each with seven modelled WireGuard interfaces.
 
-The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory,
-and each has a clock of its own. The WireGuard model knows what matters here: a handshake
-succeeds if and only if both ends hold the same PSK and each other's public key at that moment, rekeys are due
-120 s after the last, and failed attempts are repeated every 5 s. A key that is replaced ends its sessions.
+The network may lose, delay, duplicate and reorder; a node may crash and come back with nothing in memory, and
+each has a clock of its own. The WireGuard model knows what matters here: a handshake succeeds if and only if
+both ends hold the same PSK and each other's public key at that moment, rekeys are due 120 s after the last,
+and failed attempts are repeated every 5 s. A key that is replaced ends its sessions.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Node:
         )  # fmt: skip
 
     def agree(self, dimension: int, theirs: bytes) -> bytes:
-        """In place of X25519, as the keys are no keys: what the owners of both would get, and nobody else may
-        compute here."""
+        """In place of X25519, since the keys are no keys: the value that the owners of both would get. Nobody
+        else may compute it here."""
         return sha3_256(b"".join(sorted((self.wg_keys[dimension], theirs)))).digest()
 
     def crash(self) -> None:

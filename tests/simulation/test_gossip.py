@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Meshes of real memberships over bad networks: what spreads how fast, who is wronged, what heals.
+"""Meshes of real memberships over bad networks: how fast news spreads, whether anybody is wronged, whether
+all heals.
 
 Times are virtual. A run that fails prints the command that replays it.
 """
@@ -77,7 +78,8 @@ def test_a_larger_partition_heals() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_after_a_mass_restart_each_asks_each_about_once(seed: int) -> None:
-    """They agreed after 9 to 15 s; a last one held an old claim, with no case and no news left about it."""
+    """Before, they agreed after 9 to 15 s: a last node held an old claim, with no case and no news left about
+    it."""
     nodes = 60
     took, sim = scenarios.restarted(nodes, seed, every=0.5)
     assert took <= 6.5
@@ -88,7 +90,7 @@ def test_after_a_mass_restart_each_asks_each_about_once(seed: int) -> None:
 
 
 def test_a_mass_restart_with_all_records_on_disk_converges() -> None:
-    """A node keeps the claims of 256 others; here of 12. The rest of them it knows by their records alone."""
+    """A node keeps the claims of 256 others; here of 12. It knows the others by their records alone."""
     sim = Simulation(40, seed=1, network=scenarios.bad_network())
     kept = {i: [claim((i + step) % 40) for step in range(1, 13)] for i in range(40)}
     for node in sim.nodes:
@@ -119,7 +121,7 @@ def test_a_cut_off_node_is_dead_and_comes_back(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_node_that_was_cut_off_soon_trusts_itself_again(seed: int) -> None:
-    """Who doubts itself asks seldom and waits long: that would hide a death for half a minute."""
+    """A node that doubts itself asks seldom and waits long: that would hide a death for half a minute."""
     sim = Simulation(10, seed=seed, params=LAN, network=scenarios.bad_network())
     sim.start_all()
     sim.run(5)
@@ -178,7 +180,8 @@ def test_a_leaving_node_is_gone_at_once_and_not_dead(seed: int) -> None:
 
 @pytest.mark.parametrize("generation", [0, 1])
 def test_a_member_that_died_before_this_node_heard_of_it_is_dead_here_too(generation: int) -> None:
-    """This node has its record only, or what it said before its last start; the others saw it die later."""
+    """This node has the member's record only, or its claim from before its last start. The others saw the
+    member die later."""
     sim = Simulation(8, seed=1, network=scenarios.bad_network())
     sim.nodes[4].generation = 1
     sim.start_all()

@@ -25,8 +25,8 @@ def replay(request: pytest.FixtureRequest) -> None:
 
 
 def check(shape: str, run: scenarios.Partly) -> None:
-    """Nobody is held for dead who answers anybody, and all see by way of whom the others are reached. A
-    member that really dies is known to be dead, as soon as in a mesh of which all reach all."""
+    """No member that answers anybody is held for dead, and all see by way of which members the others are
+    reached. A member that really dies is known to be dead as soon as in a mesh in which all reach all."""
     assert run.deaths == []
     assert run.unseen == []
     assert run.suspicions < 100 and run.incarnation <= 16  # thousands before
@@ -51,7 +51,7 @@ def test_nobody_is_dead_in_ten_minutes(shape: str, seed: int) -> None:
 
 
 def test_a_death_is_known_as_soon_where_one_member_brings_all_rumours() -> None:
-    """It is drawn whom that member tells, so now and then it tells somebody nothing of a death."""
+    """That member draws whom it tells, so now and then somebody hears nothing of a death."""
     slowest = [
         max(scenarios.partly("star", seed, seconds=40, patience=20).found_dead.values(), default=99.0)
         for seed in range(12)
@@ -111,8 +111,8 @@ def test_lost_pings_make_nobody_partly_reachable() -> None:
 
 
 def test_verdicts_about_a_member_that_comes_and_goes_are_damped() -> None:
-    """It really cannot be reached for 15 s, and then can for 15 s, for ten minutes: it is dead to nobody more
-    often than once a minute. A death of another member meanwhile is known in the usual time."""
+    """For ten minutes, the member really cannot be reached for 15 s, and then can for 15 s. Nobody holds it
+    for dead more often than once a minute. Another member's death meanwhile is known in the usual time."""
     sim = Simulation(10, seed=3, network=scenarios.bad_network())
     sim.start_all()
     sim.run(5)

@@ -185,7 +185,8 @@ def test_a_lost_ack_or_auth_is_healed_by_a_new_handshake(kind: Kind) -> None:
 
 
 def test_the_next_resp_alone_settles_a_lost_ack() -> None:
-    """It builds on the chain of the handshake in doubt: so the other end has that, however it ends."""
+    """The RESP builds on the chain of the handshake in doubt: so the other end has that chain, however the
+    RESP's handshake ends."""
     sim = Simulation()
     sim.run(10)
     before = sim.state().epoch

@@ -68,8 +68,8 @@ class Impostor:
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_who_stole_memory_but_no_identity_key_is_out_after_one_handshake(victim: int) -> None:
-    """He has every PSK and chain key of the moment, and can send. What is agreed next he cannot know: it
-    mixes a fresh ML-KEM and X25519 exchange. Nor can he go on with the chain: he cannot sign."""
+    """The thief has every PSK and chain key of the moment, and can send. He cannot know the next agreement,
+    which mixes a fresh ML-KEM and X25519 exchange. Nor can he go on with the chain: he cannot sign."""
     sim = Simulation()
     sim.run(100)
     owner, peer = sim.nodes[victim], sim.nodes[1 - victim]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Power cuts between any two system calls, and in the middle of each: what one file may hold afterwards.
 
-Until a file is synced, any of the changes to it may be on the disk or not, in any order. Of the last bytes
-that were written any number may be there, and the rest be missing, be zeros, or be what stood there before.
-They may also be there page by page: of the pages that they touch any may be missing, and the others there.
-Until the directory is synced, a rename may be undone.
+Until a file is synced, any of the changes to it may be on the disk or not, in any order. Any number of the
+last bytes that were written may be there, and the rest be missing, be zeros, or be the bytes of before. They
+may also be there page by page: of the pages that they touch any may be missing, and the others there. Until
+the directory is synced, a rename may be undone.
 """
 
 import os
@@ -23,8 +23,8 @@ ALL_SUBSETS = 6  # pages, of which any may be lost; of more one or two, or all b
 class PowerCuts:
     """Calls ``check`` with every content that the file ``path`` may have after a power cut, at each step.
 
-    Of the lengths of a torn write each ``every``th is looked at. ``refuse`` is called before each system call
-    with its name, and may raise what the call is to raise.
+    Each ``every``th length of a torn write is looked at. ``refuse`` is called before each system call with
+    its name, and may raise what the call is to raise.
     """
 
     def __init__(self, path: Path, check: Callable[[bytes], None], every: int = 1) -> None:
@@ -106,7 +106,7 @@ class PowerCuts:
 
 
 def _with_pages_lost(before: bytes, at: int, data: bytes) -> Iterator[bytes]:
-    """What is there of a write where some of its pages are, and the others are as ``before``."""
+    """Yield the contents after a write of which some pages are on disk, and the others are as ``before``."""
     after = _apply(before, [(at, data)])
     starts = range(at // PAGE * PAGE, at + len(data), PAGE)
     few = (1, 2, len(starts) - 2, len(starts) - 1)

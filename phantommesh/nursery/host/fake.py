@@ -17,7 +17,7 @@ from phantommesh.secret import Secret
 from phantommesh.wireguard.device import NO_KEY, DeviceState, PeerState, public_key_of
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 
-_PORT = 40000  # what WireGuard chooses where none is set is any free one
+_PORT = 40000  # where no port is set, WireGuard takes any free one, and the fake this one
 
 
 def blank(name: str, mtu: int, index: int) -> DeviceState:
@@ -49,7 +49,7 @@ def apply_peer(peers: dict[bytes, PeerState], change: PeerDiff) -> None:
 
 
 def apply(actual: Mapping[str, DeviceState], changes: Iterable[DeviceDiff]) -> dict[str, DeviceState]:
-    """Return what devices become by a diff; one that it creates must not be there yet."""
+    """Return the devices as a diff leaves them. A device that the diff creates must not be there yet."""
     actual = dict(actual)
     for change in changes:
         if change.remove:
@@ -83,7 +83,7 @@ def _configured(device: DeviceState, change: DeviceDiff) -> DeviceState:
 
 @dataclass
 class FakeHost:
-    """What outlives a backend: our devices by name, and the names that someone else's interfaces have."""
+    """All that outlives a backend: our devices by name, and the names that someone else's interfaces have."""
 
     devices: dict[str, DeviceState] = field(default_factory=dict)
     others: set[str] = field(default_factory=set)
@@ -114,7 +114,7 @@ class FakeBackend:
         return Counter(change.name for change in self.applied if change.changes_wireguard)
 
     async def devices(self, names: Collection[str]) -> dict[str, DeviceState]:
-        """Read those of the named interfaces that exist and are ours."""
+        """Read the named interfaces that exist and are ours."""
         await trio.lowlevel.checkpoint()
         self.reads += 1
         if self.unreadable:
@@ -132,7 +132,7 @@ class FakeBackend:
             self.state[name] = blank(name, mtu, next(self.host.indexes))
 
     async def apply(self, changes: Sequence[DeviceDiff]) -> None:
-        """Apply each change but those of broken interfaces, for which it then raises ApplyError."""
+        """Apply each change but those of broken interfaces, and raise ApplyError for these."""
         await trio.lowlevel.checkpoint()
         failures: dict[str, BackendError] = {}
         for change in changes:

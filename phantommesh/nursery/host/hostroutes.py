@@ -40,7 +40,7 @@ class KernelRoute:
 
     @property
     def network(self) -> Network:
-        """What it leads to."""
+        """The network that the route leads to."""
         target = self._fields.get(_RTA_DST, bytes(4 if self.family == socket.AF_INET else 16))
         return ip_network((target, self.prefix))
 

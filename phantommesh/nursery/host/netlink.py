@@ -60,8 +60,9 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _TUN, _NO_PACKET_INFO, _SET_IFF, _SET_PERSIST = 0x1, 0x1000, 0x400454CA, 0x400454CB  # linux/if_tun.h
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
 _UNICAST = 1  # RTN_UNICAST: neither blackhole nor the like
-# What says more than an interface: a source, a gateway, a preferred source, several ways, a way of another
-# family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics such as an MTU are let be.
+# Attributes that say more than an interface: a source, a gateway, a preferred source, several ways, a way of
+# another family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics such as an MTU are
+# let be.
 _RTA_MORE = frozenset({2, 5, 7, 9, 18, 22, 30})
 
 

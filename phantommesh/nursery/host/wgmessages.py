@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The kernel's WireGuard messages that change a device, built with wgnlpy's classes (linux/wireguard.h).
 
-One message carries a device and all its peers, and no key passes through text. ``wireguard/netlink.py``
-reads: see docs/decisions/0012-wgnlpy.md for the figures. wgnlpy's objects show keys when they are printed. So neither
-they nor their exceptions leave this module. Nothing here does I/O; the module is in the nursery because
-wgnlpy stands on pyroute2.
+One message carries a device and all its peers, and no key passes through text. ``wireguard/netlink.py`` reads
+the answers: docs/decisions/0012-wgnlpy.md has the figures. wgnlpy's objects show keys when they are printed,
+so neither the objects nor their exceptions leave this module. Nothing here does I/O; the module is in the
+nursery because wgnlpy stands on pyroute2.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def encode_set(family: int, sequence: int, change: DeviceDiff) -> list[bytes]:
     """Turn a change into as few messages as hold it: one, up to MAX_PEERS_BYTES of peers.
 
     ``family`` is the number of the ``wireguard`` family; the messages are numbered from ``sequence``. Raises
-    NetlinkFormatError for a key that has not 32 bytes and for what no message can carry.
+    NetlinkFormatError for a key that has not 32 bytes and for a change that no message can carry.
     """
     own: _Attributes = []
     if change.private_key is not None:
@@ -59,7 +59,7 @@ def _encode(family: int, sequence: int, name: str, attributes: _Attributes) -> b
         message["attrs"] += attributes
         message.encode()
         return bytes(message.data)
-    except Exception:  # whatever it is, its text may hold a key
+    except Exception:  # any error's text may hold a key
         raise NetlinkFormatError(f"a change of {name} that wgnlpy cannot encode") from None
 
 
@@ -72,7 +72,7 @@ def _key(key: bytes | Secret) -> bytes:
 
 
 def _batches(peers: tuple[PeerDiff, ...]) -> Iterator[list[_Attributes]]:
-    """Yield the entries of each message; one message without any where no peer changes."""
+    """Yield the entries of each message; one message without entries where no peer changes."""
     batch: list[_Attributes] = []
     size = 0
     for peer in peers:

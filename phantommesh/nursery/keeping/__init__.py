@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What changes while a node runs, and is on disk."""
+"""State that changes while a node runs, and is on disk."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The roster of this node while it changes: what is added, who waits for it, what is on disk."""
+"""The roster of this node while it changes: its additions, the parts that wait for changes, its file."""
 
 from __future__ import annotations
 

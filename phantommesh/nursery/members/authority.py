@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The desk of a node that runs: `node.desk` decides, on this node's threads, disk and clock."""
+"""The desk of a running node: `node.desk` decides, on this node's threads, disk and clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from phantommesh.trust.revocations import Revoked
 
 
 class AuthorityDesk:
-    """Every node has one. On a node that is no authority each method that needs one raises TrustError."""
+    """Every node has a desk. On a node that is no authority, each method that needs an authority raises
+    TrustError."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self.desk = Desk(node, keys.ring)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Channels to other members, opened on the sessions that links left behind; and what is asked over them."""
+"""Channels to other members, opened on the sessions that links left behind; and the questions asked over
+them."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ class Caller:
         )
 
     async def _ask_authorities(self, requests: Sequence[messages.Request], wanted: type[T], failed: str) -> T:
-        """Put these requests to one authority after the other, until one answers the last as ``wanted``."""
+        """Put these requests to one authority after the other, until one answers the last request with a
+        ``wanted``."""
         reasons = []
         for member in self.callable():
             entry = self._keeper.roster.get(member)
@@ -143,16 +145,16 @@ async def ask_standing(
     quiet: Callable[[], bool],
     where: Callable[[Entry], Sequence[Address]],
 ) -> None:
-    """While nobody talks to us (``quiet``), or this node is revoked, ask members how it stands. Members stop
-    linking with a revoked node and gossiping to it, so the node hears of its revocation, and of its pardon,
-    no other way. If it knows of a pardon that they do not know, they hear of that."""
+    """While nobody talks to us (``quiet``), or this node is revoked, ask members whether it is revoked.
+    Members stop linking with a revoked node and gossiping to it, so the node hears of its revocation, and of
+    its pardon, no other way. The members hear of a pardon that they do not know."""
     now, pause = trio.current_time(), STANDING_FIRST
     standing = Standing(node.identity.node_id, _RNG, now + pause)
     while True:
         await trio.sleep(pause)
         now, revoked = trio.current_time(), keeper.revoked is not None
         asked = standing.look(keeper.roster, now, quiet=quiet(), revoked=revoked)
-        pause = standing.due - now  # from when the last of them has answered
+        pause = standing.due - now  # counted from the last answer
         for entry in asked:
             for address in where(entry):
                 with left_out(

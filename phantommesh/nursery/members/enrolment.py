@@ -37,7 +37,7 @@ from phantommesh.trust.issuing import make_csr, prove_authority
 from phantommesh.wireguard.device import Network
 
 HANDSHAKE_SECONDS = 10.0
-ANSWER_SECONDS = 50.0  # a large mesh's roster takes that at some 10 Mbit/s for every 4,000 members
+ANSWER_SECONDS = 50.0  # s: a roster takes that at some 10 Mbit/s for every 4,000 members
 # bytes: everybody's records, and the revocations. Members allow each other less, as they hold many channels;
 # a joiner has this one, with an authority that its invite names.
 MAX_ANSWER = MAX_MEMBERS * MAX_RECORD_BYTES + channel.MAX_FRAME
@@ -58,8 +58,8 @@ async def join(
 ) -> Summary:
     """Enrol this machine by an invite and write its state and configuration: all of it, or nothing.
 
-    Without ``endpoints`` the address that reached the authority becomes this node's. Raises
-    `PhantomMeshError` saying what to do.
+    Without ``endpoints`` the address from which the authority was reached becomes this node's endpoint.
+    Raises `PhantomMeshError` saying what to do.
     """
     invite = Invite.parse_untrusted(token)
     invite.check_expiry(time())
@@ -91,8 +91,8 @@ async def join(
 async def _addresses(invite: Invite, own: Sequence[str]) -> list[tuple[str, Address | str]]:
     """The addresses of an invite's endpoints, or why one cannot be used.
 
-    No member was heard yet, so a network that only this host has is not refused: who joins by an authority in
-    a container has chosen to. The overlay's networks are not known yet, and not routed anywhere.
+    No member was heard yet, so a network that only this host has is not refused: an operator that joins by an
+    authority in a container has chosen to. The overlay's networks are not known yet, and not routed anywhere.
     """
     loopback = all_loopback(parse_endpoint(endpoint, 1)[0] for endpoint in own)
     reach = Reach(host=await trio.to_thread.run_sync(read_host), loopback=loopback)
@@ -149,7 +149,7 @@ def _check_host(config: Config, networks: Sequence[Network], members: Mapping[Ov
 
 async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: JoinDraft) -> sessions.Session:
     """The enrolment handshake. Raises `JoinError` where the authority does not go on with it, `StreamError`
-    where nothing there answers like one."""
+    where nothing there answers like an authority."""
     destination = Address(framed.address.host, framed.address.port, "tcp")
     newcomer = Newcomer(
         node_id=draft.identity.node_id,

@@ -65,8 +65,8 @@ log = structlog.get_logger("phantommesh.gossip")
 
 
 class GossipDriver:
-    """Runs one `Gossip`. ``changed`` hears of every change of a member's state, and ``learned`` of how many
-    seconds passed from first word of a record to its being verified here."""
+    """Runs one `Gossip`. ``changed`` is called with every change of a member's state, ``learned`` with the
+    seconds from the first word of a record until it was verified here."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class GossipDriver:
         look: Callable[[], None],
         agree: Callable[[int, bytes], bytes | None],
     ) -> None:
-        """``generation`` is the number of this start: no rumour moves the next one. ``where`` gives the
-        addresses of a member's record that may be used, ``seeds`` those to try for ever; ``may`` says whether
-        a member, or somebody, may be spoken to at an address; ``look`` has the interfaces read soon;
-        ``agree`` is `WgKeys.agree` of this node's keys."""
+        """``generation`` is the number of this start; no rumour changes the number of the next start.
+        ``where`` gives the addresses of a member's record that may be used, ``seeds`` those to try for ever;
+        ``may`` says whether a member, or somebody, may be spoken to at an address; ``look`` has the
+        interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._where, self._changed, self._look = where, changed, look
         self._may, self._agree_on = may, agree
@@ -183,13 +183,13 @@ class GossipDriver:
         return answer
 
     def sync_finish(self, rest: bytes, peer: NodeId) -> None:
-        """And closes it. Raises `GossipError`."""
+        """Another member closes its full sync. Raises `GossipError`."""
         now = trio.current_time()
         self._carry_out(self.gossip.seal(self.membership.sync_finish(rest, peer, now), now))
 
     def answer_records(self, sealed: bytes) -> bytes:
-        """Somebody who holds the group key and has no link with us asks for records: answer, if need be
-        with nothing."""
+        """Answer a request for records from somebody that holds the group key and has no link with us; if
+        need be with nothing."""
         try:
             asked = self._requests.open(sealed).payload
         except EnvelopeError:
@@ -235,11 +235,11 @@ class GossipDriver:
             nursery.start_soon(self._watch)
             while True:
                 await self._due.sleep()
-                with left_out(self._dropped, "gossip-broken", BROKEN):  # what others said had a timer set
+                with left_out(self._dropped, "gossip-broken", BROKEN):  # the words of others set a timer
                     self._carry_out(self.gossip.tick(trio.current_time()))
 
     async def leave(self) -> None:
-        """Say goodbye, and stay until those who ask whether it is true have been answered."""
+        """Say goodbye, and stay until the members that ask whether it is true have their answers."""
         now = trio.current_time()
         self._carry_out(self.gossip.seal(self.membership.leave(now), now))
         if self.membership.left_at is not None and len(self.membership) > 1:
@@ -309,7 +309,8 @@ class GossipDriver:
             await self._keeper.take(kept.records, address, unasked=kept.unasked)
 
     async def _take_revocations(self, member: NodeId, parts: Sequence[bytes]) -> bool:
-        """A member whose revocations do not hold, or a list that is full, keeps no group key from us."""
+        """Take in revocations. Neither revocations that do not hold nor a full list keep group keys from
+        us."""
         try:
             return await self._keeper.take_parts(parts)
         except PhantomMeshError as error:
@@ -317,7 +318,7 @@ class GossipDriver:
             return False
 
     async def _save(self) -> None:
-        """Keep on disk what the next start should know. A full disk does not end the node."""
+        """Write to disk all that the next start should know. A full disk does not end the node."""
         while True:
             await self._saver.marked()
             async with patiently(log, "members"):
@@ -325,7 +326,7 @@ class GossipDriver:
                 await trio.sleep(SAVE_EVERY)
 
     async def save(self) -> None:
-        """Write what members last said of themselves, and how far we have leapt. Raises StateError."""
+        """Write the members' last claims, and how far our generation has leapt. Raises StateError."""
         await self._saver.save(always=True)
 
     async def _write(self) -> None:

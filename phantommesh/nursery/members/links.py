@@ -24,7 +24,7 @@ from phantommesh.trust.identity import Identity, NodeId, format_node_id
 
 class LinkDriver:
     """Runs one `Links`. ``install`` is called with the peers whose desired PSKs changed, ``opened`` when a
-    handshake finished, ``alarmed`` for what an operator should know."""
+    handshake finished, ``alarmed`` for anything that an operator should know."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class LinkDriver:
 
     @property
     def dropped(self) -> Counter[str]:
-        """What the links dropped, by reason."""
+        """Counts of all that the links dropped, by reason."""
         return self.links.drops
 
     def receive(self, datagram: bytes, source: Address) -> None:

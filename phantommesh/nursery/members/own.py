@@ -43,7 +43,7 @@ log = structlog.get_logger("phantommesh.own")
 
 
 class OwnRecord:
-    """This node as others know it. ``word`` has what it says of itself."""
+    """This node as others know it. ``word`` has all that it says of itself."""
 
     def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper) -> None:
         self._config, self._state, self._keeper = config, state, keeper
@@ -55,7 +55,7 @@ class OwnRecord:
 
     @property
     def member(self) -> Member:
-        """What this node's certificate says."""
+        """This node, as its certificate describes it."""
         return self.word.member
 
     @property
@@ -69,11 +69,11 @@ class OwnRecord:
         return self.word.renewal_error
 
     def me(self) -> Member:
-        """``member``: what the certificate says now."""
+        """``member`` as it is now."""
         return self.member
 
     def name(self) -> str:
-        """This node's name now: another certificate may give it another."""
+        """This node's name now: another certificate may give it another name."""
         return self.member.name
 
     def ip4(self) -> IPv4Address:
@@ -93,7 +93,7 @@ class OwnRecord:
         try:
             if (signed := self.word.record(time())) is not None:
                 self._keeper.add(signed)
-        except PhantomMeshError as error:  # the old one still stands
+        except PhantomMeshError as error:  # the old record still stands
             log.error("our own record is not acceptable", error=str(error), fix=error.fix)
 
     async def reserve(self) -> None:
@@ -118,7 +118,7 @@ class OwnRecord:
                 await trio.sleep(AGAIN)
 
     def dispute(self) -> Dispute | None:
-        """Return what we have to give up to another member, if anything."""
+        """Return the dispute in which we have to give up our address or name, if there is one."""
         return self.word.dispute(time())
 
     def shared_dimension(self) -> int | None:
@@ -130,7 +130,7 @@ class OwnRecord:
         await self._keeper.changes()
 
     async def renew_if_due(self, caller: Caller) -> None:
-        """Try once if it is time. Why it failed is in ``renewal_error``, which `status` tells."""
+        """Try once if it is time. If that fails, ``renewal_error`` says why, and `status` tells it."""
         if not self.word.due(time()):
             return
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Places of the members: the addresses of their records that this node may send to.
 
-Every address that comes from another passes here, each time that it is used: what a name resolves to and what
-networks the host has both change.
+Every address that comes from another node passes here, each time that it is used: a name may resolve to
+something else by then, and the host's networks may have changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENDPOINT_USELESS = FaultKind("endpoint-useless", "medium")
 ADDRESS_FORBIDDEN = FaultKind("address-forbidden", "medium")
 
 # Tuning.
-MAX_JUDGED = 8192  # hosts of which the verdict is remembered; any stranger can make us judge one
+MAX_JUDGED = 8192  # hosts whose verdict is remembered; any stranger can make us judge one
 MAX_SEEN = 16  # hosts from which a member is remembered to have been heard
 MAX_FAULTS = 8  # members named in `status`
 
@@ -106,8 +106,8 @@ class Places:
         return member is not None and host in self._seen.get(member, ())
 
     def seen(self, member: bytes, host: str) -> None:
-        """A member finished a handshake with this node from there, so that it surely gets what is sent there:
-        a datagram's source alone is easily forged."""
+        """Note that a member finished a handshake with this node from an address. So the member surely gets
+        datagrams that are sent there; a datagram's source alone is easily forged."""
         places = self._seen.setdefault(member, {})
         places.pop(host, None)
         places[host] = None
@@ -129,13 +129,13 @@ class Places:
                 yield endpoint, Address(found, port), self._judge(found, seen=self._was_seen(member, found))
 
     def seeds(self) -> tuple[Address, ...]:
-        """The addresses of the operator's seeds: its names, too, resolve to what others say."""
+        """The addresses of the operator's seeds: names among them, too, resolve to whatever others say."""
         found = ((self._lookup(host), port) for host, port in self._seeds)
         return tuple(Address(host, port) for host, port in found if host is not None and self.may(None, host))
 
     def look(self, entries: Collection[Entry]) -> None:
-        """Note what these members announce that may not be used, and keep nothing of others. Each refusal is
-        counted once; of each member the log tells once, whatever it announces after."""
+        """Note the addresses of these members that may not be used, and forget those of others. Each refusal
+        is counted once. The log tells of each member once, whatever the member announces later."""
         self.judge_by(self.reach)  # a name of ours may have been looked up since
         before, self._refused = self._refused, {}
         for entry in entries:
@@ -163,7 +163,7 @@ class Places:
                 why = self._misnamed(host)
                 if (
                     why is not None and why is not Why.OWN
-                ):  # of one list of seeds for all nodes one is this node
+                ):  # a list of seeds that all nodes share names this node too
                     shown = format_endpoint(host, port)
                     yield ENDPOINT_USELESS.fault(
                         f"{key}: {shown} is of no use to reach a node, it is {why.text}",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proves what the scatterer does: commits to each epoch, states what was sent, has the peers countersign.
 
-`Ledger` keeps the books; this reads counters for it, carries its messages, signs and stores. Nothing waits
-for a peer: an epoch at whose beginning or end the peer did not answer is not proved.
+`Ledger` keeps the books; this module reads counters for it, carries its messages, signs and stores. Nothing
+waits for a peer: an epoch at whose beginning or end the peer did not answer is not proved.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ SHORTEST: float = 1.0
 """Seconds an epoch must last to be proved: both ends read their counters when it ends."""
 
 # Tuning.
-# s from the change of the map in which both ends must have read their counters; within the lag that a proof
-# may have.
+# s after a change of the map, within which both ends must have read their counters; less than the lag that a
+# proof may have.
 PATIENCE = 2.5
-# s that what was sent is given to arrive, before the peer is told to read: so long at least, and at most; and
-# besides as long as the slowest path's round trip, which waits in the same queues.
+# s that packets under way are given to arrive before the peer is told to read: the least and the most. The
+# slowest path's round trip is added, since probes wait in the same queues.
 SETTLE, SETTLE_MOST = 0.1, 1.0
 OFTEN = 0.25  # s between two turns that a peer may ask for: each has its counters read
 QUEUE = 4096  # epochs that wait to be looked at
@@ -63,7 +63,7 @@ What = TypeVar("What")
 
 
 class Asks(Protocol):
-    """A channel to a peer: `streams.Client`. Raises `StreamError`."""
+    """A channel to a peer: `channels.Client`. Raises `StreamError`."""
 
     async def ask(self, request: messages.Request) -> messages.Answer: ...
 
@@ -73,7 +73,8 @@ Call = Callable[[NodeId], AbstractAsyncContextManager[Asks]]
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A link's epoch is over; ``plan`` is of the one that has begun. ``at`` is when, by trio's clock."""
+    """A link's epoch is over. ``plan`` is the plan of the epoch that has begun; ``at`` is the moment, by
+    trio's clock."""
 
     peer: NodeId
     closed: Closed | None
@@ -122,7 +123,7 @@ class Proving:
         """Whether what is on disk has been read."""
         return self._ledger is not None
 
-    # ---- what others tell it ----
+    # ---- news from other parts ----
 
     def look(self, counters: Mapping[NodeId, Sequence[Counters | None]]) -> None:
         """The interfaces were read: these are the counters of each peer, a dimension each."""
@@ -163,10 +164,10 @@ class Proving:
         epoch, cards = counts.epoch, _seven(counts.cards)
         return Plan(self._me, peer, epoch.link, epoch.number, counts.scheduler, run, cards)
 
-    # ---- what peers ask ----
+    # ---- requests of peers ----
 
     async def turn(self, entry: Entry, request: messages.Turn) -> messages.Answer:
-        """A peer's epoch is over: read what has come from it."""
+        """A peer's epoch is over: read what has come from that peer."""
         peer, now = entry.member.node_id, trio.current_time()
         if self._ledger is None or now - self._asked.get(peer, -OFTEN) < OFTEN:
             return messages.Refused("not now", "ask again for the next epoch")
@@ -245,7 +246,7 @@ class Proving:
         they may have sent of that epoch already."""
         peer = event.peer
         if (before := self._telling.pop(peer, None)) is not None:
-            before.cancel()  # it has not answered for an epoch
+            before.cancel()  # the peer has not answered for an epoch
             self._count("unwitnessed")
         closed, plan, slip = event.closed, event.plan, ZEROS
         if under_way is not None and plan is not None and self._plan(peer, under_way) == plan:
@@ -255,7 +256,7 @@ class Proving:
             self._count("unwitnessed")
         closes, opens = ledger.turn(peer, closed, plan, self._tally.sent(peer), slip)
         if closes or opens:
-            # Known from here on, not from when its task begins: two may begin in either order.
+            # Note the scope here, before its task begins: two tasks may begin in either order.
             self._telling[peer] = scope = trio.CancelScope(deadline=event.at + PATIENCE)
             nursery.start_soon(self._tell, ledger, peer, messages.Turn(closes, opens), scope)
 
@@ -264,8 +265,8 @@ class Proving:
     ) -> None:
         """Tell a peer that an epoch is over, and read again when it has done its part.
 
-        It is told when all has arrived that was counted here: else what was on its way would be of this epoch
-        here, and of the next one there.
+        The peer is told when all that was counted here has arrived: else packets on their way would count for
+        this epoch here, and for the next one there.
         """
         wire: Seven | None = None
         settled = trio.current_time() + min(SETTLE + self._delay(peer), SETTLE_MOST)
@@ -342,7 +343,7 @@ class Proving:
             await self._write(self._shelf.put, kept)
 
     async def _write(self, write: Callable[[What], None], what: What) -> bool:
-        """Say whether it is on disk: a full one costs evidence, not the node."""
+        """Write, and say whether it is on disk: a full disk costs evidence, not the node."""
         async with self._storing:
             try:
                 await trio.to_thread.run_sync(write, what)
@@ -352,7 +353,8 @@ class Proving:
         return True
 
     async def export(self, wanted: NodeId | None = None) -> bytes:
-        """A file of all proofs without gaps, or of those with one peer. Raises ProofError where none is."""
+        """A file of all proofs without gaps, or of those with one peer. Raises ProofError where there is
+        none."""
         async with self._storing:
             found = await trio.to_thread.run_sync(self._unbroken, wanted)
         certificates, proofs = dict[bytes, Certificates](), list[Proof]()

@@ -25,8 +25,8 @@ from phantommesh.trust.identity import NodeId
 
 
 class ControlServer:
-    """Answers what others ask. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for what cannot be read."""
+    """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
+    `GossipError` for bytes that cannot be read."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@
    The invite is on disk (`successor.invite`) before anything else happens.
 2. The node joins by it as any newcomer does, into a directory of its own within the state directory
    (`successor`, whole or not there). The authority revokes the old identity when it lets the new one in.
-3. The node stops, and starts again: `nodestate.install_successor` puts the new state in place of the old.
+3. The node stops, and starts again: `start.install_successor` puts the new state in place of the old.
 
 A crash before the authority revokes leaves the old identity at work, a crash after it an invite that still
 admits the same new keys: so the node goes on by itself when it runs again, revoked or not.
@@ -63,12 +63,12 @@ class Succession:
 
     @property
     def pending(self) -> bool:
-        """Whether one was begun and is not done."""
+        """Whether a succession was begun and is not done."""
         return self._state.state.has(directory.SUCCESSION)
 
     async def begin(self) -> Summary:
         """Get the new identity; when this returns it is whole on disk and the old one revoked. Raises
-        PhantomMeshError; whatever was begun is gone on with by `run`."""
+        PhantomMeshError; `run` then goes on with anything that was begun."""
         if self._state.authority is not None:
             raise TrustError("an authority's identity is not replaced", fix=AUTHORITY_ANEW)
         async with self._busy:

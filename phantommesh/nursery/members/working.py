@@ -31,7 +31,7 @@ def tell(told: steps.Told) -> None:
 
 
 async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]]) -> T:
-    """Carry each step of the work out to its end, and return what the work returns. Raises what it raises."""
+    """Carry out each step of the work to its end, and return the work's result. Raises the work's errors."""
     try:
         step = next(work)
         while True:
@@ -49,18 +49,18 @@ async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]
 
 
 class Worker:
-    """Does the work of one node's desk, and what of it others of its parts want done."""
+    """Does the work of one node's desk, and such work as other parts want done."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
         self._node, self._keeper, self._keys = node, keeper, keys
         self._alone = {"enrolling": trio.Lock(), "revoking": trio.Lock()}
 
     async def do(self, work: steps.Work[T]) -> T:
-        """Carry the work out to its end, and return what it returns. Raises what it raises."""
+        """Carry out the work to its end, and return its result. Raises its errors."""
         return await do(work, self.carry_out)
 
     async def carry_out(self, step: steps.Step) -> Any:
-        """Carry one step out. Raises what it ends with."""
+        """Carry out one step. Raises the error that it ends with."""
         in_thread, invites = trio.to_thread.run_sync, self._node.invites
         match step:
             case steps.Compute(job):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The mesh's names on one node: the zone as the roster has it now, who serves it and who is told of it."""
+"""The mesh's names on one node: the zone as the roster has it now, its server, and the machine's resolver,
+which is told of it."""
 
 from __future__ import annotations
 

@@ -63,15 +63,15 @@ class _Name:
 
 
 class Resolver:
-    """The last known address of each name that was asked for. ``changed`` is called when one changes. Of
-    several addresses the first is taken that ``forbids``, which may be set, says nothing against."""
+    """The last known address of each name that was asked for. ``changed`` is called when one changes. If a
+    name has several addresses, the first counts that ``forbids``, which may be set, says nothing against."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self.forbids: Callable[[str], bool] = lambda address: False
         self._names: OrderedDict[str, _Name] = OrderedDict()  # the longest not asked for first
         self._silent: OrderedDict[str, None] = OrderedDict()  # those without an address, in the same order
-        # What waits for a look-up, by urgency: the first look-up of a name, then those that had an address.
+        # Names that wait for a look-up, by urgency: first the new ones, then those that had an address.
         self._new: OrderedDict[str, None] = OrderedDict()
         self._stale: OrderedDict[str, None] = OrderedDict()
         self._hopeless: OrderedDict[str, None] = OrderedDict()

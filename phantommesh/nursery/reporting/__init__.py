@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node says of itself: views, events and metrics, and what is wrong."""
+"""The reports of a node on itself: views, events and metrics, and what is wrong."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is wrong with this node itself, for its status and /readyz. `management.peerfaults` has its peers."""
+"""The faults of this node itself, for its status and /readyz. `management.peerfaults` has its peers."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Reporter:
 
     @property
     def events(self) -> EventLog:
-        """What happened lately."""
+        """The latest events."""
         return self._parts.events
 
     def status(self) -> Status:
@@ -105,7 +105,7 @@ class Reporter:
         )
 
     def faults(self) -> list[Fault]:
-        """What is wrong: `status` has it too."""
+        """All that is wrong: `status` has it too."""
         parts = self._parts
         standing = {entry.called[1]: self._membership(entry) for entry in parts.peers.entries}
         through = [(e.member.name, via) for e in parts.peers.entries if (via := self._through(e))]

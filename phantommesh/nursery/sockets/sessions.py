@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What handshakes leave behind for request channels."""
+"""The sessions that handshakes leave behind for request channels."""
 
 from __future__ import annotations
 

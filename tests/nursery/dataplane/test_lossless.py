@@ -114,7 +114,7 @@ class Wires:
         state[name] = replace(device, peers={**device.peers, key: replace(device.peers[key], **values)})
 
     async def keep_alive(self) -> None:
-        """What WireGuard does by itself: where it has an endpoint and a keepalive, it shakes hands."""
+        """Do as WireGuard does by itself: where it has an endpoint and a keepalive, it shakes hands."""
         while True:
             for source in self.nodes.values():
                 for name, device in dict(cast("Backend", source.parts.backend).state).items():
@@ -158,7 +158,7 @@ class Pipe:
 
 
 class Pings:
-    """One each 10 ms, there and back, each way by the weights of who sends."""
+    """One each 10 ms, there and back, each way by the weights of the end that sends."""
 
     def __init__(self, wires: Wires, source: Node, target: Node) -> None:
         self.wires, self.ends, self.sent, self.lost = wires, (source, target), 0, list[tuple[float, int]]()

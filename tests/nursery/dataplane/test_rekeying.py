@@ -142,7 +142,7 @@ async def test_a_key_is_on_disk_before_anybody_hears_of_it(mesh: Callable[..., R
 async def test_a_crash_after_any_step_leaves_a_usable_node_and_no_second_word(
     mesh: Callable[..., Run], crash_at: str, saved: bool
 ) -> None:
-    """What the node has, what it says, and what the others know are one after the next start; and no number
+    """The node's keys, its record and the others' knowledge of it agree after the next start; and no number
     ever stands for two records, also when the configuration was changed meanwhile."""
     first = again = mesh()
     await first.start()

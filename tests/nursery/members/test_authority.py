@@ -267,7 +267,7 @@ async def test_a_second_authority_works_while_the_first_is_away(tmp_path: Path) 
                 await gamma.parts.own.renew_if_due(gamma.parts.caller)  # by beta: alpha is away
                 assert gamma.parts.own.renewal_error is None
                 assert gamma.parts.own.member.not_before >= first
-                async with serving(tmp_path / "a") as alpha:  # who comes back and is told
+                async with serving(tmp_path / "a") as alpha:  # alpha comes back and is told
                     await until(
                         lambda: names(alpha) == names(beta) == names(gamma) == ["alpha", "beta", "gamma"]
                     )

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from phantommesh.control import channel, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
-from phantommesh.nursery.members import authority as authority_module
+from phantommesh.node import desk
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -422,7 +422,7 @@ async def test_without_endpoints_the_address_that_reached_the_authority_is_ours(
 async def test_a_spent_invite_does_not_rename_its_node_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(authority_module, "JOINS", 3)
+    monkeypatch.setattr(desk, "JOINS", 3)
     state = make_authority(tmp_path / "a")
     invite = make_invite(state)
     async with serving(tmp_path / "a") as authority:

@@ -202,7 +202,7 @@ async def test_what_members_said_is_kept_and_a_later_start_has_a_greater_generat
         )
         first = node.parts.gossip.membership.generation
         await node.parts.gossip.save()
-        await node.parts.keeper.save()  # who is in no roster is not taken from the disk
+        await node.parts.keeper.save()  # a member that is in no roster is not taken from the disk
         kept = load_members(load_node(tmp_path / "b" / "state", time()))
     assert gamma.node_id in kept.ids
     async with serving(tmp_path / "b") as node:

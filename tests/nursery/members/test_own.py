@@ -36,7 +36,7 @@ from tests.support.loopback import join, make_authority, make_invite, serving, u
 from tests.support.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
-CLOCKED = ("own", "keeper", "working", "groupkeys", "weaving")
+CLOCKED = ("members.own", "keeping.roster", "members.working", "keeping.groupkeys", "weaving")
 
 
 class Clock:

@@ -473,8 +473,8 @@ async def test_a_number_on_disk_that_cannot_be_gives_way_to_the_next(pair: Pair)
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("ahead", [-4.0, 4.0])
 async def test_a_clock_that_was_set_costs_no_proof(pair: Pair, ahead: float, restarted: bool) -> None:
-    """What was stated before a clock was set back cannot be in one file with what comes after it; both are
-    kept, and both hold."""
+    """Statements from before a clock was set back cannot be in one file with later ones. Both are kept, and
+    both hold."""
     a, b = pair
     await step(a)
     await prove(a, 2)

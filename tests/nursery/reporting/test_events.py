@@ -168,7 +168,7 @@ def told(node: Node, wanted: str) -> list[Event]:
 
 
 def check_that_forged_claims_flood_nothing(node: Node, member: NodeId) -> None:
-    """Of as many changes as come in one message: all are counted, few are told."""
+    """One message brings as many changes as it can: all are counted, few are told."""
     count = node.parts.metrics.registry.get_sample_value
     name, labels = "phantommesh_membership_changes_total", {"state": "alive"}
     counted, last = count(name, labels) or 0.0, node.parts.events.last

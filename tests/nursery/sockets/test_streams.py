@@ -710,7 +710,7 @@ def opened(peer: bytes, key_out: bytes, key_in: bytes) -> Opened:
 
 
 def test_a_session_has_a_name_that_nobody_chose() -> None:
-    """What a handshake calls itself is in clear on the network: another can have taken it."""
+    """A handshake's own session id is in clear on the network: another handshake can have taken it."""
     mine = opened(b"victim", b"o", b"i")
     stolen = opened(b"thief", b"p", b"j")
     sessions = Sessions()

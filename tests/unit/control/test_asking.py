@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whom a node asks for records, in which order, and how much it looks for at one time."""
+"""The members that a node asks for records, in which order, and how much it looks for at one time."""
 
 from collections.abc import Sequence
 from random import Random

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The places at the control port over TCP: who gets one, and who makes room."""
+"""The places at the control port over TCP: which connection gets one, and which makes room."""
 
 from collections import Counter
 

@@ -216,7 +216,8 @@ def test_what_an_outsider_recorded_is_answered_nowhere(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", [PING, PING_REQ, QUERY])
 def test_who_asks_from_an_unproved_address_gets_little(kind: int) -> None:
-    """An insider can ask in any name, from an address that it forges: the answers go to who is there."""
+    """An insider can ask in any name, from an address that it forges: the answers go to whatever machine is
+    there."""
     a, sealer = End("a", KEY).knows("b", "c"), End("b", KEY)
     news = [
         node_id(n) + (1).to_bytes(6) + bytes(3) + bytes([State.ALIVE]) + bytes(22) for n in "defghijklmnop"

@@ -197,7 +197,7 @@ def test_an_expired_invite_gets_no_further(authority: Authority) -> None:
 
 
 def test_another_machines_key_is_not_enrolled(authority: Authority) -> None:
-    """Who knows the invite still has to sign with the key that the node id is made of."""
+    """A machine that knows the invite still has to sign with the key that the node id is made of."""
     me, other = identity("me"), identity("other")
     newcomer = make_newcomer(authority.invite(), me)
     assert enrol(authority, newcomer, other) is None

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from phantommesh.management.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
 
-# What INTERFACE promises for the parts that exist.
+# The metrics that the public interface promises.
 NAMES = {
     "phantommesh_build_info",
     "phantommesh_peers",

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An insider holds the group key: it can write any event, in any name, from any address. What it can not do.
+"""An insider holds the group key: it can write any event, in any name, from any address. These tests say what
+it cannot do.
 
 Each test runs a small mesh of real memberships over a network with loss. The insider is one of them
 (the last), or writes datagrams besides.
@@ -227,7 +228,8 @@ def test_an_answer_that_was_carried_before_proves_nothing_later() -> None:
 
 
 def test_a_helper_that_carries_nothing_does_not_hide_the_others() -> None:
-    """Two of five members answer no ping-req: who is reached by way of the others stays partly reachable."""
+    """Two of five members answer no ping-req: a member that is reached by way of the others stays partly
+    reachable."""
     mesh = Mesh(7)
     mesh.network.cut = lambda a, b: {a, b} == {0, VICTIM}
     mesh.run(30)

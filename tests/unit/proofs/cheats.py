@@ -39,7 +39,7 @@ def biased(share: float, dimension: int = 0) -> list[float]:
 
 
 def convincing(plan: Plan, came: Seven) -> dict[str, Any]:
-    """What to say of such bytes: packets that fit the plan, with bursts where there is much and the smallest
+    """The words for such bytes: packets that fit the plan, with bursts where there is much and the smallest
     packets where there is little, and WireGuard's counts as the receiver will have them."""
     octets = [round(count / OVERHEAD) for count in came]
     cycle = sum(plan.cards)

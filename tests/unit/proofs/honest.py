@@ -102,7 +102,7 @@ def rhythm(rng: random.Random, plan: Plan, n: int, period: int) -> tuple[list[in
 
 
 def wired(size: int) -> int:
-    """What WireGuard makes of a packet."""
+    """The bytes that WireGuard makes of a packet."""
     return size + 40 * math.ceil(size / 1_380)
 
 
@@ -217,7 +217,7 @@ class Honest:
             rate = self.rate * math.exp(rng.gauss(0, self.bursty)) * (rng.random() >= self.idle)
             body = self.send(plan, rate * seconds) + self.own(plan, seconds, rate)
             following, next_lag = self.plan(), self.late()
-            # What comes late is by the next plan: as much as fits the time, or, rarely, a burst.
+            # Late packets go by the next plan: as much as fits the time, or, rarely, a burst.
             share = next_lag / seconds if rng.random() > next_lag / self.seconds else rng.random()
             tail = self.send(following, min(1.0, share) * rate * seconds)
             ahead += sets.get(number, 0.0)

@@ -259,7 +259,7 @@ class Link:
         self.stated = statement
 
     def _proved(self, kept: Kept) -> None:
-        """What B counted is what A says, but for what is lost and what A says was sent meanwhile."""
+        """B counted as much as A says, but for losses and for the bytes that A says were sent meanwhile."""
         statement, receipt = kept.statement, kept.receipt
         assert receipt is not None
         for i in range(DIMENSIONS):

@@ -254,7 +254,7 @@ def test_rubbish_is_refused(data: bytes) -> None:
 
 
 def starved(counts: Seven, dimension: int) -> Seven:
-    """What one dimension had goes over the others."""
+    """The traffic of one dimension goes over the others."""
     each, left = divmod(counts[dimension], 6)
     rest = [count + each for count in counts]
     rest[dimension] = 0
@@ -634,7 +634,8 @@ def test_a_number_that_no_chain_can_have_come_to_is_refused(after: list[int]) ->
 
 
 def test_a_clock_that_was_far_ahead_holds_no_number_up() -> None:
-    """Of a statement that was taken before dates had bounds, or of a clock that was set back."""
+    """The number comes from a statement that was taken before dates had bounds, or from a clock that was set
+    back."""
     world = World(5)
     world.ledgers["pm-2"]._peer(node("pm-1").node_id).seen = Seen(7, 2**47)
     world.turn("pm-1", "pm-2", world.plan("pm-1", "pm-2"), None)

@@ -110,7 +110,7 @@ def test_what_came_one_way_outside_of_the_proved_epochs_counts() -> None:
 
 
 def test_the_node_itself_judges_by_the_same_test() -> None:
-    """What `proofs` and the metrics say of a proof: all bytes one way, with packets as planned."""
+    """The figures of `proofs` and the metrics on a proof: all bytes one way, with packets as planned."""
     (checked,) = parts(story(1, always(biased(0.99))))
     signed = Signed(b"", 0, (), b"", b"")
     kept = Kept(node(B).node_id, "sent", 0, Proof(signed, signed), checked.statement, checked.receipt)

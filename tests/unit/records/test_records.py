@@ -140,7 +140,7 @@ def test_of_two_with_one_address_or_name_the_lower_node_id_keeps_it() -> None:
         assert len(held) == 2
         assert held.disputes(NOW) == both
     held = roster(SIGNED, twin)
-    # who has run out claims nothing
+    # a member whose certificate has run out claims nothing
     assert held.disputes(NOW + NODE_LIFE + DAY) == []
     # one gives way
     cert = MESH.authority.issue(OTHER.spki, "beta", Role.NODE, IPv4Address("100.64.0.77"), NOW)
@@ -309,8 +309,7 @@ def test_a_renewed_certificate_on_the_same_word_is_no_equivocation() -> None:
 
 
 def test_what_a_revoked_authority_certified() -> None:
-    """What it certified before holds to its end, what it certifies later is not taken in; no life is
-    endless."""
+    """Certificates from before hold to their end, later ones are not taken in; no life is endless."""
     revoked = Revocations(MESH.root)
     held = Roster(MESH.root, revoked)
     held.add(SIGNED, NOW)
@@ -353,8 +352,8 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
 
 
 def test_who_was_revoked_after_the_roster_was_written_is_out_of_it() -> None:
-    """The two are written one after the other, and the node may die in between. Whom a revoked authority
-    certified was held before this node knew of that, so it stays."""
+    """The two are written one after the other, and the node may die in between. A node that a revoked
+    authority certified was held before this node knew of the revocation, so it stays."""
     second = identity("second authority")
     gone = identity("second")
     cert = issue_authority(MESH.root, MESH.root_key, second.spki, gone.node_id, NOW)

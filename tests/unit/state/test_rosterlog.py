@@ -111,7 +111,7 @@ class Node:
         return self.save()
 
     def check(self, content: bytes) -> None:
-        """What a crash left is what was promised, or that and some of what was being written."""
+        """A crash leaves all that was promised, and perhaps some of the write under way."""
         read, least, most = decode(content), self.states[self.promised - 1], self.states[-1]
         assert not read.damage, read.damage  # for what a crash leaves nobody needs to be asked
         found = seqs(read.roster)

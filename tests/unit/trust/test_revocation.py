@@ -125,7 +125,8 @@ def test_of_what_comes_at_one_time_the_revocations_of_authorities_are_first() ->
 
 
 def test_what_an_authority_rightly_revoked_stands_when_it_is_revoked() -> None:
-    """Who revokes it takes that over: so it stands also with those who hear of its own revocation first."""
+    """The authority that revokes it takes its revocation over: so that stands also with members that hear of
+    the new one first."""
     held = fresh(revoke(authority(B), X, NOW - 9))
     signed = held.sign(authority(A), B, NOW)
     assert [(one.node_id, one.at, one.origin) for one in signed] == [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the API's endpoints do; `management.endpoints` says which there are."""
+"""The work of the API's endpoints; `management.endpoints` says which there are."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
