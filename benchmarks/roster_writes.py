@@ -38,6 +38,7 @@ from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.state import directory as statedir
 from phantommesh.state import rosterlog
 from phantommesh.state.directory import StateDir
+from phantommesh.state.files import Place
 from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.identity import Identity
@@ -158,7 +159,7 @@ async def _live(directory: Path, members: int, seconds: float, seed: int) -> tup
             count(len(data))
             written.whole += 1
 
-    def appending(self: StateDir, name: str, place: statedir.Place, data: bytes) -> statedir.Place:
+    def appending(self: StateDir, name: str, place: Place, data: bytes) -> Place:
         count(len(data))
         return append(self, name, place, data)
 

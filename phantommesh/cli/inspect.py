@@ -169,7 +169,8 @@ def config_check(options: Options, file: Path | None) -> None:
 
 def _mesh(options: Options) -> Mesh | None:
     """The mesh of the state directory; None where there is none to be read."""
-    from phantommesh.state.directory import StateDir, StateError
+    from phantommesh.state.directory import StateDir
+    from phantommesh.state.files import StateError
     from phantommesh.state.start import load_mesh
 
     try:

@@ -127,7 +127,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from urllib.parse import urlencode
 
     from phantommesh.proofs.archive import Archive
-    from phantommesh.state.directory import atomic_write
+    from phantommesh.state.files import atomic_write
     from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})

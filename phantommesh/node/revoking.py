@@ -25,8 +25,9 @@ from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import Identity, IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.issuing import Authority
-from phantommesh.trust.revocations import Held, Revoked
+from phantommesh.trust.revocations import Revoked
 from phantommesh.trust.rootword import RootWord, say
+from phantommesh.trust.statements import Held
 
 
 @dataclass(frozen=True, slots=True)

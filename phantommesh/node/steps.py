@@ -21,8 +21,9 @@ from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocations import Held, Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.trust.rootword import RootWord
+from phantommesh.trust.statements import Held
 
 T = TypeVar("T")
 

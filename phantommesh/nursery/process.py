@@ -27,7 +27,9 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range
-from phantommesh.state.directory import LOCK_FILE, StateDir, StateError, StateInUseError, StateLock
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
+from phantommesh.state.lock import LOCK_FILE, StateInUseError, StateLock
 from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
 
 LOCK_LOOK = 5.0  # s between two looks at the state directory's lock

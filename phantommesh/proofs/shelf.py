@@ -28,7 +28,7 @@ from phantommesh.proofs.statement import (
     decode_part,
     head_hash,
 )
-from phantommesh.state.directory import atomic_write, cannot
+from phantommesh.state.files import atomic_write, cannot
 from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 
 DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)

@@ -15,7 +15,8 @@ import msgspec
 from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.moments import span
 from phantommesh.secret import Secret
-from phantommesh.state.directory import INVITES, StateDir, StateError, atomic_write
+from phantommesh.state.directory import INVITES, StateDir
+from phantommesh.state.files import StateError, atomic_write
 from phantommesh.trust.certificates import Role, TrustError, check_label
 from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.invites import INVITE_ID_BYTES, MAX_ENDPOINTS, SECRET_BYTES, Invite

@@ -27,14 +27,8 @@ from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
 from phantommesh.state import directory, rosterlog
-from phantommesh.state.directory import (
-    StateDir,
-    StateError,
-    atomic_write,
-    cannot,
-    check_private,
-    check_vacant,
-)
+from phantommesh.state.directory import StateDir, check_vacant
+from phantommesh.state.files import StateError, atomic_write, cannot, check_private
 from phantommesh.state.start import make_record
 from phantommesh.trust.certificates import (
     Member,

@@ -31,7 +31,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.records.record import NodeRecord, RecordError, SignedRecord, encoded_hash
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import directory
-from phantommesh.state.directory import MAX_FILE_BYTES, PlaceError, StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import MAX_FILE_BYTES, PlaceError, StateError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
 

@@ -23,7 +23,8 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
-from phantommesh.state.directory import StateDir, StateError, cannot
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError, cannot
 from phantommesh.state.invitebook import InviteBook
 from phantommesh.state.rosterlog import RosterLog
 from phantommesh.trust.certificates import (

@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The revocations that a node holds.
+"""Which nodes are revoked, as a node judges from all the statements that it holds; and what it tells of them.
 
-Every node holds the same statements in the end. Which of them count is computed from them, from the root's
-words and from the order in which they came here:
-
-- What the root voided does not count, and is forgotten (`rootword`). That is the same on every node.
-- A statement that names a word of the root's which is not known here is not held: whoever holds it has the
-  word too, and offers both again.
-- A statement counts only if its authority stood when it came: what a rogue signs once it is revoked is
-  nothing. If several statements come at one time, the revocations of authorities are taken first. Two nodes
-  that heard of an authority's revocation and of its own last statements in different orders may differ on
-  those, until the root decides. An authority that revokes another signs anew what the other had rightly
-  signed, so that those statements do not depend on it.
+Every node holds the same statements in the end (`statements`). Which of them count is computed from them and
+from the order in which they came here. A statement counts only if its authority stood when it came: what a
+rogue signs once it is revoked is nothing. If several statements come at one time, the revocations of
+authorities are taken first. Two nodes that heard of an authority's revocation and of its own last statements
+in different orders may differ on those, until the root decides. An authority that revokes another signs anew
+what the other had rightly signed, so that those statements do not depend on it.
 """
 
-import hashlib
-from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -31,7 +23,7 @@ from phantommesh.trust.certificates import (
     TrustError,
     verify_authority,
 )
-from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
+from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.revocation import (
     CONTEXT,
@@ -46,11 +38,9 @@ from phantommesh.trust.revocation import (
     _signer,
     revoke,
 )
-from phantommesh.trust.rootword import FIRST, Order, RootWord, verify_word
+from phantommesh.trust.rootword import RootWord, verify_word
+from phantommesh.trust.statements import Held, Statements
 
-# Bound for one authority: its own statements, and as many again that it took over. A rogue can fill this. The
-# two are apart, since the authority that is taken over says how many its statements are, and whom they name.
-MAX_OF_AUTHORITY: Final = 32_768
 SLICE: Final = 256  # statements that are held at a time: some milliseconds
 MAX_ALIKE: Final = 1_024  # digests of sets that are remembered to be as good as the present one
 MAX_PART: Final = 60_000  # bytes of statements and certificates in one answer, unless one alone is larger
@@ -67,27 +57,12 @@ class Revoked:
     statement: Revocation | RootWord
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A verified statement, the node whose authority signed it, its id."""
-
-    statement: Revocation
-    signer: NodeId
-    id: bytes
-
-
 class Revocations:
     """The statements held, and which nodes are revoked by those that count (`in`, `len`, `get`)."""
 
     def __init__(self, root: x509.Certificate) -> None:
         self.root = root
-        self.tree = IdTree()  # the ids of all that is held
-        self._held: dict[bytes, Held] = {}  # by place, in the order they came
-        self._place: dict[bytes, bytes] = {}  # by id
-        self._words: dict[bytes, RootWord] = {}  # by id
-        self._said: dict[bytes, list[tuple[Order, bool]]] = {}  # by node, the root's words: is it cast out?
-        self._signed: Counter[NodeId] = Counter()
-        self._places: dict[tuple[NodeId, bool], list[bytes]] = {}  # by signer, and taken over or not; sorted
+        self._held = Statements()
         self._alike: dict[bytes, None] = {}  # digests before and after what could not count
         self._news = 0  # grows with each change that may count
         self._revoked: dict[NodeId, Revoked] = {}
@@ -101,7 +76,12 @@ class Revocations:
 
     def __iter__(self) -> Iterator[Revocation]:
         """Every statement held, whether it counts or not."""
-        return (held.statement for held in self._held.values())
+        return (held.statement for held in self._held)
+
+    @property
+    def tree(self) -> IdTree:
+        """The ids of all that is held."""
+        return self._held.tree
 
     @property
     def nodes(self) -> frozenset[NodeId]:
@@ -111,12 +91,12 @@ class Revocations:
     @property
     def words(self) -> list[RootWord]:
         """The root's words, the newest first."""
-        return sorted(self._words.values(), key=lambda word: word.order, reverse=True)
+        return sorted(self._held.words.values(), key=lambda word: word.order, reverse=True)
 
     @property
     def newest_word(self) -> RootWord | None:
         """The root's last word, which a new revocation has to name."""
-        return max(self._words.values(), key=lambda word: word.order, default=None)
+        return max(self._held.words.values(), key=lambda word: word.order, default=None)
 
     def get(self, node_id: NodeId) -> Revoked | None:
         """Since when and why a node is out, or None while it is not."""
@@ -126,7 +106,7 @@ class Revocations:
         """The statements that this node's authority signed, or another took over from it, and that count."""
         return [
             held.statement
-            for held in self._held.values()
+            for held in self._held
             if authority in (held.signer, held.statement.origin)
             and (counts := self._revoked.get(NodeId(held.statement.node_id))) is not None
             and isinstance(counts.statement, Revocation)
@@ -136,7 +116,7 @@ class Revocations:
     def moot(self) -> frozenset[NodeId]:
         """The nodes that stand here although a statement against them is held: a revoked authority's, which
         came late. They may be out for nodes that heard of it in another order."""
-        against = (NodeId(h.statement.node_id) for h in self._held.values() if h.signer in self._revoked)
+        against = (NodeId(h.statement.node_id) for h in self._held if h.signer in self._revoked)
         return frozenset(node for node in against if node not in self._revoked)
 
     def sign(self, authority: Authority, node_id: NodeId, now: float) -> list[Revocation]:
@@ -155,13 +135,10 @@ class Revocations:
         after = b"" if newest is None else newest.id
         took = {NodeId(one.node_id): one.at for one in self.by(node_id) if one.node_id != node_id}
         wanted = [Revocation(gone, at, b"", authority.der, after, node_id) for gone, at in took.items()]
-        wanted = [one for one in wanted if not self._is_said(signer, one)]
+        wanted = [one for one in wanted if not self._held.is_said(signer, one)]
         wanted.append(Revocation(node_id, int(now), b"", authority.der, after))
-        new = [one for one in wanted if _place(signer, one) not in self._held]
-        groups = Counter(_group(signer, one) for one in new)
-        if len(self._held) + len(new) > MAX_REVOCATIONS or any(
-            len(self._places.get(group, ())) + count > MAX_OF_AUTHORITY for group, count in groups.items()
-        ):
+        new = self._held.unsaid(signer, wanted)
+        if len(self._held) + len(new) > MAX_REVOCATIONS or not self._held.has_room_for_all(signer, new):
             raise TrustError(
                 f"there is no room for this revocation and the {len(wanted) - 1} that it takes over",
                 fix="cast a rogue authority out with all that it revoked, on the machine with the root's "
@@ -204,17 +181,17 @@ class Revocations:
             _check(one)
             if not isinstance(one, RootWord):
                 others.append(one)
-            elif one.id not in self._words and one.id not in words:
+            elif one.id not in self._held.words and one.id not in words:
                 verify_word(one, self.root)
                 words[one.id] = one
         verified: list[RootWord | Held] = [*words.values()]
         for other in others:
-            if other.after and other.after not in self._words and other.after not in words:
+            if other.after and other.after not in self._held.words and other.after not in words:
                 continue
-            if other.id in self._place:
+            if other.id in self._held:
                 continue
             _, signer, _ = self._authority(other, now)
-            if self._is_void(signer, other) or not self._has_room(signer, other):
+            if self._held.is_void(signer, other) or not self._held.has_room(signer, other):
                 continue
             if signer not in self._revoked or late(signer):
                 verified.append(self._verify(other, now))
@@ -241,7 +218,7 @@ class Revocations:
         again, counts = bool(words), bool(words) or any(held.signer not in old for held in came)
         try:
             for word in words:
-                self._hear(word)
+                self._held.hear(word)
             if len(self._held) + len(came) > MAX_REVOCATIONS:
                 raise TrustError(
                     "there are too many revocations",
@@ -249,7 +226,7 @@ class Revocations:
                 )
             # A statement that an authority makes once it is out must not count for having come in one parcel
             # with its revocation.
-            signers = self._signed.keys() | {held.signer for held in came}
+            signers = self._held.signers | {held.signer for held in came}
             for number, held in enumerate(sorted(came, key=lambda one: one.statement.node_id not in signers)):
                 again |= not self._hold(held)
                 if number % SLICE == SLICE - 1:
@@ -278,11 +255,7 @@ class Revocations:
     def copy(self) -> Self:
         """The same set, to try something with."""
         made = type(self)(self.root)
-        made.tree = self.tree.copy()
-        made._held, made._place, made._words = dict(self._held), dict(self._place), dict(self._words)
-        made._said = {node: list(said) for node, said in self._said.items()}
-        made._signed = Counter(self._signed)
-        made._places = {group: list(places) for group, places in self._places.items()}
+        made._held = self._held.copy()
         made._revoked, made._authorities = dict(self._revoked), dict(self._authorities)
         return made
 
@@ -301,7 +274,7 @@ class Revocations:
         skip, found, size = frozenset(known), list[Revocation | RootWord](), 0
         certs = set[bytes]()
         for one in dict.fromkeys(ids):
-            statement = self._words.get(one) or self._statement(one)
+            statement = self._held.get(one)
             if statement is None:
                 continue
             size += SIGNATURE_BYTES + 128
@@ -331,7 +304,7 @@ class Revocations:
         told, words = list[Revocation](), list[RootWord]()
         if revoked is not None and isinstance(revoked.statement, Revocation):
             told = [revoked.statement]
-            words = [word for word in [self._words.get(revoked.statement.after)] if word is not None]
+            words = [word for word in [self._held.words.get(revoked.statement.after)] if word is not None]
         room = MAX_STANDING - 32_768  # for that statement, its certificate and the word that it names
         words += [word for word in self._newest(room) if word not in words]
         return _encode([*words, *told]) if words or told else b""
@@ -343,24 +316,24 @@ class Revocations:
 
     def encoder(self) -> Callable[[], bytes]:
         """`encode` of what is held now, to be called in a thread: a full set is 400 MB."""
-        words, held = list(self._words.values()), list(self)
+        words, held = list(self._held.words.values()), list(self)
         return lambda: _encode([*words, *held])
 
     def encode(self, limit: int | None = None) -> bytes:
         """Return all that is held, in the order it came, for the state directory. With a ``limit`` in bytes,
         for a joiner: the root's words, the revocations of authorities, and the newest others that have
         room."""
-        kept = list(self._held.values())
+        kept, authorities = list(self._held), self._held.signers
         if limit is not None:
             size = SIGNATURE_BYTES + 128
-            room = max(0, limit - size * len(self._words) - 8_192 * len(self._signed)) // size
-            first = [held for held in kept if held.statement.node_id in self._signed][-room or len(kept) :]
+            room = max(0, limit - size * len(self._held.words) - 8_192 * len(authorities)) // size
+            first = [held for held in kept if held.statement.node_id in authorities][-room or len(kept) :]
             chosen = {held.id for held in first}
             others = [held for held in kept if held.id not in chosen]
             left = room - len(first)
             chosen |= {held.id for held in (others[-left:] if left > 0 else ())}
             kept = [held for held in kept if held.id in chosen]
-        return _encode([*self._words.values(), *(held.statement for held in kept)])
+        return _encode([*self._held.words.values(), *(held.statement for held in kept)])
 
     @classmethod
     def decode(cls, data: bytes, root: x509.Certificate, now: float) -> Self:
@@ -372,27 +345,6 @@ class Revocations:
             if not isinstance(one, RootWord):
                 revocations.add(one, max(now, one.at))  # it was taken in once, by a clock that was right
         return revocations
-
-    # Holding.
-
-    def _statement(self, one: bytes) -> Revocation | None:
-        place = self._place.get(one)
-        return None if place is None else self._held[place].statement
-
-    def _is_said(self, signer: NodeId, one: Revocation) -> bool:
-        """Whether this authority has said as much already, of the same day or an earlier one."""
-        held = self._held.get(_place(signer, one))
-        return held is not None and held.statement.at <= one.at
-
-    def _has_room(self, signer: NodeId, one: Revocation) -> bool:
-        """Whether this statement would be held: there is none of an earlier date in its place, nor is its
-        authority full of such as come before it. That costs no signature check."""
-        place = _place(signer, one)
-        held = self._held.get(place)
-        if held is not None:
-            return _order(one) < _order(held.statement)
-        places = self._places.get(_group(signer, one), [])
-        return len(places) < MAX_OF_AUTHORITY or place < places[-1]
 
     def _authority(self, one: Revocation, now: float) -> tuple[MLDSA65PublicKey, NodeId, bytes]:
         """The signer's key, node and certificate hash. Raises TrustError where the signer is no authority."""
@@ -413,91 +365,23 @@ class Revocations:
 
     def _hold(self, held: Held) -> bool:
         """Keep a verified statement. Return False where all have to be judged again."""
-        signer, one = held.signer, held.statement
-        if self._after(one) is None or self._is_void(signer, one) or not self._has_room(signer, one):
+        change = self._held.hold(held)
+        if change is None:
             return True
-        place = _place(signer, one)
-        before = self._held.get(place)
-        if before is not None:
-            self._forget(place, keep=True)
-        self._held[place] = held  # in the place of the one before, if there was one
-        self._place[held.id] = place
-        self._signed[signer] += 1
-        self.tree.add(held.id)
-        if before is not None:
+        if change.place is not None:
             return False
-        places = self._places.setdefault(_group(signer, one), [])
-        insort(places, place)
-        gone = None
-        if len(places) > MAX_OF_AUTHORITY:  # those that go are the same on every node
-            gone = self._forget(places[-1]).statement
         self._count(held)
+        gone = None if change.room is None else change.room.statement
         counted = None if gone is None else self._revoked.get(NodeId(gone.node_id))
         return counted is None or counted.statement is not gone
-
-    def _forget(self, place: bytes, *, keep: bool = False) -> Held:
-        held = self._held[place] if keep else self._held.pop(place)
-        del self._place[held.id]
-        if not keep:
-            group = _group(held.signer, held.statement)
-            del self._places[group][bisect_left(self._places[group], place)]
-        self._signed[held.signer] -= 1
-        if not self._signed[held.signer]:
-            del self._signed[held.signer]
-        self.tree.discard(held.id)
-        return held
-
-    def _hear(self, word: RootWord) -> None:
-        if word.id in self._words:
-            return
-        self._words[word.id] = word
-        self.tree.add(word.id)
-        for node in word.pardoned:
-            self._said.setdefault(node, []).append((word.order, False))
-        for node in word.cast_out:
-            self._said.setdefault(node, []).append((word.order, True))
-        for said in self._said.values():
-            said.sort()
-        void = [p for p, held in self._held.items() if self._is_void(held.signer, held.statement)]
-        for place in void:
-            self._forget(place)
-
-    # Judging.
-
-    def _is_void(self, signer: NodeId, one: Revocation) -> bool:
-        """Whether a word of the root's makes a statement nothing, for good."""
-        known = self._after(one)
-        for who in (signer, one.origin):
-            if (last := self._said.get(who)) and last[-1][1]:
-                return True  # its authority is cast out now: signed knowing that or not, it is void
-        if known is None:
-            return False
-        if any(order > known and not out for order, out in self._said.get(one.node_id, ())):
-            return True
-        for who in (signer, one.origin):
-            outs = self._said.get(who, ())
-            if any(order > known and out for order, out in outs):
-                return True
-            if (until := [out for order, out in outs if order <= known]) and until[-1]:
-                return True  # it knew itself cast out
-        return False
-
-    def _after(self, statement: Revocation) -> Order | None:
-        """The place of the word that a statement names; None while that word is not known here."""
-        if not statement.after:
-            return FIRST
-        word = self._words.get(statement.after)
-        return None if word is None else word.order
 
     def _judge(self) -> None:
         """Compute anew who is revoked."""
         self._revoked = {}
-        for node, said in self._said.items():
-            order, out = said[-1]
-            if out:
-                self._revoked[NodeId(node)] = Revoked(order.number, self._words[order.id])
+        for node, word in self._held.cast_out():
+            self._revoked[node] = Revoked(word.order.number, word)
         count = self._count
-        for held in self._held.values():
+        for held in self._held:
             count(held)
 
     def _count(self, held: Held) -> None:
@@ -517,19 +401,3 @@ class Revocations:
                 break
             chosen.append(word)
         return chosen
-
-
-def _group(signer: NodeId, one: Revocation) -> tuple[NodeId, bool]:
-    """Return the share that a statement takes room of. It is not its origin's: a signer writes any origin
-    that it likes."""
-    return signer, bool(one.origin)
-
-
-def _place(signer: NodeId, one: Revocation) -> bytes:
-    """Return the place of what one authority says once: of this node, taken over or not, as of one word."""
-    said = b"".join(part.ljust(NODE_ID_BYTES, b"\0") for part in (signer, one.node_id, one.after, one.origin))
-    return hashlib.sha3_256(said).digest()
-
-
-def _order(one: Revocation) -> tuple[int, bytes]:
-    return one.at, one.signature

@@ -29,7 +29,7 @@ from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, load_node
-from phantommesh.trust import revocations as statements
+from phantommesh.trust import statements
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import (
     MAX_EPOCH,
@@ -43,8 +43,9 @@ from phantommesh.trust.groupkey import (
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import Revocation, revoke
-from phantommesh.trust.revocations import Held, Revocations
+from phantommesh.trust.revocations import Revocations
 from phantommesh.trust.rootword import RootWord, say
+from phantommesh.trust.statements import Held
 from tests.simulation.full_node import Process
 from tests.simulation.full_scenarios import bad_network, settle
 from tests.simulation.full_sim import Simulation
@@ -324,7 +325,7 @@ async def test_junk_from_a_rogue_does_not_keep_the_roots_word_out(
 def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It revokes made-up nodes, chosen so that their take-over sorts before all that the honest authority
     says: before this one's revocation of the rogue, and before its older ones."""
-    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 24)
+    monkeypatch.setattr("phantommesh.trust.statements.MAX_OF_AUTHORITY", 24)
     revocations = Revocations(MESH.root)
     bad = [identity(f"bad {number}").node_id for number in range(5)]
     for node_id in bad:
@@ -350,7 +351,7 @@ def test_taking_a_rogues_revocations_over_takes_nobody_back(monkeypatch: pytest.
 def test_what_cannot_be_taken_over_is_refused_and_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 8)
+    monkeypatch.setattr("phantommesh.trust.statements.MAX_OF_AUTHORITY", 8)
     revocations = Revocations(MESH.root)
     for number in range(6):  # twice as many as it may have of one kind
         for origin in (b"", identity("nobody").node_id):
@@ -517,13 +518,14 @@ def test_what_a_full_authority_has_no_room_for_is_not_verified_nor_searched_for(
             self.searches += 1
             return super().values()
 
-    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 8)
+    monkeypatch.setattr("phantommesh.trust.statements.MAX_OF_AUTHORITY", 8)
     revocations = Revocations(MESH.root)
     revocations.add(revoke(MESH.authority, ROGUE, NOW), NOW)
     flood = [revoke(BY_ROGUE, identity(f"m{number}").node_id, NOW) for number in range(64)]
     flood.sort(key=lambda one: statements._place(ROGUE, one), reverse=True)
     revocations.take(flood[32:40], NOW)
-    revocations._held = held = Unsearched(revocations._held)
+    store = revocations._held
+    store._held = held = Unsearched(store._held)
     verified, verify = 0, Revocations._verify
 
     def counted(self: Revocations, one: Revocation, now: float) -> Held:

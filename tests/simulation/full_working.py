@@ -17,7 +17,7 @@ from phantommesh.membership.messages import GossipError
 from phantommesh.node import own, serving, steps
 from phantommesh.records.roster import Roster
 from phantommesh.secret import Secret
-from phantommesh.state.directory import StateError
+from phantommesh.state.files import StateError
 from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import Mesh, TrustError
 from phantommesh.trust.identity import Identity, NodeId, format_node_id

@@ -6,7 +6,8 @@ from threading import Event
 
 import pytest
 
-from phantommesh.state.directory import Place, StateDir
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import Place
 
 
 class Killed(BaseException):

@@ -22,7 +22,6 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
@@ -30,6 +29,7 @@ from phantommesh.paths.effects import Effect, Rescore, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.state import PathState
+from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import DeviceState
 

@@ -26,8 +26,9 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.trust.revocation import Revocation
-from phantommesh.trust.revocations import MAX_OF_AUTHORITY, MAX_PLEA, Held, Revoked
+from phantommesh.trust.revocations import MAX_PLEA, Revoked
 from phantommesh.trust.rootword import RootWord
+from phantommesh.trust.statements import MAX_OF_AUTHORITY, Held
 
 # Tuning.
 # Questions of strangers with words of the root's that are new: of one source, a second and in a row.

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 import trio
 
-from phantommesh.state.directory import StateError
+from phantommesh.state.files import StateError
 
 # Tuning.
 SAVE_AGAIN = 5.0  # s after the disk refused

@@ -25,7 +25,8 @@ from phantommesh.nursery.lab.ping import Flow, Traffic
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
-from phantommesh.state.directory import ROOT_CERT, StateDir, atomic_write
+from phantommesh.state.directory import ROOT_CERT, StateDir
+from phantommesh.state.files import atomic_write
 from phantommesh.trust.certificates import describe_mesh, load_root
 
 _COMMAND: Final = (sys.executable, "-m", "phantommesh")

@@ -39,7 +39,7 @@ from phantommesh.nursery.lab.mesh import (
 )
 from phantommesh.nursery.lab.net import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.lab.ping import Flow, open_traffic
-from phantommesh.state.directory import atomic_write
+from phantommesh.state.files import atomic_write
 
 MESH: Final = "lab"
 _INVITE_TTL: Final = "1h"

@@ -30,7 +30,9 @@ from phantommesh.nursery.host.leftovers import Found
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.state import directory
-from phantommesh.state.directory import StateDir, StateError, StateInUseError, cannot
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError, cannot
+from phantommesh.state.lock import LOCK_FILE, StateInUseError
 from phantommesh.state.start import load_mesh
 from phantommesh.trust.certificates import Mesh
 from phantommesh.wireguard.device import Network
@@ -168,7 +170,7 @@ async def _stopped(state: StateDir) -> AsyncIterator[How]:
 async def _stop(state: StateDir) -> How:
     """End the process that holds the state directory."""
     for _ in range(_LOOKS):
-        with _holder(state.path / directory.LOCK_FILE) as handle:
+        with _holder(state.path / LOCK_FILE) as handle:
             if handle is not None:
                 return await _end(handle, state.path)
         await trio.sleep(_LOOK_SECONDS)
@@ -224,7 +226,7 @@ def _holds(process: Path, wanted: tuple[int, int]) -> bool:
     try:
         for entry in (process / "fd").iterdir():
             try:
-                if not str(entry.readlink()).endswith(f"/{directory.LOCK_FILE}"):
+                if not str(entry.readlink()).endswith(f"/{LOCK_FILE}"):
                     continue  # stat(2) of some others' would wait
                 status = entry.stat()
                 if (status.st_dev, status.st_ino) == wanted:

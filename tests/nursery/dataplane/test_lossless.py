@@ -24,11 +24,11 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.dataplane import paths
-from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
+from phantommesh.scatter.plan import Snapshot
 from phantommesh.wireguard.device import DeviceState
 from tests.nursery.members.test_replaced_keys import both, known
 from tests.support.loopback import join, make_authority, make_invite, serving, until

@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
-from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
+from phantommesh.scatter.plan import Snapshot
 from phantommesh.wireguard.device import DeviceState
 from tests.support.loopback import free_port, until
 

@@ -24,15 +24,16 @@ from phantommesh.config.sections import Config, WireguardSection
 from phantommesh.nursery.dataplane import rekeying
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer
-from phantommesh.nursery.dataplane.scattering import Snapshot
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own, working
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.paths.machine import Paths
 from phantommesh.records.roster import Roster
+from phantommesh.scatter.plan import Snapshot
 from phantommesh.state import directory
 from phantommesh.state import start as nodestate
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.start import load_node
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.keys import SEQ_AHEAD

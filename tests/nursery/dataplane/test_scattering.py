@@ -23,6 +23,7 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.intents import MANNERS
+from phantommesh.scatter.plan import ADOPTED
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceState
@@ -469,7 +470,7 @@ async def test_a_table_that_was_left_scatters_on_until_its_peers_are_keyed(
         scatter.update([peer(2, None), peer(3, None)])  # failed closed
         await settle()
         assert set(kernel.peers) == {"100.64.0.3", "fd00::3"}
-        await trio.sleep(service.ADOPTED)
+        await trio.sleep(ADOPTED)
         assert kernel.peers == {}
 
 

@@ -6,7 +6,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from phantommesh.nursery.keeping.saver import SAVE_AGAIN, Saver, patiently
-from phantommesh.state.directory import StateError
+from phantommesh.state.files import StateError
 
 
 class Disk:

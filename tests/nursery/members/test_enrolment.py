@@ -24,6 +24,7 @@ from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.state import directory
+from phantommesh.state.files import StateError
 from phantommesh.state.start import load_node, make_record
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.invites import Invite
@@ -331,7 +332,7 @@ async def test_a_disk_that_refuses_is_said_and_nothing_is_lost(
 
     def refuse(self: directory.StateDir, name: str, data: bytes) -> None:
         if name == directory.ROSTER and self.path == (tmp_path / "a" / "state"):
-            raise directory.StateError("cannot write roster.bin: No space left on device")
+            raise StateError("cannot write roster.bin: No space left on device")
 
     async with serving(tmp_path / "a"):
         with monkeypatch.context() as patch, capture_logs():

@@ -23,7 +23,8 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.channels import ask_records
 from phantommesh.nursery.sockets.framing import connect
 from phantommesh.state import directory
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.making import Summary
 from phantommesh.state.start import NodeState, load_members, load_node
 from phantommesh.trust.groupkey import Keyring

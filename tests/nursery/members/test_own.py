@@ -25,7 +25,8 @@ from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry
 from phantommesh.state import directory, start
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState, load_node, make_record, renewal_files
 from phantommesh.trust.certificates import NODE_LIFE, Role, validity
 from phantommesh.trust.identity import Identity

@@ -32,7 +32,7 @@ from phantommesh.records.roster import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits
-from phantommesh.state.directory import StateError
+from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations

@@ -34,7 +34,8 @@ from phantommesh.records.record import RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.state import directory
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import NODE_LIFE, Role
 from phantommesh.trust.groupkey import NO_KEY, decode_keys_untrusted, encode_keys

@@ -22,7 +22,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import enrolment, succession
 from phantommesh.nursery.node import Node
 from phantommesh.state import directory
-from phantommesh.state.directory import StateError
+from phantommesh.state.files import StateError
 from phantommesh.state.start import install_successor, load_node
 from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId

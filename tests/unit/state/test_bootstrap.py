@@ -14,7 +14,8 @@ from phantommesh.config.reading import load
 from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.secret import Secret
-from phantommesh.state.directory import REQUIRED, StateError
+from phantommesh.state.directory import REQUIRED
+from phantommesh.state.files import StateError
 from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
 from phantommesh.state.start import NodeState, load_node, next_generation
 from phantommesh.trust.certificates import DAY, Role, TrustError

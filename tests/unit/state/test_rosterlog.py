@@ -19,7 +19,8 @@ from phantommesh.records import roster
 from phantommesh.records.record import MAX_BODY_BYTES, MAX_MEMBERS, RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
-from phantommesh.state.directory import MAX_FILE_BYTES, Place, PlaceError, StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import MAX_FILE_BYTES, Place, PlaceError, StateError, atomic_write
 from phantommesh.state.rosterlog import HEADER, Content
 from phantommesh.trust.certificates import DAY, MAX_CERTIFICATE_BYTES
 from phantommesh.trust.identity import Identity
@@ -327,7 +328,7 @@ def test_a_file_that_is_not_the_one_we_wrote_is_replaced_and_that_is_said(tmp_pa
     longer = node.path.read_bytes()
     other = Node(tmp_path / "other", record("me", 1), record("a", 1), record("c", 9)).path.read_bytes()
     for change in (
-        lambda: directory.atomic_write(node.path, node.path.read_bytes()),
+        lambda: atomic_write(node.path, node.path.read_bytes()),
         lambda: node.path.write_bytes(node.path.read_bytes()[:100]),
         lambda: node.path.write_bytes(backup),  # in place, as cp does
         lambda: node.path.write_bytes(backup + other),

@@ -16,14 +16,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import process
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.state import directory
-from phantommesh.state.directory import (
-    MAX_FILE_BYTES,
-    REQUIRED,
-    StateDir,
-    StateError,
-    StateInUseError,
-    atomic_write,
-)
+from phantommesh.state.directory import REQUIRED, StateDir
+from phantommesh.state.files import MAX_FILE_BYTES, StateError, atomic_write
+from phantommesh.state.lock import LOCK_FILE, StateInUseError
 
 FILES = {**dict.fromkeys(REQUIRED, b"x"), "node.key": b"secret"}
 
@@ -147,7 +142,8 @@ def test_one_node_at_a_time(tmp_path: Path) -> None:
     with state.lock():
         program = (
             "import sys; from pathlib import Path\n"
-            "from phantommesh.state.directory import StateDir, StateError\n"
+            "from phantommesh.state.directory import StateDir\n"
+            "from phantommesh.state.files import StateError\n"
             "try:\n  with StateDir.open(Path(sys.argv[1])).lock(): print('held')\n"
             "except StateError as error: print(error)"
         )
@@ -163,7 +159,7 @@ def test_a_lock_that_is_removed_is_made_anew_and_another_process_that_has_it_is_
     tmp_path: Path,
 ) -> None:
     state = StateDir.create(tmp_path / "state", FILES)
-    path = state.path / directory.LOCK_FILE
+    path = state.path / LOCK_FILE
     with state.lock() as lock:
         assert not lock.check()
         path.unlink()
@@ -192,7 +188,7 @@ async def test_a_node_ends_when_another_has_taken_its_state_directory(
 ) -> None:
     monkeypatch.setattr(process, "LOCK_LOOK", 0.01)
     state = StateDir.create(tmp_path / "state", FILES)
-    path = state.path / directory.LOCK_FILE
+    path = state.path / LOCK_FILE
     with state.lock() as lock, capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.keep_lock, lock, state.path)

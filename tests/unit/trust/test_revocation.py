@@ -17,8 +17,9 @@ from phantommesh.trust.certificates import EARLY, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import Packed, Revocation, revoke
-from phantommesh.trust.revocations import MAX_PART, MAX_PLEA, MAX_STANDING, Held, Revocations
+from phantommesh.trust.revocations import MAX_PART, MAX_PLEA, MAX_STANDING, Revocations
 from phantommesh.trust.rootword import MAX_NAMED, RootWord, say
+from phantommesh.trust.statements import Held
 from tests.support.makemesh import NOW, identity, make_mesh
 
 MESH = make_mesh()
@@ -92,7 +93,7 @@ FLOOD: list[Revocation | RootWord] = [
 def test_full_ones_hold_the_same_when_they_have_exchanged_what_they_hold(data: st.DataObject) -> None:
     pool = [*POOL, *FLOOD]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 3)
+        patch.setattr("phantommesh.trust.statements.MAX_OF_AUTHORITY", 3)
         mesh = [Revocations(MESH.root) for _ in range(3)]
         for each in mesh:
             some = data.draw(st.lists(st.sampled_from(pool), unique_by=id, max_size=20))
@@ -220,7 +221,7 @@ def test_a_list_of_a_version_before_is_read() -> None:
 
 def test_what_one_authority_can_fill_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of its statements go is the same on every node; those of others stay."""
-    monkeypatch.setattr("phantommesh.trust.revocations.MAX_OF_AUTHORITY", 5)
+    monkeypatch.setattr("phantommesh.trust.statements.MAX_OF_AUTHORITY", 5)
     flood = [revoke(authority(B), NodeId(bytes([9, i]) * 8), NOW) for i in range(9)]
     honest = revoke(authority(A), X, NOW)
     one, other = fresh(honest, *flood), fresh(*reversed(flood), honest)

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from phantommesh.secret import Secret
-from phantommesh.state.directory import StateDir, StateError
+from phantommesh.state.directory import StateDir
+from phantommesh.state.files import StateError
 from phantommesh.state.invitebook import InviteBook
 from phantommesh.trust.certificates import (
     CLOCK_SKEW,

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node's table of scatter rules should become, as one transaction at a time. No I/O: `now` and the
+counters come in, the text or the maps that the kernel is to have go out.
+
+Each transaction is to be put in place before the next one is asked for: `whole` is followed by `placed` or
+`refused`, `rotation` by `close`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.scatter.epochs import (
+    EQUAL,
+    EpochCounts,
+    Keying,
+    Moment,
+    Numbers,
+    PeerScatter,
+    ScatterPeer,
+)
+from phantommesh.scatter.maps import entropy_bits
+from phantommesh.scatter.ruleset import FLOWLETS, Frame, dropped, render, render_peer, render_removal, ways
+from phantommesh.secret import Secret
+
+# Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
+# its peer is scattered on, by a map of no agreement, until it is keyed again.
+ADOPTED = 180.0
+
+# Tuning.
+JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
+
+Ended = tuple[bytes, EpochCounts]
+"""A peer's node id, and an epoch of its that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A peer's epoch under way, as last read, and the one before."""
+
+    current: EpochCounts
+    previous: EpochCounts | None
+
+    @property
+    def entropy_bits(self) -> float | None:
+        """Shannon's entropy of the dimensions of the packets sent in both; None where there are none."""
+        before = (0,) * DIMENSIONS if self.previous is None else self.previous.hits.packets
+        sent = [a + b for a, b in zip(self.current.hits.packets, before, strict=True)]
+        return entropy_bits(sent) if any(sent) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Text for ``nft -f -``, and the epochs that end with it."""
+
+    text: str
+    ended: Sequence[Ended]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The contents of maps that are to be replaced in one transaction, by name, and the peers whose epochs
+    begin by it. ``leaving``: another peer was due that is to leave the table; until then its old map
+    holds."""
+
+    maps: Mapping[str, Mapping[int, int]]
+    peers: Sequence[bytes]
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the counters say: ``fresh`` is what was not scattered since the last reading, by reason;
+    ``emptied`` that somebody else has emptied a map, or the set of counters."""
+
+    fresh: Counter[str]
+    emptied: bool
+
+
+@dataclass(slots=True)
+class _Known:
+    """The memory of a peer, scattered or not."""
+
+    wanted: ScatterPeer
+    provisional: Secret
+    scores: tuple[float, ...] = EQUAL
+    keyed_once: bool = False
+    numbers: Numbers = field(default_factory=Numbers)
+
+
+class Plan:
+    """One node's peers, and what the table has of them. ``me`` is the node's id, ``batch`` and
+    ``epoch_seconds`` are as configured, ``secret`` makes 32 fresh bytes."""
+
+    def __init__(
+        self,
+        me: bytes,
+        *,
+        batch: int,
+        epoch_seconds: float,
+        jitter: Random,
+        secret: Callable[[], Secret],
+    ) -> None:
+        self._me, self._batch, self._epoch_seconds = me, batch, epoch_seconds
+        self._jitter, self._secret = jitter, secret
+        self._peers: dict[bytes, _Known] = {}
+        self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
+        self._adopted_until = -math.inf
+        self._installed: dict[bytes, PeerScatter] = {}
+        self._slots = count(1)
+        self._counted: Counter[str] = Counter()  # of this table, what was given as fresh already
+
+    # ---- what others tell ----
+
+    def update(self, peers: Iterable[ScatterPeer], now: Moment) -> bool:
+        """Make these the peers; say whether the table has to change for it."""
+        wanted = {peer.node_id: peer for peer in peers}
+        self._peers = {
+            node_id: self._peers.get(node_id) or _Known(peer, self._secret())
+            for node_id, peer in wanted.items()
+        }
+        changed = [self.change(peer, now) for peer in wanted.values()]
+        return any(changed) or bool(self._installed.keys() - self._peers.keys())
+
+    def change(self, peer: ScatterPeer, now: Moment) -> bool:
+        """One of the peers is like this now; say whether the table has to change for it. A peer that the last
+        `update` did not name is left out."""
+        known = self._peers.get(peer.node_id)
+        if known is None:
+            return False
+        known.wanted = peer
+        known.keyed_once = known.keyed_once or peer.keying is not None
+        return not self._as_wanted(peer.node_id, now)
+
+    def devices(self, indexes: Iterable[int | None]) -> bool:
+        """These are the dimensions' interfaces, None for a missing one; say whether they were others."""
+        before, self._indexes = self._indexes, tuple(indexes)
+        return before != self._indexes
+
+    def adopt(self, now: Moment) -> None:
+        """An earlier run has left a table: peers that are not keyed yet are scattered on for a while."""
+        self._adopted_until = now.steady + ADOPTED
+
+    def score(self, wanted: Mapping[bytes, Sequence[float]]) -> list[bytes]:
+        """Take in the capacities of these peers' dimensions, in any unit; return the peers in the table that
+        are due for it. A member that is no peer any more is left out. Raises ValueError for scores that are
+        none; then nothing has changed."""
+        for scores in wanted.values():
+            if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
+                raise ValueError("seven scores, finite and not negative")
+        changed = []
+        for node_id, scores in wanted.items():
+            known = self._peers.get(node_id)
+            if known is not None and known.scores != tuple(scores):
+                known.scores = tuple(scores)
+                changed.append(node_id)
+        return [node_id for node_id in changed if node_id in self._installed]
+
+    # ---- what others ask ----
+
+    @property
+    def has_all_seven(self) -> bool:
+        """Whether all seven interfaces are there."""
+        return None not in self._indexes
+
+    @property
+    def ways(self) -> dict[int, int]:
+        """The map of ways (`ruleset.ways`); empty while no interface is there."""
+        return ways(self._indexes)
+
+    @property
+    def installed(self) -> list[bytes]:
+        """The peers in the table."""
+        return list(self._installed)
+
+    def scores(self, node_id: bytes) -> tuple[float, ...]:
+        """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
+        return self._peers[node_id].scores
+
+    def snapshot(self, node_id: bytes) -> Snapshot | None:
+        """A peer's counts as last read; None while it is not in the table."""
+        found = self._installed.get(node_id)
+        if found is None or found.current is None:
+            return None
+        return Snapshot(found.current, found.previous)
+
+    def is_placed(self, now: Moment) -> bool:
+        """Whether the table has of each peer what it should."""
+        return all(self._as_wanted(node_id, now) for node_id in self._peers.keys() | self._installed.keys())
+
+    def next_due(self) -> float:
+        """The steady moment at which the next map is due; infinity for none."""
+        return min((found.due for found in self._installed.values()), default=math.inf)
+
+    def due(self, now: Moment) -> list[bytes]:
+        """The peers whose maps are due."""
+        return [node_id for node_id, found in self._installed.items() if found.due <= now.steady]
+
+    # ---- transactions ----
+
+    def whole(self, frame: Frame, shown: Mapping[int, int], now: Moment) -> Transaction:
+        """The table is not there, or not as we left it: all of it, in the place of what there is."""
+        ended = list[Ended]()
+        kept = {node_id: found for node_id, found in self._installed.items() if self._as_wanted(node_id, now)}
+        self._installed = {}
+        for node_id, known in self._peers.items():
+            keying = self._keying(known, now)
+            if keying is None:
+                continue
+            found = kept.get(node_id) or self._new(known)
+            self._open(node_id, found, keying, now)
+            if (counts := found.lost(now)) is not None:
+                ended.append((node_id, counts))
+            self._installed[node_id] = found
+        return Transaction(render(frame, shown, [found.map for found in self._installed.values()]), ended)
+
+    def placed(self) -> None:
+        """The kernel has the whole table, and counts from nothing."""
+        self._counted = Counter()
+        for found in self._installed.values():
+            found.live = True
+
+    def refused(self) -> None:
+        """The kernel did not take the whole table: nothing was sent by these maps."""
+        for found in self._installed.values():
+            found.live = False
+
+    def changes(self, frame: Frame, counters: Mapping[int, tuple[int, int]], now: Moment) -> Transaction:
+        """Add peers to the table that is there, and remove peers from it."""
+        text, ended = "", list[Ended]()
+        for node_id in [n for n in self._installed if not self._as_wanted(n, now)]:
+            found = self._installed.pop(node_id)
+            text += render_removal(frame, found.map)
+            if (counts := found.end(counters, now)) is not None:
+                ended.append((node_id, counts))
+        for node_id, known in self._peers.items():
+            keying = self._keying(known, now)
+            if node_id not in self._installed and keying is not None:
+                self._installed[node_id] = found = self._new(known)
+                self._open(node_id, found, keying, now)
+                found.live = True
+                text += render_peer(frame, found.map)
+        return Transaction(text, ended)
+
+    def rotation(self, peers: Iterable[bytes], now: Moment) -> Rotation:
+        """Begin a new epoch with each of these peers, which are in the table."""
+        rotated, maps, leaving = list[bytes](), dict[str, Mapping[int, int]](), False
+        for node_id in peers:
+            found, keying = self._installed[node_id], self._keying(self._peers.get(node_id), now)
+            if keying is None:
+                found.due, leaving = math.inf, True
+                continue
+            self._open(node_id, found, keying, now)
+            rotated.append(node_id)
+            maps[found.map.name] = found.map.elements
+            if found.manner.scheduler == "flowlet":
+                maps[FLOWLETS] = {}
+        return Rotation(maps, rotated, leaving)
+
+    def close(
+        self, rotation: Rotation, counters: Mapping[int, tuple[int, int]], now: Moment
+    ) -> Sequence[Ended]:
+        """End the epochs before those of a rotation that is in place, with counters read after that."""
+        closed = [(node_id, self._installed[node_id].close(counters, now)) for node_id in rotation.peers]
+        return [(node_id, counts) for node_id, counts in closed if counts is not None]
+
+    def read(self, counters: Mapping[int, tuple[int, int]]) -> Reading:
+        """Bring the counts of the epochs under way up to date."""
+        for found in self._installed.values():
+            found.read(counters)
+        now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
+        fresh, self._counted = now - self._counted, now
+        marks = (found.map.elements[0] for found in self._installed.values())
+        return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
+
+    # ---- one peer ----
+
+    def _keying(self, known: _Known | None, now: Moment) -> Keying | None:
+        """Return what a peer's map is to come from; None for a peer that gets nothing."""
+        if known is None:
+            return None
+        if known.wanted.keying is not None:
+            return Keying(*known.wanted.keying)
+        if not known.keyed_once and now.steady < self._adopted_until:
+            return Keying(0, known.provisional)
+        return None
+
+    def _as_wanted(self, node_id: bytes, now: Moment) -> bool:
+        """Whether the table has of a peer what it should."""
+        known, found = self._peers.get(node_id), self._installed.get(node_id)
+        if self._keying(known, now) is None or known is None:
+            return found is None
+        return (
+            found is not None
+            and found.addresses == (known.wanted.ip4, known.wanted.ip6)
+            and found.manner == known.wanted.manner
+        )
+
+    def _new(self, known: _Known) -> PeerScatter:
+        return PeerScatter(
+            self._me,
+            next(self._slots),
+            (known.wanted.ip4, known.wanted.ip6),
+            known.wanted.manner,
+            self._batch,
+            known.numbers,
+        )
+
+    def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
+        there = (index is not None for index in self._indexes)
+        scores = self._peers[node_id].scores
+        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
+        length = self._epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
+        found.due = now.steady + length

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lock of a state directory: one node at a time. The kernel drops it with the process, however that
+ends."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final, Self
+
+from phantommesh.state.files import StateError, cannot
+
+LOCK_FILE: Final = "lock"
+
+
+class StateInUseError(StateError):
+    """Another process holds the state directory."""
+
+
+class StateLock:
+    """The lock of a state directory, in the hands of one node. It is a lock of the file ``lock``: where that
+    is removed, another process could make and lock another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path / LOCK_FILE
+        self._held = self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._held)
+
+    def check(self) -> bool:
+        """Take the lock of the file that is there now, if it is not the one that is held; say whether it was
+        another one, or none. Raises StateInUseError where another process has taken it: then this one is to
+        end. Raises StateError where the file cannot be read or made."""
+        if self._is_there(self._held):
+            return False
+        before, self._held = self._held, self._take()
+        os.close(before)
+        return True
+
+    def _is_there(self, descriptor: int) -> bool:
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise cannot(f"look at {self._path}", error) from error
+        held = os.fstat(descriptor)
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+    def _take(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise cannot(f"open {self._path}", error) from error
+            try:
+                flock(descriptor, f"another node is running on {self._path.parent}")
+                if self._is_there(descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it was removed between our open and our lock
+
+
+def flock(descriptor: int, busy: str) -> None:
+    """Lock an open file. Raises StateInUseError, which says ``busy``, where another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateInUseError(busy, fix="stop the other process first, or give another --state-dir") from None
