@@ -2,9 +2,9 @@
 """The kernel's WireGuard messages that change a device, built with wgnlpy's classes (linux/wireguard.h).
 
 One message carries a device and all its peers, and no key passes through text. ``wireguard/netlink.py``
-reads: see docs/decisions/0012-wgnlpy.md for the figures. wgnlpy's objects show keys when they are printed. So neither
-they nor their exceptions leave this module. Nothing here does I/O; the module is in the nursery because
-wgnlpy stands on pyroute2.
+reads: see docs/decisions/0012-wgnlpy.md for the figures. wgnlpy's objects show keys when they are printed.
+So neither they nor their exceptions leave this module. Nothing here does I/O; the module is in the nursery
+because wgnlpy stands on pyroute2.
 """
 
 from collections.abc import Iterator
