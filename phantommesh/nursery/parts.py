@@ -169,7 +169,7 @@ def make_parts(
         names=names,
         kind="wireguard" if backend.name == "kernel" else "tun",
         mtu=wireguard.mtu,
-        ipv6=backend.ipv6,
+        ipv6=lambda: backend.ipv6,
         me=state.identity.node_id,
         addresses=own.addresses,
         routed=overlay.prefixes,

@@ -54,7 +54,7 @@ class Scattering:
         names: Sequence[str],
         kind: Literal["wireguard", "tun"],
         mtu: int,
-        ipv6: bool,
+        ipv6: Callable[[], bool],
         me: bytes,
         addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
         routed: Callable[[], Sequence[Network]],
@@ -314,12 +314,12 @@ class Scattering:
 
     @property
     def _routed(self) -> Sequence[Network]:
-        return [network for network in self._wanted() if self._ipv6 or network.version == 4]
+        return [network for network in self._wanted() if self._ipv6() or network.version == 4]
 
     def _master_config(self) -> MasterConfig:
         four, six = self._addresses()
         addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
-        if self._ipv6:
+        if self._ipv6():
             addresses.add(IPv6Interface(six))
         routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)

@@ -8,7 +8,6 @@ from itertools import count
 
 import trio
 
-from phantommesh.nlattr import DUMP_INTERRUPTED
 from phantommesh.nursery.host import errors, netlink
 from phantommesh.nursery.host.errors import ApplyError, BackendError
 from phantommesh.nursery.host.netlink import NetlinkSocket
@@ -18,7 +17,6 @@ from phantommesh.wireguard.diff import DeviceDiff
 from phantommesh.wireguard.netlink import decode_device, decode_family, encode_get, encode_get_family
 
 _NETLINK_GENERIC = 16
-_DUMP_ATTEMPTS = 5
 
 
 def kernel_has_wireguard() -> bool:
@@ -36,8 +34,12 @@ class KernelBackend:
     name = "kernel"
 
     def __init__(self) -> None:
-        self.ipv6 = netlink.ipv6_available()
         self._batches: Counter[str] = Counter()
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether this host can hold IPv6 addresses now: an administrator may turn that off and on."""
+        return netlink.ipv6_available()
 
     @property
     def batches(self) -> Mapping[str, int]:
@@ -163,13 +165,9 @@ class _WireGuard(NetlinkSocket):
             raise
 
     def get(self, name: str) -> Report:
-        """Dump a device, again if it changed meanwhile."""
-        attempts = 0
-        while True:
-            answers = self.exchange(encode_get(self._family, next(self._sequence), name))
-            attempts += 1
-            if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
-                return decode_device(payload for _, _, payload in answers)
+        """Dump a device."""
+        answers = self.exchange(encode_get(self._family, next(self._sequence), name))
+        return decode_device(payload for _, _, payload in answers)
 
     def set(self, change: DeviceDiff) -> int:
         """Send a change; return how many messages that took."""

@@ -25,6 +25,7 @@ from phantommesh.nlattr import (
     ACK,
     DONE,
     DUMP,
+    DUMP_INTERRUPTED,
     ERROR,
     REQUEST,
     attribute,
@@ -53,6 +54,7 @@ _LOOSE = 2  # rp_filter: a source address must be routable, but by any interface
 _NETLINK_ROUTE = 0
 _SOL_NETLINK, _STRICT_CHECK = 270, 12  # the kernel then filters dumps by what their request's header says
 _TIMEOUT = 10.0  # seconds; the kernel answers at once, so this only guards against waiting for ever
+_DUMP_ATTEMPTS = 5
 _BUFFER = 1 << 17  # bytes; the kernel never makes a dump message larger than 32 KiB
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
 _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
@@ -145,17 +147,32 @@ class NetlinkSocket:
         ]
 
     def exchange(self, request: bytes) -> list[tuple[int, int, bytes]]:
-        """Send a request; return (type, flags, payload) of each answer before the end or acknowledgement."""
+        """Send a request; return (type, flags, payload) of each answer before the end or acknowledgement.
+
+        A dump during which something changed may lack what nobody touched. So it is asked for again, up to
+        five times in all.
+        """
+        attempts = 0
+        while True:
+            answers, interrupted = self._exchange(request)
+            attempts += 1
+            if not interrupted or attempts == _DUMP_ATTEMPTS:
+                return answers
+
+    def _exchange(self, request: bytes) -> tuple[list[tuple[int, int, bytes]], bool]:
         self._socket.send(request)
         answers: list[tuple[int, int, bytes]] = []
+        interrupted = False
         while True:
             for kind, flags, _, payload in split_messages(self._socket.recv(_BUFFER)):
+                # Only a dump's messages have this flag with this meaning; its last one may be the only one.
+                interrupted |= kind != ERROR and bool(flags & DUMP_INTERRUPTED)
                 if kind not in (ERROR, DONE):
                     answers.append((kind, flags, payload))
                 elif code := decode_errno(payload):
                     raise OSError(code, os.strerror(code))
                 else:
-                    return answers
+                    return answers, interrupted
 
 
 def read_links(names: Collection[str]) -> dict[str, Link]:

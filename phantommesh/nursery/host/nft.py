@@ -20,13 +20,12 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nftables import messages
-from phantommesh.nlattr import DUMP_INTERRUPTED, ERROR, decode_errno
+from phantommesh.nlattr import ERROR, decode_errno
 from phantommesh.nursery.host.netlink import NetlinkSocket
 
 T = TypeVar("T")
 
 _CHILD_SECONDS = 30.0  # an emulated machine takes two for fifty peers
-_DUMP_ATTEMPTS = 5
 
 
 class NftError(PhantomMeshError):
@@ -130,13 +129,8 @@ class Table:
         )
 
     def _elements(self, netlink: NetlinkSocket, name: str) -> list[bytes]:
-        attempts = 0
-        while True:
-            attempts += 1
-            asked = messages.encode_get_elements(self._number, self.name, name, sequence=attempts)
-            answers = netlink.exchange(asked)
-            if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
-                return [payload for _, _, payload in answers]
+        answers = netlink.exchange(messages.encode_get_elements(self._number, self.name, name, sequence=1))
+        return [payload for _, _, payload in answers]
 
     async def _run(self, doing: str, act: Callable[[NetlinkSocket], T]) -> T:
         def run() -> T:
@@ -159,12 +153,8 @@ async def list_tables() -> list[tuple[str, str]]:
 
     def run() -> list[tuple[str, str]]:
         with NetlinkSocket(messages.NETFILTER) as netlink:
-            attempts = 0
-            while True:
-                attempts += 1
-                answers = netlink.exchange(messages.encode_get_tables(sequence=attempts))
-                if attempts == _DUMP_ATTEMPTS or not any(flags & DUMP_INTERRUPTED for _, flags, _ in answers):
-                    return messages.decode_tables(payload for _, _, payload in answers)
+            answers = netlink.exchange(messages.encode_get_tables(sequence=1))
+            return messages.decode_tables(payload for _, _, payload in answers)
 
     try:
         return await trio.to_thread.run_sync(run)

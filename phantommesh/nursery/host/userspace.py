@@ -72,8 +72,12 @@ class UserspaceBackend:
 
     def __init__(self, program: Path) -> None:
         self.program = program
-        self.ipv6 = netlink.ipv6_available()
         self._batches: Counter[str] = Counter()
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether this host can hold IPv6 addresses now: an administrator may turn that off and on."""
+        return netlink.ipv6_available()
 
     @classmethod
     def find(cls) -> "UserspaceBackend":

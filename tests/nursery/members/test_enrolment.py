@@ -354,7 +354,7 @@ async def test_one_use_lets_one_in_however_the_enrolment_ends(
 
     def refuse(self: directory.StateDir, name: str, data: bytes) -> None:
         if name == directory.ROSTER and self.path == (tmp_path / "a" / "state"):
-            raise directory.StateError("cannot write roster.bin: No space left on device")
+            raise StateError("cannot write roster.bin: No space left on device")
 
     async with serving(tmp_path / "a") as authority:
         with monkeypatch.context() as patch, capture_logs():
