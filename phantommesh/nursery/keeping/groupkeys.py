@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from phantommesh.node.groupkeys import Change, HeldKeys
-from phantommesh.nursery.keeping.saver import Saver, patiently
+from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState
 from phantommesh.trust.groupkey import GroupKey, make_group_key
@@ -31,6 +31,7 @@ class GroupKeys:
         self._changed = changed
         self._node = node
         self._saver = Saver(self._write)
+        self.disk = Patience(log, "group keys")
         self._held = HeldKeys(node.identity.node_id, node.root, node.revocations, node.admission)
         if node.keyring:
             self._held.restore(node.keyring, trio.current_time(), time())
@@ -87,7 +88,7 @@ class GroupKeys:
             self._note(self._held.tick(trio.current_time(), time()))
             if self.active_id != before:
                 log.info("group key in use", key=self.active_id.hex())
-            async with patiently(log, "group keys"):
+            async with self.disk.patiently():
                 node = self._node
                 if node.authority is not None and self._held.ours(node.roster, trio.current_time(), time()):
                     await self.rotate()

@@ -16,7 +16,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.keeping.saver import patiently
+from phantommesh.nursery.keeping.saver import Patience
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import PossessionError, RecordError, SignedRecord
@@ -72,6 +72,7 @@ class RosterKeeper:
     def __init__(self, node: NodeState, changed: Callable[[], None]) -> None:
         self.roster = node.roster
         self.dropped: Counter[str] = Counter()
+        self.disk = Patience(log, "roster")
         self._reported: set[NodeId] = set()
         self._node, self._changed = node, changed
         self._change = Bell()
@@ -363,7 +364,7 @@ class RosterKeeper:
                 due = {name: self._due(name) for name in self._changed_files()}
                 # Revocations come first: a crash between the two leaves no revoked node behind.
                 if names := sorted(name for name in due if due[name] <= trio.current_time()):
-                    async with patiently(log, "roster"):
+                    async with self.disk.patiently():
                         await self._save(names)
                     continue
                 with trio.move_on_at(min(due.values(), default=inf)):

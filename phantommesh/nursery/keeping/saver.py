@@ -10,20 +10,33 @@ from contextlib import asynccontextmanager
 import structlog
 import trio
 
+from phantommesh.faults import FaultKind
 from phantommesh.state.files import StateError
+
+NOT_WRITTEN = FaultKind("state-not-written", "high")
 
 # Tuning.
 SAVE_AGAIN = 5.0  # s after the disk refused
 
 
-@asynccontextmanager
-async def patiently(log: structlog.stdlib.BoundLogger, what: str) -> AsyncIterator[None]:
-    """Within: write ``what``. If the disk refuses, say so and wait a while instead of raising."""
-    try:
-        yield
-    except StateError as error:
-        log.error(f"{what} not written", error=str(error), fix=error.fix)
-        await trio.sleep(SAVE_AGAIN)
+class Patience:
+    """What to do while the disk refuses to take ``what``: say so, wait, try again. ``problem`` is why it
+    refuses now, None where the last attempt went well."""
+
+    def __init__(self, log: structlog.stdlib.BoundLogger, what: str) -> None:
+        self.problem: StateError | None = None
+        self._log, self._what = log, what
+
+    @asynccontextmanager
+    async def patiently(self) -> AsyncIterator[None]:
+        """Within: write it. If the disk refuses, wait a while instead of raising."""
+        try:
+            yield
+            self.problem = None
+        except StateError as error:
+            self.problem = error
+            self._log.error(f"{self._what} not written", error=str(error), fix=error.fix)
+            await trio.sleep(SAVE_AGAIN)
 
 
 class Saver:

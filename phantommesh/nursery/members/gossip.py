@@ -28,7 +28,7 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.keeping.saver import Saver, patiently
+from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.nursery.members.calling import Caller, converse
 from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.udp import UdpPort
@@ -142,6 +142,7 @@ class GossipDriver:
         )
         self._dropped = self.news.dropped
         self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
+        self.disk = Patience(log, "members")
         self._wanted = Bell()
 
     # Told from outside.
@@ -321,7 +322,7 @@ class GossipDriver:
         """Write to disk all that the next start should know. A full disk does not end the node."""
         while True:
             await self._saver.marked()
-            async with patiently(log, "members"):
+            async with self.disk.patiently():
                 await self.save()
                 await trio.sleep(SAVE_EVERY)
 

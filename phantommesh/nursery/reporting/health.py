@@ -12,6 +12,7 @@ from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
+from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
@@ -60,6 +61,13 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
                 "see `ip link`",
                 subject=name,
             )
+    for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk):
+        if (refusal := disk.problem) is not None:
+            yield saver.NOT_WRITTEN.fault(
+                f"what this node should remember is not on disk: {refusal}",
+                refusal.fix or "free some space in the state directory, or make it writable again",
+            )
+            break
     if (problem := parts.paths.problem) is not None:
         yield paths.PATHS_UNMEASURED.fault(str(problem), problem.fix)
     if (problem := parts.scattering.problem) is not None:

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from phantommesh.nursery.keeping.saver import SAVE_AGAIN, Saver, patiently
+from phantommesh.nursery.keeping.saver import SAVE_AGAIN, Patience, Saver
 from phantommesh.state.files import StateError
 
 
@@ -61,11 +61,16 @@ async def test_a_full_disk_is_said_and_waited_for(autojump_clock: trio.testing.M
     disk = Disk()
     disk.full = True
     disk.saver.mark()
-    began = trio.current_time()
+    began, patience = trio.current_time(), Patience(structlog.get_logger(), "it")
     with capture_logs() as logs:
-        async with patiently(structlog.get_logger(), "it"):
+        async with patience.patiently():
             await disk.saver.save()
     assert trio.current_time() == began + SAVE_AGAIN
+    assert str(patience.problem) == "cannot write it"
+    disk.full = False
+    async with patience.patiently():
+        await disk.saver.save()
+    assert patience.problem is None
     assert logs == [
         {
             "event": "it not written",

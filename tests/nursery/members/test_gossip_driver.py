@@ -272,7 +272,7 @@ async def test_what_strangers_said_is_not_taken_from_the_disk(tmp_path: Path) ->
 
 async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = make_authority(tmp_path / "a")
-    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.01)
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.1)
     write, refused = StateDir.write, list[str]()
 
     def refuse(self: StateDir, name: str, data: bytes) -> None:
@@ -285,6 +285,7 @@ async def test_a_full_disk_is_reported_and_survived(tmp_path: Path, monkeypatch:
     with capture_logs() as logs:
         async with serving(tmp_path / "a") as node:
             node.parts.gossip._saver.mark()
+            await until(lambda: "state-not-written" in {f.code for f in node.reporter.status().faults})
             await until(lambda: state.state.has(directory.MEMBERS))
     assert [entry["fix"] for entry in logs if entry["event"] == "members not written"] == [
         "free some space"
