@@ -77,7 +77,8 @@ class End:
         )  # fmt: skip
         settings, names = WireguardSection(), interface_names("pm")
         self.scattering = Scattering(
-            ScatterSection(), device="pm", names=names, kind="tun", mtu=1420, ipv6=lambda: True, me=identity.node_id,
+            ScatterSection(), device="pm", names=names, kind="tun", mtu=1420, ipv6=lambda: True,
+            me=identity.node_id,
             addresses=lambda: (self.me.member.ip4, self.me.member.ip6), routed=lambda: (), interval=2.0,
         )  # fmt: skip
         self.paths = PathDriver(
