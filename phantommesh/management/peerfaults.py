@@ -39,7 +39,7 @@ def peer_faults(
         elif gone != "left" and not is_up(link):
             why = f": {link.last_error}" if link.last_error else ""
             yield LINK_INCOMPLETE.fault(
-                f"peer {link.peer} is {link.state} and answers on {link.dimensions} of {DIMENSIONS} "
+                f"peer {link.peer} {_keyed(link)} and answers on {link.dimensions} of {DIMENSIONS} "
                 f"dimensions{why}",
                 "check that it runs and that its UDP ports are reachable from here",
                 subject=link.peer,
@@ -88,3 +88,7 @@ def _dark(paths: Sequence[PathView]) -> dict[tuple[str, str], list[int]]:
         ):
             dark.setdefault((view.node_id, view.peer), []).append(view.dimension)
     return dark
+
+
+def _keyed(link: LinkView) -> str:
+    return "has no keys agreed with this node" if link.state == "none" else f"is {link.state}"

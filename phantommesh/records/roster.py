@@ -340,7 +340,7 @@ class Roster:
 
 def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str, IPv4Address]:
     """Return the name and the address that a member's next certificate should say: those it has, unless it
-    lost one to another member. Raises TrustError where no address is free."""
+    lost one to another member. Raises TrustError where no address or no name is free."""
     name, ip4 = member.name, member.ip4
     lost = {dispute.over for dispute in roster.disputes(now) if dispute.loser == member.node_id}
     others = [entry.member for entry in roster if entry.member.node_id != member.node_id]
@@ -349,9 +349,10 @@ def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str,
     if "name" in lost:
         taken = {other.name for other in others}
         marks = (format_node_id(member.node_id)[:length] for length in range(4, 27))
-        name = next(
-            free for mark in marks if (free := f"{member.name[: 62 - len(mark)]}-{mark}") not in taken
-        )
+        free = (name for mark in marks if (name := f"{member.name[: 62 - len(mark)]}-{mark}") not in taken)
+        name = next(free, "")
+        if not name:
+            raise TrustError(f"every other name for {member.name} is taken", fix="join with another --name")
     return name, ip4
 
 

@@ -26,6 +26,7 @@ from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.identity import NodeId
 
 # Tuning.
+MAX_REASON = 512  # characters of a member's refusal that are kept, told and logged
 PATIENCE = 25.0  # s that a renewal may take at one authority
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Caller:
             if isinstance(answer, wanted):
                 return answer
             reasons.append(
-                answer.message
+                answer.message[:MAX_REASON]
                 if isinstance(answer, messages.Refused)
                 else f"{entry.member.name}: another answer"
             )

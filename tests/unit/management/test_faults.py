@@ -78,6 +78,8 @@ def test_a_peer_that_is_gone_is_told_of_once() -> None:
     assert seen(fault) == [("link-incomplete", "pm-1")]
     assert "3 of 7" in fault.text and fault.text.endswith(": no answer")
     assert seen(*peer_faults({"id001": "left"}, [stale], [], 1)) == []
+    [fault] = peer_faults({}, [msgspec.structs.replace(links[0], state="none", dimensions=0)], [], 1)
+    assert fault.text == "peer pm-1 has no keys agreed with this node and answers on 0 of 7 dimensions"
 
 
 def test_of_two_peers_with_one_name_the_one_that_is_gone_is_meant() -> None:

@@ -17,10 +17,10 @@ from phantommesh.records.record import (
     open_record,
     sign_record,
 )
-from phantommesh.records.roster import Dispute, Roster
+from phantommesh.records.roster import Dispute, Roster, settle
 from phantommesh.state import rosterlog
 from phantommesh.trust.certificates import DAY, EARLY, NODE_LIFE, Role, TrustError
-from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.issuing import Authority, issue_authority
 from phantommesh.trust.revocation import revoke
 from phantommesh.trust.revocations import Revocations
@@ -153,6 +153,19 @@ def test_of_two_with_one_address_or_name_the_lower_node_id_keeps_it() -> None:
         held.add(signed, NOW)
     revoked.add(revoke(MESH.authority, low, NOW), NOW)
     assert held.disputes(NOW) == []
+
+
+def test_where_every_other_name_is_taken_too_it_is_an_error_that_says_so() -> None:
+    """Twenty-three names can be made for that end: an authority is asked for a certificate, and answers."""
+    nodes = {node.node_id: node for node in (NODE, OTHER)}
+    loser, winner = nodes[max(nodes)], nodes[min(nodes)]
+    marks = (format_node_id(loser.node_id)[:length] for length in range(4, 27))
+    others = [MESH.record(identity(f"namesake {mark}"), f"alpha-{mark}") for mark in marks]
+    held = roster(MESH.record(winner, "alpha"), MESH.record(loser, "alpha"), *others)
+    entry = held.get(loser.node_id)
+    assert entry is not None and any(dispute.over == "name" for dispute in held.disputes(NOW))
+    with pytest.raises(TrustError, match="every other name for alpha is taken"):
+        settle(held, MESH.mesh, entry.member, NOW)
 
 
 def on_disk(held: Roster) -> bytes:
