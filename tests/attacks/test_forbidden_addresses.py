@@ -180,6 +180,7 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     )  # fmt: skip
     state = load_node(tmp_path / "state", time())
     assert state.authority is not None
+    monkeypatch.setattr(resolve, "TELL", 0.01)  # else a name is judged when it is announced no more
     insider, names = identity("insider"), NameServer()
     ip4 = choose_ip4(state.mesh, insider.node_id, ())
     # Authorities are tried as seeds for ever, so an insider that is one gets the most out of its addresses.
