@@ -1,152 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Paths: two real `Paths` under a virtual clock, with seven modelled dimensions between them."""
+"""Paths that are cut, lose, flap and are left: two real `Paths` under a virtual clock."""
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.dimensions import ALL, DIMENSIONS
-from phantommesh.errors import DecodeError
-from phantommesh.paths.effects import Effect, Rescore, Send, Turned
-from phantommesh.paths.machine import ANSWERS, FULL, RETURN, SLOW, Paths
-from phantommesh.paths.pace import BUSY_RATE, LIGHT, READ
-from phantommesh.paths.probe import ON_WIRE, SIZE, Probe, decode_probe_untrusted
-from phantommesh.paths.quality import LEAST_PROBES, MEMORY, WINDOW, Counted, Quality
-from phantommesh.paths.state import MISSES, PROVE, PathState
-
-A, B = b"a" * 16, b"b" * 16
-INTERVAL, RATE = 0.1, 200.0
-
-
-class End:
-    """One node with one peer. Its kernel sends by ``in_force`` a moment after it is told to."""
-
-    def __init__(self, world: World, me: bytes, peer: bytes, seed: int) -> None:
-        self.world, self.me, self.peer = world, me, peer
-        self.paths = Paths(random=random.Random(seed), interval=INTERVAL)
-        self.scores: tuple[float, ...] = FULL
-        self.rescored: list[tuple[float, tuple[float, ...]]] = []
-        self.turned: list[tuple[float, Turned]] = []
-        self.sent = [0] * DIMENSIONS
-        self.received = [0] * DIMENSIONS
-        self.probes = 0
-        self.stalled_until = 0.0
-
-    def carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send(peer, dimension, datagram):
-                    assert peer == self.peer and len(datagram) == SIZE
-                    self.probes += 1
-                    self.world.transmit(self, dimension, datagram, ON_WIRE)
-                case Rescore(_, scores):
-                    assert len(scores) == DIMENSIONS and any(scores)
-                    assert all(0.0 <= score <= 1.0 for score in scores)
-                    self.rescored.append((self.world.now, scores))
-                    self.world.later(0.005, ("applied", self, scores))
-                case Turned():
-                    self.turned.append((self.world.now, effect))
-
-    def states(self) -> list[PathState]:
-        return [view.state for view in self.paths.view(self.peer, self.world.now)]
-
-    def open(self, ready: int = ALL) -> None:
-        self.carry_out(self.paths.set_peers({self.peer: ready}, self.world.now))
-
-    def leave(self, dimensions: int) -> None:
-        self.carry_out(self.paths.leave(dimensions, self.world.now))
-
-
-class World:
-    """The event loop. Each end reads its counters every 2 s; traffic is ``rate`` packets/s of 1,400 bytes."""
-
-    def __init__(self, seed: int = 0, *, ready: int = ALL) -> None:
-        self.rng = random.Random(seed)
-        self.now = 100.0
-        self.cut = 0  # bitmap of dimensions on which nothing passes
-        self.loss = [0.0] * DIMENSIONS
-        self.delay = [0.01] * DIMENSIONS
-        self.rate = 0.0
-        self.lost: list[tuple[float, int]] = []
-        self.carried = [0] * DIMENSIONS
-        self._queue: list[tuple[float, int, tuple[object, ...]]] = []
-        self._order = itertools.count()
-        self.a, self.b = End(self, A, B, seed), End(self, B, A, seed + 1)
-        self.ends = (self.a, self.b)
-        for end in self.ends:
-            end.open(ready)
-            self.later(self.rng.uniform(0, 2), ("read", end))
-        self.later(0.0, ("traffic",))
-
-    def other(self, end: End) -> End:
-        return self.b if end is self.a else self.a
-
-    def later(self, delay: float, event: tuple[object, ...]) -> None:
-        heapq.heappush(self._queue, (self.now + delay, next(self._order), event))
-
-    def passes(self, dimension: int) -> bool:
-        return not self.cut >> dimension & 1 and self.rng.random() >= self.loss[dimension]
-
-    def transmit(self, end: End, dimension: int, datagram: bytes | None, size: int) -> None:
-        end.sent[dimension] += size
-        if self.passes(dimension):
-            self.later(self.delay[dimension], ("arrives", self.other(end), dimension, datagram, size))
-        elif datagram is None:
-            self.lost.append((self.now, dimension))
-
-    def run(self, seconds: float) -> None:
-        end_at = self.now + seconds
-        while True:
-            moments = [max(end.paths.deadline, end.stalled_until) for end in self.ends]
-            if self._queue:
-                moments.append(self._queue[0][0])
-            moment = max(self.now, min(moments))
-            if moment > end_at:
-                self.now = end_at
-                return
-            self.now = moment
-            while self._queue and self._queue[0][0] <= self.now:
-                self._handle(heapq.heappop(self._queue)[2])
-            for end in self.ends:
-                if end.paths.deadline <= self.now and end.stalled_until <= self.now:
-                    end.carry_out(end.paths.tick(self.now))
-
-    def _handle(self, event: tuple[object, ...]) -> None:
-        match event:
-            case ("arrives", End() as end, int() as dimension, datagram, int() as size):
-                if end.stalled_until > self.now and datagram is not None:
-                    self.later(end.stalled_until - self.now, event)
-                    return
-                end.received[dimension] += size
-                if isinstance(datagram, bytes):
-                    end.carry_out(end.paths.receive(datagram, end.peer, dimension, self.now))
-            case ("applied", End() as end, tuple() as scores):
-                end.scores = scores
-                end.paths.in_force(end.peer, scores)
-            case ("read", End() as end):
-                counters = list(zip(end.sent, end.received, strict=True))
-                end.paths.read(end.peer, counters, self.now)
-                self.later(2.0, event)
-            case ("traffic",):
-                for end in self.ends if self.rate else ():
-                    (dimension,) = self.rng.choices(range(DIMENSIONS), end.scores)
-                    self.carried[dimension] += 1
-                    self.transmit(end, dimension, None, 1400)
-                self.later(1 / self.rate if self.rate else 0.1, event)
-
-
-def busy(seed: int = 0) -> World:
-    world = World(seed)
-    world.rate = RATE
-    world.run(6)
-    assert world.a.states() == world.b.states() == [PathState.UP] * 7
-    return world
+from phantommesh.paths.machine import ANSWERS, FULL, RETURN, SLOW
+from phantommesh.paths.pace import LIGHT
+from phantommesh.paths.probe import SIZE, Probe
+from phantommesh.paths.state import PROVE, PathState
+from tests.simulation.paths_sim import INTERVAL, RATE, A, B, World, busy
 
 
 def test_the_paths_of_a_new_link_all_carry_alike_and_are_measured_at_once() -> None:
@@ -393,37 +261,6 @@ def test_an_honest_path_keeps_its_share() -> None:
     assert not world.a.rescored
 
 
-# --- what strangers can do ---
-
-
-@given(st.binary(max_size=64))
-def test_any_bytes_are_a_probe_or_a_decode_error(data: bytes) -> None:
-    try:
-        probe = decode_probe_untrusted(data)
-    except DecodeError:
-        return
-    assert len(data) == SIZE and 0 <= probe.dimension < 7
-    assert decode_probe_untrusted(probe.encode()) == probe
-
-
-@given(
-    st.booleans(), st.integers(0, 6), st.integers(0, 2**32 - 1), st.booleans(), st.booleans(),
-    st.integers(0, 2**64 - 1), st.none() | st.integers(0, 65534).map(lambda ms: ms / 1000),
-)  # fmt: skip
-def test_a_probe_reads_back(
-    pong: bool, dimension: int, number: int, leaving: bool, drained: bool, received: int, age: float | None
-) -> None:
-    probe = Probe(pong, dimension, number, leaving, drained, received if age is not None else 0, age)
-    assert len(probe.encode()) == SIZE
-    assert decode_probe_untrusted(probe.encode()) == probe
-
-
-def test_a_count_that_is_too_old_is_left_out() -> None:
-    for age in (65.535, 1e9):
-        probe = decode_probe_untrusted(Probe(False, 0, 1, received=7, age=age).encode())
-        assert (probe.received, probe.age) == (0, None)
-
-
 def test_what_cannot_be_used_is_counted_and_answered_with_nothing() -> None:
     world = World()
     world.run(2)
@@ -466,7 +303,7 @@ def test_a_peer_that_is_gone_leaves_nothing() -> None:
     assert world.a.paths.receive(Probe(False, 0, 1).encode(), B, 0, world.now) == []
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_whatever_happens_there_is_a_way_and_all_is_well_in_the_end(data: st.DataObject) -> None:
     world = World(data.draw(st.integers(0, 1000)))
@@ -506,101 +343,3 @@ def test_whatever_happens_there_is_a_way_and_all_is_well_in_the_end(data: st.Dat
     assert world.a.states() == world.b.states() == [PathState.UP] * 7
     world.run(60)
     assert min(world.a.paths.scores(B)) >= 0.5
-
-
-# --- measurements ---
-
-
-def test_round_trips_are_smoothed_as_rfc_6298_has_it() -> None:
-    quality = Quality()
-    quality.answered(0.1, 1.0)
-    assert (quality.rtt, quality.variation) == (0.1, 0.05)
-    assert quality.timeout == pytest.approx(0.3)
-    quality.answered(0.2, 1.1)
-    assert quality.rtt == pytest.approx(0.1125) and quality.variation == pytest.approx(0.0625)
-    assert quality.jitter == pytest.approx(0.1 / 16)
-
-
-@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.05, 0.3]))
-def test_probe_loss_is_estimated_and_its_lower_bound_lower(seed: int, loss: float) -> None:
-    rng, quality = random.Random(seed), Quality()
-    for number in range(10 * WINDOW):
-        if rng.random() < loss:
-            quality.missed(number * INTERVAL)
-        else:
-            quality.answered(0.01, number * INTERVAL)
-    assert abs(quality.probe_loss - loss) <= 6 * (loss / WINDOW) ** 0.5
-    low, high = quality.bounds
-    assert 0.0 <= low <= quality.probe_loss <= high and (loss > 0 or low == 0.0)
-    assert low - 0.02 <= loss <= high + 0.02
-
-
-@pytest.mark.parametrize("pause", [INTERVAL, 2.0, 10.0, 3600.0])
-def test_what_was_lost_long_ago_weighs_little(pause: float) -> None:
-    quality, now = Quality(), 0.0
-    for number in range(WINDOW):
-        now += INTERVAL
-        if number % 2:
-            quality.missed(now)
-        else:
-            quality.answered(0.01, now)
-    probes = min(WINDOW, LEAST_PROBES + MEMORY / pause)
-    for _ in range(round(3 * probes)):
-        now += pause
-        quality.answered(0.01, now)
-    assert quality.probe_loss < 0.08
-    for _ in range(LEAST_PROBES):
-        now += pause
-        quality.missed(now)
-    assert quality.probe_loss < 0.7  # nor is what came before forgotten at once
-
-
-def test_a_late_answer_takes_the_loss_back() -> None:
-    quality = Quality()
-    quality.missed(1.0)
-    quality.came_late()
-    quality.answered(0.3, 1.1)
-    assert quality.probe_loss == 0.0
-
-
-@given(
-    st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.02, 0.1]), st.floats(0, 2), st.floats(0.0, 0.2),
-)  # fmt: skip
-def test_counters_that_are_read_at_different_times_tell_the_loss(
-    seed: int, loss: float, skew: float, delay: float
-) -> None:
-    rng, counted = random.Random(seed), Counted()
-    rate = rng.uniform(50_000, 5_000_000)
-    for second in range(0, 90, 2):
-        counted.sent(int(rate * second), float(second))
-        at = second - skew
-        if second >= 2:
-            counted.arrived(int(rate * at * (1 - loss)), at + rng.uniform(-0.001, 0.001))
-    found = counted.loss
-    assert found is not None and found == pytest.approx(loss, abs=0.002)
-    low, high = counted.bounds
-    assert 0.0 <= low <= found <= high and high - low <= 0.002 + 3 * (loss * 1500 / (rate * 60)) ** 0.5
-
-
-def lost(counted: Counted) -> float | None:
-    """A call, so that a type checker does not think it constant."""
-    return counted.loss
-
-
-def test_counters_of_another_key_start_over_and_little_traffic_says_nothing() -> None:
-    counted = Counted()
-    for second in range(0, 20, 2):
-        counted.sent(second * 10, float(second))
-        counted.arrived(0, second - 1.0)
-    assert lost(counted) is None
-    for second in range(20, 60, 2):
-        counted.sent(second * 100_000, float(second))
-        counted.arrived(second * 50_000, second - 1.0)
-    assert (lost(counted) or 0.0) > 0.4
-    counted.sent(0, 60.0)
-    assert lost(counted) is None and counted.bounds == (0.0, 1.0)
-
-
-def test_the_constants_fit_together() -> None:
-    assert MISSES * INTERVAL < 0.5
-    assert BUSY_RATE * READ > 7 * ON_WIRE  # one probe a path that was not counted yet is no traffic
