@@ -5,14 +5,25 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Response
+from quart import Request, Response, Websocket, has_request_context, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.management.views import Problem
 
+MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10
+MOST_NAMED = 100  # characters of what a client sent
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -28,6 +39,37 @@ class ProblemError(Exception):
 
 def problem_response(problem: Problem) -> Response:
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
+
+
+def named(text: str) -> str:
+    """What a client sent, for an error that names it: at most `MOST_NAMED` characters."""
+    return text if len(text) <= MOST_NAMED else f"{text[: MOST_NAMED - 3]}..."
+
+
+def of_http(error: HTTPException) -> Problem:
+    """Say in the node's words what the framework refused: its own speak of pages and of typing a URL."""
+    asked: Request | Websocket = request if has_request_context() else websocket
+    path = named(asked.path)
+    match error:
+        case NotFound():
+            detail, fix = f"there is no path {path}", "see GET /openapi.json for all paths"
+        case MethodNotAllowed():
+            detail = f"{path} has no method {named(asked.method)}"
+            fix = f"use {', '.join(sorted(error.valid_methods or ()))}"
+        case RequestEntityTooLarge():
+            detail, fix = "the body is too large", f"send at most {MAX_BODY_BYTES} bytes"
+        case RequestTimeout():
+            detail, fix = f"the body did not come within {BODY_TIMEOUT_S} s", "send it at once"
+        case BadRequest():
+            detail, fix = "the request cannot be read", "check its path, query, headers and body"
+        case InternalServerError():
+            return internal_error()
+        case _:
+            detail, fix = (
+                f"the request was refused: {error.name}",
+                "see GET /openapi.json for what is answered",
+            )
+    return Problem(status=error.code or 500, title=error.name, detail=detail, fix=fix)
 
 
 def internal_error() -> Problem:
@@ -61,9 +103,7 @@ def install(app: QuartTrio) -> None:
         return problem_response(problem)
 
     async def on_http_error(error: HTTPException) -> Response:
-        status = error.code or 500
-        problem = Problem(status=status, title=error.name, detail=error.description or "")
-        response = problem_response(problem)
+        response = problem_response(of_http(error))
         # Allow (405), Retry-After and the like belong to the status; type and length are the page's.
         for name, value in error.get_headers():
             if name.lower() not in {"content-type", "content-length"}:

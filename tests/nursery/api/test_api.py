@@ -17,6 +17,7 @@ import pytest
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 from quart import Response
+from quart.testing import WebsocketResponseError
 from quart_trio import QuartTrio
 
 from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
@@ -35,8 +36,9 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
-from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
+from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
+from phantommesh.nursery.api.problems import MAX_BODY_BYTES
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
 from phantommesh.proofs.statement import ProofError
@@ -176,6 +178,48 @@ async def test_errors_are_problems_and_never_html() -> None:
     too_long = b" " * (MAX_BODY_BYTES + 1)
     await problem(await ask(node, "POST", "/v1/rotations", data=too_long, headers=json), 413)
     assert node.rotated == []
+
+
+async def test_what_the_framework_refuses_is_told_in_the_nodes_words() -> None:
+    node = FakeNode()
+    gone = await problem(await ask(node, "GET", "/v1/" + "nothing" * 50), 404)
+    assert gone.detail.startswith("there is no path /v1/nothing") and gone.detail.endswith("...")
+    assert len(gone.detail) < 130 and "/openapi.json" in gone.fix
+    refused = await problem(await ask(node, "DELETE", "/v1/status"), 405)
+    assert refused.detail == "/v1/status has no method DELETE"
+    assert refused.fix == "use GET, HEAD, OPTIONS"
+    json = {"Content-Type": "application/json"}
+    large = await ask(node, "POST", "/v1/rotations", data=b" " * (MAX_BODY_BYTES + 1), headers=json)
+    assert str(MAX_BODY_BYTES) in (await problem(large, 413)).fix
+    for word in ("URL", "page", "server", "browser"):
+        assert word not in gone.detail + refused.detail
+
+
+def leaves(group: BaseException) -> list[BaseException]:
+    if not isinstance(group, BaseExceptionGroup):
+        return [group]
+    return [leaf for each in group.exceptions for leaf in leaves(each)]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method}-{endpoint.name}")
+async def test_a_query_that_the_endpoint_does_not_know_is_refused(endpoint: Endpoint[Any]) -> None:
+    """A mistyped ``dry_run`` would do what it should only try."""
+    node = FakeNode()
+    path, known = endpoint.path.replace("{peer}", "pm-1"), endpoint.queries
+    for wrong in ("dryrun=true", "lim=3", "=", "&".join([*(f"{name}=1" for name in known), "x=1"])):
+        if endpoint.method == "WS":
+            with pytest.raises(ExceptionGroup) as refusal:
+                async with app_of(node).test_client().websocket(f"{path}?{wrong}") as websocket:
+                    await websocket.receive()
+            (error,) = leaves(refusal.value)
+            assert isinstance(error, WebsocketResponseError)
+            response = error.response
+        else:
+            response = await ask(node, endpoint.method, f"{path}?{wrong}")
+        refused = await problem(response, 400)
+        assert f"is no query of {endpoint.path}" in refused.detail
+        assert refused.fix == (f"give one of {', '.join(known)}" if known else "leave the query out")
+    assert node.rotated == [] and node.revoked == [] and node.replaced == 0
 
 
 async def test_a_bug_is_a_500_that_tells_nothing(capfd: pytest.CaptureFixture[str]) -> None:
