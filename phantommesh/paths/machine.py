@@ -80,7 +80,7 @@ class Paths:
         for node_id, ready in peers.items():
             if node_id not in self._peers:
                 numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
-                self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
+                self._peers[node_id] = _Peer([Path(node_id, i, n, since=now) for i, n in enumerate(numbers)])
             effects += self.set_ready(node_id, ready, now)
         return effects
 
