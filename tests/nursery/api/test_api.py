@@ -465,6 +465,16 @@ def test_only_root_and_the_group_may_connect(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_group_gets_through_a_directory_that_the_node_makes(tmp_path: Path) -> None:
+    """A node that is started with a umask of 077, as by a careful root's shell."""
+    old = os.umask(0o077)
+    try:
+        listen_unix(tmp_path / "run" / "api.sock", group=NO_GROUP).remove()
+    finally:
+        os.umask(old)
+    assert mode(tmp_path / "run") == 0o755
+
+
 def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with socket.socket(socket.AF_UNIX) as stale:
