@@ -16,6 +16,7 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.config.sections import Config
+from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
@@ -58,7 +59,6 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard

@@ -9,6 +9,7 @@ from typing import assert_never
 
 import trio
 
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
@@ -27,7 +28,6 @@ from phantommesh.nursery.news import (
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import Bucket
 from phantommesh.wireguard.desired import OwnSide

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import msgspec
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
 from phantommesh.node.desk import JOINS, RENEWALS
 from phantommesh.node.own import check_successor
 from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry

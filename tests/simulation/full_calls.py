@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phantommesh.control import asking, messages
 from phantommesh.control.channel import RANDOM_SIZE, Channel, ChannelError
+from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
 from phantommesh.node.news import Step, Take
 from phantommesh.nursery.members.gossip import TALK
 from phantommesh.nursery.sockets.framing import CONNECT
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_machines import Machine

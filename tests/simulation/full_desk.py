@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phantommesh.control import asking, messages
+from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
 from phantommesh.nursery.keeping.roster import RECORDS_AT_ONCE, RECORDS_RATE
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.control.asking import Shut
+from phantommesh.control.sessions import Session, Sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
@@ -39,7 +40,6 @@ from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.node.news import News, agreement
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.nursery.node import REFRESH
-from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import rosterlog

@@ -14,10 +14,10 @@ from functools import cache
 from ipaddress import IPv4Network
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import MIN_PURGE
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.groupkey import MAX_AGE

@@ -14,6 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
@@ -28,7 +29,6 @@ from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import StreamError, connect
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.rates import Rates
 from phantommesh.records.record import RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import Entry, Roster
