@@ -21,6 +21,7 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from phantommesh.control import sessions
 from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import KIND
@@ -29,7 +30,7 @@ from phantommesh.membership.effects import FetchRecord
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.names import resolve
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import framing, sessions
+from phantommesh.nursery.sockets import framing
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
