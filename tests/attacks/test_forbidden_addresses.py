@@ -322,7 +322,7 @@ async def test_what_seems_to_come_from_a_forbidden_address_is_not_answered(attac
         victim._weaving.receive(sealed.seal(KIND, b"\0" * 60), source)
         victim.parts.gossip.gossip._heard(insider.node_id, source, trio.current_time())
         fetch = FetchRecord(insider.node_id, 99, bytes([number]) * 16, source)
-        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch]))
+        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch], trio.current_time))
     assert heard == ["172.17.0.2", "64:ff9b::172.17.0.2", "fd17::2"]
     assert attack.everywhere() == set()
     assert victim.parts.gossip.dropped["gossip-record-forbidden"] == len(heard)
