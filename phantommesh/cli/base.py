@@ -193,11 +193,27 @@ def socket_of(options: Options) -> Path:
     """The socket to use: what the operator said, else the config's, else the default."""
     if options.socket is not None:
         return options.socket
-    if not os.access(options.config, os.R_OK):
-        return SOCKET
-    from phantommesh.config import reading
+    if os.access(options.config, os.R_OK):
+        from phantommesh.config import reading
 
-    return Path(reading.load(options.config).api.socket)
+        return Path(reading.load(options.config).api.socket)
+    if os.access(SOCKET, os.F_OK) or not _is_closed(options.config):
+        return SOCKET
+    raise CliError(
+        f"there is no socket {SOCKET}, and {options.config}, which may name another one, may not be read",
+        fix="give --socket (or set PHANTOMMESH_SOCKET), or run this with sudo",
+    )
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether something is there that may not be read, as far as can be told."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":

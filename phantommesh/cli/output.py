@@ -2,7 +2,8 @@
 """How verbs print: one JSON document, or text for people that fits their terminal.
 
 A line for a terminal is at most as wide as the terminal. Text is folded between words, and nothing is left
-out. Where output goes to a file or a pipe, lines are as long as they are.
+out. A single word that is wider than the terminal, such as a hash or an invite, stays whole, so that it can
+be copied. Where output goes to a file or a pipe, lines are as long as they are.
 """
 
 import io
@@ -122,7 +123,8 @@ def field(key: str, value: object) -> None:
 
 
 def folded(text: str, width: int | None, indent: int = 0) -> list[str]:
-    """A text as lines of at most ``width`` cells, all but the first indented."""
+    """A text as lines of at most ``width`` cells, all but the first indented. A wider word has a line of its
+    own."""
     if width is None:
         return [text]
     from rich.cells import cell_len
@@ -132,13 +134,15 @@ def folded(text: str, width: int | None, indent: int = 0) -> list[str]:
     longest = max(map(cell_len, text.split(" ")))  # an address stays whole where it can
     indent = max(0, min(indent, width // 2, width - longest if longest <= width else 2))
     margin = " " * (len(text) - len(text.lstrip(" ")))
-    first = margin + fold(text[len(margin) :], width - len(margin))[0]
+    first = margin + fold(text[len(margin) :], width - len(margin), chop=False)[0]
     rest = text[len(first) :].lstrip(" ")
-    return [first, *(" " * indent + part for part in (fold(rest, width - indent) if rest else []))]
+    more = fold(rest, width - indent, chop=False) if rest else []
+    return [first, *(" " * indent + part for part in more)]
 
 
-def fold(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells: between words, and within one only if it is wider than that."""
+def fold(text: str, width: int, *, chop: bool = True) -> list[str]:
+    """Lines of at most ``width`` cells: between words, and within one only if it is wider than that and
+    ``chop`` is set."""
     from rich.cells import cell_len, chop_cells
 
     lines = [""]
@@ -146,7 +150,7 @@ def fold(text: str, width: int) -> list[str]:
         if cell_len(joined := f"{lines[-1]} {word}" if lines[-1] else word) <= width:
             lines[-1] = joined
         else:
-            lines += chop_cells(word, width)
+            lines += chop_cells(word, width) if chop else [word]
     lines = [line.rstrip(" ") for line in lines]
     return lines if lines[0] else lines[1:] or [""]
 

@@ -101,6 +101,39 @@ def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> lis
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_verb_takes_the_global_options_after_its_name(command: tuple[str, ...]) -> None:
+    for option in ("--state-dir", "--socket", "--config"):
+        result = run(*command, option, "x", "--help")
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+
+
+def test_an_option_after_the_verb_is_the_one_that_counts(tmp_path: Path) -> None:
+    said = told(run("status", "--socket", f"{tmp_path}/other.sock", root=tmp_path), 3)
+    assert f"nothing answers on {tmp_path}/other.sock" in said
+    said = told(run("config", "show", "--config", f"{tmp_path}/other.toml", root=tmp_path), 1)
+    assert f"there is no configuration {tmp_path}/other.toml" in said
+    said = told(run("invite", "--state-dir", f"{tmp_path}/other", root=made_in(tmp_path)), 1)
+    assert f"{tmp_path}/other" in said
+
+
+def made_in(root: Path) -> Path:
+    assert made(root).exit_code == 0
+    return root
+
+
+@pytest.mark.parametrize("words", [["--json", "run"], ["run", "--json"], ["--json", "lab", "exec", "1", "x"]])
+def test_json_is_refused_where_there_is_none(words: list[str]) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has no JSON document" in result.stderr
+
+
+def test_json_for_all_verbs_is_no_error_where_there_is_none(tmp_path: Path) -> None:
+    result = run("run", root=tmp_path, env={"PHANTOMMESH_JSON": "1"})
+    assert "there is no configuration" in told(result, 1)
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -831,3 +864,21 @@ def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the
     arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3, result.output
+
+
+def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, access = tmp_path / "pm.toml", os.access
+    config.touch()
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **k: Path(path) != config and access(path, mode, **k)
+    )
+    monkeypatch.setattr(base, "SOCKET", tmp_path / "api.sock")
+    said = told(run("--config", config, "status"), 1)
+    assert f"there is no socket {tmp_path}/api.sock, and {config}" in said and "--socket" in said
+    (tmp_path / "api.sock").touch()
+    assert str(config) not in told(run("--config", config, "status"), 3)
+    (tmp_path / "api.sock").unlink()
+    config.unlink()
+    assert str(config) not in told(run("--config", config, "status"), 3)

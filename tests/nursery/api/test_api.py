@@ -423,7 +423,7 @@ async def test_the_client_talks_to_the_server(tmp_path: Path) -> None:
         assert addresses == [f"unix:{path}"]
         client = NodeClient(path)
         assert await in_thread(client.status) == node.status()
-        links = await in_thread(lambda: client.get_all("/v1/links?", LinkView))
+        links = await in_thread(lambda: client.get_all("/v1/links", LinkView))
         assert links == node.links()
         result = await in_thread(lambda: client.rotate("pm-2", dry_run=False, idempotency_key="k"))
         assert result.rotations[0].result == "rotated"
