@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -80,7 +80,8 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InviteBook:
     """The authority's invites, one file each, so that a crash loses at most the write in hand.
 
-    Nothing is cached: a command may add an invite while the node runs.
+    Nothing is cached: a command may add an invite while the node runs. A file that cannot be read costs its
+    own invite, and no other: it is left where it is.
     """
 
     def __init__(self, state: StateDir) -> None:
@@ -133,8 +134,7 @@ class InviteBook:
         replaced = ""
         if replaces is not None:
             replaced = format_node_id(replaces)
-            for path in self._entries():
-                older = self._read(bytes.fromhex(path.stem))
+            for path, older in self._readable():
                 if older.replaces == replaced and not older.enrolled:
                     path.unlink(missing_ok=True)
         entry = InviteEntry(role, name, expires, uses, invite.secret, replaces=replaced, ip4=ip4)
@@ -166,11 +166,16 @@ class InviteBook:
     def expire(self, now: float) -> int:
         """Delete the invites that have run out; return how many."""
         gone = 0
-        for path in self._entries():
-            if now >= self._read(bytes.fromhex(path.stem)).expires:
+        for path, entry in self._readable():
+            if now >= entry.expires:
                 path.unlink(missing_ok=True)
                 gone += 1
         return gone
+
+    def damaged(self) -> list[Path]:
+        """The files that cannot be read. Each is an invite that nobody can use, and can be deleted."""
+        readable = {path for path, _ in self._readable()}
+        return [path for path in self._entries() if path not in readable and path.exists()]
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -190,6 +195,12 @@ class InviteBook:
         if not self._directory.is_dir():
             return []
         return sorted(path for path in self._directory.iterdir() if _ENTRY_NAME.fullmatch(path.name))
+
+    def _readable(self) -> Iterator[tuple[Path, InviteEntry]]:
+        """Yield the invites that can be read, with their files."""
+        for path in self._entries():
+            with suppress(StateError, TrustError):  # damaged; or deleted meanwhile
+                yield path, self._read(bytes.fromhex(path.stem))
 
     def _path(self, invite_id: bytes) -> Path:
         return self._directory / f"{invite_id.hex()}.json"
