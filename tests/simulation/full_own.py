@@ -63,7 +63,7 @@ class OwnRecord:
         machine.version = machine.version if version is None else version
         try:
             if (signed := self.word.record(process.wall)) is not None:
-                process.add(signed)
+                process.keeper.add(signed)
         except PhantomMeshError:
             process.sim.tally["own-record-refused"] += 1
 

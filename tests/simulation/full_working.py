@@ -25,6 +25,7 @@ from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocations import Revocations
+from tests.simulation.full_keeper import at_once
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -145,8 +146,8 @@ class Worker:
                 if machine.root_key is None:
                     raise TrustError(f"only the machine that holds the mesh's root key can {what}")
                 return machine.root_key
-            case steps.Keep(record):
-                return process.add(record)
+            case steps.Keep(record, of):
+                return process.keeper.add(record, of)
             case serving.Wait():
                 return self.moment()
             case serving.AnswerSync(opening, peer):
@@ -159,10 +160,9 @@ class Worker:
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):
-                if process.revocations.hold(made):
-                    process.note_change()
+                return at_once(process.keeper.holding(made))
             case steps.Hear(word):
-                return process.shut_out([word])
+                return process.keeper.revoke(word)
             case steps.Save():
                 self._write()
                 process.write("revocations", "roster")

@@ -60,13 +60,10 @@ class Reconciler:
         self._kicked = trio.Event()
         self._complaints: dict[str, PhantomMeshError] = {}
 
-    def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
-        """Replace what is desired and wake the loop. Interfaces it no longer names are removed."""
-        self.follow(lambda: desired)
-
     def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
-        """From now on each pass asks this for what is desired. Kick the loop when it has changed: so the
-        change of one peer costs nothing for the others until the next pass, which reads all of them."""
+        """From now on each pass asks this for what is desired, and removes interfaces that are not named
+        there. Kick the loop when what is desired has changed: so the change of one peer costs nothing for the
+        others until the next pass, which reads all of them."""
         self._wanted = desired
         self.kick()
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from phantommesh.control import messages
+from phantommesh.control import messages, sessions
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.members.working import Worker, moment
-from phantommesh.nursery.sockets import sessions
+from phantommesh.nursery.members.working import Worker
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocations import Revoked

@@ -13,12 +13,12 @@ from typing import TypeVar, cast
 import structlog
 import trio
 
-from phantommesh.control import asking, messages
+from phantommesh.control import asking, messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState

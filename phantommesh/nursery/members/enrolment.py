@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from phantommesh.config.sections import Config
-from phantommesh.control import channel, messages
+from phantommesh.control import channel, messages, sessions
 from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -25,7 +25,7 @@ from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members.links import sign_in_thread
 from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.overlay import hostview
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES

@@ -20,10 +20,12 @@ from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
 from phantommesh.nursery import unexpected
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.logs import tell
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
-from phantommesh.nursery.members.working import do, moment, tell
+from phantommesh.nursery.members.working import do
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Dispute
 from phantommesh.state import directory

@@ -13,14 +13,14 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh.control import channel, messages
+from phantommesh.control import channel, messages, sessions
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
 from phantommesh.node import desk
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.state import directory
