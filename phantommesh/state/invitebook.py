@@ -16,7 +16,7 @@ from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.state.directory import INVITES, StateDir
-from phantommesh.state.files import StateError, atomic_write
+from phantommesh.state.files import StateError, atomic_write, cannot
 from phantommesh.trust.certificates import Role, TrustError, check_label
 from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.invites import INVITE_ID_BYTES, MAX_ENDPOINTS, SECRET_BYTES, Invite
@@ -184,7 +184,7 @@ class InviteBook:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(self._directory / ".lock", flags, 0o600)
         except OSError as error:
-            raise StateError(f"cannot lock {self._directory}: {error.strerror}") from error
+            raise cannot(f"lock {self._directory}", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -216,7 +216,7 @@ class InviteBook:
                 "the invite is not one of this authority's, or is long gone", fix="ask for a new invite"
             ) from None
         except OSError as error:
-            raise StateError(f"cannot read {path}: {error.strerror}") from error
+            raise cannot(f"read {path}", error) from error
         try:
             entry = msgspec.json.decode(data, type=InviteEntry, dec_hook=_secret_in)
             for text in entry.enrolled:
@@ -231,7 +231,7 @@ class InviteBook:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             atomic_write(path, msgspec.json.encode(entry, enc_hook=_secret_out))
         except OSError as error:
-            raise StateError(f"cannot write {path}: {error.strerror}") from error
+            raise cannot(f"write {path}", error) from error
 
 
 def _secret_out(value: object) -> str:
