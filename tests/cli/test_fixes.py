@@ -797,3 +797,22 @@ def test_config_check_refuses_what_run_refuses(machine: Machine, row: Row) -> No
     checked, run = machine.phantommesh(*CHECK), machine.phantommesh(*RUN)
     assert checked.exit_code == run.exit_code == 1
     assert checked.stderr == run.stderr
+
+
+def test_variables_do_without_a_file(machine: Machine) -> None:
+    variables = {
+        "PHANTOMMESH_NODE_NAME": "pm-1",
+        "PHANTOMMESH_NODE_MESH": "lab",
+        "PHANTOMMESH_CONTROL_PORT": "4000",
+    }
+    machine.environment.update(variables)
+    machine.config.unlink()
+    assert machine.phantommesh(*CHECK).exit_code == 0
+    assert "port = 4000" in machine.phantommesh("config", "show").stdout
+    assert machine.phantommesh(*RUN).exit_code == 0
+    left = machine.phantommesh("leave", "--force")
+    assert left.exit_code == 0 and str(machine.config) not in left.stdout
+    # And none is needed to begin.
+    done = machine.phantommesh("init")
+    assert done.exit_code == 0, done.output
+    assert "port = 4000" in machine.config.read_text() and 'mesh = "lab"' in machine.config.read_text()

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Response, request
+from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
@@ -41,12 +41,13 @@ def internal_error() -> Problem:
 
 def _said(error: HTTPException) -> tuple[str, str]:
     """The words for an error that werkzeug raises: its own are for people at a browser."""
+    path = request.path if has_request_context() else websocket.path
     match error:
         case NotFound():
-            return f"there is no {request.path}", "see GET /openapi.json for the paths"
+            return f"there is no {path}", "see GET /openapi.json for the paths"
         case MethodNotAllowed(valid_methods=methods):
             allowed = ", ".join(sorted(set(methods or ()) - {"HEAD", "OPTIONS"})) or "another method"
-            return f"{request.path} does not take {request.method}", f"use {allowed}"
+            return f"{path} does not take this method", f"use {allowed}"
         case RequestEntityTooLarge():
             return "the body is longer than the API reads", "send a shorter body"
         case _:

@@ -169,7 +169,7 @@ async def test_errors_are_problems_and_never_html() -> None:
     await problem(await ask(node, "GET", "/v1/peers/a/b"), 404)
     response = await ask(node, "DELETE", "/v1/status")
     refused = await problem(response, 405)
-    assert refused.fix.startswith("use ") and "does not take" in refused.detail
+    assert refused.fix.startswith("use ") and "does not take this method" in refused.detail
     assert "GET" in response.headers["Allow"]
     await problem(await ask(node, "POST", "/v1/rotations", data=b"{}"), 415)
     json = {"Content-Type": "application/json"}
