@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,12 @@ class Options:
     socket: Path | None
     config: Path
     json: bool
+
+    def command(self, *words: str) -> str:
+        """Return a command line with these global options, as far as they are not the defaults."""
+        given = [("--state-dir", self.state_dir, STATE_DIR), ("--config", self.config, CONFIG)]
+        options = [word for option, path, default in given if path != default for word in (option, str(path))]
+        return shlex.join(["phantommesh", *options, *words])
 
 
 class CliError(PhantomMeshError):
@@ -193,6 +200,9 @@ def socket_of(options: Options) -> Path:
     """The socket to use: what the operator said, else the config's, else the default."""
     if options.socket is not None:
         return options.socket
+    # As `config.environment`, which is slow to import.
+    if set_here := os.environ.get("PHANTOMMESH_API_SOCKET"):
+        return Path(set_here)
     if os.access(options.config, os.R_OK):
         from phantommesh.config import reading
 

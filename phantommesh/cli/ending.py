@@ -37,7 +37,7 @@ def down(options: Options) -> None:
         return
     _report(done)
     if done.mesh is not None:
-        say("next: phantommesh run", err=True)
+        say(f"next: {options.command('run')}", err=True)
 
 
 @click.command()
@@ -71,7 +71,8 @@ def leave(options: Options, force: bool) -> None:
     _report(left.down)
     field("told", "the other members" if left.told else "nobody: the node did not run")
     field("moved", f"{options.state_dir} to {left.state_dir}")
-    field("moved", f"{options.config} to {left.config}")
+    if left.config is not None:
+        field("moved", f"{options.config} to {left.config}")
     say("next: `phantommesh revoke` this node on an authority; to undo, move both back", err=True)
 
 

@@ -107,7 +107,7 @@ def test_a_file_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     file.write_text('[node]\nname = "x"\nmesh = "y"\n')
     done = process("--json", "config", "check", str(file))
     assert (done.returncode, done.stderr) == (0, b"")
-    assert json.loads(done.stdout) == {"file": f"{tmp_path}/\\udcff.toml", "ok": True}
+    assert json.loads(done.stdout)["file"] == f"{tmp_path}/\\udcff.toml"
     assert process("config", "check", str(file)).returncode == 0
 
 

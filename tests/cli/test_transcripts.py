@@ -119,6 +119,8 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("revoke nas --undo-all"),
         Case("revoke nas --undo --force"),
     ],
+    "rename": [Case("rename new --config copy.toml", kept=False), Case("rename new --socket none.sock")],
+    "config write": [Case("config write"), Case("config write --state-dir none", kept=False)],
     "identity new": [Case("identity new")],
     "config check": [
         Case("config check"),
@@ -190,6 +192,7 @@ def prepare(directory: Path) -> None:
     world = World()
     world.run(2)
     (directory / "proofs.file").write_bytes(world.archive().encode())
+    (directory / "copy.toml").write_bytes((directory / "pm.toml").read_bytes())
     (directory / "closed").mkdir(mode=0o700)
     for name in ("bad.toml", "proofs.file"):
         (directory / name).chmod(0o644)

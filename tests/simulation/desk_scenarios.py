@@ -11,7 +11,7 @@ import msgspec
 from phantommesh.control import messages
 from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
-from phantommesh.node.desk import JOINS, RENEWALS
+from phantommesh.node.desk import JOINS, RENAMES, RENEWALS
 from phantommesh.node.intake import NEWER_BURST, NEWER_RATE, RECORDS_RATE
 from phantommesh.node.own import check_successor
 from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
@@ -372,6 +372,53 @@ def new_identity(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def renamed(seed: int, nodes: int) -> Simulation:
+    """A member gets another name, and the authority gives itself one: everybody hears of it, and node ids and
+    addresses are what they were. A name that is taken is refused. Two members want one name at once: one gets
+    it. Names without end are refused. The new names outlive a crash and a renewal."""
+    sim = Simulation(nodes, seed=seed, network=bad_network(), authorities=1)
+    sim.start_all(nodes)
+    settle(sim, 30)
+    before = {p.me: p.own.member for p in sim.running()}
+
+    def rename(*wanted: tuple[int, str]) -> list[str]:
+        """Ask for these names at once; return the reasons of the refusals."""
+        said: list[object] = []
+        for index, name in wanted:
+            sim.process(index).own.rename(name, said.append)
+        assert sim.run(30, lambda: len(said) == len(wanted)), "no answer"
+        return [str(outcome) for outcome in said if outcome is not None]
+
+    def told(index: int, name: str) -> bool:
+        """Whether everybody knows this node by this name."""
+        entries = [p.roster.get(sim.machines[index].identity.node_id) for p in members(sim)]
+        return all(entry is not None and entry.member.name == name for entry in entries)
+
+    assert rename((3, "another"), (0, "first")) == []
+    assert sim.run(40, lambda: told(3, "another") and told(0, "first")), "not everybody has heard"
+    assert rename((4, "first")) == ["the mesh has a node named first already"]
+    assert rename((4, "wanted"), (5, "wanted")) == ["the mesh has a node named wanted already"]
+    for number in range(1, RENAMES):
+        assert rename((3, f"again-{number}")) == []
+    (refused,) = rename((3, "too-often"))
+    assert "renamed too often" in refused
+    last = f"again-{RENAMES - 1}"
+    sim.crash(3)
+    sim.start(3)
+    assert sim.process(3).own.member.name == last
+    for index in range(nodes):
+        sim.step_clock(index, 5 * DAY)
+    sim.run(60)
+    settle(sim, 60)
+    assert told(3, last) and told(0, "first")
+    assert not any(p.roster.disputes(p.wall) for p in members(sim)), "two have one name"
+    for process in sim.running():
+        old, new = before[process.me], process.own.member
+        assert (new.node_id, new.role, new.ip4, new.ip6) == (old.node_id, old.role, old.ip4, old.ip6)
+        assert new.not_after > old.not_after
+    return sim
+
+
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     **full_scenarios.SCENARIOS,
     **{
@@ -379,6 +426,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
         for scenario, nodes in (
             (roles, 7), (rush, 8), (lost_number, 6), (certificates, 6), (greedy, 6), (restless, 6),
             (strangers, 6), (desk, 6), (terms, 7), (new_identity, 9),
+            (renamed, 7),
         )
     },
 }  # fmt: skip

@@ -90,7 +90,7 @@ class Worker:
             waiting.append((step, back))
             if len(waiting) == 1:
                 self._next(step.kind)
-        elif isinstance(step, own.AskRenewal):
+        elif isinstance(step, own.AskRenewal | own.AskRename):
             self.process.own.ask(step, back)
         elif seconds := self._seconds(step):
             self.process.sim.at_process(self.process, seconds, lambda: self._end(step, back))
@@ -177,7 +177,7 @@ class Worker:
                 machine.authority_cert, machine.node_cert = authority_cert, node_cert
             case own.Publish():
                 process.own.publish()
-            case steps.Alone() | own.AskRenewal():
+            case steps.Alone() | own.AskRenewal() | own.AskRename():
                 raise AssertionError("takes its time: see `_go_on`")
             case _:
                 assert_never(step)

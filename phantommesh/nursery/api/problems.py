@@ -52,10 +52,10 @@ def of_http(error: HTTPException) -> Problem:
     path = named(asked.path)
     match error:
         case NotFound():
-            detail, fix = f"there is no path {path}", "see GET /openapi.json for all paths"
+            detail, fix = f"there is no {path}", "see GET /openapi.json for the paths"
         case MethodNotAllowed():
-            detail = f"{path} has no method {named(asked.method)}"
-            fix = f"use {', '.join(sorted(error.valid_methods or ()))}"
+            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+            detail, fix = f"{path} does not take this method", f"use {allowed or 'another method'}"
         case RequestEntityTooLarge():
             detail, fix = "the body is too large", f"send at most {MAX_BODY_BYTES} bytes"
         case RequestTimeout():

@@ -31,6 +31,10 @@ class AuthorityDesk:
         """`Desk.renew`."""
         return await self.worker.do(self.desk.renew(entry, request, moment()))
 
+    async def rename(self, entry: Entry, request: messages.Rename) -> messages.Renewed:
+        """`Desk.rename`."""
+        return await self.worker.do(self.desk.rename(entry, request, moment()))
+
     async def replace(self, entry: Entry) -> messages.Replacement:
         """`Desk.replace`."""
         return await self.worker.do(self.desk.replace(entry, moment()))
