@@ -47,7 +47,8 @@ class PeerSeen:
     standing: MemberState
     """Gossip's word."""
     known_s: float
-    """Since this run of the node knows the peer."""
+    """Since this run of the node knows the peer, or since it heard that the peer started again or came back:
+    then it has other keys, and the old ones carry nothing until both ends have the new."""
     control_s: float | None = None
     """Since its control port last answered; None: never in this run."""
     handshake_s: float | None = None
@@ -94,7 +95,7 @@ def flow(peer: PeerSeen, *, measured: bool = True) -> Flow:
     opened = [path for path in peer.paths if path.state != "closed"]
     if not opened:
         return _unkeyed(peer)
-    return "dark" if all(map(_given_up, opened)) else "joining"
+    return "dark" if peer.known_s >= FIRST and all(map(_given_up, opened)) else "joining"
 
 
 def judge(here: Here, peers: Sequence[PeerSeen]) -> Iterator[Fault]:
@@ -222,7 +223,7 @@ def _stopped(here: Here, peer: PeerSeen) -> Fault:
 def _up(here: Here, peer: PeerSeen) -> Iterator[Fault]:
     name = peer.link.peer
     dark = [path.dimension for path in peer.paths if here.measured and _is_dark(path)]
-    if dark:
+    if dark and peer.known_s >= FIRST:
         yield DIMENSIONS_DARK.fault(
             f"dark: {', '.join(map(str, dark))} of the dimensions of peer {name}: probes get no answer, "
             "its traffic takes the others",

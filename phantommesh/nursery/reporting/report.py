@@ -78,7 +78,7 @@ class Reporter:
         self._parts = parts
         self._finished = Bell()
         self._stood = False  # whether all interfaces have been as desired
-        self._known: dict[NodeId, float] = {}  # since when each peer is known
+        self._known: dict[NodeId, tuple[float, int]] = {}  # since when, and its newest start
 
     @property
     def metrics(self) -> Metrics:
@@ -132,12 +132,16 @@ class Reporter:
 
     def seen(self) -> list[PeerSeen]:
         """All that this node sees of each peer."""
-        parts, now = self._parts, trio.current_time()
-        entries = parts.peers.entries
-        members = {entry.member.node_id for entry in entries}
-        self._known = {node: since for node, since in self._known.items() if node in members}
-        for node_id in members - self._known.keys():
-            self._known[node_id] = now
+        now, entries = trio.current_time(), self._parts.peers.entries
+        known = dict[NodeId, tuple[float, int]]()
+        for entry in entries:
+            node_id = entry.member.node_id
+            view = self._parts.gossip.membership.member(node_id)
+            start = 0 if view is None else view.generation
+            since, before = self._known.get(node_id, (now, start))
+            again = start > before or self._membership(entry) == "left"
+            known[node_id] = (now if again else since, max(start, before))
+        self._known = known
         return [self._seen(entry, now) for entry in entries]
 
     def _seen(self, entry: Entry, now: float) -> PeerSeen:
@@ -148,7 +152,7 @@ class Reporter:
             self._link(entry),
             self._paths(entry, now),
             self._membership(entry),
-            now - self._known[node_id],
+            now - self._known[node_id][0],
             None if through else parts.gossip.membership.silence(node_id, now),
             time() - handshake if handshake else None,
             through,

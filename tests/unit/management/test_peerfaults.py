@@ -82,6 +82,17 @@ def test_a_handshake_is_no_evidence_that_traffic_flows() -> None:
     assert "handshakes still succeed" in fault.text and "rp_filter" in fault.fix
 
 
+def test_a_peer_that_started_again_has_its_time_to_answer() -> None:
+    """Its old keys carry nothing, and are in the interfaces here until the new ones are agreed."""
+    for known_s, wanted in ((FIRST - 0.1, "joining"), (FIRST, "dark")):
+        back = replace(dark(peer()), known_s=known_s)
+        assert flow(back) == wanted and bool(told(back)) == (wanted == "dark")
+        some = peer()
+        gone = msgspec.structs.replace(some.paths[0], state="dark", answers=False)
+        half = replace(some, paths=[gone, *some.paths[1:]], known_s=known_s)
+        assert flow(half) == "up" and bool(told(half)) == (wanted == "dark")
+
+
 def test_one_dark_peer_of_two_is_that_peers() -> None:
     assert told(dark(peer(1)), peer(2)) == [("peer-dark", "pm-1")]
 
