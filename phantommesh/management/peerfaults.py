@@ -11,7 +11,7 @@ within its time is a fault. All here is pure; ages are in seconds.
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from phantommesh.faults import Fault, FaultKind
@@ -72,6 +72,29 @@ class PeerSeen:
     def control_silent(self) -> bool:
         """Whether gossip has asked it in vain."""
         return self.standing in ("suspect", "dead")
+
+
+class Starts:
+    """Since when each peer's present start is known (`PeerSeen.known_s`). ``now`` is in seconds on any clock.
+
+    A start gives a peer time anew only if traffic with it has flowed since it was given time last. So a peer
+    that crashes over and over, or says so, is called dark all the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[float, int, bool]] = {}  # since when, newest start, up since then
+
+    def look(self, node: bytes, start: int, *, left: bool, up: bool, now: float) -> float:
+        """Return the seconds since the peer is known by its newest ``start``, or came back."""
+        since, newest, was_up = self._known.get(node, (now, start, False))
+        if left or (start > newest and was_up):
+            since, was_up = now, False
+        self._known[node] = since, max(start, newest), (was_up or up) and not left
+        return now - since
+
+    def retain(self, nodes: Collection[bytes]) -> None:
+        """Forget all but these."""
+        self._known = {node: known for node, known in self._known.items() if node in nodes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
-from phantommesh.management.peerfaults import Here, PeerSeen, flow, judge
+from phantommesh.management.peerfaults import Here, PeerSeen, Starts, flow, judge
 from phantommesh.management.views import (
     DimensionView,
     Flow,
@@ -78,7 +78,7 @@ class Reporter:
         self._parts = parts
         self._finished = Bell()
         self._stood = False  # whether all interfaces have been as desired
-        self._known: dict[NodeId, tuple[float, int]] = {}  # since when, and its newest start
+        self._starts = Starts()
 
     @property
     def metrics(self) -> Metrics:
@@ -133,26 +133,25 @@ class Reporter:
     def seen(self) -> list[PeerSeen]:
         """All that this node sees of each peer."""
         now, entries = trio.current_time(), self._parts.peers.entries
-        known = dict[NodeId, tuple[float, int]]()
-        for entry in entries:
-            node_id = entry.member.node_id
-            view = self._parts.gossip.membership.member(node_id)
-            start = 0 if view is None else view.generation
-            since, before = self._known.get(node_id, (now, start))
-            again = start > before or self._membership(entry) == "left"
-            known[node_id] = (now if again else since, max(start, before))
-        self._known = known
+        self._starts.retain({entry.member.node_id for entry in entries})
         return [self._seen(entry, now) for entry in entries]
 
     def _seen(self, entry: Entry, now: float) -> PeerSeen:
         parts, node_id = self._parts, entry.member.node_id
         handshake = max((p.last_handshake for _, _, p in self.devices(entry) if p is not None), default=0.0)
-        through = self._through(entry)
+        view, standing = parts.gossip.membership.member(node_id), self._membership(entry)
+        paths, through = self._paths(entry, now), self._through(entry)
         return PeerSeen(
             self._link(entry),
-            self._paths(entry, now),
-            self._membership(entry),
-            now - self._known[node_id][0],
+            paths,
+            standing,
+            self._starts.look(
+                node_id,
+                0 if view is None else view.generation,
+                left=standing == "left",
+                up=any(path.answers for path in paths),
+                now=now,
+            ),
             None if through else parts.gossip.membership.silence(node_id, now),
             time() - handshake if handshake else None,
             through,
@@ -202,7 +201,6 @@ class Reporter:
 
     def peers(self) -> list[PeerView]:
         """All other members."""
-        self.seen()
         return [self._peer(entry) for entry in self._parts.peers.entries]
 
     def links(self) -> list[LinkView]:

@@ -19,6 +19,7 @@ from phantommesh.management.peerfaults import (
     RENEWAL,
     Here,
     PeerSeen,
+    Starts,
     flow,
     judge,
     partly_reachable,
@@ -204,6 +205,21 @@ def test_few_of_many_partly_reachable_peers_are_named() -> None:
     assert len(faults) == MAX_NAMED + 1
     assert {fault.code for fault in faults} == {"peer-partly-reachable"}
     assert faults[-1].subject == "" and "3 more" in faults[-1].text
+
+
+def test_a_start_gives_time_once_until_traffic_has_flowed() -> None:
+    starts = Starts()
+
+    def look(start: int, now: float, *, up: bool = False, left: bool = False) -> float:
+        return starts.look(b"b", start, left=left, up=up, now=now)
+
+    assert look(1, 0.0) == 0.0 and look(1, 5.0, up=True) == 5.0
+    assert look(2, 6.0) == 0.0  # it started again, after traffic had flowed
+    assert [look(3 + n, 7.0 + n) for n in range(20)] == [1.0 + n for n in range(20)]  # a crash loop
+    assert look(3, 30.0, up=True) == 24.0 and look(99, 31.0) == 0.0
+    assert look(99, 40.0, left=True) == 0.0 and look(100, 43.0) == 3.0  # it came back after a goodbye
+    starts.retain([])
+    assert look(1, 50.0) == 0.0
 
 
 ages = st.floats(0, 10_000)
