@@ -30,6 +30,8 @@ CONFIG = Path("/etc/phantommesh/phantommesh.toml")
 EXIT_FAILED = 1
 EXIT_NOT_RUNNING = 3
 EXIT_TOO_LITTLE = 4  # proofs of which nothing is wrong, and which do not show what was asked for
+EXIT_FAULTY = 4  # `status --exit-code`: the node is at its work, and something is wrong
+EXIT_UNREADY = 5  # `status --exit-code`: it is not at its work
 _EXIT_INTERRUPTED = 130
 # What helps against an error of the system that no verb has words for.
 _FIXES = {

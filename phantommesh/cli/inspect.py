@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option
+from phantommesh.cli.base import (
+    EXIT_FAULTY,
+    EXIT_UNREADY,
+    CliError,
+    Options,
+    client_of,
+    json_option,
+)
 from phantommesh.cli.output import age, ago, emit, field, moment, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.views import MemberState, RevocationResult
+    from phantommesh.management.views import MemberState, RevocationResult, Status
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
@@ -25,14 +32,28 @@ _NAMED = 8  # peers that one error names
 
 
 @click.command()
+@click.option(
+    "--exit-code",
+    is_flag=True,
+    help="Exit with 4 if something is wrong, and with 5 if the node is not ready.",
+)
 @json_option
-@click.pass_obj
-def status(options: Options) -> None:
+@click.pass_context
+def status(ctx: click.Context, exit_code: bool) -> None:
     """Show this node."""
+    options: Options = ctx.obj
     now = client_of(options).status()
     if options.json:
         emit(now)
-        return
+    else:
+        _show(now)
+    if exit_code and not now.ready:
+        ctx.exit(EXIT_UNREADY)
+    if exit_code and now.degraded:
+        ctx.exit(EXIT_FAULTY)
+
+
+def _show(now: Status) -> None:
     rows: list[tuple[str, object]] = [
         ("mesh", now.mesh),
         ("node", f"{now.node} ({now.role})"),
@@ -41,6 +62,7 @@ def status(options: Options) -> None:
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
+        ("state", now.state if now.ready or now.state != "running" else "not ready"),
         ("certificate", _until(now.certificate_expires)),
     ]
     for fault in now.faults:

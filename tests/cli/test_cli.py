@@ -502,6 +502,12 @@ async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
             "fix": "start it",
         }
         assert shown["degraded"] == ["pm-2 is dead\x1b[2J; start it", "pm-1 is dead"]
+        assert [process(*at, "status", *how).returncode for how in ([], ["--exit-code"])] == [0, 4]
+        node.reasons = ["no interfaces"]
+        for how in (["--exit-code"], ["--exit-code", "--json"]):
+            assert process(*at, "status", *how).returncode == 5
+        node.faults, node.reasons = [], []
+        assert process(*at, "status", "--exit-code").returncode == 0
 
     await with_node(node, tmp_path, check)
 

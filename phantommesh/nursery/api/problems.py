@@ -19,7 +19,7 @@ from werkzeug.exceptions import (
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
-from phantommesh.management.views import Problem
+from phantommesh.management.views import Problem, Readiness
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10
@@ -30,10 +30,16 @@ PROBLEM_TYPE = "application/problem+json"
 class ProblemError(Exception):
     """Raised by a route to answer with ``problem``."""
 
-    def __init__(self, status: int, detail: str, *, fix: str = "", reasons: list[str] | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, fix: str = "", unready: Readiness | None = None) -> None:
         super().__init__(detail)
         self.problem = Problem(
-            status=status, title=HTTPStatus(status).phrase, detail=detail, fix=fix, reasons=reasons or []
+            status=status,
+            title=HTTPStatus(status).phrase,
+            detail=detail,
+            fix=fix,
+            reasons=[] if unready is None else unready.reasons,
+            state="" if unready is None else unready.state,
+            codes=[] if unready is None else unready.codes,
         )
 
 

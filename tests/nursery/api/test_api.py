@@ -23,6 +23,7 @@ from quart_trio import QuartTrio
 
 from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.views import (
     IdentityResult,
@@ -135,10 +136,20 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
 async def test_probes() -> None:
     node = FakeNode()
     assert (await ask(node, "GET", "/healthz")).status_code == 200
-    assert (await ask(node, "GET", "/readyz")).status_code == 200
-    node.reasons = ["no PSK with pm-2 yet"]
+    answer = await ask(node, "GET", "/readyz")
+    assert answer.status_code == 200 and await answer.get_json() == {"status": "ready", "state": "running"}
+    node.faults = [FaultKind("peer-dark", "high").fault("pm-2 is dark", "look")]
+    answer = await ask(node, "GET", "/readyz")
+    assert answer.status_code == 200 and (await answer.get_json())["faults"] == ["peer-dark"]
+    node.reasons, node.state = ["no PSK with pm-2 yet"], "starting"
     assert (await ask(node, "GET", "/healthz")).status_code == 200
-    assert (await problem(await ask(node, "GET", "/readyz"), 503)).reasons == node.reasons
+    refused = await problem(await ask(node, "GET", "/readyz"), 503)
+    assert refused.reasons == node.reasons
+    assert (refused.state, refused.codes, refused.detail) == (
+        "starting",
+        ["peer-dark"],
+        "the node is starting",
+    )
 
 
 async def test_pages_cover_everything_once_even_when_a_member_leaves() -> None:
@@ -637,7 +648,7 @@ async def test_a_connection_that_must_close_closes(tmp_path: Path, version: byte
         await stream.send_all(b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
         with trio.fail_after(10):
             answer = b"".join([part async for part in stream])
-    assert answer.endswith(b'{"status":"ok"}')
+    assert answer.endswith(b'{"status":"ok","state":"running"}')
 
 
 async def test_a_target_without_a_path_is_a_problem_too(tmp_path: Path) -> None:
