@@ -83,11 +83,6 @@ def one_line(text: str) -> str:
     return shown.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
-def shortened(text: str, most: int) -> str:
-    """At most ``most`` characters of a text, with a sign where some are left out."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
 def emit(value: object) -> None:
     """Print a JSON document, which is UTF-8 in every locale (RFC 8259 section 8.1)."""
     import msgspec
@@ -117,9 +112,9 @@ def say(text: str, *, err: bool = False, indent: int = 0) -> None:
     click.echo("\n".join(folded(one_line(text), width, indent)), err=err)
 
 
-def field(key: str, value: object) -> None:
-    """Print a key and its value."""
-    say(f"{key:{KEY}} {value}", indent=KEY + 1)
+def field(key: str, value: object, width: int = KEY) -> None:
+    """Print a key, in ``width`` cells, and its value."""
+    say(f"{key:{width}} {value}", indent=width + 1)
 
 
 def folded(text: str, width: int | None, indent: int = 0) -> list[str]:

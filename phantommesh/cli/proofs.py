@@ -12,8 +12,9 @@ from click.core import ParameterSource
 
 from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
-from phantommesh.cli.output import emit, say, shortened, size
+from phantommesh.cli.output import emit, say, size
 from phantommesh.cli.tables import table
+from phantommesh.errors import shortened
 
 if TYPE_CHECKING:
     from phantommesh.proofs.verdict import Demands

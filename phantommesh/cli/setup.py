@@ -21,7 +21,7 @@ from phantommesh.cli.base import (
     need_access,
     need_root,
 )
-from phantommesh.cli.output import emit, say
+from phantommesh.cli.output import emit, field, say
 
 if TYPE_CHECKING:
     from phantommesh.config.sections import Config
@@ -184,7 +184,7 @@ def _report(options: Options, summary: Any, then: str) -> None:
         emit(shown)
         return
     for key, value in shown.items():
-        say(f"{key.replace('_', ' '):10} {value}", indent=11)
+        field(key.replace("_", " "), value, 10)
     say(f"next: {then}", err=True)
 
 

@@ -907,15 +907,21 @@ async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Pa
     assert len(told.splitlines()) == 2
 
 
+def deny(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """Let ``closed`` look as if this user had no access to the file: root has it to all."""
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
+    )
+
+
 def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a member of the socket's group."""
-    closed, access = tmp_path / "closed", os.access
+    closed = tmp_path / "closed"
     closed.mkdir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
-    )
+    deny(monkeypatch, closed)
     arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3, result.output
@@ -924,11 +930,9 @@ def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the
 def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, access = tmp_path / "pm.toml", os.access
+    config = tmp_path / "pm.toml"
     config.touch()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **k: Path(path) != config and access(path, mode, **k)
-    )
+    deny(monkeypatch, config)
     monkeypatch.setattr(base, "SOCKET", tmp_path / "api.sock")
     said = told(run("--config", config, "status"), 1)
     assert f"there is no socket {tmp_path}/api.sock, and {config}" in said and "--socket" in said

@@ -16,12 +16,13 @@ from hypercorn.typing import Scope as AsgiScope
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
+from phantommesh.errors import shortened
 from phantommesh.management.endpoints import ENDPOINTS, Endpoint
 from phantommesh.management.scopes import Scope, allows
 from phantommesh.management.views import NodePort, Problem
 from phantommesh.nursery.api import problems
 from phantommesh.nursery.api.events import events
-from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, ProblemError
+from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, MOST_NAMED, ProblemError
 from phantommesh.nursery.api.routes import Handlers
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
@@ -155,7 +156,7 @@ def _check_query(asked: Request | Websocket, endpoint: Endpoint[Any]) -> None:
             known = ", ".join(endpoint.queries)
             raise ProblemError(
                 400,
-                f"{problems.named(name)!r} is no query of {endpoint.path}",
+                f"{shortened(name, MOST_NAMED)!r} is no query of {endpoint.path}",
                 fix=f"give one of {known}" if known else "leave the query out",
             )
 

@@ -17,13 +17,13 @@ from werkzeug.exceptions import (
     RequestTimeout,
 )
 
-from phantommesh.errors import PhantomMeshError
+from phantommesh.errors import PhantomMeshError, shortened
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
 from phantommesh.management.views import Problem, Readiness
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_S = 10
-MOST_NAMED = 100  # characters of what a client sent
+MOST_NAMED = 100  # characters of what a client sent, in an error that names it
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -47,15 +47,10 @@ def problem_response(problem: Problem) -> Response:
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
 
 
-def named(text: str) -> str:
-    """What a client sent, for an error that names it: at most `MOST_NAMED` characters."""
-    return text if len(text) <= MOST_NAMED else f"{text[: MOST_NAMED - 3]}..."
-
-
 def of_http(error: HTTPException) -> Problem:
     """Say in the node's words what the framework refused: its own speak of pages and of typing a URL."""
     asked: Request | Websocket = request if has_request_context() else websocket
-    path = named(asked.path)
+    path = shortened(asked.path, MOST_NAMED)
     match error:
         case NotFound():
             detail, fix = f"there is no {path}", "see GET /openapi.json for the paths"
