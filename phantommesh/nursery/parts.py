@@ -42,11 +42,13 @@ from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
+from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
+    CopyGone,
     EpochOver,
     Installed,
     KeysReplaced,
@@ -64,6 +66,7 @@ from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.state import directory
@@ -103,6 +106,7 @@ class Parts:
     rekeying: KeyReplacer
     desk: AuthorityDesk
     gossip: GossipDriver
+    runs: RunWatch
     proving: Proving
     succession: Succession
     server: ControlServer
@@ -125,12 +129,12 @@ class Parts:
 
 def make_parts(
     config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
-    generation: int, tell: Tell,
+    generation: int, tell: Tell, above: Run = NOBODY,
 ) -> Parts:  # fmt: skip
     """Make the parts of a node; nothing runs yet. Each part is made after the parts that it needs.
 
     ``generation`` is greater than at any start before: `start.next_generation`. ``overlay`` has begun: the
-    overlay's range is closed.
+    overlay's range is closed. ``above`` is the run that this process stepped aside for before.
     """
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
@@ -190,6 +194,11 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    copies = Copies()
+    runs = RunWatch(
+        state.identity, keeper, copies, gossip.membership, caller, places.of,
+        generation=generation, above=above, copy_gone=partial(tell, CopyGone()),
+    )  # fmt: skip
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
@@ -226,7 +235,7 @@ def make_parts(
         own=own,
         caller=caller,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
-        copies=Copies(),
+        copies=copies,
         links=links,
         driver=driver,
         peers=peers,
@@ -239,6 +248,7 @@ def make_parts(
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
         gossip=gossip,
+        runs=runs,
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         server=server,
@@ -249,6 +259,7 @@ def make_parts(
             serve=server.serve,
             standing=keeper.answer_standing,
             records=gossip.answer_records,
+            runs=runs.answer,
         ),
     )
 

@@ -27,6 +27,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address, check_range
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
 from phantommesh.state.lock import LOCK_FILE, StateInUseError, StateLock
@@ -46,8 +47,9 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
             async with trio.open_nursery() as nursery:
                 leave = trio.Event()
                 nursery.start_soon(_leave_when_asked, signals, leave)
-                while await _run(state_dir, config_path, socket_path, leave) and not leave.is_set():
-                    log.warning("starting again with the new identity")
+                above: Run | None = NOBODY
+                while above is not None and not leave.is_set():
+                    above = await _run(state_dir, config_path, socket_path, leave, above)
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         known, other = group.split(PhantomMeshError)
@@ -61,8 +63,11 @@ async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> N
         leave.set()
 
 
-async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
-    """Run the node once; return whether it got a new identity, with which it should run again."""
+async def _run(
+    state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event, above: Run
+) -> Run | None:
+    """Run the node once. Return None where that is the end; else it is to run again, as a later run than the
+    one that is returned: it got a new identity, or the run that it stepped aside for has gone."""
     config = reading.load(config_path)
     with StateDir.open(state_dir).lock() as lock:
         await trio.to_thread.run_sync(install_successor, state_dir)
@@ -84,12 +89,18 @@ async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, lea
             await overlay.converge()
             await leftovers.clear_tables(master_name(prefix))
             with UdpPort(config.control.port) as udp:
-                node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
+                node = Node(config, state, backend, udp, generation=generation, overlay=overlay, above=above)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, lock, state.state.path)
                     await node.serve(socket_path or Path(config.api.socket), leave)
                     nursery.cancel_scope.cancel()
-                return node.parts.succession.done.is_set()
+                if node.parts.succession.done.is_set():
+                    log.warning("starting again with the new identity")
+                    return NOBODY
+                if node.parts.runs.over.is_set() and (passed := node.parts.runs.runs.aside) is not None:
+                    log.warning("the other copy of this node has gone: starting again")
+                    return passed
+                return None
 
 
 async def keep_lock(lock: StateLock, path: Path) -> None:

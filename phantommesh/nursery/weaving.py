@@ -15,6 +15,7 @@ from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
 from phantommesh.node.peers import Seen, generation_of
 from phantommesh.nursery.news import (
+    CopyGone,
     EpochOver,
     Installed,
     KeysReplaced,
@@ -62,6 +63,9 @@ class Weaving:
                 self._install(peers)
             case ReadBack():
                 self._read_back(news)
+            case CopyGone():
+                parts.links.rotate(None, trio.current_time())
+                parts.driver.wake()
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)

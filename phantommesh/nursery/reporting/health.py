@@ -11,9 +11,11 @@ from typing import assert_never
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
+from phantommesh.node.runs import COPY_RUNNING
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
+from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
 from phantommesh.overlay import guard, prefixes
@@ -31,12 +33,20 @@ UNREADY = frozenset(
         revocation.REVOKED,
         own.DISPUTED,
         own.CERTIFICATE_EXPIRED,
+        COPY_RUNNING,
     )
 )
 
 
 def own_faults(parts: Parts) -> Iterator[Fault]:
     """Return what is wrong with the node itself, or with what it was told."""
+    if parts.runs.aside.is_set():  # it does nothing, so nothing else can be wrong with what it does
+        yield COPY_RUNNING.fault(
+            "another run of this node started later, from a copy of its disk or a snapshot: this one has "
+            "stepped aside, its interfaces are down and the overlay is closed here",
+            FIX,
+        )
+        return
     if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
         yield reconciler.INTERFACES_MISSING.fault(
             f"interfaces {', '.join(missing)} are missing",
@@ -139,6 +149,13 @@ def _certificate(parts: Parts) -> Iterator[Fault]:
 
 def copied(parts: Parts, suspicion: Suspicion) -> Fault:
     """Say what a suspicion means, and what to do about it."""
+    if suspicion.node is None and suspicion.why is Why.TWO_RUNS:
+        return COPIED.fault(
+            "a second copy of this node ran at the same time, from a copied disk or a snapshot: the copy "
+            "that started first has stepped aside",
+            "find that machine and remove the copy; if you made none, run `phantommesh identity new` here, "
+            "which revokes the old identity",
+        )
     if suspicion.node is None:
         others = parts.peers.entries
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
@@ -156,6 +173,10 @@ def copied(parts: Parts, suspicion: Suspicion) -> Fault:
                 "fault, or this node's identity key is in use elsewhere",
                 "if other peers say so too, run `phantommesh identity new` here",
                 subject=name,
+            )
+        case Why.TWO_RUNS:
+            what = (
+                "ran twice at one time, from a copied disk or a snapshot; the first of the two stepped aside:"
             )
         case Why.CAME_BACK:
             what = "came back with keys that a later handshake in its name had replaced:"

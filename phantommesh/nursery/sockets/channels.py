@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests to one peer over a connection; and two questions that need no channel."""
+"""Requests to one peer over a connection; and three questions that need no channel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from phantommesh.link import wire
 from phantommesh.nursery.sockets.framing import CONNECT, IDLE, FramedStream, StreamError
 from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import MAX_RECORD_BYTES
+from phantommesh.records.runs import MAX_ANSWER as MAX_RUNS
 from phantommesh.trust.revocations import MAX_STANDING
 
 ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
+ASK_RUNS = 0x55  # then a node id, and perhaps the word of a run of it; see `node.runs.Witness.answer`
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
 
 
@@ -26,6 +28,14 @@ async def ask_standing(framed: FramedStream, node_id: bytes, plea: bytes) -> byt
     await framed.send(bytes([ASK_REVOKED]) + node_id + plea)
     with trio.move_on_after(CONNECT):
         return await framed.receive(MAX_STANDING)
+    raise StreamError("the other end does not answer")
+
+
+async def ask_runs(framed: FramedStream, question: bytes) -> bytes:
+    """Ask which runs of a node are known, and show the word of one. Raises `StreamError`."""
+    await framed.send(bytes([ASK_RUNS]) + question)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive(MAX_RUNS)
     raise StreamError("the other end does not answer")
 
 

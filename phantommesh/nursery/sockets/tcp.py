@@ -4,8 +4,10 @@
 Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
 that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
 one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
-was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RECORDS` asks for
-records, which two members need of each other before they can link; it is sealed under the group key.
+was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RUNS` asks which runs of
+a node are known. Words of runs are signed too, and a run that has stepped aside has no link either. One that
+begins with `ASK_RECORDS` asks for records, which two members need of each other before they can link; it is
+sealed under the group key.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from phantommesh.control.seats import Ruling, Seat, Seats
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
-from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED
+from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS
 from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
 from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.rates import Rates, source_block
+from phantommesh.records.runs import MAX_QUESTION
 from phantommesh.trust.revocations import MAX_PLEA
 
 # s that a connection lives on which nobody has proved to hold a session's keys. A handshake takes seconds, a
@@ -37,7 +40,8 @@ QUEUE = 32  # datagrams that wait for one connection
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
-MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
+# Bytes of a frame before anybody has proved anything.
+MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA, 1 + MAX_QUESTION)
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -66,11 +70,13 @@ class TcpPort:
         serve: Serve,
         standing: Callable[[bytes, Address], bytes] = lambda question, source: b"",
         records: Callable[[bytes], bytes] = lambda sealed: b"",
+        runs: Callable[[bytes], bytes] = lambda question: b"",
         seats: Seats | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
-        answer to a sealed question. ``seats`` bounds the connections that are taken."""
-        self._port, self._standing, self._records = port, standing, records
+        answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
+        bounds the connections that are taken."""
+        self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
@@ -196,6 +202,9 @@ class TcpPort:
                 elif frame[:1] == bytes([ASK_RECORDS]):
                     await self._slow_down(framed)
                     await framed.send(self._records(frame[1:]))
+                elif frame[:1] == bytes([ASK_RUNS]):
+                    await self._slow_down(framed)
+                    await framed.send(self._runs(frame[1:]))
                 elif seat is None:
                     raise channel.ChannelError("channel")
                 else:
