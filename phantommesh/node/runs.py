@@ -53,6 +53,8 @@ TRIED: Final = 8  # members that are asked in one round, at most
 ROUNDS: Final = (1.0, 1.0, 1.0, 2.0, 3.0, 4.0)  # pauses between rounds after a start or a sign of another run
 RECHECK: Final = 10.0  # between the ends of two such series, whatever others say of this node
 MAX_VAIN: Final = 5  # the pause between rounds that nobody answers doubles so often at most, from a second
+SHOW: Final = 10.0  # between rounds of a run that another one stepped aside for
+SHOWN: Final = 25.0  # that a run counts as there since it last showed its word
 ASIDE: Final = 5.0  # between rounds of a node that has stepped aside
 GONE_ROUNDS: Final = 2  # of them in a row that find the node gone, before it starts again
 KEPT: Final = 86_400.0  # that the proof of two runs is shown
@@ -91,6 +93,7 @@ class Answer:
 @dataclass(slots=True)
 class _Held:
     newest: RunWord | None = None
+    shown: float = 0.0  # when the newest was shown last, by whoever had it
     proof: RunWord | None = None
     proved: float = 0.0
 
@@ -116,19 +119,28 @@ class Witness:
             for one in (held.newest, held.proof if now - held.proved < KEPT else None)
             if one is not None and (word is None or one.run.name != word.run.name)
         ]
-        match state(node):
+        return Answer(self._there(held, state(node), word, now), tuple(shown)).encode()
+
+    @staticmethod
+    def _there(held: _Held, state: State | None, word: RunWord | None, now: float) -> There:
+        """Whether a run other than the asker's is there. Gossip alone may call a run dead that has just come
+        to another address; a goodbye is the run's own."""
+        other = held.newest is not None and (word is None or held.newest.run.name != word.run.name)
+        match state:
             case None:
-                there = There.UNKNOWN
-            case State.DEAD | State.LEFT:
-                there = There.GONE
+                return There.UNKNOWN
+            case State.LEFT:
+                return There.GONE
+            case State.DEAD:
+                return There.ALIVE if other and now - held.shown < SHOWN else There.GONE
             case _:
-                there = There.ALIVE
-        return Answer(there, tuple(shown)).encode()
+                return There.ALIVE
 
     def _take(self, node: NodeId, raw: bytes, now: float) -> RunWord | None:
         entry, held = self._roster.get(node), self._held.get(node, _Held())
         known = next((w for w in (held.newest, held.proof) if w is not None and w.raw == raw), None)
         if known is not None:
+            held.shown = now if known is held.newest else held.shown
             return known
         try:
             if entry is None or node_of_untrusted(raw) != node:
@@ -146,7 +158,7 @@ class Witness:
                 held.proof, held.proved = word, now
                 self.found.append(node)
         elif held.newest is None or word.run > held.newest.run:
-            held.newest = word
+            held.newest, held.shown = word, now
         return word
 
 
@@ -222,7 +234,7 @@ class Runs:
             self.due = now + ROUNDS[self._rounds]
             self._rounds += 1
         else:
-            self.due = float("inf")
+            self.due = float("inf") if self.twin is None else now + SHOW
 
     @property
     def over(self) -> bool:

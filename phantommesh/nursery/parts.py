@@ -197,7 +197,8 @@ def make_parts(
     copies = Copies()
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
-        generation=generation, above=above, copy_gone=partial(tell, CopyGone()),
+        generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
+        begin_anew=gossip.begin_anew,
     )  # fmt: skip
     proving = Proving(
         state,

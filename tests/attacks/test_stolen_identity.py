@@ -49,6 +49,12 @@ def linked(node: Node, *others: NodeId) -> bool:
     return all(o in known and node.parts.links.state(o, now).phase is PskPhase.FRESH for o in others)
 
 
+def keyed(one: Node, other: Node) -> bool:
+    """Whether the two have agreed on the same preshared keys."""
+    ids = one.parts.state.identity.node_id, other.parts.state.identity.node_id
+    return one.parts.links.psks(ids[1]) == other.parts.links.psks(ids[0])
+
+
 def revokes(node: Node, node_id: NodeId) -> bool:
     return node_id in node.parts.state.revocations
 
@@ -62,7 +68,7 @@ def rotate(node: Node) -> None:
 def told(node: Node, words: str) -> bool:
     """Whether `status`, an event of its own and the metrics say so."""
     node.recorder.measure()
-    kind = "peer.copied" if "came back" in words else "health.copied"
+    kind = "health.copied" if "this node" in words else "peer.copied"
     told = [event for event in node.parts.events._events.values() if event.type == kind]
     return (
         any(words in reason for reason in node.reporter.degraded())
@@ -237,7 +243,7 @@ async def test_a_copy_started_beside_its_original_is_told_everywhere_and_the_ori
             await until(lambda: told(node, "beta ran twice at one time"))  # noqa: B023
         await until(lambda: told(copy.node, "a second copy of this node"))
         for node in (a, c):
-            await until(partial(linked, copy.node, node.parts.state.identity.node_id))
+            await until(partial(keyed, copy.node, node))
         before = b.parts.gossip.membership.incarnation
         assert not copy.node.parts.runs.aside.is_set()
         await copy.end()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from phantommesh.control import asking, messages
 from phantommesh.node.runs import WITNESSES, Answer, Runs, Witness
-from phantommesh.nursery.members.runs import LOOK
+from phantommesh.nursery.members.runs import LOOK, PUBLISH
 from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.records.roster import Entry
 from phantommesh.records.runs import RUN_BYTES
@@ -37,6 +37,8 @@ class RunWatch:
         )
         self.witness = Witness(process.roster)
         self._asking = False
+        self._unannounced = set[NodeId]()
+        self._before, self._publish_from = self._record(), 0.0
 
     def start(self) -> None:
         """Look again and again, until the process ends."""
@@ -67,13 +69,33 @@ class RunWatch:
 
         self.process.sim.later(delay, go)
 
+    def _follow_record(self) -> None:
+        now = self.process.now
+        if self._record() != self._before and now >= self._publish_from:
+            self._publish_from = now + PUBLISH
+            self.process.own.publish()
+            self._before = self._record()
+            self._announce_to_all()
+
+    def _record(self) -> bytes | None:
+        mine = self.process.roster.get(self.process.me)
+        return None if mine is None else mine.hash
+
+    def _announce_to_all(self) -> None:
+        self._unannounced = {entry.member.node_id for entry in self.process.roster} - {self.process.me}
+
     def _look(self) -> None:
         process, runs = self.process, self.runs
+        if process.machine.process is process:
+            self._follow_record()
         runs.notice(process.membership.generation, process.membership.incarnation, process.now)
         if not self._asking and process.now >= runs.due:
             self._asking = True
             entries = [entry for entry in process.roster if entry.valid(process.wall)]
             self._ask(runs.whom(entries), runs.question(), [], WITNESSES)
+        for member in [m for m in sorted(self._unannounced) if process.sessions.newest(m) is not None]:
+            self._unannounced.discard(member)
+            spawn(process, "announce", self._announce(member))
         self._later(LOOK, self._look)
 
     def _ask(self, waiting: list[Entry], question: bytes, answers: list[Answer], wanted: int) -> None:
@@ -120,7 +142,11 @@ class RunWatch:
 
     def _round(self, answers: list[Answer]) -> None:
         process, runs = self.process, self.runs
+        before = runs.run
         runs.round(answers, process.now)
+        if runs.run != before:
+            anew = process.membership.begin_anew(runs.run.start, process.now)
+            process.carry_gossip(process.gossip.seal(anew, process.now))
         if runs.twin is not None:
             process.copies.twice(None, process.now)
             process.note_suspicions()
@@ -128,10 +154,10 @@ class RunWatch:
         if news is not None:
             process.links.rotate(None, process.now)
             process.sim.schedule(process.machine)
+            self._announce_to_all()
             for entry in list(process.roster):
                 if entry.member.node_id != process.me:
                     self._question(entry, news, lambda answer: None)
-                    spawn(process, "announce", self._announce(entry.member.node_id))
         if runs.aside is not None and process.machine.process is process:
             process.sim.step_aside(process.machine)
         if runs.over and runs.aside is not None:

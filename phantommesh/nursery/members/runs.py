@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from os import urandom
 from time import time
 
@@ -22,10 +23,11 @@ from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.records.runs import NOBODY, RUN_BYTES, Run, RunError
-from phantommesh.trust.identity import Identity
+from phantommesh.trust.identity import Identity, NodeId
 
 # Tuning.
 LOOK = 0.25  # s between looks at what gossip says of this node
+PUBLISH = 2.0  # s between two looks at whose our record is: two runs that both publish do so no faster
 PUSHED = 16  # members that are told of a proof at one time
 PUSH = 6.0  # s that telling all of them may take, while the interfaces are already down
 
@@ -46,14 +48,19 @@ class RunWatch:
         where: Callable[[Entry], Sequence[Address]],
         *,
         generation: int,
+        publish: Callable[[], None],
         copy_gone: Callable[[], None],
+        begin_anew: Callable[[int], None],
         above: Run = NOBODY,
     ) -> None:
-        """``copy_gone`` is called when another run has stepped aside for this one; ``above`` is the run that
-        this process stepped aside for before."""
-        self._copy_gone = copy_gone
+        """``publish`` puts our record into the roster if it says anything new; ``copy_gone`` is called when
+        another run has stepped aside for this one, ``begin_anew`` with the number of a start that this run
+        takes in place of its own; ``above`` is the run that this process stepped aside for before."""
+        self._publish, self._copy_gone, self._begin_anew = publish, copy_gone, begin_anew
         self._keeper, self._copies, self._membership, self._where = keeper, copies, membership, where
         self._caller, self._me = caller, identity.node_id
+        self._unannounced = set[NodeId]()  # members that may not know where this node is
+        self._before, self._publish_from = self._record(), -inf
         self.runs = Runs(identity, generation, urandom(RUN_BYTES), trio.current_time(), above)
         self.witness = Witness(keeper.roster)
         self.dropped = self.witness.dropped
@@ -72,15 +79,21 @@ class RunWatch:
         runs, membership = self.runs, self._membership
         while True:
             now = trio.current_time()
+            self._follow_record(now)
             runs.notice(membership.generation, membership.incarnation, now)
             if now >= runs.due:
                 with left_out(self.dropped, "run-broken", "answers on runs of this node were left out"):
                     await self._round()
+            if self._unannounced:
+                await self._announce()
             await trio.sleep(LOOK)
 
     async def _round(self) -> None:
-        runs = self.runs
+        runs, before = self.runs, self.runs.run
         runs.round(await self._ask(self._entries()), trio.current_time())
+        if runs.run != before:
+            log.warning("an earlier run of this node had a later number: the clock or the state went back")
+            self._begin_anew(runs.run.start)
         if runs.twin is not None:
             self._copies.twice(None, trio.current_time())
         if runs.aside is not None and not self.aside.is_set():
@@ -90,7 +103,8 @@ class RunWatch:
             runs.news = None
             log.critical("a copy of this node was running beside it, and has stepped aside")
             self._copy_gone()
-            await self.push(news, announce=True)
+            self._announce_to_all()
+            await self.push(news)
         if runs.over:
             self.over.set()
 
@@ -124,19 +138,40 @@ class RunWatch:
                 continue
         return None
 
-    async def push(self, news: bytes, *, announce: bool = False) -> None:
-        """Tell every member of a proof, as far as each can be reached; and, to ``announce``, give it our
-        record: it may still look for this node where the other run was."""
-        waiting, mine = self._entries(), self._keeper.roster.get(self._me)
+    def _follow_record(self, now: float) -> None:
+        """Where our record is another than before, this run or another one of the node made it: see that it
+        says where this run is, and that members have it."""
+        if self.runs.aside is None and self._record() != self._before and now >= self._publish_from:
+            self._publish_from = now + PUBLISH
+            self._publish()
+            self._before = self._record()
+            self._announce_to_all()
+
+    def _record(self) -> bytes | None:
+        mine = self._keeper.roster.get(self._me)
+        return None if mine is None else mine.hash
+
+    def _announce_to_all(self) -> None:
+        self._unannounced = {entry.member.node_id for entry in self._entries()}
+
+    async def _announce(self) -> None:
+        """Give members our record, each as soon as it can be called: they may still look for this node where
+        the run before, or another run, was."""
+        mine = self._keeper.roster.get(self._me)
+        for member in [m for m in self._unannounced if self._caller.sessions.newest(m) is not None]:
+            self._unannounced.discard(member)
+            if mine is not None:
+                with suppress(framing.StreamError), trio.move_on_after(framing.CONNECT):
+                    async with self._caller.call(member) as client:
+                        await client.ask(messages.Announce(mine.signed.encode()))
+
+    async def push(self, news: bytes) -> None:
+        """Tell every member of a proof, as far as each can be reached."""
+        waiting = self._entries()
 
         async def tell() -> None:
             while waiting:
-                entry = waiting.pop()
-                await self._ask_one(entry, news)
-                if announce and mine is not None:
-                    with suppress(framing.StreamError):
-                        async with self._caller.call(entry.member.node_id) as client:
-                            await client.ask(messages.Announce(mine.signed.encode()))
+                await self._ask_one(waiting.pop(), news)
 
         with trio.move_on_after(PUSH), left_out(self.dropped, "run-broken", "a proof of two runs was kept"):
             async with trio.open_nursery() as nursery:
