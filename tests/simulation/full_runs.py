@@ -17,7 +17,7 @@ from phantommesh.node.runs import WITNESSES, Answer, Runs, Witness
 from phantommesh.nursery.members.runs import LOOK, PUBLISH
 from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.records.roster import Entry
-from phantommesh.records.runs import RUN_BYTES
+from phantommesh.records.runs import NOBODY, RUN_BYTES
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_calls import Ask, Task, spawn
 
@@ -38,7 +38,7 @@ class RunWatch:
         self.witness = Witness(process.roster)
         self._asking = False
         self._unannounced = set[NodeId]()
-        self._before, self._publish_from = self._record(), 0.0
+        self._before, self._publish_from, self._follows = self._record(), 0.0, True
 
     def start(self) -> None:
         """Look again and again, until the process ends."""
@@ -70,16 +70,17 @@ class RunWatch:
         self.process.sim.later(delay, go)
 
     def _follow_record(self) -> None:
-        now = self.process.now
-        if self._record() != self._before and now >= self._publish_from:
+        now, follows = self.process.now, self._follows
+        self._follows = self.process.machine.stepped_aside_for != NOBODY
+        if follows and self._record() != self._before and now >= self._publish_from:
             self._publish_from = now + PUBLISH
             self.process.own.publish()
             self._before = self._record()
             self._announce_to_all()
 
-    def _record(self) -> bytes | None:
+    def _record(self) -> int:
         mine = self.process.roster.get(self.process.me)
-        return None if mine is None else mine.hash
+        return 0 if mine is None else mine.record.seq
 
     def _announce_to_all(self) -> None:
         self._unannounced = {entry.member.node_id for entry in self.process.roster} - {self.process.me}

@@ -61,6 +61,8 @@ class RunWatch:
         self._caller, self._me = caller, identity.node_id
         self._unannounced = set[NodeId]()  # members that may not know where this node is
         self._before, self._publish_from = self._record(), -inf
+        self._follows = True
+        self._took_over = above != NOBODY
         self.runs = Runs(identity, generation, urandom(RUN_BYTES), trio.current_time(), above)
         self.witness = Witness(keeper.roster)
         self.dropped = self.witness.dropped
@@ -139,17 +141,21 @@ class RunWatch:
         return None
 
     def _follow_record(self, now: float) -> None:
-        """Where our record is another than before, this run or another one of the node made it: see that it
-        says where this run is, and that members have it."""
-        if self.runs.aside is None and self._record() != self._before and now >= self._publish_from:
+        """Have members know where this run is: once at its start, if the record is another than before; and
+        whenever another run's record comes back, if this run took over from that one. Else a record that was
+        made in our name stands until `OwnRecord.publish` is due, so that all can see two of one number."""
+        follows, self._follows = self._follows, self._took_over
+        if self.runs.aside is not None or not follows:
+            return
+        if self._record() != self._before and now >= self._publish_from:
             self._publish_from = now + PUBLISH
             self._publish()
             self._before = self._record()
             self._announce_to_all()
 
-    def _record(self) -> bytes | None:
+    def _record(self) -> int:
         mine = self._keeper.roster.get(self._me)
-        return None if mine is None else mine.hash
+        return 0 if mine is None else mine.record.seq
 
     def _announce_to_all(self) -> None:
         self._unannounced = {entry.member.node_id for entry in self._entries()}
