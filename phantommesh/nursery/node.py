@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.host.backend import Backend
@@ -64,10 +65,32 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
 
-    async def serve(self, socket_path: Path, leave: trio.Event) -> None:
+    def reload(self, wanted: Config) -> None:
+        """Take over what can be of a configuration that holds; the rest waits for a restart."""
+        parts = self.parts
+        done = change(parts.config, wanted)
+        parts.settings.config, parts.settings.refused = done.config, None
+        parts.settings.waiting = done.waiting
+        parts.places.seek(done.config.gossip.seeds)
+        parts.peers.scatter_by(done.config.scatter)
+        parts.naming.reload(done.config.dns)
+        if not parts.runs.aside.is_set():
+            self._weaving.peers_changed()
+        log.info("configuration taken over", changed=list(done.taken))
+        if done.waiting:
+            log.warning("the node has to be restarted for the rest", keys=list(done.waiting))
+
+    def keep_config(self, error: PhantomMeshError) -> None:
+        """The configuration in the file does not hold: the node runs on with the one that it has."""
+        self.parts.settings.refused = error
+        log.error(
+            "the configuration is not taken over, the node goes on as before", error=str(error), fix=error.fix
+        )
+
+    async def serve(self, socket_path: Path, leave: trio.Event, hurry: trio.Event | None = None) -> None:
         """Run every service until ``leave`` is set, or this node is to start again: it has a new identity
         (`succession.done`), or the run that it stepped aside for has gone (`runs.over`). The API is the first
-        to stop, the interfaces the last."""
+        to stop, the interfaces the last. When ``hurry`` is set, nobody is told and nothing is waited for."""
         parts = self.parts
         await parts.guarding.converge()  # before there is anything to reach
         if parts.config.control.tcp:
@@ -91,20 +114,28 @@ class Node:
                 await either(leave, parts.succession.done, parts.runs.over)
                 log.info("node is leaving")
                 stop_api.set()
-                with trio.move_on_after(2 * GRACE):
-                    await api_stopped.wait()
-                # A replaced identity has nobody left that listens; another run speaks for itself.
-                if not parts.succession.done.is_set() and not parts.runs.aside.is_set():
-                    with trio.move_on_after(LEAVE):
-                        await parts.gossip.leave()
-                with trio.move_on_after(GRACE), suppress(PhantomMeshError):
-                    await parts.gossip.save()
-                    await parts.keeper.save()
+                async with trio.open_nursery() as ending:
+                    if hurry is not None:
+                        ending.start_soon(_cancel_when, hurry, ending.cancel_scope)
+                    await self._say_goodbye(api_stopped)
+                    ending.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
         finally:
             if not parts.config.wireguard.keep_interfaces:
                 with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
                     await self._take_interfaces_down()
+
+    async def _say_goodbye(self, api_stopped: trio.Event) -> None:
+        parts = self.parts
+        with trio.move_on_after(2 * GRACE):
+            await api_stopped.wait()
+        # A replaced identity has nobody left that listens; another run speaks for itself.
+        if not parts.succession.done.is_set() and not parts.runs.aside.is_set():
+            with trio.move_on_after(LEAVE):
+                await parts.gossip.leave()
+        with trio.move_on_after(GRACE), suppress(PhantomMeshError):
+            await parts.gossip.save()
+            await parts.keeper.save()
 
     async def _work(self) -> None:
         """Run every service until cancelled, or until a later run of this node is there: then hold the
@@ -195,6 +226,11 @@ class Node:
             due = trio.current_time() + LAG_PROBE
             await trio.sleep_until(due)
             self.parts.metrics.loop_lag_seconds.observe(trio.current_time() - due)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def either(*events: trio.Event) -> None:

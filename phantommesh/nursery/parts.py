@@ -75,11 +75,21 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
+@dataclass(slots=True)
+class Settings:
+    """The configuration that the node runs with. ``refused`` says why the file could not be taken over, and
+    ``waiting`` names the keys of the file that only a restart does: see `config.changes`."""
+
+    config: Config
+    refused: PhantomMeshError | None = None
+    waiting: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """One node's live parts. ``started`` is on trio's clock, ``names`` are the seven interfaces'."""
 
-    config: Config
+    settings: Settings
     state: NodeState
     backend: Backend
     udp: UdpPort
@@ -113,6 +123,11 @@ class Parts:
     succession: Succession
     server: ControlServer
     tcp: TcpPort
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the node runs with now."""
+        return self.settings.config
 
     def each(self) -> Iterator[object]:
         """All parts, in the order above."""
@@ -221,7 +236,7 @@ def make_parts(
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
     )  # fmt: skip
     return Parts(
-        config=config,
+        settings=Settings(config),
         state=state,
         backend=backend,
         udp=udp,

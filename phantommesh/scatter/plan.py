@@ -130,7 +130,7 @@ class Plan:
                 del self._numbers[next(iter(self._numbers))]
         self._peers = {
             node_id: self._peers.get(node_id)
-            or _Known(peer, self._secret(), numbers=self._numbers.pop(node_id, None) or Numbers())
+            or _Known(peer, self._secret(), numbers=self._numbers.pop(node_id, Numbers()))
             for node_id, peer in wanted.items()
         }
         changed = [self.change(peer, now) for peer in wanted.values()]

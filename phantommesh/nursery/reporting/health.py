@@ -8,6 +8,7 @@ from pathlib import Path
 from time import time
 from typing import assert_never
 
+from phantommesh.config import changes
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.moments import rfc3339
@@ -74,6 +75,17 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
                 "see `ip link`",
                 subject=name,
             )
+    if (refused := parts.settings.refused) is not None:
+        yield changes.NOT_RELOADED.fault(
+            f"the configuration was not taken over, and the node goes on with the one that it had: {refused}",
+            f"{refused.fix or 'correct the file'}; then reload again (SIGHUP)",
+        )
+    if waiting := parts.settings.waiting:
+        yield changes.NEEDS_RESTART.fault(
+            f"{', '.join(waiting)}: the configuration says something else than this node runs with",
+            "restart the node, or take the change back and reload (SIGHUP)",
+            subject=waiting[0],
+        )
     for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
