@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from phantommesh.cli.lists import PROOFS
 from phantommesh.cli.output import emit, size, table
 
 if TYPE_CHECKING:
+    from phantommesh.management.views import ProofsView
+    from phantommesh.proofs.archive import Archive
     from phantommesh.proofs.verdict import Demands
     from phantommesh.proofs.verify import Report
 
@@ -131,15 +135,48 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})
+    views = PROOFS.fetch(options)
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")
     archive = Archive.decode_untrusted(data)
+    left_out = _left_out([view for view in views if peer in (None, view.peer, view.node_id)], archive)
     mesh = describe_mesh(load_root(archive.root))
     atomic_write(path, data)
     if options.json:
-        emit({"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()})
+        absent = [{"peer": name, "direction": way, "proofs": number} for name, way, number in left_out]
+        root_hash = mesh.root_hash.hex()
+        emit(
+            {
+                "file": str(path),
+                "proofs": len(archive.proofs),
+                "root_hash": root_hash,
+                "left_out": absent,
+            }
+        )
     else:
         click.echo(f"{len(archive.proofs)} proofs written to {path}")
+        for name, way, number in left_out:
+            click.echo(
+                f"left out: {number} of what was {way} {'to' if way == 'sent' else 'from'} {name}: they are "
+                "older than a gap in the numbers, or no certificate of the peer is known",
+                err=True,
+            )
         click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
+
+
+def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[tuple[str, str, int]]:
+    """Which kept proofs are not in the file: peer, direction, number."""
+    from phantommesh.trust.identity import format_node_id
+
+    sent, received = Counter[str](), Counter[str]()
+    for (sender, receiver), number in archive.counts().items():
+        sent[format_node_id(receiver)] += number
+        received[format_node_id(sender)] += number
+    found = []
+    for view in views:
+        for way, kept, written in (("sent", view.sent, sent), ("received", view.received, received)):
+            if (lacking := kept.kept - written[view.node_id]) > 0:
+                found.append((view.peer, way, lacking))
+    return found
 
 
 def _read(path: Path) -> bytes:

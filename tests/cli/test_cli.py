@@ -470,6 +470,22 @@ async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
     await with_node(node, tmp_path, check)
 
 
+async def test_an_export_says_what_it_leaves_out(tmp_path: Path) -> None:
+    """The node keeps six proofs of what it sent to pm-1, and the file has none of them."""
+    node, world, file = FakeNode(), World(), tmp_path / "proofs"
+    world.run(2)
+    node.exported = world.archive().encode()
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "proofs", "--export", str(file))
+        assert "left out: 6 of what was sent to pm-1: they are older than a gap" in done.stderr
+        assert "received from pm-1" not in done.stderr
+        shown = json.loads(process(*at, "--json", "proofs", "--export", str(file)).stdout)
+        assert {"peer": "pm-1", "direction": "sent", "proofs": 6} in shown["left_out"]
+
+    await with_node(node, tmp_path, check)
+
+
 async def test_proofs_are_exported_to_a_file_that_verifies(tmp_path: Path) -> None:
     node, world, file = FakeNode(), World(), tmp_path / "proofs"
     world.run(2)
