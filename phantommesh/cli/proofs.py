@@ -14,7 +14,9 @@ from click.core import ParameterSource
 
 from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
-from phantommesh.cli.output import emit, size, table
+from phantommesh.cli.output import emit, say, size
+from phantommesh.cli.tables import table
+from phantommesh.errors import shortened
 
 if TYPE_CHECKING:
     from phantommesh.management.views import ProofsView
@@ -153,14 +155,14 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
             }
         )
     else:
-        click.echo(f"{len(archive.proofs)} proofs written to {path}")
+        say(f"{len(archive.proofs)} proofs written to {path}")
         for name, way, number in left_out:
-            click.echo(
+            say(
                 f"left out: {number} of what was {way} {'to' if way == 'sent' else 'from'} {name}: they are "
                 "older than a gap in the numbers, or no certificate of the peer is known",
                 err=True,
             )
-        click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
+        say(f"to check them elsewhere, give --root {mesh.root_hash.hex()}", err=True)
 
 
 def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[tuple[str, str, int]]:
@@ -225,9 +227,9 @@ def _verify(options: Options, path: Path, data: bytes, root_hash: bytes | None, 
         half = report.proofs - report.countersigned
         only = f"; {half} of them only their sender has signed" if half else ""
         if warning is None:
-            click.echo(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
+            say(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
         else:
-            click.echo(f"all {report.proofs} proofs agree with each other{only}; {warning}")
+            say(f"all {report.proofs} proofs agree with each other{only}; {warning}")
 
 
 def _show(report: Report) -> None:
@@ -273,10 +275,11 @@ def _show(report: Report) -> None:
             )
             for link in report.links
         ],
+        ("FROM", "TO", "VERDICT", "PROOFS"),
     )
     for link in report.links:
         if link.reason is not None:
-            click.echo(f"{link.sender} to {link.receiver}, {link.verdict}: {link.reason}")
+            say(f"{link.sender} to {link.receiver}, {link.verdict}: {link.reason}")
 
 
 def _pinned(options: Options, root: str | None) -> bytes:
@@ -292,7 +295,8 @@ def _pinned(options: Options, root: str | None) -> bytes:
         except ValueError:
             pass
         raise CliError(
-            f"--root {root[:80]!r} is no hash", fix="give the 64 hex characters that --export printed"
+            f"--root {shortened(root, 80)!r} is no hash",
+            fix="give the 64 hex characters that --export printed",
         )
     path = options.state_dir / ROOT_CERT
     try:

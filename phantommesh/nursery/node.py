@@ -113,6 +113,7 @@ class Node:
                 )
                 await either(leave, parts.succession.done, parts.runs.over)
                 log.info("node is leaving")
+                self.reporter.leaving = True
                 stop_api.set()
                 async with trio.open_nursery() as ending:
                     if hurry is not None:
@@ -203,6 +204,8 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "health": self.recorder.watch,
+            "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,
             **parts.naming.services(),
         }

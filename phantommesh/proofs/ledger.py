@@ -49,10 +49,6 @@ MAX_HALVES: Final = 32
 MAX_UNSENT: Final = 16
 MAX_WAITING: Final = 16
 
-# Tuning: ms by which the two clocks of a node may differ over an epoch, before the machine slept or its clock
-# was set. Less than the lag that a proof may have.
-SLEPT_MS: Final = 1_000
-
 # Tuning: what is taken for a peer's next statement.
 MAX_APART_MS: Final = 24 * 3600 * 1000  # ms: eight windows of an hour, and a clock that is off by hours
 MAX_AHEAD: Final = 64  # numbers: epochs that paths cut short
@@ -133,12 +129,11 @@ class _Draft:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A peer's commitment, this node's received totals when it came, and when that was, by both clocks."""
+    """A peer's commitment, this node's received totals when it came, and when that was."""
 
     commitment: bytes
     received: Seven
     at: float
-    at_ms: int
 
 
 @dataclass(slots=True)
@@ -266,20 +261,18 @@ class Ledger:
     def turned(
         self, peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float, now_ms: int
     ) -> None:
-        """A peer's epoch is over: it closes one commitment and opens another. Nothing is witnessed of an epoch
-        in which this machine slept or had its clock set. ``now`` is in seconds, by any
+        """A peer's epoch is over: it closes one commitment and opens another. ``now`` is in seconds, by any
         clock that never goes back, ``now_ms`` the same moment in Unix milliseconds."""
         known = self._peer(peer)
         held = known.held
         if held is not None and closes == held.commitment:
             came = _since(received, held.received)
-            held_ms = round((now - held.at) * 1000)
-            slept = abs((now_ms - held.at_ms) - held_ms) > SLEPT_MS
-            if came is not None and not slept:
+            if came is not None:
+                held_ms = round((now - held.at) * 1000)
                 known.windows[closes] = held_ms, came, now_ms, received, known.cuts
             if len(known.windows) > MAX_WINDOWS:
                 known.windows.popitem(last=False)
-        known.held = _Held(opens, received, now, now_ms) if opens else None
+        known.held = _Held(opens, received, now) if opens else None
 
     def take(self, peer: NodeId, signed: Signed, now_ms: int) -> Kept | None:
         """Take what a peer has signed; the caller has checked its signature. A statement is noted for a

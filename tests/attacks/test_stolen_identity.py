@@ -238,7 +238,7 @@ async def test_a_copy_started_beside_its_original_is_told_everywhere_and_the_ori
         await until(lambda: b.parts.runs.aside.is_set())
         faults = b.reporter.faults()
         assert faults[0].code == "copy-running" and faults[0].severity == "critical"
-        assert not b.reporter.ready()[0]
+        assert not b.reporter.ready().ready
         for node in (a, c):
             await until(lambda: told(node, "beta ran twice at one time"))  # noqa: B023
         await until(lambda: told(copy.node, "a second copy of this node"))

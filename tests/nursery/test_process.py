@@ -108,7 +108,7 @@ async def test_a_bad_configuration_is_refused_whole_and_told_until_it_is_mended(
         assert node.parts.config == running and not list(node.parts.places.seeds())
         assert any(line["log_level"] == "error" and "not taken over" in line["event"] for line in said)
         [fault] = [f for f in node.reporter.faults() if f.code == "config-not-reloaded"]
-        assert fault.fix and node.reporter.ready()[0]
+        assert fault.fix and node.reporter.ready().ready
         (tmp_path / "a" / "pm.toml").write_text(before)
         send(signal.SIGHUP)
         await until(lambda: node.parts.settings.refused is None)

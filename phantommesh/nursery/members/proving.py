@@ -24,7 +24,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.proofs.archive import Archive, Certificates
-from phantommesh.proofs.ledger import SLEPT_MS, Chain, Closed, Kept, Ledger
+from phantommesh.proofs.ledger import Chain, Closed, Kept, Ledger
 from phantommesh.proofs.review import Review
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.proofs.statement import (
@@ -144,12 +144,8 @@ class Proving:
         stopped = ended.ended if current is None else ended.after(current.began)
         if stopped is None:
             return
-        closed, at = None, ended.began + stopped - ended.started
-        # A machine that slept, or whose clock was set, has no one length of the epoch to state.
-        slept = abs((time() - stopped) - (trio.current_time() - at)) > SLEPT_MS / 1000
-        if slept:
-            self._count("unwitnessed")
-        if ended.whole and not slept and int(ended.started * 1000) < int(stopped * 1000):
+        closed = None
+        if ended.whole and int(ended.started * 1000) < int(stopped * 1000):
             closed = Closed(
                 self._plan(peer, ended),
                 int(ended.started * 1000),
@@ -158,6 +154,7 @@ class Proving:
                 _seven(ended.hits.bytes),
             )
         try:
+            at = ended.began + stopped - ended.started
             self._ended.send_nowait(_Event(NodeId(peer), closed, plan, at))
         except trio.WouldBlock:
             self._count("dropped")
