@@ -191,7 +191,14 @@ class Proving:
                 if (signed.head, signed.signature) not in verified:
                     signed.check_signature(entry.member.public_key)
                     verified.add((signed.head, signed.signature))
+                before = self._ledger.untimely
                 kept = self._ledger.take(entry.member.node_id, signed, int(time() * 1000))
+                if self._ledger.untimely > before:
+                    self._count("untimely")
+                    log.info(
+                        "an epoch is not countersigned: it was of another length by this node's clock",
+                        peer=entry.member.name,
+                    )
             except ProofError as error:
                 self._count("refused")
                 log.warning(
