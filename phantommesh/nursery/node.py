@@ -204,6 +204,7 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,

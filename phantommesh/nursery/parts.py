@@ -37,6 +37,7 @@ from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.gossip import GossipDriver
@@ -62,6 +63,7 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
@@ -105,6 +107,7 @@ class Parts:
     places: Places
     own: OwnRecord
     caller: Caller
+    attending: Attending
     naming: Naming
     copies: Copies
     links: Links
@@ -164,8 +167,9 @@ def make_parts(
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
     own = OwnRecord(config, state, keeper)
-    sessions, copies, where = Sessions(), Copies(), partial(_where, keeper, places)
-    caller = Caller(state, keeper, sessions, where)
+    sessions, copies, where, lent = Sessions(), Copies(), partial(_where, keeper, places), Lent()
+    caller = Caller(state, keeper, sessions, where, lent)
+    attending = Attending(caller)
     links = _make_links(config, state, own)
     driver = LinkDriver(
         links,
@@ -228,6 +232,7 @@ def make_parts(
         scattered=scattering.under_way,
         delay=paths.paths.delay,
         count=metrics.count_proof,
+        attend=attending.wanted,
     )
     desk = AuthorityDesk(state, keeper, keys)
     server = ControlServer(
@@ -251,6 +256,7 @@ def make_parts(
         places=places,
         own=own,
         caller=caller,
+        attending=attending,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,
@@ -278,6 +284,7 @@ def make_parts(
             standing=keeper.answer_standing,
             records=gossip.answer_records,
             runs=runs.answer,
+            lent=lent,
         ),
     )
 

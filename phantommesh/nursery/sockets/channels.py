@@ -51,8 +51,8 @@ class Client:
     """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
     is gone: one that lost its power never closes a connection."""
 
-    def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
-        self._framed, self._sealed = framed, sealed
+    def __init__(self, framed: FramedStream, sealed: channel.Channel, session: Session) -> None:
+        self.framed, self.sealed, self.session = framed, sealed, session
 
     @classmethod
     async def open(cls, framed: FramedStream, session: Session) -> Client:
@@ -66,15 +66,15 @@ class Client:
             raise StreamError("the other end does not know this session") from error
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
-        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
+        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs), session)
 
     async def ask(self, request: messages.Request, *, limit: int | None = None) -> messages.Answer:
         """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
         can have; a refusal is an answer too. Raises `StreamError`."""
-        await self._framed.send(self._sealed.seal(messages.encode(request)))
+        await self.framed.send(self.sealed.seal(messages.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, limit or messages.answer_limit(request))
+                frame = await _not_a_datagram(self.framed, limit or messages.answer_limit(request))
             if len(frame) > messages.SMALL:
                 return await trio.to_thread.run_sync(self._open, frame)
             return self._open(frame)
@@ -84,7 +84,7 @@ class Client:
             raise StreamError("the answer is not genuine") from error
 
     def _open(self, frame: bytes) -> messages.Answer:
-        return messages.decode_answer_untrusted(self._sealed.open(frame))
+        return messages.decode_answer_untrusted(self.sealed.open(frame))
 
 
 async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:

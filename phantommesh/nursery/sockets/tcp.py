@@ -26,8 +26,9 @@ from phantommesh.control.sessions import Session, Sessions
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
-from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS
+from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS, Client
 from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.runs import MAX_QUESTION
 from phantommesh.trust.revocations import MAX_PLEA
@@ -72,10 +73,11 @@ class TcpPort:
         records: Callable[[bytes], bytes] = lambda sealed: b"",
         runs: Callable[[bytes], bytes] = lambda question: b"",
         seats: Seats | None = None,
+        lent: Lent | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
         answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
-        bounds the connections that are taken."""
+        bounds the connections that are taken; ``lent`` gets those that members lend."""
         self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
@@ -84,6 +86,7 @@ class TcpPort:
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._seats = Seats() if seats is None else seats
+        self._lent = Lent() if lent is None else lent
         self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
@@ -257,15 +260,41 @@ class TcpPort:
                 raise _CrowdedError
             self._lives[seat].deadline = float("inf")
             request = messages.decode_request_untrusted(message)
+            if isinstance(request, messages.Attend) and not session.invite:
+                await framed.send(sealed.seal(messages.encode(messages.Done())))
+                await self._lent.keep(Client(framed, sealed, session))
+                raise StreamError("it was lent, and given back")
             self._seats.begin(seat)
             try:
-                if messages.answer_limit(request) > messages.SMALL:
-                    async with self._large(session.peer):
-                        await self._answer(framed, session, sealed, request)
-                else:
-                    await self._answer(framed, session, sealed, request)
+                await self._answer_in_turn(framed, session, sealed, request)
             finally:
                 self._seats.done(seat)
+
+    async def attend(self, client: Client) -> None:
+        """Answer what a member asks over a connection that this node has made and lent, until it ends. Raises
+        `StreamError`."""
+        framed, session, sealed = client.framed, client.session, client.sealed
+        framed.keep_alive()
+        with trio.CancelScope() as scope:
+            self._channels[scope] = session
+            try:
+                while True:
+                    frame = await framed.receive(channel.MAX_REQUEST)
+                    request = messages.decode_request_untrusted(sealed.open(frame))
+                    await self._answer_in_turn(framed, session, sealed, request)
+            except (channel.ChannelError, messages.ControlError) as error:
+                raise StreamError("a question is not genuine") from error
+            finally:
+                del self._channels[scope]
+
+    async def _answer_in_turn(
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, request: messages.Request
+    ) -> None:
+        if messages.answer_limit(request) > messages.SMALL:
+            async with self._large(session.peer):
+                await self._answer(framed, session, sealed, request)
+        else:
+            await self._answer(framed, session, sealed, request)
 
     async def _answer(
         self, framed: FramedStream, session: Session, sealed: channel.Channel, request: messages.Request
