@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -113,20 +113,23 @@ def _refuse_without_verify(*names: str) -> None:
 
 
 def _list(options: Options, peer: str | None) -> None:
+    PROOFS.show(options, _of(PROOFS.fetch(options), peer))
+
+
+def _of(views: list[ProofsView], peer: str | None) -> list[ProofsView]:
     from phantommesh.management.finding import find
 
-    views = PROOFS.fetch(options)
-    if peer is not None:
-        views = [
-            find(
-                views,
-                peer,
-                lambda view: (view.peer, view.node_id),
-                unknown="there are no scatter proofs with this peer",
-                fix="see `phantommesh proofs` for who there is",
-            )
-        ]
-    PROOFS.show(options, views)
+    if peer is None:
+        return views
+    return [
+        find(
+            views,
+            peer,
+            lambda view: (view.peer, view.node_id),
+            unknown="there are no scatter proofs with this peer",
+            fix="see `phantommesh proofs` for who there is",
+        )
+    ]
 
 
 def _export(options: Options, path: Path, peer: str | None) -> None:
@@ -137,36 +140,35 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})
-    views = PROOFS.fetch(options)
+    views = _of(PROOFS.fetch(options), peer)
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")
     archive = Archive.decode_untrusted(data)
-    left_out = _left_out([view for view in views if peer in (None, view.peer, view.node_id)], archive)
+    left_out = _left_out(views, archive)
     mesh = describe_mesh(load_root(archive.root))
     atomic_write(path, data)
     if options.json:
-        absent = [{"peer": name, "direction": way, "proofs": number} for name, way, number in left_out]
-        root_hash = mesh.root_hash.hex()
-        emit(
-            {
-                "file": str(path),
-                "proofs": len(archive.proofs),
-                "root_hash": root_hash,
-                "left_out": absent,
-            }
-        )
+        report = {"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()}
+        emit(report | {"left_out": [each._asdict() for each in left_out]})
     else:
         say(f"{len(archive.proofs)} proofs written to {path}")
-        for name, way, number in left_out:
-            say(
-                f"left out: {number} of what was {way} {'to' if way == 'sent' else 'from'} {name}: they are "
-                "older than a gap in the numbers, or no certificate of the peer is known",
-                err=True,
-            )
+        for each in left_out:
+            way = f"{each.direction} {'to' if each.direction == 'sent' else 'from'}"
+            say(f"left out: {each.proofs} proofs of what was {way} {each.peer}: {each.reason}", err=True)
         say(f"to check them elsewhere, give --root {mesh.root_hash.hex()}", err=True)
 
 
-def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[tuple[str, str, int]]:
-    """Which kept proofs are not in the file: peer, direction, number."""
+class _LeftOut(NamedTuple):
+    """Proofs that the node keeps and that are not in a file."""
+
+    peer: str
+    direction: str
+    proofs: int
+    reason: str
+
+
+def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[_LeftOut]:
+    """Say which kept proofs are not in the file. The newest of each direction is, where any of the peer's
+    can be: only those before a gap are not."""
     from phantommesh.trust.identity import format_node_id
 
     sent, received = Counter[str](), Counter[str]()
@@ -176,8 +178,14 @@ def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[tuple[str, 
     found = []
     for view in views:
         for way, kept, written in (("sent", view.sent, sent), ("received", view.received, received)):
-            if (lacking := kept.kept - written[view.node_id]) > 0:
-                found.append((view.peer, way, lacking))
+            there = written[view.node_id]
+            reason = "they are from before a gap in their numbers, and a file has no gaps"
+            if not there:
+                reason = (
+                    "the peer's certificate is not known any more, and nobody could check them without it"
+                )
+            if kept.kept > there:
+                found.append(_LeftOut(view.peer, way, kept.kept - there, reason))
     return found
 
 

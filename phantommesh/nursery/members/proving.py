@@ -395,6 +395,12 @@ class Proving:
             for known in (entry, mine):
                 certified = Certificates(known.signed.node_cert, known.signed.authority_cert)
                 certificates[bytes(known.member.node_id)] = certified
+        if not proofs and any(run for _, run in found):
+            raise ProofError(
+                "no certificate is known of the peers that there are scatter proofs with, and nobody could "
+                "check them without",
+                fix="wait until the node is linked with its peers",
+            )
         if not proofs:
             raise ProofError("there are no scatter proofs yet", fix="wait until an epoch has ended")
         root = self._state.root.public_bytes(Encoding.DER)

@@ -606,8 +606,14 @@ async def test_one_reading_serves_all_who_asked_before_it(pair: Pair) -> None:
 
 
 async def test_nothing_to_export_is_an_error(pair: Pair) -> None:
+    a, b = pair
     with pytest.raises(ProofError, match="no scatter proofs yet"):
-        await pair[0].proving.export()
+        await a.proving.export()
+    await step(a)
+    await prove(a, 1)
+    a.roster._entries.pop(b.id)
+    with pytest.raises(ProofError, match="no certificate is known of the peers"):
+        await a.proving.export()
 
 
 async def test_epochs_that_are_too_short_are_not_proved(tmp_path: Path) -> None:
