@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -17,6 +19,8 @@ from phantommesh.cli.tables import table
 from phantommesh.errors import shortened
 
 if TYPE_CHECKING:
+    from phantommesh.management.views import ProofsView
+    from phantommesh.proofs.archive import Archive
     from phantommesh.proofs.verdict import Demands
     from phantommesh.proofs.verify import Report
 
@@ -109,20 +113,23 @@ def _refuse_without_verify(*names: str) -> None:
 
 
 def _list(options: Options, peer: str | None) -> None:
+    PROOFS.show(options, _of(PROOFS.fetch(options), peer))
+
+
+def _of(views: list[ProofsView], peer: str | None) -> list[ProofsView]:
     from phantommesh.management.finding import find
 
-    views = PROOFS.fetch(options)
-    if peer is not None:
-        views = [
-            find(
-                views,
-                peer,
-                lambda view: (view.peer, view.node_id),
-                unknown="there are no scatter proofs with this peer",
-                fix="see `phantommesh proofs` for who there is",
-            )
-        ]
-    PROOFS.show(options, views)
+    if peer is None:
+        return views
+    return [
+        find(
+            views,
+            peer,
+            lambda view: (view.peer, view.node_id),
+            unknown="there are no scatter proofs with this peer",
+            fix="see `phantommesh proofs` for who there is",
+        )
+    ]
 
 
 def _export(options: Options, path: Path, peer: str | None) -> None:
@@ -133,15 +140,53 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from phantommesh.trust.certificates import describe_mesh, load_root
 
     query = "" if peer is None else "?" + urlencode({"peer": peer})
+    views = _of(PROOFS.fetch(options), peer)
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")
     archive = Archive.decode_untrusted(data)
+    left_out = _left_out(views, archive)
     mesh = describe_mesh(load_root(archive.root))
     atomic_write(path, data)
     if options.json:
-        emit({"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()})
+        report = {"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()}
+        emit(report | {"left_out": [each._asdict() for each in left_out]})
     else:
         say(f"{len(archive.proofs)} proofs written to {path}")
+        for each in left_out:
+            way = f"{each.direction} {'to' if each.direction == 'sent' else 'from'}"
+            say(f"left out: {each.proofs} proofs of what was {way} {each.peer}: {each.reason}", err=True)
         say(f"to check them elsewhere, give --root {mesh.root_hash.hex()}", err=True)
+
+
+class _LeftOut(NamedTuple):
+    """Proofs that the node keeps and that are not in a file."""
+
+    peer: str
+    direction: str
+    proofs: int
+    reason: str
+
+
+def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[_LeftOut]:
+    """Say which kept proofs are not in the file. The newest of each direction is, where any of the peer's
+    can be: only those before a gap are not."""
+    from phantommesh.trust.identity import format_node_id
+
+    sent, received = Counter[str](), Counter[str]()
+    for (sender, receiver), number in archive.counts().items():
+        sent[format_node_id(receiver)] += number
+        received[format_node_id(sender)] += number
+    found = []
+    for view in views:
+        for way, kept, written in (("sent", view.sent, sent), ("received", view.received, received)):
+            there = written[view.node_id]
+            reason = "they are from before a gap in their numbers, and a file has no gaps"
+            if not there:
+                reason = (
+                    "the peer's certificate is not known any more, and nobody could check them without it"
+                )
+            if kept.kept > there:
+                found.append(_LeftOut(view.peer, way, kept.kept - there, reason))
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -105,8 +105,11 @@ class Announce(msgspec.Struct, frozen=True, tag="announce"):
     record: bytes
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
-    """Nothing to add."""
+class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
+    """Nothing to add. ``waiting``: the answerer has something to ask of the asker and cannot call it; so the
+    asker may `Attend`."""
+
+    waiting: bool = False
 
 
 class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
@@ -209,6 +212,11 @@ class Prove(msgspec.Struct, frozen=True, tag="prove"):
     parts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_PARTS)]
 
 
+class Attend(msgspec.Struct, frozen=True, tag="attend"):
+    """A member's request to be asked over this connection from now on, because the other end cannot call it.
+    After the answer, `Done`, the two ends have changed roles for good."""
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -218,7 +226,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 Request = (
     Enrol | Renew | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
-    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
+    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

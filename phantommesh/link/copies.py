@@ -14,6 +14,7 @@ apart:
   escapes this one; then the first sign is the owner's next handshake.
 - **Many starts.** `TURNS` new chains within `WINDOW`: a node that crashes again and again, or two taking
   turns.
+- **Two runs at one time.** A run of the node has signed that it saw a later one (`records.runs`): certain.
 - **Others know us by keys we never made.** Several peers offer chains unknown here, or no longer know
   ours and did not restart: then it is this node's own identity. One peer alone may be wrong, or lie, so
   with three or more nodes in the mesh it takes two.
@@ -49,7 +50,11 @@ class Why(Enum):
     NO_START = "it lost its keys and did not restart"
     TURNS = "it began anew again and again"
     STRANGE_KEY = "it has a key that was made in this node's name"
+    TWO_RUNS = "two of its runs were there at one time"
     SELF = "peers have keys that were made in this node's name, or lost this node's"
+
+
+_CERTAINTY = {Why.TWO_RUNS: 2, Why.CAME_BACK: 1, Why.SELF: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +131,16 @@ class Copies:
         for node in [n for n, s in self._suspicions.items() if now >= s.last + KEPT]:
             del self._suspicions[node]
 
+    def twice(self, node: bytes | None, now: float) -> None:
+        """Two runs of a node, or (None) of this one, are proved to have been there at one time."""
+        self._suspect(node, Why.TWO_RUNS, now)
+
     def retain(self, peers: Collection[bytes]) -> None:
         """Forget all others: a node that was revoked, or whose certificate ran out, is nobody's concern."""
         for gone in self._cases.keys() - set(peers):
             del self._cases[gone]
-            self._suspicions.pop(gone, None)
+        for node in self._suspicions.keys() - set(peers) - {None}:
+            del self._suspicions[node]
 
     @property
     def suspicions(self) -> list[Suspicion]:
@@ -139,9 +149,9 @@ class Copies:
 
     def _suspect(self, node: bytes | None, why: Why, now: float, accusers: int = 0) -> None:
         old = self._suspicions.get(node)
-        if old is not None and old.why in (Why.CAME_BACK, Why.SELF):
+        if old is not None and _CERTAINTY.get(old.why, 0) >= _CERTAINTY.get(why, 1):
             why = old.why  # the surest stays
-        if node is not None and None in self._suspicions and why is not Why.CAME_BACK:
+        if node is not None and None in self._suspicions and why not in (Why.CAME_BACK, Why.TWO_RUNS):
             return  # it is this node's own identity that is copied, so the peer did nothing odd
         self._suspicions[node] = Suspicion(node, why, now if old is None else old.since, now, accusers)
 
@@ -154,5 +164,5 @@ class Copies:
         self._suspect(None, Why.SELF, now, len(accusers))
         for peer in accusers:
             held = self._suspicions.get(peer)
-            if held is not None and held.why is not Why.CAME_BACK:
+            if held is not None and held.why not in (Why.CAME_BACK, Why.TWO_RUNS):
                 del self._suspicions[peer]

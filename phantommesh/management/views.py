@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # prometheus-client would double what a command line verb tak
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
 
-Life = Literal["starting", "running", "leaving", "revoked"]
-LIVES: tuple[Life, ...] = ("starting", "running", "leaving", "revoked")
+Life = Literal["starting", "running", "leaving", "revoked", "aside"]
+LIVES: tuple[Life, ...] = ("starting", "running", "leaving", "revoked", "aside")
 
 Flow = Literal["up", "joining", "dark", "unkeyed", "left"]
 FLOWS: tuple[Flow, ...] = ("up", "joining", "dark", "unkeyed", "left")
@@ -54,7 +54,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     certificate_expires: str
     state: Life = "running"
     """``starting``: its interfaces are being made. ``leaving``: it says goodbye. Neither is a fault; a start
-    that does not come to its end is one."""
+    that does not come to its end is one. ``aside``: a later run of this node is there, which is a fault."""
     ready: bool = True
     """As /readyz says."""
 

@@ -17,7 +17,7 @@ from phantommesh.endpoint import Address
 from phantommesh.membership import messages
 from phantommesh.membership.carrying import Agree
 from phantommesh.membership.core import Core
-from phantommesh.membership.effects import Changed, Effect, FetchRecord, Sync
+from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist, Sync
 from phantommesh.membership.merging import Merging
 from phantommesh.membership.messages import (
     ALIVE,
@@ -156,6 +156,16 @@ class Membership:
         core.advance(now)
         core.record = _record(record_seq, record_hash)
         core.say(core.incarnation + 1)
+        return core.flush()
+
+    def begin_anew(self, generation: int, now: float) -> list[Effect]:
+        """The mesh knows a start of this node that this one should have come after, and did not: its clock or
+        its state went back. Go on as a later start, so that others see one."""
+        core = self._core
+        core.advance(now)
+        core.generation = min(max(core.generation + 1, generation), MAX_GENERATION)
+        core.out.append(Persist(core.generation))
+        core.say(0)
         return core.flush()
 
     def traffic_seen(self, node: bytes, now: float, *, age: float = 0.0) -> list[Effect]:

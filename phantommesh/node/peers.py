@@ -110,6 +110,10 @@ class Peers:
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
 
+    def scatter_by(self, scatter: ScatterSection) -> None:
+        """Scatter by these intents from the next `arrange` or `keyed` on."""
+        self._scatter = scatter
+
     def look(
         self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
     ) -> None:

@@ -163,6 +163,8 @@ class Serving:
                     return messages.Refused("this node keeps no scatter proofs")
                 answer: messages.Answer = yield Account(entry, request)
                 return answer
+            case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
+                return messages.Refused("this connection cannot be lent")
             case messages.Enrol():
                 raise TrustError("a member has no need to enrol")
 

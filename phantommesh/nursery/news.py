@@ -51,6 +51,11 @@ class ReadBack:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyGone:
+    """Another run of this node has stepped aside for this one. Peers may hold keys that it agreed on."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochOver:
     """An epoch of the traffic to this peer (node id) has ended."""
 
@@ -65,6 +70,7 @@ News = (
     | Rerouted
     | Installed
     | ReadBack
+    | CopyGone
     | EpochOver
     | Opened  # a handshake finished
     | Alarm  # a link needs attention

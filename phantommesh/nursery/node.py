@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.host.backend import Backend
@@ -27,6 +28,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.weaving import Weaving
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state.start import NodeState
 
 # Tuning.
@@ -51,18 +53,44 @@ class Node:
         *,
         generation: int,
         overlay: Overlay,
+        above: Run = NOBODY,
     ) -> None:
         """For the parameters see `make_parts`."""
         teller = Teller()
-        self.parts = make_parts(config, state, backend, udp, overlay, generation=generation, tell=teller)
+        self.parts = make_parts(
+            config, state, backend, udp, overlay, generation=generation, tell=teller, above=above
+        )
         self.reporter = Reporter(self.parts)
         self.recorder = Recorder(self.parts, self.reporter)
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
 
-    async def serve(self, socket_path: Path, leave: trio.Event) -> None:
-        """Run every service until ``leave`` is set, or this node has a new identity: `succession.done` tells.
-        The API is the first to stop, the interfaces the last."""
+    def reload(self, wanted: Config) -> None:
+        """Take over what can be of a configuration that holds; the rest waits for a restart."""
+        parts = self.parts
+        done = change(parts.config, wanted)
+        parts.settings.config, parts.settings.refused = done.config, None
+        parts.settings.waiting = done.waiting
+        parts.places.seek(done.config.gossip.seeds)
+        parts.peers.scatter_by(done.config.scatter)
+        parts.naming.reload(done.config.dns)
+        if not parts.runs.aside.is_set():
+            self._weaving.peers_changed()
+        log.info("configuration taken over", changed=list(done.taken))
+        if done.waiting:
+            log.warning("the node has to be restarted for the rest", keys=list(done.waiting))
+
+    def keep_config(self, error: PhantomMeshError) -> None:
+        """The configuration in the file does not hold: the node runs on with the one that it has."""
+        self.parts.settings.refused = error
+        log.error(
+            "the configuration is not taken over, the node goes on as before", error=str(error), fix=error.fix
+        )
+
+    async def serve(self, socket_path: Path, leave: trio.Event, hurry: trio.Event | None = None) -> None:
+        """Run every service until ``leave`` is set, or this node is to start again: it has a new identity
+        (`succession.done`), or the run that it stepped aside for has gone (`runs.over`). The API is the first
+        to stop, the interfaces the last. When ``hurry`` is set, nobody is told and nothing is waited for."""
         parts = self.parts
         await parts.guarding.converge()  # before there is anything to reach
         if parts.config.control.tcp:
@@ -74,8 +102,7 @@ class Node:
             parts.own.publish()
             self._weaving.peers_changed()
             async with trio.open_nursery() as nursery:
-                for name, service in self._services().items():
-                    nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+                nursery.start_soon(self._work)
                 stop_api, api_stopped = trio.Event(), trio.Event()
                 await nursery.start(self._serve_api, socket_path, stop_api, api_stopped)
                 log.info(
@@ -84,23 +111,49 @@ class Node:
                     mesh=parts.state.mesh.name,
                     backend=parts.backend.name,
                 )
-                await either(leave, parts.succession.done)
+                await either(leave, parts.succession.done, parts.runs.over)
                 log.info("node is leaving")
                 self.reporter.leaving = True
                 stop_api.set()
-                with trio.move_on_after(2 * GRACE):
-                    await api_stopped.wait()
-                if not parts.succession.done.is_set():  # a replaced identity has nobody left that listens
-                    with trio.move_on_after(LEAVE):
-                        await parts.gossip.leave()
-                with trio.move_on_after(GRACE), suppress(PhantomMeshError):
-                    await parts.gossip.save()
-                    await parts.keeper.save()
+                async with trio.open_nursery() as ending:
+                    if hurry is not None:
+                        ending.start_soon(_cancel_when, hurry, ending.cancel_scope)
+                    await self._say_goodbye(api_stopped)
+                    ending.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
         finally:
             if not parts.config.wireguard.keep_interfaces:
                 with trio.CancelScope(deadline=trio.current_time() + STOP, shield=True):
                     await self._take_interfaces_down()
+
+    async def _say_goodbye(self, api_stopped: trio.Event) -> None:
+        parts = self.parts
+        with trio.move_on_after(2 * GRACE):
+            await api_stopped.wait()
+        # A replaced identity has nobody left that listens; another run speaks for itself.
+        if not parts.succession.done.is_set() and not parts.runs.aside.is_set():
+            with trio.move_on_after(LEAVE):
+                await parts.gossip.leave()
+        with trio.move_on_after(GRACE), suppress(PhantomMeshError):
+            await parts.gossip.save()
+            await parts.keeper.save()
+
+    async def _work(self) -> None:
+        """Run every service until cancelled, or until a later run of this node is there: then hold the
+        overlay's range closed, and wait for that one to go."""
+        parts = self.parts
+        async with trio.open_nursery() as nursery:
+            for name, service in self._services().items():
+                nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+            await parts.runs.aside.wait()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.runs.push, parts.runs.runs.question())
+            await self._take_interfaces_down()
+            parts.reconciler.actual = {}
+            self.recorder.measure()
+            for service in (parts.overlay.run, parts.guarding.run, parts.runs.run):
+                nursery.start_soon(service)
 
     async def _take_interfaces_down(self) -> None:
         """Remove the interfaces that carry the overlay's traffic. The overlay's range is closed before, and
@@ -146,10 +199,12 @@ class Node:
             "roster-disk": parts.keeper.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,
+            "runs": parts.runs.run,
             "resolver": parts.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,
@@ -175,6 +230,11 @@ class Node:
             due = trio.current_time() + LAG_PROBE
             await trio.sleep_until(due)
             self.parts.metrics.loop_lag_seconds.observe(trio.current_time() - due)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def either(*events: trio.Event) -> None:

@@ -37,6 +37,7 @@ from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.gossip import GossipDriver
@@ -44,11 +45,13 @@ from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
+from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
+    CopyGone,
     EpochOver,
     Installed,
     KeysReplaced,
@@ -60,11 +63,13 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.state import directory
@@ -72,11 +77,21 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
+@dataclass(slots=True)
+class Settings:
+    """The configuration that the node runs with. ``refused`` says why the file could not be taken over, and
+    ``waiting`` names the keys of the file that only a restart does: see `config.changes`."""
+
+    config: Config
+    refused: PhantomMeshError | None = None
+    waiting: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """One node's live parts. ``started`` is on trio's clock, ``names`` are the seven interfaces'."""
 
-    config: Config
+    settings: Settings
     state: NodeState
     backend: Backend
     udp: UdpPort
@@ -92,6 +107,7 @@ class Parts:
     places: Places
     own: OwnRecord
     caller: Caller
+    attending: Attending
     naming: Naming
     copies: Copies
     links: Links
@@ -105,10 +121,16 @@ class Parts:
     rekeying: KeyReplacer
     desk: AuthorityDesk
     gossip: GossipDriver
+    runs: RunWatch
     proving: Proving
     succession: Succession
     server: ControlServer
     tcp: TcpPort
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the node runs with now."""
+        return self.settings.config
 
     def each(self) -> Iterator[object]:
         """All parts, in the order above."""
@@ -127,12 +149,12 @@ class Parts:
 
 def make_parts(
     config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
-    generation: int, tell: Tell,
+    generation: int, tell: Tell, above: Run = NOBODY,
 ) -> Parts:  # fmt: skip
     """Make the parts of a node; nothing runs yet. Each part is made after the parts that it needs.
 
     ``generation`` is greater than at any start before: `start.next_generation`. ``overlay`` has begun: the
-    overlay's range is closed.
+    overlay's range is closed. ``above`` is the run that this process stepped aside for before.
     """
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
@@ -145,8 +167,9 @@ def make_parts(
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
     own = OwnRecord(config, state, keeper)
-    sessions, copies, where = Sessions(), Copies(), partial(_where, keeper, places)
-    caller = Caller(state, keeper, sessions, where)
+    sessions, copies, where, lent = Sessions(), Copies(), partial(_where, keeper, places), Lent()
+    caller = Caller(state, keeper, sessions, where, lent)
+    attending = Attending(caller)
     links = _make_links(config, state, own)
     driver = LinkDriver(
         links,
@@ -192,6 +215,11 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    runs = RunWatch(
+        state.identity, keeper, copies, gossip.membership, caller, places.of,
+        generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
+        begin_anew=gossip.begin_anew,
+    )  # fmt: skip
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
@@ -204,6 +232,7 @@ def make_parts(
         scattered=scattering.under_way,
         delay=paths.paths.delay,
         count=metrics.count_proof,
+        attend=attending.wanted,
     )
     desk = AuthorityDesk(state, keeper, keys)
     server = ControlServer(
@@ -211,7 +240,7 @@ def make_parts(
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
     )  # fmt: skip
     return Parts(
-        config=config,
+        settings=Settings(config),
         state=state,
         backend=backend,
         udp=udp,
@@ -227,6 +256,7 @@ def make_parts(
         places=places,
         own=own,
         caller=caller,
+        attending=attending,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,
@@ -242,6 +272,7 @@ def make_parts(
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
         gossip=gossip,
+        runs=runs,
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         server=server,
@@ -252,6 +283,8 @@ def make_parts(
             serve=server.serve,
             standing=keeper.answer_standing,
             records=gossip.answer_records,
+            runs=runs.answer,
+            lent=lent,
         ),
     )
 

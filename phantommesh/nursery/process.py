@@ -22,6 +22,7 @@ from phantommesh.config.sections import Config
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.kem import provider
+from phantommesh.nursery import logs
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import Backend, choose
 from phantommesh.nursery.host.owning import owned
@@ -30,11 +31,14 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state.agreement import check_agreement, load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
 from phantommesh.state.lock import LOCK_FILE, StateInUseError, StateLock
 from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
+
+SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
 
 LOCK_LOOK = 5.0  # s between two looks at the state directory's lock
 
@@ -42,27 +46,25 @@ log = structlog.get_logger("phantommesh.process")
 
 
 async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = None) -> None:
-    """Run the node until SIGTERM or SIGINT. Raises `PhantomMeshError` for what an operator can mend."""
+    """Run the node until SIGTERM or SIGINT; a second one has it leave without a goodbye. SIGHUP has it take
+    over the configuration; SIGUSR1 and SIGUSR2 do nothing. Raises `PhantomMeshError` for what an operator can
+    mend."""
     trio.socket.set_custom_hostname_resolver(SystemNames())
     trio.socket.set_custom_socket_factory(OuterSockets())
     try:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
-                leave = trio.Event()
-                nursery.start_soon(_leave_when_asked, signals, leave)
-                while await _run(state_dir, config_path, socket_path, leave) and not leave.is_set():
-                    log.warning("starting again with the new identity")
+                process = _Process(state_dir, config_path, socket_path)
+                nursery.start_soon(process.heed, signals)
+                above: Run | None = NOBODY
+                while above is not None and not process.leave.is_set():
+                    above = await process.run(above)
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         known, other = group.split(PhantomMeshError)
         if known is None or other is not None:
             raise
         raise first_of(known) from group
-
-
-async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> None:
-    async for _ in signals:
-        leave.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +96,78 @@ async def prepared(state_dir: Path, config_path: Path) -> AsyncIterator[Prepared
             yield Prepared(lock, config, state, generation, backend, overlay)
 
 
-async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
-    """Run the node once; return whether it got a new identity, with which it should run again."""
-    async with prepared(state_dir, config_path) as ready:
-        # ---- above this line nothing outside the state directory has changed ----
-        config, state, overlay = ready.config, ready.state, ready.overlay
-        await overlay.converge()
-        await leftovers.clear_tables(master_name(config.wireguard.prefix))
-        with UdpPort(config.control.port) as udp:
-            node = Node(config, state, ready.backend, udp, generation=ready.generation, overlay=overlay)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_lock, ready.lock, state.state.path)
-                await node.serve(socket_path or Path(config.api.socket), leave)
-                nursery.cancel_scope.cancel()
-            return node.parts.succession.done.is_set()
+class _Process:
+    """One process: the node that it runs, and what signals ask of it."""
+
+    def __init__(self, state_dir: Path, config_path: Path, socket_path: Path | None) -> None:
+        self._state_dir, self._config_path, self._socket_path = state_dir, config_path, socket_path
+        self._node: Node | None = None
+        self.leave, self.hurry = trio.Event(), trio.Event()
+
+    async def heed(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals ask, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            reloading = trio.CapacityLimiter(1)
+            async for number in signals:
+                match number:
+                    case signal.SIGHUP:
+                        nursery.start_soon(self._reload, reloading)
+                    case signal.SIGUSR1 | signal.SIGUSR2:
+                        log.info("signal ignored", signal=signal.Signals(number).name)
+                    case _ if self.leave.is_set():
+                        log.warning("leaving at once: nobody is told")
+                        self.hurry.set()
+                    case _:
+                        self.leave.set()
+
+    async def _reload(self, alone: trio.CapacityLimiter) -> None:
+        """Take over the configuration, all of it or nothing."""
+        async with alone:
+            node = self._node
+            if node is None:
+                log.info("the configuration is about to be read anyhow")
+                return
+            try:
+                wanted = await trio.to_thread.run_sync(load_config, self._config_path, self._state_dir)
+                await check(wanted, self._state_dir)
+            except PhantomMeshError as error:
+                node.keep_config(error)
+                return
+            before = node.parts.config.log
+            node.reload(wanted)
+            if wanted.log != before:
+                logs.configure(wanted.log.level, wanted.log.format)
+
+    async def run(self, above: Run) -> Run | None:
+        """Run the node once. Return None where that is the end; else it is to run again, as a later run than
+        the one that is returned: it got a new identity, or the run that it stepped aside for has gone."""
+        async with prepared(self._state_dir, self._config_path) as ready:
+            # ---- above this line nothing outside the state directory has changed ----
+            config, state, overlay = ready.config, ready.state, ready.overlay
+            await overlay.converge()
+            await leftovers.clear_tables(master_name(config.wireguard.prefix))
+            with UdpPort(config.control.port) as udp:
+                node = Node(
+                    config, state, ready.backend, udp,
+                    generation=ready.generation, overlay=overlay, above=above,
+                )  # fmt: skip
+                self._node = node
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(keep_lock, ready.lock, state.state.path)
+                    await node.serve(self._socket_path or Path(config.api.socket), self.leave, self.hurry)
+                    nursery.cancel_scope.cancel()
+                self._node = None
+            return _again(node)
+
+
+def _again(node: Node) -> Run | None:
+    if node.parts.succession.done.is_set():
+        log.warning("starting again with the new identity")
+        return NOBODY
+    if node.parts.runs.over.is_set() and (passed := node.parts.runs.runs.aside) is not None:
+        log.warning("the other copy of this node has gone: starting again")
+        return passed
+    return None
 
 
 async def check(config: Config, state_dir: Path) -> None:

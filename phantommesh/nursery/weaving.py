@@ -15,6 +15,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.node.peers import Seen
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
+    CopyGone,
     EpochOver,
     Installed,
     KeysReplaced,
@@ -61,6 +62,9 @@ class Weaving:
                 self._install(peers)
             case ReadBack():
                 self._read_back(news)
+            case CopyGone():
+                parts.links.rotate(None, trio.current_time())
+                parts.driver.wake()
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)

@@ -4,13 +4,15 @@
 The file is MAGIC, then msgpack. It holds no secret: an epoch's salt is of no use once the epoch is over.
 """
 
+from collections import Counter
 from typing import Annotated, Final, Self
 
 import msgspec
 from msgspec import Meta
 
-from phantommesh.proofs.statement import VERSION, NodeBytes, Proof, ProofError
+from phantommesh.proofs.statement import VERSION, NodeBytes, Proof, ProofError, Statement, node_ids
 from phantommesh.trust.certificates import MAX_CERTIFICATE_BYTES
+from phantommesh.trust.identity import NodeId
 
 MAGIC: Final = b"phantommesh proofs\n"
 MAX_ARCHIVE_BYTES: Final = 256 * 1024 * 1024
@@ -38,6 +40,16 @@ class Archive(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     def encode(self) -> bytes:
         """Return the file's bytes, about 8 kB a proof."""
         return MAGIC + msgspec.msgpack.encode(self)
+
+    def counts(self) -> Counter[tuple[NodeId, NodeId]]:
+        """How many proofs there are of each sender and receiver. Raises ProofError for one that is none."""
+        found = Counter[tuple[NodeId, NodeId]]()
+        for proof in self.proofs:
+            _, leaf = proof.statement.open()
+            if not isinstance(leaf, Statement):
+                raise ProofError("a proof in the file is of no statement")
+            found[node_ids(leaf.plan)] += 1
+        return found
 
     @classmethod
     def decode_untrusted(cls, data: bytes) -> Self:

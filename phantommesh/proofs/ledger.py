@@ -24,6 +24,7 @@ import msgspec
 
 from phantommesh.proofs import fit, merkle
 from phantommesh.proofs.chain import CLOCKS_MS
+from phantommesh.proofs.reconcile import MAX_LAG_MS
 from phantommesh.proofs.statement import (
     FIRST,
     SALT_BYTES,
@@ -173,6 +174,7 @@ class Ledger:
         self._me, self._random, self.heads = me, random, heads
         self._peers = {peer: _Peer(chain) for peer, chain in chains.items()}
         self._waiting: list[_Waiting] = []
+        self.untimely = 0  # statements that got no receipt for the length of their epochs
 
     def retain(self, peers: Collection[NodeId]) -> None:
         """Forget what is under way with others; where their chains have got to is kept."""
@@ -276,8 +278,10 @@ class Ledger:
 
     def take(self, peer: NodeId, signed: Signed, now_ms: int) -> Kept | None:
         """Take what a peer has signed; the caller has checked its signature. A statement is noted for a
-        receipt; a receipt completes the proof that is returned. Anything else is left out. ``now_ms`` is in
-        Unix milliseconds.
+        receipt; a receipt completes the proof that is returned. Anything else is left out, and so is a
+        statement of an epoch that was of another length by this end's clock (`untimely` counts those): one of
+        the two machines slept, or was late. A receipt for it would say that the peer has cheated. ``now_ms``
+        is in Unix milliseconds.
 
         Raises ProofError for what is not under its own head, and for a statement of another time or with a
         number that its chain cannot have come to.
@@ -306,6 +310,9 @@ class Ledger:
                 )
             known.seen = Seen(leaf.number, leaf.end_ms)
         window = known.windows.pop(commitment, None)
+        if window is not None and abs(window[0] - (leaf.end_ms - leaf.start_ms)) > MAX_LAG_MS:
+            self.untimely += 1
+            return None
         if window is not None and sum(w.peer == peer for w in self._waiting) < 2 * MAX_WAITING:
             receipt = Receipt(self._me, peer, merkle.leaf_hash(signed.leaf), commitment, *window)
             self._waiting.append(_Waiting(peer, msgspec.msgpack.encode(receipt), leaf, receipt, signed))

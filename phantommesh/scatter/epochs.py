@@ -160,6 +160,14 @@ class PeerScatter:
         self.previous = _ended(before, before.hits, now, whole=False)
         return self.previous
 
+    def gone(self, now: Moment) -> EpochCounts | None:
+        """The table and its counters are gone, and the peer leaves: end the epoch under way with what was
+        last read, if the kernel has had its map."""
+        if self.current is None or not self.live:
+            return None
+        self.previous, self.current = _ended(self.current, self.current.hits, now, whole=False), None
+        return self.previous
+
     def end(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:
         """The peer leaves the table: end the epoch under way."""
         self.read(counters)

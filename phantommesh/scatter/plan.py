@@ -3,7 +3,7 @@
 counters come in, the text or the maps that the kernel is to have go out.
 
 Each transaction is to be put in place before the next one is asked for: `whole` is followed by `placed` or
-`refused`, `rotation` by `close`.
+`refused`, `changes` by `added` where the kernel took them, `rotation` by `close`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ ADOPTED = 180.0
 
 # Tuning.
 JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
+
+MAX_GONE = 4096  # peers that are none any more, whose epochs' numbers are remembered
 
 Ended = tuple[bytes, EpochCounts]
 """A peer's node id, and an epoch of its that has ended."""
@@ -110,6 +112,7 @@ class Plan:
         self._me, self._batch, self._epoch_seconds = me, batch, epoch_seconds
         self._jitter, self._secret = jitter, secret
         self._peers: dict[bytes, _Known] = {}
+        self._numbers: dict[bytes, Numbers] = {}  # of peers that are none now: their links may go on
         self._indexes: tuple[int | None, ...] = (None,) * DIMENSIONS
         self._adopted_until = -math.inf
         self._installed: dict[bytes, PeerScatter] = {}
@@ -121,8 +124,13 @@ class Plan:
     def update(self, peers: Iterable[ScatterPeer], now: Moment) -> bool:
         """Make these the peers; say whether the table has to change for it."""
         wanted = {peer.node_id: peer for peer in peers}
+        for gone in self._peers.keys() - wanted.keys():
+            self._numbers[gone] = self._peers[gone].numbers
+            if len(self._numbers) > MAX_GONE:
+                del self._numbers[next(iter(self._numbers))]
         self._peers = {
-            node_id: self._peers.get(node_id) or _Known(peer, self._secret())
+            node_id: self._peers.get(node_id)
+            or _Known(peer, self._secret(), numbers=self._numbers.pop(node_id, Numbers()))
             for node_id, peer in wanted.items()
         }
         changed = [self.change(peer, now) for peer in wanted.values()]
@@ -208,6 +216,9 @@ class Plan:
         """The table is not there, or not as we left it: all of it, in the place of what there is."""
         ended = list[Ended]()
         kept = {node_id: found for node_id, found in self._installed.items() if self._as_wanted(node_id, now)}
+        for node_id in self._installed.keys() - kept.keys():
+            if (counts := self._installed[node_id].gone(now)) is not None:
+                ended.append((node_id, counts))
         self._installed = {}
         for node_id, known in self._peers.items():
             keying = self._keying(known, now)
@@ -232,7 +243,9 @@ class Plan:
             found.live = False
 
     def changes(self, frame: Frame, counters: Mapping[int, tuple[int, int]], now: Moment) -> Transaction:
-        """Add peers to the table that is there, and remove peers from it."""
+        """Add peers to the table that is there, and remove peers from it. `added` follows; or nothing, where
+        the kernel refuses it: the epochs that end with it have ended all the same, since their peers are to
+        get nothing more."""
         text, ended = "", list[Ended]()
         for node_id in [n for n in self._installed if not self._as_wanted(n, now)]:
             found = self._installed.pop(node_id)
@@ -244,9 +257,13 @@ class Plan:
             if node_id not in self._installed and keying is not None:
                 self._installed[node_id] = found = self._new(known)
                 self._open(node_id, found, keying, now)
-                found.live = True
                 text += render_peer(frame, found.map)
         return Transaction(text, ended)
+
+    def added(self) -> None:
+        """The kernel has the changes."""
+        for found in self._installed.values():
+            found.live = True
 
     def rotation(self, peers: Iterable[bytes], now: Moment) -> Rotation:
         """Begin a new epoch with each of these peers, which are in the table."""

@@ -49,6 +49,12 @@ def linked(node: Node, *others: NodeId) -> bool:
     return all(o in known and node.parts.links.state(o, now).phase is PskPhase.FRESH for o in others)
 
 
+def keyed(one: Node, other: Node) -> bool:
+    """Whether the two have agreed on the same preshared keys."""
+    ids = one.parts.state.identity.node_id, other.parts.state.identity.node_id
+    return one.parts.links.psks(ids[1]) == other.parts.links.psks(ids[0])
+
+
 def revokes(node: Node, node_id: NodeId) -> bool:
     return node_id in node.parts.state.revocations
 
@@ -62,7 +68,7 @@ def rotate(node: Node) -> None:
 def told(node: Node, words: str) -> bool:
     """Whether `status`, an event of its own and the metrics say so."""
     node.recorder.measure()
-    kind = "peer.copied" if "came back" in words else "health.copied"
+    kind = "health.copied" if "this node" in words else "peer.copied"
     told = [event for event in node.parts.events._events.values() if event.type == kind]
     return (
         any(words in reason for reason in node.reporter.degraded())
@@ -84,9 +90,16 @@ class Running:
         await self.over.wait()
 
 
-async def start(nursery: trio.Nursery, at: Path) -> Running:
+def silent(node: Node) -> None:
+    """A thief does not run our program as it is: his says nothing of its run, and gives way to nobody."""
+    node.parts.runs.run = trio.sleep_forever  # type: ignore[method-assign]
+
+
+async def start(
+    nursery: trio.Nursery, at: Path, change: Callable[[Node], None] = lambda node: None
+) -> Running:
     async def hold(task_status: trio.TaskStatus[Running]) -> None:
-        async with serving(at) as node:
+        async with serving(at, change) as node:
             running = Running(node)
             task_status.started(running)
             await running.stop.wait()
@@ -139,7 +152,7 @@ async def test_a_copy_of_a_node_is_noticed_and_a_new_identity_shuts_it_out(tmp_p
         a, b, c = alpha.node, beta.node, gamma.node
         old, before = b.parts.state.identity.node_id, b.parts.own.member
         steal(tmp_path / "b", tmp_path / "t")
-        thief = (await start(nursery, tmp_path / "t")).node
+        thief = (await start(nursery, tmp_path / "t", silent)).node
         await until(lambda: linked(thief, a.parts.state.identity.node_id))  # he is in, by NO_CHAIN
         await take_turns(
             b,
@@ -204,7 +217,7 @@ async def test_a_thief_that_was_first_leaves_the_owner_a_clear_word(tmp_path: Pa
     """Whoever holds the identity can have it replaced, once. The other is told that it was revoked."""
     async with mesh(tmp_path) as (nursery, alpha, beta, _):
         steal(tmp_path / "b", tmp_path / "t")
-        thief, b = (await start(nursery, tmp_path / "t")).node, beta.node
+        thief, b = (await start(nursery, tmp_path / "t", silent)).node, beta.node
         await until(lambda: linked(thief, alpha.node.parts.state.identity.node_id))
         await until_new(thief)
         await until(lambda: b.parts.keeper.revoked is not None)
@@ -212,3 +225,50 @@ async def test_a_thief_that_was_first_leaves_the_owner_a_clear_word(tmp_path: Pa
         with pytest.raises(TrustError, match="revoked") as raised:
             await b.parts.succession.begin()
         assert "new invite" in raised.value.fix
+
+
+async def test_a_copy_started_beside_its_original_is_told_everywhere_and_the_original_steps_aside(
+    tmp_path: Path,
+) -> None:
+    """An operator's copy of a disk runs our program as it is: no thief's tricks, no word of his own."""
+    async with mesh(tmp_path) as (nursery, alpha, beta, gamma):
+        a, b, c = alpha.node, beta.node, gamma.node
+        steal(tmp_path / "b", tmp_path / "t")
+        copy = await start(nursery, tmp_path / "t")
+        await until(lambda: b.parts.runs.aside.is_set())
+        (fault,) = b.reporter.faults()  # and none of its peers', which it does not ask any more
+        assert fault.code == "copy-running" and fault.severity == "critical"
+        assert b.reporter.life() == "aside"
+        assert not b.reporter.ready().ready
+        for node in (a, c):
+            await until(lambda: told(node, "beta ran twice at one time"))  # noqa: B023
+        await until(lambda: told(copy.node, "a second copy of this node"))
+        for node in (a, c):
+            await until(partial(keyed, copy.node, node))
+        before = b.parts.gossip.membership.incarnation
+        assert not copy.node.parts.runs.aside.is_set()
+        await copy.end()
+        with trio.fail_after(60):
+            await b.parts.runs.over.wait()  # then the process starts it again
+        assert b.parts.gossip.membership.incarnation == before  # it said no goodbye in the other's name
+
+
+async def test_a_restored_state_whose_number_went_back_takes_a_later_one_by_itself(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as (nursery, alpha, beta, gamma):
+        steal(tmp_path / "b", tmp_path / "t")
+        before = beta.node.parts.runs.runs.run
+        await until(lambda: beta.node.parts.runs.runs.settled)
+        await beta.end()
+        late = partial(_behind, by=1000)
+        restored = (await start(nursery, tmp_path / "t", late)).node
+        await until(lambda: restored.parts.runs.runs.run > before)
+        for node in (alpha.node, gamma.node):
+            await until(partial(linked, restored, node.parts.state.identity.node_id))
+        await trio.sleep(2.5)
+        assert not restored.parts.runs.aside.is_set()
+        assert not [fault for node in (alpha.node, gamma.node, restored) for fault in accused(node)]
+
+
+def _behind(node: Node, by: int) -> None:
+    runs = node.parts.runs.runs
+    runs.run = runs.run._replace(start=runs.run.start - by)

@@ -27,7 +27,7 @@ async def hold(stack: AsyncExitStack, host: str, port: int, session: sessions.Se
         stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=host)
         framed = framing.FramedStream(await stack.enter_async_context(stream))
         client = await channels.Client.open(framed, session)
-        await framed.send(client._sealed.seal(messages.encode(messages.Prove(()))))
+        await framed.send(client.sealed.seal(messages.encode(messages.Prove(()))))
 
 
 async def test_a_member_with_many_addresses_shuts_nobody_out(tmp_path: Path) -> None:

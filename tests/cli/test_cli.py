@@ -31,6 +31,7 @@ from phantommesh.nursery.overlay import taking_down
 from phantommesh.proofs.archive import MAGIC
 from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import Role
+from phantommesh.trust.identity import format_node_id
 from phantommesh.trust.invites import Invite
 from tests.support.fakenode import FakeNode
 from tests.support.makeproofs import MESH, World, node
@@ -508,6 +509,37 @@ async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
             assert process(*at, "status", *how).returncode == 5
         node.faults, node.reasons = [], []
         assert process(*at, "status", "--exit-code").returncode == 0
+
+    await with_node(node, tmp_path, check)
+
+
+async def test_an_export_says_what_it_leaves_out(tmp_path: Path) -> None:
+    """Of what the node sent to one peer it keeps four proofs more than the file has, and of what it sent to
+    the other one six, of which the file has none."""
+    node, world, file = FakeNode(), World(), tmp_path / "proofs"
+    world.run(2)
+    archive = world.archive()
+    node.exported = archive.encode()
+    ((_, receiver), number), *_ = archive.counts().items()
+    replace, (known, unknown) = msgspec.structs.replace, node.proofs()
+    kept = replace(known.sent, kept=number + 4)
+    known = replace(known, node_id=format_node_id(receiver), sent=kept)
+    node.proofs = lambda: [known, unknown]  # type: ignore[method-assign]
+
+    def check(at: list[str]) -> None:
+        done = process(*at, "proofs", "--export", str(file))
+        lines = sorted(line for line in done.stderr.splitlines() if line.startswith("left out"))
+        assert len(lines) == 2
+        before, nobody = "they are from before a gap", "the peer's certificate is not known"
+        assert lines[0].startswith(f"left out: 4 proofs of what was sent to {known.peer}: {before}")
+        assert lines[1].startswith(f"left out: 6 proofs of what was sent to {unknown.peer}: {nobody}")
+        shown = json.loads(process(*at, "--json", "proofs", "--export", str(file)).stdout)
+        assert {(each["peer"], each["direction"], each["proofs"]) for each in shown["left_out"]} == {
+            (known.peer, "sent", 4),
+            (unknown.peer, "sent", 6),
+        }
+        only = process(*at, "proofs", "--export", str(file), "--peer", known.peer)
+        assert unknown.peer not in only.stderr
 
     await with_node(node, tmp_path, check)
 

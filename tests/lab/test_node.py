@@ -21,6 +21,7 @@ from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.mesh import answered, converged, crash, flows_between, kill, start, view_of
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.lab.ping import open_traffic
+from tests.attacks.rig import status_of
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, check_psks, is_gone, run_in, until
 
@@ -127,6 +128,20 @@ async def test_sigterm_takes_the_vpn_down(spec: LabSpec, node: LabNode, tmp_path
         assert net.processes_in([node.name]) == []
         assert not node.socket.exists()
         assert "Traceback" not in (tmp_path / "log").read_text(encoding="utf-8")
+    await whole(spec)
+
+
+async def test_signals_reload_or_are_ignored_and_sockets_come_back(spec: LabSpec, node: LabNode) -> None:
+    with configured(node, log={"level": "debug"}, wireguard={"keepalive": 20}):
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            kill(node, number)
+        await until(lambda: "config-needs-restart" in {fault.code for fault in status_of(node).faults})
+        assert not is_gone(node) and interfaces(node) == INTERFACES
+    kill(node, signal.SIGHUP)
+    await until(lambda: "config-needs-restart" not in {fault.code for fault in status_of(node).faults})
+    node.socket.unlink()
+    await until(node.socket.exists)
+    assert status_of(node).node == node.name
     await whole(spec)
 
 

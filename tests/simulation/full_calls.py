@@ -160,7 +160,7 @@ class Call:
         sim = self.sim
 
         def arrive() -> None:
-            if self.client.life != self.lives[0]:
+            if self.client.life != self.lives[0] or self.client.standby is not None:
                 return
             ends = (self.client, self.server)
             if self.server.life != self.lives[1] or self.server.process is None:

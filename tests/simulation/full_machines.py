@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phantommesh.endpoint import Address
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import Authority
@@ -57,6 +58,8 @@ class Machine:
         self.disk: dict[str, bytes] = {}
         self.kernel = Kernel()
         self.process: Process | None = None
+        self.standby: Process | None = None  # it has stepped aside for another run of the node
+        self.stepped_aside_for: Run = NOBODY
         self.joining: Joining | None = None
         self.generation = 0
         self.leap = 0

@@ -8,7 +8,7 @@ the session of a finished handshake), `Links` with `Newcomer` for machines that 
 
 This module puts the parts together, and has the roster, the links and the group keys. `full_own` drives
 `node.own` (the node's own record), `full_desk` drives `node.desk` and `node.serving` (its answers to others),
-both by `full_working`; `full_asker` has its questions to others.
+both by `full_working`; `full_asker` has its questions to others, `full_runs` its watch for copies.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from tests.simulation.full_desk import Desk
 from tests.simulation.full_keeper import Keeper, at_once
 from tests.simulation.full_own import OwnRecord
 from tests.simulation.full_parts import ADMISSION, addresses, agree, own_side, sharing, wg_keys
+from tests.simulation.full_runs import RunWatch
 
 if TYPE_CHECKING:
     from tests.simulation.full_machines import Machine
@@ -127,6 +128,7 @@ class Process:
         if machine.authority is not None:
             enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
         self.copies = Copies()
+        self.runs = RunWatch(self)
         self.links = Links(
             node_id=self.me, wg_keys=wg_keys(machine.identity), kem=sim.kem,
             admission=self.secrets.newest, random=self.rng.randbytes, now=self.now, enrolment=enrolment,
@@ -145,6 +147,7 @@ class Process:
         """Tell the parts of each other (`Node.serve`)."""
         self.own.start()
         self.peers_changed()
+        self.runs.start()
 
     # Clocks, and what the parts ask of each other.
 
@@ -365,7 +368,11 @@ class Process:
             self.own.publish()
             self.peers_changed()
         self.copies.look(self.generation_of, self.now)
-        for suspicion in self.copies.suspicions:
-            self.sim.suspected.setdefault((self.machine.index, suspicion.node), suspicion)
+        self.note_suspicions()
         self.own.look()
         self.asker.ask_standing()
+
+    def note_suspicions(self) -> None:
+        """Say which identities seem to be in use on two machines (`Recorder._tell_copies`)."""
+        for suspicion in self.copies.suspicions:
+            self.sim.suspected.setdefault((self.machine.index, suspicion.node), suspicion)

@@ -149,6 +149,7 @@ class Simulation:
         """Start a node's process from its disk, in a new generation."""
         machine = self.machines[index]
         machine.life += 1
+        machine.standby = None
         machine.stalled = machine.missed = False
         machine.backlog.clear()
         with self._verifying():
@@ -165,9 +166,33 @@ class Simulation:
     def crash(self, index: int) -> None:
         """End a node's process at once. Its interfaces stay."""
         machine = self.machines[index]
-        machine.process = None
+        machine.process = machine.standby = None
         machine.life += 1
         machine.wake = NEVER
+
+    def copy(self, index: int) -> int:
+        """Copy a node's disk to another machine, at an address of its own. Return that machine's index."""
+        original = self.machines[index]
+        machine = Machine(len(self.machines), original.identity)
+        machine.address = machine.address._replace(host=f"10.200.0.{machine.index}")
+        machine.node_cert, machine.authority_cert = original.node_cert, original.authority_cert
+        machine.disk, machine.generation, machine.leap = (
+            dict(original.disk),
+            original.generation,
+            original.leap,
+        )
+        self.machines.append(machine)
+        self.by_address[machine.address] = machine
+        return machine.index
+
+    def step_aside(self, machine: Machine) -> None:
+        """A run of a node gives way to another: it sends nothing more, and its interfaces go."""
+        machine.standby, machine.process = machine.process, None
+        machine.wake = NEVER
+        machine.kernel.keep({})
+        self.by_id[machine.identity.node_id] = next(
+            one for one in self.machines if one.identity is machine.identity and one.process is not None
+        )
 
     def stall(self, index: int, seconds: float) -> None:
         """Stop a node's process for a while."""

@@ -98,7 +98,9 @@ async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summ
 
 
 @asynccontextmanager
-async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) -> AsyncIterator[Node]:
+async def serving(
+    at: Path, change: Callable[[Node], None] = lambda node: None, *, hurry: trio.Event | None = None
+) -> AsyncIterator[Node]:
     """Run the node that was made in ``at`` while the block runs, then let it leave."""
     config = load(at / "pm.toml")
     await trio.to_thread.run_sync(install_successor, at / "state")
@@ -117,7 +119,7 @@ async def serving(at: Path, change: Callable[[Node], None] = lambda node: None) 
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(node.serve, at / "api.sock", leave))
+            nursery.start_soon(partial(node.serve, at / "api.sock", leave, hurry))
             with trio.fail_after(PATIENCE):
                 while not (at / "api.sock").exists():
                     await trio.sleep(0.01)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -40,13 +40,16 @@ from wsproto.connection import ConnectionState as WebSocketState
 from phantommesh.client.http import GROUP
 from phantommesh.management.views import NodePort
 from phantommesh.nursery.api.app import create_app
-from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix, peer_uid
+from phantommesh.nursery.api.sockets import ApiSocketError, UnixSocket, listen_tcp, listen_unix, peer_uid
 
 # Tuning.
 MAX_CONNECTIONS = 256
 MAX_MESSAGE_BYTES = 4096  # in a WebSocket, from a client, which has nothing to say
 SEND_TIMEOUT_S = 30.0  # for a client to take what is in one write
+SOCKET_LOOK_S = 2.0  # between looks whether the socket's file is still there
 _CLOSE_TIMEOUT_S = 10.0
+
+_log = structlog.get_logger("phantommesh.api")
 
 
 async def serve_api(
@@ -63,7 +66,8 @@ async def serve_api(
     ``grace`` seconds, cut what is left, and return. ``started`` gets the addresses. The Unix socket's file
     is gone afterwards. Raises ApiSocketError where it cannot listen.
     """
-    unix = await trio.to_thread.run_sync(partial(listen_unix, socket_path, group=group))
+    listen_anew = partial(listen_unix, socket_path, group=group)
+    unix = _Kept(await trio.to_thread.run_sync(listen_anew), listen_anew)
     try:
         tcp = listen_tcp(listen) if listen is not None else None
         try:
@@ -72,20 +76,56 @@ async def serve_api(
             if tcp is not None:
                 tcp.close()
     finally:
-        unix.remove()
+        unix.socket.remove()
+
+
+class _Kept:
+    """A Unix socket that is made again where its file was removed: nobody could connect any more."""
+
+    def __init__(self, socket: UnixSocket, listen_anew: Callable[[], UnixSocket]) -> None:
+        self.socket, self._listen_anew = socket, listen_anew
+
+    async def serve(
+        self, handle: Callable[[trio.SocketStream], Awaitable[None]], handlers: trio.Nursery
+    ) -> None:
+        """Accept until cancelled. Connections are served in ``handlers``."""
+        while True:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, nursery.cancel_scope)
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(self.socket.listener))
+                await trio.serve_listeners(handle, [listener], handler_nursery=handlers)
+
+    async def _watch(self, accepting: trio.CancelScope) -> None:
+        """Wait until the file is not ours any more and another socket listens; then end ``accepting``."""
+        said = ""
+        while True:
+            await trio.sleep(SOCKET_LOOK_S)
+            if await trio.to_thread.run_sync(self.socket.is_there):
+                continue
+            try:
+                self.socket = await trio.to_thread.run_sync(self._listen_anew)
+            except ApiSocketError as error:
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("the API's socket was removed", error=said, fix=error.fix)
+                continue
+            _log.warning("the API's socket was removed: it is made again", socket=str(self.socket.path))
+            accepting.cancel()
+            return
 
 
 async def _serve(
     node: NodePort,
-    unix: UnixSocket,
+    unix: _Kept,
     tcp: socket.socket | None,
     shutdown: trio.Event,
     grace: float,
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
     connections = _Connections()
-    served = [(unix.listener, create_app(node, trusted=True, shutdown=shutdown))]
-    addresses = [f"unix:{unix.path}"]
+    trusted = create_app(node, trusted=True, shutdown=shutdown)
+    served = list[tuple[socket.socket, QuartTrio]]()
+    addresses = [f"unix:{unix.socket.path}"]
     if tcp is not None:
         served.append((tcp, create_app(node, trusted=False, shutdown=shutdown)))
         host, port = tcp.getsockname()[:2]
@@ -102,7 +142,12 @@ async def _serve(
                             handler_nursery=handlers,
                         )
                     )
-                structlog.get_logger("phantommesh.api").info("API listens", addresses=addresses)
+                accepting.start_soon(
+                    unix.serve,
+                    partial(connections.handle, connection_handler(trusted, connections.context)),
+                    handlers,
+                )
+                _log.info("API listens", addresses=addresses)
                 task_status.started(addresses)
                 await shutdown.wait()
                 accepting.cancel_scope.cancel()
@@ -215,7 +260,7 @@ class _Connections:
         try:
             await serve(stream)
         except Exception as error:  # one broken connection is not the service's end
-            structlog.get_logger("phantommesh.api").error("API connection failed", exc_info=error)
+            _log.error("API connection failed", exc_info=error)
         finally:
             self._open.discard(stream)
             if not self._open:

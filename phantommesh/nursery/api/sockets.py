@@ -41,6 +41,14 @@ class UnixSocket:
     path: Path
     inode: tuple[int, int]
 
+    def is_there(self) -> bool:
+        """Whether its file is still at the path, so that clients can connect."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.inode
+
     def remove(self) -> None:
         """Close it and delete its file, unless the path is another node's by now.
 

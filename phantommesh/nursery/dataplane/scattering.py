@@ -258,9 +258,12 @@ class Scattering:
         """Add and remove peers, in one transaction."""
         counters = await self._table.counters(HITS)
         new = self._plan.changes(self._frame(), counters, _now())
-        await self._table.install(new.text)
+        try:
+            await self._table.install(new.text)
+            self._plan.added()
+        finally:  # refused or not, these epochs are over
+            self._report(new.ended)
         self._seen = await self._look()
-        self._report(new.ended)
 
     async def _rotate(self, peers: Iterable[bytes]) -> None:
         """Begin a new epoch with each of these peers, in one transaction."""

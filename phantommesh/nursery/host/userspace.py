@@ -39,6 +39,8 @@ SOCKETS = Path("/var/run/wireguard")
 """The directory in which both programs, and ``wg``, look for sockets; compiled into them. Network namespaces
 share it unless each mounts a directory of its own over it."""
 
+INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+
 PROGRAMS = ("wireguard-go", "boringtun-cli")
 """In order of preference."""
 
@@ -243,9 +245,8 @@ class UserspaceBackend:
                     if not _runs(int(shell.stdout)):
                         said = await trio.Path(log_path).read_text(errors="replace")
                         last = (said.strip().splitlines() or ["it said nothing"])[-1]
-                        raise BackendError(
-                            f"interface {name}: {self.program.name} ended: {last}", fix=f"see {log_path}"
-                        )
+                        fix = fix_of(said, _instances()) or f"see {log_path}"
+                        raise BackendError(f"interface {name}: {self.program.name} ended: {last}", fix=fix)
                     await trio.sleep(_POLL_SECONDS)
         except trio.TooSlowError:
             raise BackendError(
@@ -277,6 +278,26 @@ class UserspaceBackend:
             await trio.lowlevel.checkpoint()
         finally:
             os.close(handle)
+
+
+def fix_of(said: str, instances: int | None) -> str:
+    """Return what mends the end of a process that ``said`` this; empty where that is not known. ``instances``
+    is how many inotify instances a user may have: each wireguard-go watches its socket with one."""
+    if "too many open files" not in said.lower():
+        return ""
+    allowed = "" if instances is None else f"; it is {instances} now, for all programs of a user together"
+    more = 512 if instances is None else max(512, 2 * instances)
+    return (
+        "each userspace WireGuard needs an inotify instance, and this user has no more: run `sysctl -w "
+        f"fs.inotify.max_user_instances={more}` and write that line to a file in /etc/sysctl.d/{allowed}"
+    )
+
+
+def _instances() -> int | None:
+    try:
+        return int(INSTANCES.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _bound_log(path: Path) -> None:

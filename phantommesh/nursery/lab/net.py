@@ -20,6 +20,7 @@ import trio
 
 from phantommesh.config.sections import GuardSection, LinkSection, ScatterSection
 from phantommesh.errors import PhantomMeshError, first_of
+from phantommesh.nursery.host.userspace import INSTANCES
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
 RUN: Final = Path("/run/phantommesh/lab")
@@ -28,6 +29,7 @@ WIREGUARD_SOCKETS: Final = "/var/run/wireguard"  # compiled into wireguard-go an
 
 MAX_NODES: Final = 200
 MAX_UPLINKS: Final = 8
+SPARE_INSTANCES: Final = 384  # inotify instances for all that runs beside a lab, other labs among it
 
 # `ip netns exec` gives its command a mount namespace of its own, so this mount is seen by nobody else.
 _PRIVATE_SOCKETS: Final = f'mount --bind "$1" {WIREGUARD_SOCKETS} && shift && exec "$@"'
@@ -144,6 +146,20 @@ def check_able() -> None:
         raise LabError("the lab needs root, to make network namespaces", fix="run the same command with sudo")
     if shutil.which("ip") is None:
         raise LabError("the command ip is missing", fix="install iproute2, or run `make setup` in a clone")
+
+
+def allow_instances(processes: int) -> bool:
+    """Let root have inotify instances for so many more processes of userspace WireGuard; say whether that
+    took a change. The kernel's default is 128 for all of a user's processes, and a lab of 19 nodes has 133.
+    The limit stays raised: it costs nothing. Where it may not be changed, a node says what is missing."""
+    try:
+        now = int(INSTANCES.read_text())
+        if now >= SPARE_INSTANCES + processes:
+            return False
+        INSTANCES.write_text(f"{SPARE_INSTANCES + processes}\n")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def bridge_commands(spec: LabSpec) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Final, Literal, NoReturn
 import msgspec
 import trio
 
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Status
 from phantommesh.nursery.host.owning import held
@@ -179,6 +180,8 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
     began = trio.current_time()
     nodes = nodes_of(spec)
     first = nodes[0]
+    if net.allow_instances(spec.nodes * DIMENSIONS):
+        say("raised fs.inotify.max_user_instances: each userspace WireGuard needs an inotify instance")
     say(f"building {spec.nodes} namespaces and {spec.uplinks} uplinks")
     await net.build(spec)
     say("making the mesh")

@@ -19,6 +19,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.sockets import channels, framing
+from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
@@ -38,7 +39,7 @@ log = structlog.get_logger("phantommesh.calling")
 
 class Caller:
     """Opens channels to members. A member can be called once a link with it has left a session. ``where``
-    gives the addresses at which a member may be called."""
+    gives the addresses at which a member may be called, ``lent`` has the connections of those that cannot."""
 
     def __init__(
         self,
@@ -46,8 +47,10 @@ class Caller:
         keeper: RosterKeeper,
         sessions: sessions.Sessions,
         where: Callable[[NodeId], Sequence[Address]],
+        lent: Lent | None = None,
     ) -> None:
         self._node, self._keeper, self.sessions, self._where = node, keeper, sessions, where
+        self._lent = Lent() if lent is None else lent
 
     def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
         """The members that can be called, in the order of `asking.whom`."""
@@ -56,6 +59,16 @@ class Caller:
 
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[channels.Client]:
+        """Take the channel that a member has lent; or open one, as `dial` does."""
+        async with self._lent.use(member) as lent:
+            if lent is not None:
+                yield lent
+                return
+        async with self.dial(member) as client:
+            yield client
+
+    @asynccontextmanager
+    async def dial(self, member: NodeId) -> AsyncIterator[channels.Client]:
         """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
         inside the block where the channel breaks."""
         session = self.sessions.newest(member)

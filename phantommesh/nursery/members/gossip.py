@@ -177,6 +177,11 @@ class GossipDriver:
         """Tell membership of records that are new here, and of members that were revoked."""
         self.news.roster_changed(trio.current_time(), time())
 
+    def begin_anew(self, start: int) -> None:
+        """This start's number is to be at least this one: see `node.runs`."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.begin_anew(start, now), now))
+
     def _agree(self, node: bytes, draw: int) -> bytes | None:
         return agreement(self._keeper.roster, node, draw, self._agree_on)
 

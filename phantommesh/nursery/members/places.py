@@ -45,7 +45,7 @@ class Places:
         overlay: Sequence[IPv4Network | IPv6Network],
         lookup: Callable[[str], str | None],
     ) -> None:
-        port = config.control.port
+        self._port = port = config.control.port
         self._own = [parse_endpoint(e, port) for e in config.node.endpoints]
         self._seeds = [parse_endpoint(e, port) for e in config.gossip.seeds]
         self._lookup = lookup
@@ -56,6 +56,11 @@ class Places:
         self._refused: dict[NodeId, dict[tuple[str, str], Why]] = {}  # by member, endpoint and address
         self._names: dict[NodeId, str] = {}
         self._told: set[NodeId] = set()
+
+    def seek(self, seeds: Sequence[str]) -> None:
+        """Take these endpoints for the seeds."""
+        self._seeds = [parse_endpoint(endpoint, self._port) for endpoint in seeds]
+        self.judge_by(self.reach)
 
     async def refresh(self) -> None:
         """Read the host's networks. If they cannot be read, those of the last time stand."""

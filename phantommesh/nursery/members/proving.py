@@ -56,6 +56,7 @@ PATIENCE = 2.5
 SETTLE, SETTLE_MOST = 0.1, 1.0
 OFTEN = 0.25  # s between two turns that a peer may ask for: each has its counters read
 QUEUE = 4096  # epochs that wait to be looked at
+UNHEARD = 2  # turns in a row that do not reach a peer, before it is asked to attend: one is a restart's
 
 log = structlog.get_logger("phantommesh.proofs")
 
@@ -85,7 +86,8 @@ class _Event:
 class Proving:
     """One node's proofs. ``read`` has the interfaces' counters read and told to `look`; ``scattered`` has the
     scheduler's read, and returns each peer's epoch under way; ``delay`` says how many seconds packets to a
-    peer may be on their way; ``count`` is given each result."""
+    peer may be on their way; ``count`` is given each result; ``attend`` is called with a peer that waits for
+    this node to call."""
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class Proving:
         scattered: Callable[[], Awaitable[Mapping[bytes, EpochCounts]]],
         delay: Callable[[NodeId], float],
         count: Callable[[str], None],
+        attend: Callable[[NodeId], None] = lambda peer: None,
     ) -> None:
         self._state, self._shelf, self._roster = state, shelf, roster
         self._me = state.identity.node_id
@@ -116,6 +119,8 @@ class Proving:
         self._storing = trio.Lock()
         self._telling: dict[NodeId, trio.CancelScope] = {}
         self._asked: dict[NodeId, float] = {}
+        self._attend = attend
+        self._unheard: Counter[NodeId] = Counter()  # how often in a row each peer could not be told anything
         self.dropped: Counter[str] = Counter()
 
     @property
@@ -133,6 +138,8 @@ class Proving:
                 self._ledger.cut(peer)
         for known in self._asked.keys() - counters.keys():
             del self._asked[known]
+        for known in self._unheard.keys() - counters.keys():
+            del self._unheard[known]
         if self._ledger is not None:
             self._ledger.retain(counters.keys())
 
@@ -177,7 +184,17 @@ class Proving:
             peer, request.closes, request.opens, self._tally.received(peer), trio.current_time(),
             int(time() * 1000),
         )  # fmt: skip
-        return messages.Done()
+        return self._done(peer)
+
+    def _done(self, peer: NodeId) -> messages.Done:
+        return messages.Done(waiting=self._unheard[peer] >= UNHEARD)
+
+    def _heard(self, peer: NodeId, answer: messages.Answer) -> bool:
+        """Note what a peer answers; return whether it has done its part."""
+        self._unheard.pop(peer, None)
+        if isinstance(answer, messages.Done) and answer.waiting:
+            self._attend(peer)
+        return isinstance(answer, messages.Done)
 
     async def take(self, entry: Entry, request: messages.Prove) -> messages.Answer:
         """A peer has signed statements and receipts. Parts that do not hold are counted and left out."""
@@ -191,7 +208,14 @@ class Proving:
                 if (signed.head, signed.signature) not in verified:
                     signed.check_signature(entry.member.public_key)
                     verified.add((signed.head, signed.signature))
+                before = self._ledger.untimely
                 kept = self._ledger.take(entry.member.node_id, signed, int(time() * 1000))
+                if self._ledger.untimely > before:
+                    self._count("untimely")
+                    log.info(
+                        "an epoch is not countersigned: it was of another length by this node's clock",
+                        peer=entry.member.name,
+                    )
             except ProofError as error:
                 self._count("refused")
                 log.warning(
@@ -200,7 +224,7 @@ class Proving:
                 continue
             if kept is not None:
                 await self._store([kept])
-        return messages.Done()
+        return self._done(entry.member.node_id)
 
     # ---- the service ----
 
@@ -247,6 +271,7 @@ class Proving:
         peer = event.peer
         if (before := self._telling.pop(peer, None)) is not None:
             before.cancel()  # the peer has not answered for an epoch
+            self._unheard[peer] += 1
             self._count("unwitnessed")
         closed, plan, slip = event.closed, event.plan, ZEROS
         if under_way is not None and plan is not None and self._plan(peer, under_way) == plan:
@@ -269,13 +294,14 @@ class Proving:
         this epoch here, and for the next one there.
         """
         wire: Seven | None = None
+        answer: messages.Answer | None = None
         settled = trio.current_time() + min(SETTLE + self._delay(peer), SETTLE_MOST)
         with self._left_out(peer), scope:
             try:
                 async with self._call(peer) as client:
                     await trio.sleep_until(settled)
                     answer = await client.ask(request)
-                if isinstance(answer, messages.Done):
+                if self._heard(peer, answer):
                     await self._fresh()
                     wire = self._tally.sent(peer)
             except (StreamError, PhantomMeshError) as error:
@@ -285,6 +311,8 @@ class Proving:
             ledger.answered(peer, wire)
             if wire is None:
                 self._count("unwitnessed")
+            if answer is None:
+                self._unheard[peer] += 1
 
     async def _fresh(self) -> None:
         """Have the counters read, from now on: one reading serves all who asked before it began. Raises
@@ -325,7 +353,7 @@ class Proving:
             try:
                 async with self._call(peer) as client:
                     while parts := ledger.unsent(peer)[: messages.MAX_PARTS]:
-                        if not isinstance(await client.ask(messages.Prove(parts)), messages.Done):
+                        if not self._heard(peer, await client.ask(messages.Prove(parts))):
                             return
                         ledger.sent(peer, parts)
             except StreamError as error:
@@ -367,6 +395,12 @@ class Proving:
             for known in (entry, mine):
                 certified = Certificates(known.signed.node_cert, known.signed.authority_cert)
                 certificates[bytes(known.member.node_id)] = certified
+        if not proofs and any(run for _, run in found):
+            raise ProofError(
+                "no certificate is known of the peers that there are scatter proofs with, and nobody could "
+                "check them without",
+                fix="wait until the node is linked with its peers",
+            )
         if not proofs:
             raise ProofError("there are no scatter proofs yet", fix="wait until an epoch has ended")
         root = self._state.root.public_bytes(Encoding.DER)

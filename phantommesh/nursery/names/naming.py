@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from time import time
+
+import trio
 
 from phantommesh.config.sections import DnsSection
 from phantommesh.names.zone import Zone, hosts_of, zone_names
@@ -29,22 +32,40 @@ class Naming:
         answered: Callable[[str], None],
     ) -> None:
         self._settings, self._mesh, self._me = settings, mesh, me
+        self._link, self._answered = link, answered
         self.zone = Zone(mesh, me().name, (), int(time()))
-        self._server = NameServer(
-            port=settings.port,
+        self._dropped = Counter[str]()  # by name servers before this one
+        self._server, self._split = self._make()
+        self._running: list[trio.CancelScope] = []
+
+    def _make(self) -> tuple[NameServer, SplitDns]:
+        mesh, me = self._mesh, self._me
+        server = NameServer(
+            port=self._settings.port,
             addresses=self._addresses,
             networks=(mesh.network4, mesh.network6),
             zone=lambda: self.zone,
-            answered=answered,
+            answered=self._answered,
         )
-        self._split = SplitDns(
-            settings,
+        split = SplitDns(
+            self._settings,
             mesh=mesh.name,
-            link=link,
+            link=self._link,
             server=lambda: me().ip4,
             zones=zone_names(mesh),
             hosts=lambda: self.zone.hosts,
         )
+        return server, split
+
+    def reload(self, settings: DnsSection) -> None:
+        """Serve and tell by these settings from now on. What was told by the old ones is undone first."""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        self._dropped += self._server.dropped
+        self._server, self._split = self._make()
+        for scope in self._running:
+            scope.cancel()
 
     def update(self, members: Iterable[Member]) -> None:
         """Make these the members that have names, this node among them."""
@@ -57,14 +78,29 @@ class Naming:
     @property
     def dropped(self) -> Counter[str]:
         """Queries without an answer, by reason."""
-        return self._server.dropped
+        return self._dropped + self._server.dropped
 
     def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return what to run, by name."""
-        services: dict[str, Callable[[], Awaitable[None]]] = {"names": self._split.run}
+        return {"names": partial(self._keep, self._tell), "dns": partial(self._keep, self._serve)}
+
+    async def _keep(self, service: Callable[[], Awaitable[None]]) -> None:
+        """Run a service until cancelled, and anew where the settings have changed."""
+        while True:
+            with trio.CancelScope() as scope:
+                self._running.append(scope)
+                try:
+                    await service()
+                    await trio.sleep_forever()
+                finally:
+                    self._running.remove(scope)
+
+    async def _tell(self) -> None:
+        await self._split.run()
+
+    async def _serve(self) -> None:
         if self._settings.serve:
-            services["dns"] = self._server.run
-        return services
+            await self._server.run()
 
     def _addresses(self) -> tuple[Ip, Ip]:
         me = self._me()

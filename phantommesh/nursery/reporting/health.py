@@ -10,13 +10,16 @@ from typing import assert_never
 
 import trio
 
+from phantommesh.config import changes
 from phantommesh.faults import OFTEN, WITHIN, Fault, FaultKind
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.management.peerfaults import TRAFFIC_STOPPED
 from phantommesh.moments import rfc3339
+from phantommesh.node.runs import COPY_RUNNING
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
+from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
@@ -41,6 +44,7 @@ UNREADY = frozenset(
         revocation.REVOKED,
         own.DISPUTED,
         own.CERTIFICATE_EXPIRED,
+        COPY_RUNNING,
     )
 )
 
@@ -48,6 +52,13 @@ UNREADY = frozenset(
 def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> Iterator[Fault]:
     """Return what is wrong with the node itself, or with what it was told. ``starting``: that some interface
     is not there yet is no fault unless an attempt to make it has failed."""
+    if parts.runs.aside.is_set():  # it does nothing, so nothing else can be wrong with what it does
+        yield COPY_RUNNING.fault(
+            "another run of this node started later, from a copy of its disk or a snapshot: this one has "
+            "stepped aside, its interfaces are down and the overlay is closed here",
+            FIX,
+        )
+        return
     yield from _interfaces(parts, local, starting=starting)
     yield from _contested(parts)
     yield from local.faults()
@@ -69,6 +80,17 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
                 "see `ip link`",
                 subject=name,
             )
+    if (refused := parts.settings.refused) is not None:
+        yield changes.NOT_RELOADED.fault(
+            f"the configuration was not taken over, and the node goes on with the one that it had: {refused}",
+            f"{refused.fix or 'correct the file'}; then reload again (SIGHUP)",
+        )
+    if waiting := parts.settings.waiting:
+        yield changes.NEEDS_RESTART.fault(
+            f"{', '.join(waiting)}: the configuration says something else than this node runs with",
+            "restart the node, or take the change back and reload (SIGHUP)",
+            subject=waiting[0],
+        )
     for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
@@ -191,6 +213,13 @@ def _certificate(parts: Parts) -> Iterator[Fault]:
 
 def copied(parts: Parts, suspicion: Suspicion) -> Fault:
     """Say what a suspicion means, and what to do about it."""
+    if suspicion.node is None and suspicion.why is Why.TWO_RUNS:
+        return COPIED.fault(
+            "a second copy of this node ran at the same time, from a copied disk or a snapshot: the copy "
+            "that started first has stepped aside",
+            "find that machine and remove the copy; if you made none, run `phantommesh identity new` here, "
+            "which revokes the old identity",
+        )
     if suspicion.node is None:
         others = parts.peers.entries
         whose = f", or that of {others[0].member.name}," if len(others) == 1 else ""
@@ -208,6 +237,10 @@ def copied(parts: Parts, suspicion: Suspicion) -> Fault:
                 "fault, or this node's identity key is in use elsewhere",
                 "if other peers say so too, run `phantommesh identity new` here",
                 subject=name,
+            )
+        case Why.TWO_RUNS:
+            what = (
+                "ran twice at one time, from a copied disk or a snapshot; the first of the two stepped aside:"
             )
         case Why.CAME_BACK:
             what = "came back with keys that a later handshake in its name had replaced:"

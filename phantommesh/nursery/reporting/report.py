@@ -122,6 +122,8 @@ class Reporter:
         parts = self._parts
         if self.leaving:
             return "leaving"
+        if parts.runs.aside.is_set():
+            return "aside"
         if parts.keeper.revoked is not None:
             return "revoked"
         if not self._stood:
@@ -171,6 +173,8 @@ class Reporter:
         parts, life = self._parts, self.life()
         if life == "leaving":
             return []
+        if life == "aside":  # its interfaces are down: that no peer answers is no fault of theirs
+            return list(health.own_faults(parts, self.local))
         ports = parts.own.wg_keys.ports(parts.config.wireguard.base_port, parts.config.wireguard.port_choices)
         here = Here(
             parts.config.control.port,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests to one peer over a connection; and two questions that need no channel."""
+"""Requests to one peer over a connection; and three questions that need no channel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.link import wire
 from phantommesh.nursery.sockets.framing import CONNECT, IDLE, FramedStream, StreamError
 from phantommesh.records.record import MAX_RECORD_BYTES
+from phantommesh.records.runs import MAX_ANSWER as MAX_RUNS
 from phantommesh.trust.revocations import MAX_STANDING
 
 ASK_REVOKED = 0x52  # then a node id, and the root's words that the asker has; the answer is how it stands
+ASK_RUNS = 0x55  # then a node id, and perhaps the word of a run of it; see `node.runs.Witness.answer`
 ASK_RECORDS = 0x51  # then an `Envelope` with hashes; the answer is sealed too, or empty
 
 
@@ -26,6 +28,14 @@ async def ask_standing(framed: FramedStream, node_id: bytes, plea: bytes) -> byt
     await framed.send(bytes([ASK_REVOKED]) + node_id + plea)
     with trio.move_on_after(CONNECT):
         return await framed.receive(MAX_STANDING)
+    raise StreamError("the other end does not answer")
+
+
+async def ask_runs(framed: FramedStream, question: bytes) -> bytes:
+    """Ask which runs of a node are known, and show the word of one. Raises `StreamError`."""
+    await framed.send(bytes([ASK_RUNS]) + question)
+    with trio.move_on_after(CONNECT):
+        return await framed.receive(MAX_RUNS)
     raise StreamError("the other end does not answer")
 
 
@@ -41,8 +51,8 @@ class Client:
     """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
     is gone: one that lost its power never closes a connection."""
 
-    def __init__(self, framed: FramedStream, sealed: channel.Channel) -> None:
-        self._framed, self._sealed = framed, sealed
+    def __init__(self, framed: FramedStream, sealed: channel.Channel, session: Session) -> None:
+        self.framed, self.sealed, self.session = framed, sealed, session
 
     @classmethod
     async def open(cls, framed: FramedStream, session: Session) -> Client:
@@ -56,15 +66,15 @@ class Client:
             raise StreamError("the other end does not know this session") from error
         except trio.TooSlowError as error:
             raise StreamError("the other end does not answer") from error
-        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs))
+        return cls(framed, channel.Channel(session.key_out, session.key_in, mine, theirs), session)
 
     async def ask(self, request: messages.Request, *, limit: int | None = None) -> messages.Answer:
         """Send one request and return its answer, of at most ``limit`` bytes, else as many as such an answer
         can have; a refusal is an answer too. Raises `StreamError`."""
-        await self._framed.send(self._sealed.seal(messages.encode(request)))
+        await self.framed.send(self.sealed.seal(messages.encode(request)))
         try:
             with trio.fail_after(IDLE):
-                frame = await _not_a_datagram(self._framed, limit or messages.answer_limit(request))
+                frame = await _not_a_datagram(self.framed, limit or messages.answer_limit(request))
             if len(frame) > messages.SMALL:
                 return await trio.to_thread.run_sync(self._open, frame)
             return self._open(frame)
@@ -74,7 +84,7 @@ class Client:
             raise StreamError("the answer is not genuine") from error
 
     def _open(self, frame: bytes) -> messages.Answer:
-        return messages.decode_answer_untrusted(self._sealed.open(frame))
+        return messages.decode_answer_untrusted(self.sealed.open(frame))
 
 
 async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:

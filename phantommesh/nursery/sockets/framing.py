@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -15,6 +16,8 @@ from phantommesh.endpoint import Address
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
+# s until the kernel asks, s between two questions, and how many in vain end the connection.
+ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 4}
 
 
 class StreamError(Exception):
@@ -33,6 +36,13 @@ class FramedStream:
         peer, own = stream.socket.getpeername(), stream.socket.getsockname()
         self.address = Address(peer[0].partition("%")[0].removeprefix("::ffff:"), peer[1], "tcp")
         self.own_host: str = own[0].partition("%")[0].removeprefix("::ffff:")
+
+    def keep_alive(self) -> None:
+        """Have the kernel ask the other end now and then whether it is there: a router on the way forgets a
+        connection on which nothing moves, and a machine that lost its power never closes one."""
+        self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ALIVE.items():
+            self._stream.setsockopt(socket.IPPROTO_TCP, option, value)
 
     async def send(self, frame: bytes) -> None:
         """Send one frame. Raises `StreamError`, also where the other end takes nothing for too long."""

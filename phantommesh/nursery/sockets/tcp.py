@@ -4,8 +4,10 @@
 Every frame has a 4-byte length before it. One that begins with `wire.VERSION` is a handshake datagram; one
 that begins with `channel.HELLO` opens a request channel on a session that a finished handshake left behind;
 one that begins with `ASK_REVOKED` asks whether a node was revoked, and is answered to anybody: a node that
-was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RECORDS` asks for
-records, which two members need of each other before they can link; it is sealed under the group key.
+was has no link to hear it on, and a revocation is signed. One that begins with `ASK_RUNS` asks which runs of
+a node are known. Words of runs are signed too, and a run that has stepped aside has no link either. One that
+begins with `ASK_RECORDS` asks for records, which two members need of each other before they can link; it is
+sealed under the group key.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from phantommesh.control.sessions import Session, Sessions
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
-from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED
+from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS, Client
 from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.rates import Rates, source_block
+from phantommesh.records.runs import MAX_QUESTION
 from phantommesh.trust.revocations import MAX_PLEA
 
 # s that a connection lives on which nobody has proved to hold a session's keys. A handshake takes seconds, a
@@ -37,7 +41,8 @@ QUEUE = 32  # datagrams that wait for one connection
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
 
-MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA)  # bytes of a frame before anybody has proved anything
+# Bytes of a frame before anybody has proved anything.
+MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA, 1 + MAX_QUESTION)
 
 _Sender = trio.MemorySendChannel[bytes]
 _Receiver = trio.MemoryReceiveChannel[bytes]
@@ -66,11 +71,14 @@ class TcpPort:
         serve: Serve,
         standing: Callable[[bytes, Address], bytes] = lambda question, source: b"",
         records: Callable[[bytes], bytes] = lambda sealed: b"",
+        runs: Callable[[bytes], bytes] = lambda question: b"",
         seats: Seats | None = None,
+        lent: Lent | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
-        answer to a sealed question. ``seats`` bounds the connections that are taken."""
-        self._port, self._standing, self._records = port, standing, records
+        answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
+        bounds the connections that are taken; ``lent`` gets those that members lend."""
+        self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
@@ -78,6 +86,7 @@ class TcpPort:
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._seats = Seats() if seats is None else seats
+        self._lent = Lent() if lent is None else lent
         self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
@@ -196,6 +205,9 @@ class TcpPort:
                 elif frame[:1] == bytes([ASK_RECORDS]):
                     await self._slow_down(framed)
                     await framed.send(self._records(frame[1:]))
+                elif frame[:1] == bytes([ASK_RUNS]):
+                    await self._slow_down(framed)
+                    await framed.send(self._runs(frame[1:]))
                 elif seat is None:
                     raise channel.ChannelError("channel")
                 else:
@@ -248,15 +260,41 @@ class TcpPort:
                 raise _CrowdedError
             self._lives[seat].deadline = float("inf")
             request = messages.decode_request_untrusted(message)
+            if isinstance(request, messages.Attend) and not session.invite:
+                await framed.send(sealed.seal(messages.encode(messages.Done())))
+                await self._lent.keep(Client(framed, sealed, session))
+                raise StreamError("it was lent, and given back")
             self._seats.begin(seat)
             try:
-                if messages.answer_limit(request) > messages.SMALL:
-                    async with self._large(session.peer):
-                        await self._answer(framed, session, sealed, request)
-                else:
-                    await self._answer(framed, session, sealed, request)
+                await self._answer_in_turn(framed, session, sealed, request)
             finally:
                 self._seats.done(seat)
+
+    async def attend(self, client: Client) -> None:
+        """Answer what a member asks over a connection that this node has made and lent, until it ends. Raises
+        `StreamError`."""
+        framed, session, sealed = client.framed, client.session, client.sealed
+        framed.keep_alive()
+        with trio.CancelScope() as scope:
+            self._channels[scope] = session
+            try:
+                while True:
+                    frame = await framed.receive(channel.MAX_REQUEST)
+                    request = messages.decode_request_untrusted(sealed.open(frame))
+                    await self._answer_in_turn(framed, session, sealed, request)
+            except (channel.ChannelError, messages.ControlError) as error:
+                raise StreamError("a question is not genuine") from error
+            finally:
+                del self._channels[scope]
+
+    async def _answer_in_turn(
+        self, framed: FramedStream, session: Session, sealed: channel.Channel, request: messages.Request
+    ) -> None:
+        if messages.answer_limit(request) > messages.SMALL:
+            async with self._large(session.peer):
+                await self._answer(framed, session, sealed, request)
+        else:
+            await self._answer(framed, session, sealed, request)
 
     async def _answer(
         self, framed: FramedStream, session: Session, sealed: channel.Channel, request: messages.Request

@@ -52,3 +52,12 @@ def test_a_hole_that_an_earlier_versions_process_leaves_does_not_count(tmp_path:
     size = path.stat().st_size
     userspace._bound_log(path)
     assert path.stat().st_size == size
+
+
+def test_the_want_of_inotify_instances_is_named_with_the_setting() -> None:
+    said = "ERROR: (pm3) 2026/11/29 Failed to listen on uapi socket: too many open files\n"
+    assert "sysctl -w fs.inotify.max_user_instances=512" in userspace.fix_of(said, 128)
+    assert "fs.inotify.max_user_instances=2048" in userspace.fix_of(said, 1024)
+    assert "it is 128 now" in userspace.fix_of(said, 128)
+    assert userspace.fix_of(said, None)
+    assert not userspace.fix_of("ERROR: (pm3) Failed to create TUN device: permission denied\n", 128)

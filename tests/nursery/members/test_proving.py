@@ -498,6 +498,29 @@ async def test_a_clock_that_was_set_costs_no_proof(pair: Pair, ahead: float, res
         nursery.cancel_scope.cancel()
 
 
+async def test_an_epoch_in_which_a_machine_slept_is_not_countersigned_and_accuses_nobody(pair: Pair) -> None:
+    """Before: the receiver signed that it had held the commitment for longer than the epoch was, and both
+    ends' files failed."""
+    a, b = pair
+    await step(a)
+    await prove(a, 1)
+    ledger = b.proving._ledger
+    assert ledger is not None
+    turned = ledger.turned
+
+    def later(peer: NodeId, closes: bytes, opens: bytes, received: Seven, now: float, now_ms: int) -> None:
+        turned(peer, closes, opens, received, now + 4.5, now_ms)
+
+    ledger.turned = later  # type: ignore[method-assign]
+    with capture_logs() as logged:
+        await prove(a, 3)
+    assert b.results == {"witnessed": 3, "untimely": 1}
+    assert a.results == {"signed": 4, "countersigned": 3}
+    assert not [line for line in logged if line["log_level"] == "warning"]
+    for end in pair:
+        assert {link.verdict for link in (await end.verified()).links} == {"holds"}
+
+
 async def test_so_many_are_kept_and_no_more(pair: Pair, tmp_path: Path) -> None:
     a, b = pair
     a.keep = b.keep = 3
@@ -583,8 +606,14 @@ async def test_one_reading_serves_all_who_asked_before_it(pair: Pair) -> None:
 
 
 async def test_nothing_to_export_is_an_error(pair: Pair) -> None:
+    a, b = pair
     with pytest.raises(ProofError, match="no scatter proofs yet"):
-        await pair[0].proving.export()
+        await a.proving.export()
+    await step(a)
+    await prove(a, 1)
+    a.roster._entries.pop(b.id)
+    with pytest.raises(ProofError, match="no certificate is known of the peers"):
+        await a.proving.export()
 
 
 async def test_epochs_that_are_too_short_are_not_proved(tmp_path: Path) -> None:

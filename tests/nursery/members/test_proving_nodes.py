@@ -119,3 +119,50 @@ def linked(node: Node, other: Node) -> list[str]:
         return []
     keys = dict(zip(node.parts.names, entry.record.wg_keys, strict=True))
     return [name for name, device in backend.state.items() if keys.get(name) in device.peers]
+
+
+async def test_a_link_with_a_node_that_cannot_be_called_is_countersigned_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a NAT: beta calls alpha, and alpha gets nowhere when it calls beta. Before: nothing that
+    alpha sent was ever countersigned."""
+    monkeypatch.setattr(module, "OFTEN", 0.0)
+    authority = make_authority(tmp_path / "a")
+    invite = make_invite(authority)
+    async with serving(tmp_path / "a"):
+        await join(tmp_path / "b", invite, "beta")
+    async with serving(tmp_path / "a") as a, serving(tmp_path / "b") as b:
+        peer, me = (NodeId(node.parts.state.identity.node_id) for node in (b, a))
+        a.parts.caller._where = lambda member: ()
+        await until(
+            lambda: bool(a.parts.sessions.newest(peer)) and len(linked(a, b)) == len(linked(b, a)) == 7
+        )
+        answers = {name: (node, answered(node)) for name, node in (("a", a), ("b", b))}
+        current: dict[str, EpochCounts | None] = {"a": None, "b": None}
+        for number in range(6):
+            for name, other in (("a", "b"), ("b", "a")):
+                node, heard = answers[name]
+                if number:
+                    count(node, answers[other][0], sent=3000 * 1420)
+                    count(answers[other][0], node, received=3000 * 1420)
+                current[name] = epoch(node, answers[other][0], number, current[name])
+                await until(lambda: len(heard) > number)  # noqa: B023
+            for node in (a, b):
+                await node.parts.proving.round()
+            if (
+                number == 2
+            ):  # alpha's epochs 0 and 1 reached nobody; it said so to beta, which lent a connection
+                await until(lambda: peer in a.parts.caller._lent)
+        for node in (a, b):
+            await node.parts.proving.round()
+        shown = a.reporter.proofs()[0]
+        assert shown.sent.countersigned >= 2 and shown.received.countersigned >= 4
+        assert shown.sent.newest is not None and shown.sent.newest.problem is None
+        assert me not in b.parts.caller._lent
+        # A conversation that is broken off gives the connection back; the next answer asks for another.
+        with trio.CancelScope() as scope:
+            async with a.parts.caller.call(peer):
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert peer not in a.parts.caller._lent
+        await until(lambda: me not in b.parts.attending._attended)

@@ -19,6 +19,7 @@ from phantommesh.management.views import Event
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.parts import Settings
 from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records.roster import Equivocation
 from phantommesh.secret import Secret
@@ -266,9 +267,8 @@ async def test_a_node_tells_of_its_links_and_its_health(
         assert told(alpha, "health.*")[-1].type == "health.well"
         peers: dict[str, Intent] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
-        alpha.reporter._parts = replace(
-            alpha.parts, config=msgspec.structs.replace(alpha.parts.config, scatter=scatter)
-        )
+        changed = Settings(msgspec.structs.replace(alpha.parts.config, scatter=scatter))
+        alpha.reporter._parts = replace(alpha.parts, settings=changed)
         [reason] = alpha.reporter.status().degraded
         assert "gama, who is no member" in reason and alpha.reporter.ready().ready
         [fault] = alpha.reporter.status().faults

@@ -249,7 +249,7 @@ async def test_a_request_that_is_none_ends_the_connection() -> None:
     async with serving() as served:
         async with connect(HERE, served.number) as framed:
             client = await Client.open(framed, CLIENTS)
-            await framed.send(client._sealed.seal(b"junk"))
+            await framed.send(client.sealed.seal(b"junk"))
             assert await is_closed(framed)
         await served.ended("stream-refused")
         await still_serves(served)
@@ -369,7 +369,7 @@ async def test_a_client_that_takes_no_answer_is_cut_off(brief: None) -> None:
 
     async with serving(serve) as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        await framed.send(client._sealed.seal(messages.encode(messages.Renew(b""))))
+        await framed.send(client.sealed.seal(messages.encode(messages.Renew(b""))))
         await served.ended("stream-ended")
 
 
@@ -476,7 +476,7 @@ async def test_a_peer_whose_channels_are_all_busy_is_refused_one_more() -> None:
 
     async with serving(serve, seats=Seats(per_holder=1)) as served, connect(HERE, served.number) as framed:
         client = await Client.open(framed, CLIENTS)
-        await framed.send(client._sealed.seal(messages.encode(messages.Renew(b""))))
+        await framed.send(client.sealed.seal(messages.encode(messages.Renew(b""))))
         await asked.wait()
         async with connect(HERE, served.number) as other:
             with pytest.raises(StreamError):

@@ -18,6 +18,7 @@ requests = st.one_of(
     st.builds(messages.Announce, bytes_),
     st.builds(messages.SyncOpen, bytes_),
     st.builds(messages.SyncClose, bytes_),
+    st.just(messages.Attend()),
     st.builds(messages.Turn, st.binary(max_size=32), st.binary(max_size=32)),
     st.builds(messages.Prove, st.lists(bytes_, max_size=messages.MAX_PARTS).map(tuple)),
 )
@@ -27,7 +28,7 @@ answers = st.one_of(
     st.builds(messages.Differs, bytes_),
     st.builds(messages.Records, st.lists(bytes_, max_size=3).map(tuple)),
     st.builds(messages.Renewed, bytes_, bytes_),
-    st.just(messages.Done()),
+    st.builds(messages.Done, st.booleans()),
     st.builds(messages.SyncAnswer, bytes_),
     st.builds(messages.Refused, st.text(), st.text()),
 )

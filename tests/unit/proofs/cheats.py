@@ -425,9 +425,9 @@ def epochs_that_overlap() -> tuple[Story, str]:
 
 @cheat
 def commitments_that_come_when_it_is_over() -> tuple[Story, str]:
-    """The plan is made to fit; the receiver held it for a second."""
+    """The plan is made to fit; the receiver held it for a second, and so it signs none of it."""
     acts = story(24, always([1] * 7))
-    return [replace(act, opened=act.closed - 1.0) for act in acts], "held the commitment"
+    return [replace(act, opened=act.closed - 1.0) for act in acts], "it is the sender's word alone"
 
 
 def honestly(act: Act) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.intents import MANNERS, Manner
-from phantommesh.scatter.plan import ADOPTED, JITTER, Ended, Plan
+from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame, mark
 from phantommesh.secret import Secret
 
@@ -216,6 +216,41 @@ def test_what_a_refused_table_would_have_counted_is_nobodys_epoch() -> None:
     assert plan.whole(FRAME, plan.ways, at(3.0)).ended == []
 
 
+def test_refused_changes_end_the_epochs_of_peers_that_leave_and_begin_none() -> None:
+    plan = placed(peer(2), peer(3))
+    counters = Counters()
+    counters.send(1, 5)
+    plan.update([peer(3), peer(4)], at(7.0))
+    ((node_id, counts),) = plan.changes(FRAME, counters, at(7.0)).ended
+    assert node_id == peer(2).node_id and packets(counts) == 5
+    # The kernel refused it, so there is a whole table next: the epoch of peer 4 never was.
+    told = [node_id for node_id, _ in plan.whole(FRAME, plan.ways, at(8.0)).ended]
+    assert told == [peer(3).node_id]
+
+
+def test_a_peer_that_leaves_while_the_table_is_gone_has_its_epoch_ended() -> None:
+    plan = placed(peer(2), peer(3))
+    plan.update([peer(3)], at(7.0))
+    ended = dict(plan.whole(FRAME, plan.ways, at(7.0)).ended)
+    assert set(ended) == {peer(2).node_id, peer(3).node_id}
+    assert not ended[peer(2).node_id].whole and ended[peer(2).node_id].ended == at(7.0).wall
+
+
+def test_no_epoch_has_a_number_twice_though_its_peer_left_and_came_back() -> None:
+    plan = placed(peer(2))
+    counters, seen = Counters(), list[EpochCounts]()
+    for turn in range(3):
+        plan.update([], at(10.0 * turn + 1))
+        seen += [counts for _, counts in plan.changes(FRAME, counters, at(10.0 * turn + 1)).ended]
+        plan.update([peer(2)], at(10.0 * turn + 2))
+        plan.changes(FRAME, counters, at(10.0 * turn + 2))
+        plan.added()
+    assert [counts.epoch.number for counts in seen] == [0, 1, 2]
+    for number in range(MAX_GONE + 10):
+        plan.update([replace(peer(2), node_id=number.to_bytes(16))], at(99.0))
+    assert len(plan._numbers) == MAX_GONE
+
+
 def test_drops_are_told_once_and_from_nothing_after_a_new_table() -> None:
     plan = placed(peer(2))
     counters = Counters()
@@ -265,6 +300,7 @@ def test_no_packet_is_lost_nor_told_twice(steps: list[tuple[str, int]]) -> None:
                     slots[number] = next(unused)
                 plan.update([peer(other, 1 if has else None) for other, has in keyed.items()], now)
                 told += plan.changes(FRAME, counters, now).ended
+                plan.added()
                 assert plan.is_placed(now)
     plan.read(counters)
     for node_id in plan.installed:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a running node takes over from a configuration that was edited, and what waits for its next start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import structs
+
+from phantommesh.config.sections import Config
+from phantommesh.faults import FaultKind
+
+NOT_RELOADED = FaultKind("config-not-reloaded", "high")
+NEEDS_RESTART = FaultKind("config-needs-restart", "low")
+
+AT_ONCE: Final = frozenset(
+    {"log.level", "log.format", "gossip.seeds", "scatter.intent", "scatter.peers", "scatter.scheduler"}
+    | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
+)
+"""The keys that a running node follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The difference between the configuration that a node runs with and the file. ``config`` is what it
+    runs with from now on; ``taken`` are the keys that differ from before, ``waiting`` those that the node
+    goes on without. Keys are written ``section.key``."""
+
+    config: Config
+    taken: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+def change(running: Config, wanted: Config) -> Change:
+    """Say what becomes of ``wanted`` on a node that runs with ``running``."""
+    config, taken, waiting = running, list[str](), list[str]()
+    for section in running.__struct_fields__:
+        before, after = getattr(running, section), getattr(wanted, section)
+        now = before
+        for key in before.__struct_fields__:
+            value = getattr(after, key)
+            if value == getattr(before, key):
+                continue
+            if f"{section}.{key}" in AT_ONCE:
+                now = structs.replace(now, **{key: value})
+                taken.append(f"{section}.{key}")
+            else:
+                waiting.append(f"{section}.{key}")
+        config = structs.replace(config, **{section: now})
+    return Change(config, tuple(taken), tuple(waiting))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which keys a running node takes over, and which wait for its next start."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from phantommesh.config.changes import AT_ONCE, change
+from phantommesh.config.sections import Config, NodeSection
+
+CONFIG = Config(NodeSection("alpha", "pm"))
+KEYS = [
+    (section, key)
+    for section in CONFIG.__struct_fields__
+    for key in getattr(CONFIG, section).__struct_fields__
+]
+
+
+def with_another(section: str, key: str) -> Config:
+    """The configuration with a value that is not the present one. Nothing here looks at what it is."""
+    return structs.replace(CONFIG, **{section: structs.replace(getattr(CONFIG, section), **{key: "another"})})
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_each_key_is_taken_at_once_or_waits_and_is_named(section: str, key: str) -> None:
+    name, wanted = f"{section}.{key}", with_another(section, key)
+    done = change(CONFIG, wanted)
+    if name in AT_ONCE:
+        assert (done.config, done.taken, done.waiting) == (wanted, (name,), ())
+    else:
+        assert (done.config, done.taken, done.waiting) == (CONFIG, (), (name,))
+
+
+def test_the_keys_that_a_node_follows_are_there() -> None:
+    assert {f"{section}.{key}" for section, key in KEYS} >= AT_ONCE
+
+
+def test_the_same_configuration_is_no_change() -> None:
+    assert change(CONFIG, structs.replace(CONFIG)) == change(CONFIG, CONFIG)
+    assert not change(CONFIG, CONFIG).taken and not change(CONFIG, CONFIG).waiting
