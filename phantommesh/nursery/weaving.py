@@ -29,6 +29,7 @@ from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
+from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
 from phantommesh.wireguard.desired import OwnSide
 
@@ -72,6 +73,8 @@ class Weaving:
             case Changed():
                 self._recorder.member_changed(news)
             case Turned():
+                if PathState.DARK in (news.before, news.after):
+                    parts.calm.stir()
                 self._recorder.turned(news)
             case _:
                 assert_never(news)
@@ -147,14 +150,17 @@ class Weaving:
         parts, actual = self._parts, news.actual
         parts.scattering.devices(actual)
         parts.paths.devices(actual)
-        now, wall, shown = trio.current_time(), time(), list[Seen]()
+        now, wall, shown, settled = trio.current_time(), time(), list[Seen](), True
         for entry in parts.peers.entries:
             seen = parts.peers.read(entry, actual, now, wall)
             shown.append(seen)
+            settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
             parts.driver.carry_out(
                 parts.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now)
             )
+        if not settled:
+            parts.calm.stir()
         parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
         parts.proving.look({seen.peer: seen.counted for seen in shown})
         parts.paths.set_peers(parts.peers.reached())

@@ -102,6 +102,7 @@ class PathDriver:
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
+        self.sent = 0  # probes and answers that left
         self._dropped: Counter[str] = Counter()
         self._turned = turned
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
@@ -112,7 +113,7 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._apply_now, self._changed = trio.Event(), Bell()
+        self._apply_now, self._changed, self._moved = trio.Event(), Bell(), trio.Event()
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
@@ -123,7 +124,8 @@ class PathDriver:
         return self._dropped + self.paths.drops
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
-        """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used."""
+        """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used. Our own
+        address may be another since the call before."""
         known = {node_id: (str(address), ready) for node_id, address, ready in peers}
         self._addresses = {node_id: address for node_id, (address, _) in known.items()}
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
@@ -131,6 +133,8 @@ class PathDriver:
             del self._applied[gone]
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
+        if self._socket is not None and self._socket.address != self._address():
+            self._moved.set()
 
     def set_ready(self, node_id: bytes, ready: int) -> None:
         """One of the peers has other dimensions to be used than before, a bitmap."""
@@ -178,13 +182,17 @@ class PathDriver:
 
     async def _serve(self, sock: ProbeSocket) -> None:
         """Serve until this node's address changes."""
+        self._moved = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick, sock)
-            while self._address() == sock.address:
-                with trio.move_on_after(RETRY):
-                    await trio.lowlevel.wait_readable(sock.socket)
-                self._receive(sock)
+            nursery.start_soon(self._read, sock)
+            await self._moved.wait()
             nursery.cancel_scope.cancel()
+
+    async def _read(self, sock: ProbeSocket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(sock.socket)
+            self._receive(sock)
 
     async def _tick(self, sock: ProbeSocket) -> None:
         while True:
@@ -240,6 +248,7 @@ class PathDriver:
             return
         try:
             self._socket.send(datagram, to, index)
+            self.sent += 1
         except OSError:  # the interface is down or its queue full: the probe is lost, as others would be
             self._dropped["probe-unsent"] += 1
 

@@ -2,7 +2,9 @@
 """Keeps the WireGuard interfaces as desired, whoever changed them: read, compare, apply, read back.
 
 The loop is level-triggered. A restart, a crashed userspace WireGuard, an interface that was deleted and a
-rival ``wg set`` are all the same case: what is read differs from what is desired.
+rival ``wg set`` are all the same case: what is read differs from what is desired. While nothing moves it
+reads seldom (`calm.py`). PSKs that are new, which is all that a link's handshake changes, are written first
+and read back then: what is read before that would tell nothing.
 """
 
 from collections import Counter
@@ -15,10 +17,11 @@ from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
-from phantommesh.wireguard.diff import DeviceDiff, diff
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
@@ -27,7 +30,8 @@ MAX_BACKOFF = 30.0
 
 
 class Reconciler:
-    """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
+    """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it; with ``calm``
+    they are more while nothing moves.
 
     ``on_actual`` is called with what was read, after every read; ``actual`` is the latest. A failure is
     logged with its fix, counted in ``failures`` and retried with back-off; it never ends ``run``. No peer
@@ -43,6 +47,7 @@ class Reconciler:
         on_actual: Callable[[Mapping[str, DeviceState]], None],
         log: FilteringBoundLogger,
         forbids: Callable[[str], bool] = lambda host: False,
+        calm: Calm | None = None,
     ) -> None:
         self.failures = 0
         self.dropped: Counter[str] = Counter()
@@ -51,13 +56,13 @@ class Reconciler:
         self._refused: set[tuple[str, bytes, str]] = set()
         self._forbids = forbids
         self._backend = backend
-        self._interval = interval
+        self._interval, self._calm = interval, calm
         self._on_actual = on_actual
         self._log = log
         self._applied: dict[str, DeviceConfig] = {}
         self._managed: set[str] = set()
         self._pass = trio.Lock()
-        self._kicked = trio.Event()
+        self._kicked, self._news = trio.Event(), False
         self._complaints: dict[str, str] = {}
 
     def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
@@ -90,13 +95,14 @@ class Reconciler:
         return desired, refused
 
     def kick(self) -> None:
-        """Start the next pass now."""
+        """Start the next pass now: what is desired, or what is there, may have changed."""
+        self._news = True
         self._kicked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""
         started = False
-        delay = self._interval
+        backoff = self._interval
         while True:
             self._kicked = trio.Event()
             before = self.failures
@@ -104,12 +110,24 @@ class Reconciler:
                 await self.converge()
             except PhantomMeshError:
                 pass  # logged and counted by converge
-            delay = self._interval if self.failures == before else min(max(delay, 0.1) * 2, MAX_BACKOFF)
+            well = self.failures == before
+            backoff = self._interval if well else min(max(backoff, 0.1) * 2, MAX_BACKOFF)
             if not started:
                 task_status.started()
                 started = True
-            with trio.move_on_after(delay):
+            await self._rest(backoff if not well or self._calm is None else self._calm.pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for so long, or for a kick. Meanwhile see whether traffic begins, as often as there would be a
+        pass."""
+        end = trio.current_time() + seconds
+        while True:
+            with trio.move_on_at(min(end, trio.current_time() + self._interval)):
                 await self._kicked.wait()
+            if self._calm is not None:
+                self._calm.look()
+            if self._kicked.is_set() or trio.current_time() >= end:
+                return
 
     async def converge(self) -> Mapping[str, DeviceState]:
         """Make one pass now and return what was read at its end.
@@ -124,22 +142,38 @@ class Reconciler:
             if not self._backend.ipv6:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
             names = self._managed | desired.keys()
+            if self._news:
+                self._news = False
+                changes = self._differences(self.actual, desired)
+                if changes and all(map(_only_psks, changes)):
+                    self._note(desired, await self._apply(changes))
             actual = await self._read(names)
-            changes = diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
+            changes = self._differences(actual, desired)
             failed: set[str] = set()
             if changes:
+                if self._calm is not None and not all(map(_only_psks, changes)):
+                    self._calm.stir()
                 failed = await self._apply(changes)
                 actual = await self._read(names)
             self._managed = set(desired) | (names & actual.keys())
-            self._applied = {
-                name: self._applied[name] if name in failed else config
-                for name, config in desired.items()
-                if name not in failed or name in self._applied
-            }
+            self._note(desired, failed)
             for name in self._complaints.keys() - failed:
                 del self._complaints[name]
                 self._log.info("interface is well again", interface=name)
             return actual
+
+    def _differences(
+        self, actual: Mapping[str, DeviceState], desired: Mapping[str, DeviceConfig]
+    ) -> list[DeviceDiff]:
+        return diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
+
+    def _note(self, desired: Mapping[str, DeviceConfig], failed: set[str]) -> None:
+        """Remember what was applied, which the interfaces that failed have not."""
+        self._applied = {
+            name: self._applied[name] if name in failed else config
+            for name, config in desired.items()
+            if name not in failed or name in self._applied
+        }
 
     async def _read(self, names: set[str]) -> dict[str, DeviceState]:
         try:
@@ -187,3 +221,11 @@ class Reconciler:
         if self._complaints.get(name) != str(error):
             self._complaints[name] = str(error)
             self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)
+
+
+def _only_psks(change: DeviceDiff) -> bool:
+    """Whether a change gives peers that are there other preshared keys, and does nothing else."""
+    return change == DeviceDiff(change.name, peers=change.peers) and all(
+        peer.psk is not None and peer == PeerDiff(peer.public_key, psk=peer.psk, config=peer.config)
+        for peer in change.peers
+    )
