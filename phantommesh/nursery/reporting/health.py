@@ -19,6 +19,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.scatter import intents
+from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.identity import NodeId, format_node_id
 
@@ -38,9 +39,11 @@ UNREADY = frozenset(
 def own_faults(parts: Parts) -> Iterator[Fault]:
     """Return what is wrong with the node itself, or with what it was told."""
     if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
+        problem = parts.reconciler.problem(missing)
+        why, fix = (f": {problem}", problem.fix) if problem is not None else ("", "")
         yield reconciler.INTERFACES_MISSING.fault(
-            f"interfaces {', '.join(missing)} are missing",
-            "see the log for why they cannot be made",
+            f"interfaces {', '.join(missing)} are missing{why}",
+            fix or "the node tries again by itself; the log says what it meets",
             subject=missing[0],
         )
     for conflict in parts.overlay.plan.conflicts:
@@ -79,7 +82,8 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
     if (revoked := parts.keeper.revoked) is not None:
         yield revocation.REVOKED.fault(
             f"this node was revoked on {rfc3339(revoked.at)}",
-            "to come back, move its state directory away and join again with a new invite",
+            f"if that was a mistake, run `phantommesh revoke {parts.own.name()} --undo` where the mesh's "
+            f"root key is; else {JOIN_ANEW}",
         )
         return
     yield from _claims(parts)
@@ -130,9 +134,7 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 def _certificate(parts: Parts) -> Iterator[Fault]:
     if parts.own.member.not_after <= time():
-        yield own.CERTIFICATE_EXPIRED.fault(
-            "this node's certificate has expired", "join again with a new invite"
-        )
+        yield own.CERTIFICATE_EXPIRED.fault("this node's certificate has expired", JOIN_ANEW)
     elif (error := parts.own.renewal_error) is not None:
         yield own.CERTIFICATE_NOT_RENEWED.fault(f"the certificate could not be renewed: {error}", error.fix)
 

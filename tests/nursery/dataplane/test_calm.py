@@ -105,7 +105,7 @@ async def test_an_idle_minute_takes_a_handful_of_readings(autojump_clock: object
         backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger(), calm=world.calm
     )
     world.calm._woken = reconciler.kick
-    reconciler.set_desired({"pm0": device(1)})
+    reconciler.follow(lambda: {"pm0": device(1)})
     async with trio.open_nursery() as nursery:
         await nursery.start(reconciler.run)
         await trio.sleep(2 * STIRRED)
@@ -126,10 +126,10 @@ async def test_a_handshakes_new_keys_take_one_reading() -> None:
     reconciler = Reconciler(
         backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
     )
-    reconciler.set_desired({"pm0": device(1)})
+    reconciler.follow(lambda: {"pm0": device(1)})
     await reconciler.converge()
     before = backend.reads
-    reconciler.set_desired({"pm0": device(2)})
+    reconciler.follow(lambda: {"pm0": device(2)})
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x02" * 32)
     assert backend.reads - before == 1
@@ -140,9 +140,9 @@ async def test_new_keys_for_a_peer_that_somebody_removed_are_there_after_the_pas
     reconciler = Reconciler(
         backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
     )
-    reconciler.set_desired({"pm0": device(1)})
+    reconciler.follow(lambda: {"pm0": device(1)})
     await reconciler.converge()
     backend.state["pm0"] = replace(backend.state["pm0"], routes=frozenset())
-    reconciler.set_desired({"pm0": device(2)})
+    reconciler.follow(lambda: {"pm0": device(2)})
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x02" * 32) and actual["pm0"].routes
