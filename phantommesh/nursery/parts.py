@@ -165,8 +165,8 @@ def make_parts(
     peers = Peers(state.identity.node_id, links, wireguard, config.scatter, where=places.of)
 
     def look() -> None:
-        reconciler.kick()
-        scattering.kick()
+        reconciler.hear()
+        scattering.hear()
 
     changes = Changes((*names, master), look)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them

@@ -8,15 +8,15 @@ and read back then: what is read before that would tell nothing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from time import time
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
@@ -25,8 +25,20 @@ from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
-MAX_BACKOFF = 30.0
+INTERFACE_NOT_SET_UP = FaultKind("interface-not-set-up", "high")
+
+MAX_BACKOFF = 20.0
 """Seconds between attempts at most, while the backend fails."""
+AGAIN = 1.0
+"""Seconds until the second attempt: what fails twice is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The reason why an interface is not as desired, and how many passes in a row found it."""
+
+    error: PhantomMeshError
+    times: int
 
 
 class Reconciler:
@@ -34,9 +46,10 @@ class Reconciler:
     they are more while nothing moves.
 
     ``on_actual`` is called with what was read, after every read; ``actual`` is the latest. A failure is
-    logged with its fix, counted in ``failures`` and retried with back-off; it never ends ``run``. No peer
-    gets an endpoint that ``forbids``, whatever is desired, or keeps one that it roamed to; ``dropped`` counts
-    the former, each once for as long as it stays desired.
+    logged with its fix, counted in ``failures``, kept in ``problems`` by interface (empty: nothing can be
+    read) until a pass succeeds, and retried with back-off; it never ends ``run``. ``contest`` counts what
+    somebody else changed. No peer gets an endpoint that ``forbids``, whatever is desired, or keeps one that
+    it roamed to; ``dropped`` counts the former, each once for as long as it stays desired.
     """
 
     def __init__(
@@ -50,6 +63,8 @@ class Reconciler:
         calm: Calm | None = None,
     ) -> None:
         self.failures = 0
+        self.problems: dict[str, Problem] = {}
+        self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self.actual: Mapping[str, DeviceState] = {}
         self._wanted: Callable[[], Mapping[str, DeviceConfig]] = dict
@@ -62,8 +77,7 @@ class Reconciler:
         self._applied: dict[str, DeviceConfig] = {}
         self._managed: set[str] = set()
         self._pass = trio.Lock()
-        self._kicked, self._news = trio.Event(), False
-        self._complaints: dict[str, PhantomMeshError] = {}
+        self._kicked, self._news, self._failing = trio.Event(), False, False
 
     def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
         """From now on each pass asks this for what is desired, and removes interfaces that are not named
@@ -91,19 +105,21 @@ class Reconciler:
                 desired[name] = replace(config, peers={**config.peers, **bad})
         return desired, refused
 
-    def problem(self, names: Iterable[str]) -> PhantomMeshError | None:
-        """Return why one of these interfaces is not as desired, if an attempt to change it has failed."""
-        return next((self._complaints[name] for name in ("", *names) if name in self._complaints), None)
-
     def kick(self) -> None:
-        """Start the next pass now: what is desired, or what is there, may have changed."""
+        """Start the next pass now: what is desired may have changed."""
         self._news = True
         self._kicked.set()
+
+    def hear(self) -> None:
+        """What is there may have changed, says the kernel: start the next pass now. Passes that fail keep
+        their distance, for an attempt that fails changes things itself."""
+        if not self._failing:
+            self._kicked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""
         started = False
-        backoff = self._interval
+        delay = self._interval
         while True:
             self._kicked = trio.Event()
             before = self.failures
@@ -111,12 +127,18 @@ class Reconciler:
                 await self.converge()
             except PhantomMeshError:
                 pass  # logged and counted by converge
-            well = self.failures == before
-            backoff = self._interval if well else min(max(backoff, 0.1) * 2, MAX_BACKOFF)
+            if self.failures == before:
+                delay = self._interval if self._calm is None else self._calm.pause
+                self._failing = False
+            else:
+                delay = min(delay * 2, MAX_BACKOFF) if self._failing else min(AGAIN, self._interval)
+                self._failing = True
+                if not self._news:
+                    self._kicked = trio.Event()  # what was heard during the pass was the attempt itself
             if not started:
                 task_status.started()
                 started = True
-            await self._rest(backoff if not well or self._calm is None else self._calm.pause)
+            await self._rest(delay)
 
     async def _rest(self, seconds: float) -> None:
         """Wait for so long, or for a kick. Meanwhile see whether traffic begins, as often as there would be a
@@ -147,19 +169,20 @@ class Reconciler:
                 self._news = False
                 changes = self._differences(self.actual, desired)
                 if changes and all(map(_only_psks, changes)):
-                    self._note(desired, await self._apply(changes))
+                    self._note(desired, set(await self._apply(changes)))  # what failed is tried again below
             actual = await self._read(names)
             changes = self._differences(actual, desired)
             failed: set[str] = set()
             if changes:
                 if self._calm is not None and not all(map(_only_psks, changes)):
                     self._calm.stir()
-                failed = await self._apply(changes)
+                failed = self._tell(await self._apply(changes))
+                self._note_others(changes, desired, failed)
                 actual = await self._read(names)
             self._managed = set(desired) | (names & actual.keys())
             self._note(desired, failed)
-            for name in self._complaints.keys() - failed:
-                del self._complaints[name]
+            for name in self.problems.keys() - failed:
+                del self.problems[name]
                 self._log.info("interface is well again", interface=name)
             return actual
 
@@ -183,14 +206,25 @@ class Reconciler:
             self.failures += 1
             self._complain("", error)
             raise
-        if self._complaints.pop("", None) is not None:
+        if self.problems.pop("", None) is not None:
             self._log.info("interfaces can be read again")
         self.actual = actual
         self._on_actual(actual)
         return actual
 
-    async def _apply(self, changes: list[DeviceDiff]) -> set[str]:
-        """Create and change; return the names that failed."""
+    def _note_others(
+        self, changes: list[DeviceDiff], desired: Mapping[str, DeviceConfig], failed: set[str]
+    ) -> None:
+        """Count the interfaces that this pass put right although nothing else was desired than before."""
+        for change in changes:
+            name = change.name
+            link = change.create or change.changes_link
+            ours = link or change.listen_port is not None or change.private_key is not None
+            if ours and name not in failed and name in desired and desired[name] == self._applied.get(name):
+                self.contest.mended(f"interface {name}", trio.current_time())
+
+    async def _apply(self, changes: list[DeviceDiff]) -> dict[str, PhantomMeshError]:
+        """Create and change; return the names that failed, and why."""
         failures: dict[str, PhantomMeshError] = {}
 
         async def create(change: DeviceDiff) -> None:
@@ -209,18 +243,24 @@ class Reconciler:
             await self._backend.apply([change for change in changes if change.name not in failures])
         except ApplyError as error:
             failures.update(error.failures)
-        for name, failure in failures.items():
-            self._complain(name, failure)
-        self.failures += bool(failures)
         for change in changes:
             if change.name not in failures:
                 self._log.debug("interface changed", interface=change.name, peers=len(change.peers))
+        return failures
+
+    def _tell(self, failures: Mapping[str, PhantomMeshError]) -> set[str]:
+        """Keep and count these failures; return the names."""
+        for name, failure in failures.items():
+            self._complain(name, failure)
+        self.failures += bool(failures)
         return set(failures)
 
     def _complain(self, name: str, error: PhantomMeshError) -> None:
-        """Log a failure, once for as long as it stays the same."""
-        before, self._complaints[name] = self._complaints.get(name), error
-        if str(before) != str(error):
+        """Keep a failure, and log it once for as long as it stays the same."""
+        before = self.problems.get(name)
+        same = before is not None and str(before.error) == str(error)
+        self.problems[name] = Problem(error, before.times + 1 if before is not None and same else 1)
+        if not same:
             self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)
 
 

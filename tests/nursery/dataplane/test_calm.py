@@ -146,3 +146,36 @@ async def test_new_keys_for_a_peer_that_somebody_removed_are_there_after_the_pas
     reconciler.follow(lambda: {"pm0": device(2)})
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x02" * 32) and actual["pm0"].routes
+
+
+async def test_an_attempt_that_fails_does_not_hasten_the_next(autojump_clock: object) -> None:
+    """The kernel tells of what an attempt changes and takes back: each would begin the next at once."""
+    backend = FakeBackend()
+    backend.broken = {"pm0"}
+    reconciler = Reconciler(
+        backend, interval=INTERVAL, on_actual=lambda actual: reconciler.hear(), log=structlog.get_logger()
+    )
+    reconciler.follow(lambda: {"pm0": device(1)})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reconciler.run)
+        await trio.sleep(60.0)
+        assert 2 <= reconciler.failures <= 8
+        backend.broken = set()
+        reconciler.kick()
+        await trio.sleep(0.1)
+        assert not reconciler.problems
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_psk_that_cannot_be_written_counts_as_one_failure_a_pass() -> None:
+    """What fails in two passes is told as a fault: one pass that tries twice is one."""
+    backend = FakeBackend()
+    reconciler = Reconciler(
+        backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
+    )
+    reconciler.follow(lambda: {"pm0": device(1)})
+    await reconciler.converge()
+    backend.broken = {"pm0"}
+    reconciler.follow(lambda: {"pm0": device(2)})
+    await reconciler.converge()
+    assert (reconciler.failures, reconciler.problems["pm0"].times) == (1, 1)
