@@ -3,9 +3,9 @@
 
 import sys
 
-# structlog imports rich wherever rich is installed, for tracebacks with local variables in them. We never
-# print those (`logs.py`), and rich takes a seventh of the time in which a node imports. So structlog is
-# imported here, before all else of the nursery, as if there were no rich.
+# structlog imports rich wherever there is one, for tracebacks that `logs.py` never prints: 3 MB. So structlog
+# is imported here, before all else of the nursery, as if there were no rich.
+# docs/decisions/0046-imports-without-init.md
 if "structlog" not in sys.modules and "rich" not in sys.modules:
     sys.modules["rich"] = None  # type: ignore[assignment]  # `import rich` then raises ImportError
     try:
