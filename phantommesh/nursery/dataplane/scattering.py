@@ -185,6 +185,9 @@ class Scattering:
             with trio.move_on_at(min(self._plan.next_due(), end)):
                 await self._kicked.wait()
             async with self._lock:
+                if self._plan.can_rest(_now()):
+                    await self._read()
+                    self._plan.rest(_now())
                 await self._rotate(self._plan.due(_now()))
 
     async def close(self) -> None:
