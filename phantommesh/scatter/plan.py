@@ -302,7 +302,7 @@ class Plan:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh, self._counted = now - self._counted, now
-        marks = (found.map.elements[0] for found in self._installed.values())
+        marks = (found.map.card(0) for found in self._installed.values())
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
 
     # ---- one peer ----
