@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random as JitterRandom
 
-from phantommesh.dimensions import bits
+from phantommesh.dimensions import bits, has
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
@@ -21,7 +21,7 @@ from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkStat
 from phantommesh.link.fragments import QuotaError
 from phantommesh.link.handshake import HandshakeError, Random
 from phantommesh.link.initiator import Starter
-from phantommesh.link.psk import PskState
+from phantommesh.link.psk import FORGET_OLD_AFTER, PskPhase, PskState
 from phantommesh.link.responder import Answerer
 from phantommesh.link.wire import Kind
 from phantommesh.secret import Secret
@@ -189,6 +189,19 @@ class Links:
         if psk.desired is not wanted or psk.dials != dialled:
             effects.append(Install(peer))
         return effects
+
+    def settled(self, peer: bytes, handshakes: Sequence[float | None], now: float) -> bool:
+        """Whether nothing is to be heard from the kernel about this peer soon: how things stand is sure, and
+        WireGuard has a session on each dimension that it should have one on. ``handshakes`` as for
+        `read_back`. A peer that is not keyed is settled."""
+        known = self._peers.get(peer)
+        if known is None:
+            return True
+        return known.psk.phase(now) is not PskPhase.UNSURE and all(
+            moment is not None and now - moment < FORGET_OLD_AFTER
+            for i, moment in enumerate(handshakes)
+            if has(known.psk.bound, i)
+        )
 
     def signed(self, token: bytes, signature: bytes, now: float) -> list[Effect]:
         """Go on with the handshake that asked for this signature."""

@@ -195,15 +195,6 @@ def decode_counters(payloads: Iterable[bytes]) -> dict[int, tuple[int, int]]:
 def changes_rules(messages: bytes, table: bytes) -> bool:
     """Whether notifications tell of a table's own making or removal, or of its chains or rules. ``table`` is
     its name with the final NUL; elements change all the time and do not count."""
-    return _tells(messages, table, _SHAPES)
-
-
-def removes_table(messages: bytes, table: bytes) -> bool:
-    """Whether notifications tell of a table's removal. ``table`` is its name with the final NUL."""
-    return _tells(messages, table, frozenset({_DELETE_TABLE}))
-
-
-def _tells(messages: bytes, table: bytes, kinds: frozenset[int]) -> bool:
     return any(
-        kind - _SUBSYSTEM in kinds and table in payload for kind, _, _, payload in split_messages(messages)
+        kind - _SUBSYSTEM in _SHAPES and table in payload for kind, _, _, payload in split_messages(messages)
     )

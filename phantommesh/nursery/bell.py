@@ -11,13 +11,16 @@ class Bell:
     """
 
     def __init__(self) -> None:
-        self._rung = trio.Event()
+        self._rung: trio.Event | None = None
 
     def ring(self) -> None:
-        """Wake all who wait now."""
-        self._rung.set()
-        self._rung = trio.Event()
+        """Wake all who wait now. Most rings find nobody, and cost nothing."""
+        if self._rung is not None:
+            self._rung.set()
+            self._rung = None
 
     async def wait(self) -> None:
         """Return at the next ring."""
+        if self._rung is None:
+            self._rung = trio.Event()
         await self._rung.wait()

@@ -33,7 +33,7 @@ from phantommesh.state.start import NodeState
 
 # Tuning.
 REFRESH = 30.0  # s between looks at the clock (certificates that ran out) and at the host's networks
-LAG_PROBE = 1.0  # s
+LAG_PROBE = 5.0  # s
 GRACE = 2.0  # s for API requests under way at shutdown
 LEAVE = 4.0  # s to say goodbye to the mesh
 STOP = 8.0  # s to take the interfaces down; longer than a WireGuard process is waited for before it is killed
@@ -188,6 +188,7 @@ class Node:
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
+            "changes": parts.changes.run,
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,

@@ -30,11 +30,14 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
@@ -67,6 +70,7 @@ from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
+from phantommesh.paths import probe
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
@@ -113,6 +117,8 @@ class Parts:
     links: Links
     driver: LinkDriver
     peers: Peers
+    changes: Changes
+    calm: Calm
     wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
@@ -180,12 +186,28 @@ def make_parts(
         alarmed=tell,
     )
     peers = Peers(state.identity.node_id, links, wireguard, config.scatter, where=places.of)
+
+    def look() -> None:
+        reconciler.hear()
+        scattering.hear()
+
+    changes = Changes((*names, master), look)
+    probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
+    calm = Calm(
+        wireguard.reconcile_seconds,
+        told=lambda: changes.told,
+        sent=partial(traffic.sent, frozenset(names)),
+        probed=lambda: paths.sent * probe_bytes,
+        peers=lambda: len(peers.entries),
+        woken=look,
+    )
     reconciler = Reconciler(
         backend,
         interval=wireguard.reconcile_seconds,
         on_actual=lambda actual: tell(ReadBack(actual)),
         log=structlog.get_logger("phantommesh.node"),
         forbids=places.forbids,
+        calm=calm,
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
@@ -199,6 +221,7 @@ def make_parts(
         addresses=own.addresses,
         routed=overlay.prefixes,
         interval=wireguard.reconcile_seconds,
+        calm=calm,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
     paths = PathDriver(
@@ -262,6 +285,8 @@ def make_parts(
         links=links,
         driver=driver,
         peers=peers,
+        changes=changes,
+        calm=calm,
         wiring=Wiring(keeper, peers, links, copies, sessions, partial(generation_of, gossip.membership)),
         reconciler=reconciler,
         scattering=scattering,

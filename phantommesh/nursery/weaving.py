@@ -29,6 +29,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
+from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
 from phantommesh.wireguard.desired import OwnSide
 
@@ -75,6 +76,8 @@ class Weaving:
             case Changed():
                 self._recorder.member_changed(news)
             case Turned():
+                if PathState.DARK in (news.before, news.after):
+                    parts.calm.stir()
                 self._recorder.turned(news)
             case _:
                 assert_never(news)
@@ -147,12 +150,15 @@ class Weaving:
         parts, actual = self._parts, news.actual
         parts.scattering.devices(actual)
         parts.paths.devices(actual)
-        (now, wall), shown = moment(), list[Seen]()
+        (now, wall), shown, settled = moment(), list[Seen](), True
         for entry in parts.peers.entries:
             seen, effects = parts.wiring.read_back(entry, actual, now, wall)
             shown.append(seen)
+            settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
             parts.driver.carry_out(effects)
+        if not settled:
+            parts.calm.stir()
         parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
         parts.proving.look({seen.peer: seen.counted for seen in shown})
         parts.paths.set_peers(parts.peers.reached())

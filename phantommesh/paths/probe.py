@@ -25,6 +25,8 @@ VERSION: Final = 1
 SIZE: Final = 18
 ON_WIRE: Final = 80
 """Bytes that WireGuard counts for a probe over IPv4: 18 + 28 padded to 48, and 32 of its own."""
+INSIDE: Final = 46
+"""Bytes of a probe before WireGuard: 18, and 28 of IPv4 and UDP."""
 
 _PING, _PONG = 1, 2
 _LEAVING, _DRAINED = 1, 2

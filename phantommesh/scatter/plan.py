@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, repeat
 from random import Random
 
 from phantommesh.dimensions import DIMENSIONS
@@ -33,8 +33,13 @@ from phantommesh.secret import Secret
 # its peer is scattered on, by a map of no agreement, until it is keyed again.
 ADOPTED = 180.0
 
+NO_LINK = 0
+"""The link's epoch of a map that comes from no agreement."""
+
 # Tuning.
 JITTER = 0.1  # of an epoch's length, so that no two peers' maps change together
+QUIET_FROM = 30.0  # s: who sets shorter epochs wants maps to change often, whatever flows
+QUIET_EPOCHS = 10  # lengths that a map holds at most by which nothing is sent
 
 MAX_GONE = 4096  # peers that are none any more, whose epochs' numbers are remembered
 
@@ -210,6 +215,27 @@ class Plan:
         """The peers whose maps are due."""
         return [node_id for node_id, found in self._installed.items() if found.due <= now.steady]
 
+    def can_rest(self, now: Moment) -> bool:
+        """Whether a map that is due may hold on, if nothing was sent by it: then `rest` wants to know."""
+        return any(map(self._may_rest, self.due(now), repeat(now)))
+
+    def rest(self, now: Moment) -> None:
+        """Let the maps that are due hold for another length where nothing was sent by them, as last read. A
+        map that nothing is sent by tells nobody anything, and to change it costs both ends of the link more
+        than anything else that they do while they rest. From its first packet on it holds for one length."""
+        for node_id in self.due(now):
+            if self._may_rest(node_id, now):
+                self._installed[node_id].due = now.steady + self._length()
+
+    def _may_rest(self, node_id: bytes, now: Moment) -> bool:
+        found = self._installed[node_id]
+        if found.current is None or self._epoch_seconds < QUIET_FROM:
+            return False
+        if found.current.epoch.link == NO_LINK:
+            return False  # the link has keyed it by now, or the peer leaves
+        longest = QUIET_EPOCHS * self._epoch_seconds
+        return not any(found.current.hits.packets) and now.steady - found.current.began < longest
+
     # ---- transactions ----
 
     def whole(self, frame: Frame, shown: Mapping[int, int], now: Moment) -> Transaction:
@@ -293,7 +319,7 @@ class Plan:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh, self._counted = now - self._counted, now
-        marks = (found.map.elements[0] for found in self._installed.values())
+        marks = (found.map.card(0) for found in self._installed.values())
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
 
     # ---- one peer ----
@@ -305,7 +331,7 @@ class Plan:
         if known.wanted.keying is not None:
             return Keying(*known.wanted.keying)
         if not known.keyed_once and now.steady < self._adopted_until:
-            return Keying(0, known.provisional)
+            return Keying(NO_LINK, known.provisional)
         return None
 
     def _as_wanted(self, node_id: bytes, now: Moment) -> bool:
@@ -333,5 +359,7 @@ class Plan:
         there = (index is not None for index in self._indexes)
         scores = self._peers[node_id].scores
         found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
-        length = self._epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
-        found.due = now.steady + length
+        found.due = now.steady + self._length()
+
+    def _length(self) -> float:
+        return self._epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)

@@ -101,9 +101,13 @@ class PeerMap:
     @property
     def elements(self) -> dict[int, int]:
         """The map of cards: number to mark."""
+        return {i: self.card(i) for i in range(self.length)}
+
+    def card(self, number: int) -> int:
+        """The mark of one card."""
         if not self.dealt:
-            return dict.fromkeys(range(self.length), self.slot << 8 | _DROPPED)
-        return {i: mark(self.slot, self.parity, dimension) for i, dimension in enumerate(self.dealt)}
+            return self.slot << 8 | _DROPPED
+        return mark(self.slot, self.parity, self.dealt[number])
 
 
 def length_of(scheduler: Scheduler, batch: int) -> int:

@@ -4,6 +4,7 @@
 import base64
 import hashlib
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, NewType
 
@@ -30,6 +31,7 @@ def node_id_of(spki_der: bytes) -> NodeId:
     return NodeId(hashlib.sha3_256(spki_der).digest()[:NODE_ID_BYTES])
 
 
+@lru_cache(maxsize=4096)  # the members of a mesh: whatever a node says of itself names them
 def format_node_id(node_id: NodeId) -> str:
     """Write a node id as 26 characters of lower-case base32 without padding."""
     return base64.b32encode(node_id).decode("ascii").rstrip("=").lower()

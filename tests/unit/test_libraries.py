@@ -6,6 +6,8 @@ pyproject.toml caps those libraries. A failure here names what changed, and what
 
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from hashlib import sha256
 from importlib.metadata import version
@@ -72,3 +74,21 @@ def test_a_library_whose_insides_we_use_is_capped(library: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [asked] = [one for one in project["dependencies"] if re.match(rf"{library}\b", one)]
     assert "<" in asked, f"{asked} in pyproject.toml has no upper bound, but we use the insides of {library}"
+
+
+def test_a_node_imports_only_the_parts_of_its_libraries_that_it_uses() -> None:
+    """rich and most of pyroute2 take 8 MB: docs/decisions/0046-imports-without-init.md. The web framework is
+    imported while peers are spoken to already."""
+    program = """
+        import sys
+        import phantommesh.nursery.process
+        import phantommesh.nursery.host.wgmessages
+        print(*sys.modules)
+        import rich.console  # the command line's: whoever asks gets it
+        from pyroute2 import netns
+        assert rich.console.Console and netns.create
+        """
+    lines = "\n".join(line.strip() for line in program.splitlines())
+    ran = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    unused = {"rich", "pygments", "pyroute2.ndb", "pyroute2.ipdb", "pyroute2.plan9", "quart", "hypercorn"}
+    assert unused.isdisjoint(ran.stdout.split())

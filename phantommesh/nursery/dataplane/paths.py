@@ -103,6 +103,7 @@ class PathDriver:
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
+        self.sent = 0  # probes and answers that left
         self.unsent: dict[tuple[bytes, int], str] = {}
         """By peer and dimension: why the kernel did not take the newest probe. What it takes has no entry."""
         self._dropped: Counter[str] = Counter()
@@ -115,7 +116,7 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
-        self._apply_now, self._changed = trio.Event(), Bell()
+        self._apply_now, self._changed, self._moved = trio.Event(), Bell(), trio.Event()
         self._due = Due(lambda: paths.deadline)
 
     # --- what the node tells it ---
@@ -126,7 +127,8 @@ class PathDriver:
         return self._dropped + self.paths.drops
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
-        """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used."""
+        """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used. Our own
+        address may be another since the call before."""
         known = {node_id: (str(address), ready) for node_id, address, ready in peers}
         self._addresses = {node_id: address for node_id, (address, _) in known.items()}
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
@@ -135,6 +137,8 @@ class PathDriver:
         self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
+        if self._socket is not None and self._socket.address != self._address():
+            self._moved.set()
 
     def set_ready(self, node_id: bytes, ready: int) -> None:
         """One of the peers has other dimensions to be used than before, a bitmap."""
@@ -182,13 +186,17 @@ class PathDriver:
 
     async def _serve(self, sock: ProbeSocket) -> None:
         """Serve until this node's address changes."""
+        self._moved = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick, sock)
-            while self._address() == sock.address:
-                with trio.move_on_after(RETRY):
-                    await trio.lowlevel.wait_readable(sock.socket)
-                self._receive(sock)
+            nursery.start_soon(self._read, sock)
+            await self._moved.wait()
             nursery.cancel_scope.cancel()
+
+    async def _read(self, sock: ProbeSocket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(sock.socket)
+            self._receive(sock)
 
     async def _tick(self, sock: ProbeSocket) -> None:
         while True:
@@ -248,6 +256,7 @@ class PathDriver:
             self._dropped["probe-unsent"] += 1
             self.unsent[peer, dimension] = os.strerror(error.errno or 0)
         else:
+            self.sent += 1
             self.unsent.pop((peer, dimension), None)
 
     async def _apply(self) -> None:

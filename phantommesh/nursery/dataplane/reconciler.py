@@ -2,7 +2,9 @@
 """Keeps the WireGuard interfaces as desired, whoever changed them: read, compare, apply, read back.
 
 The loop is level-triggered. A restart, a crashed userspace WireGuard, an interface that was deleted and a
-rival ``wg set`` are all the same case: what is read differs from what is desired.
+rival ``wg set`` are all the same case: what is read differs from what is desired. While nothing moves it
+reads seldom (`calm.py`). PSKs that are new, which is all that a link's handshake changes, are written first
+and read back then: what is read before that would tell nothing.
 """
 
 from collections import Counter
@@ -15,10 +17,11 @@ from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
+from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
-from phantommesh.wireguard.diff import DeviceDiff, diff
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
@@ -39,14 +42,14 @@ class Problem:
 
 
 class Reconciler:
-    """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
+    """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it; with ``calm``
+    they are more while nothing moves.
 
     ``on_actual`` is called with what was read, after every read; ``actual`` is the latest. A failure is
     logged with its fix, counted in ``failures``, kept in ``problems`` by interface (empty: nothing can be
     read) until a pass succeeds, and retried with back-off; it never ends ``run``. ``contest`` counts what
-    somebody else changed. No peer
-    gets an endpoint that ``forbids``, whatever is desired, or keeps one that it roamed to; ``dropped`` counts
-    the former, each once for as long as it stays desired.
+    somebody else changed. No peer gets an endpoint that ``forbids``, whatever is desired, or keeps one that
+    it roamed to; ``dropped`` counts the former, each once for as long as it stays desired.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Reconciler:
         on_actual: Callable[[Mapping[str, DeviceState]], None],
         log: FilteringBoundLogger,
         forbids: Callable[[str], bool] = lambda host: False,
+        calm: Calm | None = None,
     ) -> None:
         self.failures = 0
         self.problems: dict[str, Problem] = {}
@@ -67,13 +71,13 @@ class Reconciler:
         self._refused: set[tuple[str, bytes, str]] = set()
         self._forbids = forbids
         self._backend = backend
-        self._interval = interval
+        self._interval, self._calm = interval, calm
         self._on_actual = on_actual
         self._log = log
         self._applied: dict[str, DeviceConfig] = {}
         self._managed: set[str] = set()
         self._pass = trio.Lock()
-        self._kicked = trio.Event()
+        self._kicked, self._news, self._failing = trio.Event(), False, False
 
     def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
         """From now on each pass asks this for what is desired, and removes interfaces that are not named
@@ -102,12 +106,19 @@ class Reconciler:
         return desired, refused
 
     def kick(self) -> None:
-        """Start the next pass now."""
+        """Start the next pass now: what is desired may have changed."""
+        self._news = True
         self._kicked.set()
+
+    def hear(self) -> None:
+        """What is there may have changed, says the kernel: start the next pass now. Passes that fail keep
+        their distance, for an attempt that fails changes things itself."""
+        if not self._failing:
+            self._kicked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""
-        started = failing = False
+        started = False
         delay = self._interval
         while True:
             self._kicked = trio.Event()
@@ -117,14 +128,29 @@ class Reconciler:
             except PhantomMeshError:
                 pass  # logged and counted by converge
             if self.failures == before:
-                delay, failing = self._interval, False
+                delay = self._interval if self._calm is None else self._calm.pause
+                self._failing = False
             else:
-                delay, failing = min(delay * 2, MAX_BACKOFF) if failing else min(AGAIN, delay), True
+                delay = min(delay * 2, MAX_BACKOFF) if self._failing else min(AGAIN, self._interval)
+                self._failing = True
+                if not self._news:
+                    self._kicked = trio.Event()  # what was heard during the pass was the attempt itself
             if not started:
                 task_status.started()
                 started = True
-            with trio.move_on_after(delay):
+            await self._rest(delay)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for so long, or for a kick. Meanwhile see whether traffic begins, as often as there would be a
+        pass."""
+        end = trio.current_time() + seconds
+        while True:
+            with trio.move_on_at(min(end, trio.current_time() + self._interval)):
                 await self._kicked.wait()
+            if self._calm is not None:
+                self._calm.look()
+            if self._kicked.is_set() or trio.current_time() >= end:
+                return
 
     async def converge(self) -> Mapping[str, DeviceState]:
         """Make one pass now and return what was read at its end.
@@ -139,23 +165,39 @@ class Reconciler:
             if not self._backend.ipv6:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
             names = self._managed | desired.keys()
+            if self._news:
+                self._news = False
+                changes = self._differences(self.actual, desired)
+                if changes and all(map(_only_psks, changes)):
+                    self._note(desired, set(await self._apply(changes)))  # what failed is tried again below
             actual = await self._read(names)
-            changes = diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
+            changes = self._differences(actual, desired)
             failed: set[str] = set()
             if changes:
-                failed = await self._apply(changes)
+                if self._calm is not None and not all(map(_only_psks, changes)):
+                    self._calm.stir()
+                failed = self._tell(await self._apply(changes))
                 self._note_others(changes, desired, failed)
                 actual = await self._read(names)
             self._managed = set(desired) | (names & actual.keys())
-            self._applied = {
-                name: self._applied[name] if name in failed else config
-                for name, config in desired.items()
-                if name not in failed or name in self._applied
-            }
+            self._note(desired, failed)
             for name in self.problems.keys() - failed:
                 del self.problems[name]
                 self._log.info("interface is well again", interface=name)
             return actual
+
+    def _differences(
+        self, actual: Mapping[str, DeviceState], desired: Mapping[str, DeviceConfig]
+    ) -> list[DeviceDiff]:
+        return diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
+
+    def _note(self, desired: Mapping[str, DeviceConfig], failed: set[str]) -> None:
+        """Remember what was applied, which the interfaces that failed have not."""
+        self._applied = {
+            name: self._applied[name] if name in failed else config
+            for name, config in desired.items()
+            if name not in failed or name in self._applied
+        }
 
     async def _read(self, names: set[str]) -> dict[str, DeviceState]:
         try:
@@ -181,8 +223,8 @@ class Reconciler:
             if ours and name not in failed and name in desired and desired[name] == self._applied.get(name):
                 self.contest.mended(f"interface {name}", trio.current_time())
 
-    async def _apply(self, changes: list[DeviceDiff]) -> set[str]:
-        """Create and change; return the names that failed."""
+    async def _apply(self, changes: list[DeviceDiff]) -> dict[str, PhantomMeshError]:
+        """Create and change; return the names that failed, and why."""
         failures: dict[str, PhantomMeshError] = {}
 
         async def create(change: DeviceDiff) -> None:
@@ -201,12 +243,16 @@ class Reconciler:
             await self._backend.apply([change for change in changes if change.name not in failures])
         except ApplyError as error:
             failures.update(error.failures)
-        for name, failure in failures.items():
-            self._complain(name, failure)
-        self.failures += bool(failures)
         for change in changes:
             if change.name not in failures:
                 self._log.debug("interface changed", interface=change.name, peers=len(change.peers))
+        return failures
+
+    def _tell(self, failures: Mapping[str, PhantomMeshError]) -> set[str]:
+        """Keep and count these failures; return the names."""
+        for name, failure in failures.items():
+            self._complain(name, failure)
+        self.failures += bool(failures)
         return set(failures)
 
     def _complain(self, name: str, error: PhantomMeshError) -> None:
@@ -216,3 +262,11 @@ class Reconciler:
         self.problems[name] = Problem(error, before.times + 1 if before is not None and same else 1)
         if not same:
             self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)
+
+
+def _only_psks(change: DeviceDiff) -> bool:
+    """Whether a change gives peers that are there other preshared keys, and does nothing else."""
+    return change == DeviceDiff(change.name, peers=change.peers) and all(
+        peer.psk is not None and peer == PeerDiff(peer.public_key, psk=peer.psk, config=peer.config)
+        for peer in change.peers
+    )

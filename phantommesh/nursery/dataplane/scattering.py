@@ -23,6 +23,7 @@ import trio
 from phantommesh.config.sections import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
+from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
@@ -43,8 +44,9 @@ log = structlog.get_logger("phantommesh.scatter")
 
 
 class Scattering:
-    """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``on_epoch`` is
-    called with a peer's node id and each epoch that has ended."""
+    """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``interval`` is
+    the seconds between passes, with ``calm`` while something moves. ``on_epoch`` is called with a peer's node
+    id and each epoch that has ended."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Scattering:
         addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
         routed: Callable[[], Sequence[Network]],
         interval: float,
+        calm: Calm | None = None,
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
@@ -69,6 +72,7 @@ class Scattering:
         self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6 = kind, mtu, ipv6
         self._addresses, self._wanted, self._interval = addresses, routed, interval
+        self._calm = calm
         self._seed = int.from_bytes(os.urandom(4))
         self._plan = Plan(
             me,
@@ -136,6 +140,12 @@ class Scattering:
         """Start the next pass now."""
         self._kicked.set()
 
+    def hear(self) -> None:
+        """What is there may have changed, says the kernel: start the next pass now. Passes that fail keep
+        their distance, for each of them makes and removes the interface."""
+        if self.problem is None:
+            self.kick()
+
     # ---- the service ----
 
     async def run(self) -> None:
@@ -150,17 +160,18 @@ class Scattering:
                 found = False  # this kernel has no such family; `_pass` will say what matters
             if found:
                 self._plan.adopt(_now())
-        delay, self._began = self._interval, trio.current_time()
+        backoff, self._began = self._interval, trio.current_time()
         while True:
             self._kicked = trio.Event()
             try:
                 async with self._lock:
                     await self._pass()
-                delay = self._interval
+                backoff = self._interval
+                delay = self._interval if self._calm is None else self._calm.pause
             except PhantomMeshError as error:
                 await self._retreat(error)
-                delay = min(max(delay, 0.5) * 2, MAX_BACKOFF)
-                with trio.move_on_after(delay):
+                backoff = min(max(backoff, 0.5) * 2, MAX_BACKOFF)
+                with trio.move_on_after(backoff):
                     await self._kicked.wait()
                 continue
             try:
@@ -174,6 +185,9 @@ class Scattering:
             with trio.move_on_at(min(self._plan.next_due(), end)):
                 await self._kicked.wait()
             async with self._lock:
+                if self._plan.can_rest(_now()):
+                    await self._read()
+                    self._plan.rest(_now())
                 await self._rotate(self._plan.due(_now()))
 
     async def close(self) -> None:
@@ -213,6 +227,8 @@ class Scattering:
         if self._networks != tuple(self._wanted()) and self.mode == "mark":
             self._seen = None  # the rules name them
         if self._seen is None or index != self._master or await self._look() != self._seen:
+            if self._calm is not None:
+                self._calm.stir()
             await self._install_all(shown)
             self._master = index
         elif not self._plan.is_placed(_now()):

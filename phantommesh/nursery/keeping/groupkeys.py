@@ -18,7 +18,8 @@ from phantommesh.trust.groupkey import GroupKey, make_group_key
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
-LOOK = 1.0  # s between looks at whether a key is due
+LOOK = 1.0  # s between an authority's looks at whether a key is due
+SELDOM = 15.0  # s between looks of others. They wake when a key comes, is to be promoted or to be retired
 
 log = structlog.get_logger("phantommesh.groupkeys")
 
@@ -93,7 +94,8 @@ class GroupKeys:
                 if node.authority is not None and self._held.ours(node.roster, trio.current_time(), time()):
                     await self.rotate()
                 await self.save()
-            with trio.move_on_after(min(LOOK, max(0.0, self.ring.deadline - trio.current_time()))):
+            look = LOOK if node.authority is not None else SELDOM
+            with trio.move_on_after(min(look, max(0.0, self.ring.deadline - trio.current_time()))):
                 await self._saver.marked()
 
     async def save(self) -> None:

@@ -49,6 +49,7 @@ from phantommesh.trust.identity import NodeId, format_node_id
 # Tuning.
 TALK = 15.0  # s that one conversation may take
 LOOK_AGAIN = 0.5  # s between readings of the interfaces while some member is suspected
+SEEDS = 5.0  # s between looks at where the seeds are
 SAVE_EVERY = 30.0  # s
 
 BROKEN = "what gossip had to do now ended with an unexpected error"
@@ -151,7 +152,7 @@ class GossipDriver:
         self._dropped = self.news.dropped
         self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
         self.disk = Patience(log, "members")
-        self._wanted = Bell()
+        self._wanted, self._watched = Bell(), Bell()
 
     # Told from outside.
 
@@ -176,6 +177,7 @@ class GossipDriver:
     def roster_changed(self) -> None:
         """Tell membership of records that are new here, and of members that were revoked."""
         self.news.roster_changed(trio.current_time(), time())
+        self._watched.ring()  # the seeds may be at other addresses
 
     def begin_anew(self, start: int) -> None:
         """This start's number is to be at least this one: see `node.runs`."""
@@ -231,6 +233,8 @@ class GossipDriver:
                     self._saver.mark()
                 case _:
                     assert_never(effect)
+        if self.membership.unsure:
+            self._watched.ring()
         self._due.look()
 
     def _all_seeds(self) -> list[Address]:
@@ -263,9 +267,12 @@ class GossipDriver:
         """Keep the seeds up to date; have the interfaces read while traffic there could clear a suspect."""
         while True:
             self.membership.set_seeds(self._all_seeds())
-            await trio.sleep(LOOK_AGAIN)
             if self.membership.unsure:
+                await trio.sleep(LOOK_AGAIN)
                 self._look()
+                continue
+            with trio.move_on_after(SEEDS):
+                await self._watched.wait()
 
     async def _work(self, kind: Kind) -> None:
         """Work on tasks of one kind, one after the other."""

@@ -29,7 +29,7 @@ TOTAL_RATE, TOTAL_BURST = 500.0, 1000.0  # of all: at 0.35 ms an answer, a sixth
 MAX_SOURCES = 4096  # askers whose rates are kept
 MAX_CONNECTIONS, MAX_PER_HOST = 64, 8
 IDLE = 10.0  # s for one whole query to come, or one answer to leave (RFC 7766 section 6.2.3)
-WATCH = 1.0  # s between looks at what our addresses are
+WATCH = 5.0  # s between looks at what our addresses are
 RETRY = 5.0  # s until a port that was taken is tried again
 _TURN = 16  # datagrams answered before other tasks get a turn
 

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable
 from typing import Final, Literal, assert_never
 
-from pyroute2 import IPRoute
+from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from phantommesh.nursery.host.errors import BackendError

@@ -51,7 +51,8 @@ class _Installed:
 
 class Guarding:
     """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not. ``flushed`` is
-    called when the kernel tells that the table ``beside``, which another service keeps, was removed."""
+    called when the kernel tells that the rules of the table ``beside``, which another service keeps, were
+    changed."""
 
     def __init__(
         self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
@@ -143,7 +144,7 @@ class Guarding:
                 try:
                     messages = told.recv(_BUFFER)
                     ours = nftnetlink.changes_rules(messages, name)
-                    theirs = nftnetlink.removes_table(messages, beside)
+                    theirs = nftnetlink.changes_rules(messages, beside)
                 except BlockingIOError:
                     continue
                 except (OSError, NetlinkFormatError):

@@ -24,6 +24,7 @@ from phantommesh.wireguard.device import Network
 OVERLAY_NOT_HELD = FaultKind("overlay-not-held", "high")
 
 # Tuning.
+TOLD = 30.0  # s between looks while the kernel tells of changes, or the interval where that is longer
 PAUSE = 0.1  # s between two looks, however fast addresses and routes change
 SHARE = 20.0  # a look may take one part in so many of a core, on a host with very many routes
 
@@ -49,6 +50,7 @@ class Overlay:
         self.on_change: Callable[[], None] = lambda: None
         self._members, self._interval = members, interval
         self._closed: frozenset[Closing] | None = None  # as it was last left
+        self._told = False  # whether the kernel tells of changes
         self._kicked = trio.Event()
 
     @property
@@ -103,7 +105,8 @@ class Overlay:
                         log.warning("the overlay's range is not held", error=str(error), fix=error.fix)
                     self.problem = error
                 took = trio.current_time() - began
-                with trio.move_on_after(max(self._interval, SHARE * took)):
+                interval = max(TOLD, self._interval) if self._told else self._interval
+                with trio.move_on_after(max(interval, SHARE * took)):
                     await self._kicked.wait()
                 await trio.sleep_until(began + max(PAUSE, SHARE * took))
 
@@ -116,12 +119,15 @@ class Overlay:
                 socket.NETLINK_ROUTE,
             ) as heard:
                 heard.bind((0, hostview.GROUPS))
+                self._told = True
+                self.kick()  # what changed before this was not told
                 while True:
                     await trio.lowlevel.wait_readable(heard)
                     _drain(heard)
                     self.kick()
                     await trio.sleep(PAUSE)
         except OSError as error:  # then it is the interval alone
+            self._told = False
             log.debug("changes of routes and rules are not heard of", error=str(error))
 
     async def _look(self) -> hostview.HostView:

@@ -47,9 +47,10 @@ _IFLA_NAME, _IFLA_ALIAS, _IFA_ADDRESS, _IFA_LOCAL = 3, 20, 1, 2
 _MAIN_TABLE: Final = 254
 _LEADING: Final = (UNICAST, LOCAL, UNREACHABLE)  # the other types lead nowhere, or to no one host
 
-GROUPS: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
-"""RTMGRP_*: addresses, routes and policy rules of both families, for a socket that wants to hear of changes.
-The last is RTNLGRP_IPV6_RULE, 19, which has no RTMGRP_* name."""
+GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+"""RTMGRP_*: links, addresses, routes and policy rules of both families, for a socket that wants to hear of
+changes. A link that goes down takes routes with it that no message tells of. The last is RTNLGRP_IPV6_RULE,
+19, which has no RTMGRP_* name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,3 +313,37 @@ def test_no_packet_is_lost_nor_told_twice(steps: list[tuple[str, int]]) -> None:
     assert +seen == +sent
     numbers = [(node_id, counts.epoch) for node_id, counts in told]
     assert len(numbers) == len(set(numbers))
+
+
+def test_a_map_that_nothing_is_sent_by_holds_on_for_ten_lengths_at_most() -> None:
+    """A change of the map has both ends read all interfaces, open a channel and sign a statement."""
+    plan, counters = placed(peer(2), peer(3)), Counters()
+    counters.send(1, 5)
+    assert not plan.can_rest(at(0.9 * EPOCH)), "nothing is due"
+    assert plan.can_rest(at(1.2 * EPOCH))
+    plan.read(counters)
+    plan.rest(at(1.2 * EPOCH))
+    assert plan.due(at(1.2 * EPOCH)) == [peer(2).node_id], "by its map something was sent"
+    held = 2.4 * EPOCH
+    while plan.can_rest(at(held)):
+        plan.rest(at(held))
+        assert plan.next_due() <= at(1.2 * EPOCH).steady
+        assert peer(3).node_id not in plan.due(at(held))
+        held += 1.2 * EPOCH
+    assert 10 * EPOCH <= held < 11.2 * EPOCH
+
+
+def test_from_the_first_packet_on_a_map_holds_for_one_length() -> None:
+    plan, counters = placed(peer(2)), Counters()
+    for turn in range(1, 4):
+        plan.rest(at(1.2 * turn * EPOCH))
+    counters.send(1, 1)
+    plan.read(counters)
+    assert not plan.can_rest(at(4.8 * EPOCH))
+    assert plan.due(at(4.8 * EPOCH)) == [peer(2).node_id]
+
+
+def test_epochs_that_were_set_short_end_whatever_flows() -> None:
+    plan = placed(peer(2))
+    plan._epoch_seconds = 2.0
+    assert not plan.can_rest(at(1.2 * EPOCH)) and plan.due(at(1.2 * EPOCH))
