@@ -190,6 +190,7 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    links.look_elsewhere(gossip.heard_at)
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),

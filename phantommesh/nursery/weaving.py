@@ -30,6 +30,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import Bucket
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import OwnSide
 
 # Tuning.
@@ -70,7 +71,7 @@ class Weaving:
             case Alarm():
                 self._alarmed(news)
             case Changed():
-                self._recorder.member_changed(news)
+                self._changed(news)
             case Turned():
                 self._recorder.turned(news)
             case _:
@@ -152,6 +153,7 @@ class Weaving:
             seen = parts.peers.read(entry, actual, now, wall)
             shown.append(seen)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
+            parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             parts.driver.carry_out(
                 parts.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now)
             )
@@ -168,10 +170,17 @@ class Weaving:
             return
         generation = generation_of(parts.gossip.membership, opened.peer)
         parts.copies.chained(opened.peer, generation, trio.current_time())
+        parts.gossip.lives(NodeId(opened.peer), trio.current_time())
         if opened.at is not None:
             parts.places.seen(opened.peer, opened.at.host)
         self._recorder.opened(opened)
         self._reporter.handshake_finished()
+
+    def _changed(self, changed: Changed) -> None:
+        if changed.event == "restarted":
+            self._parts.links.restarted(changed.node, trio.current_time())
+            self._parts.driver.wake()
+        self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:
         parts = self._parts

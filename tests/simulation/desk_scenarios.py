@@ -20,7 +20,7 @@ from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import DAY, Role
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
-from tests.simulation import full_scenarios
+from tests.simulation import full_scenarios, reach_scenarios
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Machine
 from tests.simulation.full_parts import Mesh, identity, plain_record
@@ -327,6 +327,7 @@ def new_identity(seed: int, nodes: int) -> Simulation:
 
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     **full_scenarios.SCENARIOS,
+    **reach_scenarios.SCENARIOS,
     **{
         scenario.__name__.replace("_", "-"): (scenario, nodes)
         for scenario, nodes in (

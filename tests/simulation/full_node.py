@@ -134,6 +134,7 @@ class Process:
             agree=partial(agree, machine.identity),
         )  # fmt: skip
         self.links.set_admission(self.secrets.current, self.secrets.replaced)
+        self.links.look_elsewhere(self.membership.heard_at)
         self.peers = Peers(
             self.me, self.links, WireguardSection(), ScatterSection(),
             where=lambda entry: addresses(entry.record.control),
@@ -220,6 +221,8 @@ class Process:
                 case Changed():
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
+                    if effect.event == "restarted":
+                        self.links.restarted(effect.node, self.now)
                     self.sim.changed(self.machine, effect)
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, self.now, self.wall):
@@ -245,6 +248,7 @@ class Process:
                 case Opened():
                     self.sessions.add(Session.of(effect))
                     if not effect.invite:
+                        self.news.lives(NodeId(effect.peer), self.now, self.now)
                         self.copies.chained(effect.peer, self.generation_of(effect.peer), self.now)
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))

@@ -66,9 +66,11 @@ class Simulation:
     def __init__(
         self, nodes: int, *, seed: int = 0, authorities: int = 2, params: Params = LAN,
         network: Network | None = None, large: bool = False, identities: list[Identity] | None = None,
-        mesh: Mesh | None = None, traffic: bool = False, handshakes: int = 150,
+        mesh: Mesh | None = None, traffic: bool = False, probes: bool = False, handshakes: int = 150,
     ) -> None:  # fmt: skip
-        self.seed, self.params, self.large, self.traffic = seed, params, large, traffic
+        """``traffic``: data flows over what WireGuard keyed; ``probes``: those of the paths do."""
+        self.seed, self.params, self.large = seed, params, large
+        self.data, self.probes = traffic, probes
         self.handshakes = handshakes
         self.rng = random.Random(seed)
         self.now = 1000.0
@@ -157,7 +159,7 @@ class Simulation:
         machine.wake = NEVER
         self.schedule(machine)
         self.at_process(process, self.rng.random(), lambda: self._each_second(process))
-        if self.traffic:
+        if self.data or self.probes:
             read_interfaces(process)
 
     # Faults, and what operators do.
@@ -295,14 +297,19 @@ class Simulation:
 
     def transmit(self, machine: Machine, datagram: bytes, to: Address) -> None:
         """Carry one datagram, or lose it. One for a TCP address is neither lost nor doubled."""
-        network, rng, target = self.network, self.rng, self.by_address.get(to._replace(transport="udp"))
+        network, rng = self.network, self.rng
         self.tally["datagrams"] += 1
         self.tally["bytes"] += len(datagram)
         source = machine.address._replace(transport=to.transport)
+        source = network.leave(machine.index, source, to, self.now)
         if self.overhear is not None:
             self.overhear(datagram, source, to)
+        at = network.find(machine.index, source, to, self.now)
+        target = None if at is None else self.by_address.get(at._replace(transport="udp"))
         if target is None or not network.open(machine.index, target.index):
             return
+        if at == to and not network.begins(machine.index, target.index):
+            return  # an inside address
         copies = 1
         if to.transport == "udp":
             if network.deaf is not None and network.deaf(machine.index, target.index):
