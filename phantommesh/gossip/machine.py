@@ -169,7 +169,7 @@ class Gossip:
         known = self._where(sender)
         if source in known or (not known and self._may(sender, source.host)):
             route = self._routes.setdefault(sender, _Route())
-            route.last, route.heard = source, now
+            route.last, route.heard, route.turn = source, now, 0
         return source in known
 
     def _address(self, to: bytes | Address, now: float) -> Address | None:
@@ -181,8 +181,11 @@ class Gossip:
             return route.last
         if not known:
             return None
-        route.turn += 1  # silent: perhaps another of its uplinks works
-        return known[route.turn % len(known)]
+        # Silent: perhaps another of its addresses works. The one that did comes first.
+        tried = dict.fromkeys((route.last, *known) if route.last in known else known)
+        address = list(tried)[route.turn % len(tried)]
+        route.turn += 1
+        return address
 
     def forget(self, members: set[NodeId]) -> None:
         """Keep nothing of nodes other than these."""

@@ -139,7 +139,7 @@ def make_parts(
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
     places = Places(config, overlay.routed, resolver.lookup)
-    resolver.forbids = udp.forbids = places.forbids
+    udp.forbids = places.forbids
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
     own = OwnRecord(config, state, keeper)
@@ -154,7 +154,9 @@ def make_parts(
         opened=tell,
         alarmed=tell,
     )
-    peers = Peers(state.identity.node_id, links, wireguard, config.scatter, where=places.of)
+    peers = Peers(
+        state.identity.node_id, links, wireguard, config.scatter, where=places.of, uplinks=places.uplinks
+    )
     reconciler = Reconciler(
         backend,
         interval=wireguard.reconcile_seconds,

@@ -154,6 +154,8 @@ class Weaving:
             shown.append(seen)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
+            if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
+                self._install((seen.peer,))
             parts.driver.carry_out(
                 parts.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now)
             )
@@ -172,9 +174,16 @@ class Weaving:
         parts.copies.chained(opened.peer, generation, trio.current_time())
         parts.gossip.lives(NodeId(opened.peer), trio.current_time())
         if opened.at is not None:
-            parts.places.seen(opened.peer, opened.at.host)
+            self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)
         self._reporter.handshake_finished()
+
+    def _heard_from(self, peer: bytes, host: str) -> None:
+        """A member finished a handshake from this host: use it from now on, where its record names it."""
+        parts = self._parts
+        if parts.places.seen(peer, host):
+            parts.peers.heard_from(peer)
+            self._install((peer,))
 
     def _changed(self, changed: Changed) -> None:
         if changed.event == "restarted":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from phantommesh.dimensions import DIMENSIONS, has
+from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
@@ -353,6 +353,11 @@ class Paths:
         and 0.0 while nothing is known."""
         peer = self._peers.get(node_id)
         return max((path.quality.timeout for path in peer.paths), default=0.0) if peer is not None else 0.0
+
+    def dark(self, node_id: bytes) -> int:
+        """The dark dimensions of a peer, as a bitmap."""
+        peer = self._peers.get(node_id)
+        return 0 if peer is None else bits(path.state is PathState.DARK for path in peer.paths)
 
     def heard(self, node_id: bytes) -> float:
         """When the latest probe came from a peer, asking or answering: then its process was there. -inf:

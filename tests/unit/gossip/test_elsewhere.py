@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 from random import Random
@@ -59,7 +59,7 @@ class World:
     def deliver(self, to: NodeId, data: bytes, source: Address) -> None:
         self.carry(to, self.ends[to].gossip.receive(data, source, self.now))
 
-    def carry(self, sender: NodeId, effects: list[object]) -> None:
+    def carry(self, sender: NodeId, effects: Sequence[object]) -> None:
         for effect in effects:
             if not isinstance(effect, Datagram):
                 continue
@@ -133,8 +133,8 @@ def test_an_insider_can_not_answer_in_anothers_name() -> None:
     world.run(5)
     del world.ends[B]
     forger = End(B)  # it holds the group key, and no key of B's
-    forger.membership._probing._agree = forger.membership._probing._carrying._agree = (  # type: ignore[method-assign]
-        lambda node, draw: b"made up"
+    forger.membership._probing._agree = forger.membership._probing._carrying._agree = lambda node, draw: (
+        b"made up"
     )
     start = world.now
     while world.now < start + 40:

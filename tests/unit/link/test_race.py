@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from phantommesh.endpoint import Address
 from phantommesh.link.attempt import TRIES
+from phantommesh.link.effects import PeerAuth
 from phantommesh.link.wire import Kind
 from tests.simulation.pair import Simulation
 
@@ -18,7 +19,7 @@ def at(sim: Simulation, *endpoints: Address) -> None:
     """Have the first node know the second by these addresses only."""
     one, other = sim.nodes
     assert one.links is not None
-    peers = {other.identity.node_id: replace(other.auth(), endpoints=endpoints)}
+    peers: dict[bytes, PeerAuth] = {other.identity.node_id: replace(other.auth(), endpoints=endpoints)}
     sim.carry_out(one, one.links.set_peers(peers, one.clock))
 
 
