@@ -31,7 +31,8 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature.
 
     A newcomer that the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's
-    signature of its node id, see `issuing.prove_authority`.
+    signature of its node id, see `issuing.prove_authority`. ``chosen``: an operator gave the record's
+    endpoints; else the newcomer found the address by itself.
     """
 
     csr: bytes
@@ -39,6 +40,7 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     signature: bytes
     authority_spki: bytes = b""
     authority_proof: bytes = b""
+    chosen: bool = False
 
 
 class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
@@ -75,6 +77,13 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
 
     node_cert: bytes
     authority_cert: bytes
+
+
+class Rename(msgspec.Struct, frozen=True, tag="rename"):
+    """A member's request for a certificate under another name, on its present key: ``csr`` has the name. The
+    answer is `Renewed`."""
+
+    csr: bytes
 
 
 class Replace(msgspec.Struct, frozen=True, tag="replace"):
@@ -208,7 +217,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
+    Enrol | Renew | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
 )  # fmt: skip
 Answer = (

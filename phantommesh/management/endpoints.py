@@ -9,12 +9,19 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from phantommesh.management.bodies import IdentityRequest, Probe, RevocationRequest, RotationRequest
+from phantommesh.management.bodies import (
+    IdentityRequest,
+    NameRequest,
+    Probe,
+    RevocationRequest,
+    RotationRequest,
+)
 from phantommesh.management.scopes import Scope
 from phantommesh.management.views import (
     Event,
     IdentityResult,
     LinkView,
+    NameResult,
     Page,
     PathView,
     PeerView,
@@ -68,6 +75,11 @@ class Endpoint(Generic[Body]):
     dry_run: bool = False
 
     @property
+    def queries(self) -> tuple[str, ...]:
+        """The names that its query may have. A write may be asked for a dry run, if only to be refused."""
+        return (*self.query, "dry_run") if self.method == "POST" else self.query
+
+    @property
     def body_optional(self) -> bool:
         """Whether no body at all stands for one in which everything is the default."""
         return self.body is not None and not any(
@@ -104,6 +116,18 @@ IDENTITIES = Endpoint(
     body=IdentityRequest,
     example="{}",
     answer=IdentityResult,
+    errors=_WRITE | {403},
+)
+NAMES = Endpoint(
+    name="names",
+    method="POST",
+    path="/v1/names",
+    summary="Give this node another name; its node id and addresses stay.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may rename this node", fix="run this with sudo"),
+    body=NameRequest,
+    example='{"name": "NAME"}',
+    answer=NameResult,
     errors=_WRITE | {403},
 )
 REVOCATIONS = Endpoint(
@@ -173,5 +197,6 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     ROTATIONS,
     IDENTITIES,
+    NAMES,
     REVOCATIONS,
 )  # fmt: skip

@@ -46,13 +46,16 @@ from phantommesh.trust.revocations import MAX_SNAPSHOT
 # A certificate costs a signature, and a record at every member. A certificate is renewed once in two thirds
 # of its life; a few in a row are for disputes, and for answers that were lost on their way.
 RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
+# A name costs each member a record, and may be one that somebody else is about to take.
+RENAMES, RENAME_AGAIN = 3, 7200.0  # of one member at once, and s until each further one
+PROMISED = 600.0  # s that a name is kept for the member that was given it, until its record says so
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
 # s, a certificate's life: a member that died half-way may be off for days
 REPLACE_WITHIN: Final = 7 * 86_400.0
 
 AUTHORITY_ANEW: Final = (
     "make another machine an authority (`phantommesh invite --role authority`), let it run "
-    "`phantommesh revoke` for this node, move this state directory away and join anew"
+    "`phantommesh revoke` for this node, then run `phantommesh leave --force` here and join anew"
 )
 
 
@@ -65,6 +68,8 @@ class Desk:
         self.revoking = Revoking(node)
         self._me = node.identity.node_id
         self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
+        self._promised: dict[str, tuple[NodeId, float]] = {}  # by name: to whom, and until when
+        self._renames = Rates[NodeId](1 / RENAME_AGAIN, RENAMES)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
 
     # Letting nodes in.
@@ -81,7 +86,10 @@ class Desk:
         if spki != newcomer.spki:
             raise TrustError("the certificate request is for another key than the handshake's")
         if node_id in self._node.revocations:
-            raise TrustError("this node was revoked", fix="start over with a new state directory")
+            raise TrustError(
+                "this node was revoked",
+                fix="ask for a new invite, and run `phantommesh join` with it: it is a new identity then",
+            )
         _allow(self._joins, node_id, at, "this node has joined several times just now")
         # Enrol one newcomer after the other: two must not be given one address or one name.
         admit = partial(self._admit, newcomer, request, name)
@@ -97,7 +105,8 @@ class Desk:
         replaced = self._check_replaced(entry, node_id)
         self._check_rename(entry, node_id, name)
         others = [e for e in node.roster if e.member.node_id not in (node_id, replaced)]
-        _check_name(others, name, at.wall)
+        if self._taken(others, node_id, name, at):
+            raise _name_taken(name)
         own_authority_cert = b""
         if entry.role is Role.AUTHORITY:
             own_authority_cert = yield from self._make_authority(request, node_id, at)
@@ -105,7 +114,7 @@ class Desk:
         issue = partial(authority.issue, newcomer.spki, name, entry.role, ip4, at.wall)
         node_cert: bytes = yield Compute(issue)
         signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
-        yield Compute(partial(self._check_endpoints, signed, name, at.wall))
+        yield Compute(partial(self._check_endpoints, signed, name, at.wall, request.chosen))
         # The invite is spent when all that the newcomer brought is known to be good, so that a bad record
         # costs it nothing, and before any member hears of the newcomer: this work may end at any step, by a
         # full disk or with its connection, and one use must never let two in. The same one is let in again.
@@ -166,7 +175,7 @@ class Desk:
                 fix=f"join with --name {used[-1]}, or get a new invite for another name",
             )
 
-    def _check_endpoints(self, signed: SignedRecord, name: str, wall: float) -> None:
+    def _check_endpoints(self, signed: SignedRecord, name: str, wall: float, chosen: bool) -> None:
         """Raise TrustError where the newcomer names an address that nobody here would send to. Members judge
         for themselves; this check tells an operator of a slip while it is easily mended."""
         node = self._node
@@ -178,7 +187,7 @@ class Desk:
         for endpoint in record.control:
             host = parse_endpoint(endpoint)[0]
             why = reach.never(host)
-            if why is Why.OVERLAY and host not in held:
+            if why is Why.OVERLAY and host not in held and not chosen:
                 continue  # the newcomer's provider may use the overlay's range; nobody will send there
             if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
                 raise TrustError(
@@ -255,6 +264,45 @@ class Desk:
         renewed: messages.Renewed = yield Alone("enrolling", issue)
         return renewed
 
+    def rename(self, entry: Entry, request: messages.Rename, at: Moment) -> Work[messages.Renewed]:
+        """Issue a member's next certificate under the name that it asks for: for its own key, role and
+        addresses. Raises TrustError, also where another member has the name."""
+        authority, member = authority_of(self._node), entry.member
+        spki, name = yield Compute(partial(parse_csr_untrusted, request.csr))
+        if node_id_of(spki) != member.node_id:
+            raise TrustError("a node is renamed by its own key only")
+        _allow(self._renames, member.node_id, at, f"{member.name} was renamed too often")
+
+        def issue(at: Moment) -> Work[messages.Renewed]:
+            others = [entry for entry in self._node.roster if entry.member.node_id != member.node_id]
+            if self._taken(others, member.node_id, name, at):
+                raise TrustError(
+                    f"the mesh has a node named {name} already",
+                    fix="choose another name, or rename that node first; if it is gone for good, "
+                    f"`phantommesh revoke {name}` on an authority sets the name free",
+                )
+            _, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
+            node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
+            self._promised[name] = member.node_id, at.now + PROMISED
+            yield Told(
+                "authority",
+                "member renamed",
+                {"name": name, "before": member.name, "node_id": format_node_id(member.node_id)},
+                "warning",
+            )
+            return messages.Renewed(node_cert, authority.der)
+
+        renamed: messages.Renewed = yield Alone("enrolling", issue)
+        return renamed
+
+    def _taken(self, others: Sequence[Entry], node_id: NodeId, name: str, at: Moment) -> bool:
+        """Whether another member has the name, or was just given it. A member that has expired has to join
+        again, as a new node, and wants its name back."""
+        self._promised = {n: given for n, given in self._promised.items() if given[1] > at.now}
+        if self._promised.get(name, (node_id, 0.0))[0] != node_id:
+            return True
+        return any(entry.member.name == name and entry.member.not_after >= at.wall for entry in others)
+
 
 def _check_invite(invite: InviteEntry, name: str) -> None:
     """Raise TrustError where the invite is for another name."""
@@ -264,15 +312,12 @@ def _check_invite(invite: InviteEntry, name: str) -> None:
         )
 
 
-def _check_name(others: Sequence[Entry], name: str, wall: float) -> None:
-    """Raise TrustError where another member has the name. A member that has expired has to join again, as a
-    new node, and wants its name back."""
-    if any(entry.member.name == name and entry.member.not_after >= wall for entry in others):
-        raise TrustError(
-            f"the mesh has a node named {name} already",
-            fix="join with another --name; if this machine was that node and has lost its state, run "
-            f"`phantommesh revoke {name}` on an authority first",
-        )
+def _name_taken(name: str) -> TrustError:
+    return TrustError(
+        f"the mesh has a node named {name} already",
+        fix="join with another --name; if this machine was that node and has lost its state, run "
+        f"`phantommesh revoke {name}` on an authority first",
+    )
 
 
 def _allow(rates: Rates[NodeId], node_id: NodeId, at: Moment, reason: str) -> None:

@@ -15,7 +15,16 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
 from phantommesh.records.roster import Dispute, settle
-from phantommesh.trust.certificates import Member, Mesh, Role, TrustError, authority_node, verify_chain
+from phantommesh.state.directory import JOIN_ANEW
+from phantommesh.trust.certificates import (
+    Member,
+    Mesh,
+    Role,
+    TrustError,
+    authority_node,
+    check_label,
+    verify_chain,
+)
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
@@ -59,11 +68,19 @@ class AskRenewal:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRename:
+    """Ask the authorities for a certificate under another name, one after the other: see `control.Rename`. A
+    node that is an authority asks itself. The result is that of `AskRenewal`."""
+
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Put what `Own.record` gives into the roster."""
 
 
-OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | Publish | Told
+OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | AskRename | Publish | Told
 OwnWork = Generator[OwnStep, Any, T]
 
 
@@ -208,12 +225,8 @@ class Own:
             renewed: messages.Renewed
             renewed, at = yield AskRenewal(csr, evidence)
             node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
-        renewed_member = verify_chain(node.root, authority_cert, node_cert, at.wall)
-        if renewed_member.node_id != member.node_id:
-            raise TrustError("the authority certified another node's key")
-        yield WriteCertificates(authority_cert, node_cert)
-        self.certified = Certified(node_cert, authority_cert, renewed_member)
-        yield Publish()
+        renewed_member = self._verified(node_cert, authority_cert, at)
+        yield from self._take(Certified(node_cert, authority_cert, renewed_member))
         yield Told(
             "own",
             "certificate renewed",
@@ -223,6 +236,37 @@ class Own:
                 "ip4": str(renewed_member.ip4),
             },
         )
+
+    def rename(self, name: str, at: Moment) -> OwnWork[None]:
+        """Get a certificate under another name, for the same key, role and addresses; it is on disk and told
+        to the others when this returns. Raises TrustError or StateError; then the old name stands."""
+        check_label("node name", name)
+        before = self.member.name
+        if self._revoked:
+            raise TrustError("this node was revoked, so no authority gives it another name", fix=JOIN_ANEW)
+        if name == before:
+            return
+        csr: bytes = yield Compute(partial(make_csr, self._node.identity, name))
+        renewed: messages.Renewed
+        renewed, at = yield AskRename(csr)
+        member = self._verified(renewed.node_cert, renewed.authority_cert, at)
+        if member.name != name:
+            raise TrustError(f"the authority certified the name {member.name}, not {name}", fix="try again")
+        yield from self._take(Certified(renewed.node_cert, renewed.authority_cert, member))
+        yield Told("own", "this node has another name", {"name": name, "before": before}, "warning")
+
+    def _verified(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> Member:
+        """Return what a new certificate says of this node. Raises TrustError where it does not hold, or is
+        for another key."""
+        member = verify_chain(self._node.root, authority_cert, node_cert, at.wall)
+        if member.node_id != self._me:
+            raise TrustError("the authority certified another node's key")
+        return member
+
+    def _take(self, certified: Certified) -> OwnWork[None]:
+        yield WriteCertificates(certified.authority_cert, certified.node_cert)
+        self.certified = certified
+        yield Publish()
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:

@@ -17,6 +17,7 @@ from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry
+from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -35,6 +36,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Turn: (2.0, 40),  # each has counters read
     messages.Prove: (4.0, 100),
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
+    messages.Rename: (0.2, 20),  # likewise
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
 }
@@ -132,6 +134,8 @@ class Serving:
         match request:
             case messages.Renew():
                 return (yield from self._desk.renew(entry, request, at))
+            case messages.Rename():
+                return (yield from self._desk.rename(entry, request, at))
             case messages.Replace():
                 return (yield from self._desk.replace(entry, at))
             case messages.Announce(record):
@@ -172,7 +176,5 @@ class Serving:
         if entry is None or party.invite:
             raise TrustError("only a member may ask this", fix="join the mesh first")
         if entry.member.not_after < wall:
-            raise TrustError(
-                f"the certificate of {entry.member.name} has expired", fix="join again with a new invite"
-            )
+            raise TrustError(f"the certificate of {entry.member.name} has expired", fix=JOIN_ANEW)
         return entry

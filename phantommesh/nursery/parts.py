@@ -16,6 +16,7 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.config.sections import Config
+from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
@@ -27,7 +28,8 @@ from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
-from phantommesh.node.peers import Peers
+from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
@@ -58,7 +60,6 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
@@ -96,6 +97,7 @@ class Parts:
     links: Links
     driver: LinkDriver
     peers: Peers
+    wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
     guarding: Guarding
@@ -143,7 +145,7 @@ def make_parts(
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
     own = OwnRecord(config, state, keeper)
-    sessions, where = Sessions(), partial(_where, keeper, places)
+    sessions, copies, where = Sessions(), Copies(), partial(_where, keeper, places)
     caller = Caller(state, keeper, sessions, where)
     links = _make_links(config, state, own)
     driver = LinkDriver(
@@ -229,10 +231,19 @@ def make_parts(
         own=own,
         caller=caller,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
-        copies=Copies(),
+        copies=copies,
         links=links,
         driver=driver,
         peers=peers,
+        wiring=Wiring(
+            keeper,
+            peers,
+            links,
+            copies,
+            sessions,
+            partial(generation_of, gossip.membership),
+            lives=gossip.lives,
+        ),
         reconciler=reconciler,
         scattering=scattering,
         guarding=Guarding(

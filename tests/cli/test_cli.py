@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from phantommesh.cli import base, cli
-from phantommesh.cli.output import lay_out, table
+from phantommesh.cli.tables import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.events import EventLog
@@ -101,6 +101,39 @@ def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> lis
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_verb_takes_the_global_options_after_its_name(command: tuple[str, ...]) -> None:
+    for option in ("--state-dir", "--socket", "--config"):
+        result = run(*command, option, "x", "--help")
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+
+
+def test_an_option_after_the_verb_is_the_one_that_counts(tmp_path: Path) -> None:
+    said = told(run("status", "--socket", f"{tmp_path}/other.sock", root=tmp_path), 3)
+    assert f"nothing answers on {tmp_path}/other.sock" in said
+    said = told(run("config", "show", "--config", f"{tmp_path}/other.toml", root=tmp_path), 1)
+    assert f"there is no configuration {tmp_path}/other.toml" in said
+    said = told(run("invite", "--state-dir", f"{tmp_path}/other", root=made_in(tmp_path)), 1)
+    assert f"{tmp_path}/other" in said
+
+
+def made_in(root: Path) -> Path:
+    assert made(root).exit_code == 0
+    return root
+
+
+@pytest.mark.parametrize("words", [["--json", "run"], ["run", "--json"], ["--json", "lab", "exec", "1", "x"]])
+def test_json_is_refused_where_there_is_none(words: list[str]) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has no JSON document" in result.stderr
+
+
+def test_json_for_all_verbs_is_no_error_where_there_is_none(tmp_path: Path) -> None:
+    result = run("run", root=tmp_path, env={"PHANTOMMESH_JSON": "1"})
+    assert "there is no configuration" in told(result, 1)
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_every_verb_has_help(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -148,12 +181,12 @@ def test_init_makes_a_mesh_and_refuses_to_make_it_again(tmp_path: Path) -> None:
 
 def test_invite_prints_one_line_that_reads_back(tmp_path: Path) -> None:
     assert made(tmp_path).exit_code == 0
-    result = run("invite", "--ttl", "2h", "--role", "relay", root=tmp_path)
+    result = run("invite", "--ttl", "2h", "--role", "node", root=tmp_path)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     (line,) = result.stdout.splitlines()
     invite = Invite.parse_untrusted(line)
-    assert (invite.mesh, invite.role, invite.endpoints) == ("lab", Role.RELAY, ("192.0.2.1:51800",))
+    assert (invite.mesh, invite.role, invite.endpoints) == ("lab", Role.NODE, ("192.0.2.1:51800",))
     shown = json.loads(run("invite", "--json", "--name", "pm-2", root=tmp_path).stdout)
     assert shown["invite"].startswith("pm1_")
     assert shown["expires"].endswith("Z")
@@ -359,6 +392,9 @@ def test_a_table_fits_the_terminal_and_loses_nothing(width: int | None) -> None:
         assert len(lines) == 3
     elif width in (55, 80):  # the last column is folded
         assert lines[0].split() == list(WIDE) and len(lines) > 3
+    elif width == 40:  # the last column stands below its row
+        assert lines[0].split() == ["NAME", "IPV6"] and lines[1].startswith("pm-1  fd5e:")
+        assert [line for line in lines if line.startswith("    WHAT a long text")]
     else:  # a block a row
         assert lines[0].split() == ["NAME", "pm-1"] and "" in lines
 
@@ -372,7 +408,7 @@ def test_a_text_is_folded_between_words() -> None:
 
 def test_a_terminal_gets_what_fits_it_and_a_pipe_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    for terminal, lines in ((False, 3), (True, 11)):
+    for terminal, lines in ((False, 3), (True, 8)):
         out = io.StringIO()
         monkeypatch.setattr(out, "isatty", lambda answer=terminal: answer, raising=False)
         monkeypatch.setattr(sys, "stdout", out)
@@ -466,6 +502,12 @@ async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
             "fix": "start it",
         }
         assert shown["degraded"] == ["pm-2 is dead\x1b[2J; start it", "pm-1 is dead"]
+        assert [process(*at, "status", *how).returncode for how in ([], ["--exit-code"])] == [0, 4]
+        node.reasons = ["no interfaces"]
+        for how in (["--exit-code"], ["--exit-code", "--json"]):
+            assert process(*at, "status", *how).returncode == 5
+        node.faults, node.reasons = [], []
+        assert process(*at, "status", "--exit-code").returncode == 0
 
     await with_node(node, tmp_path, check)
 
@@ -611,6 +653,11 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         unknown = process(*at, "--json", "rotate", "nobody")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "no such peer in the mesh: 'nobody'" in unknown.stderr
+        node.result = "started"
+        for verb in (["rotate"], ["rotate", "pm-2", "--json"]):
+            pending = process(*at, *verb)
+            assert pending.returncode == 1 and "pm-2" in pending.stdout
+            assert "rotations are not finished: " in pending.stderr and "pm-2" in pending.stderr
         node.failure = RuntimeError("bug")
         failed = process(*at, "rotate")
         assert failed.returncode == 1
@@ -618,6 +665,50 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
     await with_node(node, tmp_path, check)
+
+
+async def test_rename_of_a_node_edits_its_configuration(tmp_path: Path) -> None:
+    node, file = FakeNode(), tmp_path / "pm.toml"
+    before = '# ours\n[node]\nname = "pm-1"  # the first\nmesh = "lab"\n[dns]\nmode = "off"\n'
+
+    def check(at: list[str]) -> None:
+        file.write_text(before)
+        file.chmod(0o640)
+        verb = (*at, "--config", str(file), "rename")
+        done = process(*verb, "pm-9")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("pm-1 is pm-9 now")
+        assert file.read_text() == before.replace('"pm-1"', '"pm-9"')
+        assert file.stat().st_mode & 0o777 == 0o640
+        assert process(*verb, "pm-9").returncode == 0  # nothing to do
+        file.write_text(before.replace("pm-1", "another"))
+        said = process(*verb, "pm-7")
+        assert said.returncode == 1 and "does not say node.name = pm-9" in said.stderr
+        assert f'fix: set node.name to "pm-7" in {file}' in said.stderr
+        assert file.read_text() == before.replace("pm-1", "another")
+
+    await with_node(node, tmp_path, check)
+
+
+def test_init_keeps_the_socket_it_was_given_and_says_what_to_keep(tmp_path: Path) -> None:
+    result = made(tmp_path)
+    assert f'socket = "{tmp_path}/api.sock"' in (tmp_path / "etc" / "pm.toml").read_text()
+    next_line, keep = result.stderr.splitlines()
+    assert next_line == f"next: phantommesh --state-dir {tmp_path}/state --config {tmp_path}/etc/pm.toml run"
+    assert f"copy {tmp_path}/state/root.key to a safe place" in keep
+    assert result.stderr not in result.stdout
+
+
+def test_a_damaged_invite_is_named_and_holds_up_no_other(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    for _ in range(2):
+        assert run("invite", root=tmp_path).exit_code == 0
+    (bad, good) = sorted((tmp_path / "state" / "invites").glob("*.json"))
+    bad.write_bytes(b"{")
+    again = run("invite", root=tmp_path)
+    assert again.exit_code == 0 and again.stdout.startswith("pm1_")
+    assert again.stderr == f"note: {bad} is damaged: nobody can use its invite; delete the file\n"
+    assert bad.exists() and good.exists()
 
 
 async def test_revoke_of_a_node(tmp_path: Path) -> None:
@@ -816,15 +907,37 @@ async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Pa
     assert len(told.splitlines()) == 2
 
 
+def deny(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """Let ``closed`` look as if this user had no access to the file: root has it to all."""
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
+    )
+
+
 def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a member of the socket's group."""
-    closed, access = tmp_path / "closed", os.access
+    closed = tmp_path / "closed"
     closed.mkdir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
-    )
+    deny(monkeypatch, closed)
     arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3, result.output
+
+
+def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "pm.toml"
+    config.touch()
+    deny(monkeypatch, config)
+    monkeypatch.setattr(base, "SOCKET", tmp_path / "api.sock")
+    said = told(run("--config", config, "status"), 1)
+    assert f"there is no socket {tmp_path}/api.sock, and {config}" in said and "--socket" in said
+    (tmp_path / "api.sock").touch()
+    assert str(config) not in told(run("--config", config, "status"), 3)
+    (tmp_path / "api.sock").unlink()
+    config.unlink()
+    assert str(config) not in told(run("--config", config, "status"), 3)

@@ -6,13 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phantommesh.control import asking, messages
+from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
-from phantommesh.nursery.keeping.roster import RECORDS_AT_ONCE, RECORDS_RATE
-from phantommesh.nursery.sockets.sessions import Session
-from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES
 from phantommesh.secret import Secret
@@ -30,7 +28,7 @@ class Desk:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.worker = Worker(process)
-        has, verifications = Has.of(process), Rates[bytes](RECORDS_RATE, RECORDS_AT_ONCE)
+        has, verifications = Has.of(process), process.keeper.verifications
         self.desk = desk.Desk(has, process.ring)
         self.serving = Serving(has, process.ring, self.desk, verifications, proofs=False)
 

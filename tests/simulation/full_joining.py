@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from phantommesh.control import asking, messages
+from phantommesh.control.sessions import Session
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.newcomer import Newcomer
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRenewal, Certified, Own
+from phantommesh.node.own import AskRename, AskRenewal, Certified, Own
 from phantommesh.nursery.members.own import AGAIN
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
@@ -63,7 +63,7 @@ class OwnRecord:
         machine.version = machine.version if version is None else version
         try:
             if (signed := self.word.record(process.wall)) is not None:
-                process.add(signed)
+                process.keeper.add(signed)
         except PhantomMeshError:
             process.sim.tally["own-record-refused"] += 1
 
@@ -78,12 +78,24 @@ class OwnRecord:
     def _renewed(self, outcome: object) -> None:
         self._renewing = False
 
-    def ask(self, step: AskRenewal, back: Done) -> None:
-        """`Caller.renew`: call ``back`` with the answer of the first authority that grants it."""
-        spawn(self.process, "renew", self._ask(step, back))
+    def rename(self, name: str, done: Done) -> None:
+        """`OwnRecord.rename`: call ``done`` with None, or with the error."""
+        worker = self.process.desk.worker
+        worker.do(self.word.rename(name, worker.moment()), done)
 
-    def _ask(self, step: AskRenewal, back: Done) -> Task:
-        process = self.process
+    def ask(self, step: AskRenewal | AskRename, back: Done) -> None:
+        """`Caller.renew` and `Caller.rename`: call ``back`` with the answer of the first authority that
+        grants it, or with the reason of the last one that does not. An authority asks itself for another
+        name."""
+        mine, desk = self.process.roster.get(self.process.me), self.process.desk
+        if isinstance(step, AskRename) and self.process.machine.authority is not None and mine is not None:
+            work = desk.desk.rename(mine, messages.Rename(step.csr), desk.worker.moment())
+            desk.worker.do(work, lambda answer: back(_at(answer, desk.worker.moment())))
+        else:
+            spawn(self.process, "renew", self._ask(step, back))
+
+    def _ask(self, step: AskRenewal | AskRename, back: Done) -> Task:
+        process, why = self.process, "no authority renewed the certificate"
         roster, worker = process.roster, process.desk.worker
         for member in process.asker.callable(()):
             entry, mine = roster.get(member), roster.get(process.me)
@@ -93,9 +105,16 @@ class OwnRecord:
             if isinstance(answer, messages.Renewed):
                 back((answer, worker.moment()))
                 return
-        back(TrustError("no authority renewed the certificate"))
+            why = answer.message if isinstance(answer, messages.Refused) else why
+        back(TrustError(why))
 
 
-def _renew(mine: bytes, step: AskRenewal) -> asking.Talk[Any]:
+def _renew(mine: bytes, step: AskRenewal | AskRename) -> asking.Talk[Any]:
+    if isinstance(step, AskRename):
+        return (yield messages.Rename(step.csr))
     yield messages.Announce(mine)
     return (yield messages.Renew(step.csr, step.evidence))
+
+
+def _at(answer: object, moment: object) -> object:
+    return answer if isinstance(answer, PhantomMeshError) else (answer, moment)

@@ -12,14 +12,18 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
+    Life,
     LinkView,
+    NameResult,
     PathView,
     PeerView,
     ProofDirection,
     ProofEpoch,
     ProofsView,
+    Readiness,
     RevocationResult,
     Rotation,
+    RotationOutcome,
     RotationResult,
     ScatterDimension,
     ScatterView,
@@ -82,6 +86,10 @@ def path_view(number: int, dimension: int) -> PathView:
         jitter_s=0.001,
         loss=0.005,
         weight=1.0 if dimension else 0.0,
+        answers=bool(dimension),
+        answered_s=0.5 if dimension else 9.5,
+        heard_s=0.5,
+        opened_s=60.0,
     )
 
 
@@ -138,9 +146,12 @@ class FakeNode:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
         self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
+        self.name = "pm-1"
+        self.result: RotationOutcome = "rotated"
         self.twins = False  # whether all peers are named pm-1
         self.faults: list[Fault] = []
         self.reasons: list[str] = []
+        self.state: Life = "running"
         self.rotated: list[str | None] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
@@ -168,6 +179,8 @@ class FakeNode:
             degraded=[fault.line for fault in self.faults],
             faults=self.faults,
             certificate_expires="2030-01-01T00:00:00Z",
+            state=self.state,
+            ready=not self.reasons,
         )
 
     def peers(self) -> list[PeerView]:
@@ -192,8 +205,16 @@ class FakeNode:
             raise self.failure
         return self.exported if peer is None else peer.encode()
 
-    def ready(self) -> tuple[bool, list[str]]:
-        return not self.reasons, self.reasons
+    def life(self) -> Life:
+        return self.state
+
+    def ready(self) -> Readiness:
+        return Readiness(
+            ready=not self.reasons,
+            state=self.state,
+            reasons=self.reasons,
+            codes=[fault.code for fault in self.faults],
+        )
 
     async def revoke(
         self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False
@@ -210,6 +231,10 @@ class FakeNode:
             dry_run=dry_run,
             taken_back=1 if undo else 20 if undo_all else 0,
         )
+
+    async def rename(self, name: str) -> NameResult:
+        old, self.name = self.name, name
+        return NameResult(name=name, old_name=old, node_id="id001", ip4="100.64.0.1", ip6="fd00::1")
 
     async def new_identity(self) -> IdentityResult:
         if self.failure is not None:
@@ -228,6 +253,6 @@ class FakeNode:
         chosen = [view for view in self.peers() if peer in (None, view.node_id)]
         return RotationResult(
             rotations=[
-                Rotation(peer=view.name, node_id=view.node_id, result="rotated", epoch=9) for view in chosen
+                Rotation(peer=view.name, node_id=view.node_id, result=self.result, epoch=9) for view in chosen
             ]
         )

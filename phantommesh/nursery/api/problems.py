@@ -5,29 +5,72 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Response
+from quart import Request, Response, Websocket, has_request_context, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
-from phantommesh.errors import PhantomMeshError
+from phantommesh.errors import PhantomMeshError, shortened
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
-from phantommesh.management.views import Problem
+from phantommesh.management.views import Problem, Readiness
 
+MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10
+MOST_NAMED = 100  # characters of what a client sent, in an error that names it
 PROBLEM_TYPE = "application/problem+json"
 
 
 class ProblemError(Exception):
     """Raised by a route to answer with ``problem``."""
 
-    def __init__(self, status: int, detail: str, *, fix: str = "", reasons: list[str] | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, fix: str = "", unready: Readiness | None = None) -> None:
         super().__init__(detail)
         self.problem = Problem(
-            status=status, title=HTTPStatus(status).phrase, detail=detail, fix=fix, reasons=reasons or []
+            status=status,
+            title=HTTPStatus(status).phrase,
+            detail=detail,
+            fix=fix,
+            reasons=[] if unready is None else unready.reasons,
+            state="" if unready is None else unready.state,
+            codes=[] if unready is None else unready.codes,
         )
 
 
 def problem_response(problem: Problem) -> Response:
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
+
+
+def of_http(error: HTTPException) -> Problem:
+    """Say in the node's words what the framework refused: its own speak of pages and of typing a URL."""
+    asked: Request | Websocket = request if has_request_context() else websocket
+    path = shortened(asked.path, MOST_NAMED)
+    match error:
+        case NotFound():
+            detail, fix = f"there is no {path}", "see GET /openapi.json for the paths"
+        case MethodNotAllowed():
+            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+            detail, fix = f"{path} does not take this method", f"use {allowed or 'another method'}"
+        case RequestEntityTooLarge():
+            detail, fix = "the body is too large", f"send at most {MAX_BODY_BYTES} bytes"
+        case RequestTimeout():
+            detail, fix = f"the body did not come within {BODY_TIMEOUT_S} s", "send it at once"
+        case BadRequest():
+            detail, fix = "the request cannot be read", "check its path, query, headers and body"
+        case InternalServerError():
+            return internal_error()
+        case _:
+            detail, fix = (
+                f"the request was refused: {error.name}",
+                "see GET /openapi.json for what is answered",
+            )
+    return Problem(status=error.code or 500, title=error.name, detail=detail, fix=fix)
 
 
 def internal_error() -> Problem:
@@ -61,9 +104,7 @@ def install(app: QuartTrio) -> None:
         return problem_response(problem)
 
     async def on_http_error(error: HTTPException) -> Response:
-        status = error.code or 500
-        problem = Problem(status=status, title=error.name, detail=error.description or "")
-        response = problem_response(problem)
+        response = problem_response(of_http(error))
         # Allow (405), Retry-After and the like belong to the status; type and length are the page's.
         for name, value in error.get_headers():
             if name.lower() not in {"content-type", "content-length"}:

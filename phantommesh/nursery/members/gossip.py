@@ -36,7 +36,14 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES
 from phantommesh.state import directory
-from phantommesh.state.start import NodeState, encode_members, load_last_addresses, load_leap, load_members
+from phantommesh.state.start import (
+    NodeState,
+    encode_members,
+    load_goodbyes,
+    load_last_addresses,
+    load_leap,
+    load_members,
+)
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
@@ -105,6 +112,7 @@ class GossipDriver:
             now=trio.current_time(),
             params=params,
             known=load_members(node),
+            goodbyes=load_goodbyes(node),
             agree=self._agree,
         )
         self._lost = load_last_addresses(node)
@@ -303,7 +311,7 @@ class GossipDriver:
             case asking.CallUnlinked():
                 await self._ask_unlinked(step)
             case Take(member, told):
-                news = await self._take_revocations(member, told.statements)
+                news = await self._keeper.hear(member, told.statements)
                 return self._keys.merge(told.keys.keys, told.keys.active_key, member) or news
             case _:
                 assert_never(step)
@@ -319,15 +327,6 @@ class GossipDriver:
         if kept is not None:
             await self._keeper.take(kept.records, address, unasked=kept.unasked)
 
-    async def _take_revocations(self, member: NodeId, parts: Sequence[bytes]) -> bool:
-        """Take in revocations. Neither revocations that do not hold nor a full list keep group keys from
-        us."""
-        try:
-            return await self._keeper.take_parts(parts)
-        except PhantomMeshError as error:
-            log.warning("revocations refused", peer=format_node_id(member), error=str(error), fix=error.fix)
-            return False
-
     async def _save(self) -> None:
         """Write to disk all that the next start should know. A full disk does not end the node."""
         while True:
@@ -342,7 +341,7 @@ class GossipDriver:
 
     async def _write(self) -> None:
         files = {
-            directory.MEMBERS: encode_members(self.membership.snapshot()),
+            directory.MEMBERS: encode_members([*self.membership.snapshot(), *self.membership.goodbyes()]),
             directory.LAST_ADDRESSES: self._lost.encode(),
         }
         if self._leap:

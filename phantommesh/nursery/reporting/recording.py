@@ -27,6 +27,7 @@ ONE_RATE, ONE_BURST = 1.0, 5  # changes told of one member a second, and at once
 ALL_RATE, ALL_BURST = 4.0, 256  # and of all members together: the events kept are for more than that
 # Events of one kind about one member, a second and at once: it can make its links and paths turn.
 EVENT_RATE, EVENT_BURST = 0.2, 32
+JUDGE = 3.0  # s between two looks at what is wrong at most
 
 log = structlog.get_logger("phantommesh.report")
 
@@ -70,6 +71,7 @@ class Recorder:
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
+        self._judged = trio.current_time()
         self._suspected: set[bytes | None] = set()
         self._telling = Telling(trio.current_time())
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
@@ -85,6 +87,9 @@ class Recorder:
         """Gossip has news of a member. All is counted; ``untold`` in an event says how many were not told."""
         state = "forgotten" if change.new is None else change.new.name.lower()
         self._metrics.membership_changes.labels(state).inc()
+        unheard = self._parts.gossip.membership.silence(change.node, trio.current_time()) is None
+        if unheard and change.event in ("suspected", "dead"):
+            return  # it was not there before either: it has joined and not started yet, or `status` tells
         if not self._telling.wants(change, trio.current_time()):
             return
         data: dict[str, object] = {"state": state}
@@ -92,15 +97,14 @@ class Recorder:
             data["through"] = self._reporter.names_of(self._parts.gossip.membership.through(change.node))
         if self._telling.untold:
             data["untold"], self._telling.untold = self._telling.untold, 0
-        entry = self._parts.keeper.roster.get(NodeId(change.node))
-        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
-        say("member " + change.event, peer=name, **data)
+        say("member " + change.event, **self._named(change.node), **data)
         self._publish(f"peer.{change.event}", change.node, data)
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self._metrics.psk_rotations.labels(alarm.kind).inc()
+        log.warning("link alarm", **self._named(alarm.peer), kind=alarm.kind, detail=alarm.detail)
         self._publish_paced("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
 
     def turned(self, turned: Turned) -> None:
@@ -120,10 +124,15 @@ class Recorder:
         self._publish(kind, peer, data)
 
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        named = self._named(peer)
+        self._parts.events.publish(kind, named["peer"], {**named, **data})
+
+    def _named(self, peer: bytes) -> dict[str, str | None]:
+        """Both names of a member, for the log and for events: its name, if its record is known, and its node
+        id."""
         entry = self._parts.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
-        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
-        self._parts.events.publish(kind, name, data)
+        return {"peer": name, "node_id": format_node_id(NodeId(peer))}
 
     def _tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
@@ -135,8 +144,8 @@ class Recorder:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
             text, why = health.copied(parts, suspicion).line, suspicion.why.value
-            about = "self" if peer is None else format_node_id(NodeId(peer))
-            log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
+            about = self._named(parts.state.identity.node_id if peer is None else peer)
+            log.critical("an identity key may be in use on two machines", **about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
             if peer is None:
                 parts.events.publish("health.copied", None, data)
@@ -145,8 +154,22 @@ class Recorder:
         self._suspected = set(found)
         self._metrics.identity_suspects.set(len(found))
 
+    async def watch(self) -> None:
+        """Look at what is wrong also while the interfaces cannot be read, until cancelled."""
+        while True:
+            wait = self._judged + JUDGE - trio.current_time()
+            if wait > 0:
+                await trio.sleep(wait)
+            else:
+                self._tell_health()
+
     def _tell_health(self) -> None:
-        faults = self._reporter.faults()
+        self._judged = trio.current_time()
+        reporter, metrics = self._reporter, self._metrics
+        faults = reporter.faults()
+        metrics.set_faults(Counter((fault.code, fault.severity) for fault in faults))
+        metrics.set_state(reporter.life(), ready=reporter.readiness(faults).ready)
+        metrics.set_traffic(reporter.flows(reporter.seen()))
         reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
             codes = sorted({fault.code for fault in faults})

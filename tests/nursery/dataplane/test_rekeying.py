@@ -21,6 +21,7 @@ from msgspec import structs
 
 from phantommesh.config.reading import load
 from phantommesh.config.sections import Config, WireguardSection
+from phantommesh.nursery import due
 from phantommesh.nursery.dataplane import rekeying
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer
@@ -241,7 +242,7 @@ async def test_keys_are_replaced_before_their_time_is_over(
     def clock() -> float:
         return offset[0] + trio.current_time()
 
-    for module in (rekeying, own, nodestate, working):
+    for module in (rekeying, own, nodestate, working, due):
         if hasattr(module, "time"):
             monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)

@@ -15,6 +15,7 @@ from phantommesh.config.reading import load
 from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
+from phantommesh.node import steps
 from phantommesh.node.own import Certified
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -105,7 +106,7 @@ async def test_a_revoked_node_is_gone_everywhere_and_knows_it(tmp_path: Path) ->
             await until(lambda: mesh.gamma.parts.keeper.revoked is not None)
             assert peers(mesh.gamma) == set()
             assert any("revoked" in reason for reason in mesh.gamma.reporter.status().degraded)
-            assert not mesh.gamma.reporter.ready()[0]
+            assert not mesh.gamma.reporter.ready().ready
             # the others have another group key, and it has not
             newest = mesh.alpha.parts.keys.ring.newest
             assert newest is not None and newest != before
@@ -346,7 +347,8 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
             cert = authority.issue(node.spki, f"member-{i}", Role.NODE, ip4, issued)
             alpha.parts.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
-        monkeypatch.setattr("phantommesh.nursery.weaving.time", lambda: time() + NODE_LIFE * 3 / 4)
+        later = steps.Moment(trio.current_time(), time() + NODE_LIFE * 3 / 4)
+        monkeypatch.setattr("phantommesh.nursery.weaving.moment", lambda: later)
         alpha._weaving._arrange()
         assert peers(alpha) == {claimants[0].node_id}
         alpha._weaving.peers_changed()
