@@ -32,6 +32,7 @@ class Network:
     cut: Callable[[int, int], bool] | None = None
     deaf: Callable[[int, int], bool] | None = None
     nats: list[Nat] = field(default_factory=list)
+    without_ipv6: set[int] = field(default_factory=set)  # the machines that neither send nor get it
 
     def open(self, a: int, b: int) -> bool:
         """Whether anything gets from a to b."""
@@ -70,6 +71,7 @@ class Machine:
         self.index, self.identity = index, node
         self.name = f"n{index}"
         self.address = Address(f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}", 51800)
+        self.also: tuple[Address, ...] = ()  # addresses that its record names first
         self.authority: Authority | None = None
         self.root_key: Identity | None = None
         self.invites: dict[bytes, InviteEntry] = {}

@@ -11,7 +11,7 @@ from phantommesh.membership.signs import Way
 from tests.simulation.full_nat import Nat
 from tests.simulation.full_scenarios import deaths, mesh, settle
 from tests.simulation.full_sim import Simulation
-from tests.simulation.full_views import lacking, spread
+from tests.simulation.full_views import lacking, spread, unkeyed
 from tests.simulation.full_wireguard import Kernel, carries
 
 
@@ -131,9 +131,42 @@ def restarted(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def ipv6(seed: int, nodes: int) -> Simulation:
+    """All name an IPv6 address, and an IPv4 address after it. IPv6 is switched off at one node, then at all
+    (one starts anew then), and on again. Nobody is held for dead, links are keyed on, news get through."""
+    sim = mesh(seed, nodes, probes=True, dual=True)
+    dead, one, everybody = deaths(sim), 2, set(range(nodes))
+    for turn, without in enumerate(({one}, everybody, {one}, set[int]())):
+        sim.network.without_ipv6 = without
+        for process in sim.running():
+            process.links.rotate(None, process.now)
+        sim.publish(one, f"turn {turn}")
+        assert sim.run(20, lambda: spread(sim, one)), f"{lacking(sim, one)} lack its record"
+        sim.run(130)  # every link's keys are renewed at least once
+        assert not unkeyed(sim), unkeyed(sim)
+        assert not dead, dead
+        if without is everybody:
+            reboot(sim, one, 3.0)
+            found = silences(sim, one, 200)
+            assert len(found) == nodes - 1 and max(found.values()) <= QUICK, found
+    return sim
+
+
+def broken_from_the_start(seed: int, nodes: int) -> Simulation:
+    """IPv6 leads nowhere from the first moment, and all name it first."""
+    sim = Simulation(nodes, seed=seed, dual=True)
+    sim.network.without_ipv6 = set(range(nodes))
+    dead = deaths(sim)
+    sim.start_all()
+    settle(sim, 10)
+    sim.run(60)
+    assert not dead, dead
+    return sim
+
+
 QUICK = 20.0  # s: WireGuard itself waits 15 s until it begins a session anew that the other end has lost
 
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     "behind-a-nat": (behind_a_nat, 6), "two-behind-nats": (two_behind_nats, 6), "blocked": (blocked, 6),
-    "restarted": (restarted, 5),
+    "restarted": (restarted, 5), "ipv6": (ipv6, 5), "ipv6-leads-nowhere": (broken_from_the_start, 5),
 }  # fmt: skip
