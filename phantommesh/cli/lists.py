@@ -74,13 +74,21 @@ class Listing(Generic[Item]):
         return command
 
 
+def _standing(peer: PeerView) -> str:
+    """Gossip's word on a member, or by which way alone it is reached."""
+    if peer.through:
+        return f"via {', '.join(peer.through)}"
+    ways = {"elsewhere": "from its side", "traffic": "by traffic"}
+    return ways.get(peer.reached, peer.membership) if peer.membership == "alive" else peer.membership
+
+
 def _peer(peer: PeerView) -> Sequence[Sequence[object]]:
     handshakes = (d.last_handshake_s for d in peer.dimensions if d.last_handshake_s is not None)
     return [
         (
             peer.name,
             peer.role,
-            f"via {', '.join(peer.through)}" if peer.through else peer.membership,
+            _standing(peer),
             peer.state,
             peer.ip4,
             peer.ip6,

@@ -129,25 +129,28 @@ class Gossip:
         self.heard_at = now
         self._in_use(opened.key)
         at_home = self._heard(opened.sender, source, now)
+        usable = not at_home and self._may(opened.sender, source.host)
         wanted: list[Effect] = []
         if opened.digest != self._digest():
             wanted = self._ask(opened.sender, opened.digest, ASK_AGAIN, now)
-        heard = self.membership.receive(opened.payload, source, now, at_home=at_home)
+        heard = self.membership.receive(opened.payload, source, now, at_home=at_home, usable=usable)
         return wanted + self.seal(heard, now, home=source if at_home else None)
 
     def seal(
         self, wanted: Sequence[effects.Effect], now: float, *, home: Address | None = None
     ) -> list[Effect]:
         """Turn what membership wants into what its owner can do. ``home`` is an address that a member's
-        record names. A victim may be at any other address: whoever holds the group key can ask from there in
-        any name. So datagrams to there are few and short."""
+        record names. A victim may be at any other address, until the member proves that it is there: whoever
+        holds the group key can ask from there in any name. So datagrams to there are few and short."""
         out: list[Effect] = []
         for effect in wanted:
             if not isinstance(effect, effects.Send):
                 out.append(effect)
             elif not self._envelope.ready:
                 self._drops["gossip-unkeyed"] += 1
-            elif isinstance(effect.to, Address) and effect.to != home:
+            elif (
+                isinstance(effect.to, Address) and effect.to != home and not self.membership.proved(effect.to)
+            ):
                 if self._strange.allow(source_block(effect.to.host), now):
                     out.append(Datagram(self._envelope.seal(KIND, effect.datagram[:SHORT]), effect.to))
                 else:
@@ -166,7 +169,7 @@ class Gossip:
         known = self._where(sender)
         if source in known or (not known and self._may(sender, source.host)):
             route = self._routes.setdefault(sender, _Route())
-            route.last, route.heard = source, now
+            route.last, route.heard, route.turn = source, now, 0
         return source in known
 
     def _address(self, to: bytes | Address, now: float) -> Address | None:
@@ -178,8 +181,11 @@ class Gossip:
             return route.last
         if not known:
             return None
-        route.turn += 1  # silent: perhaps another of its uplinks works
-        return known[route.turn % len(known)]
+        # Silent: perhaps another of its addresses works. The one that did comes first.
+        tried = dict.fromkeys((route.last, *known) if route.last in known else known)
+        address = list(tried)[route.turn % len(tried)]
+        route.turn += 1
+        return address
 
     def forget(self, members: set[NodeId]) -> None:
         """Keep nothing of nodes other than these."""

@@ -40,6 +40,10 @@ _Pair = tuple[bytes, bytes, bytes | None, bytes | None]
 Agree = Callable[[int, bytes], bytes | None]
 
 
+#: The addresses at which a member was heard although its record does not name them, the likeliest first.
+Elsewhere = Callable[[bytes], Sequence[Address]]
+
+
 def no_agreement(dimension: int, theirs: bytes) -> bytes | None:
     """For a node without WireGuard private keys at hand: its INITs prove nothing, and it takes no proof."""
     return None
@@ -65,9 +69,10 @@ class Gate:
 @dataclass(slots=True)
 class Peer:
     """One member as this node's links see it. ``cookie`` is the last one given, and by which address;
-    ``answered`` is where the last handshake that this node started went through; ``seen_at`` the host that
-    the last handshake which it started came from. ``pairs`` holds what `Context.pair_key` computed, by
-    dimension: both WireGuard keys, then the keys of INIT's proof for what this node and the peer start."""
+    ``answered`` is where the last handshake that this node started went through, ``avoided`` an address that
+    gave a cookie and nothing more; ``seen_at`` the host that the last handshake which the peer started came
+    from. ``pairs`` holds what `Context.pair_key` computed, by dimension: both WireGuard keys, then the keys
+    of INIT's proof for what this node and the peer start."""
 
     auth: PeerAuth
     psk: PskState
@@ -76,6 +81,7 @@ class Peer:
     failures: int = 0
     cookie: tuple[Address, bytes] | None = field(default=None, repr=False)
     answered: Address | None = None
+    avoided: Address | None = None
     role: Role | None = None
     chain_reset: bool = False
     last_error: str | None = None
@@ -121,6 +127,7 @@ class Context:
     drops: Counter[str] = field(default_factory=Counter)
     handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
     agree: Agree = no_agreement
+    elsewhere: Elsewhere = lambda peer: ()
     gates: tuple[Gate, ...] = field(init=False)  # members': the first is sent with
     enrol_gate: Gate | None = field(init=False)
 

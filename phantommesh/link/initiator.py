@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.link import keys, wire
-from phantommesh.link.attempt import Initiation, Stage
-from phantommesh.link.context import Context, Peer, sends
+from phantommesh.link.attempt import TRIES, Initiation, Stage
+from phantommesh.link.context import Context, Peer
 from phantommesh.link.effects import Alarm, Effect, Install, ResetSign, Sign
 from phantommesh.link.fragments import Missing, Pool
 from phantommesh.link.handshake import HandshakeError, Initiator
@@ -31,21 +31,21 @@ class Starter:
             self._start(peer, now)
         if peer.initiation is None:
             return []
-        effects = sends(peer.initiation.tick(now), peer.initiation.destination)
+        if peer.initiation.stage is Stage.COOKIE:
+            peer.initiation.offer(self._context.elsewhere(peer.node_id))  # heard of meanwhile
+        effects: list[Effect] = [*peer.initiation.tick(now)]
         if peer.initiation.stage is Stage.FAILED:
             effects += self._failed(peer, peer.initiation, now)
         return effects
 
     def _start(self, peer: Peer, now: float) -> None:
         auth = peer.auth
-        if now >= auth.valid_until or not auth.endpoints:
-            peer.last_error = "its certificate has expired" if auth.endpoints else "no endpoint is known"
+        context = self._context
+        candidates = self._candidates(peer)
+        if now >= auth.valid_until or not candidates:
+            peer.last_error = "its certificate has expired" if candidates else "no endpoint is known"
             peer.next_start = now + BACKOFF_MAX
             return
-        context = self._context
-        destination = auth.endpoints[peer.failures % len(auth.endpoints)]
-        if not peer.failures and peer.answered in auth.endpoints:
-            destination = peer.answered  # where the last handshake went through
         offered = (peer.psk.committed, peer.psk.staged)
         handshake = Initiator(
             kem=context.kem,
@@ -56,14 +56,14 @@ class Starter:
             interface_hash=context.interface_hash(auth),
             credential=b"".join(wire.NO_CHAIN if a is None else a.chain_id for a in offered),
         )
-        cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == destination else None
+        cookie = peer.cookie[1] if peer.cookie is not None and peer.cookie[0] == candidates[0] else None
         peer.cookie = None  # used once: if it fails, the next attempt asks for a new one
         # A WireGuard key of which one end does not know yet proves nothing: next time another dimension's.
         turn = [(peer.failures + i) % DIMENSIONS for i in range(DIMENSIONS)]
         dimension = next((i for i in turn if context.pair_key(peer, i, starts=True) is not None), 0)
         peer.initiation = Initiation(
             handshake,
-            destination=destination,
+            candidates=candidates,
             macs=[(gate.mac_out(peer.node_id), gate.mac_in) for gate in context.gates],
             cookie=cookie,
             random=context.random,
@@ -73,8 +73,26 @@ class Starter:
         )
         self._context.initiations[peer.initiation.session] = peer
 
+    def _candidates(self, peer: Peer) -> list[Address]:
+        """The addresses to try, in their order: the one that the last handshake went through, then those of
+        the record, from another one on after each failure; among them those at which the peer was heard, of
+        which anybody may have made it seem so. An address
+        that gave a cookie and then nothing is left out once: small datagrams pass there, and large ones may
+        not."""
+        named, heard = peer.auth.endpoints, self._context.elsewhere(peer.node_id)
+        turn = peer.failures * TRIES % len(named) if named else 0
+        named = named[turn:] + named[:turn]
+        found = [*named[:1], *heard[:1], *named[1:], *heard[1:]]
+        if peer.answered in found and not peer.failures:
+            found.insert(0, peer.answered)
+        found = [address for address in dict.fromkeys(found) if address != peer.avoided] or found[:1]
+        peer.avoided = None
+        return found
+
     def _failed(self, peer: Peer, initiation: Initiation, now: float) -> list[Effect]:
         reached = initiation.reached
+        if reached is not Stage.COOKIE:
+            peer.avoided = initiation.destination
         self._context.end_initiation(peer)
         peer.failures += 1
         backoff = min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(peer.failures - 1, 8))
@@ -98,7 +116,7 @@ class Starter:
             if initiation is not None and initiation.asked(reply) and initiation.mac_ok(datagram):
                 datagrams = initiation.on_cookie(reply, now)
                 self._context.settle(peer)
-                return sends(datagrams, initiation.destination)
+                return [*datagrams]
         return self._context.drop("session")
 
     def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:
@@ -112,7 +130,7 @@ class Starter:
             return self._context.drop(reason)
         if fragment.kind is Kind.RESEND:
             resend = wire.decode_resend_untrusted(fragment.chunk)
-            return sends(initiation.resent(resend, now), initiation.destination)
+            return [*initiation.resent(resend, now)]
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if initiation.stage is not awaited:
             return self._context.drop("duplicate")
@@ -131,7 +149,7 @@ class Starter:
         peer = self._context.initiations.get(missing.session)
         if peer is None or peer.initiation is None or peer.initiation.stage is not Stage.INIT:
             return []
-        return sends(peer.initiation.resend_request(missing.bitmap), peer.initiation.destination)
+        return [*peer.initiation.resend_request(missing.bitmap)]
 
     def _on_resp(self, peer: Peer, initiation: Initiation, resp: wire.Resp, now: float) -> list[Effect]:
         def verifier(node_id: bytes, _: bytes) -> MLDSA65PublicKey:
@@ -178,7 +196,7 @@ class Starter:
             return self._context.drop("overtaken")
         datagrams = initiation.on_signed(signature, now)
         self._context.settle(peer)
-        return sends(datagrams, initiation.destination)
+        return [*datagrams]
 
     def _on_ack(self, peer: Peer, initiation: Initiation, body: bytes, now: float) -> list[Effect]:
         ack = initiation.on_ack(body)

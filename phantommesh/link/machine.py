@@ -16,7 +16,7 @@ from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
 from phantommesh.link import wire
 from phantommesh.link.attempt import Stage
-from phantommesh.link.context import Agree, Context, Peer, Timing, no_agreement
+from phantommesh.link.context import Agree, Context, Elsewhere, Peer, Timing, no_agreement
 from phantommesh.link.effects import Alarm, Effect, Enrolment, Install, LinkState, PeerAuth, Role
 from phantommesh.link.fragments import QuotaError
 from phantommesh.link.handshake import HandshakeError, Random
@@ -29,6 +29,7 @@ from phantommesh.secret import Secret
 # Tuning.
 FIRST_GLARE_DELAY = 1.0  # s; GLARE_DELAY where there is no agreement at all yet, so that a restart heals fast
 START_SPREAD = 0.1  # s
+RESTARTED = 3.0  # s after a handshake in which the news that the peer has started is taken for that start's
 RECORD_DELAY = 1.5  # s in which a peer hears of a new WireGuard key of ours, and starts the handshake itself
 
 
@@ -56,6 +57,11 @@ class Links:
         self._peers = self._context.peers
         self._starter = Starter(self._context)
         self._answerer = Answerer(self._context, now)
+
+    def look_elsewhere(self, elsewhere: Elsewhere) -> None:
+        """From now on try these addresses of a peer as well. They may be anybody's: a handshake shows whose
+        they are."""
+        self._context.elsewhere = elsewhere
 
     @property
     def drops(self) -> Counter[str]:
@@ -141,6 +147,17 @@ class Links:
             self._peers[node_id].start_by(now)
             self._context.settle(self._peers[node_id])
         return chosen
+
+    def restarted(self, peer: bytes, now: float) -> None:
+        """Gossip says that a peer has started anew. It has lost all keys, and a peer behind which this node
+        is out of reach (a NAT) can not call: so call it, at the next tick, unless that has happened since."""
+        known = self._peers.get(peer)
+        age = None if known is None else known.psk.age(now)
+        if known is None or (age is not None and age < RESTARTED):
+            return
+        delay = 0.0 if self._context.starts_with(peer) else FIRST_GLARE_DELAY
+        known.start_by(now + delay + self._spread())
+        self._context.settle(known)
 
     def psks(self, peer: bytes) -> tuple[Secret, ...]:
         """The preshared key that each dimension of this peer should have now."""

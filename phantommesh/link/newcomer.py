@@ -12,7 +12,6 @@ from phantommesh.errors import DecodeError
 from phantommesh.kem import Kem
 from phantommesh.link import keys, wire
 from phantommesh.link.attempt import Initiation, Stage
-from phantommesh.link.context import sends
 from phantommesh.link.effects import Effect, Opened, Sign
 from phantommesh.link.fragments import Pool, QuotaError, Reassembler
 from phantommesh.link.handshake import HandshakeError, Initiator, Random
@@ -55,7 +54,7 @@ class Newcomer:
         )
         self._initiation = Initiation(
             handshake,
-            destination=destination,
+            candidates=[destination],
             macs=[(keys.enrol_mac_key(root_hash, authority), keys.enrol_mac_key(root_hash, node_id))],
             cookie=None,
             random=random,
@@ -81,11 +80,11 @@ class Newcomer:
 
     def tick(self, now: float) -> list[Effect]:
         """Send what is due."""
-        return sends(self._initiation.tick(now), self._destination)
+        return list(self._initiation.tick(now))
 
     def signed(self, signature: bytes, now: float) -> list[Effect]:
         """Go on with the signature that a Sign effect asked for."""
-        return sends(self._initiation.on_signed(signature, now), self._destination)
+        return list(self._initiation.on_signed(signature, now))
 
     def receive(self, datagram: bytes, now: float) -> list[Effect]:
         """Take one datagram from the authority."""
@@ -95,7 +94,7 @@ class Newcomer:
                 case wire.CookieReply() if self._initiation.asked(parsed) and self._initiation.mac_ok(
                     datagram
                 ):
-                    return sends(self._initiation.on_cookie(parsed, now), self._destination)
+                    return list(self._initiation.on_cookie(parsed, now))
                 case Fragment() if parsed.session == self._initiation.session:
                     if self._initiation.refuses(datagram) is None:
                         return self._on_fragment(parsed, now)
@@ -114,7 +113,7 @@ class Newcomer:
     def _on_fragment(self, fragment: Fragment, now: float) -> list[Effect]:
         if fragment.kind is Kind.RESEND:
             resend = wire.decode_resend_untrusted(fragment.chunk)
-            return sends(self._initiation.resent(resend, now), self._destination)
+            return list(self._initiation.resent(resend, now))
         awaited = Stage.INIT if fragment.kind is Kind.RESP else Stage.AUTH
         if fragment.kind not in (Kind.RESP, Kind.ACK) or self._initiation.stage is not awaited:
             return self._drop("unexpected")

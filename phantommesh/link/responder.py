@@ -127,7 +127,8 @@ class Answerer:
             return self._context.drop("unknown-node")
         if now >= peer.auth.valid_until:
             return self._context.drop("expired")
-        if peer.initiation is not None and self._context.starts_with(init.node_id):
+        ours = peer.initiation
+        if ours is not None and self._context.starts_with(init.node_id) and not ours.in_vain(now):
             return self._context.drop("glare")
         standing = self._standing(init, peer, gate, source, now)
         if not self._admit(init, standing, init.node_id, source, now):

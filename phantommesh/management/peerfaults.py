@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.management.views import Flow, LinkView, MemberState, PathView
+from phantommesh.management.views import Flow, LinkView, MemberState, PathView, Reached
 
 TRAFFIC_STOPPED = FaultKind("traffic-stopped", "critical")
 PEER_DARK = FaultKind("peer-dark", "high")
@@ -55,6 +55,8 @@ class PeerSeen:
     """Since WireGuard's newest handshake with it on any dimension; None: never."""
     through: Sequence[str] = ()
     """The members by way of whom alone gossip reaches it."""
+    reached: Reached = "direct"
+    """How gossip reaches it while it is not down."""
     unsent: Sequence[str] = ()
     """By dimension: why this host did not let the newest probe out; empty: it did."""
 
@@ -188,7 +190,10 @@ def _refused(stopped: Sequence[PeerSeen]) -> tuple[str, str] | None:
 
 def _answer(peers: Sequence[PeerSeen]) -> str:
     names = _names([peer.link.peer for peer in peers])
-    return f"{names} {'answers' if len(peers) == 1 else 'answer'} at the control port"
+    said = f"{names} {'answers' if len(peers) == 1 else 'answer'} at the control port"
+    if all(peer.reached == "elsewhere" for peer in peers):
+        said += ", reachable only from the other side: not at the address in the record"
+    return said
 
 
 def _why(here: Here, peers: Sequence[PeerSeen]) -> tuple[str, str]:
@@ -253,10 +258,10 @@ def _up(here: Here, peer: PeerSeen) -> Iterator[Fault]:
             "check the uplink, and the UDP ports at both ends",
             subject=name,
         )
-    if peer.standing == "dead" and not peer.through:
+    if (peer.standing == "dead" or peer.reached == "traffic") and not peer.through:
         yield CONTROL_SILENT.fault(
-            f"traffic flows with peer {name}, but its control port does not answer, so keys will not be "
-            "renewed",
+            f"traffic flows with peer {name}, but its control port does not answer: new keys and news get "
+            "through late or not at all",
             f"let UDP and TCP through to its control port {here.control_port} from here",
             subject=name,
         )

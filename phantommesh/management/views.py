@@ -27,6 +27,8 @@ FLOWS: tuple[Flow, ...] = ("up", "joining", "dark", "unkeyed", "left")
 
 MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
+Reached = Literal["direct", "elsewhere", "helpers", "traffic"]
+
 Item = TypeVar("Item")
 
 
@@ -89,6 +91,11 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     goodbye."""
     membership: MemberState = "unknown"
     """Gossip's word on the node."""
+    reached: Reached = "direct"
+    """How this node reaches a member that is not down. ``elsewhere``: only where it was last heard, which its
+    record does not name, so only from its side (it is behind a NAT, or has moved). ``helpers``: by way of
+    others, see ``through``. ``traffic``: its control port does not answer, and what comes by other ways
+    shows that it lives."""
     through: list[str] = []
     """Not empty: the node is partly reachable. Gossip reaches it only by way of these members, the one that
     carried its last answer first."""

@@ -23,12 +23,14 @@ from phantommesh.membership.messages import (
     MAX_GENERATION,
     MAX_INCARNATION,
     MAX_REQUEST_EVENTS,
+    PING,
     Kind,
     encode,
     make_key,
 )
 from phantommesh.membership.presets import Params
 from phantommesh.membership.reach import Reach
+from phantommesh.membership.signs import Signs, Whereabouts
 from phantommesh.membership.table import Table
 from phantommesh.timers import Timers
 
@@ -55,8 +57,8 @@ class Core:
 
     __slots__ = (
         "_gossip_armed", "_last_gossip", "_offset", "_timers", "clock", "drops", "generation",
-        "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "queue", "reach",
-        "received", "record", "rng", "rtt", "sent", "table", "traffic",
+        "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "places", "queue",
+        "reach", "received", "record", "rng", "rtt", "sent", "signs", "table", "traffic",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,7 @@ class Core:
         self.table = table
         self.queue = Broadcasts()
         self.reach = Reach()
+        self.places, self.signs = Whereabouts(), Signs()
         self.health = Awareness(params.awareness_max if params.lifeguard else 1)
         self.rtt = RoundTrips()
         self.out: list[Effect] = []
@@ -162,7 +165,10 @@ class Core:
         self, to: bytes | Address, kind: int, nonce: bytes, target: bytes, first: Sequence[bytes] = (),
         wait_ms: int = 0, extra: bytes = b"", *, news: bool = True,
     ) -> None:  # fmt: skip
-        """Send a datagram with these events, and with ``news`` in the room that is left."""
+        """Send a datagram with these events, and with ``news`` in the room that is left. All but pings go to
+        where the member was last proved to be; a ping finds out whether it is at home."""
+        if kind != PING and not isinstance(to, Address):
+            to = self.places.instead(to, self.clock) or to
         events, room = list(first), MAX_REQUEST_EVENTS if extra else MAX_EVENTS
         if self.queue and news:
             events += self.queue.take(room - len(events), 1, self.limit)
@@ -202,7 +208,7 @@ class Core:
             datagram = encode(GOSSIP, bytes(8), self.node, bytes(16), events)
             self.sent[GOSSIP] += len(peers)
             for peer in sorted(peers):
-                self.out.append(Send(datagram, peer))
+                self.out.append(Send(datagram, self.places.instead(peer, self.clock) or peer))
         self._gossip_armed = bool(self.queue)
         if self._gossip_armed:
             self.at(self.clock + self.params.gossip_interval, self._gossip)

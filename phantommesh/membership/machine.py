@@ -34,6 +34,7 @@ from phantommesh.membership.messages import (
 )
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.probing import Probing
+from phantommesh.membership.signs import Way
 from phantommesh.membership.table import EMPTY, Down, Snapshot, Table
 
 KEPT_PEERS = 256  # in the snapshot that the owner keeps on disk
@@ -43,7 +44,8 @@ LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers
 class MemberView(NamedTuple):
     """A member as this node sees it. ``since`` is when it went down, on the protocol's clock; the record
     is the claimed one, which may run ahead of the newest that the owner has verified. ``through``: it is
-    partly reachable, by way of these members, the one that carried its last answer first; empty: directly."""
+    partly reachable, by way of these members, the one that carried its last answer first; empty: directly.
+    ``way`` says how this node reaches it while it is not down."""
 
     node: bytes
     state: State
@@ -53,6 +55,7 @@ class MemberView(NamedTuple):
     record_hash: bytes
     since: float | None
     through: tuple[bytes, ...] = ()
+    way: Way = Way.DIRECT
 
 
 class Membership:
@@ -101,9 +104,12 @@ class Membership:
         self._core.run_due()
         return self._core.flush()
 
-    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
+    def receive(
+        self, datagram: bytes, source: Address, now: float, *, at_home: bool = False, usable: bool = False
+    ) -> list[Effect]:
         """Take in a datagram whose envelope proved that its sender holds the group key. ``at_home``: the
-        source is an address of the sender's signed record. Never raises."""
+        source is an address of the sender's signed record; ``usable``: it is none, and the sender may be
+        asked there. Never raises."""
         core, probing = self._core, self._probing
         core.advance(now)
         try:
@@ -116,6 +122,8 @@ class Membership:
             core.drops["sender"] += 1
             return core.flush()
         core.received[kind] += 1
+        if usable and core.table.get(sender) is not None:
+            core.places.heard(sender, source, core.clock)
         if kind == messages.GOSSIP:
             # The records that a member can have us look for are counted by its name, which others could write
             # too.
@@ -175,6 +183,14 @@ class Membership:
             self._probing.verdicts.traffic(node, self._core.clock - age)
         return self._core.flush()
 
+    def lives(self, node: bytes, now: float, *, age: float = 0.0) -> list[Effect]:
+        """A member has given a sign of life that no other can give, ``age`` seconds ago at most: it finished
+        a handshake, sent or answered a probe inside a dimension, or spoke over a channel."""
+        self._core.advance(now)
+        if self._core.table.get(node) is not None and node not in self._probing.claims.expelled:
+            self._probing.verdicts.lives(node, self._core.clock - age)
+        return self._core.flush()
+
     def expel(self, node: bytes, now: float) -> list[Effect]:
         """This node is revoked: forget it, and never hear of it again."""
         self._core.advance(now)
@@ -212,18 +228,20 @@ class Membership:
         """Take in an opening from the member at the other end of the stream, and return the answer. Raises
         `GossipError`: then close the stream."""
         self._core.advance(now)
-        return self._merging.answer(opening, peer), self._core.flush()
+        answer = self._merging.answer(opening, peer)
+        return answer, self.lives(peer, now)
 
     def sync_close(self, answer: bytes, peer: bytes, now: float) -> tuple[bytes, list[Effect]]:
         """Take in the answer, and return what closes the exchange. Raises `GossipError`."""
         self._core.advance(now)
-        return self._merging.close(answer, peer), self._core.flush()
+        closing = self._merging.close(answer, peer)
+        return closing, self.lives(peer, now)
 
     def sync_finish(self, closing: bytes, peer: bytes, now: float) -> list[Effect]:
         """Take in the closing message. Raises `GossipError`."""
         self._core.advance(now)
         self._merging.finish(closing, peer)
-        return self._core.flush()
+        return self.lives(peer, now)
 
     # Views.
 
@@ -276,12 +294,31 @@ class Membership:
         down = self._core.table.down.get(node)
         return MemberView(
             node, state, event.generation, event.incarnation, event.record_seq, event.record_hash,
-            None if down is None else down.since, self.through(node),
+            None if down is None else down.since, self.through(node), self.way(node),
         )  # fmt: skip
 
     def through(self, node: bytes) -> tuple[bytes, ...]:
         """By way of whom a partly reachable member is reached, see `MemberView`."""
         return self._core.reach.through(node)
+
+    def way(self, node: bytes) -> Way:
+        """How this node reaches a member that is not down. ``DIRECT`` also while too little is known to say
+        otherwise."""
+        core = self._core
+        if core.places.only(node):
+            return Way.ELSEWHERE
+        if core.reach.through(node):
+            return Way.HELPERS
+        return Way.TRAFFIC if core.signs.mute(node) else Way.DIRECT
+
+    def heard_at(self, node: bytes) -> list[Address]:
+        """The addresses at which a member was lately heard and that its record does not name; the first one
+        is proved if any is."""
+        return self._core.places.known(node, self._core.clock)
+
+    def proved(self, address: Address) -> bool:
+        """Whether a member has lately shown that it gets what is sent to an address that no record names."""
+        return self._core.places.proved(address, self._core.clock)
 
     def __iter__(self) -> Iterator[bytes]:
         """Every known node id, this node's own included, in the order of joining."""

@@ -79,6 +79,14 @@ class _Through:
     secret: bytes | None = None  # that its answer is proved by, once there was one: many wrong ones may come
 
 
+class _Elsewhere(NamedTuple):
+    """A question to a member at an address that its record does not name. The nonce went nowhere else."""
+
+    probe: Probe
+    at: Address
+    asked: float
+
+
 class _Asked(NamedTuple):
     witness: bytes
 
@@ -94,7 +102,7 @@ class Probing:
 
     def __init__(self, core: Core, agree: Agree) -> None:
         self._core, self._agree = core, agree
-        self._waiting: dict[bytes, _Direct | _Through | _Asked | _Contact] = {}
+        self._waiting: dict[bytes, _Direct | _Through | _Elsewhere | _Asked | _Contact] = {}
         self._querying = False
         self._looks: set[bytes] = set()  # members that are partly reachable and will be looked at again
         self.claims = Claims(core)
@@ -151,6 +159,19 @@ class Probing:
             # Out of turn: perhaps both of us were away. So it hears of us as well, and need not by chance.
             first = [core.own, *first]
         core.send(target, PING, nonce, target, first)
+        if core.params.verify:
+            self._ask_elsewhere(probe, first)
+
+    def _ask_elsewhere(self, probe: Probe, first: list[bytes]) -> None:
+        """Ask a member where it was heard as well. Anybody may be there, so this is a question that only the
+        member itself can answer: a ping-req about it, to it."""
+        core = self._core
+        for address in core.places.ask(probe.target, core.clock):
+            nonce = core.nonce()
+            probe.nonces.append(nonce)
+            self._waiting[nonce] = _Elsewhere(probe, address, core.clock)
+            errand = Errand(core.node, nonce, 0).encode()
+            core.send(address, PING_REQ, nonce, probe.target, first, extra=errand, news=False)
 
     def _told_first(self, node: bytes) -> list[bytes]:
         """Lifeguard's buddy system: whoever is accused hears of it from whoever talks to it."""
@@ -261,6 +282,7 @@ class Probing:
                 return
             del self._waiting[message.nonce]
             core.rtt.measured(probe.target, core.clock - waiting.asked)
+            core.places.at_home(probe.target)
             if not probe.done:
                 self._weigh(probe.target, direct=True)
             self._succeed(probe)
@@ -278,8 +300,29 @@ class Probing:
         waiting = self._waiting.get(message.nonce)
         if isinstance(waiting, _Through):
             self._take_proof(waiting, message)
+        elif isinstance(waiting, _Elsewhere):
+            self._found_elsewhere(waiting, message)
         else:
             self._carrying.answered(message)
+
+    def _found_elsewhere(self, waiting: _Elsewhere, message: Message) -> None:
+        """A member answers where its record does not say that it is."""
+        core, probe, target = self._core, waiting.probe, waiting.probe.target
+        if message.sender != target or len(message.events) != 1:
+            core.drops["impostor"] += 1
+            return
+        event, nonce = message.events[0], message.nonce
+        secret = self._agree(target, nonce[0])
+        if secret is None or not proves(message.extra, secret, core.node, target, nonce, event):
+            core.drops["proof"] += 1
+            return
+        del self._waiting[nonce]
+        core.rtt.measured(target, core.clock - waiting.asked)
+        core.places.prove(target, waiting.at, core.clock)
+        if not probe.done:
+            self._weigh(target, direct=True)
+        self._succeed(probe)
+        self.rumours.answered(target, event)
 
     def _take_proof(self, waiting: _Through, message: Message) -> None:
         """Believe a helper only what the member itself says by way of it."""

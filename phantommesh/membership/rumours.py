@@ -153,6 +153,7 @@ class Rumours:
         proof by way of others."""
         core = self._core
         core.heard[node] = core.clock
+        core.signs.answered(node)
         if raw is None or raw[:16] != node or node in self._claims.expelled or node == core.node:
             return
         claim = core.table.get(node)

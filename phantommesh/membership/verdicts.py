@@ -56,6 +56,7 @@ from phantommesh.membership.messages import (
     State,
     accusation,
 )
+from phantommesh.membership.signs import LINGER
 from phantommesh.membership.table import Down
 
 ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
@@ -216,6 +217,11 @@ class Verdicts:
         """Our own question went unanswered; a ``thorough`` one went through others too."""
         core, params = self._core, self._core.params
         case = self.cases.get(node)
+        if core.signs.lives(node, core.clock) and (case is None or case.kind is State.SUSPECT):
+            if thorough:
+                core.signs.missed(node)
+            self.clear(node, "vetoed")
+            return
         if case is not None and case.kind is State.ALIVE:
             # It does not answer us; perhaps it does answer others.
             case.asking = False
@@ -259,6 +265,23 @@ class Verdicts:
         down = core.table.down.get(node)
         if down is not None and when >= down.since:
             self.ask_whether_back(node, down.key)
+
+    def lives(self, node: bytes, when: float) -> None:
+        """This member has given a sign of life that no other can give, on another way than gossip's own (a
+        finished handshake, a probe inside a dimension, a channel), at this time of `Core.clock`. A process
+        has answered, so the member is not dead, whatever its control port does not say."""
+        core = self._core
+        core.signs.came(node, when)
+        case, down = self.cases.get(node), core.table.down.get(node)
+        if case is not None and case.kind is State.SUSPECT and when >= case.started:
+            core.signs.rely(node)
+        self.traffic(node, when)
+        claim = core.table.get(node)
+        if down is not None and claim is not None and node in core.table.down:
+            since = down.since + (LINGER if down.state is State.LEFT else 0.0)
+            if when >= since and core.signs.brings_back(node, when):
+                core.signs.rely(node)
+                self.bring_back(claim)
 
     # Verdicts.
 
@@ -358,6 +381,7 @@ class Verdicts:
         visible = case is not None and case.visible
         core.table.put_down(node, Down(state, key, core.clock, core.clock))
         core.reach.down(node)
+        core.signs.forget(node)
         # Others look for themselves, so what we pass on is our own word, or the leaver's.
         core.spread(accusation(node, key, state, core.node) if raw is None else raw)
         event = "dead" if state is State.DEAD else "left"
@@ -397,6 +421,8 @@ class Verdicts:
         self._silent.pop(node, None)
         core.rtt.forget(node)
         core.reach.forget(node)
+        core.places.forget(node)
+        core.signs.forget(node)
         self.damping.forget(node)
         core.heard.pop(node, None)
         core.traffic.pop(node, None)

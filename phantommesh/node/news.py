@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from math import inf
 from random import Random
 from typing import Final, Literal, NamedTuple, TypeVar
 
@@ -101,6 +102,7 @@ class News:
         self._silent: dict[NodeId, float] = {}
         self._waiting_for_silent = False
         self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # bytes, and when they were read
+        self._lived: dict[NodeId, float] = {}  # the latest sign of life that membership was told of
 
     # News from outside.
 
@@ -110,6 +112,7 @@ class News:
             self._carry_out(self._gossip.seal(effects, now))
         self._gossip.forget(set(self.told))
         self._received = {peer: seen for peer, seen in self._received.items() if peer in self.told}
+        self._lived = {peer: when for peer, when in self._lived.items() if peer in self.told}
 
     def read_interfaces(self, received: Mapping[NodeId, Sequence[int]], now: float) -> None:
         """Take the bytes that each member's WireGuard has brought so far, by dimension. Data is a sign of
@@ -121,6 +124,14 @@ class News:
             if any(count - last > DATA for count, last in zip(counts, before, strict=True)):
                 seen = self._gossip.membership.traffic_seen(peer, now, age=now - then)
                 self._carry_out(self._gossip.seal(seen, now))
+
+    def lives(self, peer: NodeId, when: float, now: float) -> None:
+        """A member gave a sign of life that no other can give, at ``when``: see `Membership.lives`. The same
+        one may be told again."""
+        if when > self._lived.get(peer, -inf):
+            self._lived[peer] = when
+            seen = self._gossip.membership.lives(peer, now, age=now - when)
+            self._carry_out(self._gossip.seal(seen, now))
 
     def quiet(self, now: float) -> bool:
         """Whether nobody has been heard for a while."""

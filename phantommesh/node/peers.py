@@ -24,13 +24,13 @@ which:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
-from phantommesh.dimensions import DIMENSIONS, interface_names
+from phantommesh.dimensions import DIMENSIONS, has, interface_names
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
@@ -46,6 +46,10 @@ from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReadin
 from phantommesh.wireguard.device import DeviceConfig, DeviceState
 
 Where = Callable[[Entry], tuple[Address, ...]]
+Uplinks = Callable[[Entry], Sequence[Sequence[str]]]
+
+# Tuning.
+TURN = 12.0  # s that a dark dimension keeps to an address: WireGuard tries it twice, 5 s apart
 
 
 class Reached(NamedTuple):
@@ -88,17 +92,32 @@ class Seen:
         ]
 
 
+@dataclass(slots=True)
+class _Turns:
+    """Of one peer, by dimension: how many addresses were tried in vain, and since when it is dark."""
+
+    tried: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
+    since: list[float | None] = field(default_factory=lambda: [None] * DIMENSIONS)
+
+
 class Peers:
     """The other members, for one node's links and interfaces.
 
-    ``where`` gives the addresses of a member's control port, as far as they may be used. Call `look` when the
+    ``where`` gives the addresses of a member's control port, as far as they may be used, the likeliest first;
+    ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name). Call `look` when the
     roster, a revocation, a resolved name or the time may have changed who the peers are; give the links
     `auths`; then call `arrange`. Call `keyed` for each `Install` of the links: it costs the same in a mesh of
     any size.
     """
 
     def __init__(
-        self, me: NodeId, links: Links, wireguard: WireguardSection, scatter: ScatterSection, where: Where
+        self,
+        me: NodeId,
+        links: Links,
+        wireguard: WireguardSection,
+        scatter: ScatterSection,
+        where: Where,
+        uplinks: Uplinks | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
@@ -107,6 +126,8 @@ class Peers:
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
+        self._uplinks = (lambda entry: [(a.host,) for a in where(entry)]) if uplinks is None else uplinks
+        self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
 
@@ -133,6 +154,7 @@ class Peers:
             if node_id in self._entry
         }
         self._located = {peer: bitmap for peer, bitmap in self._located.items() if peer in self._entry}
+        self._turns = {peer: turns for peer, turns in self._turns.items() if peer in self._entry}
 
     def get(self, peer: bytes) -> Entry | None:
         """One of `entries` by its node id."""
@@ -186,6 +208,38 @@ class Peers:
         self._desired.change(self._mesh_peer(entry))
         return Keyed(self._scatter_peer(entry), self._reached(entry))
 
+    def turn(self, peer: bytes, dark: int, now: float) -> bool:
+        """These dimensions of a peer, a bitmap, are dark. One whose endpoint has several addresses takes the
+        next of them, after `TURN`. Return whether any did: then `keyed` is to be called."""
+        entry = self.get(peer)
+        uplinks = [] if entry is None else self._uplinks(entry)
+        if all(len(hosts) < 2 for hosts in uplinks):
+            return False
+        turns, turned = self._turns.setdefault(NodeId(peer), _Turns()), False
+        for i in range(DIMENSIONS):
+            if not has(dark, i):
+                turns.since[i] = None
+            elif (since := turns.since[i]) is None:
+                turns.since[i] = now
+            elif now >= since + TURN and len(uplinks[i % len(uplinks)]) > 1:
+                turns.since[i], turned = now, True
+                turns.tried[i] += 1
+        return turned
+
+    def heard_from(self, peer: bytes) -> None:
+        """A peer finished a handshake from another address than before: try its dimensions there first."""
+        self._turns.pop(NodeId(peer), None)
+
+    def _hosts(self, entry: Entry) -> tuple[str, ...]:
+        """The host of each dimension: dimension i takes endpoint i, modulo their number."""
+        uplinks = [hosts for hosts in self._uplinks(entry) if hosts]
+        if not uplinks:
+            return ()
+        turns = self._turns.get(entry.member.node_id)
+        tried = (0,) * DIMENSIONS if turns is None else turns.tried
+        chosen = (uplinks[i % len(uplinks)] for i in range(DIMENSIONS))
+        return tuple(hosts[turn % len(hosts)] for hosts, turn in zip(chosen, tried, strict=True))
+
     def reached(self) -> list[Reached]:
         """The peers that the interfaces have."""
         return [self._reached(entry) for entry in self.entries if self._placed(entry)]
@@ -211,7 +265,7 @@ class Peers:
             IPv6Network(member.ip6),
             self.wg_keys_of(entry),
             entry.record.wg_ports,
-            tuple(address.host for address in self._where(entry)),
+            self._hosts(entry),
             self._links.psks(member.node_id),
             self._links.dials(member.node_id),
         )

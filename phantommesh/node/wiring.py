@@ -14,9 +14,11 @@ from phantommesh.control.sessions import Session, Sessions
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Effect, Opened, PeerAuth
 from phantommesh.link.machine import Links
+from phantommesh.membership.effects import Changed
 from phantommesh.node.intake import Intake
 from phantommesh.node.peers import Peers, Seen
 from phantommesh.records.roster import Entry
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import DeviceState
 
 
@@ -28,7 +30,8 @@ class Linked(NamedTuple):
 
 
 class Wiring:
-    """The reactions of one node. ``generation_of`` says how often a member has started, as far as known."""
+    """The reactions of one node. ``generation_of`` says how often a member has started, as far as known;
+    ``lives`` hears of a member's signs of life, and when each was."""
 
     def __init__(
         self,
@@ -38,9 +41,12 @@ class Wiring:
         copies: Copies,
         sessions: Sessions,
         generation_of: Callable[[bytes], int | None],
+        *,
+        lives: Callable[[NodeId, float], None],
     ) -> None:
         self._intake, self._peers, self._links = intake, peers, links
         self._copies, self._sessions, self._generation_of = copies, sessions, generation_of
+        self._lives = lives
 
     def look(self, wall: float, linked: Container[bytes] | None = None) -> None:
         """Find out anew who the peers are: the roster, a revocation or the time may have changed it. `link`
@@ -69,7 +75,14 @@ class Wiring:
         if opened.invite:
             return False
         self._copies.chained(opened.peer, self._generation_of(opened.peer), now)
+        self._lives(NodeId(opened.peer), now)
         return True
+
+    def changed(self, changed: Changed, now: float) -> None:
+        """Take gossip's news of a member. One that has started anew has lost all keys, and may not be able to
+        call: its link is due."""
+        if changed.event == "restarted":
+            self._links.restarted(changed.node, now)
 
     def alarmed(self, alarm: Alarm, now: float) -> None:
         """Take an alarm of a link's: a chain that broke may be the sign of a copied identity."""

@@ -169,7 +169,7 @@ def make_parts(
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
     places = Places(config, overlay.routed, resolver.lookup)
-    resolver.forbids = udp.forbids = places.forbids
+    udp.forbids = places.forbids
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
     own = OwnRecord(config, state, keeper)
@@ -185,7 +185,9 @@ def make_parts(
         opened=tell,
         alarmed=tell,
     )
-    peers = Peers(state.identity.node_id, links, wireguard, config.scatter, where=places.of)
+    peers = Peers(
+        state.identity.node_id, links, wireguard, config.scatter, where=places.of, uplinks=places.uplinks
+    )
 
     def look() -> None:
         reconciler.hear()
@@ -243,6 +245,7 @@ def make_parts(
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
         begin_anew=gossip.begin_anew,
     )  # fmt: skip
+    links.look_elsewhere(gossip.heard_at)
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
@@ -287,7 +290,15 @@ def make_parts(
         peers=peers,
         changes=changes,
         calm=calm,
-        wiring=Wiring(keeper, peers, links, copies, sessions, partial(generation_of, gossip.membership)),
+        wiring=Wiring(
+            keeper,
+            peers,
+            links,
+            copies,
+            sessions,
+            partial(generation_of, gossip.membership),
+            lives=gossip.lives,
+        ),
         reconciler=reconciler,
         scattering=scattering,
         guarding=Guarding(

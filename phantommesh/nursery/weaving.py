@@ -74,7 +74,7 @@ class Weaving:
             case Alarm():
                 self._alarmed(news)
             case Changed():
-                self._recorder.member_changed(news)
+                self._changed(news)
             case Turned():
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
@@ -156,6 +156,9 @@ class Weaving:
             shown.append(seen)
             settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
+            parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
+            if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
+                self._install((seen.peer,))
             parts.driver.carry_out(effects)
         if not settled:
             parts.calm.stir()
@@ -170,9 +173,21 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         if opened.at is not None:
-            parts.places.seen(opened.peer, opened.at.host)
+            self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)
         self._reporter.handshake_finished()
+
+    def _heard_from(self, peer: bytes, host: str) -> None:
+        """A member finished a handshake from this host: use it from now on, where its record names it."""
+        parts = self._parts
+        if parts.places.seen(peer, host):
+            parts.peers.heard_from(peer)
+            self._install((peer,))
+
+    def _changed(self, changed: Changed) -> None:
+        self._parts.wiring.changed(changed, trio.current_time())
+        self._parts.driver.wake()
+        self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:
         self._parts.wiring.alarmed(alarm, trio.current_time())

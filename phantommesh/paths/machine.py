@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from phantommesh.dimensions import DIMENSIONS, has
+from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
@@ -46,6 +46,7 @@ class _Peer:
     in_force: tuple[float, ...] = FULL
     pace: Pace = field(default_factory=Pace)
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
+    heard: float = float("-inf")  # when its latest probe came, on any path
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
@@ -180,6 +181,7 @@ class Paths:
             return self._drop("probe-malformed")
         if probe.dimension != dimension:
             return self._drop("probe-dimension")
+        peer.heard = now
         path, effects = peer.paths[dimension], list[Effect]()
         was = path.state, path.share, self._leaves(path)
         if not probe.pong:
@@ -368,6 +370,17 @@ class Paths:
         and 0.0 while nothing is known."""
         peer = self._peers.get(node_id)
         return max((path.quality.timeout for path in peer.paths), default=0.0) if peer is not None else 0.0
+
+    def dark(self, node_id: bytes) -> int:
+        """The dark dimensions of a peer, as a bitmap."""
+        peer = self._peers.get(node_id)
+        return 0 if peer is None else bits(path.state is PathState.DARK for path in peer.paths)
+
+    def heard(self, node_id: bytes) -> float:
+        """When the latest probe came from a peer, asking or answering: then its process was there. -inf:
+        never."""
+        peer = self._peers.get(node_id)
+        return float("-inf") if peer is None else peer.heard
 
     def view(self, node_id: bytes, now: float) -> list[PathView]:
         """Return what to report of a peer's paths, by dimension."""

@@ -30,8 +30,8 @@ FIRST_METRIC = 100  # of those over dimension 0; each next one has one more. The
 
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
-    """A member as the data plane needs it. ``hosts`` are its underlay addresses, one per uplink: dimension i
-    goes to host i modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
+    """A member as the data plane needs it. ``hosts`` are its underlay addresses: dimension i goes to host i
+    modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
     endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
     its PSK is random. ``wg_keys``: zeros where there is no key for it (`node.peers.usable_keys`); it has no
     part in that dimension then."""

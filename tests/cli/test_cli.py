@@ -20,7 +20,7 @@ import trio
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
-from phantommesh.cli import base, cli
+from phantommesh.cli import base, cli, lists
 from phantommesh.cli.tables import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
@@ -33,7 +33,7 @@ from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import format_node_id
 from phantommesh.trust.invites import Invite
-from tests.support.fakenode import FakeNode
+from tests.support.fakenode import FakeNode, peer_view
 from tests.support.makeproofs import MESH, World, node
 from tests.unit.proofs.cheats import CHEATS
 from tests.unit.proofs.telling import Telling
@@ -330,6 +330,21 @@ def test_a_file_the_system_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     error, fix = told(run("config", "check"), 1).splitlines()
     assert error == "error: /var/lib/x: No space left on device"
     assert fix == "fix: make room on that file system, then run this again"
+
+
+@pytest.mark.parametrize(
+    ("membership", "reached", "shown"),
+    [
+        ("alive", "direct", "alive"),
+        ("alive", "elsewhere", "from its side"),
+        ("alive", "traffic", "by traffic"),
+        ("dead", "traffic", "dead"),
+    ],
+)
+def test_peers_says_by_which_way_a_member_is_reached(membership: str, reached: str, shown: str) -> None:
+    peer = msgspec.structs.replace(peer_view(3), membership=membership, reached=reached)
+    [row] = lists.PEERS.rows(peer)
+    assert dict(zip(lists.PEERS.columns, row, strict=True))["NODE"] == shown
 
 
 # --- as a process, against the real server ---

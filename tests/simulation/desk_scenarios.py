@@ -24,7 +24,7 @@ from phantommesh.trust.certificates import DAY, Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
-from tests.simulation import full_scenarios
+from tests.simulation import full_scenarios, reach_scenarios
 from tests.simulation.full_joining import join
 from tests.simulation.full_keeper import at_once
 from tests.simulation.full_machines import Machine
@@ -421,6 +421,7 @@ def renamed(seed: int, nodes: int) -> Simulation:
 
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     **full_scenarios.SCENARIOS,
+    **reach_scenarios.SCENARIOS,
     **{
         scenario.__name__.replace("_", "-"): (scenario, nodes)
         for scenario, nodes in (

@@ -62,7 +62,7 @@ class Asker:
         """Put a sealed question to whoever is at an address."""
         process, sim = self.process, self.process.sim
         target, question = sim.by_address.get(step.address), process.news.question(step)
-        if target is None or question is None or not sim.network.both(process.machine.index, target.index):
+        if target is None or question is None or not sim.network.begins(process.machine.index, target.index):
             sim.at_process(process, CONNECT, done)
             return
 
@@ -100,7 +100,7 @@ class Asker:
         machine = sim.by_id[of]
         if machine.process is None or machine.stalled:
             return
-        if not sim.network.both(process.machine.index, machine.index):
+        if not sim.network.begins(process.machine.index, machine.index):
             return
         question = process.me + process.revocations.plea()
         standing = machine.process.keeper.answer_standing(question, process.machine.address)

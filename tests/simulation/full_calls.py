@@ -150,7 +150,7 @@ class Call:
         self.theirs: tuple[Channel, Session] | None = None
         self.asked = False  # whether a request waits for its answer
         self.me = client.identity.node_id
-        if not sim.network.both(client.index, server.index):
+        if not sim.network.begins(client.index, server.index):
             sim.later(CONNECT, self._fail)
         else:
             self._reach(self._connect)

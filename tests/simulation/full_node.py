@@ -135,13 +135,15 @@ class Process:
             agree=partial(agree, machine.identity),
         )  # fmt: skip
         self.links.set_admission(self.secrets.current, self.secrets.replaced)
+        self.links.look_elsewhere(self.membership.heard_at)
         self.peers = Peers(
             self.me, self.links, WireguardSection(), ScatterSection(),
             where=lambda entry: addresses(entry.record.control),
         )  # fmt: skip
         self.wiring = Wiring(
-            self.keeper, self.peers, self.links, self.copies, self.sessions, self.generation_of
-        )
+            self.keeper, self.peers, self.links, self.copies, self.sessions, self.generation_of,
+            lives=lambda peer, when: self.news.lives(peer, when, self.now),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
@@ -225,6 +227,7 @@ class Process:
                 case Changed():
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
+                    self.wiring.changed(effect, self.now)
                     self.sim.changed(self.machine, effect)
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, self.now, self.wall):

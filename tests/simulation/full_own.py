@@ -45,7 +45,7 @@ class OwnRecord:
     def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
         """The record, with the keys that the node was generated with: none is replaced here."""
         machine = self.process.machine
-        return plain_record(machine.identity, seq, machine.address, machine.version)
+        return plain_record(machine.identity, seq, machine.address, machine.version, *machine.also)
 
     @property
     def member(self) -> Member:

@@ -84,9 +84,11 @@ def agree(node: Identity, dimension: int, theirs: bytes) -> bytes:
     return hashlib.sha256(b"".join(sorted((wg_keys(node)[dimension], theirs)))).digest()
 
 
-def plain_record(node: Identity, seq: int, address: Address, version: str = "sim") -> NodeRecord:
-    """A node's record, unsigned."""
-    control = (f"{address.host}:{address.port}",)
+def plain_record(
+    node: Identity, seq: int, address: Address, version: str = "sim", *also: Address
+) -> NodeRecord:
+    """A node's record, unsigned. It names the addresses ``also`` first."""
+    control = tuple(map(str, (*also, address)))
     keys, proofs = _keys_and_proofs(node)
     return NodeRecord(node.node_id, seq, control, keys, PORTS, version, proofs)
 

@@ -66,9 +66,13 @@ class Simulation:
     def __init__(
         self, nodes: int, *, seed: int = 0, authorities: int = 2, params: Params = LAN,
         network: Network | None = None, large: bool = False, identities: list[Identity] | None = None,
-        mesh: Mesh | None = None, traffic: bool = False, handshakes: int = 150,
+        mesh: Mesh | None = None, traffic: bool = False, probes: bool = False, handshakes: int = 150,
+        dual: bool = False,
     ) -> None:  # fmt: skip
-        self.seed, self.params, self.large, self.traffic = seed, params, large, traffic
+        """``traffic``: data flows over what WireGuard keyed; ``probes``: those of the paths do. ``dual``: all
+        have IPv6 too, and name it first."""
+        self.seed, self.params, self.large = seed, params, large
+        self.data, self.probes = traffic, probes
         self.handshakes = handshakes
         self.rng = random.Random(seed)
         self.now = 1000.0
@@ -77,10 +81,12 @@ class Simulation:
         self.mesh = Mesh(NETWORK4) if mesh is None else mesh
         known = identities or [identity(f"node {i}") for i in range(nodes)]
         self.machines = [Machine(i, known[i]) for i in range(nodes)]
+        for machine in self.machines if dual else ():
+            machine.also = (Address(f"2001:db8::{machine.index + 1:x}", 51800),)
         for machine in self.machines[:authorities]:
             machine.authority = self.mesh.authority(machine.name, machine.identity)
         self.machines[0].root_key = self.mesh.root_key
-        self.by_address = {machine.address: machine for machine in self.machines}
+        self.by_address = {a: machine for machine in self.machines for a in (machine.address, *machine.also)}
         self.by_id = {machine.identity.node_id: machine for machine in self.machines}
         self.refused: dict[int, str] = {}  # why a newcomer was not let in, the last time
         self.on_change: Callable[[int, Changed, float], None] | None = None
@@ -112,7 +118,7 @@ class Simulation:
         ip4 = choose_ip4(self.mesh.described, node.node_id, ())
         machine.node_cert = authority.issue(node.spki, machine.name, role, ip4, MADE)
         machine.authority_cert = authority.der
-        record = plain_record(node, 1, machine.address)
+        record = plain_record(node, 1, machine.address, "sim", *machine.also)
         return sign_record(node, record, machine.node_cert, machine.authority_cert)
 
     def start_all(self, members: int | None = None) -> None:
@@ -158,7 +164,7 @@ class Simulation:
         machine.wake = NEVER
         self.schedule(machine)
         self.at_process(process, self.rng.random(), lambda: self._each_second(process))
-        if self.traffic:
+        if self.data or self.probes:
             read_interfaces(process)
 
     # Faults, and what operators do.
@@ -320,14 +326,24 @@ class Simulation:
 
     def transmit(self, machine: Machine, datagram: bytes, to: Address) -> None:
         """Carry one datagram, or lose it. One for a TCP address is neither lost nor doubled."""
-        network, rng, target = self.network, self.rng, self.by_address.get(to._replace(transport="udp"))
+        network, rng = self.network, self.rng
         self.tally["datagrams"] += 1
         self.tally["bytes"] += len(datagram)
-        source = machine.address._replace(transport=to.transport)
+        if ":" in to.host and machine.index in network.without_ipv6:
+            return
+        own = machine.also[0] if ":" in to.host and machine.also else machine.address
+        source = own._replace(transport=to.transport)
+        source = network.leave(machine.index, source, to, self.now)
         if self.overhear is not None:
             self.overhear(datagram, source, to)
+        at = network.find(machine.index, source, to, self.now)
+        target = None if at is None else self.by_address.get(at._replace(transport="udp"))
         if target is None or not network.open(machine.index, target.index):
             return
+        if ":" in to.host and target.index in network.without_ipv6:
+            return
+        if at == to and not network.begins(machine.index, target.index):
+            return  # an inside address
         copies = 1
         if to.transport == "udp":
             if network.deaf is not None and network.deaf(machine.index, target.index):

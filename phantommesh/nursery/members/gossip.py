@@ -191,6 +191,16 @@ class GossipDriver:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life."""
         self.news.read_interfaces(received, trio.current_time())
 
+    def lives(self, peer: NodeId, when: float) -> None:
+        """A member gave a sign of life that no other can give, at this time: see `News.lives`."""
+        self.news.lives(peer, when, trio.current_time())
+
+    def heard_at(self, member: bytes) -> list[Address]:
+        """The addresses at which a member was lately heard, that its record does not name, and that may be
+        spoken to."""
+        found = self.membership.heard_at(member)
+        return [address for address in found if self._may(member, address.host)]
+
     def sync_answer(self, opening: bytes, peer: NodeId) -> bytes:
         """Another member opens a full sync. Raises `GossipError`."""
         now = trio.current_time()

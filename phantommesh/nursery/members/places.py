@@ -37,13 +37,13 @@ log = structlog.get_logger("phantommesh.places")
 
 class Places:
     """The filter of `reachable.Reach`, with what this node knows to judge by. ``lookup`` gives a host's
-    address, None while a name has none."""
+    addresses, none while a name has none."""
 
     def __init__(
         self,
         config: Config,
         overlay: Sequence[IPv4Network | IPv6Network],
-        lookup: Callable[[str], str | None],
+        lookup: Callable[[str], Sequence[str]],
     ) -> None:
         self._port = port = config.control.port
         self._own = [parse_endpoint(e, port) for e in config.node.endpoints]
@@ -84,8 +84,7 @@ class Places:
             try:
                 yield ip_address(host)
             except ValueError:
-                if names and (found := self._lookup(host)) is not None:
-                    yield ip_address(found)
+                yield from map(ip_address, self._lookup(host) if names else ())
 
     # Verdicts.
 
@@ -110,33 +109,56 @@ class Places:
     def _was_seen(self, member: bytes | None, host: str) -> bool:
         return member is not None and host in self._seen.get(member, ())
 
-    def seen(self, member: bytes, host: str) -> None:
+    def seen(self, member: bytes, host: str) -> bool:
         """Note that a member finished a handshake with this node from an address. So the member surely gets
-        datagrams that are sent there; a datagram's source alone is easily forged."""
+        datagrams that are sent there; a datagram's source alone is easily forged. Return whether it was
+        another address than the last time."""
         places = self._seen.setdefault(member, {})
+        moved = next(reversed(places), None) != host
         places.pop(host, None)
         places[host] = None
         if len(places) > MAX_SEEN:
             del places[next(iter(places))]
+        return moved
 
     # Addresses of members.
 
     def of(self, entry: Entry) -> tuple[Address, ...]:
-        """The addresses of a member's control port, as far as they resolve and may be used."""
-        return tuple(address for _, address, why in self._verdicts(entry) if why is None)
+        """The addresses of a member's control port, as far as they resolve and may be used: those first where
+        it was last heard."""
+        found = dict.fromkeys(address for _, address, why in self._verdicts(entry) if why is None)
+        return tuple(sorted(found, key=self._lately(entry)))
+
+    def uplinks(self, entry: Entry) -> list[tuple[str, ...]]:
+        """The hosts of each of a member's endpoints, as far as they may be used: those first where it was
+        last heard."""
+        hosts: dict[str, list[Address]] = {}
+        for endpoint, address, why in self._verdicts(entry):
+            if why is None:
+                hosts.setdefault(endpoint, []).append(address)
+        lately = self._lately(entry)
+        return [tuple(address.host for address in sorted(found, key=lately)) for found in hosts.values()]
+
+    def _lately(self, entry: Entry) -> Callable[[Address], int]:
+        """A key to sort by: the later a member was heard from a host, the smaller."""
+        places = {host: -turn for turn, host in enumerate(self._seen.get(entry.member.node_id, ()), 1)}
+        return lambda address: places.get(address.host, 0)
 
     def _verdicts(self, entry: Entry) -> Iterator[tuple[str, Address, Why | None]]:
+        """Judge the addresses of each endpoint. Of a name only those that may be used are given; if there are
+        none, the first one with the reason."""
         member = entry.member.node_id
         for endpoint in entry.record.control:
             host, port = parse_endpoint(endpoint)
-            found = self._lookup(host)
-            if found is not None:
-                yield endpoint, Address(found, port), self._judge(found, seen=self._was_seen(member, found))
+            judged = [(a, self._judge(a, seen=self._was_seen(member, a))) for a in self._lookup(host)]
+            usable = [(address, why) for address, why in judged if why is None]
+            for address, why in usable or judged[:1]:
+                yield endpoint, Address(address, port), why
 
     def seeds(self) -> tuple[Address, ...]:
         """The addresses of the operator's seeds: names among them, too, resolve to whatever others say."""
-        found = ((self._lookup(host), port) for host, port in self._seeds)
-        return tuple(Address(host, port) for host, port in found if host is not None and self.may(None, host))
+        found = (Address(a, port) for host, port in self._seeds for a in self._lookup(host))
+        return tuple(address for address in dict.fromkeys(found) if self.may(None, address.host))
 
     def look(self, entries: Collection[Entry]) -> None:
         """Note the addresses of these members that may not be used, and forget those of others. Each refusal
@@ -190,8 +212,8 @@ class Places:
             )
 
     def _misnamed(self, host: str) -> Why | None:
-        found = self._lookup(host)
-        return None if found is None else self.reach.never(found)
+        found = [self.reach.never(address) for address in self._lookup(host)]
+        return next(iter(found), None) if all(found) else None
 
 
 def _first(refused: dict[tuple[str, str], Why]) -> dict[str, str]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Names of endpoints to addresses, looked up beside everything else so that nothing waits for DNS.
 
+A name may have several addresses of which some lead nowhere: all are candidates, the families in turn (RFC
+8305, section 4), and whoever uses them finds out which one answers.
+
 The names are any member's to choose, and so is a name server that never answers: such names must hold up
 neither others nor the threads that sign and write.
 """
@@ -9,9 +12,10 @@ from __future__ import annotations
 
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import zip_longest
 from typing import Any
 
 import structlog
@@ -25,6 +29,7 @@ SELDOM = 3600.0  # s at most until a name that never had an address is looked up
 FORGET = 600.0  # s after which a name that nobody asked for is dropped
 TIMEOUT = 8.0  # s; a first name server that is down costs the system's resolver 5
 MAX_NAMES = 8192
+MAX_ADDRESSES = 8  # of one name
 AT_ONCE = 16  # look-ups
 TELL = 1.0  # s between two words that addresses have changed: each has the node look at every member anew
 THREADS = 96  # the system's resolver stays in one for up to 30 s, also where it was given up after `TIMEOUT`
@@ -59,18 +64,16 @@ class SystemNames(trio.abc.HostnameResolver):
 @dataclass(slots=True)
 class _Name:
     asked_at: float
-    address: str | None = None
+    addresses: tuple[str, ...] = ()
     failures: int = 0  # while it never had an address
 
 
 class Resolver:
-    """The last known address of each name that was asked for. ``changed`` is called when some change, once
-    for all that do within `TELL`: a member can name hosts whose addresses change each time. If a name has
-    several addresses, the first counts that ``forbids``, which may be set, says nothing against."""
+    """The last known addresses of each name that was asked for. ``changed`` is called when some change, once
+    for all that do within `TELL`: a member can name hosts whose addresses change each time."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self.forbids: Callable[[str], bool] = lambda address: False
         self._names: OrderedDict[str, _Name] = OrderedDict()  # the longest not asked for first
         self._silent: OrderedDict[str, None] = OrderedDict()  # those without an address, in the same order
         # Names that wait for a look-up, by urgency: first the new ones, then those that had an address.
@@ -81,10 +84,10 @@ class Resolver:
         self._moved = trio.Event()  # a look-up is due, or will be earlier
         self._found = trio.Event()  # some address is another, and nobody was told yet
 
-    def lookup(self, host: str) -> str | None:
-        """Return an address for a host: itself if it is one, else what was last found, None until then."""
+    def lookup(self, host: str) -> tuple[str, ...]:
+        """Return the addresses of a host: itself if it is one, else what was last found, none until then."""
         try:
-            return str(ip_address(host))
+            return (str(ip_address(host)),)
         except ValueError:
             pass
         now = trio.current_time()
@@ -92,7 +95,7 @@ class Resolver:
         if name is None:
             if len(self._names) >= MAX_NAMES:
                 if not self._silent:
-                    return None
+                    return ()
                 self._drop(next(iter(self._silent)))
             name = self._names[host] = _Name(now)
             self._silent[host] = self._new[host] = None
@@ -101,7 +104,7 @@ class Resolver:
         for order in (self._names, self._silent, self._new):
             if host in order:
                 order.move_to_end(host)
-        return name.address
+        return name.addresses
 
     async def run(self) -> None:
         """Look names up when they are first asked for, and again every minute."""
@@ -136,20 +139,25 @@ class Resolver:
         self._again.cancel(host)
 
     async def _look_up(self, host: str, turns: trio.Semaphore) -> None:
-        found = None
+        found = tuple[str, ...]()
         try:
-            found = await self._find(host)
+            found = tuple(await find_all(host))
         finally:  # also where it was cancelled, for the next `run`
             turns.release()
             name = self._names.get(host)
             if name is not None:
-                if found is None and name.address is None:
+                if not found and not name.addresses:
                     name.failures += 1
                 pause = FRESH * 2.0 ** min(max(0, name.failures - 1), 10)
                 self._again.set(host, trio.current_time() + min(pause, SELDOM))
                 self._moved.set()
-        if name is not None and found is not None and found != name.address:
-            name.address, name.failures = found, 0
+        if name is None or not found:
+            return
+        # Name servers turn the order round: what stays keeps its place, and nobody hears of a change.
+        stay = [address for address in name.addresses if address in found]
+        addresses = (*stay, *(address for address in found if address not in stay))[:MAX_ADDRESSES]
+        if addresses != name.addresses:
+            name.addresses, name.failures = addresses, 0
             self._silent.pop(host, None)
             self._found.set()
 
@@ -160,15 +168,10 @@ class Resolver:
             self._changed()
             await trio.sleep(TELL)
 
-    async def _find(self, host: str) -> str | None:
-        addresses = await find_all(host)
-        usable = (address for address in addresses if not self.forbids(address))
-        # If none may be used, whoever asked is to see why.
-        return next(usable, addresses[0] if addresses else None)
-
 
 async def find_all(host: str) -> list[str]:
-    """Look a name up now: all its addresses in their order, none where it has none; an address is its own."""
+    """Look a name up now: all its addresses, IPv6 and IPv4 in turn and else in their order; none where it has
+    none. An address is its own."""
     try:
         with trio.fail_after(TIMEOUT):
             found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
@@ -177,4 +180,14 @@ async def find_all(host: str) -> list[str]:
         return []
     addresses = (str(entry[4][0]) for entry in found)
     # A link-local address has a scope, which means nothing to the kernel's WireGuard.
-    return list(dict.fromkeys(str(ip_address(address)) for address in addresses if "%" not in address))
+    plain = dict.fromkeys(str(ip_address(address)) for address in addresses if "%" not in address)
+    return in_turn(plain)
+
+
+def in_turn(addresses: Iterable[str]) -> list[str]:
+    """Put the families of addresses in turn, beginning with the first one's (RFC 8305, section 4)."""
+    found = list(addresses)
+    first = [address for address in found if (":" in address) == (":" in found[0])]
+    other = [address for address in found if address not in first]
+    pairs = zip_longest(first, other)
+    return [address for pair in pairs for address in pair if address is not None]

@@ -32,6 +32,7 @@ from phantommesh.management.views import (
     ProofDirection,
     ProofEpoch,
     ProofsView,
+    Reached,
     Readiness,
     RevocationResult,
     Rotation,
@@ -41,6 +42,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.membership.messages import State
+from phantommesh.membership.signs import Way
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
@@ -60,6 +62,12 @@ MEMBER_STATES: Mapping[State, MemberState] = {
     State.SUSPECT: "suspect",
     State.DEAD: "dead",
     State.LEFT: "left",
+}
+WAYS: Mapping[Way, Reached] = {
+    Way.DIRECT: "direct",
+    Way.ELSEWHERE: "elsewhere",
+    Way.HELPERS: "helpers",
+    Way.TRAFFIC: "traffic",
 }
 REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carries nothing
 
@@ -157,6 +165,7 @@ class Reporter:
             None if through else parts.gossip.membership.silence(node_id, now),
             time() - handshake if handshake else None,
             through,
+            WAYS[parts.gossip.membership.way(node_id)],
             [parts.paths.unsent.get((node_id, i), "") for i in range(DIMENSIONS)],
         )
 
@@ -288,6 +297,7 @@ class Reporter:
             state=state.phase.value,
             traffic=flow(self._seen(entry, trio.current_time()), measured=self._parts.paths.problem is None),
             membership=self._membership(entry),
+            reached=WAYS[self._parts.gossip.membership.way(member.node_id)],
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
             endpoint=entry.record.control[0] if entry.record.control else None,

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_network
+from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +14,8 @@ from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members import places
 from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks
+from phantommesh.records.roster import Entry
+from phantommesh.trust.identity import NodeId
 
 OVERLAY = (IPv4Network("100.64.0.0/10"),)
 LAN = HostNetworks(
@@ -22,11 +25,13 @@ LAN = HostNetworks(
 
 def make(endpoints: tuple[str, ...] = (), seeds: tuple[str, ...] = (), **names: str) -> Places:
     config = Config(NodeSection("a", "m", endpoints), gossip=GossipSection(seeds=seeds))
-    return Places(config, OVERLAY, lambda host: names.get(host.partition(".")[0]) or _literal(host))
+    return Places(
+        config, OVERLAY, lambda host: names.get(host.partition(".")[0], "").split() or _literal(host)
+    )
 
 
-def _literal(host: str) -> str | None:
-    return host if host.replace(".", "").isdigit() else None
+def _literal(host: str) -> list[str]:
+    return [host] if host.replace(".", "").isdigit() else []
 
 
 def test_the_kernel_says_what_is_the_hosts_own() -> None:
@@ -38,7 +43,7 @@ def test_the_kernel_says_what_is_the_hosts_own() -> None:
 def test_a_name_of_ours_opens_the_network_that_it_is_in_once_it_is_known() -> None:
     names: dict[str, str] = {}
     config = Config(NodeSection("a", "m", ("alpha.example",)))
-    it = Places(config, OVERLAY, lambda host: names.get(host))
+    it = Places(config, OVERLAY, lambda host: names.get(host, "").split())
     it.judge_by(replace(it.reach, host=LAN))
     assert not it.may(None, "10.8.0.7")
     names["alpha.example"] = "10.8.0.2"
@@ -78,3 +83,30 @@ async def test_networks_that_cannot_be_read_stand_as_they_were(monkeypatch: pyte
     monkeypatch.setattr(places, "read_host", HostNetworks)
     await it.refresh()
     assert it.reach.host == HostNetworks()
+
+
+class _Record:
+    """The part of an entry of the roster that is looked at."""
+
+    def __init__(self, *control: str) -> None:
+        self.member = self.record = self
+        self.node_id, self.control, self.name = NodeId(b"m" * 16), control, "m"
+
+
+def test_all_addresses_of_a_name_are_candidates_the_one_heard_first() -> None:
+    it = make(both="2001:db8::7 192.0.2.7 127.0.0.1", none="127.0.0.1")
+    entry = cast("Entry", _Record("both.example:51800", "192.0.2.8:51800", "none.example:51800"))
+    assert [address.host for address in it.of(entry)] == ["2001:db8::7", "192.0.2.7", "192.0.2.8"]
+    assert it.uplinks(entry) == [("2001:db8::7", "192.0.2.7"), ("192.0.2.8",)]
+    assert it.seen(entry.member.node_id, "192.0.2.7")
+    assert not it.seen(entry.member.node_id, "192.0.2.7")
+    assert [address.host for address in it.of(entry)] == ["192.0.2.7", "2001:db8::7", "192.0.2.8"]
+    assert it.uplinks(entry) == [("192.0.2.7", "2001:db8::7"), ("192.0.2.8",)]
+    it.look([entry])
+    assert [fault.subject for fault in it.faults()] == ["m"]  # of the name that has no other address
+
+
+def test_all_addresses_of_a_seed_are_tried() -> None:
+    it = make(seeds=("both.example",), both="2001:db8::7 192.0.2.7 127.0.0.1")
+    assert [address.host for address in it.seeds()] == ["2001:db8::7", "192.0.2.7"]
+    assert not list(it.faults())

@@ -468,7 +468,7 @@ def test_a_request_to_resend_brings_no_more_than_one_answer_at_a_time() -> None:
     (initiation,) = [p.initiation for p in a.links._context.initiations.values()]
     (response,) = b.links._answerer.responses.of_peer(a.identity.node_id)
     assert initiation is not None
-    (for_resp,) = initiation.resend_request(0b11111)
+    (for_resp,) = (send.datagram for send in initiation.resend_request(0b11111))
     missing = fragments.Missing(a.address, Kind.AUTH, Mode.MEMBER, response.handshake.own, 0b111)
     (for_auth,) = b.links._answerer.ask_again(missing)
     assert isinstance(for_auth, Send)

@@ -24,7 +24,7 @@ from phantommesh.management.peerfaults import (
     judge,
     partly_reachable,
 )
-from phantommesh.management.views import Flow, LinkState, MemberState, PathView
+from phantommesh.management.views import Flow, LinkState, MemberState, PathView, Reached
 from tests.support.fakenode import link_view, path_view
 
 HERE = Here(51800, "51820 to 51826")
@@ -114,6 +114,23 @@ def test_one_peer_that_is_silent_in_every_way_may_be_switched_off() -> None:
 def test_a_suspicion_is_no_fault_while_traffic_flows() -> None:
     assert told(peer(standing="suspect", control_s=LONG)) == []
     assert told(peer(standing="dead", control_s=LONG)) == [("control-silent", "pm-1")]
+
+
+def test_a_peer_that_lives_by_its_traffic_alone_is_silent_and_not_gone() -> None:
+    """Gossip's datagrams are dropped, and probes inside the dimensions come back."""
+    mute = replace(peer(control_s=LONG), reached="traffic")
+    assert flow(mute) == "up" and told(mute) == [("control-silent", "pm-1")]
+    assert told(replace(mute, through=["pm-2"])) == [("peer-partly-reachable", "pm-1")]
+    stopped = replace(dark(mute, since=LONG), standing="alive")
+    assert told(stopped) == [("peer-dark", "pm-1")]
+    assert told(replace(stopped, standing="dead")) == [("peer-gone", "pm-1")]  # nothing answers on any way
+
+
+def test_a_peer_behind_a_nat_is_well_and_said_to_be_there_where_it_is_dark() -> None:
+    behind = replace(peer(), reached="elsewhere")
+    assert told(behind) == []
+    fault = the_fault(dark(behind))
+    assert "answers at the control port, reachable only from the other side" in fault.text
 
 
 def test_a_packet_filter_of_this_host_is_known_by_what_it_refuses() -> None:
@@ -243,6 +260,7 @@ def peers_seen(draw: st.DrawFn) -> PeerSeen:
         dimensions=draw(st.integers(0, 7)),
         last_error=draw(st.none() | st.just("why")),
     )
+    ways: list[Reached] = ["direct", "elsewhere", "helpers", "traffic"]
     standings: list[MemberState] = ["alive", "suspect", "dead", "left", "unknown"]
     return PeerSeen(
         link,
@@ -250,6 +268,7 @@ def peers_seen(draw: st.DrawFn) -> PeerSeen:
         draw(st.sampled_from(standings)),
         draw(ages), draw(maybe), draw(maybe),
         through=draw(st.sampled_from([(), ("pm-9",)])),
+        reached=draw(st.sampled_from(ways)),
         unsent=draw(st.sampled_from([(), ("",) * 7, ("Network is down",) * 7])),
     )  # fmt: skip
 

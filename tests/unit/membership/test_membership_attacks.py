@@ -68,7 +68,9 @@ class Liar(Membership):
     says = State.DEAD
     incarnation_shift = 0
 
-    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
+    def receive(
+        self, datagram: bytes, source: Address, now: float, *, at_home: bool = False, usable: bool = False
+    ) -> list[Effect]:
         message = decode_untrusted(datagram)
         if message.kind == messages.QUERY:
             lies = [accusation(e[:16], e[16:25], self.says, self._core.node) for e in message.events]
@@ -78,7 +80,7 @@ class Liar(Membership):
             return [Send(answer, source)]
         if message.kind == messages.PING_REQ:  # vouches for the dead, and never for the living
             return [Send(encode(messages.NACK, message.nonce, self._core.node, message.target, []), source)]
-        return super().receive(datagram, source, now, at_home=at_home)
+        return super().receive(datagram, source, now, at_home=at_home, usable=usable)
 
 
 def turn(mesh: Mesh, *indices: int, of: type[Liar] = Liar) -> None:
@@ -145,7 +147,9 @@ class Helper(Liar):
     says = State.ALIVE
     old: tuple[bytes, bytes] | None = None
 
-    def receive(self, datagram: bytes, source: Address, now: float, *, at_home: bool = False) -> list[Effect]:
+    def receive(
+        self, datagram: bytes, source: Address, now: float, *, at_home: bool = False, usable: bool = False
+    ) -> list[Effect]:
         message = decode_untrusted(datagram)
         if message.kind == messages.CARRIED:
             Helper.old = message.extra, message.events[0]
@@ -157,7 +161,7 @@ class Helper(Liar):
                 Send(encode(messages.CARRIED, nonce, me, VICTIM_ID, [said], extra=code), source)
                 for code, said in answers
             ]
-        return super().receive(datagram, source, now, at_home=at_home)
+        return super().receive(datagram, source, now, at_home=at_home, usable=usable)
 
 
 VICTIM_ID = node_id(VICTIM)

@@ -23,7 +23,7 @@ from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
-from phantommesh.node.peers import Peers
+from phantommesh.node.peers import TURN, Peers
 from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
@@ -239,3 +239,32 @@ async def test_a_finished_handshake_costs_no_more_among_many_peers(
             node.parts.links._peers[peer].psk.unbind(0b1111111, 0.0)
             work.append(calls_of(partial(node.parts.driver.carry_out, [Install(peer)])))
         assert work[1] < 1.2 * work[0], work
+
+
+def test_a_dark_dimension_takes_the_next_address_of_its_endpoint() -> None:
+    """An endpoint that is a name has two addresses, the other endpoint has one."""
+    world, one = World(entry(1)), entry(1)
+    peer = one.member.node_id
+    world.peers._uplinks = lambda entry: [("2001:db8::1", "192.0.2.1"), ("198.51.100.1",)]
+
+    def hosts() -> tuple[str, ...]:
+        return world.peers._hosts(one)
+
+    assert hosts()[:3] == ("2001:db8::1", "198.51.100.1", "2001:db8::1")
+    dark = 0b0000111
+    assert not world.peers.turn(peer, dark, 100.0)
+    assert not world.peers.turn(peer, dark, 100.0 + TURN - 1)
+    assert world.peers.turn(peer, dark, 100.0 + TURN)
+    assert hosts()[:5] == ("192.0.2.1", "198.51.100.1", "192.0.2.1", "198.51.100.1", "2001:db8::1")
+    assert not world.peers.turn(peer, 0, 200.0)  # they answer: they stay where they are
+    assert not world.peers.turn(peer, dark, 201.0)
+    assert world.peers.turn(peer, dark, 201.0 + TURN)
+    assert hosts()[0] == "2001:db8::1"
+    world.peers.turn(peer, dark, 202.0 + 2 * TURN)
+    world.peers.heard_from(peer)
+    assert hosts()[0] == "2001:db8::1"
+
+
+def test_dimensions_of_endpoints_with_one_address_stay() -> None:
+    world, peer = World(entry(1)), entry(1).member.node_id
+    assert not any(world.peers.turn(peer, 0b1111111, float(now)) for now in range(100))
