@@ -75,10 +75,9 @@ class Starter:
 
     def _candidates(self, peer: Peer) -> list[Address]:
         """The addresses to try, in their order: the one that the last handshake went through, then those of
-        the record, from another one on after each failure; among them those at which the peer was heard, of
-        which anybody may have made it seem so. An address
-        that gave a cookie and then nothing is left out once: small datagrams pass there, and large ones may
-        not."""
+        the record, from another one on after each failure; among them those at which the peer was heard, and
+        anybody may have made it seem so. An address that gave a cookie and then nothing is left out once:
+        small datagrams pass there, and large ones may not."""
         named, heard = peer.auth.endpoints, self._context.elsewhere(peer.node_id)
         turn = peer.failures * TRIES % len(named) if named else 0
         named = named[turn:] + named[:turn]
