@@ -31,10 +31,24 @@ from phantommesh.cli.output import emit
     metavar="NETWORK",
     help="The mesh's IPv4 network, /8 to /30, for good. [default: 100.64.0.0/10]",
 )
+@click.option(
+    "--grace",
+    type=Duration(),
+    default=90 * 86_400.0,
+    show_default="90d",
+    help="How long after its certificate's end a member comes back by itself, for good.",
+)
 @endpoints_option
 @json_option
 @click.pass_obj
-def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoints: tuple[str, ...]) -> None:
+def init(
+    options: Options,
+    mesh: str,
+    name: str | None,
+    cidr: str | None,
+    grace: float,
+    endpoints: tuple[str, ...],
+) -> None:
     """Make a mesh: its authority, this node's identity and config."""
     need_access("init", options.state_dir, options.config)
     from phantommesh.config.sections import WireguardSection
@@ -62,6 +76,7 @@ def init(options: Options, mesh: str, name: str | None, cidr: str | None, endpoi
             endpoints=endpoints,
             now=datetime.now(UTC).timestamp(),
             cidr4=cidr,
+            grace=grace,
             check=check,
         )
     _report(options, summary, "phantommesh run")
@@ -111,14 +126,22 @@ def _report(options: Options, summary: Any, then: str) -> None:
 @click.option("--name", help="Only a node of this name may use it.")
 @click.option("--role", type=click.Choice(["node", "relay", "authority"]), default="node", show_default=True)
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--replace",
+    "lost",
+    metavar="NODE",
+    help="For a machine that takes the place of a lost one: its name, role and IPv4 address. Its use revokes "
+    "the lost one.",
+)
 @json_option
 @click.pass_obj
-def invite(options: Options, ttl: float, name: str | None, role: str, uses: int) -> None:
+def invite(options: Options, ttl: float, name: str | None, role: str, uses: int, lost: str | None) -> None:
     """Print one line that lets a machine join. It is a secret until it is used."""
     need_access("invite", options.state_dir)
     from phantommesh.config import reading
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339
+    from phantommesh.node.desk import place_of
     from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
     from phantommesh.trust.invites import MAX_ENDPOINTS
@@ -130,6 +153,12 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         raise CliError(
             "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
         )
+    replaces, ip4 = None, ""
+    if lost is not None:
+        if name is not None or role != "node" or uses != 1:
+            raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
+        place = place_of(node, lost)
+        name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
     if Role(role) is Role.AUTHORITY:
         node.root_key()  # else the joiner would find out
     node.invites.expire(now)
@@ -145,7 +174,11 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         role=Role(role),
         name=name,
         uses=uses,
+        replaces=replaces,
+        ip4=ip4,
     )
+    if replaces is not None:
+        click.echo(f"note: the use of this invite revokes the present {name} for ever", err=True)
     if options.json:
         expires = rfc3339(made.expires)
         emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})

@@ -20,6 +20,7 @@ from phantommesh.records.record import MAX_RECORD_BYTES
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
+MAX_MOMENT = 253_402_300_799  # Unix seconds: the last one of the year 9999
 _AROUND = 256  # bytes around what an answer holds
 
 
@@ -75,6 +76,37 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
 
     node_cert: bytes
     authority_cert: bytes
+
+
+class Return(msgspec.Struct, frozen=True, tag="return"):
+    """The request of a member whose certificate ran out, on its present key: its PKCS#10 request (DER), its
+    record's body with its signature. ``until`` is when its certificate ended, in Unix seconds, so that the
+    authority can tell a wrong clock.
+
+    An authority certifies itself: it brings its new certificate and its authority's (DER), for its record.
+    """
+
+    csr: bytes
+    record: bytes
+    signature: bytes
+    until: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)]
+    node_cert: bytes = b""
+    authority_cert: bytes = b""
+
+
+class Returned(msgspec.Struct, frozen=True, tag="returned"):
+    """The new certificate and the authority's, in DER, empty for an authority; the answerer's own record,
+    encoded; the group keys, and the id of the one that is sent with. The member can link with the answerer
+    then, and hears all else over that link."""
+
+    node_cert: bytes
+    authority_cert: bytes
+    record: bytes
+    keys: bytes
+    active_key: bytes
+
+    def __repr__(self) -> str:
+        return "Returned(***)"
 
 
 class Replace(msgspec.Struct, frozen=True, tag="replace"):
@@ -208,11 +240,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
+    Enrol | Renew | Return | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
 )  # fmt: skip
 Answer = (
-    Enrolled | Renewed | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
+    Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Refused
 )  # fmt: skip
 
@@ -229,7 +261,7 @@ def answer_limit(request: Request) -> int:
             return MAX_DIFFERENCE + _AROUND
         case SyncOpen():
             return MAX_SYNC + _AROUND
-        case AskKeys() | Enrol():
+        case AskKeys() | Enrol() | Return():
             return MAX_FRAME
         case _:
             return SMALL

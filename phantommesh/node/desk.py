@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An authority's work for its mesh: it lets nodes in and renews their certificates."""
+"""An authority's work for its mesh: it lets nodes in, renews their certificates, and takes members back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -12,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.control import messages
 from phantommesh.endpoint import parse_endpoint
-from phantommesh.moments import span
+from phantommesh.link.keys import RETURNING, returning_secret
+from phantommesh.moments import rfc3339, span
 from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
     Alone,
@@ -34,8 +36,18 @@ from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import SignedRecord, open_record
 from phantommesh.records.roster import Entry, settle
+from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry
-from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
+from phantommesh.trust.certificates import (
+    CLOCK_SKEW,
+    DAY,
+    LONGEST_LIFE,
+    NODE_LIFE,
+    RENEW_AT,
+    Role,
+    TrustError,
+    authority_node,
+)
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.trust.invites import MAX_ENDPOINTS, Invite
@@ -67,12 +79,18 @@ class Desk:
         self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
 
+    def secret_of(self, node_id: bytes) -> Secret | None:
+        """The secret by which this member may come back; None for a node that is no member or was revoked."""
+        if self._node.roster.get(NodeId(node_id)) is None:
+            return None
+        return returning_secret(self._node.mesh.root_hash, self._me, node_id)
+
     # Letting nodes in.
 
     def enrol(self, newcomer: Party, request: messages.Enrol, at: Moment) -> Work[messages.Enrolled]:
         """Let a newcomer in. Raises TrustError, RecordError or StateError; then the invite is not spent."""
         authority_of(self._node)
-        if not newcomer.invite:
+        if newcomer.invite in (b"", RETURNING):
             raise TrustError(
                 "an enrolment needs an invite", fix="use the line that `phantommesh invite` prints"
             )
@@ -97,7 +115,7 @@ class Desk:
         replaced = self._check_replaced(entry, node_id)
         self._check_rename(entry, node_id, name)
         others = [e for e in node.roster if e.member.node_id not in (node_id, replaced)]
-        _check_name(others, name, at.wall)
+        _check_name(others, name, at.wall - node.mesh.grace)
         own_authority_cert = b""
         if entry.role is Role.AUTHORITY:
             own_authority_cert = yield from self._make_authority(request, node_id, at)
@@ -255,6 +273,103 @@ class Desk:
         renewed: messages.Renewed = yield Alone("enrolling", issue)
         return renewed
 
+    def take_back(self, party: Party, request: messages.Return, at: Moment) -> Work[messages.Returned]:
+        """Renew the certificate of a member that has none any more, within the mesh's grace by this node's
+        clock. Raises TrustError or RecordError.
+
+        The handshake has shown that the other end holds the member's key. All else is as this node knows it:
+        the member's record in the roster, whoever certified that, and the revocations.
+        """
+        authority_of(self._node)
+        if party.invite != RETURNING:
+            raise TrustError("a member that is linked renews its certificate over its link")
+        self._returning(party, request, at)
+        node_id = NodeId(party.peer)
+        _allow(self._renewals, node_id, at, "this node was taken back several times just now")
+        spki, _ = yield Compute(partial(parse_csr_untrusted, request.csr))
+        if spki != party.spki:
+            raise TrustError("the certificate request is for another key than the handshake's")
+
+        def grant(at: Moment) -> Work[messages.Returned]:
+            node, authority = self._node, authority_of(self._node)
+            entry = self._returning(party, request, at)  # it may have been revoked meanwhile
+            member = entry.member
+            name, ip4, itself = member.name, member.ip4, member.role is Role.AUTHORITY
+            node_cert, authority_cert = request.node_cert, request.authority_cert
+            if itself:  # its own word stands until it is revoked; nobody else's certificate would help it
+                if authority_node(authority_cert) != node_id:
+                    raise TrustError("an authority brings the certificate that it gave itself")
+            else:
+                name, ip4 = settle(node.roster, node.mesh, member, at.wall)
+                issue = partial(authority.issue, spki, name, member.role, ip4, at.wall)
+                node_cert, authority_cert = (yield Compute(issue)), authority.der
+            signed = SignedRecord(request.record, request.signature, node_cert, authority_cert)
+            yield Compute(partial(self._check_endpoints, signed, name, at.wall))
+            yield Keep(SignedRecord.decode_untrusted(signed.encode()))
+            yield Save()
+            if self._ring.active is None:
+                yield MakeKey()
+            away = span(max(0.0, at.wall - member.not_after))
+            yield Told("authority", "member taken back", {"name": name, "expired_for": away, "ip4": str(ip4)})
+            mine = node.roster.get(self._me)
+            return messages.Returned(
+                node_cert=b"" if itself else node_cert,
+                authority_cert=b"" if itself else authority_cert,
+                record=b"" if mine is None else mine.signed.encode(),
+                keys=encode_keys(self._ring.keys),
+                active_key=NO_KEY if self._ring.active is None else self._ring.active.id,
+            )
+
+        returned: messages.Returned = yield Alone("enrolling", grant)
+        return returned
+
+    def _returning(self, party: Party, request: messages.Return, at: Moment) -> Entry:
+        """The member that comes back. Raises TrustError where it may not."""
+        node, node_id = self._node, NodeId(party.peer)
+        if node_id in node.revocations:
+            raise TrustError("this node was revoked", fix="start over with a new state directory")
+        entry = node.roster.get(node_id)
+        if entry is None:
+            raise TrustError("this node is no member that is known here", fix="ask another authority")
+        member, clock = entry.member, f"by this authority's clock it is {rfc3339(at.wall)}"
+        if at.wall > member.not_after + node.mesh.grace:
+            raise TrustError(
+                f"the certificate of {member.name} ran out on {rfc3339(member.not_after)}, which is longer "
+                f"ago than the mesh's grace of {node.mesh.grace / DAY:g} days: {clock}",
+                fix=f"run `phantommesh invite --replace {member.name}` on an authority, and join by that "
+                "invite with a new state directory: the name and the IPv4 address stay",
+            )
+        # One that lasts longer than any may was made by a clock that was ahead, and is of no use.
+        due = request.until - (1 - RENEW_AT) * NODE_LIFE - CLOCK_SKEW
+        if member.role is not Role.AUTHORITY and at.wall < due <= request.until <= at.wall + LONGEST_LIFE:
+            raise TrustError(
+                f"the certificate of {member.name} is good until {rfc3339(request.until)}: {clock}",
+                fix="set the clock of the machine of the two whose clock is wrong",
+            )
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a member in the mesh, for the machine that is to have it next. ``replaces`` is the member,
+    None where it was revoked already."""
+
+    name: str
+    role: Role
+    ip4: IPv4Address
+    replaces: NodeId | None
+
+
+def place_of(node: Holdings, wanted: str) -> Place:
+    """Return the place of a lost machine, by its name or node id. Raises TrustError."""
+    target = Revoking(node).find(wanted)
+    if target.entry is None:
+        raise TrustError(f"no member is known by the node id {wanted}", fix="see `phantommesh peers`")
+    if target.node_id == node.identity.node_id:
+        raise TrustError("this node cannot invite in place of itself", fix="run it on another authority")
+    member = target.entry.member
+    return Place(member.name, member.role, member.ip4, None if target.revoked else target.node_id)
+
 
 def _check_invite(invite: InviteEntry, name: str) -> None:
     """Raise TrustError where the invite is for another name."""
@@ -264,14 +379,14 @@ def _check_invite(invite: InviteEntry, name: str) -> None:
         )
 
 
-def _check_name(others: Sequence[Entry], name: str, wall: float) -> None:
-    """Raise TrustError where another member has the name. A member that has expired has to join again, as a
-    new node, and wants its name back."""
-    if any(entry.member.name == name and entry.member.not_after >= wall for entry in others):
+def _check_name(others: Sequence[Entry], name: str, since: float) -> None:
+    """Raise TrustError where another member has the name. A member whose certificate ended before ``since``
+    has lost it: it is not taken back any more."""
+    if any(entry.member.name == name and entry.member.not_after >= since for entry in others):
         raise TrustError(
             f"the mesh has a node named {name} already",
             fix="join with another --name; if this machine was that node and has lost its state, run "
-            f"`phantommesh revoke {name}` on an authority first",
+            f"`phantommesh invite --replace {name}` on an authority, and join by that invite",
         )
 
 

@@ -6,21 +6,30 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec import structs
 
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
-from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
+from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, sign_record
 from phantommesh.records.roster import Dispute, settle
-from phantommesh.trust.certificates import Member, Mesh, Role, TrustError, authority_node, verify_chain
+from phantommesh.trust.certificates import (
+    EARLY,
+    RENEW_AT,
+    Member,
+    Mesh,
+    Role,
+    TrustError,
+    authority_node,
+    verify_chain,
+)
+from phantommesh.trust.identity import NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
-
-RENEW_AT: Final = 2 / 3  # of a certificate's life
 
 T = TypeVar("T")
 
@@ -59,11 +68,30 @@ class AskRenewal:
 
 
 @dataclass(frozen=True, slots=True)
+class AskReturn:
+    """Ask one authority after the other to take this node back, over the handshake of an enrolment. The
+    result is the `control.Returned`, the node that gave it, and the `Moment` at which it came; or TrustError
+    is thrown."""
+
+    request: messages.Return
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Take in our own record, the record of the authority that took this node back, and its group keys. This
+    node can link with it then."""
+
+    mine: SignedRecord
+    returned: messages.Returned
+    authority: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Put what `Own.record` gives into the roster."""
 
 
-OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | Publish | Told
+OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | Publish | Told
 OwnWork = Generator[OwnStep, Any, T]
 
 
@@ -151,7 +179,14 @@ class Own:
 
     def due(self, wall: float) -> bool:
         """Whether it is time for another certificate."""
-        return not self._revoked and (wall >= self.renewal_due() or self.disputed(wall))
+        return not self._revoked and (self._aged(wall) or self.disputed(wall) or self.forlorn(wall))
+
+    def _aged(self, wall: float) -> bool:
+        return wall >= self.renewal_due() or not self.certified_at(wall)
+
+    def certified_at(self, wall: float) -> bool:
+        """Whether the certificate holds, as other members judge it (`Entry.valid`)."""
+        return self.member.not_before - EARLY <= wall <= self.member.not_after
 
     def disputed(self, wall: float) -> bool:
         """Whether the certificate should be replaced before its time: another member has the name or the
@@ -161,6 +196,16 @@ class Own:
         if self._revoked:
             return False
         return self.dispute(wall) is not None or (issuer is not None and issuer in self._node.revocations)
+
+    def forlorn(self, wall: float) -> bool:
+        """Whether this node is an authority that knows of others, and can link with nobody: it was away for
+        so long that everybody's certificate has run out here, and its own at all others."""
+        others = [entry for entry in self._node.roster if entry.member.node_id != self._me]
+        return (
+            self._node.authority is not None
+            and any(entry.member.role is Role.AUTHORITY for entry in others)
+            and not any(entry.valid(wall) for entry in others)
+        )
 
     def dispute(self, wall: float) -> Dispute | None:
         """Return the dispute in which we have to give up our address or name, if there is one."""
@@ -196,33 +241,75 @@ class Own:
     def _renew(self, at: Moment) -> OwnWork[None]:
         node, member = self._node, self.member
         if node.authority is not None:
-            authority_cert = node.authority.der
-            name, ip4 = settle(node.roster, node.mesh, member, at.wall)
-            spki, role = node.identity.spki, member.role
-            node_cert: bytes = yield Compute(partial(node.authority.issue, spki, name, role, ip4, at.wall))
-        else:
-            dispute = self.dispute(at.wall)
-            winner = None if dispute is None else node.roster.get(dispute.winner)
-            evidence = b"" if winner is None else winner.signed.encode()
-            csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
-            renewed: messages.Renewed
+            if self._aged(at.wall) or self.disputed(at.wall):
+                name, ip4 = settle(node.roster, node.mesh, member, at.wall)
+                spki, role = node.identity.spki, member.role
+                issue = partial(node.authority.issue, spki, name, role, ip4, at.wall)
+                node_cert: bytes = yield Compute(issue)
+                yield from self._adopt_certificate(node_cert, node.authority.der, at)
+            if self.forlorn(at.wall):
+                yield from self._return(at)
+            return
+        dispute = self.dispute(at.wall)
+        winner = None if dispute is None else node.roster.get(dispute.winner)
+        evidence = b"" if winner is None else winner.signed.encode()
+        csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
+        renewed: messages.Renewed
+        if not self.certified_at(at.wall):
+            yield from self._return(at)
+            return
+        try:
             renewed, at = yield AskRenewal(csr, evidence)
-            node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
-        renewed_member = verify_chain(node.root, authority_cert, node_cert, at.wall)
-        if renewed_member.node_id != member.node_id:
-            raise TrustError("the authority certified another node's key")
-        yield WriteCertificates(authority_cert, node_cert)
-        self.certified = Certified(node_cert, authority_cert, renewed_member)
-        yield Publish()
-        yield Told(
-            "own",
-            "certificate renewed",
-            {
-                "until": renewed_member.not_after,
-                "name": renewed_member.name,
-                "ip4": str(renewed_member.ip4),
-            },
+        except TrustError as error:
+            if at.wall < self.renewal_due():
+                raise
+            try:  # no link with an authority works, for whatever reason
+                yield from self._return(at)
+            except TrustError:
+                raise error from None
+            return
+        yield from self._adopt_certificate(renewed.node_cert, renewed.authority_cert, at)
+
+    def _return(self, at: Moment) -> OwnWork[None]:
+        """Have an authority take this node back. Raises TrustError."""
+        node = self._node
+        csr: bytes = yield Compute(partial(make_csr, node.identity, self.member.name))
+        chain = (b"", b"") if node.authority is None else (self.certified.node_cert, node.authority.der)
+        # Greater than any number that a state before a backup or a crash may have used: see `enrolment`.
+        record = self._words(self.wg_keys, max(self._next_seq(), int(at.wall * 1000)))
+        body = msgspec.msgpack.encode(record)
+        signature: bytes = yield Compute(partial(node.identity.sign, body, CONTEXT))
+        returned: messages.Returned
+        authority: NodeId
+        returned, authority, at = yield AskReturn(
+            messages.Return(csr, body, signature, int(self.member.not_after), *chain)
         )
+        if node.authority is None:
+            chain = returned.node_cert, returned.authority_cert
+            yield from self._certify(*chain, at)
+            yield self._told()
+        yield Rejoin(SignedRecord(body, signature, *chain), returned, authority)
+
+    def _adopt_certificate(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> OwnWork[None]:
+        yield from self._certify(node_cert, authority_cert, at)
+        yield Publish()
+        yield self._told()
+
+    def _certify(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> OwnWork[None]:
+        """Adopt a new certificate, where it holds. Raises TrustError, or StateError from the disk."""
+        node = self._node
+        renewed = verify_chain(node.root, authority_cert, node_cert, at.wall)
+        if renewed.node_id != self._me:
+            raise TrustError("the authority certified another node's key")
+        if authority_node(authority_cert) in node.revocations:
+            raise TrustError("the authority that certified this node was revoked")
+        yield WriteCertificates(authority_cert, node_cert)
+        self.certified = Certified(node_cert, authority_cert, renewed)
+
+    def _told(self) -> Told:
+        member = self.member
+        about = {"until": member.not_after, "name": member.name, "ip4": str(member.ip4)}
+        return Told("own", "certificate renewed", about)
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:

@@ -11,6 +11,7 @@ from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
+from phantommesh.moments import rfc3339, span
 from phantommesh.node.desk import Desk
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
@@ -37,6 +38,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
+    messages.Return: (0.2, 20),
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -116,6 +118,8 @@ class Serving:
         try:
             if isinstance(request, messages.Enrol):
                 return (yield from self._desk.enrol(party, request, at))
+            if isinstance(request, messages.Return):
+                return (yield from self._desk.take_back(party, request, at))
             return (yield from self._answer(self._member(party, at.wall), request, at))
         except (antientropy.AntiEntropyError, IdTreeError) as error:
             return messages.Refused(str(error))
@@ -159,7 +163,7 @@ class Serving:
                     return messages.Refused("this node keeps no scatter proofs")
                 answer: messages.Answer = yield Account(entry, request)
                 return answer
-            case messages.Enrol():
+            case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 
     def _name(self, party: Party) -> str:
@@ -173,6 +177,8 @@ class Serving:
             raise TrustError("only a member may ask this", fix="join the mesh first")
         if entry.member.not_after < wall:
             raise TrustError(
-                f"the certificate of {entry.member.name} has expired", fix="join again with a new invite"
+                f"the certificate of {entry.member.name} has expired, by this node's clock "
+                f"{span(wall - entry.member.not_after)} ago, on {rfc3339(entry.member.not_after)}",
+                fix="the node gets another one of an authority by itself; if not, set both machines' clocks",
             )
         return entry

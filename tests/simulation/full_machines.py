@@ -58,6 +58,7 @@ class Machine:
         self.kernel = Kernel()
         self.process: Process | None = None
         self.joining: Joining | None = None
+        self.told: list[str] = []  # why no authority took the node back, the last time
         self.generation = 0
         self.leap = 0
         self.life = 0

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRenewal, Certified, Own
-from phantommesh.nursery.members.own import AGAIN
+from phantommesh.node.own import AskRenewal, AskReturn, Certified, Own, Rejoin
+from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.keys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
+from tests.simulation.full_joining import come_back
 from tests.simulation.full_parts import generated, plain_record
 from tests.simulation.full_working import Done, Has
 
@@ -72,7 +74,9 @@ class OwnRecord:
         process, worker = self.process, self.process.desk.worker
         if self._renewing or process.now < self._renew_after or not self.word.due(process.wall):
             return
-        self._renew_after, self._renewing = process.now + AGAIN, True
+        alone = not self.word.certified_at(process.wall) or self.word.forlorn(process.wall)
+        pause = LOOK_UNCERTIFIED if alone else AGAIN
+        self._renew_after, self._renewing = process.now + pause, True
         worker.do(self.word.renew(worker.moment()), self._renewed)
 
     def _renewed(self, outcome: object) -> None:
@@ -94,6 +98,39 @@ class OwnRecord:
                 back((answer, worker.moment()))
                 return
         back(TrustError("no authority renewed the certificate"))
+
+    def come_back(self, step: AskReturn, back: Done) -> None:
+        """`returning.come_back`: call ``back`` with the answer of the first authority that takes this node
+        back."""
+        process, sim, reasons = self.process, self.process.sim, list[str]()
+        entries = [
+            entry
+            for entry in process.roster
+            if entry.member.role is Role.AUTHORITY and entry.member.node_id != process.me
+        ]
+
+        def following(answer: object) -> None:
+            if isinstance(answer, messages.Returned):
+                back((answer, asked[-1], process.desk.worker.moment()))
+                return
+            if isinstance(answer, messages.Refused):
+                reasons.append(answer.message)
+            if not entries:
+                self.process.machine.told = reasons
+                back(TrustError(f"no authority takes this node back: {'; '.join(reasons)}"))
+                return
+            asked.append(entries.pop(0).member.node_id)
+            come_back(sim, process.machine, sim.by_id[asked[-1]], step.request, following)
+
+        asked = list[NodeId]()
+        following(None)
+
+    def rejoin(self, step: Rejoin) -> None:
+        """`OwnRecord._rejoin`."""
+        process = self.process
+        process.add(step.mine)
+        process.take([step.returned.record])
+        process.merge(step.returned.keys, step.returned.active_key)
 
 
 def _renew(mine: bytes, step: AskRenewal) -> asking.Talk[Any]:

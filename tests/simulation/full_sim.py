@@ -44,7 +44,7 @@ from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
 from phantommesh.records.record import SignedRecord, sign_record
 from phantommesh.records.roster import Roster
-from phantommesh.trust.certificates import Role
+from phantommesh.trust.certificates import DAY, Role
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import NETWORK4, Authority, choose_ip4
@@ -72,6 +72,7 @@ class Simulation:
         self.handshakes = handshakes
         self.rng = random.Random(seed)
         self.now = 1000.0
+        self.skipped = 0.0  # s of unix time that the events leave out
         self.kem: Kem = CryptographyKem()
         self.network = Network() if network is None else network
         self.mesh = Mesh(NETWORK4) if mesh is None else mesh
@@ -95,7 +96,7 @@ class Simulation:
     @property
     def wall(self) -> float:
         """True unix time."""
-        return BASE + self.now
+        return BASE + self.now + self.skipped
 
     @contextmanager
     def _verifying(self) -> Iterator[None]:
@@ -165,7 +166,7 @@ class Simulation:
     def crash(self, index: int) -> None:
         """End a node's process at once. Its interfaces stay."""
         machine = self.machines[index]
-        machine.process = None
+        machine.process = machine.joining = None
         machine.life += 1
         machine.wake = NEVER
 
@@ -179,6 +180,12 @@ class Simulation:
     def step_clock(self, index: int, seconds: float) -> None:
         """Step a node's idea of unix time."""
         self.machines[index].wall_offset += seconds
+
+    def days(self, count: int) -> None:
+        """Let days go by at all machines. Of each day only the last half minute is played."""
+        for _ in range(count):
+            self.skipped += DAY - 30.0
+            self.run(30.0)
 
     def leap(self, index: int, seconds: float) -> None:
         """Move a node's monotonic clock ahead, as when its machine slept."""
@@ -324,11 +331,11 @@ class Simulation:
             return
         traced = _TRACED.pack(self.now, index, machine.index, len(datagram), datagram[1])
         self.trace = crc32(traced, self.trace)
+        if machine.joining is not None and source.transport == "tcp":
+            carry_join(self, machine, machine.joining.newcomer.receive(datagram, self.now))
         if machine.process is not None:
             machine.process.receive(datagram, source)
             self.schedule(machine)
-        elif machine.joining is not None:
-            carry_join(self, machine, machine.joining.newcomer.receive(datagram, self.now))
 
     def changed(self, machine: Machine, effect: Changed) -> None:
         """A node's view of another changed."""

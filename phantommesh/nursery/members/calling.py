@@ -18,6 +18,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members import returning
 from phantommesh.nursery.sockets import channels, framing, sessions
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
@@ -83,6 +84,10 @@ class Caller:
         return await self._ask_authorities(
             [*first, messages.Renew(csr, evidence)], messages.Renewed, "no authority renewed the certificate"
         )
+
+    async def come_back(self, request: messages.Return) -> tuple[messages.Returned, NodeId]:
+        """Ask the authorities to take this node back, one after the other. Raises `TrustError`."""
+        return await returning.come_back(self._node, self._where, request)
 
     async def replace(self) -> messages.Replacement:
         """Ask the authorities for an invite in place of this node's identity. Raises `TrustError`."""

@@ -13,20 +13,23 @@ import structlog
 import trio
 
 from phantommesh.config.sections import Config
+from phantommesh.control.messages import Returned
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
 from phantommesh.nursery import unexpected
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do, moment, tell
-from phantommesh.records.record import NodeRecord
+from phantommesh.records.record import NodeRecord, SignedRecord
 from phantommesh.records.roster import Dispute
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.keys import WgKeys
 
 DISPUTED = FaultKind("own-claim-disputed", "critical")
@@ -35,6 +38,7 @@ CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
+LOOK_UNCERTIFIED = 15.0  # s between attempts to be taken back
 AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
 
 T = TypeVar("T")
@@ -45,8 +49,8 @@ log = structlog.get_logger("phantommesh.own")
 class OwnRecord:
     """This node as others know it. ``word`` has all that it says of itself."""
 
-    def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper) -> None:
-        self._config, self._state, self._keeper = config, state, keeper
+    def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
+        self._config, self._state, self._keeper, self._keys = config, state, keeper, keys
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
 
@@ -112,10 +116,14 @@ class OwnRecord:
         """Renew the certificate whenever it is due, until cancelled."""
         while True:
             await self.renew_if_due(caller)
-            with trio.move_on_after(LOOK):
+            with trio.move_on_after(LOOK_UNCERTIFIED if self._alone() else LOOK):
                 while not self.word.disputed(time()):
                     await self._keeper.changes()
                 await trio.sleep(AGAIN)
+
+    def _alone(self) -> bool:
+        """Whether this node has to be taken back."""
+        return not self.word.certified_at(time()) or self.word.forlorn(time())
 
     def dispute(self) -> Dispute | None:
         """Return the dispute in which we have to give up our address or name, if there is one."""
@@ -157,12 +165,23 @@ class OwnRecord:
             case deciding.AskRenewal(csr, evidence):
                 assert caller is not None
                 return await caller.renew(csr, evidence), moment()
+            case deciding.AskReturn(request):
+                assert caller is not None
+                return *(await caller.come_back(request)), moment()
+            case deciding.Rejoin(mine, returned, authority):
+                return await self._rejoin(mine, returned, authority)
             case deciding.Publish():
                 return self.publish()
             case Told():
                 return tell(step)
             case _:
                 assert_never(step)
+
+    async def _rejoin(self, mine: SignedRecord, returned: Returned, authority: NodeId) -> None:
+        self._keeper.add(mine)
+        if returned.record:
+            await self._keeper.take([returned.record], authority)
+        self._keys.merge(returned.keys, returned.active_key, authority)
 
     async def _write(self, files: dict[str, bytes]) -> None:
         for name, data in files.items():

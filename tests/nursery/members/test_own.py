@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from phantommesh.config.reading import load
 from phantommesh.config.sections import Config
 from phantommesh.control.messages import Renewed
+from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own
 from phantommesh.nursery.members.calling import Caller
@@ -63,7 +64,7 @@ class Parts:
         self.state = state
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
-        self.own = OwnRecord(config, state, self.keeper)
+        self.own = OwnRecord(config, state, self.keeper, GroupKeys(state))
         self.caller = Caller(state, self.keeper, Sessions(), lambda member: ())
 
     def _changed(self) -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node that nobody links with any more asks the authorities to take it back: its certificate ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from phantommesh.control import messages
+from phantommesh.endpoint import Address
+from phantommesh.link.keys import RETURNING, returning_secret
+from phantommesh.nursery.members import enrolment
+from phantommesh.nursery.sockets import channels, framing
+from phantommesh.records.roster import Entry
+from phantommesh.state.start import NodeState
+from phantommesh.trust.certificates import Role, TrustError
+from phantommesh.trust.identity import NodeId
+
+# Tuning.
+PATIENCE = 25.0  # s that it may take at one address
+MAX_REASON = 512  # characters of a refusal that are kept, told and logged
+
+Where = Callable[[NodeId], Sequence[Address]]
+
+
+async def come_back(
+    node: NodeState, where: Where, request: messages.Return
+) -> tuple[messages.Returned, NodeId]:
+    """Ask one authority after the other, at the addresses of its record, expired or not; return the answer of
+    the first that takes this node back, and who it is. Raises `TrustError`."""
+    me, reasons, fix = node.identity.node_id, list[str](), ""
+    for entry in node.roster:
+        member = entry.member
+        if member.role is not Role.AUTHORITY or member.node_id == me:
+            continue
+        answer = await _ask(node, entry, where(member.node_id), request)
+        if isinstance(answer, messages.Returned):
+            return answer, member.node_id
+        if isinstance(answer, messages.Refused):
+            fix = fix or answer.fix
+            answer = answer.message[:MAX_REASON]
+        reasons.append(f"{member.name}: {answer}")
+    raise TrustError(
+        "no authority takes this node back: " + ("; ".join(reasons) or "none is known"),
+        fix=fix or "start an authority, and check that its control port is open for TCP from here",
+    )
+
+
+async def _ask(
+    node: NodeState, entry: Entry, addresses: Sequence[Address], request: messages.Return
+) -> messages.Answer | str:
+    """Return one authority's answer, or why there is none."""
+    reason = "its record names no address that may be used and is known"
+    for address in addresses:
+        try:
+            with trio.fail_after(PATIENCE):
+                async with framing.connect(address.host, address.port) as framed:
+                    answer = await _ask_at(node, entry.member.node_id, framed, request)
+            if answer is not None:
+                return answer
+            reason = "it does not know this node, or was upgraded too little to take it back"
+        except (framing.StreamError, trio.TooSlowError) as error:
+            reason = f"{address}: {str(error) or 'no answer'}"
+    return reason
+
+
+async def _ask_at(
+    node: NodeState, authority: NodeId, framed: framing.FramedStream, request: messages.Return
+) -> messages.Answer | None:
+    root_hash = node.mesh.root_hash
+    secret = returning_secret(root_hash, authority, node.identity.node_id)
+    session = await enrolment.shake_hands(framed, node.identity, authority, root_hash, (RETURNING, secret))
+    if session is None:
+        return None
+    client = await channels.Client.open(framed, session)
+    return await client.ask(request)
