@@ -7,8 +7,8 @@ WireGuard interfaces should be, the scatterer's peers and the measured paths. CP
 Two ends shake hands in memory, and one of them has so many other peers. Its `Install` effects are carried out
 as `Node` does; only that is timed. Beside it, once a size: ``all`` is what it costs to make the interfaces
 of all peers anew, as after a change of the roster, and ``pass`` what it costs to read all seven devices out
-once. The reconciler does the latter once a pass, in which it reads every peer of WireGuard anyhow, however
-many handshakes have finished before it.
+once. The reconciler reads every peer of WireGuard once a pass anyhow, however many handshakes have finished
+before that pass.
 """
 
 from __future__ import annotations

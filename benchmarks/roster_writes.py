@@ -7,8 +7,8 @@ The keeper and the roster's log of a node run as they are, on a virtual clock. T
 members do in a day: each replaces its seven WireGuard keys, one by one and before each is a day old; renews
 its certificate when two thirds of its week are over; changes its address twice; and starts again once, with a
 new record (which a start makes only where something else has changed too). Every record is signed, verified
-and put to disk as in life. The bytes are those that the state directory was given to write. Beside them stand
-the writes of the version before at the same changes: all of the roster each time, with its pauses.
+and put to disk as in life. The bytes are what the state directory was given to write. The figures of the
+version before stand beside: at the same changes that version wrote all of the roster, with its pauses.
 """
 
 from __future__ import annotations

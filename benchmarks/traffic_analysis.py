@@ -10,9 +10,10 @@ attacked, by attackers that were trained on other loads of the same pages. A con
 for cover traffic and "+mss" for TCP segments of another size in each connection.
 
 Captures are kept in DIR and not made again, so that attackers can be run on them anew.
-``accuracy_one_path`` and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths, the latter under the
-node's default intent with nothing added; ``overhead_bytes_ratio`` is that condition's bytes on all uplinks
-over plain's: 1.0 is none. Those in ``_private`` are the same under that intent. See docs/traffic-analysis.md.
+``accuracy_one_path`` and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths. The second is under
+the node's default intent with nothing added; ``overhead_bytes_ratio`` is the bytes of that condition on all
+uplinks over plain's: 1.0 is none. Figures that end in ``_private`` are the same under the intent "private".
+See docs/traffic-analysis.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """What if: divide a capture of one path over several by a rule, as TrafficSliver's authors judged theirs.
 
 Pure. Nothing of the network is simulated: times stay as they were on one path, so what reordering does to TCP
-is missing. For finding rules worth building; the figures that count are those of real captures.
+is missing. This module finds rules worth building; only figures of real captures count.
 """
 
 from __future__ import annotations

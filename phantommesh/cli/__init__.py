@@ -12,12 +12,14 @@ import click
 
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
+from phantommesh.cli.configuring import config
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
-from phantommesh.cli.inspect import config, identity, revoke, rotate, status
+from phantommesh.cli.inspect import identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.proofs import proofs
+from phantommesh.cli.renaming import rename
 from phantommesh.cli.setup import init, invite, join, run
 
 
@@ -57,7 +59,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, scatter, proofs, events, rotate,
-    revoke, identity, config, lab,
+    revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 

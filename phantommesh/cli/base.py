@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,12 @@ class Options:
     socket: Path | None
     config: Path
     json: bool
+
+    def command(self, *words: str) -> str:
+        """Return a command line with these global options, as far as they are not the defaults."""
+        given = [("--state-dir", self.state_dir, STATE_DIR), ("--config", self.config, CONFIG)]
+        options = [word for option, path, default in given if path != default for word in (option, str(path))]
+        return shlex.join(["phantommesh", *options, *words])
 
 
 class CliError(PhantomMeshError):
@@ -122,6 +129,10 @@ def socket_of(options: Options) -> Path:
     """The socket to use: what the operator said, else the config's, else the default."""
     if options.socket is not None:
         return options.socket
+    if set_here := os.environ.get(
+        "PHANTOMMESH_API_SOCKET"
+    ):  # as `config.environment`, which is slow to import
+        return Path(set_here)
     if not os.access(options.config, os.R_OK):
         return SOCKET
     from phantommesh.config import reading

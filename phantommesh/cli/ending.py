@@ -37,7 +37,7 @@ def down(options: Options) -> None:
         return
     _report(done)
     if done.mesh is not None:
-        click.echo("next: phantommesh run", err=True)
+        click.echo(f"next: {options.command('run')}", err=True)
 
 
 @click.command()
@@ -71,7 +71,8 @@ def leave(options: Options, force: bool) -> None:
     _report(left.down)
     click.echo(f"told       {'the other members' if left.told else 'nobody: the node did not run'}")
     click.echo(f"moved      {options.state_dir} to {left.state_dir}")
-    click.echo(f"moved      {options.config} to {left.config}")
+    if left.config is not None:
+        click.echo(f"moved      {options.config} to {left.config}")
     click.echo("next: `phantommesh revoke` this node on an authority; to undo, move both back", err=True)
 
 

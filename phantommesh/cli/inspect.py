@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs that ask a running node, and config."""
+"""The verbs that ask a running node."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,11 +14,11 @@ from phantommesh.cli.output import age, emit, one_line, table
 
 if TYPE_CHECKING:
     from phantommesh.management.views import MemberState
-    from phantommesh.trust.certificates import Mesh
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
 IDENTITY_TIMEOUT_S = 120.0
+_NAMED = 8  # peers that one error names
 
 
 @click.command()
@@ -72,8 +71,14 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
             ["PEER", "RESULT", "EPOCH", "DETAIL"],
             [(each.peer, each.result, each.epoch, each.detail) for each in result.rotations],
         )
-    if any(each.result == "failed" for each in result.rotations):
-        raise CliError("not every rotation succeeded", fix="see `phantommesh links` for the reason")
+    left = [each.peer for each in result.rotations if each.result in ("started", "failed")]
+    if left:
+        named = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
+        raise CliError(
+            f"{len(left)} of {len(result.rotations)} rotations are not finished: {named}",
+            fix="see that those nodes run and are reachable (`phantommesh status` says what is in the way); "
+            "a rotation that has started goes on by itself",
+        )
 
 
 @click.command()
@@ -140,54 +145,3 @@ def identity_new(options: Options) -> None:
     click.echo(f"addresses: {result.ip4}  {result.ip6}")
     click.echo(f"revoked: {result.old_node_id}")
     click.echo("the node starts again with the new identity now", err=True)
-
-
-@click.group()
-def config() -> None:
-    """Check and show the configuration."""
-
-
-@config.command("check")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
-@json_option
-@click.pass_obj
-def config_check(options: Options, file: Path | None) -> None:
-    """Say whether the configuration (or FILE) is good, also for the state directory where that is there."""
-    from phantommesh.config import reading
-    from phantommesh.overlay.prefixes import check_range
-
-    path = file or options.config
-    checked = reading.load(path)
-    mesh = _mesh(options)
-    if mesh is not None and mesh.name == checked.node.mesh:
-        check_range(checked.overlay.cidr4, mesh.network4)
-    if options.json:
-        emit({"file": str(path), "ok": True})
-    else:
-        click.echo(f"{path} is good")
-
-
-def _mesh(options: Options) -> Mesh | None:
-    """The mesh of the state directory; None where there is none to be read."""
-    from phantommesh.state.directory import StateDir
-    from phantommesh.state.files import StateError
-    from phantommesh.state.start import load_mesh
-
-    try:
-        return load_mesh(StateDir(options.state_dir))
-    except StateError:
-        return None
-
-
-@config.command("show")
-@json_option
-@click.pass_obj
-def config_show(options: Options) -> None:
-    """Show the configuration with its defaults; secrets are starred out."""
-    from phantommesh.config import reading, writing
-
-    shown = reading.load(options.config)
-    if options.json:
-        emit(writing.redacted(shown))
-    else:
-        click.echo(writing.redact(writing.render(shown)), nl=False)

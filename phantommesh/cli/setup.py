@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The verbs that make a node and run it: init, invite, join, run."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,9 +23,12 @@ from phantommesh.cli.base import (
 )
 from phantommesh.cli.output import emit
 
+if TYPE_CHECKING:
+    from phantommesh.config.sections import Config
+
 
 @click.command()
-@click.option("--mesh", required=True, help="The mesh's name.")
+@click.option("--mesh", help="The mesh's name.")
 @click.option("--name", help="This node's name. [default: the host name]")
 @click.option(
     "--cidr",
@@ -39,22 +43,32 @@ from phantommesh.cli.output import emit
     help="How long after its certificate's end a member comes back by itself, for good.",
 )
 @endpoints_option
+@click.option(
+    "--one-machine", is_flag=True, help="All nodes are to run on this machine: allow loopback endpoints."
+)
 @json_option
-@click.pass_obj
+@click.pass_context
 def init(
-    options: Options,
-    mesh: str,
+    ctx: click.Context,
+    mesh: str | None,
     name: str | None,
     cidr: str | None,
     grace: float,
     endpoints: tuple[str, ...],
+    one_machine: bool,
 ) -> None:
-    """Make a mesh: its authority, this node's identity and config."""
+    """Make a mesh: its authority, this node's identity and config.
+
+    Variables of the environment (PHANTOMMESH_NODE_MESH and so on, one for each key of the configuration)
+    count where no option is given.
+    """
+    options: Options = ctx.obj
     need_access("init", options.state_dir, options.config)
     from phantommesh.config.sections import WireguardSection
     from phantommesh.dimensions import all_names
     from phantommesh.nursery.overlay import hostview
     from phantommesh.overlay.prefixes import Address
+    from phantommesh.state.directory import ROOT_KEY
     from phantommesh.state.making import init_mesh
     from phantommesh.wireguard.device import Network
 
@@ -68,22 +82,84 @@ def init(
             )
 
     with _naming_options():
+        config = _settings(options, name=name, mesh=mesh, cidr=cidr, endpoints=endpoints)
+        if config is None:
+            raise click.UsageError("Missing option '--mesh'.", ctx)
+        if not one_machine:
+            _refuse_loopback(config)
         summary = init_mesh(
             options.state_dir,
             options.config,
-            mesh=mesh,
-            name=name or default_name(),
-            endpoints=endpoints,
+            mesh=config.node.mesh,
+            name=config.node.name,
+            endpoints=config.node.endpoints,
             now=datetime.now(UTC).timestamp(),
-            cidr4=cidr,
+            config=config,
             grace=grace,
             check=check,
         )
-    _report(options, summary, "phantommesh run")
+    _report(options, summary, options.command("run"))
+    click.echo(
+        f"keep: copy {options.state_dir / ROOT_KEY} to a safe place off this machine. It alone makes "
+        "authorities and undoes revocations; nobody can make it again",
+        err=True,
+    )
+
+
+def _settings(
+    options: Options, *, name: str | None, mesh: str | None, cidr: str | None, endpoints: tuple[str, ...]
+) -> "Config | None":
+    """Return the settings of a new node: the options', else the environment's, else the defaults. None where
+    neither names the mesh. Raises ConfigError."""
+    from phantommesh.config import environment
+    from phantommesh.config.reading import parse
+
+    given = environment.read(os.environ)
+    merged = {section: dict(values) for section, values in given.items()}
+    node = merged.setdefault("node", {})
+    if "name" not in node:
+        node["name"] = name or default_name()
+    for section, key, value in (
+        ("node", "name", name),
+        ("node", "mesh", mesh),
+        ("node", "endpoints", list(endpoints) or None),
+        ("overlay", "cidr4", cidr),
+        ("api", "socket", None if options.socket is None else str(options.socket.absolute())),
+    ):
+        if value is not None:
+            merged.setdefault(section, {})[key] = value
+    if "mesh" not in node:
+        return None
+    from phantommesh.config.sections import ConfigError
+
+    try:
+        return parse("", merged)
+    except ConfigError as error:
+        raise environment.explain(error, given) from None
+
+
+def _refuse_loopback(config: "Config") -> None:
+    """Refuse endpoints by which no other machine can join."""
+    from phantommesh.endpoint import parse_endpoint
+    from phantommesh.reachable import is_loopback
+
+    for endpoint in config.node.endpoints:
+        if is_loopback(parse_endpoint(endpoint, config.control.port)[0]):
+            raise CliError(
+                f"--endpoint {endpoint} is a loopback address: no other machine reaches it",
+                fix="give an address or a name by which other machines reach this one; for a mesh within "
+                "this machine add --one-machine",
+            )
 
 
 # The options that become settings of a new configuration.
-_SETTINGS = {"overlay.cidr4": "--cidr", "node.endpoints": "--endpoint"}
+_SETTINGS = {
+    "overlay.cidr4": "--cidr",
+    "node.endpoints": "--endpoint",
+    "node.name": "--name",
+    "node.mesh": "--mesh",
+    "api.socket": "--socket",
+}
 
 
 @contextmanager
@@ -124,7 +200,7 @@ def _report(options: Options, summary: Any, then: str) -> None:
 @click.command()
 @click.option("--ttl", type=Duration(), default=3600.0, show_default="1h", help="How long it may be used.")
 @click.option("--name", help="Only a node of this name may use it.")
-@click.option("--role", type=click.Choice(["node", "relay", "authority"]), default="node", show_default=True)
+@click.option("--role", type=click.Choice(["node", "authority"]), default="node", show_default=True)
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
     "--replace",
@@ -138,15 +214,21 @@ def _report(options: Options, summary: Any, then: str) -> None:
 def invite(options: Options, ttl: float, name: str | None, role: str, uses: int, lost: str | None) -> None:
     """Print one line that lets a machine join. It is a secret until it is used."""
     need_access("invite", options.state_dir)
-    from phantommesh.config import reading
     from phantommesh.endpoint import format_endpoint, parse_endpoint
-    from phantommesh.moments import rfc3339
-    from phantommesh.node.desk import place_of
+    from phantommesh.moments import rfc3339, span
+    from phantommesh.node.returning import place_of
+    from phantommesh.state.agreement import load_config, need_state
     from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
-    from phantommesh.trust.invites import MAX_ENDPOINTS
+    from phantommesh.trust.invites import MAX_ENDPOINTS, MAX_LIFE
 
-    config = reading.load(options.config)
+    if ttl > MAX_LIFE:
+        raise CliError(
+            f"an invite is a password: it lasts {span(MAX_LIFE)} at most",
+            fix="give --ttl 30d or less, and make another invite later",
+        )
+    config = load_config(options.config, options.state_dir)
+    need_state(options.config, options.state_dir)
     now = datetime.now(UTC).timestamp()
     node = load_node(options.state_dir, now)
     if node.authority is None:
@@ -162,6 +244,8 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
     if Role(role) is Role.AUTHORITY:
         node.root_key()  # else the joiner would find out
     node.invites.expire(now)
+    for damaged in node.invites.damaged():
+        click.echo(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
     made = node.invites.create(
         root_hash=node.mesh.root_hash,
         authority=node.identity.node_id,
@@ -202,21 +286,33 @@ def join(options: Options, token: str, name: str | None, endpoints: tuple[str, .
     import trio
 
     from phantommesh.nursery.members import enrolment
+    from phantommesh.trust.invites import Invite
 
     if token == "-":  # noqa: S105  # the conventional name of stdin
         token = sys.stdin.readline()
+    invite = Invite.parse_untrusted(token.strip())
     with _naming_options():
+        config = _settings(options, name=name, mesh=None, cidr=None, endpoints=endpoints)
+        if config is None:
+            config = _settings(options, name=name, mesh=invite.mesh, cidr=None, endpoints=endpoints)
+            assert config is not None
+        elif config.node.mesh != invite.mesh:
+            raise CliError(
+                f"PHANTOMMESH_NODE_MESH is {config.node.mesh}, and the invite is of mesh {invite.mesh}",
+                fix="unset PHANTOMMESH_NODE_MESH, or use an invite of that mesh",
+            )
         summary = trio.run(
             partial(
                 enrolment.join,
                 options.state_dir,
                 options.config,
                 token=token.strip(),
-                name=name or default_name(),
-                endpoints=endpoints,
+                name=config.node.name,
+                endpoints=config.node.endpoints,
+                config=config,
             )
         )
-    _report(options, summary, "phantommesh run")
+    _report(options, summary, options.command("run"))
 
 
 @click.command()
@@ -229,11 +325,11 @@ def run(options: Options) -> None:
     gc.disable()  # while all is made that stays: a tenth of the time to start
     import trio
 
-    from phantommesh.config import reading
     from phantommesh.nursery import logs, process
+    from phantommesh.state.agreement import load_config
 
     gc.freeze()
     gc.enable()
-    config = reading.load(options.config)
+    config = load_config(options.config, options.state_dir)
     logs.configure(config.log.level, config.log.format)
     trio.run(partial(process.run, options.state_dir, options.config, socket_path=options.socket))

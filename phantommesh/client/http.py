@@ -17,6 +17,7 @@ import msgspec
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import (
     IdentityResult,
+    NameResult,
     Page,
     Problem,
     RevocationResult,
@@ -126,6 +127,17 @@ class NodeClient:
                 headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
             ),
             RevocationResult,
+        )
+
+    def rename(self, name: str, *, idempotency_key: str) -> NameResult:
+        return decode(
+            self.request(
+                "POST",
+                "/v1/names",
+                body=msgspec.json.encode({"name": name}),
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            NameResult,
         )
 
     def new_identity(self, *, idempotency_key: str) -> IdentityResult:

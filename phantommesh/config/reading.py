@@ -4,22 +4,27 @@
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config import environment
 from phantommesh.config.sections import (
     ApiSection,
     Config,
     ConfigError,
     DnsSection,
     Label,
+    NoConfigError,
+    NodeSection,
     OverlaySection,
     WireguardSection,
 )
@@ -43,14 +48,38 @@ _SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
 }
 
 
-def load(path: Path) -> Config:
-    """Read and check a configuration file. Raises ConfigError, which names the file."""
+def load(path: Path, variables: Mapping[str, str] | None = None) -> Config:
+    """Read and check a configuration file, with the environment's ``variables`` in place of what it says.
+    They do without the file where they say what has no default. Raises ConfigError, which names the file or
+    the variable."""
+    given = environment.read(os.environ if variables is None else variables)
+    try:
+        text = _text(path)
+    except NoConfigError:
+        if not _sufficient(given):
+            raise
+        text = ""
+    try:
+        return parse(text, given)
+    except ConfigError as error:
+        explained = environment.explain(error, given)
+        where = "" if explained is not error else f"{path}: "
+        raise ConfigError(f"{where}{explained}", fix=explained.fix) from error
+
+
+def _sufficient(given: environment.Settings) -> bool:
+    """Whether a configuration needs no more than what is ``given``."""
+    needed = {field.name for field in msgspec.structs.fields(NodeSection) if field.required}
+    return needed <= given.get("node", {}).keys()
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(
+        raise NoConfigError(
             f"there is no configuration {path}",
             fix="run `phantommesh init` or `phantommesh join`, or give the right path",
         ) from None
@@ -62,14 +91,11 @@ def load(path: Path) -> Config:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8", fix="save the file as UTF-8") from None
-    try:
-        return parse(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}", fix=error.fix) from error
 
 
-def parse(text: str) -> Config:
-    """Check a configuration's text. Raises ConfigError naming the key, the value and the fix."""
+def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Config:
+    """Check a configuration's text, with the values ``given`` in place of what it says. Raises ConfigError
+    naming the key, the value and the fix."""
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError("the configuration is longer than 1 MiB", fix="is this the right file?")
     try:
@@ -79,6 +105,9 @@ def parse(text: str) -> Config:
         raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
     sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
     _refuse_unknown("", document, sections)
+    for name, settings in given.items():
+        if isinstance(section := document.get(name, {}), dict):
+            document[name] = {**section, **settings}
     values = {name: _section(name, kind, document.get(name, {})) for name, kind in sections.items()}
     config = Config(**values)
     _check(config)

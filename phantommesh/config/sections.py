@@ -20,6 +20,10 @@ class ConfigError(PhantomMeshError):
     """A configuration that cannot be used."""
 
 
+class NoConfigError(ConfigError):
+    """There is no configuration."""
+
+
 class NodeSection(msgspec.Struct, frozen=True):
     """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`."""
 

@@ -3,12 +3,14 @@
 
 import json
 import re
+import tomllib
 from typing import Any, Final
 
 import msgspec
 
 from phantommesh.config.sections import Config
 
+_NAME_LINE: Final = re.compile(r"""(\s*(?:node\s*\.\s*)?name\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
 
@@ -20,6 +22,31 @@ def render(config: Config) -> str:
         for key, value in msgspec.to_builtins(getattr(config, section.name)).items():
             lines.append(f"# {key} = not set" if value is None else f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def renamed(text: str, old: str, new: str) -> str | None:
+    """Return a configuration's text with ``node.name`` changed from ``old`` to ``new``, and not a byte else.
+    The text itself if it says ``new`` already; None if it says neither, or in a way that no edit of one line
+    changes."""
+    held = _node_name(text)
+    if held == new:
+        return text
+    if held != old:
+        return None
+    lines = text.splitlines(keepends=True)
+    for i, line in enumerate(lines):
+        if found := _NAME_LINE.match(line):
+            edited = "".join([*lines[:i], f'{found[1]}"{new}"{line[found.end() :]}', *lines[i + 1 :]])
+            if _node_name(edited) == new:
+                return edited
+    return None
+
+
+def _node_name(text: str) -> object:
+    try:
+        return tomllib.loads(text).get("node", {}).get("name")
+    except (ValueError, RecursionError, AttributeError):
+        return None
 
 
 def _toml(value: Any) -> str:

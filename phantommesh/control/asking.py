@@ -206,8 +206,10 @@ def look_for(
     member_at: Callable[[bytes | Address], NodeId | None],
     callable: Callable[[Sequence[bytes]], Sequence[NodeId]],  # noqa: A002
     where: Callable[[NodeId], Sequence[Address]],
+    silent: Callable[[NodeId], bool] = lambda member: False,
 ) -> Iterator[Call | CallUnlinked | Pause]:
     """Look for records: ask those first who said that they exist, then others, until the roster has them.
+    Members that are ``silent`` are asked last.
 
     News of a record arrives before the record. The member that passed it on may still be fetching it, so that
     member is asked again a little later. The record's owner surely has it but is asked last, or a large mesh
@@ -220,8 +222,8 @@ def look_for(
         if pause == PAUSES[-1]:
             lacking = set(missing(batch, roster))
             first += [NodeId(one.node) for one in batch if one.record_hash in lacking]
-        members = callable(first)
-        for member in members[: max(2, len(set(first)) + 1)]:
+        members = callable(first)[: max(2, len(set(first)) + 1)]
+        for member in sorted(members, key=silent):
             if not (wanted := missing(batch, roster)):
                 return
             yield Call(member, fetch(wanted))
@@ -272,9 +274,18 @@ class Fetching:
         """Whether there is no room."""
         return len(self._queue) >= FETCH_QUEUE
 
-    def batch(self) -> list[FetchRecord]:
-        """Take what is to be asked for over one channel. Hand it to `over` in the end."""
-        return [self._queue.popleft() for _ in range(min(FETCH_BATCH, len(self._queue)))]
+    def batch(
+        self, silent: Callable[[bytes | Address], bool] = lambda source: False, *, too: bool = True
+    ) -> list[FetchRecord]:
+        """Take what is to be asked for over one channel. Hand it to `over` in the end. No batch has records
+        of a ``silent`` source beside records of others. ``too`` says whether a silent source has its turn."""
+        mute = {source: silent(source) for source in self._of_source}
+        first = next((mute[one.source] for one in self._queue if too or not mute[one.source]), None)
+        taken, left = list[FetchRecord](), deque[FetchRecord]()
+        for one in self._queue:
+            (taken if mute[one.source] is first and len(taken) < FETCH_BATCH else left).append(one)
+        self._queue = left
+        return taken
 
     def came(self, record_hash: bytes) -> float | None:
         """A record is here now: return when it was first heard of, if it was looked for."""

@@ -32,7 +32,8 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     """A newcomer's request: its PKCS#10 request (DER), and its first record's body with its signature.
 
     A newcomer that the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's
-    signature of its node id, see `issuing.prove_authority`.
+    signature of its node id, see `issuing.prove_authority`. ``chosen``: an operator gave the record's
+    endpoints; else the newcomer found the address by itself.
     """
 
     csr: bytes
@@ -40,6 +41,7 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     signature: bytes
     authority_spki: bytes = b""
     authority_proof: bytes = b""
+    chosen: bool = False
 
 
 class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
@@ -107,6 +109,13 @@ class Returned(msgspec.Struct, frozen=True, tag="returned"):
 
     def __repr__(self) -> str:
         return "Returned(***)"
+
+
+class Rename(msgspec.Struct, frozen=True, tag="rename"):
+    """A member's request for a certificate under another name, on its present key: ``csr`` has the name. The
+    answer is `Renewed`."""
+
+    csr: bytes
 
 
 class Replace(msgspec.Struct, frozen=True, tag="replace"):
@@ -240,7 +249,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Return | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
+    Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
 )  # fmt: skip
 Answer = (

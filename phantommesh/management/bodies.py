@@ -23,6 +23,12 @@ class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     undo_all: bool = False
 
 
+class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/names: this node's next name."""
+
+    name: str
+
+
 class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/identities: nothing to choose."""
 

@@ -9,12 +9,19 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from phantommesh.management.bodies import IdentityRequest, Probe, RevocationRequest, RotationRequest
+from phantommesh.management.bodies import (
+    IdentityRequest,
+    NameRequest,
+    Probe,
+    RevocationRequest,
+    RotationRequest,
+)
 from phantommesh.management.scopes import Scope
 from phantommesh.management.views import (
     Event,
     IdentityResult,
     LinkView,
+    NameResult,
     Page,
     PathView,
     PeerView,
@@ -106,6 +113,18 @@ IDENTITIES = Endpoint(
     answer=IdentityResult,
     errors=_WRITE | {403},
 )
+NAMES = Endpoint(
+    name="names",
+    method="POST",
+    path="/v1/names",
+    summary="Give this node another name; its node id and addresses stay.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may rename this node", fix="run this with sudo"),
+    body=NameRequest,
+    example='{"name": "NAME"}',
+    answer=NameResult,
+    errors=_WRITE | {403},
+)
 REVOCATIONS = Endpoint(
     name="revocations",
     method="POST",
@@ -173,5 +192,6 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     ROTATIONS,
     IDENTITIES,
+    NAMES,
     REVOCATIONS,
 )  # fmt: skip

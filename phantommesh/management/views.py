@@ -196,12 +196,16 @@ class ProofsView(msgspec.Struct, frozen=True, kw_only=True):
     received: ProofDirection
 
 
+RotationOutcome = Literal["rotated", "started", "failed", "planned"]
+
+
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one peer's rotation; ``detail`` says why one failed and what to do."""
+    """The outcome of one peer's rotation; ``detail`` says why one failed and what to do. ``epoch`` is the new
+    one, or of a planned rotation the one that it would bring at least."""
 
     peer: str
     node_id: str
-    result: Literal["rotated", "started", "failed", "planned"]
+    result: RotationOutcome
     epoch: int | None = None
     detail: str | None = None
 
@@ -237,6 +241,17 @@ class IdentityResult(msgspec.Struct, frozen=True, kw_only=True):
     ip4: str
     ip6: str
     """Another one than before: it is derived from the node id."""
+
+
+class NameResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /v1/names: this node has another name. Its node id and addresses are what they
+    were."""
+
+    name: str
+    old_name: str
+    node_id: str
+    ip4: str
+    ip6: str
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,6 +321,10 @@ class NodePort(Protocol):
 
     async def rotate(self, peer: str | None) -> RotationResult:
         """Rotate the PSKs of one peer, by node id, or of all (None)."""
+        ...
+
+    async def rename(self, name: str) -> NameResult:
+        """Give this node another name, by a certificate of the same identity."""
         ...
 
     async def new_identity(self) -> IdentityResult:

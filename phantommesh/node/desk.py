@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An authority's work for its mesh: it lets nodes in, renews their certificates, and takes members back."""
+"""An authority's work for its mesh: it lets nodes in and renews their certificates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -13,8 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.control import messages
 from phantommesh.endpoint import parse_endpoint
-from phantommesh.link.keys import RETURNING, returning_secret
-from phantommesh.moments import rfc3339, span
+from phantommesh.link.keys import RETURNING
+from phantommesh.moments import span
+from phantommesh.node.returning import Returning
 from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
     Alone,
@@ -36,17 +36,11 @@ from phantommesh.rates import Rates
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import SignedRecord, open_record
 from phantommesh.records.roster import Entry, settle
-from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import (
-    CLOCK_SKEW,
-    DAY,
-    LONGEST_LIFE,
     NODE_LIFE,
-    RENEW_AT,
     Role,
     TrustError,
-    authority_node,
 )
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
@@ -58,13 +52,16 @@ from phantommesh.trust.revocations import MAX_SNAPSHOT
 # A certificate costs a signature, and a record at every member. A certificate is renewed once in two thirds
 # of its life; a few in a row are for disputes, and for answers that were lost on their way.
 RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after that: one in two hours
+# A name costs each member a record, and may be one that somebody else is about to take.
+RENAMES, RENAME_AGAIN = 3, 7200.0  # of one member at once, and s until each further one
+PROMISED = 600.0  # s that a name is kept for the member that was given it, until its record says so
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
 # s, a certificate's life: a member that died half-way may be off for days
 REPLACE_WITHIN: Final = 7 * 86_400.0
 
 AUTHORITY_ANEW: Final = (
     "make another machine an authority (`phantommesh invite --role authority`), let it run "
-    "`phantommesh revoke` for this node, move this state directory away and join anew"
+    "`phantommesh revoke` for this node, then run `phantommesh leave --force` here and join anew"
 )
 
 
@@ -77,13 +74,10 @@ class Desk:
         self.revoking = Revoking(node)
         self._me = node.identity.node_id
         self._renewals = Rates[NodeId](RENEWALS_LIFE / NODE_LIFE, RENEWALS)
+        self._promised: dict[str, tuple[NodeId, float]] = {}  # by name: to whom, and until when
+        self._renames = Rates[NodeId](1 / RENAME_AGAIN, RENAMES)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
-
-    def secret_of(self, node_id: bytes) -> Secret | None:
-        """The secret by which this member may come back; None for a node that is no member or was revoked."""
-        if self._node.roster.get(NodeId(node_id)) is None:
-            return None
-        return returning_secret(self._node.mesh.root_hash, self._me, node_id)
+        self.returning = Returning(node, ring, self._renewals)
 
     # Letting nodes in.
 
@@ -99,7 +93,10 @@ class Desk:
         if spki != newcomer.spki:
             raise TrustError("the certificate request is for another key than the handshake's")
         if node_id in self._node.revocations:
-            raise TrustError("this node was revoked", fix="start over with a new state directory")
+            raise TrustError(
+                "this node was revoked",
+                fix="ask for a new invite, and run `phantommesh join` with it: it is a new identity then",
+            )
         _allow(self._joins, node_id, at, "this node has joined several times just now")
         # Enrol one newcomer after the other: two must not be given one address or one name.
         admit = partial(self._admit, newcomer, request, name)
@@ -115,7 +112,8 @@ class Desk:
         replaced = self._check_replaced(entry, node_id)
         self._check_rename(entry, node_id, name)
         others = [e for e in node.roster if e.member.node_id not in (node_id, replaced)]
-        _check_name(others, name, at.wall - node.mesh.grace)
+        if self._taken(others, node_id, name, at):
+            raise _name_taken(name)
         own_authority_cert = b""
         if entry.role is Role.AUTHORITY:
             own_authority_cert = yield from self._make_authority(request, node_id, at)
@@ -123,7 +121,7 @@ class Desk:
         issue = partial(authority.issue, newcomer.spki, name, entry.role, ip4, at.wall)
         node_cert: bytes = yield Compute(issue)
         signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
-        yield Compute(partial(self._check_endpoints, signed, name, at.wall))
+        yield Compute(partial(self._check_endpoints, signed, name, at.wall, request.chosen))
         # The invite is spent when all that the newcomer brought is known to be good, so that a bad record
         # costs it nothing, and before any member hears of the newcomer: this work may end at any step, by a
         # full disk or with its connection, and one use must never let two in. The same one is let in again.
@@ -184,7 +182,7 @@ class Desk:
                 fix=f"join with --name {used[-1]}, or get a new invite for another name",
             )
 
-    def _check_endpoints(self, signed: SignedRecord, name: str, wall: float) -> None:
+    def _check_endpoints(self, signed: SignedRecord, name: str, wall: float, chosen: bool) -> None:
         """Raise TrustError where the newcomer names an address that nobody here would send to. Members judge
         for themselves; this check tells an operator of a slip while it is easily mended."""
         node = self._node
@@ -196,7 +194,7 @@ class Desk:
         for endpoint in record.control:
             host = parse_endpoint(endpoint)[0]
             why = reach.never(host)
-            if why is Why.OVERLAY and host not in held:
+            if why is Why.OVERLAY and host not in held and not chosen:
                 continue  # the newcomer's provider may use the overlay's range; nobody will send there
             if why is not None and why is not Why.NO_ADDRESS:  # the latter is a name
                 raise TrustError(
@@ -273,102 +271,45 @@ class Desk:
         renewed: messages.Renewed = yield Alone("enrolling", issue)
         return renewed
 
-    def take_back(self, party: Party, request: messages.Return, at: Moment) -> Work[messages.Returned]:
-        """Renew the certificate of a member that has none any more, within the mesh's grace by this node's
-        clock. Raises TrustError or RecordError.
+    def rename(self, entry: Entry, request: messages.Rename, at: Moment) -> Work[messages.Renewed]:
+        """Issue a member's next certificate under the name that it asks for: for its own key, role and
+        addresses. Raises TrustError, also where another member has the name."""
+        authority, member = authority_of(self._node), entry.member
+        spki, name = yield Compute(partial(parse_csr_untrusted, request.csr))
+        if node_id_of(spki) != member.node_id:
+            raise TrustError("a node is renamed by its own key only")
+        _allow(self._renames, member.node_id, at, f"{member.name} was renamed too often")
 
-        The handshake has shown that the other end holds the member's key. All else is as this node knows it:
-        the member's record in the roster, whoever certified that, and the revocations.
-        """
-        authority_of(self._node)
-        if party.invite != RETURNING:
-            raise TrustError("a member that is linked renews its certificate over its link")
-        self._returning(party, request, at)
-        node_id = NodeId(party.peer)
-        _allow(self._renewals, node_id, at, "this node was taken back several times just now")
-        spki, _ = yield Compute(partial(parse_csr_untrusted, request.csr))
-        if spki != party.spki:
-            raise TrustError("the certificate request is for another key than the handshake's")
-
-        def grant(at: Moment) -> Work[messages.Returned]:
-            node, authority = self._node, authority_of(self._node)
-            entry = self._returning(party, request, at)  # it may have been revoked meanwhile
-            member = entry.member
-            name, ip4, itself = member.name, member.ip4, member.role is Role.AUTHORITY
-            node_cert, authority_cert = request.node_cert, request.authority_cert
-            if itself:  # its own word stands until it is revoked; nobody else's certificate would help it
-                if authority_node(authority_cert) != node_id:
-                    raise TrustError("an authority brings the certificate that it gave itself")
-            else:
-                name, ip4 = settle(node.roster, node.mesh, member, at.wall)
-                issue = partial(authority.issue, spki, name, member.role, ip4, at.wall)
-                node_cert, authority_cert = (yield Compute(issue)), authority.der
-            signed = SignedRecord(request.record, request.signature, node_cert, authority_cert)
-            yield Compute(partial(self._check_endpoints, signed, name, at.wall))
-            yield Keep(SignedRecord.decode_untrusted(signed.encode()))
-            yield Save()
-            if self._ring.active is None:
-                yield MakeKey()
-            away = span(max(0.0, at.wall - member.not_after))
-            yield Told("authority", "member taken back", {"name": name, "expired_for": away, "ip4": str(ip4)})
-            mine = node.roster.get(self._me)
-            return messages.Returned(
-                node_cert=b"" if itself else node_cert,
-                authority_cert=b"" if itself else authority_cert,
-                record=b"" if mine is None else mine.signed.encode(),
-                keys=encode_keys(self._ring.keys),
-                active_key=NO_KEY if self._ring.active is None else self._ring.active.id,
+        def issue(at: Moment) -> Work[messages.Renewed]:
+            others = [entry for entry in self._node.roster if entry.member.node_id != member.node_id]
+            if self._taken(others, member.node_id, name, at):
+                raise TrustError(
+                    f"the mesh has a node named {name} already",
+                    fix="choose another name, or rename that node first; if it is gone for good, "
+                    f"`phantommesh revoke {name}` on an authority sets the name free",
+                )
+            _, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
+            node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
+            self._promised[name] = member.node_id, at.now + PROMISED
+            yield Told(
+                "authority",
+                "member renamed",
+                {"name": name, "before": member.name, "node_id": format_node_id(member.node_id)},
+                "warning",
             )
+            return messages.Renewed(node_cert, authority.der)
 
-        returned: messages.Returned = yield Alone("enrolling", grant)
-        return returned
+        renamed: messages.Renewed = yield Alone("enrolling", issue)
+        return renamed
 
-    def _returning(self, party: Party, request: messages.Return, at: Moment) -> Entry:
-        """The member that comes back. Raises TrustError where it may not."""
-        node, node_id = self._node, NodeId(party.peer)
-        if node_id in node.revocations:
-            raise TrustError("this node was revoked", fix="start over with a new state directory")
-        entry = node.roster.get(node_id)
-        if entry is None:
-            raise TrustError("this node is no member that is known here", fix="ask another authority")
-        member, clock = entry.member, f"by this authority's clock it is {rfc3339(at.wall)}"
-        if at.wall > member.not_after + node.mesh.grace:
-            raise TrustError(
-                f"the certificate of {member.name} ran out on {rfc3339(member.not_after)}, which is longer "
-                f"ago than the mesh's grace of {node.mesh.grace / DAY:g} days: {clock}",
-                fix=f"run `phantommesh invite --replace {member.name}` on an authority, and join by that "
-                "invite with a new state directory: the name and the IPv4 address stay",
-            )
-        # One that lasts longer than any may was made by a clock that was ahead, and is of no use.
-        due = request.until - (1 - RENEW_AT) * NODE_LIFE - CLOCK_SKEW
-        if member.role is not Role.AUTHORITY and at.wall < due <= request.until <= at.wall + LONGEST_LIFE:
-            raise TrustError(
-                f"the certificate of {member.name} is good until {rfc3339(request.until)}: {clock}",
-                fix="set the clock of the machine of the two whose clock is wrong",
-            )
-        return entry
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a member in the mesh, for the machine that is to have it next. ``replaces`` is the member,
-    None where it was revoked already."""
-
-    name: str
-    role: Role
-    ip4: IPv4Address
-    replaces: NodeId | None
-
-
-def place_of(node: Holdings, wanted: str) -> Place:
-    """Return the place of a lost machine, by its name or node id. Raises TrustError."""
-    target = Revoking(node).find(wanted)
-    if target.entry is None:
-        raise TrustError(f"no member is known by the node id {wanted}", fix="see `phantommesh peers`")
-    if target.node_id == node.identity.node_id:
-        raise TrustError("this node cannot invite in place of itself", fix="run it on another authority")
-    member = target.entry.member
-    return Place(member.name, member.role, member.ip4, None if target.revoked else target.node_id)
+    def _taken(self, others: Sequence[Entry], node_id: NodeId, name: str, at: Moment) -> bool:
+        """Whether another member has the name, or was just given it. A member that is not taken back any
+        more has lost it."""
+        self._promised = {n: given for n, given in self._promised.items() if given[1] > at.now}
+        if self._promised.get(name, (node_id, 0.0))[0] != node_id:
+            return True
+        since = at.wall - self._node.mesh.grace
+        return any(entry.member.name == name and entry.member.not_after >= since for entry in others)
 
 
 def _check_invite(invite: InviteEntry, name: str) -> None:
@@ -379,15 +320,12 @@ def _check_invite(invite: InviteEntry, name: str) -> None:
         )
 
 
-def _check_name(others: Sequence[Entry], name: str, since: float) -> None:
-    """Raise TrustError where another member has the name. A member whose certificate ended before ``since``
-    has lost it: it is not taken back any more."""
-    if any(entry.member.name == name and entry.member.not_after >= since for entry in others):
-        raise TrustError(
-            f"the mesh has a node named {name} already",
-            fix="join with another --name; if this machine was that node and has lost its state, run "
-            f"`phantommesh invite --replace {name}` on an authority, and join by that invite",
-        )
+def _name_taken(name: str) -> TrustError:
+    return TrustError(
+        f"the mesh has a node named {name} already",
+        fix="join with another --name; if this machine was that node and has lost its state, run "
+        f"`phantommesh invite --replace {name}` on an authority, and join by that invite",
+    )
 
 
 def _allow(rates: Rates[NodeId], node_id: NodeId, at: Moment, reason: str) -> None:

@@ -36,6 +36,8 @@ SYNC_QUEUE: Final = 8
 ASK_QUEUE: Final = 64
 ASKED: Final = 3  # members asked for keys, until one answers, where no datagram says who has them
 QUIET: Final = 5.0  # s without a genuine datagram
+SLOW: Final = 2.0  # s that a question may take; a member that lets it wait longer is asked last
+SILENT: Final = 60.0  # s that a member is asked last for
 DATA: Final = 256  # bytes received on one interface between two readings; more of them is no keepalives
 STANDING_FIRST: Final = 1.0  # s between questions whether this node was revoked, at first and at most
 STANDING_MAX: Final = 15.0
@@ -94,6 +96,10 @@ class News:
         # Of whom keys are asked now or next. Else one member that tells of something new each second, and
         # lets each question wait, would have every place; nobody who knows of its revocation would be asked.
         self._asking = set[NodeId | None]()
+        # Members that let a question for records wait, until when they are asked last. One of the workers at
+        # most looks for what such a member told of, or a member could have all of them by false news.
+        self._silent: dict[NodeId, float] = {}
+        self._waiting_for_silent = False
         self._received: dict[NodeId, tuple[Sequence[int], float]] = {}  # bytes, and when they were read
 
     # News from outside.
@@ -160,24 +166,38 @@ class News:
         way at one time."""
         match kind:
             case "fetch":
-                batch = self.fetching.batch()
-                return self._fetch_queued(batch) if batch else None
+                return self._next_fetch(now)
             case "sync":
                 return self._sync(self._to_sync.popleft(), now, wall) if self._to_sync else None
             case "ask":
                 return self._ask_queued(self._to_ask.popleft()) if self._to_ask else None
 
-    def _fetch_queued(self, batch: Sequence[FetchRecord]) -> Task:
+    def _next_fetch(self, now: Callable[[], float]) -> Task | None:
+        self._silent = {member: until for member, until in self._silent.items() if until > now()}
+        batch = self.fetching.batch(self._is_silent, too=not self._waiting_for_silent)
+        return self._fetch_queued(batch, now, silent=self._is_silent(batch[0].source)) if batch else None
+
+    def _is_silent(self, source: bytes | Address) -> bool:
+        return not isinstance(source, Address) and NodeId(source) in self._silent
+
+    def _fetch_queued(self, batch: Sequence[FetchRecord], now: Callable[[], float], *, silent: bool) -> Task:
+        self._waiting_for_silent |= silent
         try:
-            yield from self.fetch(batch)
+            yield from self.fetch(batch, now)
         finally:
+            self._waiting_for_silent &= not silent
             self.fetching.over(batch)
 
-    def fetch(self, batch: Sequence[FetchRecord]) -> Task:
+    def fetch(self, batch: Sequence[FetchRecord], now: Callable[[], float]) -> Task:
         """Fetch a batch of records that are said to exist."""
-        yield from asking.look_for(
-            batch, self._roster, member_at=self._member_at, callable=self._reachable, where=self._where
-        )
+        for step in asking.look_for(
+            batch, self._roster, member_at=self._member_at, callable=self._reachable, where=self._where,
+            silent=self._silent.__contains__,
+        ):  # fmt: skip
+            began = now()
+            came = yield step
+            if isinstance(step, asking.Call) and came is None and now() - began > SLOW:
+                self._silent[step.member] = now() + SILENT
         self.dropped["gossip-record-not-found"] += len(asking.missing(batch, self._roster))
 
     def _sync(self, peer: bytes | Address, now: Callable[[], float], wall: Callable[[], float]) -> Task:

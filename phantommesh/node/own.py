@@ -16,6 +16,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, sign_record
 from phantommesh.records.roster import Dispute, settle
+from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import (
     EARLY,
     RENEW_AT,
@@ -24,6 +25,7 @@ from phantommesh.trust.certificates import (
     Role,
     TrustError,
     authority_node,
+    check_label,
     verify_chain,
 )
 from phantommesh.trust.identity import NodeId
@@ -87,11 +89,21 @@ class Rejoin:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRename:
+    """Ask the authorities for a certificate under another name, one after the other: see `control.Rename`. A
+    node that is an authority asks itself. The result is that of `AskRenewal`."""
+
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Put what `Own.record` gives into the roster."""
 
 
-OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | Publish | Told
+OwnStep = (
+    Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | AskRename | Publish | Told
+)  # fmt: skip
 OwnWork = Generator[OwnStep, Any, T]
 
 
@@ -286,30 +298,55 @@ class Own:
         )
         if node.authority is None:
             chain = returned.node_cert, returned.authority_cert
-            yield from self._certify(*chain, at)
+            yield from self._certify(Certified(*chain, self._verified(*chain, at)))
             yield self._told()
         yield Rejoin(SignedRecord(body, signature, *chain), returned, authority)
 
     def _adopt_certificate(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> OwnWork[None]:
-        yield from self._certify(node_cert, authority_cert, at)
-        yield Publish()
+        member = self._verified(node_cert, authority_cert, at)
+        yield from self._take(Certified(node_cert, authority_cert, member))
         yield self._told()
-
-    def _certify(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> OwnWork[None]:
-        """Adopt a new certificate, where it holds. Raises TrustError, or StateError from the disk."""
-        node = self._node
-        renewed = verify_chain(node.root, authority_cert, node_cert, at.wall)
-        if renewed.node_id != self._me:
-            raise TrustError("the authority certified another node's key")
-        if authority_node(authority_cert) in node.revocations:
-            raise TrustError("the authority that certified this node was revoked")
-        yield WriteCertificates(authority_cert, node_cert)
-        self.certified = Certified(node_cert, authority_cert, renewed)
 
     def _told(self) -> Told:
         member = self.member
         about = {"until": member.not_after, "name": member.name, "ip4": str(member.ip4)}
         return Told("own", "certificate renewed", about)
+
+    def rename(self, name: str, at: Moment) -> OwnWork[None]:
+        """Get a certificate under another name, for the same key, role and addresses; it is on disk and told
+        to the others when this returns. Raises TrustError or StateError; then the old name stands."""
+        check_label("node name", name)
+        before = self.member.name
+        if self._revoked:
+            raise TrustError("this node was revoked, so no authority gives it another name", fix=JOIN_ANEW)
+        if name == before:
+            return
+        csr: bytes = yield Compute(partial(make_csr, self._node.identity, name))
+        renewed: messages.Renewed
+        renewed, at = yield AskRename(csr)
+        member = self._verified(renewed.node_cert, renewed.authority_cert, at)
+        if member.name != name:
+            raise TrustError(f"the authority certified the name {member.name}, not {name}", fix="try again")
+        yield from self._take(Certified(renewed.node_cert, renewed.authority_cert, member))
+        yield Told("own", "this node has another name", {"name": name, "before": before}, "warning")
+
+    def _verified(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> Member:
+        """Return what a new certificate says of this node. Raises TrustError where it does not hold, is for
+        another key, or by an authority that was revoked."""
+        member = verify_chain(self._node.root, authority_cert, node_cert, at.wall)
+        if member.node_id != self._me:
+            raise TrustError("the authority certified another node's key")
+        if authority_node(authority_cert) in self._node.revocations:
+            raise TrustError("the authority that certified this node was revoked")
+        return member
+
+    def _take(self, certified: Certified) -> OwnWork[None]:
+        yield from self._certify(certified)
+        yield Publish()
+
+    def _certify(self, certified: Certified) -> OwnWork[None]:
+        yield WriteCertificates(certified.authority_cert, certified.node_cert)
+        self.certified = certified
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:

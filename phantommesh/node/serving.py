@@ -36,6 +36,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Turn: (2.0, 40),  # each has counters read
     messages.Prove: (4.0, 100),
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
+    messages.Rename: (0.2, 20),  # likewise
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
@@ -119,7 +120,7 @@ class Serving:
             if isinstance(request, messages.Enrol):
                 return (yield from self._desk.enrol(party, request, at))
             if isinstance(request, messages.Return):
-                return (yield from self._desk.take_back(party, request, at))
+                return (yield from self._desk.returning.take_back(party, request, at))
             return (yield from self._answer(self._member(party, at.wall), request, at))
         except (antientropy.AntiEntropyError, IdTreeError) as error:
             return messages.Refused(str(error))
@@ -136,6 +137,8 @@ class Serving:
         match request:
             case messages.Renew():
                 return (yield from self._desk.renew(entry, request, at))
+            case messages.Rename():
+                return (yield from self._desk.rename(entry, request, at))
             case messages.Replace():
                 return (yield from self._desk.replace(entry, at))
             case messages.Announce(record):

@@ -179,7 +179,7 @@ class Told:
     part: Literal["authority", "own", "roster"]
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)
-    level: Literal["info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 Step = (

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a task sleeps that ticks a protocol: until something is due there, wherever that moment moves."""
+"""The present moment, and how a task sleeps that ticks a protocol: until something is due there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import time
 
 import trio
+
+from phantommesh.node.steps import Moment
+
+
+def moment() -> Moment:
+    """The present time."""
+    return Moment(trio.current_time(), time())
 
 
 class Due:

@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from phantommesh.management.logbudget import MAX_LINE, LogBudget
+from phantommesh.node.steps import Told
 from phantommesh.secret import Secret
 
 LogFormat = Literal["auto", "json", "console"]
@@ -180,3 +181,8 @@ def configure(level: str = "info", style: LogFormat = "auto", *, stream: TextIO 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def tell(told: Told) -> None:
+    """Write a line of the log."""
+    getattr(structlog.get_logger(f"phantommesh.{told.part}"), told.level)(told.event, **told.fields)

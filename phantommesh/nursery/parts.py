@@ -16,6 +16,7 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.config.sections import Config
+from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
@@ -28,7 +29,8 @@ from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
-from phantommesh.node.peers import Peers
+from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
@@ -59,7 +61,6 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
@@ -97,6 +98,7 @@ class Parts:
     links: Links
     driver: LinkDriver
     peers: Peers
+    wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
     guarding: Guarding
@@ -143,8 +145,8 @@ def make_parts(
     resolver.forbids = udp.forbids = places.forbids
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
-    own = OwnRecord(config, state, keeper, keys)
-    sessions, where = Sessions(), partial(_where, keeper, places)
+    own = OwnRecord(config, state, keeper, keys.merge)
+    sessions, copies, where = Sessions(), Copies(), partial(_where, keeper, places)
     caller = Caller(state, keeper, sessions, where)
     desk = AuthorityDesk(state, keeper, keys)
     links = _make_links(config, state, own, desk)
@@ -227,10 +229,11 @@ def make_parts(
         own=own,
         caller=caller,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
-        copies=Copies(),
+        copies=copies,
         links=links,
         driver=driver,
         peers=peers,
+        wiring=Wiring(keeper, peers, links, copies, sessions, partial(generation_of, gossip.membership)),
         reconciler=reconciler,
         scattering=scattering,
         guarding=Guarding(
@@ -282,7 +285,7 @@ def _make_links(config: Config, state: NodeState, own: OwnRecord, desk: Authorit
 def _find_invite(state: NodeState, desk: AuthorityDesk, invite: bytes, node_id: bytes) -> Secret | None:
     try:
         if invite == RETURNING:
-            return desk.desk.secret_of(node_id)
+            return desk.desk.returning.secret_of(node_id)
         return state.invites.find(invite, time(), NodeId(node_id)).secret
     except PhantomMeshError:
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node as a process: what it reads first, what it holds while it runs, and the signals that end it.
 
-Above the line in `_run` nothing outside the process has changed: configuration and state are read and
+Before the line in `_run` nothing outside the process has changed: configuration and state are read and
 checked. Below it sockets are bound, interfaces made and peers spoken to.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
@@ -17,16 +18,19 @@ import structlog
 import trio
 
 from phantommesh.config import reading
+from phantommesh.config.sections import Config
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
+from phantommesh.kem import provider
 from phantommesh.nursery.host import leftovers
-from phantommesh.nursery.host.backend import choose
+from phantommesh.nursery.host.backend import Backend, choose
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.names.resolve import SystemNames
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
-from phantommesh.overlay.prefixes import Address, check_range
+from phantommesh.overlay.prefixes import Address
+from phantommesh.state.agreement import check_agreement, load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
 from phantommesh.state.lock import LOCK_FILE, StateInUseError, StateLock
@@ -61,35 +65,79 @@ async def _leave_when_asked(signals: AsyncIterator[int], leave: trio.Event) -> N
         leave.set()
 
 
-async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
-    """Run the node once; return whether it got a new identity, with which it should run again."""
-    config = reading.load(config_path)
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a node starts from, read and checked."""
+
+    lock: StateLock
+    config: Config
+    state: NodeState
+    generation: int
+    backend: Backend
+    overlay: Overlay
+
+
+@asynccontextmanager
+async def prepared(state_dir: Path, config_path: Path) -> AsyncIterator[Prepared]:
+    """Read and check all that a node needs, and hold the state directory and the interfaces' names for it.
+    Nothing outside the state directory changes. Raises `PhantomMeshError`."""
+    config = load_config(config_path, state_dir)
+    need_state(config_path, state_dir)
     with StateDir.open(state_dir).lock() as lock:
         await trio.to_thread.run_sync(install_successor, state_dir)
         state = await trio.to_thread.run_sync(load_node, state_dir, time())
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
-        check_range(config.overlay.cidr4, state.mesh.network4)
-        backend = await choose(config.wireguard.backend)
-        prefix = config.wireguard.prefix
-        overlay = Overlay(
-            (state.mesh.network4, state.mesh.network6),
-            all_names(prefix),
-            lambda: _addresses(state),
-            interval=config.wireguard.reconcile_seconds,
-        )
-        with _sole_owner(prefix):
-            await overlay.examine()
-            reading.refuse_overlay(config, overlay.routed)
-            # ---- above this line nothing outside the state directory has changed ----
-            await overlay.converge()
-            await leftovers.clear_tables(master_name(prefix))
-            with UdpPort(config.control.port) as udp:
-                node = Node(config, state, backend, udp, generation=generation, overlay=overlay)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(keep_lock, lock, state.state.path)
-                    await node.serve(socket_path or Path(config.api.socket), leave)
-                    nursery.cancel_scope.cancel()
-                return node.parts.succession.done.is_set()
+        backend = await _examine_settings(config, state)
+        overlay = _overlay(config, state)
+        with _sole_owner(config.wireguard.prefix):
+            await _examine_host(config, overlay)
+            yield Prepared(lock, config, state, generation, backend, overlay)
+
+
+async def _run(state_dir: Path, config_path: Path, socket_path: Path | None, leave: trio.Event) -> bool:
+    """Run the node once; return whether it got a new identity, with which it should run again."""
+    async with prepared(state_dir, config_path) as ready:
+        # ---- above this line nothing outside the state directory has changed ----
+        config, state, overlay = ready.config, ready.state, ready.overlay
+        await overlay.converge()
+        await leftovers.clear_tables(master_name(config.wireguard.prefix))
+        with UdpPort(config.control.port) as udp:
+            node = Node(config, state, ready.backend, udp, generation=ready.generation, overlay=overlay)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_lock, ready.lock, state.state.path)
+                await node.serve(socket_path or Path(config.api.socket), leave)
+                nursery.cancel_scope.cancel()
+            return node.parts.succession.done.is_set()
+
+
+async def check(config: Config, state_dir: Path) -> None:
+    """Refuse what `run` refuses of a configuration, for this state directory and this host. Nothing changes,
+    and the node may run meanwhile. Raises `PhantomMeshError`."""
+    state = await trio.to_thread.run_sync(load_node, state_dir, time())
+    await _examine_settings(config, state)
+    await _examine_host(config, _overlay(config, state))
+
+
+async def _examine_settings(config: Config, state: NodeState) -> Backend:
+    """Return the WireGuard to use. Raises `PhantomMeshError` where the configuration is another node's, or
+    asks for what this machine does not have."""
+    check_agreement(config, state.mesh, state.member_at_issue())
+    provider(config.link.provider)
+    return await choose(config.wireguard.backend)
+
+
+async def _examine_host(config: Config, overlay: Overlay) -> None:
+    await overlay.examine()
+    reading.refuse_overlay(config, overlay.routed)
+
+
+def _overlay(config: Config, state: NodeState) -> Overlay:
+    return Overlay(
+        (state.mesh.network4, state.mesh.network6),
+        all_names(config.wireguard.prefix),
+        lambda: _addresses(state),
+        interval=config.wireguard.reconcile_seconds,
+    )
 
 
 async def keep_lock(lock: StateLock, path: Path) -> None:

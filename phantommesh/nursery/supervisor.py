@@ -21,6 +21,11 @@ class ServiceFailedError(PhantomMeshError):
     """A service failed more often than its supervisor allows."""
 
 
+def _said(error: Exception) -> str:
+    """An operator's error says what happened; of any other the type matters, too."""
+    return str(error) if isinstance(error, PhantomMeshError) else repr(error)
+
+
 async def supervise(
     name: str, service: Callable[[], Awaitable[None]], *, on_restart: Callable[[str], None]
 ) -> None:
@@ -35,8 +40,10 @@ async def supervise(
             failures = [moment for moment in failures if now - moment < WINDOW] + [now]
             if len(failures) > RESTARTS:
                 raise ServiceFailedError(
-                    f"the service {name} failed {len(failures)} times in {WINDOW:.0f} s: {error!r}",
-                    fix="see the log for each failure; start the node again once the cause is gone",
+                    f"the service {name} failed {len(failures)} times in {WINDOW:.0f} s: {_said(error)}",
+                    fix=getattr(error, "fix", "")
+                    or "start the node again; if this comes back, it is a bug: report it with the traceback "
+                    "in the log",
                 ) from error
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (len(failures) - 1))
             log.error("service failed; it is started again", service=name, pause_s=pause, exc_info=error)

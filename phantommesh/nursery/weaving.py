@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import time
 from typing import assert_never
 
 import trio
@@ -13,7 +12,8 @@ from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
-from phantommesh.node.peers import Seen, generation_of
+from phantommesh.node.peers import Seen
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
     EpochOver,
     Installed,
@@ -27,7 +27,6 @@ from phantommesh.nursery.news import (
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import Bucket
 from phantommesh.wireguard.desired import OwnSide
@@ -86,16 +85,13 @@ class Weaving:
     def peers_changed(self) -> None:
         """Find out anew who the peers are, and tell links and interfaces."""
         parts = self._parts
-        now, wall, revoked = trio.current_time(), time(), parts.keeper.is_revoked()
-        parts.peers.look(parts.keeper.roster, wall, revoked=revoked)
+        now, wall = moment()
+        parts.wiring.look(wall)
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
-        auths = parts.peers.auths(now, wall)
-        if not revoked:  # a revoked node still passes the news of its revocation on
-            parts.sessions.retain(parts.peers.standing)
+        auths, effects = parts.wiring.link(now, wall)
         parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
-        parts.copies.retain(auths)
-        parts.driver.carry_out(parts.links.set_peers(auths, now))
+        parts.driver.carry_out(effects)
         parts.guarding.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
         parts.gossip.roster_changed()
@@ -147,14 +143,12 @@ class Weaving:
         parts, actual = self._parts, news.actual
         parts.scattering.devices(actual)
         parts.paths.devices(actual)
-        now, wall, shown = trio.current_time(), time(), list[Seen]()
+        (now, wall), shown = moment(), list[Seen]()
         for entry in parts.peers.entries:
-            seen = parts.peers.read(entry, actual, now, wall)
+            seen, effects = parts.wiring.read_back(entry, actual, now, wall)
             shown.append(seen)
             parts.paths.paths.read(seen.peer, seen.reading.counters, now)
-            parts.driver.carry_out(
-                parts.links.read_back(seen.peer, seen.reading.bitmap, seen.handshakes, now)
-            )
+            parts.driver.carry_out(effects)
         parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
         parts.proving.look({seen.peer: seen.counted for seen in shown})
         parts.paths.set_peers(parts.peers.reached())
@@ -163,19 +157,13 @@ class Weaving:
 
     def _opened(self, opened: Opened) -> None:
         parts = self._parts
-        parts.sessions.add(Session.of(opened))
-        if opened.invite:
+        if not parts.wiring.opened(opened, trio.current_time()):
             return
-        generation = generation_of(parts.gossip.membership, opened.peer)
-        parts.copies.chained(opened.peer, generation, trio.current_time())
         if opened.at is not None:
             parts.places.seen(opened.peer, opened.at.host)
         self._recorder.opened(opened)
         self._reporter.handshake_finished()
 
     def _alarmed(self, alarm: Alarm) -> None:
-        parts = self._parts
-        if alarm.kind in ("chain-reset", "chain-forked"):
-            generation = generation_of(parts.gossip.membership, alarm.peer)
-            parts.copies.reset(alarm.peer, alarm.sign, generation, trio.current_time())
+        self._parts.wiring.alarmed(alarm, trio.current_time())
         self._recorder.alarmed(alarm)

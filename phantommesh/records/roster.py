@@ -352,12 +352,21 @@ def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str,
         ip4 = choose_ip4(mesh, member.node_id, (other.ip4 for other in others))
     if "name" in lost:
         taken = {other.name for other in others}
-        marks = (format_node_id(member.node_id)[:length] for length in range(4, 27))
-        free = (name for mark in marks if (name := f"{member.name[: 62 - len(mark)]}-{mark}") not in taken)
-        name = next(free, "")
+        name = next((name for name in _other_names(member.node_id, member.name) if name not in taken), "")
         if not name:
             raise TrustError(f"every other name for {member.name} is taken", fix="join with another --name")
     return name, ip4
+
+
+def is_settled_name(member: Member, wanted: str) -> bool:
+    """Say whether the member has its name because it lost ``wanted`` to another member: see `settle`."""
+    return member.name in _other_names(member.node_id, wanted)
+
+
+def _other_names(node_id: NodeId, lost: str) -> Iterator[str]:
+    """Yield the names that a member may get in place of one that it lost, the shortest first."""
+    marks = (format_node_id(node_id)[:length] for length in range(4, 27))
+    return (f"{lost[: 62 - len(mark)]}-{mark}" for mark in marks)
 
 
 def _claims(entry: Entry) -> Iterator[IPv4Address | str | bytes]:

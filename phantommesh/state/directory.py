@@ -71,6 +71,12 @@ RESTORE: Final = (
 )
 """The fix for a state directory that lacks something."""
 
+JOIN_ANEW: Final = (
+    "run `phantommesh leave` here, which moves state and configuration aside, then `phantommesh join` with a "
+    "new invite"
+)
+"""The fix where a node's identity is of no more use."""
+
 
 class StateDir:
     """An existing state directory of this format. `path` is absolute, without symbolic links."""
@@ -194,7 +200,8 @@ def check_vacant(path: Path) -> None:
     if FORMAT_FILE in entries:
         raise StateError(
             f"{path} already holds a node's state",
-            fix="start it with `phantommesh run`, or give another --state-dir",
+            fix="start it with `phantommesh run`; for a second node on this machine give another --state-dir "
+            "and another --config",
         )
     if entries:
         raise StateError(

@@ -230,5 +230,12 @@ def cannot(what: str, error: OSError) -> StateError:
         errno.ENOSPC: "free some space on that file system",
         errno.EROFS: "give a path on a file system that can be written",
         errno.ENOTDIR: "give a path whose parents are directories",
-    }.get(error.errno or 0, "")
+        errno.ENOENT: "restore it from a backup, or give the right path",
+        errno.EIO: "the disk fails: restore the state directory from a backup to another one",
+        errno.EDQUOT: "raise the quota on that file system, or free some of it",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
+        errno.ELOOP: "give a path without a loop of symbolic links",
+        errno.ENAMETOOLONG: "give a shorter path",
+    }.get(error.errno or 0, f"see why the system says so: errno {error.errno}")
     return StateError(f"cannot {what}: {reason}", fix=fix)

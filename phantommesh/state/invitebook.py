@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,7 +16,7 @@ from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.state.directory import INVITES, StateDir
-from phantommesh.state.files import StateError, atomic_write
+from phantommesh.state.files import StateError, atomic_write, cannot
 from phantommesh.trust.certificates import Role, TrustError, check_label
 from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.invites import INVITE_ID_BYTES, MAX_ENDPOINTS, SECRET_BYTES, Invite
@@ -80,7 +80,8 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InviteBook:
     """The authority's invites, one file each, so that a crash loses at most the write in hand.
 
-    Nothing is cached: a command may add an invite while the node runs.
+    Nothing is cached: a command may add an invite while the node runs. A file that cannot be read costs its
+    own invite, and no other: it is left where it is.
     """
 
     def __init__(self, state: StateDir) -> None:
@@ -133,8 +134,7 @@ class InviteBook:
         replaced = ""
         if replaces is not None:
             replaced = format_node_id(replaces)
-            for path in self._entries():
-                older = self._read(bytes.fromhex(path.stem))
+            for path, older in self._readable():
                 if older.replaces == replaced and not older.enrolled:
                     path.unlink(missing_ok=True)
         entry = InviteEntry(role, name, expires, uses, invite.secret, replaces=replaced, ip4=ip4)
@@ -166,11 +166,16 @@ class InviteBook:
     def expire(self, now: float) -> int:
         """Delete the invites that have run out; return how many."""
         gone = 0
-        for path in self._entries():
-            if now >= self._read(bytes.fromhex(path.stem)).expires:
+        for path, entry in self._readable():
+            if now >= entry.expires:
                 path.unlink(missing_ok=True)
                 gone += 1
         return gone
+
+    def damaged(self) -> list[Path]:
+        """The files that cannot be read. Each is an invite that nobody can use, and can be deleted."""
+        readable = {path for path, _ in self._readable()}
+        return [path for path in self._entries() if path not in readable and path.exists()]
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -179,7 +184,7 @@ class InviteBook:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(self._directory / ".lock", flags, 0o600)
         except OSError as error:
-            raise StateError(f"cannot lock {self._directory}: {error.strerror}") from error
+            raise cannot(f"lock {self._directory}", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -190,6 +195,12 @@ class InviteBook:
         if not self._directory.is_dir():
             return []
         return sorted(path for path in self._directory.iterdir() if _ENTRY_NAME.fullmatch(path.name))
+
+    def _readable(self) -> Iterator[tuple[Path, InviteEntry]]:
+        """Yield the invites that can be read, with their files."""
+        for path in self._entries():
+            with suppress(StateError, TrustError):  # damaged; or deleted meanwhile
+                yield path, self._read(bytes.fromhex(path.stem))
 
     def _path(self, invite_id: bytes) -> Path:
         return self._directory / f"{invite_id.hex()}.json"
@@ -205,7 +216,7 @@ class InviteBook:
                 "the invite is not one of this authority's, or is long gone", fix="ask for a new invite"
             ) from None
         except OSError as error:
-            raise StateError(f"cannot read {path}: {error.strerror}") from error
+            raise cannot(f"read {path}", error) from error
         try:
             entry = msgspec.json.decode(data, type=InviteEntry, dec_hook=_secret_in)
             for text in entry.enrolled:
@@ -220,7 +231,7 @@ class InviteBook:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             atomic_write(path, msgspec.json.encode(entry, enc_hook=_secret_out))
         except OSError as error:
-            raise StateError(f"cannot write {path}: {error.strerror}") from error
+            raise cannot(f"write {path}", error) from error
 
 
 def _secret_out(value: object) -> str:

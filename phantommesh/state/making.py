@@ -308,7 +308,7 @@ def _node_files(
 
 def _commit(state_dir: Path, files: dict[str, bytes], config_path: Path, config: Config) -> None:
     """Write the configuration, then the state directory; take the configuration back if the latter fails."""
-    ours = _write_config(config_path, config)
+    ours = write_config(config_path, config)
     try:
         StateDir.create(state_dir, files)
     except BaseException:
@@ -317,7 +317,7 @@ def _commit(state_dir: Path, files: dict[str, bytes], config_path: Path, config:
         raise
 
 
-def _write_config(path: Path, config: Config) -> bool:
+def write_config(path: Path, config: Config) -> bool:
     """Write the configuration unless the same one is there; say whether it was written."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
@@ -339,7 +339,7 @@ def _write_config(path: Path, config: Config) -> bool:
 def _check_config_vacant(path: Path, config: Config, *, overlay_known: bool = True) -> None:
     """Raise ConfigError if a configuration is there that an earlier attempt at the same did not write."""
     try:
-        existing = load(path) if path.exists() or path.is_symlink() else config
+        existing = load(path, {}) if path.exists() or path.is_symlink() else config
     except ConfigError:
         existing = None
     if existing is not None and not overlay_known:

@@ -20,6 +20,8 @@ MAX_INVITE_CHARS: Final = 1_400
 MAX_ENDPOINTS: Final = 3
 INVITE_ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
+MAX_LIFE: Final = 30 * 86_400.0
+"""Seconds that an invite may be used: it is a password, and lies in a chat or a shell's history meanwhile."""
 
 # root hash, invite id, secret, authority's node id, expiry, role; then mesh and endpoints with a length each
 _HEAD: Final = struct.Struct(">32s16s32s16sQB")

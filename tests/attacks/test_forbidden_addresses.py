@@ -21,6 +21,7 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from phantommesh.control import sessions
 from phantommesh.endpoint import Address, format_endpoint
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import KIND
@@ -29,7 +30,7 @@ from phantommesh.membership.effects import FetchRecord
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.names import resolve
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import framing, sessions
+from phantommesh.nursery.sockets import framing
 from phantommesh.reachable import HostNetworks, Network
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS, sign_record
 from phantommesh.secret import Secret
@@ -321,7 +322,7 @@ async def test_what_seems_to_come_from_a_forbidden_address_is_not_answered(attac
         victim._weaving.receive(sealed.seal(KIND, b"\0" * 60), source)
         victim.parts.gossip.gossip._heard(insider.node_id, source, trio.current_time())
         fetch = FetchRecord(insider.node_id, 99, bytes([number]) * 16, source)
-        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch]))
+        await victim.parts.gossip.work_on("fetch", victim.parts.gossip.news.fetch([fetch], trio.current_time))
     assert heard == ["172.17.0.2", "64:ff9b::172.17.0.2", "fd17::2"]
     assert attack.everywhere() == set()
     assert victim.parts.gossip.dropped["gossip-record-forbidden"] == len(heard)

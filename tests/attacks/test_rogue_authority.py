@@ -443,13 +443,13 @@ async def test_little_is_verified_of_what_one_says_that_is_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make_authority(tmp_path)
-    monkeypatch.setattr("phantommesh.nursery.keeping.roster.LATE_BURST", 4)
+    monkeypatch.setattr("phantommesh.node.intake.LATE_BURST", 4)
     keeper, rogue = RosterKeeper(state, lambda: None), authority_in(state)
     assert state.authority is not None
     keeper.revoke(revoke(state.authority, ROGUE, time()))
     some = Revocations(state.root)
     some.take([revoke(rogue, identity(f"m{number}").node_id, time()) for number in range(40)], time())
-    await keeper.take_parts([some.encode()])
+    await keeper.hear(ROGUE, [some.encode()])
     assert len(list(state.revocations)) == 1 + 4
     keeper.take_revocations(some.encode())
     assert len(list(state.revocations)) == 1 + 4 and keeper.dropped["revocation-late"] > 0
@@ -558,7 +558,7 @@ async def test_the_loop_has_its_turn_while_many_are_held(
                 await trio.lowlevel.checkpoint()
 
         nursery.start_soon(watch)
-        await keeper.take_parts([some.encode()])
+        await keeper.hear(ROGUE, [some.encode()])
         nursery.cancel_scope.cancel()
     assert len({*held} - {0, 40}) >= 3  # of nine steps between: the two tasks run in any order
     assert state.revocations.nodes == some.nodes

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
-from phantommesh.control import messages, seats
+from phantommesh.control import messages, seats, sessions
 from phantommesh.link.effects import Opened
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.secret import Secret
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 

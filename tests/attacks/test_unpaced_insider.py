@@ -20,16 +20,16 @@ import pytest
 import structlog
 import trio
 
-from phantommesh.control import channel, messages
+from phantommesh.control import channel, messages, sessions
 from phantommesh.link.effects import Opened
 from phantommesh.node.desk import JOINS, RENEWALS
+from phantommesh.node.intake import NEWER_BURST
 from phantommesh.node.serving import REFUSALS
 from phantommesh.nursery import logs
-from phantommesh.nursery.keeping.roster import NEWER_BURST
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.records.record import RecordError, decode_records_untrusted, sign_record
 from phantommesh.secret import Secret
 from phantommesh.state.directory import StateDir
@@ -128,14 +128,14 @@ async def test_own_records_cost_others_few_writes_and_the_last_one_counts(
                 yield messages.Announce(signed.encode())
 
         changes = 0
-        changed = it.alpha.parts.keeper._changed
+        changed = it.alpha.parts.keeper._told
 
         def note() -> None:
             nonlocal changes
             changes += 1
             changed()
 
-        it.alpha.parts.keeper._changed = note
+        it.alpha.parts.keeper._told = note
         monkeypatch.setattr(StateDir, "write", count)
         began = trio.current_time()
         for request in records(300):

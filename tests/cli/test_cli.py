@@ -148,12 +148,12 @@ def test_init_makes_a_mesh_and_refuses_to_make_it_again(tmp_path: Path) -> None:
 
 def test_invite_prints_one_line_that_reads_back(tmp_path: Path) -> None:
     assert made(tmp_path).exit_code == 0
-    result = run("invite", "--ttl", "2h", "--role", "relay", root=tmp_path)
+    result = run("invite", "--ttl", "2h", "--role", "node", root=tmp_path)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     (line,) = result.stdout.splitlines()
     invite = Invite.parse_untrusted(line)
-    assert (invite.mesh, invite.role, invite.endpoints) == ("lab", Role.RELAY, ("192.0.2.1:51800",))
+    assert (invite.mesh, invite.role, invite.endpoints) == ("lab", Role.NODE, ("192.0.2.1:51800",))
     shown = json.loads(run("invite", "--json", "--name", "pm-2", root=tmp_path).stdout)
     assert shown["invite"].startswith("pm1_")
     assert shown["expires"].endswith("Z")
@@ -611,6 +611,11 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         unknown = process(*at, "--json", "rotate", "nobody")
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "no such peer in the mesh: 'nobody'" in unknown.stderr
+        node.result = "started"
+        for verb in (["rotate"], ["rotate", "pm-2", "--json"]):
+            pending = process(*at, *verb)
+            assert pending.returncode == 1 and "pm-2" in pending.stdout
+            assert "rotations are not finished: " in pending.stderr and "pm-2" in pending.stderr
         node.failure = RuntimeError("bug")
         failed = process(*at, "rotate")
         assert failed.returncode == 1
@@ -618,6 +623,50 @@ async def test_rotate_of_a_node(tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
     await with_node(node, tmp_path, check)
+
+
+async def test_rename_of_a_node_edits_its_configuration(tmp_path: Path) -> None:
+    node, file = FakeNode(), tmp_path / "pm.toml"
+    before = '# ours\n[node]\nname = "pm-1"  # the first\nmesh = "lab"\n[dns]\nmode = "off"\n'
+
+    def check(at: list[str]) -> None:
+        file.write_text(before)
+        file.chmod(0o640)
+        verb = (*at, "--config", str(file), "rename")
+        done = process(*verb, "pm-9")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("pm-1 is pm-9 now")
+        assert file.read_text() == before.replace('"pm-1"', '"pm-9"')
+        assert file.stat().st_mode & 0o777 == 0o640
+        assert process(*verb, "pm-9").returncode == 0  # nothing to do
+        file.write_text(before.replace("pm-1", "another"))
+        said = process(*verb, "pm-7")
+        assert said.returncode == 1 and "does not say node.name = pm-9" in said.stderr
+        assert f'fix: set node.name to "pm-7" in {file}' in said.stderr
+        assert file.read_text() == before.replace("pm-1", "another")
+
+    await with_node(node, tmp_path, check)
+
+
+def test_init_keeps_the_socket_it_was_given_and_says_what_to_keep(tmp_path: Path) -> None:
+    result = made(tmp_path)
+    assert f'socket = "{tmp_path}/api.sock"' in (tmp_path / "etc" / "pm.toml").read_text()
+    next_line, keep = result.stderr.splitlines()
+    assert next_line == f"next: phantommesh --state-dir {tmp_path}/state --config {tmp_path}/etc/pm.toml run"
+    assert f"copy {tmp_path}/state/root.key to a safe place" in keep
+    assert result.stderr not in result.stdout
+
+
+def test_a_damaged_invite_is_named_and_holds_up_no_other(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    for _ in range(2):
+        assert run("invite", root=tmp_path).exit_code == 0
+    (bad, good) = sorted((tmp_path / "state" / "invites").glob("*.json"))
+    bad.write_bytes(b"{")
+    again = run("invite", root=tmp_path)
+    assert again.exit_code == 0 and again.stdout.startswith("pm1_")
+    assert again.stderr == f"note: {bad} is damaged: nobody can use its invite; delete the file\n"
+    assert bad.exists() and good.exists()
 
 
 async def test_revoke_of_a_node(tmp_path: Path) -> None:

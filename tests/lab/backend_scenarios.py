@@ -120,7 +120,7 @@ def make_reconciler(
     interval: float = 0.05,
 ) -> Reconciler:
     reconciler = Reconciler(backend, interval=interval, on_actual=on_actual, log=structlog.get_logger("test"))
-    reconciler.set_desired(desired)
+    reconciler.follow(lambda: desired)
     return reconciler
 
 
@@ -268,7 +268,7 @@ async def change(kind: str) -> None:
         desired["pm0"], routes=pm0_routes, addresses=frozenset({ip_interface("100.64.0.2/32")})
     )
     del desired["pm6"]
-    reconciler.set_desired(desired)
+    reconciler.follow(lambda: desired)
     check(await reconciler.converge(), desired)
     assert "pm6" not in links(kind)
     assert reconciler.failures == 0
@@ -322,7 +322,7 @@ async def untouched(kind: str) -> None:
     key, peer = next(iter(desired["pm3"].peers.items()))
     peers = {**desired["pm3"].peers, key: replace(peer, psk=Secret(RANDOM.randbytes(32)))}
     desired["pm3"] = replace(desired["pm3"], peers=peers)
-    reconciler.set_desired(desired)
+    reconciler.follow(lambda: desired)
     check(await reconciler.converge(), desired)
     changed = {name for name in desired if backend.batches[name] != before[name]}
     assert changed == {"pm3"}

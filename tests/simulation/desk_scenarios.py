@@ -9,20 +9,26 @@ from collections.abc import Callable
 import msgspec
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
-from phantommesh.node.desk import JOINS, RENEWALS
+from phantommesh.node.desk import JOINS, RENAMES, RENEWALS
+from phantommesh.node.intake import NEWER_BURST, NEWER_RATE, RECORDS_RATE
 from phantommesh.node.own import check_successor
 from phantommesh.node.serving import PATIENCE, REFUSALS, REQUESTS
-from phantommesh.nursery.sockets.sessions import Session
+from phantommesh.rates import Rates
 from phantommesh.records.record import CONTEXT
+from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry
 from phantommesh.trust.certificates import DAY, Role
+from phantommesh.trust.identity import NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from tests.simulation import full_scenarios
 from tests.simulation.full_joining import join
+from tests.simulation.full_keeper import at_once
 from tests.simulation.full_machines import Machine
+from tests.simulation.full_node import Process
 from tests.simulation.full_parts import Mesh, identity, plain_record
 from tests.simulation.full_scenarios import (
     SMALL,
@@ -176,6 +182,47 @@ def greedy(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def restless(seed: int, nodes: int) -> Simulation:
+    """A member says something new about itself forty times in a minute. Its word comes into force elsewhere a
+    few times at once and then four times a minute; the last word comes into force everywhere in the end. A
+    comparison with a member that brings more records than a member may bring is cut short."""
+    sim = mesh(seed, nodes)
+    me, kept = sim.process(4).me, dict.fromkeys(range(nodes), 0)
+    for index in range(nodes):
+        count_kept(sim.process(index), me, kept)
+    began = sim.now
+    for number in range(40):
+        sim.process(4).own.publish(f"restless {number}")
+        sim.run(1.5)
+    others = [kept[index] for index in range(nodes) if index != 4]
+    assert kept[4] == 40
+    assert max(others) <= NEWER_BURST + (sim.now - began) * NEWER_RATE + 1, others
+    assert min(others) >= NEWER_BURST
+
+    def heard() -> bool:
+        return all(p.roster.get(me).record.version == "restless 39" for p in sim.running())  # type: ignore[union-attr]
+
+    assert sim.run(60, heard), "the last word is not in force"
+    records = [entry.signed.encode() for entry in sim.process(0).roster]
+    keeper = sim.process(1).keeper
+    keeper.roster = Roster(sim.mesh.root, sim.process(1).revocations)  # this one knows nobody
+    keeper.verifications = Rates(RECORDS_RATE, 2)
+    came = at_once(keeper.taking(records, sim.process(0).me))
+    assert came == 2 and keeper.dropped["record-paced"] == len(records) - 2
+    keeper.roster = sim.process(1).roster
+    settle(sim, 60)
+    return sim
+
+
+def count_kept(process: Process, of: NodeId, kept: dict[int, int]) -> None:
+    """Count in ``kept`` how often a new record of a member comes into force at a process."""
+
+    def note(entry: Entry) -> None:
+        kept[process.machine.index] += entry.member.node_id == of
+
+    process.keeper._kept = note  # type: ignore[method-assign]
+
+
 def strangers(seed: int, nodes: int) -> Simulation:
     """A member is answered; a newcomer that has not enrolled, a node that is not in the mesh, one whose
     certificate has run out and one that was revoked are not."""
@@ -325,13 +372,61 @@ def new_identity(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def renamed(seed: int, nodes: int) -> Simulation:
+    """A member gets another name, and the authority gives itself one: everybody hears of it, and node ids and
+    addresses are what they were. A name that is taken is refused. Two members want one name at once: one gets
+    it. Names without end are refused. The new names outlive a crash and a renewal."""
+    sim = Simulation(nodes, seed=seed, network=bad_network(), authorities=1)
+    sim.start_all(nodes)
+    settle(sim, 30)
+    before = {p.me: p.own.member for p in sim.running()}
+
+    def rename(*wanted: tuple[int, str]) -> list[str]:
+        """Ask for these names at once; return the reasons of the refusals."""
+        said: list[object] = []
+        for index, name in wanted:
+            sim.process(index).own.rename(name, said.append)
+        assert sim.run(30, lambda: len(said) == len(wanted)), "no answer"
+        return [str(outcome) for outcome in said if outcome is not None]
+
+    def told(index: int, name: str) -> bool:
+        """Whether everybody knows this node by this name."""
+        entries = [p.roster.get(sim.machines[index].identity.node_id) for p in members(sim)]
+        return all(entry is not None and entry.member.name == name for entry in entries)
+
+    assert rename((3, "another"), (0, "first")) == []
+    assert sim.run(40, lambda: told(3, "another") and told(0, "first")), "not everybody has heard"
+    assert rename((4, "first")) == ["the mesh has a node named first already"]
+    assert rename((4, "wanted"), (5, "wanted")) == ["the mesh has a node named wanted already"]
+    for number in range(1, RENAMES):
+        assert rename((3, f"again-{number}")) == []
+    (refused,) = rename((3, "too-often"))
+    assert "renamed too often" in refused
+    last = f"again-{RENAMES - 1}"
+    sim.crash(3)
+    sim.start(3)
+    assert sim.process(3).own.member.name == last
+    for index in range(nodes):
+        sim.step_clock(index, 5 * DAY)
+    sim.run(60)
+    settle(sim, 60)
+    assert told(3, last) and told(0, "first")
+    assert not any(p.roster.disputes(p.wall) for p in members(sim)), "two have one name"
+    for process in sim.running():
+        old, new = before[process.me], process.own.member
+        assert (new.node_id, new.role, new.ip4, new.ip6) == (old.node_id, old.role, old.ip4, old.ip6)
+        assert new.not_after > old.not_after
+    return sim
+
+
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     **full_scenarios.SCENARIOS,
     **{
         scenario.__name__.replace("_", "-"): (scenario, nodes)
         for scenario, nodes in (
-            (roles, 7), (rush, 8), (lost_number, 6), (certificates, 6), (greedy, 6), (strangers, 6),
-            (desk, 6), (terms, 7), (new_identity, 9),
+            (roles, 7), (rush, 8), (lost_number, 6), (certificates, 6), (greedy, 6), (restless, 6),
+            (strangers, 6), (desk, 6), (terms, 7), (new_identity, 9),
+            (renamed, 7),
         )
     },
 }  # fmt: skip

@@ -16,6 +16,7 @@ from phantommesh.node.news import WORKERS, Kind, Standing
 from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_calls import spawn
+from tests.simulation.full_keeper import at_once
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -84,7 +85,7 @@ class Asker:
         except (EnvelopeError, messages.ControlError):
             return
         if kept is not None:
-            self.process.take(kept.records)
+            at_once(self.process.keeper.taking(kept.records, step.address, unasked=kept.unasked))
 
     def ask_standing(self) -> None:
         """Ask whether this node was revoked, where it is time to."""
@@ -101,13 +102,11 @@ class Asker:
             return
         if not sim.network.both(process.machine.index, machine.index):
             return
-        plea = process.revocations.plea()
-        if plea:
-            machine.process.take_revocations(plea)
-        standing = machine.process.revocations.standing(process.me)
+        question = process.me + process.revocations.plea()
+        standing = machine.process.keeper.answer_standing(question, process.machine.address)
 
         def heard() -> None:
             if standing:
-                process.take_standing(standing)
+                process.keeper.take_standing(standing)
 
         sim.at_process(process, sim.hop() + sim.hop(), heard)

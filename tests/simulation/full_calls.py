@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phantommesh.control import asking, messages
 from phantommesh.control.channel import RANDOM_SIZE, Channel, ChannelError
+from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import news
 from phantommesh.node.news import Step, Take
 from phantommesh.nursery.members.gossip import TALK
 from phantommesh.nursery.sockets.framing import CONNECT
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
+from tests.simulation.full_keeper import at_once
 from tests.simulation.full_machines import Machine
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class _Running:
                 self.sim.at_process(self.process, seconds, lambda: self.send(None))
             case asking.CallUnlinked():
                 self.process.asker.ask_unlinked(step, lambda: self.send(None))
-            case Take(_, told):
-                self.send(self.process.take_told(told))
+            case Take():
+                self.send(self.process.take_told(step))
             case Ask(member, talk) | asking.Call(member, talk):
                 self._ask(member, talk)
 
@@ -191,7 +192,8 @@ class Call:
             step = next(self.talk) if value is None else self.talk.send(value)
             while isinstance(step, asking.Keep):
                 assert process is not None
-                step = self.talk.send(process.take(step.records))
+                kept = process.keeper.taking(step.records, self.server.identity.node_id, unasked=step.unasked)
+                step = self.talk.send(at_once(kept))
         except StopIteration as end:
             self.done(end.value)
             return

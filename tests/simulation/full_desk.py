@@ -6,14 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phantommesh.control import asking, messages
+from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
 from phantommesh.link.keys import RETURNING
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
-from phantommesh.nursery.keeping.roster import RECORDS_AT_ONCE, RECORDS_RATE
-from phantommesh.nursery.sockets.sessions import Session
-from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES
 from phantommesh.secret import Secret
@@ -31,7 +29,7 @@ class Desk:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.worker = Worker(process)
-        has, verifications = Has.of(process), Rates[bytes](RECORDS_RATE, RECORDS_AT_ONCE)
+        has, verifications = Has.of(process), process.keeper.verifications
         self.desk = desk.Desk(has, process.ring)
         self.serving = Serving(has, process.ring, self.desk, verifications, proofs=False)
 
@@ -53,7 +51,7 @@ class Desk:
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         """`parts._find_invite`: the secret of an invite that this node may use."""
         if invite == RETURNING:
-            return self.desk.secret_of(node_id)
+            return self.desk.returning.secret_of(node_id)
         found = self.process.machine.invites.get(invite)
         try:
             if found is not None:

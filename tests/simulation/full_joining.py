@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from phantommesh.control import asking, messages
+from phantommesh.control.sessions import Session
 from phantommesh.link.effects import Effect, Opened, Send, Sign
 from phantommesh.link.keys import RETURNING, returning_secret
 from phantommesh.link.newcomer import Newcomer
 from phantommesh.nursery.members.enrolment import HANDSHAKE_SECONDS
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry

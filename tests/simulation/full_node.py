@@ -14,13 +14,13 @@ both by `full_working`; `full_asker` has its questions to others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
-from phantommesh.control.asking import Shut
+from phantommesh.control.sessions import Sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
@@ -36,21 +36,19 @@ from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.node.groupkeys import Change, HeldKeys
-from phantommesh.node.news import News, agreement
+from phantommesh.node.news import News, Take, agreement
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.node import REFRESH
-from phantommesh.nursery.sockets.sessions import Session, Sessions
-from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.state import rosterlog
 from phantommesh.trust.groupkey import make_group_key
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets
-from phantommesh.trust.revocation import Revocation
 from phantommesh.trust.revocations import Revocations
-from phantommesh.trust.rootword import RootWord
 from tests.simulation.full_asker import Asker
 from tests.simulation.full_desk import Desk
+from tests.simulation.full_keeper import Keeper, at_once
 from tests.simulation.full_own import OwnRecord
 from tests.simulation.full_parts import ADMISSION, addresses, agree, own_side, sharing, wg_keys
 
@@ -88,6 +86,7 @@ class Process:
             self.keys.restore(disk["keyring"], self.now, self.wall)
         self.ring = self.keys.ring
         self.sessions = Sessions()
+        self.keeper = Keeper(self)
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
         self.own, self.asker, self.desk = OwnRecord(self, me), Asker(self), Desk(self)
@@ -138,6 +137,9 @@ class Process:
             self.me, self.links, WireguardSection(), ScatterSection(),
             where=lambda entry: addresses(entry.record.control),
         )  # fmt: skip
+        self.wiring = Wiring(
+            self.keeper, self.peers, self.links, self.copies, self.sessions, self.generation_of
+        )
 
     def start(self) -> None:
         """Tell the parts of each other (`Node.serve`)."""
@@ -165,7 +167,7 @@ class Process:
     @property
     def revoked(self) -> bool:
         """Whether this node knows that it was revoked."""
-        return self.me in self.revocations
+        return self.keeper.is_revoked()
 
     def where(self, node_id: NodeId) -> tuple[Address, ...]:
         """The addresses in a member's record."""
@@ -243,14 +245,10 @@ class Process:
                     self.peers.keyed(peer)
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
-                    self.sessions.add(Session.of(effect))
-                    if not effect.invite:
-                        self.copies.chained(effect.peer, self.generation_of(effect.peer), self.now)
+                    self.wiring.opened(effect, self.now)
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))
-                    if effect.kind in ("chain-reset", "chain-forked"):
-                        generation = self.generation_of(effect.peer)
-                        self.copies.reset(effect.peer, effect.sign, generation, self.now)
+                    self.wiring.alarmed(effect, self.now)
 
     def generation_of(self, peer: bytes) -> int | None:
         """How often a member has started, as gossip counts it."""
@@ -259,7 +257,7 @@ class Process:
     def _signed(self, token: bytes, signature: bytes) -> None:
         self.carry_links(self.links.signed(token, signature, self.now))
 
-    # Roster, links, interfaces (`RosterKeeper`, `GossipDriver.roster_changed`).
+    # Links and interfaces follow the roster (`Weaving`).
 
     def peers_changed(self) -> None:
         """Find out anew who the peers are: the roster, the revocations or the time may have changed it."""
@@ -274,12 +272,9 @@ class Process:
     def set_links(self) -> None:
         """Keep links and interfaces with those of the peers that are wanted."""
         now, wall, machine = self.now, self.wall, self.machine
-        self.peers.look(self.roster, wall, revoked=self.revoked, linked=self.linked)
-        if not self.revoked:
-            self.sessions.retain(self.peers.standing)
-        auths = self.peers.auths(now, wall)
-        self.copies.retain(auths)
-        self.carry_links(self.links.set_peers(auths, now))
+        self.wiring.look(wall, self.linked)
+        auths, effects = self.wiring.link(now, wall)
+        self.carry_links(effects)
         self.peers.arrange(own_side(machine.identity, self.own.member, self.sim.mesh))
         machine.kernel.keep(self.peers.devices)
         for peer in auths:
@@ -292,8 +287,8 @@ class Process:
             return
         kernel, devices, keys = self.machine.kernel, self.peers.devices, entry.record.wg_keys
         kernel.set(peer, keys, devices)
-        seen = self.peers.read(entry, kernel.states(peer, keys, devices), self.now, self.wall)
-        self.carry_links(self.links.read_back(peer, seen.reading.bitmap, seen.handshakes, self.now))
+        actual = kernel.states(peer, keys, devices)
+        self.carry_links(self.wiring.read_back(entry, actual, self.now, self.wall)[1])
 
     def poll(self) -> None:
         """The reconciler's pass."""
@@ -311,50 +306,16 @@ class Process:
             for i, found in enumerate(held)
         )
 
-    def add(self, signed: SignedRecord) -> bool:
-        """`RosterKeeper.add`."""
-        if not self.roster.add(signed, self.wall):
-            return False
-        self.note_change()
-        return True
-
-    def take(self, records: Sequence[bytes]) -> int:
-        """`RosterKeeper.take`."""
-        came = 0
-        for data in records:
-            try:
-                came += self.roster.add(SignedRecord.decode_untrusted(data), self.wall)
-            except PhantomMeshError:
-                self.sim.tally["record-refused"] += 1
-        if came:
-            self.note_change()
-        return came
-
-    def take_revocations(self, *packed: bytes) -> bool:
-        """`RosterKeeper.take_revocations`."""
-        return self.shut_out(one for data in packed for one in self.revocations.unpack(data))
-
-    def take_standing(self, answer: bytes) -> bool:
-        """`RosterKeeper.take_standing`."""
-        return self.shut_out(self.revocations.about(self.me, answer))
-
-    def shut_out(self, told: Iterable[Revocation | RootWord]) -> bool:
-        """`RosterKeeper.revoke`."""
-        if not self.revocations.take(told, self.wall):
-            return False
-        self.note_change()
-        return True
-
-    def take_told(self, told: Shut) -> bool | None:
+    def take_told(self, told: Take) -> bool | None:
         """Take in a member's revocations and group keys; None where they cannot be read."""
         try:
-            news = self.take_revocations(*told.statements)
-            return self.merge(told.keys.keys, told.keys.active_key) or news
+            news = at_once(self.keeper.hearing(told.member, told.told.statements))
+            return self.merge(told.told.keys.keys, told.told.keys.active_key) or news
         except PhantomMeshError:
             return None
 
     def note_change(self) -> None:
-        """`RosterKeeper._note_change`."""
+        """Roster or revocations have changed."""
         self.save("revocations", "roster")
         self.peers_changed()
 
@@ -391,6 +352,8 @@ class Process:
 
     def housekeeping(self) -> None:
         """`OwnRecord.renew`, `ask_standing`, the group keys, saving, the reconciler's pass."""
+        if self.roster.waiting:
+            self.keeper.let_in()
         self.note_keys(self.keys.tick(self.now, self.wall))
         if self.machine.authority is not None and self.keys.ours(self.roster, self.now, self.wall):
             self.make_key()

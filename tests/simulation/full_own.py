@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRenewal, AskReturn, Certified, Own, Rejoin
+from phantommesh.node.own import AskRename, AskRenewal, AskReturn, Certified, Own, Rejoin
 from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
@@ -17,6 +17,7 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.keys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
 from tests.simulation.full_joining import come_back
+from tests.simulation.full_keeper import at_once
 from tests.simulation.full_parts import generated, plain_record
 from tests.simulation.full_working import Done, Has
 
@@ -65,7 +66,7 @@ class OwnRecord:
         machine.version = machine.version if version is None else version
         try:
             if (signed := self.word.record(process.wall)) is not None:
-                process.add(signed)
+                process.keeper.add(signed)
         except PhantomMeshError:
             process.sim.tally["own-record-refused"] += 1
 
@@ -82,12 +83,24 @@ class OwnRecord:
     def _renewed(self, outcome: object) -> None:
         self._renewing = False
 
-    def ask(self, step: AskRenewal, back: Done) -> None:
-        """`Caller.renew`: call ``back`` with the answer of the first authority that grants it."""
-        spawn(self.process, "renew", self._ask(step, back))
+    def rename(self, name: str, done: Done) -> None:
+        """`OwnRecord.rename`: call ``done`` with None, or with the error."""
+        worker = self.process.desk.worker
+        worker.do(self.word.rename(name, worker.moment()), done)
 
-    def _ask(self, step: AskRenewal, back: Done) -> Task:
-        process = self.process
+    def ask(self, step: AskRenewal | AskRename, back: Done) -> None:
+        """`Caller.renew` and `Caller.rename`: call ``back`` with the answer of the first authority that
+        grants it, or with the reason of the last one that does not. An authority asks itself for another
+        name."""
+        mine, desk = self.process.roster.get(self.process.me), self.process.desk
+        if isinstance(step, AskRename) and self.process.machine.authority is not None and mine is not None:
+            work = desk.desk.rename(mine, messages.Rename(step.csr), desk.worker.moment())
+            desk.worker.do(work, lambda answer: back(_at(answer, desk.worker.moment())))
+        else:
+            spawn(self.process, "renew", self._ask(step, back))
+
+    def _ask(self, step: AskRenewal | AskRename, back: Done) -> Task:
+        process, why = self.process, "no authority renewed the certificate"
         roster, worker = process.roster, process.desk.worker
         for member in process.asker.callable(()):
             entry, mine = roster.get(member), roster.get(process.me)
@@ -97,7 +110,8 @@ class OwnRecord:
             if isinstance(answer, messages.Renewed):
                 back((answer, worker.moment()))
                 return
-        back(TrustError("no authority renewed the certificate"))
+            why = answer.message if isinstance(answer, messages.Refused) else why
+        back(TrustError(why))
 
     def come_back(self, step: AskReturn, back: Done) -> None:
         """`returning.come_back`: call ``back`` with the answer of the first authority that takes this node
@@ -128,11 +142,17 @@ class OwnRecord:
     def rejoin(self, step: Rejoin) -> None:
         """`OwnRecord._rejoin`."""
         process = self.process
-        process.add(step.mine)
-        process.take([step.returned.record])
+        process.keeper.add(step.mine)
+        at_once(process.keeper.taking([step.returned.record], step.authority))
         process.merge(step.returned.keys, step.returned.active_key)
 
 
-def _renew(mine: bytes, step: AskRenewal) -> asking.Talk[Any]:
+def _renew(mine: bytes, step: AskRenewal | AskRename) -> asking.Talk[Any]:
+    if isinstance(step, AskRename):
+        return (yield messages.Rename(step.csr))
     yield messages.Announce(mine)
     return (yield messages.Renew(step.csr, step.evidence))
+
+
+def _at(answer: object, moment: object) -> object:
+    return answer if isinstance(answer, PhantomMeshError) else (answer, moment)

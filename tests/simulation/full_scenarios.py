@@ -14,14 +14,15 @@ from functools import cache
 from ipaddress import IPv4Network
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.membership.presets import MIN_PURGE
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import sign_record
 from phantommesh.secret import Secret
 from phantommesh.trust.groupkey import MAX_AGE
 from phantommesh.trust.identity import Identity, overlay_ip4
+from phantommesh.trust.revocations import Revocations
 from tests.simulation.full_joining import join
 from tests.simulation.full_machines import Network
 from tests.simulation.full_node import Process
@@ -150,7 +151,7 @@ def equivocation(seed: int, nodes: int) -> Simulation:
         signed = sign_record(liar.identity, record, liar.node_cert, liar.authority_cert)
         for index in range(nodes):
             if index != 4 and (index % 2 == 0) == (version == "two"):
-                sim.tell(index, lambda process, signed=signed: process.add(signed))  # type: ignore[misc]
+                sim.tell(index, lambda process, signed=signed: process.keeper.add(signed))  # type: ignore[misc]
 
     def noticed() -> int:
         return sum(liar.identity.node_id in p.roster.equivocations for p in members(sim))
@@ -185,7 +186,7 @@ def revoked_is_shut_out(seed: int, nodes: int) -> Simulation:
     sim = mesh(seed, nodes)
     gone = nodes - 1
     outsider = sim.process(gone)
-    outsider.take_revocations = lambda *packed: False  # type: ignore[method-assign]  # it does not listen
+    outsider.keeper._revocations = Revocations(sim.mesh.root)  # it does not listen
     for process in sim.running():
         process.asker.ask_revoked = lambda of: None  # type: ignore[method-assign]
     sim.revoke(0, gone)

@@ -25,6 +25,7 @@ from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import Authority
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocations import Revocations
+from tests.simulation.full_keeper import at_once
 
 if TYPE_CHECKING:
     from tests.simulation.full_node import Process
@@ -89,7 +90,7 @@ class Worker:
             waiting.append((step, back))
             if len(waiting) == 1:
                 self._next(step.kind)
-        elif isinstance(step, own.AskRenewal):
+        elif isinstance(step, own.AskRenewal | own.AskRename):
             self.process.own.ask(step, back)
         elif isinstance(step, own.AskReturn):
             self.process.own.come_back(step, back)
@@ -147,8 +148,8 @@ class Worker:
                 if machine.root_key is None:
                     raise TrustError(f"only the machine that holds the mesh's root key can {what}")
                 return machine.root_key
-            case steps.Keep(record):
-                return process.add(record)
+            case steps.Keep(record, of):
+                return process.keeper.add(record, of)
             case serving.Wait():
                 return self.moment()
             case serving.AnswerSync(opening, peer):
@@ -161,10 +162,9 @@ class Worker:
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):
-                if process.revocations.hold(made):
-                    process.note_change()
+                return at_once(process.keeper.holding(made))
             case steps.Hear(word):
-                return process.shut_out([word])
+                return process.keeper.revoke(word)
             case steps.Save():
                 self._write()
                 process.write("revocations", "roster")
@@ -181,7 +181,7 @@ class Worker:
                 process.own.publish()
             case own.Rejoin():
                 process.own.rejoin(step)
-            case steps.Alone() | own.AskRenewal() | own.AskReturn():
+            case steps.Alone() | own.AskRenewal() | own.AskRename() | own.AskReturn():
                 raise AssertionError("takes its time: see `_go_on`")
             case _:
                 assert_never(step)

@@ -13,6 +13,7 @@ from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
     LinkView,
+    NameResult,
     PathView,
     PeerView,
     ProofDirection,
@@ -20,6 +21,7 @@ from phantommesh.management.views import (
     ProofsView,
     RevocationResult,
     Rotation,
+    RotationOutcome,
     RotationResult,
     ScatterDimension,
     ScatterView,
@@ -138,6 +140,8 @@ class FakeNode:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
         self.events = EventLog(run="run1", clock=time.time)
         self.count = peers
+        self.name = "pm-1"
+        self.result: RotationOutcome = "rotated"
         self.twins = False  # whether all peers are named pm-1
         self.faults: list[Fault] = []
         self.reasons: list[str] = []
@@ -211,6 +215,10 @@ class FakeNode:
             taken_back=1 if undo else 20 if undo_all else 0,
         )
 
+    async def rename(self, name: str) -> NameResult:
+        old, self.name = self.name, name
+        return NameResult(name=name, old_name=old, node_id="id001", ip4="100.64.0.1", ip6="fd00::1")
+
     async def new_identity(self) -> IdentityResult:
         if self.failure is not None:
             raise self.failure
@@ -228,6 +236,6 @@ class FakeNode:
         chosen = [view for view in self.peers() if peer in (None, view.node_id)]
         return RotationResult(
             rotations=[
-                Rotation(peer=view.name, node_id=view.node_id, result="rotated", epoch=9) for view in chosen
+                Rotation(peer=view.name, node_id=view.node_id, result=self.result, epoch=9) for view in chosen
             ]
         )

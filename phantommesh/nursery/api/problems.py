@@ -5,9 +5,9 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Response
+from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
@@ -39,6 +39,21 @@ def internal_error() -> Problem:
     )
 
 
+def _said(error: HTTPException) -> tuple[str, str]:
+    """The words for an error that werkzeug raises: its own are for people at a browser."""
+    path = request.path if has_request_context() else websocket.path
+    match error:
+        case NotFound():
+            return f"there is no {path}", "see GET /openapi.json for the paths"
+        case MethodNotAllowed(valid_methods=methods):
+            allowed = ", ".join(sorted(set(methods or ()) - {"HEAD", "OPTIONS"})) or "another method"
+            return f"{path} does not take this method", f"use {allowed}"
+        case RequestEntityTooLarge():
+            return "the body is longer than the API reads", "send a shorter body"
+        case _:
+            return error.description or error.name, ""
+
+
 def install(app: QuartTrio) -> None:
     """Make ``app`` answer every error with problem details."""
     log = structlog.get_logger("phantommesh.api")
@@ -62,7 +77,8 @@ def install(app: QuartTrio) -> None:
 
     async def on_http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        problem = Problem(status=status, title=error.name, detail=error.description or "")
+        detail, fix = _said(error)
+        problem = Problem(status=status, title=error.name, detail=detail, fix=fix)
         response = problem_response(problem)
         # Allow (405), Retry-After and the like belong to the status; type and length are the page's.
         for name, value in error.get_headers():

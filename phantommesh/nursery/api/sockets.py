@@ -25,6 +25,7 @@ from phantommesh.errors import PhantomMeshError
 BACKLOG = 128
 # sun_path is 108 bytes with its terminator (unix(7)), and the name is bound under a temporary one first.
 MAX_PATH = 107
+_TEMPORARY = len(".01234567.sock")
 _PROBE_TIMEOUT_S = 1.0
 
 
@@ -34,18 +35,22 @@ class ApiSocketError(PhantomMeshError):
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """A listening Unix socket and the inode of its file, by which its owner knows it again."""
+    """A listening Unix socket, and device and inode of its file, by which its owner knows it again."""
 
     listener: socket.socket
     path: Path
     inode: tuple[int, int]
 
     def remove(self) -> None:
-        """Close it and delete its file, unless the path is another node's by now."""
+        """Close it and delete its file, unless the path is another node's by now.
+
+        Device and inode alone do not tell: a file that was removed leaves its inode to the next one. So
+        nobody may listen there, either.
+        """
         self.listener.close()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _locked(self.path.parent):
             found = os.lstat(self.path)
-            if (found.st_dev, found.st_ino) == self.inode:
+            if (found.st_dev, found.st_ino) == self.inode and _listener(self.path) is None:
                 self.path.unlink()
 
 
@@ -55,11 +60,8 @@ def listen_unix(path: Path, *, group: str) -> UnixSocket:
     A socket that nothing answers on is replaced. Raises ApiSocketError when another node answers, when
     something that is no socket stands there, and when the system refuses.
     """
+    check_path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}.sock")
-    if max(len(os.fsencode(path)), len(os.fsencode(temporary))) > MAX_PATH:
-        raise ApiSocketError(
-            f"{path} is too long for a Unix socket ({MAX_PATH} bytes)", fix="choose a shorter api.socket"
-        )
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with _locked(path.parent):
@@ -70,6 +72,17 @@ def listen_unix(path: Path, *, group: str) -> UnixSocket:
             f"cannot listen on {path}: {error.strerror or error}",
             fix="run as root, or choose another api.socket",
         ) from None
+
+
+def check_path(path: Path) -> None:
+    """Raise ApiSocketError where the path is too long for `listen_unix`."""
+    room = MAX_PATH - len(os.fsencode(path.parent)) - 1
+    if max(len(os.fsencode(path.name)), _TEMPORARY) > room:
+        raise ApiSocketError(
+            f"{path} is too long for a Unix socket ({MAX_PATH} bytes, of which {_TEMPORARY} are for the "
+            "file's name)",
+            fix="choose a shorter api.socket",
+        )
 
 
 @contextlib.contextmanager
@@ -92,16 +105,8 @@ def _check_free(path: Path) -> None:
         raise ApiSocketError(
             f"{path} exists and is not a socket", fix="move it away, or choose another api.socket"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return  # what a killed node left behind
-        except (BlockingIOError, TimeoutError):
-            pid = 0  # its backlog is full: busy, but alive
-        else:
-            pid = _credentials(probe)[0]
+    if (pid := _listener(path)) is None:
+        return  # what a killed node left behind
     try:
         status = NodeClient(path, timeout=_PROBE_TIMEOUT_S).status()
         who = f"node {status.node} of mesh {status.mesh}"
@@ -111,6 +116,20 @@ def _check_free(path: Path) -> None:
         f"{who}{f' (pid {pid})' if pid else ''} already answers on {path}",
         fix="stop it first, or give this node another api.socket",
     )
+
+
+def _listener(path: Path) -> int | None:
+    """Return the process that listens at a Unix socket, 0 for one that is too busy to tell; None for
+    nobody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except (BlockingIOError, TimeoutError):
+            return 0  # its backlog is full: busy, but alive
+        return _credentials(probe)[0]
 
 
 def _credentials(connection: socket.socket | trio.socket.SocketType) -> tuple[int, int, int]:

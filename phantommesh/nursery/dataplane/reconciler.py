@@ -6,7 +6,7 @@ rival ``wg set`` are all the same case: what is read differs from what is desire
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from time import time
 
@@ -58,15 +58,12 @@ class Reconciler:
         self._managed: set[str] = set()
         self._pass = trio.Lock()
         self._kicked = trio.Event()
-        self._complaints: dict[str, str] = {}
-
-    def set_desired(self, desired: Mapping[str, DeviceConfig]) -> None:
-        """Replace what is desired and wake the loop. Interfaces it no longer names are removed."""
-        self.follow(lambda: desired)
+        self._complaints: dict[str, PhantomMeshError] = {}
 
     def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
-        """From now on each pass asks this for what is desired. Kick the loop when it has changed: so the
-        change of one peer costs nothing for the others until the next pass, which reads all of them."""
+        """From now on each pass asks this for what is desired, and removes interfaces that are not named
+        there. Kick the loop when what is desired has changed: so the change of one peer costs nothing for the
+        others until the next pass, which reads all of them."""
         self._wanted = desired
         self.kick()
 
@@ -88,6 +85,10 @@ class Reconciler:
             if bad:
                 desired[name] = replace(config, peers={**config.peers, **bad})
         return desired, refused
+
+    def problem(self, names: Iterable[str]) -> PhantomMeshError | None:
+        """Return why one of these interfaces is not as desired, if an attempt to change it has failed."""
+        return next((self._complaints[name] for name in ("", *names) if name in self._complaints), None)
 
     def kick(self) -> None:
         """Start the next pass now."""
@@ -184,6 +185,6 @@ class Reconciler:
 
     def _complain(self, name: str, error: PhantomMeshError) -> None:
         """Log a failure, once for as long as it stays the same."""
-        if self._complaints.get(name) != str(error):
-            self._complaints[name] = str(error)
+        before, self._complaints[name] = self._complaints.get(name), error
+        if str(before) != str(error):
             self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)

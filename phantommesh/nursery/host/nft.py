@@ -69,7 +69,10 @@ class Table:
         except OSError as error:
             raise NftError(f"nft: {error.strerror}", fix="install nftables") from error
         except trio.TooSlowError:
-            raise NftError(f"nft did not end in {_CHILD_SECONDS:.0f} s") from None
+            raise NftError(
+                f"nft did not end in {_CHILD_SECONDS:.0f} s",
+                fix="see whether `nft list ruleset` ends; the node tries again by itself",
+            ) from None
         if done.returncode != 0:
             said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[0]
             missing = next((c for c in (errno.EOPNOTSUPP, errno.ENOENT) if os.strerror(c) in said), 0)

@@ -202,11 +202,17 @@ class UserspaceBackend:
         except UapiError as error:
             if error.code:
                 raise errors.failed(name, "configuring", OSError(error.code, "")) from None
-            raise BackendError(f"interface {name}: configuring: {error}") from None
+            raise BackendError(
+                f"interface {name}: configuring: {error}",
+                fix="use a wireguard-go or boringtun-cli of a version that is known to work, or the kernel's",
+            ) from None
         except OSError as error:
             raise errors.failed(name, "configuring", error) from error
         except (trio.BrokenResourceError, trio.TooSlowError):
-            raise BackendError(f"interface {name}: its userspace WireGuard does not answer") from None
+            raise BackendError(
+                f"interface {name}: its userspace WireGuard does not answer",
+                fix="see what stops it; if it hangs, end it: the node starts another one by itself",
+            ) from None
 
     async def _start(self, name: str) -> None:
         """Start the program and wait until its socket answers."""

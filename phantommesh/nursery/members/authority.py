@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from phantommesh.control import messages
+from phantommesh.control import messages, sessions
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
-from phantommesh.nursery.members.working import Worker, moment
-from phantommesh.nursery.sockets import sessions
+from phantommesh.nursery.members.working import Worker
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocations import Revoked
@@ -30,6 +30,10 @@ class AuthorityDesk:
     async def renew(self, entry: Entry, request: messages.Renew) -> messages.Renewed:
         """`Desk.renew`."""
         return await self.worker.do(self.desk.renew(entry, request, moment()))
+
+    async def rename(self, entry: Entry, request: messages.Rename) -> messages.Renewed:
+        """`Desk.rename`."""
+        return await self.worker.do(self.desk.rename(entry, request, moment()))
 
     async def replace(self, entry: Entry) -> messages.Replacement:
         """`Desk.replace`."""

@@ -13,13 +13,13 @@ from typing import TypeVar, cast
 import structlog
 import trio
 
-from phantommesh.control import asking, messages
+from phantommesh.control import asking, messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import returning
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
@@ -89,6 +89,13 @@ class Caller:
         """Ask the authorities to take this node back, one after the other. Raises `TrustError`."""
         return await returning.come_back(self._node, self._where, request)
 
+    async def rename(self, csr: bytes) -> messages.Renewed:
+        """Ask the authorities for a certificate under another name, one after the other. Raises
+        `TrustError`."""
+        return await self._ask_authorities(
+            [messages.Rename(csr)], messages.Renewed, "no authority gives this node another name"
+        )
+
     async def replace(self) -> messages.Replacement:
         """Ask the authorities for an invite in place of this node's identity. Raises `TrustError`."""
         return await self._ask_authorities(
@@ -98,7 +105,7 @@ class Caller:
     async def _ask_authorities(self, requests: Sequence[messages.Request], wanted: type[T], failed: str) -> T:
         """Put these requests to one authority after the other, until one answers the last request with a
         ``wanted``."""
-        reasons = []
+        reasons, fix = [], ""
         for member in self.callable():
             entry = self._keeper.roster.get(member)
             if entry is None or entry.member.role is not Role.AUTHORITY:
@@ -114,14 +121,14 @@ class Caller:
                 continue
             if isinstance(answer, wanted):
                 return answer
-            reasons.append(
-                answer.message[:MAX_REASON]
-                if isinstance(answer, messages.Refused)
-                else f"{entry.member.name}: another answer"
-            )
+            if isinstance(answer, messages.Refused):
+                reasons.append(answer.message[:MAX_REASON])
+                fix = fix or answer.fix[:MAX_REASON]
+            else:
+                reasons.append(f"{entry.member.name}: another answer")
         raise TrustError(
             f"{failed}: " + ("; ".join(reasons) or "there is no link to any yet"),
-            fix="start an authority, and check that its control port is open for TCP from here",
+            fix=fix or "start an authority, and check that its control port is open for TCP from here",
         )
 
 

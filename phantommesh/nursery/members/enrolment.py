@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from phantommesh.config.sections import Config
-from phantommesh.control import channel, messages
+from phantommesh.control import channel, messages, sessions
 from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -25,7 +25,7 @@ from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members.links import sign_in_thread
 from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.overlay import hostview
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.overlay.prefixes import Address as OverlayAddress
 from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
@@ -56,10 +56,12 @@ async def join(
     name: str,
     endpoints: tuple[str, ...],
     config: Config | None = None,
+    chosen: bool = True,
 ) -> Summary:
     """Enrol this machine by an invite and write its state and configuration: all of it, or nothing.
 
     Without ``endpoints`` the address from which the authority was reached becomes this node's endpoint.
+    ``chosen``: an operator gives the endpoints now, and wants to hear at once of one that is of no use.
     Raises `PhantomMeshError` saying what to do.
     """
     invite = Invite.parse_untrusted(token)
@@ -77,7 +79,7 @@ async def join(
                 settings = join_config(invite, name=name, endpoints=own, config=config)
                 draft = await trio.to_thread.run_sync(begin_join, state_dir, config_path, invite, settings)
                 session = await _shake_hands(framed, invite, draft)
-                enrolled = await _enrol(framed, session, draft, settings)
+                enrolled = await _enrol(framed, session, draft, settings, chosen=chosen and bool(endpoints))
                 return await trio.to_thread.run_sync(
                     _finish(state_dir, config_path, draft, settings, invite, enrolled)
                 )
@@ -211,7 +213,7 @@ async def shake_hands(
 
 
 async def _enrol(
-    framed: framing.FramedStream, session: sessions.Session, draft: JoinDraft, config: Config
+    framed: framing.FramedStream, session: sessions.Session, draft: JoinDraft, config: Config, *, chosen: bool
 ) -> messages.Enrolled:
     record = make_record(draft.identity, draft.wg_keys, config, seq=int(time() * 1000))  # one a try
     body = msgspec.msgpack.encode(record)
@@ -220,8 +222,9 @@ async def _enrol(
         csr, signature = make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
         key = draft.authority_key
         if key is None:
-            return messages.Enrol(csr, body, signature)
-        return messages.Enrol(csr, body, signature, key.spki, prove_authority(key, draft.identity.node_id))
+            return messages.Enrol(csr, body, signature, chosen=chosen)
+        proof = prove_authority(key, draft.identity.node_id)
+        return messages.Enrol(csr, body, signature, key.spki, proof, chosen)
 
     request = await trio.to_thread.run_sync(sign)
     client = await channels.Client.open(framed, session)

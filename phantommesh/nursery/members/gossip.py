@@ -293,7 +293,7 @@ class GossipDriver:
             case asking.CallUnlinked():
                 await self._ask_unlinked(step)
             case Take(member, told):
-                news = await self._take_revocations(member, told.statements)
+                news = await self._keeper.hear(member, told.statements)
                 return self._keys.merge(told.keys.keys, told.keys.active_key, member) or news
             case _:
                 assert_never(step)
@@ -308,15 +308,6 @@ class GossipDriver:
         kept = self.news.answered(step, question, answer)
         if kept is not None:
             await self._keeper.take(kept.records, address, unasked=kept.unasked)
-
-    async def _take_revocations(self, member: NodeId, parts: Sequence[bytes]) -> bool:
-        """Take in revocations. Neither revocations that do not hold nor a full list keep group keys from
-        us."""
-        try:
-            return await self._keeper.take_parts(parts)
-        except PhantomMeshError as error:
-            log.warning("revocations refused", peer=format_node_id(member), error=str(error), fix=error.fix)
-            return False
 
     async def _save(self) -> None:
         """Write to disk all that the next start should know. A full disk does not end the node."""

@@ -19,7 +19,7 @@ from phantommesh.link.machine import Links
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
-from phantommesh.trust.identity import Identity, NodeId, format_node_id
+from phantommesh.trust.identity import Identity
 
 
 class LinkDriver:
@@ -74,10 +74,7 @@ class LinkDriver:
                     install[peer] = None
                 case Opened():
                     self._opened(effect)
-                case Alarm(peer, kind, detail):
-                    self._log.warning(
-                        "link alarm", peer=format_node_id(NodeId(peer)), kind=kind, detail=detail
-                    )
+                case Alarm():
                     self._alarmed(effect)
         if install:
             self._install(tuple(install))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from time import time
@@ -13,18 +14,20 @@ import structlog
 import trio
 
 from phantommesh.config.sections import Config
-from phantommesh.control.messages import Returned
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
 from phantommesh.nursery import unexpected
-from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.logs import tell
+from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
-from phantommesh.nursery.members.working import do, moment, tell
-from phantommesh.records.record import NodeRecord, SignedRecord
+from phantommesh.nursery.members.working import do
+from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Dispute
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
@@ -47,10 +50,18 @@ log = structlog.get_logger("phantommesh.own")
 
 
 class OwnRecord:
-    """This node as others know it. ``word`` has all that it says of itself."""
+    """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
+    that an authority gave: `GroupKeys.merge`."""
 
-    def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
-        self._config, self._state, self._keeper, self._keys = config, state, keeper, keys
+    def __init__(
+        self,
+        config: Config,
+        state: NodeState,
+        keeper: RosterKeeper,
+        merge: Callable[[bytes, bytes, NodeId], bool],
+    ) -> None:
+        self._config, self._state, self._keeper, self._merge = config, state, keeper, merge
+        self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
 
@@ -142,17 +153,28 @@ class OwnRecord:
         if not self.word.due(time()):
             return
         try:
-            await self._do(self.word.renew(moment()), caller)
+            async with self._certifying:
+                await self._do(self.word.renew(moment()), caller)
         except Exception as error:  # an authority's answer is not the service's end
             self.word.renewal_error = TrustError(
-                "the renewal failed in a way that nobody expected: see the log"
+                f"the renewal failed in a way that nobody expected ({type(error).__name__})",
+                fix="it is tried again by itself; if this comes back, report it with the log's line",
             )
             unexpected.note("certificate not renewed after an unexpected error", error)
 
-    async def _do(self, work: deciding.OwnWork[T], caller: Caller | None = None) -> T:
-        return await do(work, partial(self._carry_out, caller))
+    async def rename(self, name: str, caller: Caller, desk: AuthorityDesk) -> None:
+        """`Own.rename`; ``desk`` is this node's own. Raises PhantomMeshError."""
+        async with self._certifying:
+            await self._do(self.word.rename(name, moment()), caller, desk)
 
-    async def _carry_out(self, caller: Caller | None, step: deciding.OwnStep) -> Any:
+    async def _do(
+        self, work: deciding.OwnWork[T], caller: Caller | None = None, desk: AuthorityDesk | None = None
+    ) -> T:
+        return await do(work, partial(self._carry_out, caller, desk))
+
+    async def _carry_out(
+        self, caller: Caller | None, desk: AuthorityDesk | None, step: deciding.OwnStep
+    ) -> Any:
         match step:
             case Compute(job):
                 return await trio.to_thread.run_sync(job)
@@ -168,8 +190,14 @@ class OwnRecord:
             case deciding.AskReturn(request):
                 assert caller is not None
                 return *(await caller.come_back(request)), moment()
-            case deciding.Rejoin(mine, returned, authority):
-                return await self._rejoin(mine, returned, authority)
+            case deciding.Rejoin():
+                return await self._rejoin(step)
+            case deciding.AskRename(csr):
+                assert caller is not None and desk is not None
+                mine = self._keeper.roster.get(self._state.identity.node_id)
+                if self._state.authority is None or mine is None:
+                    return await caller.rename(csr), moment()
+                return await desk.rename(mine, messages.Rename(csr)), moment()
             case deciding.Publish():
                 return self.publish()
             case Told():
@@ -177,11 +205,12 @@ class OwnRecord:
             case _:
                 assert_never(step)
 
-    async def _rejoin(self, mine: SignedRecord, returned: Returned, authority: NodeId) -> None:
-        self._keeper.add(mine)
+    async def _rejoin(self, step: deciding.Rejoin) -> None:
+        returned = step.returned
+        self._keeper.add(step.mine)
         if returned.record:
-            await self._keeper.take([returned.record], authority)
-        self._keys.merge(returned.keys, returned.active_key, authority)
+            await self._keeper.take([returned.record], step.authority)
+        self._merge(returned.keys, returned.active_key, step.authority)
 
     async def _write(self, files: dict[str, bytes]) -> None:
         for name, data in files.items():

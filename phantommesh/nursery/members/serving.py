@@ -10,15 +10,15 @@ from typing import Any, assert_never
 
 import trio
 
-from phantommesh.control import messages
+from phantommesh.control import messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.proving import Proving
-from phantommesh.nursery.members.working import do, moment
-from phantommesh.nursery.sockets import sessions
+from phantommesh.nursery.members.working import do
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId

@@ -85,7 +85,7 @@ class Succession:
             if self._revoked():
                 raise TrustError(
                     "this node was revoked, so no authority gives it a new identity",
-                    fix="move its state directory away and join again with a new invite",
+                    fix=directory.JOIN_ANEW,
                 )
             granted = (await self._caller.replace()).invite
             token = granted.encode("ascii", "replace")
@@ -137,6 +137,7 @@ class Succession:
                 name=self._name(),
                 endpoints=self._config.node.endpoints,
                 config=self._config,
+                chosen=False,
             )
         finally:
             config.unlink(missing_ok=True)

@@ -8,26 +8,17 @@ from functools import partial
 from time import time
 from typing import Any, TypeVar, assert_never
 
-import structlog
 import trio
 
 from phantommesh.node import steps
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.logs import tell
 from phantommesh.state.start import NodeState
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def moment() -> steps.Moment:
-    """The present time."""
-    return steps.Moment(trio.current_time(), time())
-
-
-def tell(told: steps.Told) -> None:
-    """Write a line of the log."""
-    getattr(structlog.get_logger(f"phantommesh.{told.part}"), told.level)(told.event, **told.fields)
 
 
 async def do(work: Generator[S, Any, T], carry_out: Callable[[S], Awaitable[Any]]) -> T:

@@ -84,7 +84,10 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
                         found |= set(_taken(route, links, networks))
                 closed |= set(_rules(rtnl, family))
     except OSError as error:
-        raise BackendError(f"the host's routes could not be read: {error.strerror or error}") from error
+        raise BackendError(
+            f"the host's routes could not be read: {error.strerror or error}",
+            fix="allow netlink here: a container needs CAP_NET_ADMIN and the socket family AF_NETLINK",
+        ) from error
     here = (ours for ours in closed if any(overlap(ours.network, network) for network in networks))
     return HostView(tuple(sorted(found, key=str)), frozenset(here))
 

@@ -20,7 +20,6 @@ from typing import Final, Literal
 import msgspec
 import trio
 
-from phantommesh.config import reading
 from phantommesh.config.sections import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
@@ -30,11 +29,12 @@ from phantommesh.nursery.host.leftovers import Found
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.state import directory
+from phantommesh.state.agreement import load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError, cannot
 from phantommesh.state.lock import LOCK_FILE, StateInUseError
-from phantommesh.state.start import load_mesh
-from phantommesh.trust.certificates import Mesh
+from phantommesh.state.start import load_mesh, load_node
+from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.wireguard.device import Network
 
 STOP_SECONDS: Final = 30.0  # a node says goodbye for some seconds; one that takes longer than this hangs
@@ -72,13 +72,14 @@ class Down(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of `leave`. ``told``: the others heard of it from the node itself."""
+    """The result of `leave`. ``told``: the others heard of it from the node itself. ``config`` is None where
+    there was no file."""
 
     mesh: str
     told: bool
     down: Down
     state_dir: str
-    config: str
+    config: str | None
 
 
 async def down(state_dir: Path, config_path: Path) -> Down:
@@ -110,29 +111,56 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
     """
     config, state, mesh = _read(state_dir, config_path)
     if state.has(directory.AUTHORITY_KEY) and not force:
-        holds = "the root key" if state.has(directory.ROOT_KEY) else "an authority's key"
-        raise TakeDownError(
-            f"{state.path} holds {holds} of mesh {mesh.name}: without another authority nobody can be "
-            "invited, renewed or revoked",
-            fix="make another one first (`phantommesh invite --role authority`), then leave with --force; "
-            "the keys stay on this machine, in the directory that is moved aside",
-        )
+        others = await trio.to_thread.run_sync(_other_authorities, state.path, now)
+        raise _authority_stays(state, mesh, others)
     suffix = datetime.fromtimestamp(now, UTC).strftime(".left-%Y%m%dT%H%M%SZ")
     found = await _find(config)
     async with _stopped(state) as how:
         done = await _remove(config, mesh, found, how)
         aside = await trio.to_thread.run_sync(_move, state.path, suffix)
-        settings = await trio.to_thread.run_sync(_move, config_path, suffix)
-    return Left(mesh=mesh.name, told=how == "stopped", down=done, state_dir=str(aside), config=str(settings))
+        settings = None
+        if await trio.Path(config_path).exists():  # else the environment has all of it
+            settings = str(await trio.to_thread.run_sync(_move, config_path, suffix))
+    return Left(mesh=mesh.name, told=how == "stopped", down=done, state_dir=str(aside), config=settings)
 
 
 def _read(state_dir: Path, config_path: Path) -> tuple[Config, StateDir, Mesh]:
     """Read what is needed to know what is ours here, even where the rest of the state is damaged."""
-    config = reading.load(config_path)
+    config = load_config(config_path, state_dir)
     state = StateDir(state_dir.resolve())
+    need_state(config_path, state_dir)
     if not state.path.is_dir():
         StateDir.open(state_dir)  # says what is wrong with it
     return config, state, load_mesh(state)
+
+
+def _other_authorities(path: Path, now: float) -> list[str]:
+    """The names of the mesh's other authorities, as far as this node knows; none where its state is
+    damaged."""
+    try:
+        node = load_node(path, now)
+    except StateError:
+        return []
+    members = (entry.member for entry in node.roster if entry.valid(now))
+    return [m.name for m in members if m.role is Role.AUTHORITY and m.node_id != node.identity.node_id]
+
+
+def _authority_stays(state: StateDir, mesh: Mesh, others: Sequence[str]) -> TakeDownError:
+    """Say what a mesh loses with this authority, and how it leaves all the same."""
+    root = state.path / directory.ROOT_KEY
+    keep = f"copy {root} to a safe place, then " if root.is_file() else ""
+    if others:
+        return TakeDownError(
+            f"this node is an authority of mesh {mesh.name}, beside {', '.join(others)}",
+            fix=f"{keep}run `phantommesh leave --force`",
+        )
+    return TakeDownError(
+        f"this node is the last authority of mesh {mesh.name}: without one nobody is invited, renewed or "
+        "revoked, and the mesh ends as its certificates run out",
+        fix=f"to end the mesh, {keep}run `phantommesh leave --force`; to go on with it, make another "
+        "authority first, with the line that `phantommesh invite --role authority` prints where the root "
+        "key is",
+    )
 
 
 def _move(path: Path, suffix: str) -> Path:

@@ -19,6 +19,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.scatter import intents
+from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.identity import NodeId, format_node_id
 
@@ -38,9 +39,11 @@ UNREADY = frozenset(
 def own_faults(parts: Parts) -> Iterator[Fault]:
     """Return what is wrong with the node itself, or with what it was told."""
     if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
+        problem = parts.reconciler.problem(missing)
+        why, fix = (f": {problem}", problem.fix) if problem is not None else ("", "")
         yield reconciler.INTERFACES_MISSING.fault(
-            f"interfaces {', '.join(missing)} are missing",
-            "see the log for why they cannot be made",
+            f"interfaces {', '.join(missing)} are missing{why}",
+            fix or "the node tries again by itself; the log says what it meets",
             subject=missing[0],
         )
     for conflict in parts.overlay.plan.conflicts:
@@ -79,7 +82,8 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
     if (revoked := parts.keeper.revoked) is not None:
         yield revocation.REVOKED.fault(
             f"this node was revoked on {rfc3339(revoked.at)}",
-            "to come back, move its state directory away and join again with a new invite",
+            f"if that was a mistake, run `phantommesh revoke {parts.own.name()} --undo` where the mesh's "
+            f"root key is; else {JOIN_ANEW}",
         )
         return
     yield from _claims(parts)
@@ -129,12 +133,21 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _certificate(parts: Parts) -> Iterator[Fault]:
-    if parts.own.member.not_after <= time():
+    member, now, error = parts.own.member, time(), parts.own.renewal_error
+    if not parts.own.word.certified_at(now):
+        over = f"begins on {rfc3339(member.not_before)}"
+        over = over if member.not_before > now else f"ran out on {rfc3339(member.not_after)}"
+        tried = "" if error is None else f"; {error}"
         yield own.CERTIFICATE_EXPIRED.fault(
-            "this node's certificate has expired", "join again with a new invite"
+            f"this node's certificate {over}: by this machine's clock it is {rfc3339(now)}{tried}",
+            (error.fix if error is not None else "")
+            or "set the clock if it is wrong; else wait until an authority takes this node back",
         )
-    elif (error := parts.own.renewal_error) is not None:
-        yield own.CERTIFICATE_NOT_RENEWED.fault(f"the certificate could not be renewed: {error}", error.fix)
+    elif error is not None:
+        left = f", and it runs out on {rfc3339(member.not_after)}"
+        yield own.CERTIFICATE_NOT_RENEWED.fault(
+            f"the certificate could not be renewed{left}: {error}", error.fix
+        )
 
 
 def copied(parts: Parts, suspicion: Suspicion) -> Fault:

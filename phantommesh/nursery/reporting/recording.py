@@ -92,15 +92,14 @@ class Recorder:
             data["through"] = self._reporter.names_of(self._parts.gossip.membership.through(change.node))
         if self._telling.untold:
             data["untold"], self._telling.untold = self._telling.untold, 0
-        entry = self._parts.keeper.roster.get(NodeId(change.node))
-        name = format_node_id(NodeId(change.node)) if entry is None else entry.member.name
         say = log.warning if change.new in (State.SUSPECT, State.DEAD) else log.info
-        say("member " + change.event, peer=name, **data)
+        say("member " + change.event, **self._named(change.node), **data)
         self._publish(f"peer.{change.event}", change.node, data)
 
     def alarmed(self, alarm: Alarm) -> None:
         """A link needs attention."""
         self._metrics.psk_rotations.labels(alarm.kind).inc()
+        log.warning("link alarm", **self._named(alarm.peer), kind=alarm.kind, detail=alarm.detail)
         self._publish_paced("link.alarm", alarm.peer, {"kind": alarm.kind, "detail": alarm.detail})
 
     def turned(self, turned: Turned) -> None:
@@ -120,10 +119,15 @@ class Recorder:
         self._publish(kind, peer, data)
 
     def _publish(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
+        named = self._named(peer)
+        self._parts.events.publish(kind, named["peer"], {**named, **data})
+
+    def _named(self, peer: bytes) -> dict[str, str | None]:
+        """Both names of a member, for the log and for events: its name, if its record is known, and its node
+        id."""
         entry = self._parts.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
-        data = {"peer": name, "node_id": format_node_id(NodeId(peer)), **data}
-        self._parts.events.publish(kind, name, data)
+        return {"peer": name, "node_id": format_node_id(NodeId(peer))}
 
     def _tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
@@ -135,8 +139,8 @@ class Recorder:
                 continue
             self._metrics.identity_alarms.labels("self" if peer is None else "peer").inc()
             text, why = health.copied(parts, suspicion).line, suspicion.why.value
-            about = "self" if peer is None else format_node_id(NodeId(peer))
-            log.critical("an identity key may be in use on two machines", node_id=about, text=text, why=why)
+            about = self._named(parts.state.identity.node_id if peer is None else peer)
+            log.critical("an identity key may be in use on two machines", **about, text=text, why=why)
             data: dict[str, object] = {"severity": "critical", "why": why, "text": text}
             if peer is None:
                 parts.events.publish("health.copied", None, data)

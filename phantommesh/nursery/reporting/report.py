@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke` and
-`new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke`, `rename`
+and `new_identity`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from phantommesh.management.views import (
     IdentityResult,
     LinkView,
     MemberState,
+    NameResult,
     PathView,
     PeerView,
     ProofDirection,
@@ -375,6 +376,20 @@ class Reporter:
             old_node_id=old,
             ip4=str(made.ip4),
             ip6=str(made.ip6),
+        )
+
+    async def rename(self, name: str) -> NameResult:
+        """Get another name. Raises PhantomMeshError."""
+        parts = self._parts
+        old = parts.own.name()
+        await parts.own.rename(name, parts.caller, parts.desk)
+        member = parts.own.member
+        return NameResult(
+            name=member.name,
+            old_name=old,
+            node_id=format_node_id(member.node_id),
+            ip4=str(member.ip4),
+            ip6=str(member.ip6),
         )
 
     def handshake_finished(self) -> None:

@@ -9,10 +9,10 @@ import trio
 
 from phantommesh.control import channel, messages
 from phantommesh.control.asking import MAX_UNLINKED
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.link import wire
 from phantommesh.nursery.sockets.framing import CONNECT, IDLE, FramedStream, StreamError
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.records.record import MAX_RECORD_BYTES
 from phantommesh.trust.revocations import MAX_STANDING
 

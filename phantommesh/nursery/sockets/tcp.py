@@ -20,12 +20,12 @@ import trio
 
 from phantommesh.control import channel, messages
 from phantommesh.control.seats import Ruling, Seat, Seats
+from phantommesh.control.sessions import Session, Sessions
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED
 from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
-from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.rates import Rates, source_block
 from phantommesh.trust.revocations import MAX_PLEA
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The real application over quart-trio's test client, and the real server over a real Unix socket."""
 
+import dataclasses
 import grp
 import os
 import re
@@ -117,7 +118,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     node = FakeNode()
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
-    assert [endpoint.path for endpoint in writing] == ["/v1/identities"]
+    assert [endpoint.path for endpoint in writing] == ["/v1/identities", "/v1/names"]
     for endpoint in writing:
         refused = await problem(
             await ask(
@@ -163,10 +164,12 @@ async def test_unusable_pages_are_400(query: str) -> None:
 
 async def test_errors_are_problems_and_never_html() -> None:
     node = FakeNode()
-    await problem(await ask(node, "GET", "/nothing"), 404)
+    gone = await problem(await ask(node, "GET", "/nothing"), 404)
+    assert (gone.detail, gone.fix) == ("there is no /nothing", "see GET /openapi.json for the paths")
     await problem(await ask(node, "GET", "/v1/peers/a/b"), 404)
     response = await ask(node, "DELETE", "/v1/status")
-    await problem(response, 405)
+    refused = await problem(response, 405)
+    assert refused.fix.startswith("use ") and "does not take this method" in refused.detail
     assert "GET" in response.headers["Allow"]
     await problem(await ask(node, "POST", "/v1/rotations", data=b"{}"), 415)
     json = {"Content-Type": "application/json"}
@@ -242,7 +245,7 @@ async def test_a_dry_run_changes_nothing() -> None:
     response = await rotate(app_of(node), "pm-2", query="?dry_run=true")
     planned = msgspec.json.decode(await response.get_data(), type=RotationResult)
     assert planned.dry_run
-    assert [(each.peer, each.result, each.epoch) for each in planned.rotations] == [("pm-2", "planned", 2)]
+    assert [(each.peer, each.result, each.epoch) for each in planned.rotations] == [("pm-2", "planned", 3)]
     assert node.rotated == []
 
 
@@ -462,6 +465,17 @@ def test_a_node_does_not_remove_its_successors_socket(tmp_path: Path) -> None:
     first.listener.close()  # the first one died; the second took over
     second = listen_unix(path, group=NO_GROUP)
     first.remove()
+    assert path.exists()
+    second.remove()
+    assert not path.exists()
+
+
+def test_a_socket_that_got_an_old_ones_inode_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    first = listen_unix(path, group=NO_GROUP)
+    path.unlink()  # somebody tidied up, and the file system gives the inode to the next file
+    second = listen_unix(path, group=NO_GROUP)
+    dataclasses.replace(first, inode=second.inode).remove()
     assert path.exists()
     second.remove()
     assert not path.exists()

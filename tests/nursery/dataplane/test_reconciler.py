@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -49,7 +50,7 @@ def make_reconciler(backend: FakeBackend, seen: list[Mapping[str, DeviceState]] 
 async def test_converge_applies_and_returns_what_is_read_back() -> None:
     backend, seen = FakeBackend(), list[Mapping[str, DeviceState]]()
     reconciler = make_reconciler(backend, seen)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x01" * 32)
     assert seen == [{}, actual]
@@ -61,10 +62,10 @@ async def test_converge_applies_and_returns_what_is_read_back() -> None:
 async def test_what_leaves_the_desired_state_is_removed_and_strangers_stay() -> None:
     backend = FakeBackend()
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     await reconciler.converge()
     backend.state["wg0"] = replace(backend.state["pm0"], name="wg0")
-    reconciler.set_desired({"pm0": make_device("pm0")})
+    reconciler.follow(lambda: {"pm0": make_device("pm0")})
     assert (await reconciler.converge()).keys() == {"pm0"}
     assert backend.state.keys() == {"pm0", "wg0"}
 
@@ -72,13 +73,16 @@ async def test_what_leaves_the_desired_state_is_removed_and_strangers_stay() -> 
 async def test_one_broken_interface_does_not_hold_up_the_others() -> None:
     backend = FakeBackend()
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     backend.broken = {"pm0"}
     with capture_logs() as logs:
         assert (await reconciler.converge()).keys() == {"pm1"}
         await reconciler.converge()
+        problem = reconciler.problem(["pm0"])
+        assert problem is not None and problem.fix == "mend it" and reconciler.problem(["pm1"]) is None
         backend.broken = set()
         assert (await reconciler.converge()).keys() == {"pm0", "pm1"}
+        assert reconciler.problem(["pm0"]) is None
     assert reconciler.failures == 2
     told = [(entry["event"], entry.get("fix")) for entry in logs if entry["log_level"] != "debug"]
     assert told == [("interface not as desired", "mend it"), ("interface is well again", None)]
@@ -87,10 +91,10 @@ async def test_one_broken_interface_does_not_hold_up_the_others() -> None:
 async def test_a_psk_that_could_not_be_set_shows_in_what_is_read_back() -> None:
     backend = FakeBackend()
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     await reconciler.converge()
     backend.broken = {"pm0"}
-    reconciler.set_desired(make_desired(psk=2))
+    reconciler.follow(partial(make_desired, psk=2))
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x01" * 32)
     assert actual["pm1"].peers[KEY].psk == Secret(b"\x02" * 32)
@@ -109,7 +113,7 @@ async def test_a_new_endpoint_is_set_once_and_then_left_to_roam(monkeypatch: pyt
     monkeypatch.setattr("phantommesh.nursery.dataplane.reconciler.time", lambda: 1000.0)
     backend = FakeBackend()
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     await reconciler.converge()
 
     def roam(port: int) -> None:
@@ -124,7 +128,7 @@ async def test_a_new_endpoint_is_set_once_and_then_left_to_roam(monkeypatch: pyt
     await reconciler.converge()
     assert endpoints() == {Endpoint("198.51.100.1", 7)}
     backend.broken = {"pm0"}  # an endpoint that was not set is still new afterwards
-    reconciler.set_desired(make_desired(endpoint=2))
+    reconciler.follow(partial(make_desired, endpoint=2))
     await reconciler.converge()
     backend.broken = set()
     await reconciler.converge()
@@ -137,7 +141,7 @@ async def test_a_new_endpoint_is_set_once_and_then_left_to_roam(monkeypatch: pyt
 async def test_a_host_without_ipv6_gets_no_ipv6_addresses() -> None:
     backend = FakeBackend(ipv6=False)
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     actual = await reconciler.converge()
     assert {address.version for address in actual["pm0"].addresses} == {4}
     assert not actual["pm0"].routes
@@ -147,7 +151,7 @@ async def test_run_survives_failures_backs_off_and_is_woken(autojump_clock: obje
     backend = FakeBackend()
     backend.unreadable = True
     reconciler = make_reconciler(backend)
-    reconciler.set_desired(make_desired())
+    reconciler.follow(make_desired)
     async with trio.open_nursery() as nursery:
         await nursery.start(reconciler.run)
         await trio.sleep(600)
@@ -159,7 +163,7 @@ async def test_run_survives_failures_backs_off_and_is_woken(autojump_clock: obje
         del backend.state["pm0"]
         await trio.sleep(1.5)
         assert backend.state.keys() == {"pm0", "pm1"}
-        reconciler.set_desired(make_desired(psk=9))
+        reconciler.follow(partial(make_desired, psk=9))
         await trio.sleep(0.1)
         assert backend.state["pm0"].peers[KEY].psk == Secret(b"\x09" * 32)
         nursery.cancel_scope.cancel()

@@ -21,10 +21,10 @@ from msgspec import structs
 
 from phantommesh.config.reading import load
 from phantommesh.config.sections import Config, WireguardSection
+from phantommesh.nursery import due
 from phantommesh.nursery.dataplane import rekeying
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer
-from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own, working
 from phantommesh.nursery.members.own import OwnRecord
@@ -67,7 +67,7 @@ class Run:
         self.state = load_node(self.at / "state", time())
         self.config = self.change(load(self.at / "pm.toml"))
         self.keeper = RosterKeeper(self.state, lambda: None)
-        self.own = OwnRecord(self.config, self.state, self.keeper, GroupKeys(self.state))
+        self.own = OwnRecord(self.config, self.state, self.keeper, lambda *_: False)
         paths = Paths(random=random.Random(1), interval=0.1)
         self.driver = PathDriver(
             paths, NoScatter(), port=1, names=["pm"] * 7, address=lambda: IPv4Address("127.0.0.1")
@@ -242,7 +242,7 @@ async def test_keys_are_replaced_before_their_time_is_over(
     def clock() -> float:
         return offset[0] + trio.current_time()
 
-    for module in (rekeying, own, nodestate, working):
+    for module in (rekeying, own, nodestate, working, due):
         if hasattr(module, "time"):
             monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)

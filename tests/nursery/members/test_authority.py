@@ -15,6 +15,7 @@ from phantommesh.config.reading import load
 from phantommesh.dimensions import ALL
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
+from phantommesh.node import steps
 from phantommesh.node.own import Certified
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
@@ -346,7 +347,8 @@ async def test_a_dispute_that_ends_as_a_certificate_runs_out_ends_at_the_next_lo
             cert = authority.issue(node.spki, f"member-{i}", Role.NODE, ip4, issued)
             alpha.parts.keeper.add(sign_record(node, plain_record(node), cert, authority.der))
         assert peers(alpha) == {claimants[0].node_id}
-        monkeypatch.setattr("phantommesh.nursery.weaving.time", lambda: time() + NODE_LIFE * 3 / 4)
+        later = steps.Moment(trio.current_time(), time() + NODE_LIFE * 3 / 4)
+        monkeypatch.setattr("phantommesh.nursery.weaving.moment", lambda: later)
         alpha._weaving._arrange()
         assert peers(alpha) == {claimants[0].node_id}
         alpha._weaving.peers_changed()

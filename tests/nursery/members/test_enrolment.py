@@ -13,14 +13,14 @@ import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh.control import channel, messages
+from phantommesh.control import channel, messages, sessions
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import attempt as initiation
 from phantommesh.node import desk
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.members.enrolment import JoinError
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import channels, framing, sessions
+from phantommesh.nursery.sockets import channels, framing
 from phantommesh.records.record import MAX_MEMBERS, MAX_RECORD_BYTES, NodeRecord
 from phantommesh.secret import Secret
 from phantommesh.state import directory
@@ -381,7 +381,7 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     asked = list[messages.Answer]()
 
     async def ask_all(
-        framed: framing.FramedStream, session: sessions.Session, *_: object
+        framed: framing.FramedStream, session: sessions.Session, *_: object, **__: object
     ) -> messages.Enrolled:
         client = await channels.Client.open(framed, session)
         for request in (messages.AskKeys(), messages.Renew(b""), messages.Announce(b"")):
@@ -396,7 +396,7 @@ async def test_a_newcomer_that_is_no_member_yet_may_ask_nothing_else(
     assert isinstance(asked[0], messages.Refused) and "only a member" in asked[0].message
 
 
-@pytest.mark.parametrize("host", ["overlay", "169.254.169.254", "[ff02::1]"])
+@pytest.mark.parametrize("host", ["overlay", "100.99.98.97", "169.254.169.254", "[ff02::1]"])
 async def test_an_endpoint_that_nobody_would_use_is_said_and_costs_no_invite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:

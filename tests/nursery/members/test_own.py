@@ -15,14 +15,13 @@ from structlog.testing import capture_logs
 from phantommesh.config.reading import load
 from phantommesh.config.sections import Config
 from phantommesh.control.messages import Renewed
-from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.control.sessions import Sessions
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.own import OwnRecord
-from phantommesh.nursery.members.working import moment
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets.sessions import Sessions
 from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry
 from phantommesh.state import directory, start
@@ -37,7 +36,7 @@ from tests.support.loopback import join, make_authority, make_invite, serving, u
 from tests.support.makemesh import identity
 
 FILES = len(renewal_files(b"", b""))
-CLOCKED = ("members.own", "keeping.roster", "members.working", "keeping.groupkeys", "weaving")
+CLOCKED = ("members.own", "due", "members.working", "keeping.groupkeys")
 
 
 class Clock:
@@ -64,7 +63,7 @@ class Parts:
         self.state = state
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
-        self.own = OwnRecord(config, state, self.keeper, GroupKeys(state))
+        self.own = OwnRecord(config, state, self.keeper, lambda *_: False)
         self.caller = Caller(state, self.keeper, Sessions(), lambda member: ())
 
     def _changed(self) -> None:

@@ -14,21 +14,21 @@ import trio
 from structlog.testing import capture_logs
 
 from phantommesh.control import messages
+from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
-from phantommesh.nursery.keeping import roster as module
+from phantommesh.node import intake as module
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
-from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.roster import LOOK, RosterKeeper
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import reconcile
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import StreamError, connect
-from phantommesh.nursery.sockets.sessions import Session
 from phantommesh.rates import Rates
 from phantommesh.records.record import RecordError, SignedRecord, sign_record
 from phantommesh.records.roster import Entry, Roster
@@ -162,7 +162,7 @@ async def test_newer_records_of_one_member_wait_and_the_newest_wins(
         assert waits is not None and waits.record.seq == 40
         assert mesh.keeper.add(mesh.record(C, "gamma"))  # nobody else waits
         mesh.keeper.add(mesh.record(C, "gamma", seq=2))
-        await trio.sleep(1 / module.NEWER_RATE + 2 * module.LOOK)
+        await trio.sleep(1 / module.NEWER_RATE + 2 * LOOK)
         held = mesh.keeper.roster.get(B.node_id)
         assert held is not None and held.record.seq == 40
         assert not mesh.keeper.roster.waiting

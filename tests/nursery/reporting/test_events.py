@@ -237,8 +237,10 @@ async def test_a_node_tells_of_its_links_and_its_health(tmp_path: Path) -> None:
             assert {event.data["role"], other.data["role"]} == {"initiator", "responder"}
             assert event.data["epoch"] == other.data["epoch"] == 1
             assert event.run != other.run
-            with capture_logs():
+            with capture_logs() as logs:
                 alpha.parts.driver.carry_out([Alarm(joined.node_id, "stale", "silence")])
+            [line] = [entry for entry in logs if entry["event"] == "link alarm"]
+            assert (line["peer"], line["node_id"]) == ("beta", format_node_id(joined.node_id))
             [alarm] = told(alpha, "link.alarm")
             assert (alarm.node, alarm.data["kind"], alarm.data["detail"]) == ("beta", "stale", "silence")
             # The model's WireGuard never shakes hands, so beta does not answer.

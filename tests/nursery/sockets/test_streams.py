@@ -2,7 +2,6 @@
 """The control port over TCP, on real loopback sockets."""
 
 import socket
-import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,14 +15,13 @@ from structlog.testing import capture_logs
 
 from phantommesh.control import channel, messages
 from phantommesh.control.seats import Seats
+from phantommesh.control.sessions import Session, Sessions
 from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
-from phantommesh.link.effects import Opened
 from phantommesh.nursery.sockets import channels, framing, tcp
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
-from phantommesh.nursery.sockets.sessions import Session, Sessions
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.secret import Secret
 from tests.support.loopback import PATIENCE, free_port, until
@@ -672,83 +670,3 @@ async def test_no_answer_to_a_call_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(StreamError, match="no answer"):
         async with connect(HERE, 9):
             pass
-
-
-# --- sessions
-
-
-def session(peer: bytes, name: bytes, invite: bytes = b"") -> Session:
-    return Session(peer, name, Secret(name * 4), Secret(name * 4), invite)
-
-
-def test_the_newest_few_of_each_peer_are_kept() -> None:
-    sessions = Sessions()
-    for i in range(5):
-        sessions.add(session(b"a", bytes([i]) * 8))
-    assert [i for i in range(5) if sessions.get(bytes([i]) * 8)] == [2, 3, 4]
-    newest = sessions.newest(b"a")
-    assert newest is not None and newest.name == bytes([4]) * 8
-    sessions.add(session(b"b", b"invited!", b"invite"))
-    assert sessions.newest(b"b") is None
-    sessions.add(session(b"b", b"b" * 8))
-    sessions.add(session(b"c", b"c" * 8))
-    assert sessions.get(bytes([2]) * 8) is not None
-
-
-def test_to_ask_for_a_members_session_costs_the_same_in_any_mesh() -> None:
-    """A member's false news of records has this node ask for everybody's session, several times a second."""
-    sessions = Sessions()
-    for i in range(1500):
-        for j in range(3):
-            name = bytes([j]) + i.to_bytes(7)
-            sessions.add(Session(i.to_bytes(2), name, Secret(b"o" * 32), Secret(b"i" * 32)))
-    began = time.process_time()
-    assert all(sessions.newest(i.to_bytes(2)) for i in range(1500))
-    assert time.process_time() - began < 0.05  # a hundred times what it takes
-
-
-def test_newcomers_push_out_newcomers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phantommesh.nursery.sockets.sessions.NEWCOMERS_KEPT", 4)
-    sessions = Sessions()
-    sessions.add(session(b"a", b"a" * 8))
-    for i in range(9):
-        sessions.add(session(bytes([i]), bytes([i]) * 8, b"invite"))
-    assert [i for i in range(9) if sessions.get(bytes([i]) * 8)] == [5, 6, 7, 8]
-    assert sessions.newest(b"a") is not None
-
-
-def opened(peer: bytes, key_out: bytes, key_in: bytes) -> Opened:
-    return Opened(peer, "responder", b"session1", Secret(key_out * 32), Secret(key_in * 32), 1, 0.1)
-
-
-def test_a_session_has_a_name_that_nobody_chose() -> None:
-    """A handshake's own session id is in clear on the network: another handshake can have taken it."""
-    mine = opened(b"victim", b"o", b"i")
-    stolen = opened(b"thief", b"p", b"j")
-    sessions = Sessions()
-    for one in (stolen, mine):
-        sessions.add(Session.of(one))
-    kept = sessions.newest(b"victim")
-    assert kept is not None and sessions.get(kept.name) == kept
-    other_end = opened(b"server", b"i", b"o")
-    assert Session.of(other_end).name == kept.name
-
-
-def test_a_peer_cannot_take_the_name_of_anothers_session() -> None:
-    sessions = Sessions()
-    sessions.add(session(b"a", b"n" * 8))
-    sessions.add(session(b"b", b"n" * 8))
-    kept = sessions.get(b"n" * 8)
-    assert kept is not None and kept.peer == b"a"
-
-
-def test_who_is_no_member_any_more_loses_its_sessions() -> None:
-    sessions = Sessions()
-    for one in (session(b"a", b"a" * 8), session(b"b", b"b" * 8), session(b"c", b"c" * 8, b"invite")):
-        sessions.add(one)
-    sessions.retain({b"a"})
-    assert [bool(sessions.get(name * 8)) for name in (b"a", b"b", b"c")] == [True, False, True]
-
-
-def test_a_session_does_not_show_its_keys() -> None:
-    assert "oooo" not in repr(CLIENTS) and "iiii" not in repr(CLIENTS)

@@ -16,6 +16,8 @@ from phantommesh.membership.presets import LAN
 from phantommesh.node.news import (
     ASK_QUEUE,
     ASKED,
+    SILENT,
+    SLOW,
     STANDING_ASKED,
     STANDING_FIRST,
     STANDING_MAX,
@@ -109,6 +111,55 @@ def test_what_waits_is_bounded_and_what_finds_no_room_is_counted() -> None:
     asks = [news.wish(AskKeys(member, b"another"), 0.0, NOW) for member in members]
     assert asks == [True] * ASK_QUEUE + [False]
     assert news.dropped == {"gossip-sync-queue": 2, "gossip-ask-queue": 1}
+
+
+def fetch(world: World, source: NodeId, number: int, now: float) -> None:
+    node = identity(f"told of {number}").node_id
+    wanted = FetchRecord(node, 1, bytes([number]) * 32, source)
+    assert world.news.wish(wanted, now, NOW)
+
+
+def test_a_member_that_lets_questions_for_records_wait_has_one_worker_at_most() -> None:
+    """It tells of records that nobody has. Each question to it lasts until the caller gives up."""
+    world, mute, honest = World(), OTHERS[0], OTHERS[1]
+    clock = 100.0
+
+    def take() -> Task | None:
+        return world.news.next("fetch", lambda: clock, lambda: NOW)
+
+    fetch(world, mute, 0, clock)
+    first = take()
+    assert first is not None
+    asked = first.send(None)
+    assert isinstance(asked, asking.Call) and asked.member == mute
+    clock += SLOW + 1
+    first.send(None)  # the caller has given up
+    fetch(world, mute, 1, clock)
+    first.close()
+    for number in (2, 3, 4):
+        fetch(world, mute, number, clock)
+    waiting = take()  # of the silent member's word, and of nothing else
+    assert waiting is not None
+    asked = waiting.send(None)
+    assert isinstance(asked, asking.Call) and asked.member != mute, "the silent member is asked first"
+    fetch(world, mute, 5, clock)
+    assert take() is None, "the silent member has another worker"
+    fetch(world, honest, 6, clock)
+    next_task = take()
+    assert next_task is not None
+    asked = next_task.send(None)
+    assert isinstance(asked, asking.Call) and asked.member == honest
+    waiting.close()
+    again = take()
+    assert again is not None
+    again.send(None)
+    again.close()
+    clock += SILENT
+    fetch(world, mute, 7, clock)
+    last = take()
+    assert last is not None
+    asked = last.send(None)
+    assert isinstance(asked, asking.Call) and asked.member == mute, "it is forgiven"
 
 
 def test_a_member_that_always_has_news_and_never_answers_keeps_nobody_from_being_asked() -> None:

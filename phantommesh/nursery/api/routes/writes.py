@@ -8,11 +8,20 @@ from typing import TypeVar
 import msgspec
 from quart import Response, request
 
-from phantommesh.management.bodies import IdentityRequest, RevocationRequest, RotationRequest
-from phantommesh.management.endpoints import IDENTITIES, JSON, REVOCATIONS, ROTATIONS, Endpoint, RootOnly
+from phantommesh.management.bodies import IdentityRequest, NameRequest, RevocationRequest, RotationRequest
+from phantommesh.management.endpoints import (
+    IDENTITIES,
+    JSON,
+    NAMES,
+    REVOCATIONS,
+    ROTATIONS,
+    Endpoint,
+    RootOnly,
+)
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
+    NameResult,
     NodePort,
     PeerView,
     RevocationResult,
@@ -40,6 +49,9 @@ def writes(node: NodePort) -> Handlers:
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
 
+    async def rename(wanted: NameRequest, _dry_run: bool) -> NameResult:
+        return await node.rename(wanted.name)
+
     async def revoke(wanted: RevocationRequest, dry_run: bool) -> RevocationResult:
         return await node.revoke(
             wanted.node, force=wanted.force, dry_run=dry_run, undo=wanted.undo, undo_all=wanted.undo_all
@@ -56,6 +68,7 @@ def writes(node: NodePort) -> Handlers:
     return {
         ROTATIONS.name: writing(ROTATIONS, rotate),
         IDENTITIES.name: writing(IDENTITIES, replace),
+        NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),
     }
 
@@ -96,7 +109,12 @@ def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationRe
     return RotationResult(
         dry_run=True,
         rotations=[
-            Rotation(peer=peer.name, node_id=peer.node_id, result="planned", epoch=epochs.get(peer.node_id))
+            Rotation(
+                peer=peer.name,
+                node_id=peer.node_id,
+                result="planned",
+                epoch=None if (now := epochs.get(peer.node_id)) is None else now + 1,
+            )
             for peer in peers
         ],
     )

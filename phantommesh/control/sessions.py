@@ -10,7 +10,6 @@ from phantommesh.control import channel
 from phantommesh.control.seats import Holder
 from phantommesh.link.effects import Opened
 from phantommesh.link.keys import RETURNING
-from phantommesh.nursery.bell import Bell
 from phantommesh.secret import Secret
 
 SESSIONS_PER_PEER = 3
@@ -54,11 +53,6 @@ class Sessions:
         # costs more in a larger mesh, since members can have this node ask about all of them again and again.
         self._of = dict[tuple[bytes, bool], list[bytes]]()
         self._newcomers = dict[bytes, None]()
-        self._added = Bell()
-
-    async def added(self) -> None:
-        """Return when the next session comes."""
-        await self._added.wait()
 
     def add(self, session: Session) -> None:
         """Keep a session, and drop the oldest of its peer. If two sessions had one name, the first would be
@@ -66,7 +60,6 @@ class Sessions:
         if session.name in self._by_name:
             return
         self._by_name[session.name] = session
-        self._added.ring()
         mine = self._of.setdefault(_whose(session), [])
         mine.append(session.name)
         for name in mine[:-SESSIONS_PER_PEER]:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration's variables: ``PHANTOMMESH_SECTION_KEY`` sets ``KEY`` of ``[SECTION]``, in place of the
+file.
+
+So a container needs no file. A variable that is empty counts as not set. A list has commas between its
+values, a table ``NAME=VALUE`` with commas between; both may also be written as in the file.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+
+import msgspec
+
+from phantommesh.config.sections import Config, ConfigError
+from phantommesh.errors import PhantomMeshError
+
+PREFIX: Final = "PHANTOMMESH_"
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""Values by section and key, as a file would have them."""
+
+Error = TypeVar("Error", bound=PhantomMeshError)
+
+
+def variable(section: str, key: str) -> str:
+    """Return the name of a key's variable."""
+    return f"{PREFIX}{section}_{key}".upper()
+
+
+def variables() -> Iterator[tuple[str, str, str, Any]]:
+    """Yield every key of the configuration: its variable, its section, itself and its type."""
+    for section in msgspec.structs.fields(Config):
+        for field in msgspec.structs.fields(section.type):
+            yield variable(section.name, field.name), section.name, field.name, field.type
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Return what the environment sets. The values are not checked yet. Raises ConfigError for a variable
+    that is named like a section's and is none of its keys."""
+    known = {name: (section, key, kind) for name, section, key, kind in variables()}
+    sections = tuple(f"{PREFIX}{section.name.upper()}_" for section in msgspec.structs.fields(Config))
+    found: dict[str, dict[str, Any]] = {}
+    for name, text in environment.items():
+        if name not in known:
+            if name.startswith(sections):
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else "see `phantommesh config show` for the keys"
+                raise ConfigError(
+                    f"the variable {name[:64]} is no key of the configuration",
+                    fix=f"unset {name[:64]}; {hint}",
+                )
+        elif text:
+            section, key, kind = known[name]
+            found.setdefault(section, {})[key] = _value(text, kind)
+    return found
+
+
+def explain(error: Error, settings: Settings) -> Error:
+    """Return the error as it is to be told where the environment sets a key that the error is about: the fix
+    is to change the variable, not the file."""
+    message, fix = str(error), error.fix
+    for section, values in settings.items():
+        for key in values:
+            named, name = f"{section}.{key}", variable(section, key)
+            if named in message:
+                message += f" ({named} is from {name})"
+                fix = fix.replace(named, name) if named in fix else f"{fix} (in {name})"
+    return error if message == str(error) else type(error)(message, fix=fix)
+
+
+def _value(text: str, kind: Any) -> Any:
+    """Return a variable's value as the file would have it. Text that is no value of the kind stays text."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    origin = get_origin(kind)
+    if text[0] in '["{' or kind in (int, float, bool):
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            return text
+    if origin is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if origin is dict:
+        pairs = (part.partition("=") for part in text.split(",") if part.strip())
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    assert kind is str or origin is not None or isinstance(kind, UnionType)
+    return text

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each key of the configuration has its variable."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.config import environment
+from phantommesh.config.reading import load
+from phantommesh.config.sections import Config, ConfigError, NoConfigError, NodeSection
+from phantommesh.config.writing import renamed, render
+
+NODE = {"PHANTOMMESH_NODE_NAME": "pm-1", "PHANTOMMESH_NODE_MESH": "lab"}
+
+# For each key another value than the default, as text and as it is read.
+OTHERS: dict[str, tuple[str, Any]] = {
+    "node.name": ("pm-2", "pm-2"),
+    "node.mesh": ("home", "home"),
+    "node.endpoints": ("192.0.2.1, vpn.example.net:4000", ("192.0.2.1", "vpn.example.net:4000")),
+    "control.port": ("4000", 4000),
+    "control.tcp": ("false", False),
+    "wireguard.backend": ("userspace", "userspace"),
+    "wireguard.prefix": ("wg-", "wg-"),
+    "wireguard.base_port": ("5000", 5000),
+    "wireguard.mtu": ("1280", 1280),
+    "wireguard.keepalive": ("0", 0),
+    "wireguard.keep_interfaces": ("true", True),
+    "wireguard.reconcile_seconds": ("5", 5.0),
+    "wireguard.key_seconds": ("3600", 3600.0),
+    "wireguard.port_choices": ("1", 1),
+    "overlay.cidr4": ("10.99.0.0/16", "10.99.0.0/16"),
+    "guard.forward": ("docker0,lxcbr0", ("docker0", "lxcbr0")),
+    "link.rotate_seconds": ("60", 60.0),
+    "link.jitter_seconds": ("1.5", 1.5),
+    "link.stale_alarm_seconds": ("200", 200.0),
+    "link.stale_random_seconds": ("400", 400.0),
+    "link.provider": ("liboqs", "liboqs"),
+    "gossip.preset": ("wan", "wan"),
+    "gossip.seeds": ("192.0.2.9:51800", ("192.0.2.9:51800",)),
+    "scatter.mode": ("off", "off"),
+    "scatter.intent": ("private", "private"),
+    "scatter.peers": ("pm-2=order,pm-3 = private", {"pm-2": "order", "pm-3": "private"}),
+    "scatter.scheduler": ("flow", "flow"),
+    "scatter.epoch_seconds": ("30", 30.0),
+    "scatter.batch": ("4", 4),
+    "scatter.flowlet_ms": ("100", 100),
+    "proofs.keep": ("10", 10),
+    "paths.port": ("4001", 4001),
+    "paths.probe_seconds": ("1", 1.0),
+    "api.socket": ("/run/x.sock", "/run/x.sock"),
+    "api.listen": ("127.0.0.1:8480", "127.0.0.1:8480"),
+    "dns.serve": ("false", False),
+    "dns.port": ("5353", 5353),
+    "dns.mode": ("off", "off"),
+    "dns.hosts": ("/etc/other", "/etc/other"),
+    "log.level": ("debug", "debug"),
+    "log.format": ("json", "json"),
+}
+
+
+def test_the_table_above_has_every_key() -> None:
+    assert {f"{section}.{key}" for _, section, key, _ in environment.variables()} == OTHERS.keys()
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
+    section, _, name = key.partition(".")
+    text, wanted = OTHERS[key]
+    file = tmp_path / "pm.toml"
+    file.write_text(render(Config(node=NodeSection(name="pm-1", mesh="lab"))))
+    assert getattr(getattr(load(file, {}), section), name) != wanted
+    changed = load(file, {environment.variable(section, name): text})
+    assert getattr(getattr(changed, section), name) == wanted
+    written = re.search(rf"\[{section}\]\n(?:.+\n)*?{name} = (.+)\n", render(changed))
+    assert written is not None  # a value may also be given as the file has it
+    assert load(file, {environment.variable(section, name): written[1]}) == changed
+    # An empty variable counts as not set.
+    assert load(file, {environment.variable(section, name): ""}) == load(file, {})
+
+
+def test_the_environment_does_without_a_file(tmp_path: Path) -> None:
+    none = tmp_path / "none.toml"
+    assert load(none, NODE) == Config(node=NodeSection(name="pm-1", mesh="lab"))
+    with pytest.raises(NoConfigError):
+        load(none, {"PHANTOMMESH_NODE_NAME": "pm-1"})
+
+
+def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
+    others = {"PHANTOMMESH_STATE_DIR": "x", "PHANTOMMESH_SERVICE_HOST": "10.0.0.1", "HOME": "/root"}
+    assert load(tmp_path / "none", NODE | others) == load(tmp_path / "none", NODE)
+
+
+@given(
+    st.sampled_from(sorted(OTHERS)),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
+)
+def test_any_text_is_a_value_or_told_with_its_variable(key: str, text: str) -> None:
+    name = environment.variable(*key.split("."))
+    for line in refusal(NODE | {name: text}):
+        assert name in line or "phantommesh init" in line or "there is no configuration" in line
+
+
+def refusal(variables: dict[str, str]) -> tuple[str, ...]:
+    """The error and its fix, or nothing."""
+    try:
+        load(Path("/nonexistent/pm.toml"), variables)
+    except ConfigError as error:
+        return str(error), error.fix
+    return ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[node]\nname = "old"\nmesh = "m"\n',
+        "[node]\nmesh = 'm'\n  name='old' # here\n",
+        'node.name = "old"\nnode.mesh = "m"\n',
+        '[other]\nname = "old"\n[node]\nname = "old"\nmesh = "m"\n',
+    ],
+)
+def test_a_rename_changes_the_nodes_name_alone(text: str) -> None:
+    edited = renamed(text, "old", "new")
+    assert edited is not None and edited.count("new") == 1
+    assert edited.replace("'new'", "'old'").replace('"new"', '"old"').replace("'", '"') == text.replace(
+        "'", '"'
+    )
+    assert renamed(edited, "old", "new") == edited
+
+
+@pytest.mark.parametrize(
+    "text", ["", "junk", '[node]\nname = "third"\n', 'node = {name = "old", mesh = "m"}\n']
+)
+def test_a_rename_that_is_no_edit_of_one_line_is_left_to_the_operator(text: str) -> None:
+    assert renamed(text, "old", "new") is None
