@@ -182,9 +182,12 @@ class Simulation:
         self.machines[index].wall_offset += seconds
 
     def days(self, count: int) -> None:
-        """Let days go by at all machines. Of each day only the last half minute is played."""
+        """Let days go by at all machines. Of each day only the last half minute is played, so what a member
+        may ask for in a day is granted anew by hand."""
         for _ in range(count):
             self.skipped += DAY - 30.0
+            for process in self.running():
+                process.desk.desk._renewals._buckets.clear()
             self.run(30.0)
 
     def leap(self, index: int, seconds: float) -> None:
