@@ -190,9 +190,11 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
 
 
 class Differs(msgspec.Struct, frozen=True, tag="differs"):
-    """`antientropy.differing` of the answerer's."""
+    """`antientropy.differing` of the answerer's, and the answerer's clock in Unix seconds; an earlier version
+    does not say that."""
 
     difference: bytes
+    at: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)] = 0
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from random import Random
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -15,7 +16,7 @@ from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, sign_record
-from phantommesh.records.roster import Dispute, settle
+from phantommesh.records.roster import Dispute, Entry, Roster, settle
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import (
     EARLY,
@@ -32,6 +33,9 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
+
+# Tuning.
+WITNESSES: Final = 3  # members asked
 
 T = TypeVar("T")
 
@@ -71,9 +75,9 @@ class AskRenewal:
 
 @dataclass(frozen=True, slots=True)
 class AskReturn:
-    """Ask one authority after the other to take this node back, over the handshake of an enrolment. The
-    result is the `control.Returned`, the node that gave it, and the `Moment` at which it came; or TrustError
-    is thrown."""
+    """Ask one authority after the other to take this node back, over the handshake of an enrolment, and
+    `witnesses` how the one that does stands. The result is the `control.Returned`, the node that gave it, and
+    the `Moment` at which it came; or TrustError is thrown."""
 
     request: messages.Return
 
@@ -347,6 +351,13 @@ class Own:
     def _certify(self, certified: Certified) -> OwnWork[None]:
         yield WriteCertificates(certified.authority_cert, certified.node_cert)
         self.certified = certified
+
+
+def witnesses(roster: Roster, me: NodeId, authority: NodeId, rng: Random) -> list[Entry]:
+    """The members to ask how an authority stands that takes this node back: this node was away, so it may not
+    have heard that the authority was revoked. Their certificates may have run out here."""
+    others = [entry for entry in roster if entry.member.node_id not in (me, authority)]
+    return rng.sample(others, min(WITNESSES, len(others)))
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:

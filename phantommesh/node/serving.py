@@ -152,7 +152,7 @@ class Serving:
             case messages.FetchRevocations(ids, certs):
                 return messages.SomeRevocations(node.revocations.pack(ids, certs))
             case messages.Compare(buckets):
-                return messages.Differs(antientropy.differing(node.roster, buckets, at.wall))
+                return messages.Differs(antientropy.differing(node.roster, buckets, at.wall), int(at.wall))
             case messages.Fetch(hashes):
                 return messages.Records(tuple(antientropy.records(node.roster, hashes, at.wall)))
             case messages.SyncOpen(opening):

@@ -4,7 +4,7 @@ renewal, who has an authority's old key and sets a clock back, who comes too lat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from phantommesh.control import messages
 from phantommesh.control.sessions import Session
 from phantommesh.endpoint import Address
-from phantommesh.link.effects import Opened
+from phantommesh.link.effects import Effect, Opened
 from phantommesh.link.keys import RETURNING
 from phantommesh.node.desk import RENEWALS
 from phantommesh.records.record import CONTEXT, SignedRecord
@@ -41,8 +41,7 @@ def mesh() -> Simulation:
 def request(sim: Simulation, key: Identity, seq: int = 1 << 40) -> messages.Return:
     """The request of this key's node, or of one that says that it is."""
     body = msgspec.msgpack.encode(plain_record(key, seq, sim.machines[AWAY].address))
-    until = int(sim.machines[AWAY].process.own.member.not_after) if sim.machines[AWAY].process else 0
-    return messages.Return(make_csr(key, "n3"), body, key.sign(body, CONTEXT), until)
+    return messages.Return(make_csr(key, "n3"), body, key.sign(body, CONTEXT), 0)
 
 
 def session(claimed: Identity, key: Identity | None = None, invite: bytes = RETURNING) -> Session:
@@ -109,7 +108,9 @@ def test_who_was_revoked_while_the_authority_signs_is_not_taken_back() -> None:
     found: list[messages.Answer] = []
     authority.desk.serve(session(away), request(sim, away), found.append)
     sim.run(0.5)
-    authority.keeper.revoke(*authority.revocations.sign(sim.machines[0].authority, away.node_id, sim.wall))
+    signer = sim.machines[0].authority
+    assert signer is not None
+    authority.keeper.revoke(*authority.revocations.sign(signer, away.node_id, sim.wall))
     sim.run(10)
     assert isinstance(found[0], messages.Refused)
     assert held(authority, away) is None
@@ -141,10 +142,12 @@ def test_the_handshake_wants_a_signature_of_the_members_key() -> None:
     opened: list[Opened] = []
     authority = sim.process(0)
     really = authority.carry_links
-    authority.carry_links = lambda effects: (  # type: ignore[method-assign]
-        opened.extend(e for e in effects if isinstance(e, Opened)),
-        really(effects),
-    )[1]
+
+    def watched(wanted: Sequence[Effect]) -> None:
+        opened.extend(effect for effect in wanted if isinstance(effect, Opened))
+        really(wanted)
+
+    authority.carry_links = watched  # type: ignore[method-assign]
     machine = sim.machines[AWAY]
     away, thief = machine.identity, identity("thief")
     sim.start(AWAY)
@@ -167,17 +170,20 @@ def test_a_recorded_renewal_is_no_renewal() -> None:
     nonce is remembered."""
     sim = mesh()
     tape: list[tuple[bytes, Address]] = []
-    sim.overhear = lambda datagram, source, to: tape.append((datagram, source)) if to.host == there else None
     there = sim.machines[0].address.host
+
+    def record(datagram: bytes, source: Address, to: Address) -> None:
+        if to.host == there:
+            tape.append((datagram, source))
+
+    sim.overhear = record
     sim.start(AWAY)
     sim.run(10)
     sim.overhear = None
     assert sim.tally["member taken back"] == 1
     assert sum(source.transport == "tcp" for _, source in tape) > 2
-    certificate, opened = (
-        held(sim.process(0), sim.machines[AWAY].identity),
-        len(sim.process(0).sessions._newcomers),
-    )
+    certificate = held(sim.process(0), sim.machines[AWAY].identity)
+    opened = len(sim.process(0).sessions._newcomers)
     for _ in range(2):
         for datagram, source in tape:
             sim.process(0).receive(datagram, source)
@@ -244,6 +250,25 @@ def test_a_revoked_authority_takes_nobody_back_and_is_not_taken_back() -> None:
         )
     entry = sim.process(AWAY).roster.get(away.node_id)
     assert entry is not None and entry.issuer == sim.machines[0].identity.node_id
+
+
+def test_a_member_that_was_away_learns_that_an_authority_was_revoked_meanwhile() -> None:
+    """The rogue never hears of its own revocation, and would take back whoever comes."""
+    sim = Simulation(6, authorities=2)
+    rogue, honest = sorted((0, 1), key=lambda i: sim.machines[i].identity.node_id)  # in the order of asking
+    sim.start_all()
+    settle(sim, 60)
+    sim.crash(AWAY)
+    sim.network.cut = lambda a, b: rogue in (a, b) and AWAY not in (a, b)
+    sim.revoke(honest, rogue)
+    sim.days(10)
+    sim.start(AWAY)
+    process = sim.process(AWAY)
+    assert sim.run(60, lambda: process.own.word.certified_at(process.wall)), process.own.word.renewal_error
+    assert sim.machines[rogue].identity.node_id in process.revocations
+    entry = process.roster.get(process.me)
+    assert entry is not None and entry.issuer == sim.machines[honest].identity.node_id
+    assert sim.tally["member taken back"] >= 2  # by the rogue too
 
 
 def test_one_authority_is_not_taken_back_by_the_word_of_another() -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRename, AskRenewal, AskReturn, Certified, Own, Rejoin
+from phantommesh.node.own import AskRename, AskRenewal, AskReturn, Certified, Own, Rejoin, witnesses
 from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
+from phantommesh.nursery.members.returning import WITNESS
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
@@ -125,7 +126,9 @@ class OwnRecord:
 
         def following(answer: object) -> None:
             if isinstance(answer, messages.Returned):
-                back((answer, asked[-1], process.desk.worker.moment()))
+                for entry in witnesses(process.roster, process.me, asked[-1], process.rng):
+                    process.asker.ask_revoked(entry.member.node_id, asked[-1])
+                sim.at_process(process, WITNESS, lambda: judge(answer))
                 return
             if isinstance(answer, messages.Refused):
                 reasons.append(answer.message)
@@ -135,6 +138,13 @@ class OwnRecord:
                 return
             asked.append(entries.pop(0).member.node_id)
             come_back(sim, process.machine, sim.by_id[asked[-1]], step.request, following)
+
+        def judge(answer: messages.Returned) -> None:
+            if asked[-1] in process.revocations:
+                reasons.append("it was revoked while this node was away")
+                following(None)
+            else:
+                back((answer, asked[-1], process.desk.worker.moment()))
 
         asked = list[NodeId]()
         following(None)

@@ -87,7 +87,7 @@ class Caller:
 
     async def come_back(self, request: messages.Return) -> tuple[messages.Returned, NodeId]:
         """Ask the authorities to take this node back, one after the other. Raises `TrustError`."""
-        return await returning.come_back(self._node, self._where, request)
+        return await returning.come_back(self._node, self._keeper, self._where, request)
 
     async def rename(self, csr: bytes) -> messages.Renewed:
         """Ask the authorities for a certificate under another name, one after the other. Raises

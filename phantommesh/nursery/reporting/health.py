@@ -10,8 +10,10 @@ from typing import assert_never
 
 from phantommesh.faults import Fault
 from phantommesh.link.copies import COPIED, Suspicion, Why
-from phantommesh.moments import rfc3339
+from phantommesh.moments import rfc3339, span
+from phantommesh.node import clocks
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
@@ -21,7 +23,11 @@ from phantommesh.records import record, roster
 from phantommesh.scatter import intents
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
+from phantommesh.trust.certificates import EARLY
 from phantommesh.trust.identity import NodeId, format_node_id
+
+# Tuning.
+ALL_AWAY = 60.0  # s from the start in which others whose certificates ran out come back
 
 # With any of these the node does not do its own work, so that it is not ready.
 UNREADY = frozenset(
@@ -99,6 +105,7 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
     yield from parts.places.faults()
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
+    yield from _clock(parts)
 
 
 def _claims(parts: Parts) -> Iterator[Fault]:
@@ -147,6 +154,36 @@ def _certificate(parts: Parts) -> Iterator[Fault]:
         left = f", and it runs out on {rfc3339(member.not_after)}"
         yield own.CERTIFICATE_NOT_RENEWED.fault(
             f"the certificate could not be renewed{left}: {error}", error.fix
+        )
+
+
+def _clock(parts: Parts) -> Iterator[Fault]:
+    at = moment()
+    others = [entry for entry in parts.keeper.roster if entry.member.node_id != parts.own.member.node_id]
+    fix = "set this machine's clock, and let it be kept right (NTP); the node heals by itself then"
+    if (wrong := parts.gossip.news.clocks.wrong(at)) is not None:
+        way = "ahead" if wrong.ahead > 0 else "behind"
+        yield clocks.CLOCK_WRONG.fault(
+            f"this machine's clock is {span(abs(wrong.ahead))} {way}: {wrong.agree} of {wrong.heard} members "
+            "say so",
+            fix,
+        )
+    elif others and all(entry.member.not_before - EARLY > at.wall for entry in others):
+        yield clocks.CLOCK_WRONG.fault(
+            f"this machine's clock is behind: by it, it is {rfc3339(at.wall)}, and the certificate of no "
+            "other member has begun",
+            fix,
+        )
+    elif (
+        others
+        and at.now - parts.started > ALL_AWAY
+        and parts.own.word.certified_at(at.wall)
+        and all(entry.member.not_after < at.wall for entry in others)
+    ):
+        yield clocks.CLOCK_WRONG.fault(
+            f"by this machine's clock it is {rfc3339(at.wall)}, and the certificate of every other member "
+            "has run out: either this clock is ahead, or they are all away",
+            fix,
         )
 
 
