@@ -22,6 +22,11 @@ class DecodeError(Exception):
     """The bytes are not a datagram or message of this protocol. ``args[0]`` is a short, bounded reason."""
 
 
+def shortened(text: str, most: int) -> str:
+    """At most ``most`` characters of what an error quotes, with a sign where some are left out."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def first_of(group: BaseExceptionGroup[Error]) -> Error:
     """Return the first error of a group, however deep it lies."""
     first = group.exceptions[0]

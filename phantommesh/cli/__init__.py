@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 
 from phantommesh import __version__
-from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options
+from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
 from phantommesh.cli.configuring import config
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.inspect import identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
+from phantommesh.cli.output import flush_streams, prepare_streams
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.renaming import rename
 from phantommesh.cli.setup import init, invite, join, run
@@ -35,13 +36,13 @@ from phantommesh.cli.setup import init, invite, join, run
 @click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="PHANTOMMESH_SOCKET",
     help=f"The node's API socket. [default: the config's, or {SOCKET}]",
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=CONFIG,
     envvar="PHANTOMMESH_CONFIG",
     show_default=True,
@@ -53,7 +54,10 @@ from phantommesh.cli.setup import init, invite, join, run
 @click.version_option(__version__, prog_name="phantommesh")
 @click.pass_context
 def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: Path, json: bool) -> None:
-    """A post-quantum mesh VPN over WireGuard."""
+    """A post-quantum mesh VPN over WireGuard.
+
+    The options below may stand before or after the verb.
+    """
     ctx.obj = Options(state_dir, socket_path, config, json)
 
 
@@ -62,7 +66,12 @@ for _verb in (
     revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
+accept_globals(cli)
 
 
 def main() -> None:
-    cli(prog_name="phantommesh")
+    prepare_streams()
+    try:
+        cli(prog_name="phantommesh")
+    finally:
+        flush_streams()

@@ -7,14 +7,17 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
-from phantommesh.cli.output import one_line
+from phantommesh.cli.output import columns_of, folded, one_line, say
 from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ CONFIG = Path("/etc/phantommesh/phantommesh.toml")
 EXIT_FAILED = 1
 EXIT_NOT_RUNNING = 3
 EXIT_TOO_LITTLE = 4  # proofs of which nothing is wrong, and which do not show what was asked for
+EXIT_FAULTY = 4  # `status --exit-code`: the node is at its work, and something is wrong
+EXIT_UNREADY = 5  # `status --exit-code`: it is not at its work
 _EXIT_INTERRUPTED = 130
 # What helps against an error of the system that no verb has words for.
 _FIXES = {
@@ -69,9 +74,21 @@ class CliError(PhantomMeshError):
 class Cli(click.Group):
     """Prints an operator's error as one line and its fix; a traceback means a bug."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # the disk below stdout is full: click has seen to a reader that is gone
+            _tell(_of_system(error))
+            sys.exit(EXIT_FAILED)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _folding():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _folding():
+                return super().invoke(ctx)
         except PhantomMeshError as error:
             _fail(ctx, error)
         except BaseExceptionGroup as group:
@@ -82,20 +99,41 @@ class Cli(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            _fail(ctx, CliError(_sentence(error), fix=_FIXES.get(error.errno or 0, "")))
+            _fail(ctx, _of_system(error))
         except KeyboardInterrupt:
             ctx.exit(_EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _folding() -> Iterator[None]:
+    """Make click's one line on a wrong usage fit the terminal."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        message = one_line(error.format_message())
+        lines = folded(f"Error: {message}", columns_of(sys.stderr), len("Error: "))
+        raise click.UsageError("\n".join(lines).removeprefix("Error: "), error.ctx) from None
 
 
 def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
     from phantommesh.client.http import NodeNotRunningError
 
-    click.echo(f"error: {one_line(str(error))}", err=True)
-    if isinstance(error, PhantomMeshError) and error.fix:
-        click.echo(f"fix: {one_line(error.fix)}", err=True)
+    _tell(error)
     if isinstance(error, NodeNotRunningError):
         ctx.exit(EXIT_NOT_RUNNING)
     ctx.exit(error.status if isinstance(error, CliError) else EXIT_FAILED)
+
+
+def _tell(error: BaseException) -> None:
+    say(f"error: {error}", err=True, indent=len("error: "))
+    if isinstance(error, PhantomMeshError) and error.fix:
+        say(f"fix: {error.fix}", err=True, indent=len("fix: "))
+
+
+def _of_system(error: OSError) -> CliError:
+    return CliError(_sentence(error), fix=_FIXES.get(error.errno or 0, ""))
 
 
 def _sentence(error: OSError) -> str:
@@ -111,6 +149,41 @@ def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set_json, help="One JSON document on stdout."
 )
+
+
+def accept_globals(command: click.Command) -> None:
+    """Let every verb below ``command`` take the global options after its name too.
+
+    A verb without a JSON document refuses --json wherever it stands; PHANTOMMESH_JSON is for all verbs, so
+    there it has no effect.
+    """
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            accept_globals(each)
+        return
+    taken = {option for param in command.params for option in param.opts}
+    for option, attribute in (("--state-dir", "state_dir"), ("--socket", "socket"), ("--config", "config")):
+        if option not in taken:
+            command.params.append(_global(option, attribute))
+    if "--json" not in taken:
+        command.params.append(
+            click.Option(["--json"], is_flag=True, hidden=True, expose_value=False, callback=_refuse_json)
+        )
+
+
+def _global(option: str, attribute: str) -> click.Option:
+    def take(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            setattr(ctx.find_object(Options), attribute, value)
+
+    kind = click.Path(path_type=Path, readable=False)
+    return click.Option([option], type=kind, hidden=True, expose_value=False, callback=take)
+
+
+def _refuse_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    before = ctx.find_root().get_parameter_source("json")
+    if value or before is ParameterSource.COMMANDLINE:
+        raise click.UsageError("this verb has no JSON document to print: leave --json out", ctx)
 
 
 class Duration(click.ParamType[float]):
@@ -129,15 +202,30 @@ def socket_of(options: Options) -> Path:
     """The socket to use: what the operator said, else the config's, else the default."""
     if options.socket is not None:
         return options.socket
-    if set_here := os.environ.get(
-        "PHANTOMMESH_API_SOCKET"
-    ):  # as `config.environment`, which is slow to import
+    # As `config.environment`, which is slow to import.
+    if set_here := os.environ.get("PHANTOMMESH_API_SOCKET"):
         return Path(set_here)
-    if not os.access(options.config, os.R_OK):
-        return SOCKET
-    from phantommesh.config import reading
+    if os.access(options.config, os.R_OK):
+        from phantommesh.config import reading
 
-    return Path(reading.load(options.config).api.socket)
+        return Path(reading.load(options.config).api.socket)
+    if os.access(SOCKET, os.F_OK) or not _is_closed(options.config):
+        return SOCKET
+    raise CliError(
+        f"there is no socket {SOCKET}, and {options.config}, which may name another one, may not be read",
+        fix="give --socket (or set PHANTOMMESH_SOCKET), or run this with sudo",
+    )
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether something is there that may not be read, as far as can be told."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":

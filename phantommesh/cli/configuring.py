@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from phantommesh.cli.base import Options, json_option, need_access
-from phantommesh.cli.output import emit
+from phantommesh.cli.output import emit, say
 
 
 @click.group()
@@ -49,7 +49,7 @@ def config_check(options: Options, file: Path | None) -> None:
             "unreadable": f"; {options.state_dir} was not read: that needs root",
             "none": "",
         }[state]
-        click.echo(f"{path} is good{also}")
+        say(f"{path} is good{also}")
 
 
 def _state_of(options: Options) -> Literal["checked", "unreadable", "none"]:
@@ -85,7 +85,7 @@ def config_write(options: Options) -> None:
     if options.json:
         emit({"file": str(options.config), "node": made.node.name, "mesh": made.node.mesh})
     else:
-        click.echo(
+        say(
             f"{options.config} is written: see its endpoints and ports, and what else was set in the lost one"
         )
 

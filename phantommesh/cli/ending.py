@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phantommesh.cli.base import Options, json_option, need_root
-from phantommesh.cli.output import emit
+from phantommesh.cli.output import emit, field, say
 
 if TYPE_CHECKING:
     from phantommesh.nursery.overlay.taking_down import Down
@@ -37,7 +37,7 @@ def down(options: Options) -> None:
         return
     _report(done)
     if done.mesh is not None:
-        click.echo(f"next: {options.command('run')}", err=True)
+        say(f"next: {options.command('run')}", err=True)
 
 
 @click.command()
@@ -69,11 +69,11 @@ def leave(options: Options, force: bool) -> None:
         emit(left)
         return
     _report(left.down)
-    click.echo(f"told       {'the other members' if left.told else 'nobody: the node did not run'}")
-    click.echo(f"moved      {options.state_dir} to {left.state_dir}")
+    field("told", "the other members" if left.told else "nobody: the node did not run")
+    field("moved", f"{options.state_dir} to {left.state_dir}")
     if left.config is not None:
-        click.echo(f"moved      {options.config} to {left.config}")
-    click.echo("next: `phantommesh revoke` this node on an authority; to undo, move both back", err=True)
+        field("moved", f"{options.config} to {left.config}")
+    say("next: `phantommesh revoke` this node on an authority; to undo, move both back", err=True)
 
 
 def _report(done: "Down") -> None:
@@ -81,8 +81,8 @@ def _report(done: "Down") -> None:
     removed = [*done.interfaces, *done.tables, *done.prefixes]
     if done.marks:
         removed.append("rules for marked packets")
-    click.echo(f"mesh       {done.mesh or unknown}")
-    click.echo(f"node       {done.node}")
-    click.echo(f"removed    {', '.join(removed) or 'nothing: it was down'}")
+    field("mesh", done.mesh or unknown)
+    field("node", done.node)
+    field("removed", ", ".join(removed) or "nothing: it was down")
     if done.running:
-        click.echo(f"left       what the nodes that run here have: {', '.join(done.running)}")
+        field("left", f"what the nodes that run here have: {', '.join(done.running)}")

@@ -4,8 +4,8 @@
 import click
 
 from phantommesh.cli.base import Options, json_option, socket_of
-from phantommesh.cli.lists import EVENTS, says
-from phantommesh.cli.output import emit, one_line
+from phantommesh.cli.lists import EVENTS, happened
+from phantommesh.cli.output import emit, say
 
 
 @click.command()
@@ -38,6 +38,9 @@ def events(options: Options, on: bool, types: tuple[str, ...], since: int | None
             if options.json:
                 emit(event)
             else:
-                click.echo(one_line(f"{event.time}  {event.type:16}  {event.node or '-':16}  {says(event)}"))
+                time, kind, node, what = happened(event)
+                say(f"{time}  {kind:16}  {node or '-':16}  {what}", indent=4)
         return
-    EVENTS.show(options, EVENTS.fetch(options, query))
+    found = EVENTS.fetch(options, query)
+    narrowed = "no such event is kept: see `phantommesh events` for all" if types or since else ""
+    EVENTS.show(options, found, empty=narrowed)

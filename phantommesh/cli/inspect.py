@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option
-from phantommesh.cli.output import age, emit, one_line, table
+from phantommesh.cli.base import (
+    EXIT_FAULTY,
+    EXIT_UNREADY,
+    CliError,
+    Options,
+    client_of,
+    json_option,
+)
+from phantommesh.cli.output import age, ago, emit, field, moment, say
+from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.views import MemberState
+    from phantommesh.management.views import MemberState, RevocationResult, Status
 
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
@@ -22,15 +32,29 @@ _NAMED = 8  # peers that one error names
 
 
 @click.command()
+@click.option(
+    "--exit-code",
+    is_flag=True,
+    help="Exit with 4 if something is wrong, and with 5 if the node is not ready.",
+)
 @json_option
-@click.pass_obj
-def status(options: Options) -> None:
+@click.pass_context
+def status(ctx: click.Context, exit_code: bool) -> None:
     """Show this node."""
+    options: Options = ctx.obj
     now = client_of(options).status()
     if options.json:
         emit(now)
-        return
-    rows = [
+    else:
+        _show(now)
+    if exit_code and not now.ready:
+        ctx.exit(EXIT_UNREADY)
+    if exit_code and now.degraded:
+        ctx.exit(EXIT_FAULTY)
+
+
+def _show(now: Status) -> None:
+    rows: list[tuple[str, object]] = [
         ("mesh", now.mesh),
         ("node", f"{now.node} ({now.role})"),
         ("node id", now.node_id),
@@ -38,14 +62,25 @@ def status(options: Options) -> None:
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
-        ("certificate", f"until {now.certificate_expires}"),
+        ("state", now.state if now.ready or now.state != "running" else "not ready"),
+        ("certificate", _until(now.certificate_expires)),
     ]
     for fault in now.faults:
         rows += [("degraded", fault.text), *([("  fix", fault.fix)] if fault.fix else [])]
     if not now.faults:  # a node of an older version says it in one line
         rows += [("degraded", reason) for reason in now.degraded]
     for key, value in rows:
-        click.echo(f"{key:12} {one_line(value)}")
+        field(key, value)
+
+
+def _until(expires: str) -> str:
+    """When a certificate ends, and how far off that is by this machine's clock."""
+    text = f"until {moment(expires)}"
+    try:
+        left = datetime.fromisoformat(expires).timestamp() - time.time()
+    except ValueError:  # a node of another version
+        return text
+    return f"{text}, in {age(left)}" if left > 0 else f"{text}: it ran out {ago(-left)}"
 
 
 def _members(states: Mapping[MemberState, int], partly: int) -> str:
@@ -66,6 +101,8 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
     result = client.rotate(peer, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
     if options.json:
         emit(result)
+    elif not result.rotations:
+        say("there is no peer yet to rotate a key with: see `phantommesh peers`", err=True)
     else:
         table(
             ["PEER", "RESULT", "EPOCH", "DETAIL"],
@@ -100,26 +137,31 @@ def revoke(options: Options, node: str, force: bool, undo: bool, undo_all: bool,
     """
     if undo and undo_all:
         raise click.UsageError("give --undo or --undo-all, not both")
+    if force and (undo or undo_all):
+        raise click.UsageError("--force has no meaning with --undo and --undo-all")
     result = client_of(options, REVOKE_TIMEOUT_S).revoke(
         node, force=force, undo=undo, undo_all=undo_all, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
     )
     if options.json:
         emit(result)
         return
+    say(_revoked(result, undo, undo_all, dry_run))
+
+
+def _revoked(result: RevocationResult, undo: bool, undo_all: bool, dry_run: bool) -> str:
     named = result.node_id if result.name is None else f"{result.name} ({result.node_id})"
     would = "would be" if dry_run else "is"
     if undo_all:
-        click.echo(f"{named} {would} cast out, and {result.taken_back} that it revoked taken back")
-    elif undo and result.already:
-        click.echo(f"{named} is not revoked: there is nothing to undo")
-    elif undo:
-        click.echo(f"{named} {would} taken back; every member links with it again as it hears of it")
-    elif result.already:
-        click.echo(f"{named} was revoked already, at {result.revoked_at}")
-    elif dry_run:
-        click.echo(f"{named} would be revoked")
-    else:
-        click.echo(f"{named} is revoked; every member drops it as it hears of it")
+        return f"{named} {would} cast out, and {result.taken_back} that it revoked taken back"
+    if undo and result.already:
+        return f"{named} is not revoked: there is nothing to undo"
+    if undo:
+        return f"{named} {would} taken back; every member links with it again as it hears of it"
+    if result.already:
+        return f"{named} was revoked already, at {result.revoked_at}"
+    if dry_run:
+        return f"{named} would be revoked"
+    return f"{named} is revoked; every member drops it as it hears of it"
 
 
 @click.group()
@@ -141,7 +183,7 @@ def identity_new(options: Options) -> None:
     if options.json:
         emit(result)
         return
-    click.echo(f"{result.name} has a new identity: {result.node_id}")
-    click.echo(f"addresses: {result.ip4}  {result.ip6}")
-    click.echo(f"revoked: {result.old_node_id}")
-    click.echo("the node starts again with the new identity now", err=True)
+    say(f"{result.name} has a new identity: {result.node_id}")
+    say(f"addresses: {result.ip4}  {result.ip6}")
+    say(f"revoked: {result.old_node_id}")
+    say("the node starts again with the new identity now", err=True)

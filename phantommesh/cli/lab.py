@@ -2,17 +2,20 @@
 """The verbs of the lab: a mesh of network namespaces on this machine."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from phantommesh.cli.base import CliError, Options, json_option, need_root
-from phantommesh.cli.output import emit, table
+from phantommesh.cli.output import emit, say
+from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from phantommesh.nursery.lab.mesh import LabLink
 
 _name_option = click.option("--name", default="pm", show_default=True, help="The lab's name.")
 
@@ -50,7 +53,6 @@ def up(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> N
 
     from phantommesh.nursery.lab import up as labs
     from phantommesh.nursery.lab.net import LabSpec
-    from phantommesh.nursery.lab.run import links_table
 
     console = _console(options)
     spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
@@ -58,8 +60,8 @@ def up(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> N
     if options.json:
         emit(result)
         return
-    console.print(links_table(result.links))
-    click.echo(f"{result.nodes} nodes up in {result.converged_s:.1f} s over {result.backend} WireGuard")
+    _show_pairs(result.links)
+    say(f"{result.nodes} nodes up in {result.converged_s:.1f} s over {result.backend} WireGuard")
 
 
 @lab.command()
@@ -77,7 +79,7 @@ def down(options: Options, name: str) -> None:
     if options.json:
         emit({"name": name, "removed": removed})
     else:
-        click.echo(f"lab {name} is down" if removed else f"there is no lab {name}")
+        say(f"lab {name} is down" if removed else f"there is no lab {name}")
 
 
 @lab.command()
@@ -90,13 +92,12 @@ def status(options: Options, name: str) -> None:
     import trio
 
     from phantommesh.nursery.lab import up as labs
-    from phantommesh.nursery.lab.run import links_table
 
     found = trio.run(labs.status, name)
     if options.json:
         emit(found)
         return
-    click.echo(f"lab {found.name}: {found.phase}")
+    say(f"lab {found.name}: {found.phase}")
     table(
         ["NODE", "ROLE", "IPV4", "PEERS UP", "BACKEND", "PROBLEM"],
         [
@@ -105,8 +106,18 @@ def status(options: Options, name: str) -> None:
             else (node.name, None, None, None, None, node.problem)
             for node in found.nodes
         ],
+        ("NODE", "PEERS UP", "PROBLEM"),
     )
-    _console(options).print(links_table(found.links))
+    _show_pairs(found.links)
+
+
+def _show_pairs(links: "Sequence[LabLink]") -> None:
+    from phantommesh.nursery.lab.run import PAIR, link_rows
+
+    if links:
+        table([column.upper() for column in PAIR], link_rows(links), ("PAIR", "STATE"))
+    else:
+        say("no pair of nodes is linked yet", err=True)
 
 
 # Options after NODE belong to the command.
@@ -143,7 +154,7 @@ def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> 
     if options.json:
         emit(report)
     else:
-        click.echo(
+        say(
             f"{report.nodes} nodes, {len(report.links)} post-quantum links over {report.backend} WireGuard: "
             f"converged in {report.converged_s:.1f} s, {report.ping.received} of {report.ping.sent} pings "
             f"answered, healed {report.failover_s:.1f} s after a kill"
@@ -161,4 +172,6 @@ def _console(options: Options) -> "Console":
 
     stderr = options.json
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, log_path=False, width=None if terminal else 120)
+    width = None if terminal else 120
+    # Names and addresses in brackets are no markup.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, log_path=False, width=width)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import click
 
 from phantommesh.cli.base import Options, client_of, json_option
-from phantommesh.cli.output import age, emit, size, table
+from phantommesh.cli.output import age, ago, emit, moment, say, size
+from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
     from phantommesh.management.views import (
@@ -30,13 +31,16 @@ Item = TypeVar("Item")
 class Listing(Generic[Item]):
     """``view``: the items' type, by its name in `phantommesh.management.views`, which is slow to import.
     ``rows`` are those of one item; ``order`` sorts the items of a table. ``--json`` has them in the API's
-    order."""
+    order. ``first`` are the columns that a narrow terminal has beside each other, ``empty`` says why there is
+    nothing and what to do."""
 
     path: str
     view: str
     columns: tuple[str, ...]
     rows: Callable[[Item], Sequence[Sequence[object]]]
     order: Callable[[Item], Any] | None
+    first: tuple[str, ...]
+    empty: str
 
     def fetch(self, options: Options, query: Mapping[str, str] | None = None) -> list[Item]:
         """Ask the node for all. Raises NodeNotRunningError or ApiError."""
@@ -45,15 +49,18 @@ class Listing(Generic[Item]):
         found: list[Item] = client_of(options).get_all(self.path, getattr(views, self.view), query)
         return found
 
-    def show(self, options: Options, items: list[Item]) -> None:
-        """Print one JSON document or a table."""
+    def show(self, options: Options, items: list[Item], *, empty: str = "") -> None:
+        """Print one JSON document or a table; where there is nothing, ``empty`` or else the usual hint."""
         if options.json:
             from phantommesh.management.views import Page
 
             emit(Page(items=items, next_cursor=None))
             return
+        if not items:
+            say(empty or self.empty, err=True)
+            return
         ordered = items if self.order is None else sorted(items, key=self.order)
-        table(self.columns, [row for item in ordered for row in self.rows(item)])
+        table(self.columns, [row for item in ordered for row in self.rows(item)], self.first)
 
     def verb(self, name: str, text: str) -> click.Command:
         """Return a verb that shows all."""
@@ -68,7 +75,7 @@ class Listing(Generic[Item]):
 
 
 def _peer(peer: PeerView) -> Sequence[Sequence[object]]:
-    handshakes = (d.last_handshake_s for d in peer.dimensions if d.last_handshake_s)
+    handshakes = (d.last_handshake_s for d in peer.dimensions if d.last_handshake_s is not None)
     return [
         (
             peer.name,
@@ -78,7 +85,7 @@ def _peer(peer: PeerView) -> Sequence[Sequence[object]]:
             peer.ip4,
             peer.ip6,
             peer.endpoint,
-            age(min(handshakes, default=None)),
+            ago(min(handshakes, default=None)),
             size(peer.rx_bytes),
             size(peer.tx_bytes),
         )
@@ -93,7 +100,7 @@ def _link(link: LinkView) -> Sequence[Sequence[object]]:
             link.state,
             link.role,
             f"{link.dimensions}/7",
-            age(link.handshake_age_s),
+            ago(link.handshake_age_s),
             age(link.psk_age_s),
             link.last_error,
         )
@@ -106,10 +113,10 @@ def _path(view: PathView) -> Sequence[Sequence[object]]:
             view.peer,
             view.dimension,
             view.state,
-            age(view.since_s),
+            ago(view.since_s),
             None if view.rtt_s is None else f"{1000 * view.rtt_s:.1f} ms",
-            f"{1000 * view.jitter_s:.1f} ms",
-            f"{100 * view.loss:.1f}%",
+            None if view.rtt_s is None else f"{1000 * view.jitter_s:.1f} ms",
+            None if view.state == "closed" else f"{100 * view.loss:.1f}%",
             f"{view.weight:g}",
             view.endpoint,
         )
@@ -151,11 +158,16 @@ def _direction(peer: str, name: str, direction: ProofDirection) -> Sequence[obje
 
 
 def _event(event: Event) -> Sequence[Sequence[object]]:
-    return [(event.time, event.type, event.node, says(event))]
+    return [happened(event)]
 
 
-def says(event: Event) -> str:
-    """The event's data in a line, without what stands beside it already."""
+def happened(event: Event) -> tuple[str, str, str | None, str]:
+    """When, what kind, which node, and the rest in a line."""
+    return moment(event.time), event.type, event.node, _says(event)
+
+
+def _says(event: Event) -> str:
+    """The event's data, without what stands beside it already."""
     shown = {key: value for key, value in event.data.items() if key not in {"peer", "node_id"}}
     return " ".join(f"{key}={_plain(value)}" for key, value in shown.items() if value not in (None, ""))
 
@@ -168,21 +180,30 @@ PEERS: Listing[PeerView] = Listing(
     "/v1/peers", "PeerView",
     ("NAME", "ROLE", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"),
     _peer, lambda peer: peer.name,
+    ("NAME", "NODE", "LINK", "HANDSHAKE", "IPV4", "ROLE"),
+    "no peers yet: `phantommesh invite` on an authority prints the line with which another machine joins",
 )  # fmt: skip
 LINKS: Listing[LinkView] = Listing(
     "/v1/links", "LinkView",
     ("PEER", "EPOCH", "STATE", "ROLE", "DIMENSIONS", "HANDSHAKE", "PSK AGE", "LAST ERROR"),
     _link, lambda link: link.peer,
+    ("PEER", "STATE", "DIMENSIONS", "HANDSHAKE"),
+    "no links yet: there is one with each other member; see `phantommesh peers` for who there is",
 )  # fmt: skip
 PATHS: Listing[PathView] = Listing(
     "/v1/paths", "PathView",
     ("PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"),
     _path, lambda view: (view.peer, view.dimension),
+    ("PEER", "DIMENSION", "STATE", "RTT", "LOSS"),
+    "no paths yet: there are seven to each other member; see `phantommesh peers` for who there is",
 )  # fmt: skip
 SCATTER: Listing[ScatterView] = Listing(
     "/v1/scatter", "ScatterView",
     ("PEER", "INTENT", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"),
     _scatter, lambda view: view.peer,
+    ("PEER", "SCHEDULER", "ENTROPY", "EPOCH", "INTENT", "AGE", "PACKETS"),
+    "nothing is scattered: either no peer has keys yet (see `phantommesh links`), or all traffic takes "
+    "dimension 0 (scatter.mode in `phantommesh config show`)",
 )  # fmt: skip
 PROOFS: Listing[ProofsView] = Listing(
     "/v1/proofs", "ProofsView",
@@ -191,8 +212,15 @@ PROOFS: Listing[ProofsView] = Listing(
         "PROBLEM",
     ),
     _proofs, lambda view: view.peer,
+    ("PEER", "DIRECTION", "KEPT", "SIGNED BY BOTH", "NEWEST"),
+    "no scatter proofs yet: the first come when an epoch of scattered traffic has ended; see `phantommesh "
+    "scatter`",
 )  # fmt: skip
-EVENTS: Listing[Event] = Listing("/v1/events", "Event", ("TIME", "TYPE", "NODE", "WHAT"), _event, None)
+EVENTS: Listing[Event] = Listing(
+    "/v1/events", "Event", ("TIME", "TYPE", "NODE", "WHAT"), _event, None,
+    ("TIME", "TYPE", "NODE"),
+    "no events yet: `phantommesh events --follow` shows each as it happens",
+)  # fmt: skip
 
 peers = PEERS.verb("peers", "List the other members of the mesh.")
 links = LINKS.verb("links", "List the post-quantum links.")

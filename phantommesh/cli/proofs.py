@@ -12,7 +12,9 @@ from click.core import ParameterSource
 
 from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
-from phantommesh.cli.output import emit, size, table
+from phantommesh.cli.output import emit, say, size
+from phantommesh.cli.tables import table
+from phantommesh.errors import shortened
 
 if TYPE_CHECKING:
     from phantommesh.proofs.verdict import Demands
@@ -138,8 +140,8 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     if options.json:
         emit({"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()})
     else:
-        click.echo(f"{len(archive.proofs)} proofs written to {path}")
-        click.echo(f"who checks them elsewhere gives --root {mesh.root_hash.hex()}", err=True)
+        say(f"{len(archive.proofs)} proofs written to {path}")
+        say(f"to check them elsewhere, give --root {mesh.root_hash.hex()}", err=True)
 
 
 def _read(path: Path) -> bytes:
@@ -188,9 +190,9 @@ def _verify(options: Options, path: Path, data: bytes, root_hash: bytes | None, 
         half = report.proofs - report.countersigned
         only = f"; {half} of them only their sender has signed" if half else ""
         if warning is None:
-            click.echo(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
+            say(f"all {report.proofs} proofs of mesh {report.mesh} hold{only}")
         else:
-            click.echo(f"all {report.proofs} proofs agree with each other{only}; {warning}")
+            say(f"all {report.proofs} proofs agree with each other{only}; {warning}")
 
 
 def _show(report: Report) -> None:
@@ -236,10 +238,11 @@ def _show(report: Report) -> None:
             )
             for link in report.links
         ],
+        ("FROM", "TO", "VERDICT", "PROOFS"),
     )
     for link in report.links:
         if link.reason is not None:
-            click.echo(f"{link.sender} to {link.receiver}, {link.verdict}: {link.reason}")
+            say(f"{link.sender} to {link.receiver}, {link.verdict}: {link.reason}")
 
 
 def _pinned(options: Options, root: str | None) -> bytes:
@@ -255,7 +258,8 @@ def _pinned(options: Options, root: str | None) -> bytes:
         except ValueError:
             pass
         raise CliError(
-            f"--root {root[:80]!r} is no hash", fix="give the 64 hex characters that --export printed"
+            f"--root {shortened(root, 80)!r} is no hash",
+            fix="give the 64 hex characters that --export printed",
         )
     path = options.state_dir / ROOT_CERT
     try:

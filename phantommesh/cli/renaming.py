@@ -9,7 +9,7 @@ import uuid
 import click
 
 from phantommesh.cli.base import CliError, Options, client_of, json_option
-from phantommesh.cli.output import emit
+from phantommesh.cli.output import emit, say
 
 RENAME_TIMEOUT_S = 60.0
 
@@ -29,9 +29,7 @@ def rename(options: Options, name: str) -> None:
     if options.json:
         emit(renamed)
     else:
-        click.echo(
-            f"{renamed.old_name} is {renamed.name} now ({renamed.node_id}, {renamed.ip4}, {renamed.ip6})"
-        )
+        say(f"{renamed.old_name} is {renamed.name} now ({renamed.node_id}, {renamed.ip4}, {renamed.ip6})")
 
 
 def _follow(options: Options, old: str, new: str) -> None:

@@ -21,7 +21,7 @@ from phantommesh.cli.base import (
     need_access,
     need_root,
 )
-from phantommesh.cli.output import emit
+from phantommesh.cli.output import emit, field, say
 
 if TYPE_CHECKING:
     from phantommesh.config.sections import Config
@@ -75,7 +75,7 @@ def init(
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
         found = hostview.check(networks, members, names=all_names(WireguardSection().prefix))
         for own in found.avoided:
-            click.echo(
+            say(
                 f"note: this host's {own} lies in the mesh's network and stays the host's; --cidr chooses "
                 "another network",
                 err=True,
@@ -99,7 +99,7 @@ def init(
             check=check,
         )
     _report(options, summary, options.command("run"))
-    click.echo(
+    say(
         f"keep: copy {options.state_dir / ROOT_KEY} to a safe place off this machine. It alone makes "
         "authorities and undoes revocations; nobody can make it again",
         err=True,
@@ -193,8 +193,8 @@ def _report(options: Options, summary: Any, then: str) -> None:
         emit(shown)
         return
     for key, value in shown.items():
-        click.echo(f"{key.replace('_', ' '):10} {value}")
-    click.echo(f"next: {then}", err=True)
+        field(key.replace("_", " "), value, 10)
+    say(f"next: {then}", err=True)
 
 
 @click.command()
@@ -245,7 +245,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
         node.root_key()  # else the joiner would find out
     node.invites.expire(now)
     for damaged in node.invites.damaged():
-        click.echo(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
+        say(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
     made = node.invites.create(
         root_hash=node.mesh.root_hash,
         authority=node.identity.node_id,

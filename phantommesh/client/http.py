@@ -4,7 +4,10 @@
 On the standard library alone: importing an HTTP client library would take longer than the request.
 """
 
+import grp
 import http.client
+import os
+import pwd
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +31,7 @@ from phantommesh.management.views import (
 T = TypeVar("T")
 
 PAGE_LIMIT = 1000
+GROUP = "phantommesh"  # its members may use a node's socket
 
 
 class NodeNotRunningError(PhantomMeshError):
@@ -70,11 +74,7 @@ def explaining(path: Path, timeout: float) -> Iterator[None]:
             fix="start it with `phantommesh run` (or its service), or pass --socket",
         ) from None
     except PermissionError:
-        raise ApiError(
-            f"no permission to use {path}",
-            fix="run this with sudo, or add your user to the group phantommesh: its members see all that the "
-            "node reports and may rotate keys, but not revoke",
-        ) from None
+        raise refusal(path) from None
     except TimeoutError:
         raise ApiError(
             f"the node did not answer on {path} within {timeout:g} s",
@@ -85,6 +85,45 @@ def explaining(path: Path, timeout: float) -> Iterator[None]:
             f"no usable answer on {path}: {type(error).__name__} {error}".rstrip(),
             fix="check that this is a PhantomMesh node's socket",
         ) from None
+
+
+def refusal(path: Path) -> ApiError:
+    """Return the error for a socket that this process may not use: it names the group that may, and how to
+    get into the group."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = "USER"
+    try:
+        found = path.stat()
+    except OSError:  # its directory is closed to others too
+        return ApiError(
+            f"no permission to use {path}",
+            fix=f"run this with sudo; for the group {GROUP} to get at the socket, `sudo chmod a+x "
+            f"{path.parent}`",
+        )
+    try:
+        group = grp.getgrgid(found.st_gid)
+    except KeyError:
+        group = None
+    if group is None or found.st_mode & 0o060 != 0o060:
+        return ApiError(
+            f"no permission to use {path}: it is root's alone, as there was no group {GROUP} when the node "
+            "started",
+            fix=f"run this with sudo; or run `sudo groupadd --system {GROUP}` and `sudo usermod -aG {GROUP} "
+            f"{user}`, start the node again, and log in again",
+        )
+    error = f"no permission to use {path}: it is for root and the group {group.gr_name}"
+    if user in group.gr_mem:
+        return ApiError(
+            f"{error}, which this session does not have yet",
+            fix=f"log in again, or run `newgrp {group.gr_name}` first",
+        )
+    return ApiError(
+        error,
+        fix=f"run this with sudo; or run `sudo usermod -aG {group.gr_name} {user}` and log in again: the "
+        "group may see all that the node reports and rotate keys, but not revoke",
+    )
 
 
 class NodeClient:

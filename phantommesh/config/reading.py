@@ -31,6 +31,7 @@ from phantommesh.config.sections import (
 from phantommesh.config.writing import redact
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
+from phantommesh.errors import shortened
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -307,4 +308,4 @@ def _show(value: Any) -> str:
     except (ValueError, RecursionError):
         text = "a value that is too deep"
     text = redact(text)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(text, 80)

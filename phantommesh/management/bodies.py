@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from phantommesh.management.views import Life
+
 
 class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
@@ -33,7 +35,10 @@ class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/identities: nothing to choose."""
 
 
-class Probe(msgspec.Struct, frozen=True):
-    """The answer of /healthz and /readyz when all is well."""
+class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of /healthz and /readyz when the node is at its work. ``state`` is what the node is at;
+    ``faults`` are the codes of what is wrong all the same, of /readyz only."""
 
     status: Literal["ok", "ready"]
+    state: Life | None = None
+    faults: list[str] = []

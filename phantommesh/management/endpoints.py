@@ -75,6 +75,11 @@ class Endpoint(Generic[Body]):
     dry_run: bool = False
 
     @property
+    def queries(self) -> tuple[str, ...]:
+        """The names that its query may have. A write may be asked for a dry run, if only to be refused."""
+        return (*self.query, "dry_run") if self.method == "POST" else self.query
+
+    @property
     def body_optional(self) -> bool:
         """Whether no body at all stands for one in which everything is the default."""
         return self.body is not None and not any(

@@ -14,6 +14,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from phantommesh.management.views import FLOWS, LIVES, Flow, Life
+
 PREFIX = "phantommesh_"
 
 # From under the loopback handshake's goal (5 ms) up to the give-up time of a lossy path.
@@ -166,6 +168,28 @@ class Metrics:
             PREFIX + "peers", "Peers by the state of their link.", ["state"], registry=self.registry
         )
         self._peer_states: set[str] = set()
+        self._faults = Gauge(
+            PREFIX + "faults",
+            "Faults that the node tells of now, by code and severity; 0 once there was one.",
+            ["code", "severity"],
+            registry=self.registry,
+        )
+        self._fault_kinds: set[tuple[str, str]] = set()
+        self._lives = Gauge(
+            PREFIX + "node_state",
+            "1 for the state that the node is in, 0 for the others.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.ready = Gauge(PREFIX + "ready", "1 if /readyz answers 200, else 0.", registry=self.registry)
+        self._traffic = Gauge(
+            PREFIX + "peers_traffic",
+            "Peers by how traffic with them stands: up means that a probe came back of late.",
+            ["traffic"],
+            registry=self.registry,
+        )
+        for traffic in FLOWS:
+            self._traffic.labels(traffic).set(0)
         self.link_handshake_seconds = Histogram(
             PREFIX + "link_handshake_seconds",
             "Seconds from the first message of a finished link handshake to its last.",
@@ -268,6 +292,24 @@ class Metrics:
         self._peer_states.update(by_state)
         for state in self._peer_states:
             self._peers.labels(state).set(by_state.get(state, 0))
+
+    def set_faults(self, by_kind: Mapping[tuple[str, str], int]) -> None:
+        """Set how many faults there are of each (code, severity). One seen before and absent now becomes
+        0."""
+        self._fault_kinds.update(by_kind)
+        for kind in self._fault_kinds:
+            self._faults.labels(*kind).set(by_kind.get(kind, 0))
+
+    def set_state(self, now: Life, *, ready: bool) -> None:
+        """Set the node's state, and whether it is ready."""
+        for state in LIVES:
+            self._lives.labels(state).set(state == now)
+        self.ready.set(ready)
+
+    def set_traffic(self, flows: Mapping[Flow, int]) -> None:
+        """Set how many peers are in each state of traffic."""
+        for traffic in FLOWS:
+            self._traffic.labels(traffic).set(flows.get(traffic, 0))
 
     def set_psk_ages(self, ages: Mapping[str, float]) -> None:
         """Replace the PSK age of every peer, in seconds as of now, by peer name."""

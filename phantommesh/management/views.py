@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # prometheus-client would double what a command line verb tak
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
 
+Life = Literal["starting", "running", "leaving", "revoked"]
+LIVES: tuple[Life, ...] = ("starting", "running", "leaving", "revoked")
+
+Flow = Literal["up", "joining", "dark", "unkeyed", "left"]
+FLOWS: tuple[Flow, ...] = ("up", "joining", "dark", "unkeyed", "left")
+
 MemberState = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 Item = TypeVar("Item")
@@ -38,7 +44,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ip6: str
     peers_total: int
     peers_up: int
-    """Peers whose every dimension has a post-quantum PSK and answers."""
+    """Peers with whom traffic flows: some dimension brought a probe back of late."""
     members: dict[MemberState, int] = {}
     """The other members by what gossip says of them."""
     partly_reachable: int = 0
@@ -46,6 +52,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     degraded: list[str]
     faults: list[Fault] = []
     certificate_expires: str
+    state: Life = "running"
+    """``starting``: its interfaces are being made. ``leaving``: it says goodbye. Neither is a fault; a start
+    that does not come to its end is one."""
+    ready: bool = True
+    """As /readyz says."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +83,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     ip6: str
     state: LinkState
     """The link's state."""
+    traffic: Flow = "up"
+    """``up``: a probe came back of late. ``joining``: it is new here, or has new keys, and has not answered
+    yet. ``dark``: probes are lost on all its dimensions. ``unkeyed``: no keys are agreed. ``left``: it said
+    goodbye."""
     membership: MemberState = "unknown"
     """Gossip's word on the node."""
     through: list[str] = []
@@ -119,6 +134,14 @@ class PathView(msgspec.Struct, frozen=True, kw_only=True):
     """The ratio lost of late, 0 to 1: of probes on both ways, or of traffic on the way there if worse."""
     weight: float
     """The share that it may carry: 1 is a full one, 0 none."""
+    answers: bool = False
+    """Whether probes come back, of late and until now."""
+    answered_s: float | None = None
+    """Seconds since one did; None: none has since the dimension got its keys."""
+    heard_s: float | None = None
+    """Seconds since a probe of the peer's came in."""
+    opened_s: float | None = None
+    """Seconds since the dimension got its keys; None: it has none."""
 
 
 class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,6 +311,19 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasons: list[str] = []
     candidates: list[str] = []
     """The node ids of the members that have the ambiguous name."""
+    state: str = ""
+    """The node's state, of a node that is not ready."""
+    codes: list[str] = []
+    """The codes of all its faults."""
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """What /readyz says. ``reasons`` are why the node is not ready, ``codes`` those of all faults."""
+
+    ready: bool
+    state: Life
+    reasons: list[str] = []
+    codes: list[str] = []
 
 
 class NodePort(Protocol):
@@ -315,8 +351,12 @@ class NodePort(Protocol):
 
     def paths(self) -> list[PathView]: ...
 
-    def ready(self) -> tuple[bool, list[str]]:
-        """Whether the node does its work, and when not, the reasons."""
+    def life(self) -> Life:
+        """What the node is at."""
+        ...
+
+    def ready(self) -> Readiness:
+        """Whether the node does its work, and what is wrong."""
         ...
 
     async def rotate(self, peer: str | None) -> RotationResult:

@@ -117,6 +117,10 @@ class Core:
                 self.health.adjust(1)
         self.clock = clock
 
+    def age(self, moment: float, now: float) -> float:
+        """The seconds since a moment of `clock`; ``now`` is on the owner's clock."""
+        return max(0.0, now + self._offset - moment)
+
     def at(self, when: float, action: Callable[[Any], None], argument: object = None) -> None:
         """Call ``action(argument)`` at a time of `clock`."""
         self._timers.set(_Call(action, argument), when)

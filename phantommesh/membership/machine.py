@@ -20,9 +20,13 @@ from phantommesh.membership.core import Core
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Sync
 from phantommesh.membership.merging import Merging
 from phantommesh.membership.messages import (
+    ALIVE,
     HASH_SIZE,
+    KEY,
+    LEFT,
     MAX_GENERATION,
     MAX_RECORD_SEQ,
+    RECORD,
     Event,
     GossipError,
     Kind,
@@ -30,7 +34,7 @@ from phantommesh.membership.messages import (
 )
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.probing import Probing
-from phantommesh.membership.table import EMPTY, Snapshot, Table
+from phantommesh.membership.table import EMPTY, Down, Snapshot, Table
 
 KEPT_PEERS = 256  # in the snapshot that the owner keeps on disk
 LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers
@@ -55,14 +59,16 @@ class Membership:
     """The membership protocol of one node.
 
     ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
-    ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run. ``seeds`` are
-    addresses to try for ever. ``agree`` is what proofs are made and checked with, see `carrying.Agree`:
-    without it no member is reached by way of others. Nothing is sent before the first `tick`.
+    ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run, ``goodbyes``
+    the last words of those that had left. ``seeds`` are addresses to try for ever. ``agree`` is what proofs
+    are made and checked with, see `carrying.Agree`: without it no member is reached by way of others. Nothing
+    is sent before the first `tick`.
     """
 
     def __init__(
         self, *, node: bytes, generation: int, record_seq: int, record_hash: bytes, rng: Random, now: float,
-        params: Params = LAN, known: Snapshot = EMPTY, seeds: Sequence[Address] = (),
+        params: Params = LAN, known: Snapshot = EMPTY, goodbyes: Iterable[bytes] = (),
+        seeds: Sequence[Address] = (),
         agree: Agree = lambda node, draw: None,
     ) -> None:  # fmt: skip
         """Raises ValueError for numbers that the wire cannot carry."""
@@ -72,6 +78,11 @@ class Membership:
         self._core = core = Core(node, generation, record, params, rng, Table(known), now)
         self._probing = probing = Probing(core, agree)
         self._rumours = probing.rumours
+        for raw in goodbyes:
+            gone, key = raw[:16], raw[KEY]
+            if gone != node and self._core.table.get(gone) is None:
+                core.table.put(gone + key + bytes((ALIVE,)) + raw[RECORD])
+                core.table.put_down(gone, Down(State.LEFT, key, now, now))
         self._merging = Merging(core, probing, tuple(seeds))
         self.left_at: float | None = None
         core.at(now + rng.random() * params.probe_interval, probing.tick)
@@ -273,12 +284,28 @@ class Membership:
         """The smoothed round-trip time to a member in seconds, if it was ever measured."""
         return self._core.rtt.smoothed(node)
 
+    def silence(self, node: bytes, now: float) -> float | None:
+        """Seconds since a member last answered a question of ours; None: never in this run."""
+        heard = self._core.heard.get(node)
+        return None if heard is None else self._core.age(heard, now)
+
     def snapshot(self) -> list[bytes]:
         """Claims of up to 256 live members, to be kept and given to `Snapshot` at the next start."""
         core = self._core
         live = [node for node in core.table if node not in core.table.down and node != core.node]
         kept = live if len(live) <= KEPT_PEERS else core.rng.sample(live, KEPT_PEERS)
         return [claim for node in kept if (claim := core.table.get(node))]
+
+    def goodbyes(self) -> list[bytes]:
+        """The last words of up to 256 members that have left, to be given to the next start: a member that
+        said goodbye is not dead because this node starts again."""
+        core = self._core
+        left = [(node, down) for node, down in core.table.down.items() if down.state is State.LEFT]
+        return [
+            node + down.key + bytes((LEFT,)) + claim[RECORD]
+            for node, down in left[-KEPT_PEERS:]
+            if (claim := core.table.get(node)) is not None
+        ]
 
 
 def _record(seq: int, digest: bytes) -> bytes:

@@ -86,6 +86,7 @@ class Node:
                 )
                 await either(leave, parts.succession.done)
                 log.info("node is leaving")
+                self.reporter.leaving = True
                 stop_api.set()
                 with trio.move_on_after(2 * GRACE):
                     await api_stopped.wait()
@@ -149,6 +150,8 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "health": self.recorder.watch,
+            "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,
             **parts.naming.services(),
         }

@@ -41,7 +41,12 @@ Effect = Send | Rescore | Turned
 
 @dataclass(frozen=True, slots=True)
 class PathView:
-    """A path as reported. ``rtt``, ``jitter`` and ``since`` in seconds; ``weight`` of 1 is a full share."""
+    """A path as reported. ``rtt``, ``jitter`` and ``since`` in seconds; ``weight`` of 1 is a full share.
+
+    ``opened``, ``answered`` and ``heard`` are seconds since the path got its keys, since a probe came back
+    and since one of the peer's came in; None: none has since it got its keys. ``answers``: probes come back,
+    of late and until now.
+    """
 
     state: PathState
     since: float
@@ -49,3 +54,7 @@ class PathView:
     jitter: float
     loss: float
     weight: float
+    opened: float | None
+    answered: float | None
+    heard: float | None
+    answers: bool

@@ -35,6 +35,7 @@ SPREAD: Final = 0.15  # of the interval, either way: an observer should not find
 ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of as many
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
+LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
 STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
 
 
@@ -80,7 +81,7 @@ class Paths:
         for node_id, ready in peers.items():
             if node_id not in self._peers:
                 numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
-                self._peers[node_id] = _Peer([Path(node_id, i, n) for i, n in enumerate(numbers)])
+                self._peers[node_id] = _Peer([Path(node_id, i, n, since=now) for i, n in enumerate(numbers)])
             effects += self.set_ready(node_id, ready, now)
         return effects
 
@@ -189,6 +190,7 @@ class Paths:
                 path.next_probe = min(path.next_probe, now)
                 self._schedule(path)
             path.probes += 1
+            path.heard_at = now
             effects.append(self._probe(peer, path, probe.number, pong=True, now=now))
         else:
             before = path.state
@@ -226,6 +228,8 @@ class Paths:
             path.overdue(now, self._hold)
             if path.misses:
                 path.judge(peer.answered, now)
+            if path.misses >= MISSES and peer.answered < path.first_missed:
+                self._ask_all(peer, now)
             if path.state is not before:
                 effects.append(Turned(path.peer, path.dimension, before, path.state))
                 effects += self._rescore(path.peer, peer)
@@ -239,6 +243,14 @@ class Paths:
             self._schedule(path)
         return effects
 
+    def _ask_all(self, peer: _Peer, now: float) -> None:
+        """No dimension of this peer has answered since one of them fell silent: ask all of them now, so that
+        a peer with whom nothing flows is known within few seconds even where there is no traffic."""
+        for path in peer.paths:
+            if path.state is PathState.UP and not path.misses and path.next_probe > now and not path.waits:
+                path.next_probe = now
+                self._schedule(path)
+
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
@@ -249,9 +261,14 @@ class Paths:
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
             return peer.pace.pause(self._interval) * self._too_many(now)
-        slow = max(SLOW, len(self._peers) * DIMENSIONS / SLOW_BUDGET)
+        slow = self._slow
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
+
+    @property
+    def _slow(self) -> float:
+        """The seconds between probes of a path while there is no traffic to its peer."""
+        return max(SLOW, len(self._peers) * DIMENSIONS / SLOW_BUDGET)
 
     def _too_many(self, now: float) -> float:
         """By how much pauses have to be longer so that all fast probes stay within `BUDGET`; 1 or more."""
@@ -357,12 +374,26 @@ class Paths:
         peer = self._peers.get(node_id)
         if peer is None:
             return []
+        lately = LATELY * self._slow
         return [
             PathView(
-                path.state, now - path.since, path.quality.rtt, path.quality.jitter, path.quality.loss, score
+                path.state,
+                now - path.since,
+                path.quality.rtt,
+                path.quality.jitter,
+                path.quality.loss,
+                score,
+                _ago(path.opened_at, now),
+                _ago(path.answered_at, now),
+                _ago(path.heard_at, now),
+                path.answers(now, lately),
             )
             for path, score in zip(peer.paths, peer.scores, strict=True)
         ]
+
+
+def _ago(moment: float | None, now: float) -> float | None:
+    return None if moment is None else now - moment
 
 
 def _new(path: Path) -> bool:

@@ -61,6 +61,9 @@ class Path:
     peer_leaving: bool = False
     peer_drained: bool = False
     probes: int = 0  # sent on it, pings and pongs
+    opened_at: float | None = None  # when it got its keys
+    answered_at: float | None = None  # when a probe came back last since then
+    heard_at: float | None = None  # and when one of the peer's came in
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _needed: int = PROVE_PLANNED
@@ -74,11 +77,17 @@ class Path:
         oldest = next(iter(self._waiting.values()), None)
         return self.next_probe if oldest is None else min(self.next_probe, oldest.deadline)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the answer to a probe is still to come."""
+        return bool(self._waiting)
+
     def open(self, now: float, *, first: bool) -> None:
         """There are keys: let it prove itself, unless with ``first`` no other path of the peer has done so
         and something has to carry the traffic."""
         self._forget()
         self.state, self.since, self.next_probe = PathState.UP if first else PathState.PROVING, now, now
+        self.opened_at = now
         self._needed, self._flaps = PROVE_PLANNED, 0
         self.share, self.peer_leaving, self.peer_drained = 1.0, False, False
 
@@ -93,6 +102,7 @@ class Path:
         self._late.clear()
         self.quality = Quality()
         self.misses = self._streak = 0
+        self.opened_at = self.answered_at = self.heard_at = None
 
     def ping(self, now: float, timeout: float) -> int:
         """Note a probe sent now; return its number."""
@@ -110,6 +120,7 @@ class Path:
                 return None
             self.quality.came_late()
         self.quality.answered(now - sent.at, now)
+        self.answered_at = now
         self.misses = 0
         self._streak += 1
         if self.state is PathState.DARK:
@@ -139,6 +150,12 @@ class Path:
             self._streak = 0
             self.quality.missed(now)
         return self.misses
+
+    def answers(self, now: float, lately: float) -> bool:
+        """Whether probes come back: one has within ``lately`` seconds, and not so many were lost since then
+        that the path is dark."""
+        alive = self.state in (PathState.UP, PathState.PROVING)
+        return alive and self.answered_at is not None and now - self.answered_at <= lately
 
     def judge(self, siblings_answered: float, now: float) -> None:
         """Go dark after `MISSES` if another path of the peer has answered a later probe, else `SILENT`."""

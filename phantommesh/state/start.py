@@ -18,7 +18,7 @@ from phantommesh.config.sections import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
-from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION
+from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION, STATE, State
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Roster
@@ -282,15 +282,28 @@ def encode_members(claims: Iterable[bytes]) -> bytes:
 
 
 def load_members(node: NodeState) -> Snapshot:
-    """Read what members last said of themselves: those that are members still. Damage costs only that."""
+    """Read what members last said of themselves: those that are members still, and had not said goodbye.
+    Damage costs only that."""
     try:
-        data = node.state.read(directory.MEMBERS) if node.state.has(directory.MEMBERS) else b""
-        claims = [data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE)]
-        me = node.identity.node_id
-        others = ((c, NodeId(c[:NODE_ID_BYTES])) for c in claims)
-        return Snapshot(c for c, who in others if who != me and node.roster.get(who) is not None)
-    except (StateError, ValueError):
+        return Snapshot(raw for raw in _last_words(node) if raw[STATE] != State.LEFT)
+    except (StateError, ValueError, IndexError):
         return EMPTY
+
+
+def load_goodbyes(node: NodeState) -> list[bytes]:
+    """Read which members had said goodbye. Damage costs only that."""
+    try:
+        return [raw for raw in _last_words(node) if len(raw) == EVENT_SIZE and raw[STATE] == State.LEFT]
+    except (StateError, IndexError):
+        return []
+
+
+def _last_words(node: NodeState) -> list[bytes]:
+    data = node.state.read(directory.MEMBERS) if node.state.has(directory.MEMBERS) else b""
+    claims = [data[i : i + EVENT_SIZE] for i in range(0, len(data), EVENT_SIZE)]
+    me = node.identity.node_id
+    others = ((c, NodeId(c[:NODE_ID_BYTES])) for c in claims)
+    return [c for c, who in others if who != me and node.roster.get(who) is not None]
 
 
 def load_last_addresses(node: NodeState) -> LastAddresses:

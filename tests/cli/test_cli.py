@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from phantommesh.cli import base, cli
-from phantommesh.cli.output import lay_out, table
+from phantommesh.cli.tables import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.events import EventLog
@@ -106,6 +106,39 @@ def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> lis
         path = (*prefix, name)
         found += every_command(command, path) if isinstance(command, click.Group) else [path]
     return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_verb_takes_the_global_options_after_its_name(command: tuple[str, ...]) -> None:
+    for option in ("--state-dir", "--socket", "--config"):
+        result = run(*command, option, "x", "--help")
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+
+
+def test_an_option_after_the_verb_is_the_one_that_counts(tmp_path: Path) -> None:
+    said = told(run("status", "--socket", f"{tmp_path}/other.sock", root=tmp_path), 3)
+    assert f"nothing answers on {tmp_path}/other.sock" in said
+    said = told(run("config", "show", "--config", f"{tmp_path}/other.toml", root=tmp_path), 1)
+    assert f"there is no configuration {tmp_path}/other.toml" in said
+    said = told(run("invite", "--state-dir", f"{tmp_path}/other", root=made_in(tmp_path)), 1)
+    assert f"{tmp_path}/other" in said
+
+
+def made_in(root: Path) -> Path:
+    assert made(root).exit_code == 0
+    return root
+
+
+@pytest.mark.parametrize("words", [["--json", "run"], ["run", "--json"], ["--json", "lab", "exec", "1", "x"]])
+def test_json_is_refused_where_there_is_none(words: list[str]) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has no JSON document" in result.stderr
+
+
+def test_json_for_all_verbs_is_no_error_where_there_is_none(tmp_path: Path) -> None:
+    result = run("run", root=tmp_path, env={"PHANTOMMESH_JSON": "1"})
+    assert "there is no configuration" in told(result, 1)
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
@@ -367,6 +400,9 @@ def test_a_table_fits_the_terminal_and_loses_nothing(width: int | None) -> None:
         assert len(lines) == 3
     elif width in (55, 80):  # the last column is folded
         assert lines[0].split() == list(WIDE) and len(lines) > 3
+    elif width == 40:  # the last column stands below its row
+        assert lines[0].split() == ["NAME", "IPV6"] and lines[1].startswith("pm-1  fd5e:")
+        assert [line for line in lines if line.startswith("    WHAT a long text")]
     else:  # a block a row
         assert lines[0].split() == ["NAME", "pm-1"] and "" in lines
 
@@ -380,7 +416,7 @@ def test_a_text_is_folded_between_words() -> None:
 
 def test_a_terminal_gets_what_fits_it_and_a_pipe_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    for terminal, lines in ((False, 3), (True, 11)):
+    for terminal, lines in ((False, 3), (True, 8)):
         out = io.StringIO()
         monkeypatch.setattr(out, "isatty", lambda answer=terminal: answer, raising=False)
         monkeypatch.setattr(sys, "stdout", out)
@@ -474,6 +510,12 @@ async def test_status_shows_each_fault_with_its_fix(tmp_path: Path) -> None:
             "fix": "start it",
         }
         assert shown["degraded"] == ["pm-2 is dead\x1b[2J; start it", "pm-1 is dead"]
+        assert [process(*at, "status", *how).returncode for how in ([], ["--exit-code"])] == [0, 4]
+        node.reasons = ["no interfaces"]
+        for how in (["--exit-code"], ["--exit-code", "--json"]):
+            assert process(*at, "status", *how).returncode == 5
+        node.faults, node.reasons = [], []
+        assert process(*at, "status", "--exit-code").returncode == 0
 
     await with_node(node, tmp_path, check)
 
@@ -873,15 +915,21 @@ async def test_following_events_until_interrupted_or_the_node_stops(tmp_path: Pa
     assert len(told.splitlines()) == 2
 
 
+def deny(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """Let ``closed`` look as if this user had no access to the file: root has it to all."""
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
+    )
+
+
 def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a member of the socket's group."""
-    closed, access = tmp_path / "closed", os.access
+    closed = tmp_path / "closed"
     closed.mkdir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **k: Path(path) != closed and access(path, mode, **k)
-    )
+    deny(monkeypatch, closed)
     arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3, result.output
@@ -928,3 +976,19 @@ def test_a_grace_that_none_may_have_is_refused(tmp_path: Path) -> None:
     result = run("init", "--mesh", "lab", "--name", "a", "--grace", "366d", root=tmp_path)
     assert "give 0 to 365 days" in told(result, 1)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "pm.toml"
+    config.touch()
+    deny(monkeypatch, config)
+    monkeypatch.setattr(base, "SOCKET", tmp_path / "api.sock")
+    said = told(run("--config", config, "status"), 1)
+    assert f"there is no socket {tmp_path}/api.sock, and {config}" in said and "--socket" in said
+    (tmp_path / "api.sock").touch()
+    assert str(config) not in told(run("--config", config, "status"), 3)
+    (tmp_path / "api.sock").unlink()
+    config.unlink()
+    assert str(config) not in told(run("--config", config, "status"), 3)

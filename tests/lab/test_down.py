@@ -21,8 +21,9 @@ pytestmark = pytest.mark.lab
 
 
 def ask(node: LabNode, *arguments: str, status: int = 0) -> Any:
+    form = () if arguments[0] == "run" else ("--json",)  # `run` has no document to print
     done = subprocess.run(
-        node.inside([sys.executable, "-m", "phantommesh", "--json", *arguments]),
+        node.inside([sys.executable, "-m", "phantommesh", *form, *arguments]),
         env=node.environment(),
         capture_output=True,
         text=True,

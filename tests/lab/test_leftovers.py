@@ -137,6 +137,7 @@ async def test_what_is_left_under_other_names_or_without_state_is_removed(other:
     # Without state: a node that runs keeps all, one that is gone leaves nothing.
     await start(node)
     await converged(nodes_of(other), PATIENCE_S)
+    await until(lambda: " dev qm " in left_over(node))  # the scatter's interface gets its routes last
     before = left_over(node)
     lost = node.state_dir.with_name(f"{node.name}.lost")
     node.state_dir.rename(lost)

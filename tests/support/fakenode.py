@@ -12,6 +12,7 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
+    Life,
     LinkView,
     NameResult,
     PathView,
@@ -19,6 +20,7 @@ from phantommesh.management.views import (
     ProofDirection,
     ProofEpoch,
     ProofsView,
+    Readiness,
     RevocationResult,
     Rotation,
     RotationOutcome,
@@ -84,6 +86,10 @@ def path_view(number: int, dimension: int) -> PathView:
         jitter_s=0.001,
         loss=0.005,
         weight=1.0 if dimension else 0.0,
+        answers=bool(dimension),
+        answered_s=0.5 if dimension else 9.5,
+        heard_s=0.5,
+        opened_s=60.0,
     )
 
 
@@ -145,6 +151,7 @@ class FakeNode:
         self.twins = False  # whether all peers are named pm-1
         self.faults: list[Fault] = []
         self.reasons: list[str] = []
+        self.state: Life = "running"
         self.rotated: list[str | None] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
@@ -172,6 +179,8 @@ class FakeNode:
             degraded=[fault.line for fault in self.faults],
             faults=self.faults,
             certificate_expires="2030-01-01T00:00:00Z",
+            state=self.state,
+            ready=not self.reasons,
         )
 
     def peers(self) -> list[PeerView]:
@@ -196,8 +205,16 @@ class FakeNode:
             raise self.failure
         return self.exported if peer is None else peer.encode()
 
-    def ready(self) -> tuple[bool, list[str]]:
-        return not self.reasons, self.reasons
+    def life(self) -> Life:
+        return self.state
+
+    def ready(self) -> Readiness:
+        return Readiness(
+            ready=not self.reasons,
+            state=self.state,
+            reasons=self.reasons,
+            codes=[fault.code for fault in self.faults],
+        )
 
     async def revoke(
         self, wanted: str, *, force: bool, dry_run: bool, undo: bool = False, undo_all: bool = False

@@ -16,18 +16,17 @@ from hypercorn.typing import Scope as AsgiScope
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
+from phantommesh.errors import shortened
 from phantommesh.management.endpoints import ENDPOINTS, Endpoint
 from phantommesh.management.scopes import Scope, allows
 from phantommesh.management.views import NodePort, Problem
 from phantommesh.nursery.api import problems
 from phantommesh.nursery.api.events import events
-from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, MOST_NAMED, ProblemError
 from phantommesh.nursery.api.routes import Handlers
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
 
-MAX_BODY_BYTES = 64 * 1024
-BODY_TIMEOUT_S = 10
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ENDPOINTS: Mapping[str, Endpoint[Any]] = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 # How ASGI names the messages of a response, by what was asked for.
@@ -137,6 +136,8 @@ def _check_clients(app: QuartTrio, *, trusted: bool) -> None:
         endpoint = _ENDPOINTS.get(asked.endpoint or "")
         if endpoint is not None and not allows(granted, endpoint.scope):
             raise ProblemError(401, "this needs the node's Unix socket", fix="use api.socket")
+        if endpoint is not None:
+            _check_query(asked, endpoint)
 
     @app.before_request
     async def check_request() -> None:
@@ -145,6 +146,19 @@ def _check_clients(app: QuartTrio, *, trusted: bool) -> None:
     @app.before_websocket
     async def check_websocket() -> None:
         check(websocket)
+
+
+def _check_query(asked: Request | Websocket, endpoint: Endpoint[Any]) -> None:
+    """Refuse a name that the endpoint does not know: a mistyped ``dry_run`` would do what it should only
+    try, and a mistyped ``limit`` have no effect. Raises ProblemError (400)."""
+    for name in asked.args:
+        if name not in endpoint.queries:
+            known = ", ".join(endpoint.queries)
+            raise ProblemError(
+                400,
+                f"{shortened(name, MOST_NAMED)!r} is no query of {endpoint.path}",
+                fix=f"give one of {known}" if known else "leave the query out",
+            )
 
 
 def _is_loopback(host: str) -> bool:

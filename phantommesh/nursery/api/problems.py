@@ -5,29 +5,72 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Response, has_request_context, request, websocket
+from quart import Request, Response, Websocket, has_request_context, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
-from phantommesh.errors import PhantomMeshError
+from phantommesh.errors import PhantomMeshError, shortened
 from phantommesh.management.finding import AmbiguousNameError, UnknownMemberError
-from phantommesh.management.views import Problem
+from phantommesh.management.views import Problem, Readiness
 
+MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 10
+MOST_NAMED = 100  # characters of what a client sent, in an error that names it
 PROBLEM_TYPE = "application/problem+json"
 
 
 class ProblemError(Exception):
     """Raised by a route to answer with ``problem``."""
 
-    def __init__(self, status: int, detail: str, *, fix: str = "", reasons: list[str] | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, fix: str = "", unready: Readiness | None = None) -> None:
         super().__init__(detail)
         self.problem = Problem(
-            status=status, title=HTTPStatus(status).phrase, detail=detail, fix=fix, reasons=reasons or []
+            status=status,
+            title=HTTPStatus(status).phrase,
+            detail=detail,
+            fix=fix,
+            reasons=[] if unready is None else unready.reasons,
+            state="" if unready is None else unready.state,
+            codes=[] if unready is None else unready.codes,
         )
 
 
 def problem_response(problem: Problem) -> Response:
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
+
+
+def of_http(error: HTTPException) -> Problem:
+    """Say in the node's words what the framework refused: its own speak of pages and of typing a URL."""
+    asked: Request | Websocket = request if has_request_context() else websocket
+    path = shortened(asked.path, MOST_NAMED)
+    match error:
+        case NotFound():
+            detail, fix = f"there is no {path}", "see GET /openapi.json for the paths"
+        case MethodNotAllowed():
+            allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+            detail, fix = f"{path} does not take this method", f"use {allowed or 'another method'}"
+        case RequestEntityTooLarge():
+            detail, fix = "the body is too large", f"send at most {MAX_BODY_BYTES} bytes"
+        case RequestTimeout():
+            detail, fix = f"the body did not come within {BODY_TIMEOUT_S} s", "send it at once"
+        case BadRequest():
+            detail, fix = "the request cannot be read", "check its path, query, headers and body"
+        case InternalServerError():
+            return internal_error()
+        case _:
+            detail, fix = (
+                f"the request was refused: {error.name}",
+                "see GET /openapi.json for what is answered",
+            )
+    return Problem(status=error.code or 500, title=error.name, detail=detail, fix=fix)
 
 
 def internal_error() -> Problem:
@@ -37,21 +80,6 @@ def internal_error() -> Problem:
         detail="the node failed to answer this request",
         fix="look at the node's log; this is a bug worth reporting",
     )
-
-
-def _said(error: HTTPException) -> tuple[str, str]:
-    """The words for an error that werkzeug raises: its own are for people at a browser."""
-    path = request.path if has_request_context() else websocket.path
-    match error:
-        case NotFound():
-            return f"there is no {path}", "see GET /openapi.json for the paths"
-        case MethodNotAllowed(valid_methods=methods):
-            allowed = ", ".join(sorted(set(methods or ()) - {"HEAD", "OPTIONS"})) or "another method"
-            return f"{path} does not take this method", f"use {allowed}"
-        case RequestEntityTooLarge():
-            return "the body is longer than the API reads", "send a shorter body"
-        case _:
-            return error.description or error.name, ""
 
 
 def install(app: QuartTrio) -> None:
@@ -76,10 +104,7 @@ def install(app: QuartTrio) -> None:
         return problem_response(problem)
 
     async def on_http_error(error: HTTPException) -> Response:
-        status = error.code or 500
-        detail, fix = _said(error)
-        problem = Problem(status=status, title=error.name, detail=detail, fix=fix)
-        response = problem_response(problem)
+        response = problem_response(of_http(error))
         # Allow (405), Retry-After and the like belong to the status; type and length are the page's.
         for name, value in error.get_headers():
             if name.lower() not in {"content-type", "content-length"}:

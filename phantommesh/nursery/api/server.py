@@ -37,11 +37,10 @@ from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 from wsproto.connection import ConnectionState as WebSocketState
 
+from phantommesh.client.http import GROUP
 from phantommesh.management.views import NodePort
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.sockets import UnixSocket, listen_tcp, listen_unix, peer_uid
-
-GROUP = "phantommesh"
 
 # Tuning.
 MAX_CONNECTIONS = 256

@@ -63,7 +63,7 @@ def listen_unix(path: Path, *, group: str) -> UnixSocket:
     check_path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}.sock")
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         with _locked(path.parent):
             _check_free(path)
             return _bind(path, temporary, group)
@@ -72,6 +72,14 @@ def listen_unix(path: Path, *, group: str) -> UnixSocket:
             f"cannot listen on {path}: {error.strerror or error}",
             fix="run as root, or choose another api.socket",
         ) from None
+
+
+def _make_directory(directory: Path) -> None:
+    """Make the socket's directory where it is not there: the socket's group has to get through it."""
+    with contextlib.suppress(FileExistsError):
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir()
+        directory.chmod(0o755)  # whatever the umask says
 
 
 def check_path(path: Path) -> None:

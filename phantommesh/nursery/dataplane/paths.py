@@ -8,6 +8,7 @@ the route that traffic takes; and one that did not come through a dimension is n
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections import Counter
@@ -102,6 +103,8 @@ class PathDriver:
     ) -> None:  # fmt: skip
         self.paths = paths
         self.problem: PhantomMeshError | None = None
+        self.unsent: dict[tuple[bytes, int], str] = {}
+        """By peer and dimension: why the kernel did not take the newest probe. What it takes has no entry."""
         self._dropped: Counter[str] = Counter()
         self._turned = turned
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
@@ -129,6 +132,7 @@ class PathDriver:
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
         for gone in self._applied.keys() - known.keys():
             del self._applied[gone]
+        self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
 
@@ -240,8 +244,11 @@ class PathDriver:
             return
         try:
             self._socket.send(datagram, to, index)
-        except OSError:  # the interface is down or its queue full: the probe is lost, as others would be
+        except OSError as error:  # the interface is down or its queue full: lost, as other packets would be
             self._dropped["probe-unsent"] += 1
+            self.unsent[peer, dimension] = os.strerror(error.errno or 0)
+        else:
+            self.unsent.pop((peer, dimension), None)
 
     async def _apply(self) -> None:
         """Have the kernel scatter by the newest weights: those that came meanwhile, together."""

@@ -6,15 +6,15 @@ rival ``wg set`` are all the same case: what is read differs from what is desire
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from time import time
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
@@ -22,15 +22,29 @@ from phantommesh.wireguard.diff import DeviceDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
-MAX_BACKOFF = 30.0
+INTERFACE_NOT_SET_UP = FaultKind("interface-not-set-up", "high")
+
+MAX_BACKOFF = 20.0
 """Seconds between attempts at most, while the backend fails."""
+AGAIN = 1.0
+"""Seconds until the second attempt: what fails twice is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The reason why an interface is not as desired, and how many passes in a row found it."""
+
+    error: PhantomMeshError
+    times: int
 
 
 class Reconciler:
     """Drives one backend. ``interval`` is the seconds between passes when nothing kicks it.
 
     ``on_actual`` is called with what was read, after every read; ``actual`` is the latest. A failure is
-    logged with its fix, counted in ``failures`` and retried with back-off; it never ends ``run``. No peer
+    logged with its fix, counted in ``failures``, kept in ``problems`` by interface (empty: nothing can be
+    read) until a pass succeeds, and retried with back-off; it never ends ``run``. ``contest`` counts what
+    somebody else changed. No peer
     gets an endpoint that ``forbids``, whatever is desired, or keeps one that it roamed to; ``dropped`` counts
     the former, each once for as long as it stays desired.
     """
@@ -45,6 +59,8 @@ class Reconciler:
         forbids: Callable[[str], bool] = lambda host: False,
     ) -> None:
         self.failures = 0
+        self.problems: dict[str, Problem] = {}
+        self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self.actual: Mapping[str, DeviceState] = {}
         self._wanted: Callable[[], Mapping[str, DeviceConfig]] = dict
@@ -58,7 +74,6 @@ class Reconciler:
         self._managed: set[str] = set()
         self._pass = trio.Lock()
         self._kicked = trio.Event()
-        self._complaints: dict[str, PhantomMeshError] = {}
 
     def follow(self, desired: Callable[[], Mapping[str, DeviceConfig]]) -> None:
         """From now on each pass asks this for what is desired, and removes interfaces that are not named
@@ -86,17 +101,13 @@ class Reconciler:
                 desired[name] = replace(config, peers={**config.peers, **bad})
         return desired, refused
 
-    def problem(self, names: Iterable[str]) -> PhantomMeshError | None:
-        """Return why one of these interfaces is not as desired, if an attempt to change it has failed."""
-        return next((self._complaints[name] for name in ("", *names) if name in self._complaints), None)
-
     def kick(self) -> None:
         """Start the next pass now."""
         self._kicked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""
-        started = False
+        started = failing = False
         delay = self._interval
         while True:
             self._kicked = trio.Event()
@@ -105,7 +116,10 @@ class Reconciler:
                 await self.converge()
             except PhantomMeshError:
                 pass  # logged and counted by converge
-            delay = self._interval if self.failures == before else min(max(delay, 0.1) * 2, MAX_BACKOFF)
+            if self.failures == before:
+                delay, failing = self._interval, False
+            else:
+                delay, failing = min(delay * 2, MAX_BACKOFF) if failing else min(AGAIN, delay), True
             if not started:
                 task_status.started()
                 started = True
@@ -130,6 +144,7 @@ class Reconciler:
             failed: set[str] = set()
             if changes:
                 failed = await self._apply(changes)
+                self._note_others(changes, desired, failed)
                 actual = await self._read(names)
             self._managed = set(desired) | (names & actual.keys())
             self._applied = {
@@ -137,8 +152,8 @@ class Reconciler:
                 for name, config in desired.items()
                 if name not in failed or name in self._applied
             }
-            for name in self._complaints.keys() - failed:
-                del self._complaints[name]
+            for name in self.problems.keys() - failed:
+                del self.problems[name]
                 self._log.info("interface is well again", interface=name)
             return actual
 
@@ -149,11 +164,22 @@ class Reconciler:
             self.failures += 1
             self._complain("", error)
             raise
-        if self._complaints.pop("", None) is not None:
+        if self.problems.pop("", None) is not None:
             self._log.info("interfaces can be read again")
         self.actual = actual
         self._on_actual(actual)
         return actual
+
+    def _note_others(
+        self, changes: list[DeviceDiff], desired: Mapping[str, DeviceConfig], failed: set[str]
+    ) -> None:
+        """Count the interfaces that this pass put right although nothing else was desired than before."""
+        for change in changes:
+            name = change.name
+            link = change.create or change.changes_link
+            ours = link or change.listen_port is not None or change.private_key is not None
+            if ours and name not in failed and name in desired and desired[name] == self._applied.get(name):
+                self.contest.mended(f"interface {name}", trio.current_time())
 
     async def _apply(self, changes: list[DeviceDiff]) -> set[str]:
         """Create and change; return the names that failed."""
@@ -184,7 +210,9 @@ class Reconciler:
         return set(failures)
 
     def _complain(self, name: str, error: PhantomMeshError) -> None:
-        """Log a failure, once for as long as it stays the same."""
-        before, self._complaints[name] = self._complaints.get(name), error
-        if str(before) != str(error):
+        """Keep a failure, and log it once for as long as it stays the same."""
+        before = self.problems.get(name)
+        same = before is not None and str(before.error) == str(error)
+        self.problems[name] = Problem(error, before.times + 1 if before is not None and same else 1)
+        if not same:
             self._log.warning("interface not as desired", interface=name, error=str(error), fix=error.fix)

@@ -22,7 +22,7 @@ import trio
 
 from phantommesh.config.sections import ScatterSection
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
@@ -65,6 +65,7 @@ class Scattering:
         self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
+        self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6 = kind, mtu, ipv6
         self._addresses, self._wanted, self._interval = addresses, routed, interval
@@ -231,6 +232,7 @@ class Scattering:
     async def _install_all(self, shown: dict[int, int]) -> None:
         """The table is not there, or not as we left it: put all of it in place in one transaction."""
         if self._seen is not None:
+            self.contest.mended("the scatter rules", trio.current_time())
             log.warning("somebody else changed the scatter rules; they are installed again")
         self._seen, self._networks = None, tuple(self._wanted())
         new = self._plan.whole(self._frame(), shown, _now())

@@ -11,7 +11,10 @@ from phantommesh.errors import PhantomMeshError
 
 
 class BackendError(PhantomMeshError):
-    """A WireGuard or link operation failed. The message names the interface."""
+    """A WireGuard or link operation failed. The message names the interface. ``code`` is the kernel's errno,
+    or 0."""
+
+    code = 0
 
 
 class ApplyError(BackendError):
@@ -42,4 +45,6 @@ def failed(name: str, doing: str, error: OSError | NetlinkError) -> BackendError
         errno.EROFS: "mount /proc/sys writable, or set net.ipv4.conf.default.rp_filter=2 on the host",
     }
     reason = os.strerror(code) if code else str(error)
-    return BackendError(f"interface {name}: {doing}: {reason}", fix=fixes.get(code or 0, ""))
+    refused = BackendError(f"interface {name}: {doing}: {reason}", fix=fixes.get(code or 0, ""))
+    refused.code = code or 0
+    return refused

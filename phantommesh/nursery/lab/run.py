@@ -23,6 +23,7 @@ PROVED_EPOCHS = 6  # that proofs are waited for: one to begin, one to prove, a r
 PING_EVERY_S = 0.05
 DOWN_S = 1.0
 _REFRESH_S = 0.5
+PAIR = ("pair", "state", "epoch", "dimensions", "handshake")  # the columns of a pair of nodes
 
 
 class Pings(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,10 +145,21 @@ async def _live(spec: LabSpec, traffic: Traffic, console: Console) -> AsyncItera
 
 
 def links_table(links: Sequence[LabLink], flows: Sequence[Flow] = ()) -> Table:
-    """Return the pairs of a lab as a table, with their pings where there are any."""
-    table = Table("pair", "state")
-    for column in ("epoch", "dimensions", "handshake", *(("ping", "answered") if flows else ())):
-        table.add_column(column, justify="right")
+    """Return the pairs of a lab as a table, with their pings where there are any. On a narrow terminal its
+    cells are folded: rich's default is to cut them."""
+    table = Table()
+    for column in PAIR:
+        table.add_column(column, overflow="fold")
+    for column in ("ping", "answered") if flows else ():
+        table.add_column(column, justify="right", overflow="fold")
+    for cells in link_rows(links, flows):
+        table.add_row(*cells)
+    return table
+
+
+def link_rows(links: Sequence[LabLink], flows: Sequence[Flow] = ()) -> list[list[str]]:
+    """Return the pairs of a lab as rows of `PAIR`, with two cells more where a pair has pings."""
+    rows = []
     by_pair = {(flow.source, flow.target): flow for flow in flows}
     for link in links:
         age = "-" if link.handshake_age_s is None else f"{link.handshake_age_s:.0f} s ago"
@@ -160,5 +172,5 @@ def links_table(links: Sequence[LabLink], flows: Sequence[Flow] = ()) -> Table:
         ]
         if flow := by_pair.get((link.a, link.b)):
             cells += [f"{flow.rtt_s * 1000:.1f} ms", f"{flow.received} of {flow.sent}"]
-        table.add_row(*cells)
-    return table
+        rows.append(cells)
+    return rows

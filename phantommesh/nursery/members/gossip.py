@@ -36,7 +36,14 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.records import antientropy
 from phantommesh.records.record import HASH_BYTES
 from phantommesh.state import directory
-from phantommesh.state.start import NodeState, encode_members, load_last_addresses, load_leap, load_members
+from phantommesh.state.start import (
+    NodeState,
+    encode_members,
+    load_goodbyes,
+    load_last_addresses,
+    load_leap,
+    load_members,
+)
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
@@ -105,6 +112,7 @@ class GossipDriver:
             now=trio.current_time(),
             params=params,
             known=load_members(node),
+            goodbyes=load_goodbyes(node),
             agree=self._agree,
         )
         self._lost = load_last_addresses(node)
@@ -323,7 +331,7 @@ class GossipDriver:
 
     async def _write(self) -> None:
         files = {
-            directory.MEMBERS: encode_members(self.membership.snapshot()),
+            directory.MEMBERS: encode_members([*self.membership.snapshot(), *self.membership.goodbyes()]),
             directory.LAST_ADDRESSES: self._lost.encode(),
         }
         if self._leap:

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Contest, FaultKind
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
@@ -57,6 +57,7 @@ class Guarding:
         self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
     ) -> None:
         self.problem: PhantomMeshError | None = None
+        self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self._want, self._beside, self._flushed = want, beside, flushed
         self._installed: dict[str, _Installed] = {}
@@ -109,6 +110,7 @@ class Guarding:
         seen = await table.fingerprint()
         if known is None or known.text != text or known.seen != seen:
             if known is not None and known.text == text:
+                self.contest.mended("the guard's rules", trio.current_time())
                 log.warning(
                     "somebody else changed the guard's rules; they are installed again", family=family
                 )

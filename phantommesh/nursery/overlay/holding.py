@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.overlay.prefixes import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard.device import Network
@@ -45,6 +45,7 @@ class Overlay:
         self.networks, self.names = tuple(networks), tuple(names)
         self.plan = plan(self.networks, {}, ())
         self.problem: PhantomMeshError | None = None
+        self.contest = Contest()
         self.on_change: Callable[[], None] = lambda: None
         self._members, self._interval = members, interval
         self._closed: frozenset[Closing] | None = None  # as it was last left
@@ -80,6 +81,7 @@ class Overlay:
         rerouted = found.routed != self.plan.routed
         self._tell(found)
         if await self._close(found, view) and before == found.closed:
+            self.contest.mended("the routes and rules that close the overlay's range", trio.current_time())
             log.warning("somebody else opened the overlay's range; it is closed again")
         if rerouted:
             self.on_change()

@@ -8,8 +8,11 @@ from pathlib import Path
 from time import time
 from typing import assert_never
 
-from phantommesh.faults import Fault
+import trio
+
+from phantommesh.faults import OFTEN, WITHIN, Fault, FaultKind
 from phantommesh.link.copies import COPIED, Suspicion, Why
+from phantommesh.management.peerfaults import TRAFFIC_STOPPED
 from phantommesh.moments import rfc3339, span
 from phantommesh.node import clocks
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
@@ -18,6 +21,7 @@ from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.scatter import intents
@@ -26,7 +30,10 @@ from phantommesh.trust import revocation
 from phantommesh.trust.certificates import EARLY
 from phantommesh.trust.identity import NodeId, format_node_id
 
+SETUP_CONTESTED = FaultKind("setup-contested", "high")
+
 # Tuning.
+TWICE = 2  # passes in a row that have to find the same before it is told
 ALL_AWAY = 60.0  # s from the start in which others whose certificates ran out come back
 
 # With any of these the node does not do its own work, so that it is not ready.
@@ -34,6 +41,7 @@ UNREADY = frozenset(
     kind.code
     for kind in (
         reconciler.INTERFACES_MISSING,
+        TRAFFIC_STOPPED,
         guarding.UNGUARDED,
         revocation.REVOKED,
         own.DISPUTED,
@@ -42,16 +50,12 @@ UNREADY = frozenset(
 )
 
 
-def own_faults(parts: Parts) -> Iterator[Fault]:
-    """Return what is wrong with the node itself, or with what it was told."""
-    if missing := [name for name in parts.names if name not in parts.reconciler.actual]:
-        problem = parts.reconciler.problem(missing)
-        why, fix = (f": {problem}", problem.fix) if problem is not None else ("", "")
-        yield reconciler.INTERFACES_MISSING.fault(
-            f"interfaces {', '.join(missing)} are missing{why}",
-            fix or "the node tries again by itself; the log says what it meets",
-            subject=missing[0],
-        )
+def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> Iterator[Fault]:
+    """Return what is wrong with the node itself, or with what it was told. ``starting``: that some interface
+    is not there yet is no fault unless an attempt to make it has failed."""
+    yield from _interfaces(parts, local, starting=starting)
+    yield from _contested(parts)
+    yield from local.faults()
     for conflict in parts.overlay.plan.conflicts:
         yield prefixes.OVERLAY_CONFLICT.fault(
             f"{conflict}: what is sent to members still takes the overlay",
@@ -106,6 +110,51 @@ def own_faults(parts: Parts) -> Iterator[Fault]:
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
+
+
+def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator[Fault]:
+    """Say which interfaces are missing, or not as they should be, and why."""
+    missing = [name for name in parts.names if name not in parts.reconciler.actual]
+    failed = {name: p.error for name, p in parts.reconciler.problems.items() if p.times >= TWICE}
+    unread = failed.pop("", None)
+    reasons = [failed[name] for name in missing if name in failed] + [error for error in (unread,) if error]
+    if missing and (reasons or not starting):
+        why = f": {reasons[0]}" if reasons else ""
+        yield reconciler.INTERFACES_MISSING.fault(
+            f"interfaces {', '.join(missing)} are missing{why}",
+            (reasons[0].fix if reasons else "")
+            or "see the node's log for what its WireGuard says; the node tries on by itself",
+            subject=missing[0],
+        )
+    elif unread is not None:
+        yield reconciler.INTERFACES_MISSING.fault(f"the interfaces cannot be read: {unread}", unread.fix)
+    wrong = {name: error for name, error in failed.items() if name in parts.reconciler.actual}
+    kind = reconciler.INTERFACE_NOT_SET_UP if len(wrong) < len(parts.names) else reconciler.INTERFACES_MISSING
+    for name, port in taken_ports(parts):
+        if wrong.pop(name, None) is not None:
+            by = f" by {program}" if (program := local.program(port)) else ""
+            yield kind.fault(
+                f"nothing can flow by {name}: its UDP port {port} is taken{by}",
+                "stop that program, or set wireguard.base_port in the config to the first of "
+                f"{len(parts.config.wireguard.ports)} free ports and restart the node",
+                subject=name,
+            )
+    for error in {str(error): error for error in wrong.values()}.values():
+        names = [name for name, other in wrong.items() if str(other) == str(error)]
+        yield kind.fault(f"nothing can flow by {', '.join(names)}: {error}", error.fix, subject=names[0])
+
+
+def _contested(parts: Parts) -> Iterator[Fault]:
+    now = trio.current_time()
+    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.overlay):
+        for what in part.contest.lasting(now):
+            yield SETUP_CONTESTED.fault(
+                f"somebody else changes {what} again and again: it was put right {OFTEN} times within "
+                f"{WITHIN:g} s, and traffic is lost meanwhile",
+                "find the program that does it (`ip monitor`, `nft monitor`), and stop it or have it leave "
+                "the node's interfaces and tables alone",
+                subject=what,
+            )
 
 
 def _claims(parts: Parts) -> Iterator[Fault]:

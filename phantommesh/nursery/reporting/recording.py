@@ -27,6 +27,7 @@ ONE_RATE, ONE_BURST = 1.0, 5  # changes told of one member a second, and at once
 ALL_RATE, ALL_BURST = 4.0, 256  # and of all members together: the events kept are for more than that
 # Events of one kind about one member, a second and at once: it can make its links and paths turn.
 EVENT_RATE, EVENT_BURST = 0.2, 32
+JUDGE = 3.0  # s between two looks at what is wrong at most
 
 log = structlog.get_logger("phantommesh.report")
 
@@ -70,6 +71,7 @@ class Recorder:
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
+        self._judged = trio.current_time()
         self._suspected: set[bytes | None] = set()
         self._telling = Telling(trio.current_time())
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
@@ -85,6 +87,9 @@ class Recorder:
         """Gossip has news of a member. All is counted; ``untold`` in an event says how many were not told."""
         state = "forgotten" if change.new is None else change.new.name.lower()
         self._metrics.membership_changes.labels(state).inc()
+        unheard = self._parts.gossip.membership.silence(change.node, trio.current_time()) is None
+        if unheard and change.event in ("suspected", "dead"):
+            return  # it was not there before either: it has joined and not started yet, or `status` tells
         if not self._telling.wants(change, trio.current_time()):
             return
         data: dict[str, object] = {"state": state}
@@ -149,8 +154,22 @@ class Recorder:
         self._suspected = set(found)
         self._metrics.identity_suspects.set(len(found))
 
+    async def watch(self) -> None:
+        """Look at what is wrong also while the interfaces cannot be read, until cancelled."""
+        while True:
+            wait = self._judged + JUDGE - trio.current_time()
+            if wait > 0:
+                await trio.sleep(wait)
+            else:
+                self._tell_health()
+
     def _tell_health(self) -> None:
-        faults = self._reporter.faults()
+        self._judged = trio.current_time()
+        reporter, metrics = self._reporter, self._metrics
+        faults = reporter.faults()
+        metrics.set_faults(Counter((fault.code, fault.severity) for fault in faults))
+        metrics.set_state(reporter.life(), ready=reporter.readiness(faults).ready)
+        metrics.set_traffic(reporter.flows(reporter.seen()))
         reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
             codes = sorted({fault.code for fault in faults})

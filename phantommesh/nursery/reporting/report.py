@@ -5,23 +5,25 @@ and `new_identity`."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import time
 
 import trio
 
 from phantommesh import __version__
-from phantommesh.dimensions import has
+from phantommesh.dimensions import DIMENSIONS, has
 from phantommesh.faults import Fault
 from phantommesh.link.effects import LinkState
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
-from phantommesh.management.peerfaults import is_up, partly_reachable, peer_faults
+from phantommesh.management.peerfaults import Here, PeerSeen, Starts, flow, judge
 from phantommesh.management.views import (
     DimensionView,
+    Flow,
     IdentityResult,
+    Life,
     LinkView,
     MemberState,
     NameResult,
@@ -30,6 +32,7 @@ from phantommesh.management.views import (
     ProofDirection,
     ProofEpoch,
     ProofsView,
+    Readiness,
     RevocationResult,
     Rotation,
     RotationResult,
@@ -42,6 +45,7 @@ from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import health
+from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -60,6 +64,7 @@ MEMBER_STATES: Mapping[State, MemberState] = {
 REJECT_AFTER = 180.0  # s; WireGuard's REJECT_AFTER_TIME: an older session carries nothing
 
 # Tuning.
+STARTING = 15.0  # s that the interfaces may take to come up before what is missing is a fault
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
 
 
@@ -67,8 +72,13 @@ class Reporter:
     """The node as the API's `NodePort`."""
 
     def __init__(self, parts: Parts) -> None:
+        self.leaving = False
+        """Whether the node says goodbye: then its peers' silence is no fault."""
+        self.local = LocalCauses(parts)
         self._parts = parts
         self._finished = Bell()
+        self._stood = False  # whether all interfaces have been as desired
+        self._starts = Starts()
 
     @property
     def metrics(self) -> Metrics:
@@ -83,9 +93,8 @@ class Reporter:
     def status(self) -> Status:
         """This node at a glance."""
         parts, member = self._parts, self._parts.own.member
-        links = self.links()
-        gone = {e.called[1] for e in parts.peers.entries if self._membership(e) in ("dead", "left")}
-        faults = self.faults()
+        seen = self.seen()
+        faults = self._faults(seen)
         return Status(
             mesh=parts.state.mesh.name,
             node=member.name,
@@ -96,34 +105,99 @@ class Reporter:
             role=member.role.value,
             ip4=str(member.ip4),
             ip6=str(member.ip6),
-            peers_total=len(links),
-            peers_up=sum(is_up(link) and link.node_id not in gone for link in links),
+            peers_total=len(seen),
+            peers_up=self.flows(seen)["up"],
             members=dict(Counter(self._membership(entry) for entry in parts.peers.entries)),
             partly_reachable=sum(bool(self._through(entry)) for entry in parts.peers.entries),
             degraded=[fault.line for fault in faults],
             faults=faults,
             certificate_expires=rfc3339(member.not_after),
+            state=self.life(),
+            ready=self.readiness(faults).ready,
         )
+
+    def life(self) -> Life:
+        """What the node is at. A start ends when all interfaces have been as desired once, or when its time
+        is over: what is missing then is a fault."""
+        parts = self._parts
+        if self.leaving:
+            return "leaving"
+        if parts.keeper.revoked is not None:
+            return "revoked"
+        if not self._stood:
+            there = all(name in parts.reconciler.actual for name in parts.names)
+            over = trio.current_time() - parts.started > STARTING
+            self._stood = over or (there and not parts.reconciler.problems)
+        return "running" if self._stood else "starting"
+
+    def seen(self) -> list[PeerSeen]:
+        """All that this node sees of each peer."""
+        now, entries = trio.current_time(), self._parts.peers.entries
+        self._starts.retain({entry.member.node_id for entry in entries})
+        return [self._seen(entry, now) for entry in entries]
+
+    def _seen(self, entry: Entry, now: float) -> PeerSeen:
+        parts, node_id = self._parts, entry.member.node_id
+        handshake = max((p.last_handshake for _, _, p in self.devices(entry) if p is not None), default=0.0)
+        view, standing = parts.gossip.membership.member(node_id), self._membership(entry)
+        paths, through = self._paths(entry, now), self._through(entry)
+        return PeerSeen(
+            self._link(entry),
+            paths,
+            standing,
+            self._starts.look(
+                node_id,
+                0 if view is None else view.generation,
+                left=standing == "left",
+                up=any(path.answers for path in paths),
+                now=now,
+            ),
+            None if through else parts.gossip.membership.silence(node_id, now),
+            time() - handshake if handshake else None,
+            through,
+            [parts.paths.unsent.get((node_id, i), "") for i in range(DIMENSIONS)],
+        )
+
+    def flows(self, seen: Iterable[PeerSeen]) -> Counter[Flow]:
+        """How traffic stands with how many peers."""
+        measured = self._parts.paths.problem is None
+        return Counter(flow(peer, measured=measured) for peer in seen)
 
     def faults(self) -> list[Fault]:
         """All that is wrong: `status` has it too."""
-        parts = self._parts
-        standing = {entry.called[1]: self._membership(entry) for entry in parts.peers.entries}
-        through = [(e.member.name, via) for e in parts.peers.entries if (via := self._through(e))]
-        return [
-            *health.own_faults(parts),
-            *peer_faults(standing, self.links(), self.paths(), parts.config.control.port),
-            *partly_reachable(through, parts.config.control.port),
-        ]
+        return self._faults(self.seen())
+
+    def _faults(self, seen: Sequence[PeerSeen]) -> list[Fault]:
+        parts, life = self._parts, self.life()
+        if life == "leaving":
+            return []
+        ports = parts.own.wg_keys.ports(parts.config.wireguard.base_port, parts.config.wireguard.port_choices)
+        here = Here(
+            parts.config.control.port,
+            f"{min(ports)} to {max(ports)}",
+            measured=parts.paths.problem is None,
+        )
+        return [*health.own_faults(parts, self.local, starting=life == "starting"), *judge(here, seen)]
 
     def degraded(self) -> list[str]:
         """The same as lines."""
         return [fault.line for fault in self.faults()]
 
-    def ready(self) -> tuple[bool, list[str]]:
-        """Whether this node does its work: its interfaces are there, its certificate holds."""
-        reasons = [fault.line for fault in health.own_faults(self._parts) if fault.code in health.UNREADY]
-        return not reasons, reasons
+    def ready(self) -> Readiness:
+        """Whether this node does its work: its interfaces are there, its certificate holds, and traffic with
+        some peer flows where there is a peer that lives."""
+        return self.readiness(self.faults())
+
+    def readiness(self, faults: Iterable[Fault]) -> Readiness:
+        """The same, of faults that are known already."""
+        faults, life = list(faults), self.life()
+        reasons = [fault.line for fault in faults if fault.code in health.UNREADY]
+        return Readiness(
+            ready=not reasons and life == "running",
+            state=life,
+            reasons=reasons or ([] if life == "running" else [f"the node is {life}"]),
+            codes=sorted({fault.code for fault in faults}),
+        )
 
     def peers(self) -> list[PeerView]:
         """All other members."""
@@ -208,6 +282,7 @@ class Reporter:
             ip4=str(member.ip4),
             ip6=str(member.ip6),
             state=state.phase.value,
+            traffic=flow(self._seen(entry, trio.current_time()), measured=self._parts.paths.problem is None),
             membership=self._membership(entry),
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
@@ -219,26 +294,33 @@ class Reporter:
 
     def paths(self) -> list[PathView]:
         """Every dimension of each of them."""
-        parts, now, views = self._parts, trio.current_time(), list[PathView]()
-        for entry in parts.peers.entries:
-            found = parts.paths.paths.view(entry.member.node_id, now)
-            for (i, name, peer), path in zip(self.devices(entry), found, strict=False):
-                endpoint = peer.endpoint if peer is not None else None
-                views.append(
-                    PathView(
-                        peer=entry.member.name,
-                        node_id=format_node_id(entry.member.node_id),
-                        dimension=i,
-                        interface=name,
-                        endpoint=None if endpoint is None else str(endpoint),
-                        state=path.state.value,
-                        since_s=round(path.since, 1),
-                        rtt_s=None if path.rtt is None else round(path.rtt, 6),
-                        jitter_s=round(path.jitter, 6),
-                        loss=round(path.loss, 4),
-                        weight=path.weight,
-                    )
+        now = trio.current_time()
+        return [view for entry in self._parts.peers.entries for view in self._paths(entry, now)]
+
+    def _paths(self, entry: Entry, now: float) -> list[PathView]:
+        views = []
+        found = self._parts.paths.paths.view(entry.member.node_id, now)
+        for (i, name, peer), path in zip(self.devices(entry), found, strict=False):
+            endpoint = peer.endpoint if peer is not None else None
+            views.append(
+                PathView(
+                    peer=entry.member.name,
+                    node_id=format_node_id(entry.member.node_id),
+                    dimension=i,
+                    interface=name,
+                    endpoint=None if endpoint is None else str(endpoint),
+                    state=path.state.value,
+                    since_s=round(path.since, 1),
+                    rtt_s=None if path.rtt is None else round(path.rtt, 6),
+                    jitter_s=round(path.jitter, 6),
+                    loss=round(path.loss, 4),
+                    weight=path.weight,
+                    answers=path.answers,
+                    answered_s=None if path.answered is None else round(path.answered, 1),
+                    heard_s=None if path.heard is None else round(path.heard, 1),
+                    opened_s=None if path.opened is None else round(path.opened, 1),
                 )
+            )
         return views
 
     def scatter(self) -> list[ScatterView]:

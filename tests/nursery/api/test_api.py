@@ -18,10 +18,12 @@ import pytest
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 from quart import Response
+from quart.testing import WebsocketResponseError
 from quart_trio import QuartTrio
 
 from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.views import (
     IdentityResult,
@@ -36,8 +38,9 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
-from phantommesh.nursery.api.app import MAX_BODY_BYTES, create_app
+from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
+from phantommesh.nursery.api.problems import MAX_BODY_BYTES
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
 from phantommesh.proofs.statement import ProofError
@@ -133,10 +136,20 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
 async def test_probes() -> None:
     node = FakeNode()
     assert (await ask(node, "GET", "/healthz")).status_code == 200
-    assert (await ask(node, "GET", "/readyz")).status_code == 200
-    node.reasons = ["no PSK with pm-2 yet"]
+    answer = await ask(node, "GET", "/readyz")
+    assert answer.status_code == 200 and await answer.get_json() == {"status": "ready", "state": "running"}
+    node.faults = [FaultKind("peer-dark", "high").fault("pm-2 is dark", "look")]
+    answer = await ask(node, "GET", "/readyz")
+    assert answer.status_code == 200 and (await answer.get_json())["faults"] == ["peer-dark"]
+    node.reasons, node.state = ["no PSK with pm-2 yet"], "starting"
     assert (await ask(node, "GET", "/healthz")).status_code == 200
-    assert (await problem(await ask(node, "GET", "/readyz"), 503)).reasons == node.reasons
+    refused = await problem(await ask(node, "GET", "/readyz"), 503)
+    assert refused.reasons == node.reasons
+    assert (refused.state, refused.codes, refused.detail) == (
+        "starting",
+        ["peer-dark"],
+        "the node is starting",
+    )
 
 
 async def test_pages_cover_everything_once_even_when_a_member_leaves() -> None:
@@ -179,6 +192,48 @@ async def test_errors_are_problems_and_never_html() -> None:
     too_long = b" " * (MAX_BODY_BYTES + 1)
     await problem(await ask(node, "POST", "/v1/rotations", data=too_long, headers=json), 413)
     assert node.rotated == []
+
+
+async def test_what_the_framework_refuses_is_told_in_the_nodes_words() -> None:
+    node = FakeNode()
+    gone = await problem(await ask(node, "GET", "/v1/" + "nothing" * 50), 404)
+    assert gone.detail.startswith("there is no /v1/nothing") and gone.detail.endswith("...")
+    assert len(gone.detail) < 130 and "/openapi.json" in gone.fix
+    refused = await problem(await ask(node, "DELETE", "/v1/status"), 405)
+    assert refused.detail == "/v1/status does not take this method"
+    assert refused.fix == "use GET"
+    json = {"Content-Type": "application/json"}
+    large = await ask(node, "POST", "/v1/rotations", data=b" " * (MAX_BODY_BYTES + 1), headers=json)
+    assert str(MAX_BODY_BYTES) in (await problem(large, 413)).fix
+    for word in ("URL", "page", "server", "browser"):
+        assert word not in gone.detail + refused.detail
+
+
+def leaves(group: BaseException) -> list[BaseException]:
+    if not isinstance(group, BaseExceptionGroup):
+        return [group]
+    return [leaf for each in group.exceptions for leaf in leaves(each)]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method}-{endpoint.name}")
+async def test_a_query_that_the_endpoint_does_not_know_is_refused(endpoint: Endpoint[Any]) -> None:
+    """A mistyped ``dry_run`` would do what it should only try."""
+    node = FakeNode()
+    path, known = endpoint.path.replace("{peer}", "pm-1"), endpoint.queries
+    for wrong in ("dryrun=true", "lim=3", "=", "&".join([*(f"{name}=1" for name in known), "x=1"])):
+        if endpoint.method == "WS":
+            with pytest.raises(ExceptionGroup) as refusal:
+                async with app_of(node).test_client().websocket(f"{path}?{wrong}") as websocket:
+                    await websocket.receive()
+            (error,) = leaves(refusal.value)
+            assert isinstance(error, WebsocketResponseError)
+            response = error.response
+        else:
+            response = await ask(node, endpoint.method, f"{path}?{wrong}")
+        refused = await problem(response, 400)
+        assert f"is no query of {endpoint.path}" in refused.detail
+        assert refused.fix == (f"give one of {', '.join(known)}" if known else "leave the query out")
+    assert node.rotated == [] and node.revoked == [] and node.replaced == 0
 
 
 async def test_a_bug_is_a_500_that_tells_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -382,7 +437,7 @@ async def test_the_client_talks_to_the_server(tmp_path: Path) -> None:
         assert addresses == [f"unix:{path}"]
         client = NodeClient(path)
         assert await in_thread(client.status) == node.status()
-        links = await in_thread(lambda: client.get_all("/v1/links?", LinkView))
+        links = await in_thread(lambda: client.get_all("/v1/links", LinkView))
         assert links == node.links()
         result = await in_thread(lambda: client.rotate("pm-2", dry_run=False, idempotency_key="k"))
         assert result.rotations[0].result == "rotated"
@@ -422,6 +477,16 @@ def test_only_root_and_the_group_may_connect(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_group_gets_through_a_directory_that_the_node_makes(tmp_path: Path) -> None:
+    """A node that is started with a umask of 077, as by a careful root's shell."""
+    old = os.umask(0o077)
+    try:
+        listen_unix(tmp_path / "run" / "api.sock", group=NO_GROUP).remove()
+    finally:
+        os.umask(old)
+    assert mode(tmp_path / "run") == 0o755
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
@@ -583,7 +648,7 @@ async def test_a_connection_that_must_close_closes(tmp_path: Path, version: byte
         await stream.send_all(b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
         with trio.fail_after(10):
             answer = b"".join([part async for part in stream])
-    assert answer.endswith(b'{"status":"ok"}')
+    assert answer.endswith(b'{"status":"ok","state":"running"}')
 
 
 async def test_a_target_without_a_path_is_a_problem_too(tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ async def test_one_broken_interface_does_not_hold_up_the_others() -> None:
     with capture_logs() as logs:
         assert (await reconciler.converge()).keys() == {"pm1"}
         await reconciler.converge()
-        problem = reconciler.problem(["pm0"])
-        assert problem is not None and problem.fix == "mend it" and reconciler.problem(["pm1"]) is None
+        problem = reconciler.problems["pm0"]
+        assert (problem.error.fix, problem.times) == ("mend it", 2) and "pm1" not in reconciler.problems
         backend.broken = set()
         assert (await reconciler.converge()).keys() == {"pm0", "pm1"}
-        assert reconciler.problem(["pm0"]) is None
+        assert not reconciler.problems
     assert reconciler.failures == 2
     told = [(entry["event"], entry.get("fix")) for entry in logs if entry["log_level"] != "debug"]
     assert told == [("interface not as desired", "mend it"), ("interface is well again", None)]

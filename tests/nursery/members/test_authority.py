@@ -106,7 +106,7 @@ async def test_a_revoked_node_is_gone_everywhere_and_knows_it(tmp_path: Path) ->
             await until(lambda: mesh.gamma.parts.keeper.revoked is not None)
             assert peers(mesh.gamma) == set()
             assert any("revoked" in reason for reason in mesh.gamma.reporter.status().degraded)
-            assert not mesh.gamma.reporter.ready()[0]
+            assert not mesh.gamma.reporter.ready().ready
             # the others have another group key, and it has not
             newest = mesh.alpha.parts.keys.ring.newest
             assert newest is not None and newest != before

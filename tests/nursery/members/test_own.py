@@ -97,7 +97,7 @@ def test_the_same_words_are_not_signed_again(state: NodeState, tmp_path: Path) -
     assert it.changes == 0
 
 
-def test_a_changed_configuration_is_published(state: NodeState, tmp_path: Path) -> None:
+async def test_a_changed_configuration_is_published(state: NodeState, tmp_path: Path) -> None:
     it = parts(tmp_path, move)
     it.own.publish()
     assert (it.held.record.control, it.held.record.seq) == (("192.0.2.9:1",), 2)
@@ -106,7 +106,7 @@ def test_a_changed_configuration_is_published(state: NodeState, tmp_path: Path) 
     assert it.held.record.seq == 2
 
 
-def test_a_new_version_is_published(
+async def test_a_new_version_is_published(
     state: NodeState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "__version__", "99.0")
@@ -115,7 +115,9 @@ def test_a_new_version_is_published(
     assert (it.held.record.version, it.held.record.seq) == ("99.0", 2)
 
 
-def test_a_record_of_ours_that_came_back_from_the_mesh_is_replaced(state: NodeState, tmp_path: Path) -> None:
+async def test_a_record_of_ours_that_came_back_from_the_mesh_is_replaced(
+    state: NodeState, tmp_path: Path
+) -> None:
     """The state was restored from a backup: others hold a later record, which says something else."""
     it = parts(tmp_path)
     later = make_record(state.identity, state.wg_keys, move(load(tmp_path / "pm.toml")), seq=7)

@@ -68,7 +68,7 @@ async def test_a_node_that_was_off_is_back_under_its_name_and_address(
             told = faults[CERTIFICATE_EXPIRED.code]
             assert "by this machine's clock it is" in told.text and "alpha: " in told.text
             assert "start an authority" in told.fix
-            assert not beta.reporter.ready()[0]
+            assert not beta.reporter.ready().ready
             async with serving(tmp_path / "a") as alpha:
                 await until(lambda: linked(beta, state.identity.node_id) and linked(alpha, joined.node_id))
                 await until(lambda: beta.parts.own.renewal_error is None)

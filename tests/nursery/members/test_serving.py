@@ -20,6 +20,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import desk as desk_module
 from phantommesh.node import intake as module
+from phantommesh.nursery.keeping import roster as keeping
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import LOOK, RosterKeeper
@@ -201,7 +202,7 @@ async def test_the_rosters_writes_keep_to_their_budget(
     clock = cast("trio.abc.Clock", autojump_clock)
     monkeypatch.setattr(trio.to_thread, "run_sync", here)
     watch(monkeypatch, count)
-    monkeypatch.setattr(module, "DISK_RATE", 1024)
+    monkeypatch.setattr(keeping, "DISK_RATE", 1024)
     others = [identity(f"other {i}") for i in range(4)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mesh.keeper.keep)
@@ -285,7 +286,7 @@ async def test_a_damaged_roster_is_named_and_mended_and_its_node_runs(mesh: Mesh
 
 
 async def test_this_nodes_own_record_is_written_at_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_PAUSE", 600.0)
+    monkeypatch.setattr(keeping, "LEAST_PAUSE", 600.0)
     me = mesh.state.identity
     held = mesh.keeper.roster.get(me.node_id)
     assert held is not None

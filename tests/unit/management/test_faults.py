@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import msgspec
-import pytest
 
 import phantommesh
-from phantommesh.faults import Fault, FaultKind
-from phantommesh.management.peerfaults import MAX_PARTLY, RENEWAL, partly_reachable, peer_faults
-from phantommesh.management.views import MemberState, PathView, Status
+from phantommesh.faults import MOST_CONTESTED, OFTEN, WITHIN, Contest, FaultKind
+from phantommesh.management.views import Status
 from phantommesh.nursery.reporting.health import UNREADY
-from tests.support.fakenode import FakeNode, link_view, path_view
+from tests.support.fakenode import FakeNode
 
 RUNBOOK = Path(phantommesh.__file__).parent.parent / "docs" / "runbook.md"
 
@@ -65,46 +63,14 @@ def test_a_status_without_faults_is_read_as_of_an_older_node() -> None:
     assert msgspec.convert(status, Status).faults == []
 
 
-def seen(*faults: Fault) -> list[tuple[str, str]]:
-    return [(fault.code, fault.subject) for fault in faults]
-
-
-def test_a_peer_that_is_gone_is_told_of_once() -> None:
-    links = [link_view(1), link_view(2)]
-    assert seen(*peer_faults({}, links, [], 1)) == []
-    assert seen(*peer_faults({"id002": "dead"}, links, [], 1)) == [("peer-gone", "pm-2")]
-    stale = msgspec.structs.replace(links[0], state="stale", dimensions=3, last_error="no answer")
-    [fault] = peer_faults({}, [stale], [], 1)
-    assert seen(fault) == [("link-incomplete", "pm-1")]
-    assert "3 of 7" in fault.text and fault.text.endswith(": no answer")
-    assert seen(*peer_faults({"id001": "left"}, [stale], [], 1)) == []
-    [fault] = peer_faults({}, [msgspec.structs.replace(links[0], state="none", dimensions=0)], [], 1)
-    assert fault.text == "peer pm-1 has no keys agreed with this node and answers on 0 of 7 dimensions"
-
-
-def test_of_two_peers_with_one_name_the_one_that_is_gone_is_meant() -> None:
-    links = [msgspec.structs.replace(link_view(number), peer="twin") for number in (1, 2)]
-    assert seen(*peer_faults({"id001": "alive", "id002": "dead"}, links, [], 1)) == [("peer-gone", "twin")]
-
-
-@pytest.mark.parametrize(
-    ("state", "since", "told"), [("dark", 0.0, True), ("proving", RENEWAL, True), ("proving", 0.0, False)]
-)
-def test_a_dark_dimension_is_a_fault_where_others_answer(state: str, since: float, told: bool) -> None:
-    def path(dimension: int, **changes: object) -> PathView:
-        return msgspec.structs.replace(path_view(1, dimension), **changes)
-
-    paths = [path(0, state=state, since_s=since), path(1)]
-    assert seen(*peer_faults({}, [], paths, 1)) == ([("dimensions-dark", "pm-1")] if told else [])
-    assert seen(*peer_faults({}, [], paths[:1], 1)) == []
-    gone: tuple[MemberState, ...] = ("suspect", "dead")
-    for standing in gone:  # nothing takes its traffic, and `peer-gone` tells it
-        assert seen(*peer_faults({paths[0].node_id: standing}, [], paths, 1)) == []
-
-
-def test_few_of_many_partly_reachable_peers_are_named() -> None:
-    through = [(f"pm-{number}", ["pm-0"]) for number in range(MAX_PARTLY + 3)]
-    faults = list(partly_reachable(through, 1))
-    assert len(faults) == MAX_PARTLY + 1
-    assert {fault.code for fault in faults} == {"peer-partly-reachable"}
-    assert faults[-1].subject == "" and "3 more" in faults[-1].text
+def test_what_is_put_right_again_and_again_is_contested_until_it_stays_right() -> None:
+    contest = Contest()
+    for number in range(OFTEN):
+        assert list(contest.lasting(number)) == []
+        contest.mended("pm3", number)
+    assert list(contest.lasting(OFTEN)) == ["pm3"]
+    assert list(contest.lasting(WITHIN + 0.5)) == []
+    for number in range(2 * MOST_CONTESTED):
+        contest.mended(f"pm{number}", 100.0)
+        contest.mended("pm3", 100.0)
+    assert list(contest.lasting(100.0)) == ["pm3"] and len(contest._mended) == MOST_CONTESTED

@@ -31,6 +31,10 @@ NAMES = {
     "phantommesh_scatter_weight",
     "phantommesh_service_restarts_total",
     "phantommesh_loop_lag_seconds",
+    "phantommesh_faults",
+    "phantommesh_node_state",
+    "phantommesh_peers_traffic",
+    "phantommesh_ready",
 }
 
 
@@ -56,7 +60,24 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.api_request_seconds.labels(route="/v1/status", method="GET", status="200").observe(0.01)
     metrics.service_restarts.labels(service="udp").inc()
     metrics.loop_lag_seconds.observe(0.001)
+    metrics.set_faults({("peer-dark", "high"): 2})
+    metrics.set_state("running", ready=True)
+    metrics.set_traffic({"up": 1, "dark": 2})
     return metrics
+
+
+def test_a_fault_that_is_mended_counts_for_nothing() -> None:
+    metrics = filled()
+    value = metrics.registry.get_sample_value
+    labels = {"code": "peer-dark", "severity": "high"}
+    assert value("phantommesh_faults", labels) == 2
+    assert value("phantommesh_peers_traffic", {"traffic": "dark"}) == 2
+    assert value("phantommesh_peers_traffic", {"traffic": "left"}) == 0
+    metrics.set_faults({})
+    metrics.set_state("leaving", ready=False)
+    assert value("phantommesh_faults", labels) == 0 and value("phantommesh_ready") == 0
+    assert value("phantommesh_node_state", {"state": "leaving"}) == 1
+    assert value("phantommesh_node_state", {"state": "running"}) == 0
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

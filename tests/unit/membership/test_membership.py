@@ -34,13 +34,14 @@ NOW = 100.0
 
 
 def make(
-    known: int = 4, *, params: Params = LAN, generation: int = 1, seeds: tuple[Address, ...] = ()
-) -> Membership:
+    known: int = 4, *, params: Params = LAN, generation: int = 1, seeds: tuple[Address, ...] = (),
+    goodbyes: list[bytes] | None = None,
+) -> Membership:  # fmt: skip
     """Node A, which knows the first so many nodes."""
     return Membership(
         node=A, generation=generation, record_seq=1, record_hash=record_hash(0, 1), rng=random.Random(1),
         now=NOW, params=params, seeds=seeds, known=Snapshot(map(claim, range(known))) if known else EMPTY,
-        agree=partial(agree, A),
+        agree=partial(agree, A), goodbyes=goodbyes or (),
     )  # fmt: skip
 
 
@@ -507,3 +508,12 @@ def test_a_small_mesh_counts_its_datagrams() -> None:
     assert counts["ping"][0] >= 15
     assert counts["ack"][1] == counts["ping"][0]
     assert member.round_trip(node_id(1)) is not None
+
+
+def test_a_member_that_left_is_no_dead_one_after_a_restart() -> None:
+    left = claim(1)[:25] + bytes((int(State.LEFT),)) + claim(1)[26:]
+    member = make(0, goodbyes=[left])
+    assert member.state(B) is State.LEFT
+    assert member.goodbyes() == [left] and member.snapshot() == []
+    member.verified(B, 1, bytes(16), NOW)  # its record is in the roster still
+    assert member.state(B) is State.LEFT

@@ -22,13 +22,14 @@ def reads(node: NodePort) -> Handlers:
     """Return the handlers."""
 
     async def healthz() -> Response:
-        return json(Probe("ok"))
+        return json(Probe("ok", node.life()))
 
     async def readyz() -> Response:
-        ready, reasons = node.ready()
-        if not ready:
-            raise ProblemError(503, "the node is not ready", reasons=reasons)
-        return json(Probe("ready"))
+        found = node.ready()
+        if not found.ready:
+            title = "the node is starting" if found.state == "starting" else "the node is not ready"
+            raise ProblemError(503, title, unready=found)
+        return json(Probe("ready", found.state, found.codes))
 
     async def metrics() -> Response:
         accept = request.headers.get("Accept", "")

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node that answers from memory, of a mesh whose names and addresses are as long as they get."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from phantommesh.faults import FaultKind
+from phantommesh.management.events import EventLog
+from phantommesh.management.views import (
+    DimensionView,
+    LinkView,
+    MemberState,
+    PathView,
+    PeerView,
+    ProofDirection,
+    ProofsView,
+    Rotation,
+    RotationResult,
+    ScatterView,
+    Status,
+)
+from tests.support.fakenode import FakeNode, proofs_view, scatter_view
+
+NOW: Final = 1_893_456_000.0  # 2030-01-01T00:00:00Z
+LONGEST: Final = "longest-name-that-a-member-may-have-which-is-of-63-characters-x"
+NAMES: Final = (
+    "berlin-gw-1",
+    "warehouse-rotterdam-scanner-07",
+    "nas",
+    "laptop-of-annemarie-van-der-berg",
+    "relay-eu-central-1b.example",
+    LONGEST,
+)
+MEMBERSHIP: Final[tuple[MemberState, ...]] = ("alive", "alive", "suspect", "dead", "alive", "left")
+HEX: Final = "abcdefghijklmnopqrstuvwxyz234567"
+IPV6: Final = "fd5e:9f3b:1c2d:3e4f:a1b2:c3d4:e5f6:{:04x}"
+ENDPOINTS: Final = (
+    "203.0.113.17:51820",
+    "[2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01]:51820",
+    None,
+    "198.51.100.200:61234",
+    "[2001:db8::1]:51820",
+    None,
+)
+UNREACHABLE: Final = FaultKind("peer-dead", "medium")
+UNWRITTEN: Final = FaultKind("state-not-written", "high")
+
+
+def node_id(number: int) -> str:
+    """Text of the length and letters of a node id."""
+    return "".join(HEX[(number * 7 + at * 11) % 32] for at in range(26))
+
+
+class LongNames(FakeNode):
+    """Six peers, two of them gone; one of them was revoked, and one is reached by way of others."""
+
+    def __init__(self) -> None:
+        super().__init__(peers=len(NAMES))
+        self.events = EventLog(run="run1", clock=lambda: NOW)
+        self.faults = [
+            UNREACHABLE.fault(
+                "laptop-of-annemarie-van-der-berg has not answered for 3 h on any of its seven paths, nor do "
+                "the other members reach it",
+                "see that it runs and is connected; if it is gone for good, `phantommesh revoke "
+                "laptop-of-annemarie-van-der-berg` on an authority",
+                subject="laptop-of-annemarie-van-der-berg",
+            ),
+            UNWRITTEN.fault(
+                "/var/lib/phantommesh/roster: No space left on device",
+                "make room on that file system; the node tries again every 5 s",
+            ),
+        ]
+        self.events.publish("link.opened", NAMES[1], {"peer": NAMES[1], "node_id": node_id(1), "epoch": 3})
+        self.events.publish("peer.suspect", NAMES[2], {"peer": NAMES[2], "reason": "no answer for 5 s"})
+        self.events.publish("peer.revoked", LONGEST, {"peer": LONGEST, "by": "berlin-gw-1"})
+        self.events.publish(
+            "health.degraded",
+            None,
+            {"reasons": ["café: \x1b[2Jsaid the 名前 of a file", "two"], "codes": ["peer-dead"], "total": 2},
+        )
+
+    def status(self) -> Status:
+        return Status(
+            mesh="example-corporation",
+            node="amsterdam-head-office-gateway",
+            node_id=node_id(31),
+            version="0.1.0",
+            uptime_s=273_000.0,
+            backend="userspace (wireguard-go)",
+            role="authority",
+            ip4="100.127.201.114",
+            ip6=IPV6.format(0xFFFF),
+            peers_total=6,
+            peers_up=3,
+            members={"alive": 3, "suspect": 1, "dead": 1, "left": 1},
+            partly_reachable=1,
+            degraded=[fault.line for fault in self.faults],
+            faults=self.faults,
+            certificate_expires="2030-01-13T06:00:00Z",
+        )
+
+    def peers(self) -> list[PeerView]:
+        return [self._peer(number, name) for number, name in enumerate(NAMES)]
+
+    def _peer(self, number: int, name: str) -> PeerView:
+        up = number not in (3, 5)
+        handshakes = [0.0, 75.4, 130.0][number % 3] if up else None
+        return PeerView(
+            name=name,
+            node_id=node_id(number),
+            role="authority" if number == 0 else "node",
+            ip4=f"100.{64 + number}.{201 + number}.{17 * number}",
+            ip6=IPV6.format(number),
+            state="fresh" if up else "stale",
+            membership=MEMBERSHIP[number],
+            through=["berlin-gw-1", "nas"] if number == 4 else [],
+            endpoint=ENDPOINTS[number],
+            dimensions=[
+                DimensionView(
+                    index=0, interface="pm0", endpoint=None, last_handshake_s=handshakes,
+                    rx_bytes=0, tx_bytes=0, psk_age_s=None,
+                )
+            ],
+            rx_bytes=3 ** (6 * number),
+            tx_bytes=2 ** (9 * number),
+        )  # fmt: skip
+
+    def links(self) -> list[LinkView]:
+        return [
+            LinkView(
+                peer=name,
+                node_id=node_id(number),
+                epoch=1000 * number,
+                state="fresh" if MEMBERSHIP[number] == "alive" else "stale",
+                role="initiator" if number % 2 else "responder",
+                dimensions=7 if MEMBERSHIP[number] == "alive" else 2,
+                handshake_age_s=31.0 * 10**number,
+                psk_age_s=None if number == 5 else 30.0 * 10**number,
+                chain_reset=False,
+                last_error="no answer from [2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01]:51800 within 10 s"
+                if number == 3
+                else None,
+            )
+            for number, name in enumerate(NAMES)
+        ]
+
+    def paths(self) -> list[PathView]:
+        return [self._path(number, i) for number in (0, 1, 5) for i in range(7)]
+
+    def _path(self, number: int, dimension: int) -> PathView:
+        up = number != 5
+        return PathView(
+            peer=NAMES[number],
+            node_id=node_id(number),
+            dimension=dimension,
+            interface=f"pm{dimension}",
+            endpoint=ENDPOINTS[number],
+            state="up" if up else "dark" if dimension < 5 else "closed",
+            since_s=12.5 * 9**dimension,
+            rtt_s=0.0123 * (dimension + 1) if up else None,
+            jitter_s=0.001,
+            loss=0.005 * dimension if up else 1.0,
+            weight=1.0 if up else 0.0,
+        )
+
+    def scatter(self) -> list[ScatterView]:
+        return [
+            msgspec.structs.replace(scatter_view(number), peer=NAMES[number], node_id=node_id(number))
+            for number in (0, 1, 4)
+        ]
+
+    def proofs(self) -> list[ProofsView]:
+        return [self._proofs(number) for number in (0, 1, 5)]
+
+    def _proofs(self, number: int) -> ProofsView:
+        view = proofs_view(number)
+        newest = view.sent.newest
+        assert newest is not None
+        lost = msgspec.structs.replace(
+            newest, problem="12.5 % of what was sent on dimension 3 did not arrive, where 5 % may be lost"
+        )
+        received = ProofDirection(kept=60, countersigned=59, newest=lost if number == 1 else newest)
+        return msgspec.structs.replace(view, peer=NAMES[number], node_id=node_id(number), received=received)
+
+    async def rotate(self, peer: str | None) -> RotationResult:
+        chosen = [view for view in self.peers() if peer in (None, view.node_id)]
+        return RotationResult(rotations=_rotations(chosen))
+
+
+def _rotations(peers: Sequence[PeerView]) -> list[Rotation]:
+    return [
+        Rotation(peer=peer.name, node_id=peer.node_id, result="rotated", epoch=9)
+        if peer.membership == "alive"
+        else Rotation(
+            peer=peer.name,
+            node_id=peer.node_id,
+            result="failed",
+            detail="it did not answer within 30 s: see `phantommesh paths` for which way it can be reached",
+        )
+        for peer in peers
+    ]
+
+
+class Alone(LongNames):
+    """The node of a mesh without other members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.events = EventLog(run="run1", clock=lambda: NOW)
+
+    def status(self) -> Status:
+        now = msgspec.structs.replace(super().status(), peers_total=0, peers_up=0, members={})
+        return msgspec.structs.replace(now, partly_reachable=0, degraded=[], faults=[])
+
+    def peers(self) -> list[PeerView]:
+        return []
+
+    def links(self) -> list[LinkView]:
+        return []
+
+    def paths(self) -> list[PathView]:
+        return []
+
+    def scatter(self) -> list[ScatterView]:
+        return []
+
+    def proofs(self) -> list[ProofsView]:
+        return []
