@@ -82,8 +82,9 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
 
 class Return(msgspec.Struct, frozen=True, tag="return"):
     """The request of a member whose certificate ran out, on its present key: its PKCS#10 request (DER), its
-    record's body with its signature. ``until`` is when its certificate ended, in Unix seconds, so that the
-    authority can tell a wrong clock.
+    record's body with its signature. ``until`` is when its certificate ended, and ``at`` what its clock
+    shows, both in Unix seconds: so the authority can tell a wrong clock, and gives no certificate that the
+    member would take for one that does not hold.
 
     An authority certifies itself: it brings its new certificate and its authority's (DER), for its record.
     """
@@ -92,6 +93,7 @@ class Return(msgspec.Struct, frozen=True, tag="return"):
     record: bytes
     signature: bytes
     until: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)]
+    at: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)]
     node_cert: bytes = b""
     authority_cert: bytes = b""
 

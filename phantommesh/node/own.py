@@ -36,8 +36,16 @@ from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
 
 # Tuning.
 WITNESSES: Final = 3  # members asked
+# s until a node asks again that an authority did not take back; twice that after each further refusal. Each
+# costs the authority a handshake and a line of its log, and most end by a hand.
+REFUSED_AGAIN, REFUSED_MOST = 30.0, 240.0
+CLOCK_SET: Final = 60.0  # s by which a clock was set, so that a refusal may hold no more
 
 T = TypeVar("T")
+
+
+class NotTakenBackError(TrustError):
+    """Authorities answered, and none took this node back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,7 @@ class Own:
         self.certified, self.wg_keys = certified, wg_keys
         self._reserved = wg_keys.seq  # the greatest number that earlier runs may have given out
         self.renewal_error: PhantomMeshError | None = None
+        self._refusals, self._refused = 0, Moment(0.0, 0.0)  # how often in a row, and the last time
 
     @property
     def member(self) -> Member:
@@ -245,13 +254,23 @@ class Own:
         shared = (d.key for d in disputes if self._me in (d.loser, d.winner) and d.key in public)
         return next(map(public.index, shared), None)
 
+    def refrains(self, at: Moment) -> bool:
+        """Whether it is too early to ask the authorities again: they did not take this node back, and its
+        clock was not set since."""
+        since, before = at.now - self._refused.now, self._refused
+        if not self._refusals or abs(at.wall - before.wall - since) > CLOCK_SET:
+            return False
+        return since < min(REFUSED_AGAIN * 2.0 ** (self._refusals - 1), REFUSED_MOST)
+
     def renew(self, at: Moment) -> OwnWork[None]:
         """Try once to get another certificate. ``renewal_error`` says why that failed; `status` tells it."""
         try:
             yield from self._renew(at)
-            self.renewal_error = None
+            self.renewal_error, self._refusals = None, 0
         except PhantomMeshError as error:
             self.renewal_error = error
+            self._refusals = self._refusals + 1 if isinstance(error, NotTakenBackError) else 0
+            self._refused = at
             yield Told("own", "certificate not renewed", _about(error), "warning")
 
     def _renew(self, at: Moment) -> OwnWork[None]:
@@ -298,7 +317,7 @@ class Own:
         returned: messages.Returned
         authority: NodeId
         returned, authority, at = yield AskReturn(
-            messages.Return(csr, body, signature, int(self.member.not_after), *chain)
+            messages.Return(csr, body, signature, int(self.member.not_after), int(at.wall), *chain)
         )
         if node.authority is None:
             chain = returned.node_cert, returned.authority_cert

@@ -20,6 +20,7 @@ from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import (
     CLOCK_SKEW,
     DAY,
+    EARLY,
     LONGEST_LIFE,
     NODE_LIFE,
     RENEW_AT,
@@ -105,6 +106,17 @@ class Returning:
         if entry is None:
             raise TrustError("this node is no member that is known here", fix="ask another authority")
         member, clock = entry.member, f"by this authority's clock it is {rfc3339(at.wall)}"
+        set_clock = "set the clock of the machine of the two whose clock is wrong"
+        # A certificate that begins or ends in another time than the member's would be of no use to it, and
+        # count against it when its clock is right. A machine that was off for long often starts like that.
+        ahead = request.at - at.wall
+        if not -CLOCK_SKEW - EARLY <= ahead < RENEW_AT * NODE_LIFE - CLOCK_SKEW:
+            way = "ahead" if ahead > 0 else "behind"
+            raise TrustError(
+                f"the clock of {member.name} is {span(abs(ahead))} {way}: by it, it is "
+                f"{rfc3339(request.at)}, and {clock}",
+                fix=set_clock,
+            )
         if at.wall > member.not_after + node.mesh.grace:
             raise TrustError(
                 f"the certificate of {member.name} ran out on {rfc3339(member.not_after)}, which is longer "
@@ -117,7 +129,7 @@ class Returning:
         if member.role is not Role.AUTHORITY and at.wall < due <= request.until <= at.wall + LONGEST_LIFE:
             raise TrustError(
                 f"the certificate of {member.name} is good until {rfc3339(request.until)}: {clock}",
-                fix="set the clock of the machine of the two whose clock is wrong",
+                fix=set_clock,
             )
         return entry
 

@@ -4,7 +4,10 @@ renewal, who has an authority's old key and sets a clock back, who comes too lat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+from itertools import product
 
 import msgspec
 import pytest
@@ -15,6 +18,7 @@ from phantommesh.endpoint import Address
 from phantommesh.link.effects import Effect, Opened
 from phantommesh.link.keys import RETURNING
 from phantommesh.node.desk import RENEWALS
+from phantommesh.node.own import REFUSED_MOST
 from phantommesh.records.record import CONTEXT, SignedRecord
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import DAY, NODE_LIFE, Role, TrustError, verify_chain
@@ -26,6 +30,7 @@ from tests.simulation.full_scenarios import settle
 from tests.simulation.full_sim import Simulation
 
 AWAY = 3  # the member that is off
+YEAR = 365 * DAY
 
 
 def mesh() -> Simulation:
@@ -41,7 +46,7 @@ def mesh() -> Simulation:
 def request(sim: Simulation, key: Identity, seq: int = 1 << 40) -> messages.Return:
     """The request of this key's node, or of one that says that it is."""
     body = msgspec.msgpack.encode(plain_record(key, seq, sim.machines[AWAY].address))
-    return messages.Return(make_csr(key, "n3"), body, key.sign(body, CONTEXT), 0)
+    return messages.Return(make_csr(key, "n3"), body, key.sign(body, CONTEXT), 0, int(sim.wall))
 
 
 def session(claimed: Identity, key: Identity | None = None, invite: bytes = RETURNING) -> Session:
@@ -62,6 +67,13 @@ def refused(sim: Simulation, by: Session, asked: messages.Request, at: int = 0) 
     found = answer(sim, by, asked, at)
     assert isinstance(found, messages.Refused), found
     return found.message
+
+
+def address(sim: Simulation) -> IPv4Address:
+    """The overlay address of the member that is off, as the authority knows it."""
+    entry = sim.process(0).roster.get(sim.machines[AWAY].identity.node_id)
+    assert entry is not None
+    return entry.member.ip4
 
 
 def held(process: Process, key: Identity) -> float | None:
@@ -205,6 +217,128 @@ def test_a_member_that_asks_again_and_again_costs_the_others_a_few_records() -> 
     assert all("several times" in one.message for one in answers if isinstance(one, messages.Refused))
 
 
+@pytest.mark.parametrize("ahead", [-YEAR, -2 * DAY, 6 * DAY, YEAR])
+def test_a_member_whose_clock_is_wrong_uses_up_nothing(ahead: float) -> None:
+    """A machine that was off often starts with a wrong clock. It would throw away each certificate that it is
+    given, and be refused for hours when its clock is right."""
+    sim = mesh()
+    away, before = sim.machines[AWAY].identity, held(sim.process(0), sim.machines[AWAY].identity)
+    wrong = int(sim.wall + ahead)
+    for seq in range(RENEWALS + 2):
+        asked = msgspec.structs.replace(request(sim, away, seq=(1 << 40) + seq), at=wrong)
+        said = answer(sim, session(away), asked)
+        assert isinstance(said, messages.Refused)
+        assert said.message.startswith("the clock of n3 is ")
+        assert f" {'ahead' if ahead > 0 else 'behind'}: by it" in said.message
+        assert "set the clock of the machine of the two whose clock is wrong" in said.fix
+    assert held(sim.process(0), away) == before
+    assert isinstance(answer(sim, session(away), request(sim, away)), messages.Returned)
+
+
+def test_a_node_that_is_refused_asks_ever_less_often() -> None:
+    """Each time costs the authority a handshake and a line of its log."""
+    sim = mesh()
+    authority = sim.process(0)
+    ended = held(authority, sim.machines[AWAY].identity)
+    assert ended is not None
+    sim.skipped += ended + sim.mesh.described.grace - sim.wall + DAY
+    sim.run(30)
+    opened = Counter[bytes]()
+    really = authority.carry_links
+
+    def watched(wanted: Sequence[Effect]) -> None:
+        opened.update(one.peer for one in wanted if isinstance(one, Opened) and one.invite == RETURNING)
+        really(wanted)
+
+    authority.carry_links = watched  # type: ignore[method-assign]
+    sim.start(AWAY)
+    sim.run(1200)
+    asked = opened[sim.machines[AWAY].identity.node_id]
+    assert 3 <= asked <= 3 + 1200 / REFUSED_MOST + 1
+    # Its clock was set: what was refused before may be granted now.
+    word = sim.process(AWAY).own.word
+    assert word.refrains(sim.process(AWAY).desk.worker.moment())
+    sim.step_clock(AWAY, 3600.0)
+    assert not word.refrains(sim.process(AWAY).desk.worker.moment())
+
+
+def test_a_stolen_key_of_a_replaced_identity_is_of_no_use() -> None:
+    """The lost machine's place went to another machine, which revoked the lost one."""
+    sim = mesh()
+    authority, lost = sim.process(0), sim.machines[AWAY].identity
+    signer = sim.machines[0].authority
+    assert signer is not None
+    heir, ip4 = identity("heir"), address(sim)
+    authority.keeper.revoke(*authority.revocations.sign(signer, lost.node_id, sim.wall))
+    cert = signer.issue(heir.spki, "n3", Role.NODE, ip4, sim.wall)
+    body = msgspec.msgpack.encode(plain_record(heir, 1, sim.machines[AWAY].address))
+    authority.keeper.add(SignedRecord(body, heir.sign(body, CONTEXT), cert, signer.der))
+    assert refused(sim, session(lost), request(sim, lost)) == "this node was revoked"
+    entry = authority.roster.get(heir.node_id)
+    assert entry is not None and (entry.member.name, entry.member.ip4) == ("n3", ip4)
+
+
+def test_a_member_that_was_away_gets_the_name_of_nobody_present() -> None:
+    """An authority that did not hear of the member's rename knows the old name, which is another's now."""
+    sim = mesh()
+    authority, away = sim.process(0), sim.machines[AWAY].identity
+    signer, present = sim.machines[0].authority, identity("present")
+    assert signer is not None
+    cert = signer.issue(present.spki, "n3", Role.NODE, address(sim), sim.wall)
+    body = msgspec.msgpack.encode(plain_record(present, 1, sim.machines[AWAY].address))
+    authority.keeper.add(SignedRecord(body, present.sign(body, CONTEXT), cert, signer.der))
+    lost = address(sim)
+    found = answer(sim, session(away), request(sim, away))
+    assert isinstance(found, messages.Returned)
+    member = verify_chain(sim.mesh.root, found.authority_cert, found.node_cert, sim.wall)
+    assert member.node_id == away.node_id
+    assert member.name.startswith("n3-") and member.ip4 != lost
+    assert not [one for one in authority.roster.disputes(sim.wall) if one.over in ("name", "address")]
+
+
+def test_the_record_of_another_does_not_come_in_by_a_return() -> None:
+    """The request's record must be signed by the key of the handshake."""
+    sim = mesh()
+    away, other = sim.machines[AWAY].identity, sim.process(1)
+    theirs = other.roster.get(other.me)
+    assert theirs is not None
+    asked = msgspec.structs.replace(
+        request(sim, away), record=theirs.signed.body, signature=theirs.signed.signature
+    )
+    assert isinstance(answer(sim, session(away), asked), messages.Refused)
+    before = held(sim.process(0), away)
+    assert before is not None and before < sim.wall
+
+
+def test_an_authority_that_did_not_hear_of_a_revocation_lets_in_for_itself_alone() -> None:
+    """It was off when another one revoked the member, and has no link yet. Nobody else takes the certificate,
+    and it puts the member out itself as soon as it hears of the revocation. The group keys that it gives are
+    older than the revocation."""
+    sim = Simulation(5, authorities=2)
+    sim.start_all()
+    settle(sim, 60)
+    sim.crash(AWAY)
+    sim.crash(1)
+    sim.revoke(0, AWAY)
+    sim.days(10)
+    away = sim.machines[AWAY].identity
+    sim.network.cut = lambda a, b: 1 in (a, b)
+    sim.start(1)
+    sim.run(1)
+    found = answer(sim, session(away), request(sim, away), at=1)
+    assert isinstance(found, messages.Returned)
+    newest = sim.process(0).ring.newest
+    assert newest is not None and newest.key not in found.keys
+    entry = sim.process(1).roster.get(away.node_id)
+    assert entry is not None
+    with pytest.raises(TrustError, match="is revoked"):
+        sim.process(2).keeper.add(entry.signed)
+    sim.network.cut = lambda a, b: False
+    assert sim.run(60, lambda: away.node_id in sim.process(1).revocations)
+    assert held(sim.process(1), away) is None
+    assert all(held(process, away) is None for process in sim.running())
+
+
 def test_a_clock_that_is_set_back_makes_no_old_authority_young() -> None:
     """Who has an authority's key may date certificates as it likes. A revoked one's are refused, and so are
     old ones that nobody held: a node that it invents was never a member."""
@@ -329,8 +463,9 @@ def test_only_the_handshake_for_it_takes_a_member_back() -> None:
 
 
 def test_a_date_that_is_none_is_refused_by_the_decoder() -> None:
-    asked = messages.Return(b"", b"", b"", 0)
-    for until in (-1, messages.MAX_MOMENT + 1, 1 << 63, 1e300, float("nan"), "x"):
-        data = msgspec.msgpack.encode({**msgspec.structs.asdict(asked), "type": "return", "until": until})
+    asked = messages.Return(b"", b"", b"", 0, 0)
+    dates: tuple[object, ...] = (-1, messages.MAX_MOMENT + 1, 1 << 63, 1e300, float("nan"), "x")
+    for field, date in product(("until", "at"), dates):
+        data = msgspec.msgpack.encode({**msgspec.structs.asdict(asked), "type": "return", field: date})
         with pytest.raises(messages.ControlError):
             messages.decode_request_untrusted(data)

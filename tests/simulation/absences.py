@@ -67,6 +67,19 @@ def off(seed: int, *, index: int, days: int, authorities: int) -> Outcome:
     return _back(sim, index, others)
 
 
+def off_and_wrong(seed: int, *, days: int, seconds: float) -> Outcome:
+    """A member is off for some days, and its clock is wrong for ten minutes when it starts: many a small
+    machine has no clock that runs while it is off."""
+    sim = _mesh(seed, 1)
+    sim.crash(NODES - 1)
+    sim.days(days)
+    sim.step_clock(NODES - 1, seconds)
+    sim.start(NODES - 1)
+    sim.run(WRONG_FOR)
+    sim.step_clock(NODES - 1, -seconds)
+    return _back(sim, NODES - 1, None)
+
+
 def all_off(seed: int, *, days: int) -> Outcome:
     """All machines of a mesh with one authority are off for some days, and are switched on at once."""
     sim = _mesh(seed, 1)
@@ -113,6 +126,9 @@ def cases() -> Iterator[Case]:
     for size, seconds in (("an hour", HOUR), ("a day", DAY), ("a year", YEAR)):
         for way, sign in (("ahead", 1.0), ("behind", -1.0)):
             step = sign * seconds
+            play = partial(off_and_wrong, days=10, seconds=step)
+            name = f"a member is off for 10 days, and starts with its clock {size} {way}"
+            yield Case(name, play, brief=size != "an hour")
             for who, index, authorities in (
                 ("a member", 3, 2), ("one authority of two", 1, 2), ("the only authority", 0, 1),
             ):  # fmt: skip

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRename, AskRenewal, AskReturn, Certified, Own, Rejoin, witnesses
+from phantommesh.node.own import (
+    AskRename,
+    AskRenewal,
+    AskReturn,
+    Certified,
+    NotTakenBackError,
+    Own,
+    Rejoin,
+    witnesses,
+)
 from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
 from phantommesh.nursery.members.returning import WITNESS
 from phantommesh.records.record import NodeRecord
@@ -76,6 +85,8 @@ class OwnRecord:
         process, worker = self.process, self.process.desk.worker
         if self._renewing or process.now < self._renew_after or not self.word.due(process.wall):
             return
+        if self.word.refrains(worker.moment()):
+            return
         alone = not self.word.certified_at(process.wall) or self.word.forlorn(process.wall)
         pause = LOOK_UNCERTIFIED if alone else AGAIN
         self._renew_after, self._renewing = process.now + pause, True
@@ -117,7 +128,7 @@ class OwnRecord:
     def come_back(self, step: AskReturn, back: Done) -> None:
         """`returning.come_back`: call ``back`` with the answer of the first authority that takes this node
         back."""
-        process, sim, reasons = self.process, self.process.sim, list[str]()
+        process, sim, reasons, kind = self.process, self.process.sim, list[str](), TrustError
         entries = [
             entry
             for entry in process.roster
@@ -125,6 +136,7 @@ class OwnRecord:
         ]
 
         def following(answer: object) -> None:
+            nonlocal kind
             if isinstance(answer, messages.Returned):
                 for entry in witnesses(process.roster, process.me, asked[-1], process.rng):
                     process.asker.ask_revoked(entry.member.node_id, asked[-1])
@@ -132,9 +144,10 @@ class OwnRecord:
                 return
             if isinstance(answer, messages.Refused):
                 reasons.append(answer.message)
+                kind = NotTakenBackError
             if not entries:
                 self.process.machine.told = reasons
-                back(TrustError(f"no authority takes this node back: {'; '.join(reasons)}"))
+                back(kind(f"no authority takes this node back: {'; '.join(reasons)}"))
                 return
             asked.append(entries.pop(0).member.node_id)
             come_back(sim, process.machine, sim.by_id[asked[-1]], step.request, following)

@@ -150,7 +150,7 @@ class OwnRecord:
 
     async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. If that fails, ``renewal_error`` says why, and `status` tells it."""
-        if not self.word.due(time()):
+        if not self.word.due(time()) or self.word.refrains(moment()):
             return
         try:
             async with self._certifying:

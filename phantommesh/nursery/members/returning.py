@@ -13,7 +13,7 @@ from phantommesh.control import messages
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.keys import RETURNING, returning_secret
-from phantommesh.node.own import witnesses
+from phantommesh.node.own import NotTakenBackError, witnesses
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.sockets import channels, framing
@@ -38,8 +38,8 @@ async def come_back(
 ) -> tuple[messages.Returned, NodeId]:
     """Ask one authority after the other, at the addresses of its record, expired or not; return the answer of
     the first that takes this node back and stands, as far as others know, and who it is. Raises
-    `TrustError`."""
-    me, reasons, fix = node.identity.node_id, list[str](), ""
+    `TrustError`, of the kind `NotTakenBackError` where an authority refused."""
+    me, reasons, fix, refused = node.identity.node_id, list[str](), "", False
     for entry in node.roster:
         member = entry.member
         if member.role is not Role.AUTHORITY or member.node_id == me:
@@ -51,10 +51,11 @@ async def come_back(
                 return answer, member.node_id
             answer = "it was revoked while this node was away"
         if isinstance(answer, messages.Refused):
-            fix = fix or answer.fix
+            fix, refused = fix or answer.fix[:MAX_REASON], True
             answer = answer.message[:MAX_REASON]
         reasons.append(f"{member.name}: {answer}")
-    raise TrustError(
+    kind = NotTakenBackError if refused else TrustError
+    raise kind(
         "no authority takes this node back: " + ("; ".join(reasons) or "none is known"),
         fix=fix or "start an authority, and check that its control port is open for TCP from here",
     )
