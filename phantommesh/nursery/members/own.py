@@ -38,6 +38,7 @@ from phantommesh.wireguard.keys import WgKeys
 DISPUTED = FaultKind("own-claim-disputed", "critical")
 CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
 CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
+MESH_ENDS = FaultKind("mesh-ends", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age

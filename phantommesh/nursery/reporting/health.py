@@ -27,13 +27,14 @@ from phantommesh.records import record, roster
 from phantommesh.scatter import intents
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
-from phantommesh.trust.certificates import EARLY
+from phantommesh.trust.certificates import DAY, EARLY
 from phantommesh.trust.identity import NodeId, format_node_id
 
 SETUP_CONTESTED = FaultKind("setup-contested", "high")
 
 # Tuning.
 TWICE = 2  # passes in a row that have to find the same before it is told
+MESH_ENDS = 180 * DAY  # s before the root's end in which it is told
 ALL_AWAY = 60.0  # s from the start in which others whose certificates ran out come back
 
 # With any of these the node does not do its own work, so that it is not ready.
@@ -110,6 +111,17 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
+    yield from _mesh_ends(parts)
+
+
+def _mesh_ends(parts: Parts) -> Iterator[Fault]:
+    """Say in time that the root's certificate, and all others with it, will run out."""
+    end, now = parts.state.mesh.not_after, time()
+    if now > end - MESH_ENDS:
+        yield own.MESH_ENDS.fault(
+            f"the mesh ends on {rfc3339(end)}: the root certificate runs out, and nothing renews a root",
+            "begin a new mesh with `phantommesh init` before, and let the machines join it",
+        )
 
 
 def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator[Fault]:

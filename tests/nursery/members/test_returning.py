@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from phantommesh.link.psk import PskPhase
 from phantommesh.node.returning import place_of
 from phantommesh.nursery.members import own
-from phantommesh.nursery.members.own import CERTIFICATE_EXPIRED
+from phantommesh.nursery.members.own import CERTIFICATE_EXPIRED, MESH_ENDS
 from phantommesh.nursery.node import Node
 from phantommesh.state.directory import StateDir
 from phantommesh.state.start import NodeState, load_node, renewal_files
@@ -27,10 +27,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "LOOK_UNCERTIFIED", 0.2)
 
 
-def make_old_mesh(at: Path, patch: pytest.MonkeyPatch) -> NodeState:
-    """A mesh that was made 200 days ago. Its authority was off since."""
+def make_old_mesh(at: Path, patch: pytest.MonkeyPatch, days: int = 200) -> NodeState:
+    """A mesh that was made so many days ago. Its authority was off since."""
     with patch.context() as then:
-        then.setattr(loopback, "time", lambda: time() - 200 * DAY)
+        then.setattr(loopback, "time", lambda: time() - days * DAY)
         return make_authority(at)
 
 
@@ -136,3 +136,14 @@ async def test_another_machine_takes_a_lost_ones_place(tmp_path: Path, revoked_f
             with pytest.raises(TrustError, match="in place of itself"):
                 place_of(kept, "alpha")
     assert validity(load_node(tmp_path / "c" / "state", time()).node_cert)[1] > time()
+
+
+@pytest.mark.parametrize(("age", "told"), [(3_460, False), (3_480, True)])
+async def test_half_a_year_before_its_end_the_mesh_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: int, told: bool
+) -> None:
+    make_old_mesh(tmp_path / "a", monkeypatch, age)
+    with capture_logs():
+        async with serving(tmp_path / "a") as alpha:
+            found = [fault for fault in alpha.reporter.status().faults if fault.code == MESH_ENDS.code]
+            assert bool(found) == told
