@@ -30,7 +30,6 @@ import trio
 import trio.testing
 
 from benchmarks.machine import describe
-from phantommesh.node.own import RENEW_AT
 from phantommesh.nursery.dataplane.rekeying import HASTE
 from phantommesh.nursery.keeping import roster as keeping
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -40,7 +39,7 @@ from phantommesh.state import rosterlog
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import Place
 from phantommesh.state.start import load_node
-from phantommesh.trust.certificates import NODE_LIFE, Role
+from phantommesh.trust.certificates import NODE_LIFE, RENEW_AT, Role
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import choose_ip4
 from phantommesh.wireguard.keys import WgKeys

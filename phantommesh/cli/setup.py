@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     metavar="NETWORK",
     help="The mesh's IPv4 network, /8 to /30, for good. [default: 100.64.0.0/10]",
 )
+@click.option(
+    "--grace",
+    type=Duration(),
+    default=90 * 86_400.0,
+    show_default="90d",
+    help="How long after its certificate's end a member comes back by itself, for good.",
+)
 @endpoints_option
 @click.option(
     "--one-machine", is_flag=True, help="All nodes are to run on this machine: allow loopback endpoints."
@@ -46,6 +53,7 @@ def init(
     mesh: str | None,
     name: str | None,
     cidr: str | None,
+    grace: float,
     endpoints: tuple[str, ...],
     one_machine: bool,
 ) -> None:
@@ -87,6 +95,7 @@ def init(
             endpoints=config.node.endpoints,
             now=datetime.now(UTC).timestamp(),
             config=config,
+            grace=grace,
             check=check,
         )
     _report(options, summary, options.command("run"))
@@ -193,13 +202,21 @@ def _report(options: Options, summary: Any, then: str) -> None:
 @click.option("--name", help="Only a node of this name may use it.")
 @click.option("--role", type=click.Choice(["node", "authority"]), default="node", show_default=True)
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--replace",
+    "lost",
+    metavar="NODE",
+    help="For a machine that takes the place of a lost one: its name, role and IPv4 address. Its use revokes "
+    "the lost one.",
+)
 @json_option
 @click.pass_obj
-def invite(options: Options, ttl: float, name: str | None, role: str, uses: int) -> None:
+def invite(options: Options, ttl: float, name: str | None, role: str, uses: int, lost: str | None) -> None:
     """Print one line that lets a machine join. It is a secret until it is used."""
     need_access("invite", options.state_dir)
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339, span
+    from phantommesh.node.returning import place_of
     from phantommesh.state.agreement import load_config, need_state
     from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
@@ -218,6 +235,12 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         raise CliError(
             "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
         )
+    replaces, ip4 = None, ""
+    if lost is not None:
+        if name is not None or role != "node" or uses != 1:
+            raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
+        place = place_of(node, lost)
+        name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
     if Role(role) is Role.AUTHORITY:
         node.root_key()  # else the joiner would find out
     node.invites.expire(now)
@@ -235,7 +258,11 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int)
         role=Role(role),
         name=name,
         uses=uses,
+        replaces=replaces,
+        ip4=ip4,
     )
+    if replaces is not None:
+        click.echo(f"note: the use of this invite revokes the present {name} for ever", err=True)
     if options.json:
         expires = rfc3339(made.expires)
         emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})

@@ -74,14 +74,19 @@ def asked_for(records: Sequence[bytes], hashes: Iterable[bytes]) -> Keep:
     return Keep(tuple(kept), len(records) - len(kept))
 
 
-def reconcile(roster: Roster, wall: Callable[[], float]) -> Talk[int]:
-    """Exchange with one member the records that either lacks; return how many came. ``wall`` is unix time.
+def reconcile(
+    roster: Roster, wall: Callable[[], float], clock: Callable[[float], None] = lambda theirs: None
+) -> Talk[int]:
+    """Exchange with one member the records that either lacks; return how many came. ``wall`` is unix time;
+    ``clock`` is called with the member's.
 
     Statements that are not acceptable here or there are left out: nothing that a member sends ends this.
     """
     answer = yield messages.Compare(antientropy.buckets(roster, wall()))
     if not isinstance(answer, messages.Differs):
         raise AskingError("not an answer to a comparison")
+    if answer.at:
+        clock(float(answer.at))
     try:
         difference = antientropy.parse_difference_untrusted(answer.difference)
     except antientropy.AntiEntropyError as error:
@@ -99,13 +104,14 @@ def compare(
     sync_close: Callable[[bytes], bytes],
     roster: Roster,
     wall: Callable[[], float],
+    clock: Callable[[float], None] = lambda theirs: None,
 ) -> Talk[int]:
     """Compare tables, then records. The first two are `Membership`'s; they may raise `GossipError`."""
     answer = yield messages.SyncOpen(sync_open())
     if not isinstance(answer, messages.SyncAnswer):
         raise AskingError("not an answer to a sync")
     yield messages.SyncClose(sync_close(answer.difference))
-    return (yield from reconcile(roster, wall))
+    return (yield from reconcile(roster, wall, clock))
 
 
 class Shut(NamedTuple):

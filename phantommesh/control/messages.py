@@ -20,6 +20,7 @@ from phantommesh.records.record import MAX_RECORD_BYTES
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
+MAX_MOMENT = 253_402_300_799  # Unix seconds: the last one of the year 9999
 _AROUND = 256  # bytes around what an answer holds
 
 
@@ -77,6 +78,39 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
 
     node_cert: bytes
     authority_cert: bytes
+
+
+class Return(msgspec.Struct, frozen=True, tag="return"):
+    """The request of a member whose certificate ran out, on its present key: its PKCS#10 request (DER), its
+    record's body with its signature. ``until`` is when its certificate ended, and ``at`` what its clock
+    shows, both in Unix seconds: so the authority can tell a wrong clock, and gives no certificate that the
+    member would take for one that does not hold.
+
+    An authority certifies itself: it brings its new certificate and its authority's (DER), for its record.
+    """
+
+    csr: bytes
+    record: bytes
+    signature: bytes
+    until: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)]
+    at: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)]
+    node_cert: bytes = b""
+    authority_cert: bytes = b""
+
+
+class Returned(msgspec.Struct, frozen=True, tag="returned"):
+    """The new certificate and the authority's, in DER, empty for an authority; the answerer's own record,
+    encoded; the group keys, and the id of the one that is sent with. The member can link with the answerer
+    then, and hears all else over that link."""
+
+    node_cert: bytes
+    authority_cert: bytes
+    record: bytes
+    keys: bytes
+    active_key: bytes
+
+    def __repr__(self) -> str:
+        return "Returned(***)"
 
 
 class Rename(msgspec.Struct, frozen=True, tag="rename"):
@@ -161,9 +195,11 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
 
 
 class Differs(msgspec.Struct, frozen=True, tag="differs"):
-    """`antientropy.differing` of the answerer's."""
+    """`antientropy.differing` of the answerer's, and the answerer's clock in Unix seconds; an earlier version
+    does not say that."""
 
     difference: bytes
+    at: Annotated[int, msgspec.Meta(ge=0, le=MAX_MOMENT)] = 0
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
@@ -225,11 +261,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
+    Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend
 )  # fmt: skip
 Answer = (
-    Enrolled | Renewed | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
+    Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Refused
 )  # fmt: skip
 
@@ -246,7 +282,7 @@ def answer_limit(request: Request) -> int:
             return MAX_DIFFERENCE + _AROUND
         case SyncOpen():
             return MAX_SYNC + _AROUND
-        case AskKeys() | Enrol():
+        case AskKeys() | Enrol() | Return():
             return MAX_FRAME
         case _:
             return SMALL

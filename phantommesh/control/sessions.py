@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from phantommesh.control import channel
 from phantommesh.control.seats import Holder
 from phantommesh.link.effects import Opened
+from phantommesh.link.keys import RETURNING
 from phantommesh.secret import Secret
 
 SESSIONS_PER_PEER = 3
@@ -35,7 +36,10 @@ class Session:
 
     @property
     def holder(self) -> Holder:
-        """The one that its channels count for."""
+        """The one that its channels count for. Those that come back bring no invite of their own, but they
+        are members, with one node id each."""
+        if self.invite == RETURNING:
+            return Holder(self.peer, newcomer=True)
         return Holder(self.invite, newcomer=True) if self.invite else Holder(self.peer)
 
 

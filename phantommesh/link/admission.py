@@ -31,6 +31,7 @@ class Standing(Enum):
     PROVEN = "the proof of its node id"
     KNOWN = "an address of that member's, or a chain that this node has with it"
     NEWCOMER = "the secret of an invite"
+    RETURNING = "nothing: anybody who knows the mesh can claim to be a member whose certificate ran out"
     STRANGER = "nothing: any member can claim the name"
     OUTDATED = "nothing, under an admission secret that was replaced: a revoked node can claim the name"
 
@@ -57,6 +58,7 @@ SHARES = {
     Standing.PROVEN: Share(1024, 1024, 1, INIT_RATE, INIT_BURST, each=True),
     Standing.KNOWN: Share(256, 4, 4, INIT_RATE, INIT_BURST, each=True),
     Standing.NEWCOMER: Share(32, 4, 4, 5.0, 20.0),
+    Standing.RETURNING: Share(32, 2, 4, 5.0, 20.0),
     Standing.STRANGER: Share(64, 4, 64, 10.0, 20.0),
     Standing.OUTDATED: Share(16, 1, 16, 1.0, 5.0),
 }

@@ -32,7 +32,7 @@ class PeerAuth:
 @dataclass(frozen=True, slots=True)
 class Enrolment:
     """Data that an authority needs to let newcomers in. ``find(invite id, node id)`` gives the secret of an
-    invite that this node may use."""
+    invite that this node may use; of `keys.RETURNING`, where the node is a member that may come back."""
 
     root_hash: bytes
     spki: bytes

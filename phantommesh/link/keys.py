@@ -27,6 +27,8 @@ FIRST_CHAIN = bytes(64)  # the salt where there is no previous chain key: RFC 58
 
 RESPONDER_CONTEXT = b"PhantomMesh 1 responder"  # FIPS 204 section 5.2: the context separates the two roles
 INITIATOR_CONTEXT = b"PhantomMesh 1 initiator"
+# In INIT's place of an invite's id: a member whose certificate ran out. No invite has it: theirs are random.
+RETURNING = b"phantommesh back"
 _KEY_HASH = 4  # bytes a dimension in the interface hash
 
 
@@ -167,6 +169,12 @@ def invite_chain(secret: Secret) -> bytes:
 def invite_proof_key(secret: Secret) -> bytes:
     """Key of a newcomer's proof in INIT (64 bytes): it holds the invite's secret."""
     return expand(secret.reveal(), b"invite proof", 64)
+
+
+def returning_secret(root_hash: bytes, authority: bytes, node_id: bytes) -> Secret:
+    """In place of an invite's secret (32 bytes), for a member whose certificate ran out. Everybody who knows
+    the mesh can compute it: the two ends are shown by their signatures alone."""
+    return Secret(expand(root_hash, b"returning member", 32, authority, node_id))
 
 
 def pair_proof_key(shared: bytes, initiator: bytes, responder: bytes) -> bytes:

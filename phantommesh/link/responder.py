@@ -173,7 +173,10 @@ class Answerer:
             return self._context.drop("invite")
         if not proven(init, keys.invite_proof_key(secret), self._cookies.accepted(source, now)):
             return self._context.drop("invite-proof")
-        if not self._admit(init, Standing.NEWCOMER, invite, source, now):
+        standing, name = Standing.NEWCOMER, invite
+        if invite == keys.RETURNING:
+            standing, name = Standing.RETURNING, init.node_id
+        if not self._admit(init, standing, name, source, now):
             return []
         handshake = Responder(
             init,
@@ -186,9 +189,7 @@ class Answerer:
             interface_hash=init.interface_hash,
         )
         mac_out = gate.mac_out(init.node_id)
-        return self._respond(
-            Response(handshake, source, Standing.NEWCOMER, invite, mac_out, now, invite=invite)
-        )
+        return self._respond(Response(handshake, source, standing, name, mac_out, now, invite=invite))
 
     def _admit(self, init: wire.Init, standing: Standing, name: bytes, source: Address, now: float) -> bool:
         """The last checks before anything dear is computed: a replay, the budget, a place."""

@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from phantommesh.control import messages
 from phantommesh.endpoint import parse_endpoint
+from phantommesh.link.keys import RETURNING
 from phantommesh.moments import span
+from phantommesh.node.returning import Returning
 from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
     Alone,
@@ -35,7 +37,11 @@ from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import SignedRecord, open_record
 from phantommesh.records.roster import Entry, settle
 from phantommesh.state.invitebook import InviteEntry
-from phantommesh.trust.certificates import NODE_LIFE, Role, TrustError
+from phantommesh.trust.certificates import (
+    NODE_LIFE,
+    Role,
+    TrustError,
+)
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.trust.invites import MAX_ENDPOINTS, Invite
@@ -71,13 +77,14 @@ class Desk:
         self._promised: dict[str, tuple[NodeId, float]] = {}  # by name: to whom, and until when
         self._renames = Rates[NodeId](1 / RENAME_AGAIN, RENAMES)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
+        self.returning = Returning(node, ring, self._renewals)
 
     # Letting nodes in.
 
     def enrol(self, newcomer: Party, request: messages.Enrol, at: Moment) -> Work[messages.Enrolled]:
         """Let a newcomer in. Raises TrustError, RecordError or StateError; then the invite is not spent."""
         authority_of(self._node)
-        if not newcomer.invite:
+        if newcomer.invite in (b"", RETURNING):
             raise TrustError(
                 "an enrolment needs an invite", fix="use the line that `phantommesh invite` prints"
             )
@@ -296,12 +303,13 @@ class Desk:
         return renamed
 
     def _taken(self, others: Sequence[Entry], node_id: NodeId, name: str, at: Moment) -> bool:
-        """Whether another member has the name, or was just given it. A member that has expired has to join
-        again, as a new node, and wants its name back."""
+        """Whether another member has the name, or was just given it. A member that is not taken back any
+        more has lost it."""
         self._promised = {n: given for n, given in self._promised.items() if given[1] > at.now}
         if self._promised.get(name, (node_id, 0.0))[0] != node_id:
             return True
-        return any(entry.member.name == name and entry.member.not_after >= at.wall for entry in others)
+        since = at.wall - self._node.mesh.grace
+        return any(entry.member.name == name and entry.member.not_after >= since for entry in others)
 
 
 def _check_invite(invite: InviteEntry, name: str) -> None:
@@ -316,7 +324,7 @@ def _name_taken(name: str) -> TrustError:
     return TrustError(
         f"the mesh has a node named {name} already",
         fix="join with another --name; if this machine was that node and has lost its state, run "
-        f"`phantommesh revoke {name}` on an authority first",
+        f"`phantommesh invite --replace {name}` on an authority, and join by that invite",
     )
 
 

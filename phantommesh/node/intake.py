@@ -253,10 +253,10 @@ class Intake:
         TrustError where they do not hold."""
         return self.revoke(*(one for data in packed for one in self._revocations.unpack(data)))
 
-    def take_standing(self, answer: bytes) -> bool:
-        """Take what somebody answered to the question how this node stands: no more than that. Raises
-        TrustError."""
-        return self.revoke(*self._revocations.about(self._me, answer))
+    def take_standing(self, answer: bytes, of: NodeId | None = None) -> bool:
+        """Take what somebody answered to the question how this node, or that one, stands: no more than that.
+        Raises TrustError."""
+        return self.revoke(*self._revocations.about(self._me if of is None else of, answer))
 
     def taking_parts(self, parts: Iterable[bytes]) -> Generator[None, None, bool]:
         """`take_revocations` of much that came from one member. Words of the root's are first, since the

@@ -25,6 +25,8 @@ from phantommesh.gossip.acquaintance import Acquaintance
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import AskKeys, Effect, Gossip
 from phantommesh.membership.effects import FetchRecord, Sync
+from phantommesh.node.clocks import Clocks
+from phantommesh.node.steps import Moment
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
@@ -86,6 +88,7 @@ class News:
         self._roster, self._revocations, self._gossip = roster, revocations, gossip
         self._requests, self._where, self._may = requests, where, may
         self._reachable, self._linked, self._carry_out = reachable, linked, carry_out
+        self.clocks = Clocks()
         self.fetching = asking.Fetching()
         self._acquaintance = Acquaintance(
             me, roster, revocations, gossip.membership, self.fetching, told=told, learned=learned
@@ -225,7 +228,10 @@ class News:
             self._carry_out(self._gossip.seal(effects, moment))
             return rest
 
-        talk = asking.compare(lambda: membership.sync_open(now()), close, self._roster, wall)
+        def clock(theirs: float) -> None:
+            self.clocks.heard(member, theirs, Moment(now(), wall()))
+
+        talk = asking.compare(lambda: membership.sync_open(now()), close, self._roster, wall, clock)
         yield asking.Call(member, talk)
 
     def _ask_queued(self, wanted: AskKeys) -> Task:

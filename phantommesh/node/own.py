@@ -6,17 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from typing import Any, Final, TypeVar
 
+import msgspec
 from msgspec import structs
 
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
-from phantommesh.records.record import NodeRecord, SignedRecord, sign_record
-from phantommesh.records.roster import Dispute, settle
+from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, sign_record
+from phantommesh.records.roster import Dispute, Entry, Roster, settle
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import (
+    EARLY,
+    RENEW_AT,
     Member,
     Mesh,
     Role,
@@ -25,13 +29,23 @@ from phantommesh.trust.certificates import (
     check_label,
     verify_chain,
 )
+from phantommesh.trust.identity import NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr
 from phantommesh.wireguard.keys import SEQ_AHEAD, WgKeys
 
-RENEW_AT: Final = 2 / 3  # of a certificate's life
+# Tuning.
+WITNESSES: Final = 3  # members asked
+# s until a node asks again that an authority did not take back; twice that after each further refusal. Each
+# costs the authority a handshake and a line of its log, and most end by a hand.
+REFUSED_AGAIN, REFUSED_MOST = 30.0, 240.0
+CLOCK_SET: Final = 60.0  # s by which a clock was set, so that a refusal may hold no more
 
 T = TypeVar("T")
+
+
+class NotTakenBackError(TrustError):
+    """Authorities answered, and none took this node back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,25 @@ class AskRenewal:
 
 
 @dataclass(frozen=True, slots=True)
+class AskReturn:
+    """Ask one authority after the other to take this node back, over the handshake of an enrolment, and
+    `witnesses` how the one that does stands. The result is the `control.Returned`, the node that gave it, and
+    the `Moment` at which it came; or TrustError is thrown."""
+
+    request: messages.Return
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Take in our own record, the record of the authority that took this node back, and its group keys. This
+    node can link with it then."""
+
+    mine: SignedRecord
+    returned: messages.Returned
+    authority: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class AskRename:
     """Ask the authorities for a certificate under another name, one after the other: see `control.Rename`. A
     node that is an authority asks itself. The result is that of `AskRenewal`."""
@@ -80,7 +113,9 @@ class Publish:
     """Put what `Own.record` gives into the roster."""
 
 
-OwnStep = Compute | WriteKeys | WriteCertificates | AskRenewal | AskRename | Publish | Told
+OwnStep = (
+    Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | AskRename | Publish | Told
+)  # fmt: skip
 OwnWork = Generator[OwnStep, Any, T]
 
 
@@ -100,6 +135,7 @@ class Own:
         self.certified, self.wg_keys = certified, wg_keys
         self._reserved = wg_keys.seq  # the greatest number that earlier runs may have given out
         self.renewal_error: PhantomMeshError | None = None
+        self._refusals, self._refused = 0, Moment(0.0, 0.0)  # how often in a row, and the last time
 
     @property
     def member(self) -> Member:
@@ -168,7 +204,14 @@ class Own:
 
     def due(self, wall: float) -> bool:
         """Whether it is time for another certificate."""
-        return not self._revoked and (wall >= self.renewal_due() or self.disputed(wall))
+        return not self._revoked and (self._aged(wall) or self.disputed(wall) or self.forlorn(wall))
+
+    def _aged(self, wall: float) -> bool:
+        return wall >= self.renewal_due() or not self.certified_at(wall)
+
+    def certified_at(self, wall: float) -> bool:
+        """Whether the certificate holds, as other members judge it (`Entry.valid`)."""
+        return self.member.not_before - EARLY <= wall <= self.member.not_after
 
     def disputed(self, wall: float) -> bool:
         """Whether the certificate should be replaced before its time: another member has the name or the
@@ -178,6 +221,16 @@ class Own:
         if self._revoked:
             return False
         return self.dispute(wall) is not None or (issuer is not None and issuer in self._node.revocations)
+
+    def forlorn(self, wall: float) -> bool:
+        """Whether this node is an authority that knows of others, and can link with nobody: it was away for
+        so long that everybody's certificate has run out here, and its own at all others."""
+        others = [entry for entry in self._node.roster if entry.member.node_id != self._me]
+        return (
+            self._node.authority is not None
+            and any(entry.member.role is Role.AUTHORITY for entry in others)
+            and not any(entry.valid(wall) for entry in others)
+        )
 
     def dispute(self, wall: float) -> Dispute | None:
         """Return the dispute in which we have to give up our address or name, if there is one."""
@@ -201,41 +254,86 @@ class Own:
         shared = (d.key for d in disputes if self._me in (d.loser, d.winner) and d.key in public)
         return next(map(public.index, shared), None)
 
+    def refrains(self, at: Moment) -> bool:
+        """Whether it is too early to ask the authorities again: they did not take this node back, and its
+        clock was not set since."""
+        since, before = at.now - self._refused.now, self._refused
+        if not self._refusals or abs(at.wall - before.wall - since) > CLOCK_SET:
+            return False
+        return since < min(REFUSED_AGAIN * 2.0 ** (self._refusals - 1), REFUSED_MOST)
+
     def renew(self, at: Moment) -> OwnWork[None]:
         """Try once to get another certificate. ``renewal_error`` says why that failed; `status` tells it."""
         try:
             yield from self._renew(at)
-            self.renewal_error = None
+            self.renewal_error, self._refusals = None, 0
         except PhantomMeshError as error:
             self.renewal_error = error
+            self._refusals = self._refusals + 1 if isinstance(error, NotTakenBackError) else 0
+            self._refused = at
             yield Told("own", "certificate not renewed", _about(error), "warning")
 
     def _renew(self, at: Moment) -> OwnWork[None]:
         node, member = self._node, self.member
         if node.authority is not None:
-            authority_cert = node.authority.der
-            name, ip4 = settle(node.roster, node.mesh, member, at.wall)
-            spki, role = node.identity.spki, member.role
-            node_cert: bytes = yield Compute(partial(node.authority.issue, spki, name, role, ip4, at.wall))
-        else:
-            dispute = self.dispute(at.wall)
-            winner = None if dispute is None else node.roster.get(dispute.winner)
-            evidence = b"" if winner is None else winner.signed.encode()
-            csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
-            renewed: messages.Renewed
+            if self._aged(at.wall) or self.disputed(at.wall):
+                name, ip4 = settle(node.roster, node.mesh, member, at.wall)
+                spki, role = node.identity.spki, member.role
+                issue = partial(node.authority.issue, spki, name, role, ip4, at.wall)
+                node_cert: bytes = yield Compute(issue)
+                yield from self._adopt_certificate(node_cert, node.authority.der, at)
+            if self.forlorn(at.wall):
+                yield from self._return(at)
+            return
+        dispute = self.dispute(at.wall)
+        winner = None if dispute is None else node.roster.get(dispute.winner)
+        evidence = b"" if winner is None else winner.signed.encode()
+        csr: bytes = yield Compute(partial(make_csr, node.identity, member.name))
+        renewed: messages.Renewed
+        if not self.certified_at(at.wall):
+            yield from self._return(at)
+            return
+        try:
             renewed, at = yield AskRenewal(csr, evidence)
-            node_cert, authority_cert = renewed.node_cert, renewed.authority_cert
-        renewed_member = self._verified(node_cert, authority_cert, at)
-        yield from self._take(Certified(node_cert, authority_cert, renewed_member))
-        yield Told(
-            "own",
-            "certificate renewed",
-            {
-                "until": renewed_member.not_after,
-                "name": renewed_member.name,
-                "ip4": str(renewed_member.ip4),
-            },
+        except TrustError as error:
+            if at.wall < self.renewal_due():
+                raise
+            try:  # no link with an authority works, for whatever reason
+                yield from self._return(at)
+            except TrustError:
+                raise error from None
+            return
+        yield from self._adopt_certificate(renewed.node_cert, renewed.authority_cert, at)
+
+    def _return(self, at: Moment) -> OwnWork[None]:
+        """Have an authority take this node back. Raises TrustError."""
+        node = self._node
+        csr: bytes = yield Compute(partial(make_csr, node.identity, self.member.name))
+        chain = (b"", b"") if node.authority is None else (self.certified.node_cert, node.authority.der)
+        # Greater than any number that a state before a backup or a crash may have used: see `enrolment`.
+        record = self._words(self.wg_keys, max(self._next_seq(), int(at.wall * 1000)))
+        body = msgspec.msgpack.encode(record)
+        signature: bytes = yield Compute(partial(node.identity.sign, body, CONTEXT))
+        returned: messages.Returned
+        authority: NodeId
+        returned, authority, at = yield AskReturn(
+            messages.Return(csr, body, signature, int(self.member.not_after), int(at.wall), *chain)
         )
+        if node.authority is None:
+            chain = returned.node_cert, returned.authority_cert
+            yield from self._certify(Certified(*chain, self._verified(*chain, at)))
+            yield self._told()
+        yield Rejoin(SignedRecord(body, signature, *chain), returned, authority)
+
+    def _adopt_certificate(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> OwnWork[None]:
+        member = self._verified(node_cert, authority_cert, at)
+        yield from self._take(Certified(node_cert, authority_cert, member))
+        yield self._told()
+
+    def _told(self) -> Told:
+        member = self.member
+        about = {"until": member.not_after, "name": member.name, "ip4": str(member.ip4)}
+        return Told("own", "certificate renewed", about)
 
     def rename(self, name: str, at: Moment) -> OwnWork[None]:
         """Get a certificate under another name, for the same key, role and addresses; it is on disk and told
@@ -256,17 +354,29 @@ class Own:
         yield Told("own", "this node has another name", {"name": name, "before": before}, "warning")
 
     def _verified(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> Member:
-        """Return what a new certificate says of this node. Raises TrustError where it does not hold, or is
-        for another key."""
+        """Return what a new certificate says of this node. Raises TrustError where it does not hold, is for
+        another key, or by an authority that was revoked."""
         member = verify_chain(self._node.root, authority_cert, node_cert, at.wall)
         if member.node_id != self._me:
             raise TrustError("the authority certified another node's key")
+        if authority_node(authority_cert) in self._node.revocations:
+            raise TrustError("the authority that certified this node was revoked")
         return member
 
     def _take(self, certified: Certified) -> OwnWork[None]:
+        yield from self._certify(certified)
+        yield Publish()
+
+    def _certify(self, certified: Certified) -> OwnWork[None]:
         yield WriteCertificates(certified.authority_cert, certified.node_cert)
         self.certified = certified
-        yield Publish()
+
+
+def witnesses(roster: Roster, me: NodeId, authority: NodeId, rng: Random) -> list[Entry]:
+    """The members to ask how an authority stands that takes this node back: this node was away, so it may not
+    have heard that the authority was revoked. Their certificates may have run out here."""
+    others = [entry for entry in roster if entry.member.node_id not in (me, authority)]
+    return rng.sample(others, min(WITNESSES, len(others)))
 
 
 def check_successor(invite: Invite, mesh: Mesh, wall: float) -> None:

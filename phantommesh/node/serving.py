@@ -11,13 +11,13 @@ from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
+from phantommesh.moments import rfc3339, span
 from phantommesh.node.desk import Desk
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry
-from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -39,6 +39,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Rename: (0.2, 20),  # likewise
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
+    messages.Return: (0.2, 20),
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -118,6 +119,8 @@ class Serving:
         try:
             if isinstance(request, messages.Enrol):
                 return (yield from self._desk.enrol(party, request, at))
+            if isinstance(request, messages.Return):
+                return (yield from self._desk.returning.take_back(party, request, at))
             return (yield from self._answer(self._member(party, at.wall), request, at))
         except (antientropy.AntiEntropyError, IdTreeError) as error:
             return messages.Refused(str(error))
@@ -149,7 +152,7 @@ class Serving:
             case messages.FetchRevocations(ids, certs):
                 return messages.SomeRevocations(node.revocations.pack(ids, certs))
             case messages.Compare(buckets):
-                return messages.Differs(antientropy.differing(node.roster, buckets, at.wall))
+                return messages.Differs(antientropy.differing(node.roster, buckets, at.wall), int(at.wall))
             case messages.Fetch(hashes):
                 return messages.Records(tuple(antientropy.records(node.roster, hashes, at.wall)))
             case messages.SyncOpen(opening):
@@ -165,7 +168,7 @@ class Serving:
                 return answer
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
-            case messages.Enrol():
+            case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 
     def _name(self, party: Party) -> str:
@@ -178,5 +181,9 @@ class Serving:
         if entry is None or party.invite:
             raise TrustError("only a member may ask this", fix="join the mesh first")
         if entry.member.not_after < wall:
-            raise TrustError(f"the certificate of {entry.member.name} has expired", fix=JOIN_ANEW)
+            raise TrustError(
+                f"the certificate of {entry.member.name} has expired, by this node's clock "
+                f"{span(wall - entry.member.not_after)} ago, on {rfc3339(entry.member.not_after)}",
+                fix="the node gets another one of an authority by itself; if not, set both machines' clocks",
+            )
         return entry

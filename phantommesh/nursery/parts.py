@@ -24,6 +24,7 @@ from phantommesh.kem import provider
 from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Enrolment
+from phantommesh.link.keys import RETURNING
 from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
@@ -172,11 +173,12 @@ def make_parts(
     udp.forbids = places.forbids
     keys = GroupKeys(state, partial(tell, SecretsChanged()))
     keeper = RosterKeeper(state, peers_changed)
-    own = OwnRecord(config, state, keeper)
+    own = OwnRecord(config, state, keeper, keys.merge)
     sessions, copies, where, lent = Sessions(), Copies(), partial(_where, keeper, places), Lent()
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
-    links = _make_links(config, state, own)
+    desk = AuthorityDesk(state, keeper, keys)
+    links = _make_links(config, state, own, desk)
     driver = LinkDriver(
         links,
         state.identity,
@@ -260,7 +262,6 @@ def make_parts(
         count=metrics.count_proof,
         attend=attending.wanted,
     )
-    desk = AuthorityDesk(state, keeper, keys)
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
@@ -325,11 +326,11 @@ def make_parts(
     )
 
 
-def _make_links(config: Config, state: NodeState, own: OwnRecord) -> Links:
+def _make_links(config: Config, state: NodeState, own: OwnRecord, desk: AuthorityDesk) -> Links:
     settings = config.link
     enrolment = None
     if state.authority is not None:
-        enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, partial(_find_invite, state))
+        enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk))
     links = Links(
         node_id=state.identity.node_id,
         wg_keys=own.wg_keys.public,
@@ -350,8 +351,10 @@ def _make_links(config: Config, state: NodeState, own: OwnRecord) -> Links:
     return links
 
 
-def _find_invite(state: NodeState, invite: bytes, node_id: bytes) -> Secret | None:
+def _find_invite(state: NodeState, desk: AuthorityDesk, invite: bytes, node_id: bytes) -> Secret | None:
     try:
+        if invite == RETURNING:
+            return desk.desk.returning.secret_of(node_id)
         return state.invites.find(invite, time(), NodeId(node_id)).secret
     except PhantomMeshError:
         return None

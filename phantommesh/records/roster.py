@@ -344,6 +344,10 @@ def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str,
     name, ip4 = member.name, member.ip4
     lost = {dispute.over for dispute in roster.disputes(now) if dispute.loser == member.node_id}
     others = [entry.member for entry in roster if entry.member.node_id != member.node_id]
+    if member.not_after < now:  # it was away: whoever took something meanwhile keeps it
+        present = [other for other in others if other.not_after >= now]
+        lost |= {"name"} if any(other.name == member.name for other in present) else set()
+        lost |= {"address"} if any(other.ip4 == member.ip4 for other in present) else set()
     if "address" in lost:
         ip4 = choose_ip4(mesh, member.node_id, (other.ip4 for other in others))
     if "name" in lost:

@@ -67,13 +67,14 @@ REQUIRED: Final = (
 
 RESTORE: Final = (
     "restore the file from a backup; or move the state directory and the configuration away, run "
-    "`phantommesh revoke NAME` for this node on an authority, and join again"
+    "`phantommesh invite --replace NAME` for this node on an authority, and join by that invite"
 )
 """The fix for a state directory that lacks something."""
 
 JOIN_ANEW: Final = (
     "run `phantommesh leave` here, which moves state and configuration aside, then `phantommesh join` with a "
-    "new invite"
+    "new invite; `phantommesh invite --replace NAME` on an authority makes one that keeps the name and the "
+    "IPv4 address"
 )
 """The fix where a node's identity is of no more use."""
 

@@ -31,6 +31,7 @@ from phantommesh.state.directory import StateDir, check_vacant
 from phantommesh.state.files import StateError, atomic_write, cannot, check_private
 from phantommesh.state.start import make_record
 from phantommesh.trust.certificates import (
+    GRACE,
     Member,
     Role,
     TrustError,
@@ -94,13 +95,14 @@ def init_mesh(
     now: float,
     config: Config | None = None,
     cidr4: str | None = None,
+    grace: float = GRACE,
     check: Check = lambda networks, members: None,
 ) -> Summary:
     """Make a mesh: root, authority, and this machine as its first node. All of it, or nothing.
 
     `config` gives the other settings (a lab's ports and names); its node section is replaced. `cidr4` is the
-    IPv4 overlay, by default the settings'. `check` is called before anything is written.
-    Raises PhantomMeshError: StateError, ConfigError or TrustError.
+    IPv4 overlay, by default the settings'; `grace` is `Mesh.grace`, seconds. `check` is called before
+    anything is written. Raises PhantomMeshError: StateError, ConfigError or TrustError.
     """
     check_label("mesh name", mesh)
     check_label("node name", name)
@@ -110,7 +112,7 @@ def init_mesh(
     network4 = IPv4Network(config.overlay.cidr4)
 
     root_key, authority_key, identity = Identity.generate(), Identity.generate(), Identity.generate()
-    root = make_root(root_key, mesh, now, network4)
+    root = make_root(root_key, mesh, now, network4, grace)
     described = describe_mesh(root)
     refuse_overlay(config, (described.network4, described.network6))
     authority_cert = issue_authority(root, root_key, authority_key.spki, identity.node_id, now)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from cryptography.x509 import verification
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.moments import rfc3339, span
 from phantommesh.trust.identity import (
     IdentityError,
     NodeId,
@@ -33,15 +34,21 @@ from phantommesh.trust.identity import (
 DAY: Final = 86_400.0  # seconds
 NODE_LIFE: Final = 7 * DAY
 CLOCK_SKEW: Final = 300.0  # a certificate starts this many seconds early, for members whose clocks are behind
+RENEW_AT: Final = 2 / 3  # of a node certificate's life
 LONGEST_LIFE: Final = NODE_LIFE + 2 * CLOCK_SKEW  # s, of a node certificate
 # s by which a member's clock may be behind those who sign: a day and an hour, the slips that people make. A
 # certificate that begins later than that is refused. A certificate says when it was issued all the same, so
 # it is not simply dated back.
 EARLY: Final = 90_000.0
+# s after its certificate's end in which a member is taken back, where the root says nothing else.
+GRACE: Final = 90 * DAY
+MAX_GRACE: Final = 365 * DAY
 MAX_CERTIFICATE_BYTES: Final = 8_192  # ours are about 5.6 kB, most of it a key and a signature
 
+_LAST_MOMENT: Final = 253_402_300_799.0  # Unix seconds: the end of the year 9999
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _AUTHORITY_URI: Final = re.compile(r"phantommesh:authority:([a-z2-7]{26})")
+_MESH_URI: Final = re.compile(r"phantommesh:mesh\?grace=(0|[1-9][0-9]{0,8})")  # in the root's, seconds
 _NODE_URI: Final = re.compile(r"phantommesh:node:([a-z2-7]{26})\?role=([a-z]{1,16})")
 
 # The parts of a certificate that are parsed when they are first read, beside its dates and its key.
@@ -100,13 +107,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """The root certificate's statement about the mesh."""
+    """The root certificate's statement about the mesh. For ``grace`` seconds after its certificate's end an
+    unrevoked member is taken back by its key."""
 
     name: str
     root_spki: bytes
     network4: IPv4Network
     network6: IPv6Network
     not_after: float
+    grace: float = GRACE
 
     @property
     def root_hash(self) -> bytes:
@@ -174,7 +183,29 @@ def describe_mesh(root: x509.Certificate) -> Mesh:
         raise TrustError("the root certificate's name constraints are not those of its key")
     if network4.prefixlen > 30:
         raise TrustError(f"the root certificate's overlay {network4} has no room")
-    return Mesh(name, spki, network4, network6, _dates(root)[1])
+    return Mesh(name, spki, network4, network6, _dates(root)[1], _grace(root))
+
+
+def _grace(root: x509.Certificate) -> float:
+    """The grace that the root sets, `GRACE` where it says none. Raises TrustError."""
+    try:
+        names = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except x509.ExtensionNotFound:
+        return GRACE
+    except X509_ERRORS as error:
+        raise TrustError("the root certificate is not a mesh root") from error
+    if len(uris) == 1 and (matched := _MESH_URI.fullmatch(uris[0])) and int(matched[1]) <= MAX_GRACE:
+        return float(matched[1])
+    raise TrustError("the root certificate has other names than a mesh root's")
+
+
+def check_grace(seconds: float) -> None:
+    """Raise TrustError for a grace that no mesh may have."""
+    if not 0 <= seconds <= MAX_GRACE:
+        raise TrustError(
+            f"a grace of {seconds / DAY:g} days is not usable", fix=f"give 0 to {MAX_GRACE / DAY:g} days"
+        )
 
 
 def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, now: float) -> Member:
@@ -194,6 +225,8 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
     not_before, not_after = _dates(node)
     if not_after - not_before > LONGEST_LIFE:
         raise TrustError("the node certificate is good for longer than any may be")
+    for kind, certificate in (("root", root), ("authority", authority), ("node", node)):
+        _check_dates(kind, certificate, now)
     try:
         for certificate in (root, authority, node):
             certified_key(certificate)
@@ -256,10 +289,28 @@ def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65P
     if not constraints.ca or constraints.path_length != 0 or not usage.key_cert_sign:
         raise TrustError("the authority certificate is not an authority's")
     for certificate in (root, authority):
-        begin, end = _dates(certificate)
-        if not begin - EARLY <= now <= end:
-            raise TrustError("the authority certificate is not valid now")
+        _check_dates("authority", certificate, now, early=EARLY)
     return key
+
+
+def _check_dates(kind: str, certificate: x509.Certificate, now: float, early: float = 0.0) -> None:
+    """Raise TrustError where a certificate does not hold at `now`, and say which clock may be wrong. It may
+    be used ``early`` seconds before its beginning."""
+    if not 0.0 <= now <= _LAST_MOMENT:
+        raise TrustError("this machine's clock shows no time that a certificate can have", fix="set it")
+    (begin, end), shown = _dates(certificate), rfc3339(now)
+    if now < begin - early:
+        raise TrustError(
+            f"the {kind} certificate begins on {rfc3339(begin)}: by this machine's clock it is {shown}, "
+            f"{span(begin - now)} before that",
+            fix="set this machine's clock if it is behind, or else the clock of the authority that signed",
+        )
+    if now > end:
+        raise TrustError(
+            f"the {kind} certificate ran out on {rfc3339(end)}: by this machine's clock it is {shown}, "
+            f"{span(now - end)} after that",
+            fix="set this machine's clock if it is ahead, or else the clock of the authority that signed",
+        )
 
 
 def validity(der: bytes) -> tuple[float, float]:

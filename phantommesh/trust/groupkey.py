@@ -296,15 +296,17 @@ def _maker(authority_cert: bytes) -> NodeId | None:
 def next_epoch(keyring: Keyring, revocations: Revocations, now: float) -> int | None:
     """The epoch of the key that an authority should make now, or None where the newest still does.
 
-    It does not where nodes were revoked since, where it is `MAX_AGE` old, or where all are keys of
-    authorities that are revoked: their epochs do not count. Statements of authorities that were revoked
-    already are no reason for one. `now` is unix seconds.
+    It does not where nodes were revoked since, where it is `MAX_AGE` old, where it was made by a clock that
+    was ahead, so that nobody else takes it, or where all are keys of authorities that are revoked: their
+    epochs do not count. Statements of authorities that were revoked already are no reason for one. `now` is
+    unix seconds.
     """
     keyring.shun(revocations)
     newest, epoch = keyring.newest, keyring.next_epoch
     if epoch > greatest_epoch(revocations.root, now):
         return None  # in EPOCH_SECONDS it may be
-    if newest is not None and revocations.covered(newest.revoked) and now < newest.made + MAX_AGE:
+    fresh = newest is not None and newest.made - EARLY <= now < newest.made + MAX_AGE
+    if newest is not None and revocations.covered(newest.revoked) and fresh:
         return None
     return epoch
 

@@ -16,11 +16,13 @@ from cryptography.x509.oid import NameOID
 from phantommesh.trust.certificates import (
     CLOCK_SKEW,
     DAY,
+    GRACE,
     NODE_LIFE,
     Mesh,
     Role,
     TrustError,
     certified_key,
+    check_grace,
     check_label,
     describe_mesh,
 )
@@ -48,9 +50,13 @@ _SERIAL_FLOOR: Final = 1 << 158
 _MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A.1: ub-common-name
 
 
-def make_root(key: Identity, mesh: str, now: float, network4: IPv4Network = NETWORK4) -> x509.Certificate:
-    """Make the mesh's self-signed root certificate, good for 10 years."""
+def make_root(
+    key: Identity, mesh: str, now: float, network4: IPv4Network = NETWORK4, grace: float = GRACE
+) -> x509.Certificate:
+    """Make the mesh's self-signed root certificate, good for 10 years. ``grace`` is `Mesh.grace`, in whole
+    seconds. Raises TrustError."""
     check_label("mesh name", mesh)
+    check_grace(grace)
     overlay_ip4(network4, key.node_id)  # refuses a network with no room
     constraints = x509.NameConstraints(
         permitted_subtrees=[
@@ -62,6 +68,9 @@ def make_root(key: Identity, mesh: str, now: float, network4: IPv4Network = NETW
     )
     name = f"{mesh} root"[:_MAX_COMMON_NAME]
     builder = _builder(name, name, key.public_key, key, now, now + ROOT_LIFE, path_length=1)
+    if int(grace) != GRACE:  # a root that says nothing new is as those of earlier versions
+        said = x509.UniformResourceIdentifier(f"phantommesh:mesh?grace={int(grace)}")
+        builder = builder.add_extension(x509.SubjectAlternativeName([said]), critical=False)
     return builder.add_extension(constraints, critical=True).sign(key.private_key, None)
 
 

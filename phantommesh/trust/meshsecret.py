@@ -21,7 +21,7 @@ from phantommesh.trust.groupkey import ID_BYTES, NO_KEY, GroupKey, KeyId
 
 SECRET_BYTES: Final = 32
 
-# A member that was away for longer than its certificate lasts has to join again, and gets the newest then.
+# A member that was away for longer than its certificate lasts gets the newest when it is taken back.
 # The day is for clocks, and for a certificate made from a clock that was ahead.
 ACCEPT_REPLACED: Final = NODE_LIFE + DAY  # s
 

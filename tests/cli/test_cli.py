@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
+from time import time
 from typing import Any
 
 import click
@@ -30,10 +32,15 @@ from phantommesh.nursery.api.server import serve_api
 from phantommesh.nursery.overlay import taking_down
 from phantommesh.proofs.archive import MAGIC
 from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
+from phantommesh.records.record import sign_record
+from phantommesh.state import directory, rosterlog
+from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import Role
-from phantommesh.trust.identity import format_node_id
+from phantommesh.trust.identity import Identity, format_node_id
 from phantommesh.trust.invites import Invite
+from phantommesh.trust.issuing import choose_ip4
 from tests.support.fakenode import FakeNode, peer_view
+from tests.support.makemesh import plain_record
 from tests.support.makeproofs import MESH, World, node
 from tests.unit.proofs.cheats import CHEATS
 from tests.unit.proofs.telling import Telling
@@ -972,6 +979,49 @@ def test_a_state_directory_that_may_not_be_read_stops_no_verb_that_only_asks_the
     arguments = ["--state-dir", str(closed), "--socket", str(tmp_path / "none"), "status"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 3, result.output
+
+
+def lose_a_member(root: Path, name: str) -> IPv4Address:
+    """Have a member of the mesh that nobody finds again, and return its address."""
+    state = load_node(root / "state", time())
+    assert state.authority is not None
+    gone = Identity.generate()
+    ip4 = choose_ip4(state.mesh, gone.node_id, ())
+    cert = state.authority.issue(gone.spki, name, Role.NODE, ip4, time())
+    signed = sign_record(gone, plain_record(gone, 1), cert, state.authority.der)
+    state.roster.add(signed, time())
+    state.state.write(directory.ROSTER, rosterlog.encode(state.roster.in_order(revoked=True)))
+    return ip4
+
+
+def test_an_invite_gives_the_place_of_a_lost_machine(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    ip4 = lose_a_member(tmp_path, "lost")
+    result = run("invite", "--replace", "lost", "--json", root=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "revokes the present lost for ever" in result.stderr
+    shown = json.loads(result.stdout)
+    assert (shown["name"], shown["role"], shown["uses"]) == ("lost", "node", 1)
+    invite = Invite.parse_untrusted(shown["invite"])
+    entry = load_node(tmp_path / "state", time()).invites.find(invite.invite_id, time())
+    assert (entry.name, entry.ip4, len(entry.replaces)) == ("lost", str(ip4), 26)
+    assert "no member is named 'other'" in told(run("invite", "--replace", "other", root=tmp_path), 1)
+    for more in (("--name", "x"), ("--uses", "2"), ("--role", "authority")):
+        assert "leave out" in told(run("invite", "--replace", "lost", *more, root=tmp_path), 1)
+    assert "in place of itself" in told(run("invite", "--replace", "pm-1", root=tmp_path), 1)
+
+
+@pytest.mark.parametrize(("given", "days"), [((), 90), (("--grace", "30d"), 30), (("--grace", "365d"), 365)])
+def test_init_sets_the_grace_for_good(tmp_path: Path, given: tuple[str, ...], days: int) -> None:
+    result = run("init", "--mesh", "lab", "--name", "a", *given, root=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert load_node(tmp_path / "state", time()).mesh.grace == days * 86_400
+
+
+def test_a_grace_that_none_may_have_is_refused(tmp_path: Path) -> None:
+    result = run("init", "--mesh", "lab", "--name", "a", "--grace", "366d", root=tmp_path)
+    assert "give 0 to 365 days" in told(result, 1)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_socket(

@@ -94,19 +94,19 @@ class Asker:
         for entry in self._standing.look(process.roster, process.now, quiet=quiet, revoked=revoked):
             self.ask_revoked(entry.member.node_id)
 
-    def ask_revoked(self, of: NodeId) -> None:
-        """`channels.ask_standing`: any node may ask whether it was revoked."""
+    def ask_revoked(self, of: NodeId, about: NodeId | None = None) -> None:
+        """`channels.ask_standing`: any node may ask whether it, or another one, was revoked."""
         process, sim = self.process, self.process.sim
         machine = sim.by_id[of]
         if machine.process is None or machine.stalled:
             return
         if not sim.network.begins(process.machine.index, machine.index):
             return
-        question = process.me + process.revocations.plea()
+        question = (process.me if about is None else about) + process.revocations.plea()
         standing = machine.process.keeper.answer_standing(question, process.machine.address)
 
         def heard() -> None:
             if standing:
-                process.keeper.take_standing(standing)
+                process.keeper.take_standing(standing, about)
 
         sim.at_process(process, sim.hop() + sim.hop(), heard)

@@ -9,6 +9,7 @@ from phantommesh.control import asking, messages
 from phantommesh.control.sessions import Session
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.envelope import EnvelopeError
+from phantommesh.link.keys import RETURNING
 from phantommesh.node import desk
 from phantommesh.node.serving import Serving
 from phantommesh.records import antientropy
@@ -49,6 +50,8 @@ class Desk:
 
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
         """`parts._find_invite`: the secret of an invite that this node may use."""
+        if invite == RETURNING:
+            return self.desk.returning.secret_of(node_id)
         found = self.process.machine.invites.get(invite)
         try:
             if found is not None:

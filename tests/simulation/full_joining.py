@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a new machine joins the mesh of `full_sim`: a real `Newcomer` with an invite, then an enrolment."""
+"""How a new machine joins the mesh of `full_sim`: a real `Newcomer` with an invite, then an enrolment; and
+how a node comes back by the same handshake."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ import msgspec
 from phantommesh.control import asking, messages
 from phantommesh.control.sessions import Session
 from phantommesh.link.effects import Effect, Opened, Send, Sign
+from phantommesh.link.keys import RETURNING, returning_secret
 from phantommesh.link.newcomer import Newcomer
+from phantommesh.nursery.members.enrolment import HANDSHAKE_SECONDS
 from phantommesh.records.record import CONTEXT
 from phantommesh.secret import Secret
 from phantommesh.state.invitebook import InviteEntry
-from phantommesh.trust.certificates import DAY, Role, load_certificate, verify_chain
+from phantommesh.trust.certificates import DAY, Role, TrustError, load_certificate, verify_chain
 from phantommesh.trust.groupkey import Keyring, take_keys
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
@@ -33,11 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joining:
-    """A machine that is joining, and for which role. ``again`` has it try once more."""
+    """A machine that is joining, or coming back. ``opened`` is called with the session of the handshake."""
 
     newcomer: Newcomer
-    again: Callable[[], None]
-    role: Role
+    opened: Callable[[Session], None]
 
 
 def join(
@@ -48,24 +50,62 @@ def join(
     machine, at = sim.machines[index], sim.machines[authority]
     if given is None:
         invite, secret = sim.rng.randbytes(16), Secret(sim.rng.randbytes(32))
-        at.invites[invite] = InviteEntry(role, None, int(sim.wall + DAY), 1, secret)
+        at.invites[invite] = InviteEntry(role, None, int(sim.wall + at.wall_offset + DAY), 1, secret)
     else:
         invite, secret = given.invite_id, given.secret
 
     def attempt() -> None:
         if machine.process is not None or (machine.joining and not machine.joining.newcomer.failed):
             return
-        newcomer = Newcomer(
-            node_id=machine.identity.node_id, spki=machine.identity.spki, authority=at.identity.node_id,
-            root_hash=sim.mesh.described.root_hash, invite=invite, secret=secret,
-            destination=at.address._replace(transport="tcp"), kem=sim.kem, random=sim.rng.randbytes,
-            now=sim.now,
-        )  # fmt: skip
-        machine.joining = Joining(newcomer, partial(join, sim, index, authority, role, given), role)
+        newcomer = _newcomer(sim, machine, at, invite, secret)
+        again = partial(join, sim, index, authority, role, given)
+        machine.joining = Joining(newcomer, partial(_enrol, sim, machine, again, role))
         carry_join(sim, machine, newcomer.tick(sim.now))
         sim.later(0.5, lambda: _tick_join(sim, machine, newcomer, attempt))
 
     attempt()
+
+
+def _newcomer(sim: Simulation, machine: Machine, at: Machine, invite: bytes, secret: Secret) -> Newcomer:
+    return Newcomer(
+        node_id=machine.identity.node_id, spki=machine.identity.spki, authority=at.identity.node_id,
+        root_hash=sim.mesh.described.root_hash, invite=invite, secret=secret,
+        destination=at.address._replace(transport="tcp"), kem=sim.kem, random=sim.rng.randbytes,
+        now=sim.now,
+    )  # fmt: skip
+
+
+def come_back(
+    sim: Simulation, machine: Machine, at: Machine, request: messages.Return, done: Callable[[Any], None]
+) -> None:
+    """`returning.come_back`, of one authority: call ``done`` with its answer, None where there is none."""
+    life, secret = machine.life, returning_secret(
+        sim.mesh.described.root_hash, at.identity.node_id, machine.identity.node_id
+    )  # fmt: skip
+    newcomer = _newcomer(sim, machine, at, RETURNING, secret)
+
+    def talk() -> asking.Talk[Any]:
+        return (yield request)
+
+    def opened(session: Session) -> None:
+        machine.joining = None
+        Call(sim, machine, at, session, talk(), done)
+
+    def look() -> None:
+        if machine.life != life or machine.joining is None or machine.joining.newcomer is not newcomer:
+            return
+        if newcomer.deadline <= sim.now:
+            carry_join(sim, machine, newcomer.tick(sim.now))
+        if newcomer.failed or sim.now >= given_up:
+            machine.joining = None
+            done(None)
+        else:
+            sim.later(0.5, look)
+
+    given_up = sim.now + HANDSHAKE_SECONDS
+    machine.joining = Joining(newcomer, opened)
+    carry_join(sim, machine, newcomer.tick(sim.now))
+    sim.later(0.5, look)
 
 
 def _tick_join(sim: Simulation, machine: Machine, newcomer: Newcomer, again: Callable[[], None]) -> None:
@@ -81,7 +121,8 @@ def _tick_join(sim: Simulation, machine: Machine, newcomer: Newcomer, again: Cal
 def carry_join(sim: Simulation, machine: Machine, effects: list[Effect]) -> None:
     """Carry out the effects of a joining machine's `Newcomer`."""
     joining = machine.joining
-    assert joining is not None
+    if joining is None:
+        return
     for effect in effects:
         match effect:
             case Send(datagram, destination):
@@ -94,15 +135,18 @@ def carry_join(sim: Simulation, machine: Machine, effects: list[Effect]) -> None
                     lambda n=newcomer, s=signature: carry_join(sim, machine, n.signed(s, sim.now)),  # type: ignore[misc]
                 )
             case Opened():
-                _enrol(sim, machine, joining, Session.of(effect))
+                joining.opened(Session.of(effect))
 
 
-def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session) -> None:
-    record = plain_record(machine.identity, 1, machine.address)
+def _enrol(
+    sim: Simulation, machine: Machine, again: Callable[[], None], role: Role, session: Session
+) -> None:
+    seq = int((sim.wall + machine.wall_offset) * 1000)  # one a try, as in `enrolment`
+    record = plain_record(machine.identity, seq, machine.address)
     body = msgspec.msgpack.encode(record)
     csr = make_csr(machine.identity, machine.name)
     request = messages.Enrol(csr, body, machine.identity.sign(body, CONTEXT))
-    key = identity(f"{machine.name} authority") if joining.role is Role.AUTHORITY else None
+    key = identity(f"{machine.name} authority") if role is Role.AUTHORITY else None
     if key is not None:
         proof = prove_authority(key, machine.identity.node_id)
         request = msgspec.structs.replace(request, authority_spki=key.spki, authority_proof=proof)
@@ -115,11 +159,19 @@ def _enrol(sim: Simulation, machine: Machine, joining: Joining, session: Session
             if isinstance(answer, messages.Refused):
                 sim.refused[machine.index] = answer.message
             machine.joining = None
-            sim.later(1.0, joining.again)
+            sim.later(1.0, again)
             return
-        revocations = Revocations.decode(answer.revocations, sim.mesh.root, sim.wall)
+        wall = sim.wall + machine.wall_offset
+        try:
+            verify_chain(sim.mesh.root, answer.authority_cert, answer.node_cert, wall)
+        except TrustError as error:
+            sim.refused[machine.index] = str(error)
+            machine.joining = None
+            sim.later(15.0, again)
+            return
+        revocations = Revocations.decode(answer.revocations, sim.mesh.root, wall)
         ring = Keyring()
-        take_keys(ring, answer.keys, sim.mesh.root, revocations, sim.now, sim.wall)
+        take_keys(ring, answer.keys, sim.mesh.root, revocations, sim.now, wall)
         ring.promote(answer.active_key, sim.now)
         machine.node_cert, machine.authority_cert = answer.node_cert, answer.authority_cert
         if key is not None:

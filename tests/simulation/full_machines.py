@@ -86,6 +86,7 @@ class Machine:
         self.standby: Process | None = None  # it has stepped aside for another run of the node
         self.stepped_aside_for: Run = NOBODY
         self.joining: Joining | None = None
+        self.told: list[str] = []  # why no authority took the node back, the last time
         self.generation = 0
         self.leap = 0
         self.life = 0

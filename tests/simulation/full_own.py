@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.own import AskRename, AskRenewal, Certified, Own
-from phantommesh.nursery.members.own import AGAIN
+from phantommesh.node.own import (
+    AskRename,
+    AskRenewal,
+    AskReturn,
+    Certified,
+    NotTakenBackError,
+    Own,
+    Rejoin,
+    witnesses,
+)
+from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
+from phantommesh.nursery.members.returning import WITNESS
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import Member, Role, TrustError, validity, verify_chain
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.keys import WgKeys
 from tests.simulation.full_calls import Ask, Task, spawn
+from tests.simulation.full_joining import come_back
+from tests.simulation.full_keeper import at_once
 from tests.simulation.full_parts import generated, plain_record
 from tests.simulation.full_working import Done, Has
 
@@ -72,7 +85,11 @@ class OwnRecord:
         process, worker = self.process, self.process.desk.worker
         if self._renewing or process.now < self._renew_after or not self.word.due(process.wall):
             return
-        self._renew_after, self._renewing = process.now + AGAIN, True
+        if self.word.refrains(worker.moment()):
+            return
+        alone = not self.word.certified_at(process.wall) or self.word.forlorn(process.wall)
+        pause = LOOK_UNCERTIFIED if alone else AGAIN
+        self._renew_after, self._renewing = process.now + pause, True
         worker.do(self.word.renew(worker.moment()), self._renewed)
 
     def _renewed(self, outcome: object) -> None:
@@ -107,6 +124,50 @@ class OwnRecord:
                 return
             why = answer.message if isinstance(answer, messages.Refused) else why
         back(TrustError(why))
+
+    def come_back(self, step: AskReturn, back: Done) -> None:
+        """`returning.come_back`: call ``back`` with the answer of the first authority that takes this node
+        back."""
+        process, sim, reasons, kind = self.process, self.process.sim, list[str](), TrustError
+        entries = [
+            entry
+            for entry in process.roster
+            if entry.member.role is Role.AUTHORITY and entry.member.node_id != process.me
+        ]
+
+        def following(answer: object) -> None:
+            nonlocal kind
+            if isinstance(answer, messages.Returned):
+                for entry in witnesses(process.roster, process.me, asked[-1], process.rng):
+                    process.asker.ask_revoked(entry.member.node_id, asked[-1])
+                sim.at_process(process, WITNESS, lambda: judge(answer))
+                return
+            if isinstance(answer, messages.Refused):
+                reasons.append(answer.message)
+                kind = NotTakenBackError
+            if not entries:
+                self.process.machine.told = reasons
+                back(kind(f"no authority takes this node back: {'; '.join(reasons)}"))
+                return
+            asked.append(entries.pop(0).member.node_id)
+            come_back(sim, process.machine, sim.by_id[asked[-1]], step.request, following)
+
+        def judge(answer: messages.Returned) -> None:
+            if asked[-1] in process.revocations:
+                reasons.append("it was revoked while this node was away")
+                following(None)
+            else:
+                back((answer, asked[-1], process.desk.worker.moment()))
+
+        asked = list[NodeId]()
+        following(None)
+
+    def rejoin(self, step: Rejoin) -> None:
+        """`OwnRecord._rejoin`."""
+        process = self.process
+        process.keeper.add(step.mine)
+        at_once(process.keeper.taking([step.returned.record], step.authority))
+        process.merge(step.returned.keys, step.returned.active_key)
 
 
 def _renew(mine: bytes, step: AskRenewal | AskRename) -> asking.Talk[Any]:

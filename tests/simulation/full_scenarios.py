@@ -188,7 +188,7 @@ def revoked_is_shut_out(seed: int, nodes: int) -> Simulation:
     outsider = sim.process(gone)
     outsider.keeper._revocations = Revocations(sim.mesh.root)  # it does not listen
     for process in sim.running():
-        process.asker.ask_revoked = lambda of: None  # type: ignore[method-assign]
+        process.asker.ask_revoked = lambda of, about=None: None  # type: ignore[method-assign]
     sim.revoke(0, gone)
     shut_out(sim, gone, 40)
     settle(sim, 30)

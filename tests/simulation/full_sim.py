@@ -44,7 +44,7 @@ from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import Snapshot
 from phantommesh.records.record import SignedRecord, sign_record
 from phantommesh.records.roster import Roster
-from phantommesh.trust.certificates import Role
+from phantommesh.trust.certificates import DAY, Role
 from phantommesh.trust.groupkey import Keyring, make_group_key
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import NETWORK4, Authority, choose_ip4
@@ -76,6 +76,7 @@ class Simulation:
         self.handshakes = handshakes
         self.rng = random.Random(seed)
         self.now = 1000.0
+        self.skipped = 0.0  # s of unix time that the events leave out
         self.kem: Kem = CryptographyKem()
         self.network = Network() if network is None else network
         self.mesh = Mesh(NETWORK4) if mesh is None else mesh
@@ -101,7 +102,7 @@ class Simulation:
     @property
     def wall(self) -> float:
         """True unix time."""
-        return BASE + self.now
+        return BASE + self.now + self.skipped
 
     @contextmanager
     def _verifying(self) -> Iterator[None]:
@@ -172,7 +173,7 @@ class Simulation:
     def crash(self, index: int) -> None:
         """End a node's process at once. Its interfaces stay."""
         machine = self.machines[index]
-        machine.process = machine.standby = None
+        machine.process = machine.standby = machine.joining = None
         machine.life += 1
         machine.wake = NEVER
 
@@ -210,6 +211,15 @@ class Simulation:
     def step_clock(self, index: int, seconds: float) -> None:
         """Step a node's idea of unix time."""
         self.machines[index].wall_offset += seconds
+
+    def days(self, count: int) -> None:
+        """Let days go by at all machines. Of each day only the last half minute is played, so what a member
+        may ask for in a day is granted anew by hand."""
+        for _ in range(count):
+            self.skipped += DAY - 30.0
+            for process in self.running():
+                process.desk.desk._renewals._buckets.clear()
+            self.run(30.0)
 
     def leap(self, index: int, seconds: float) -> None:
         """Move a node's monotonic clock ahead, as when its machine slept."""
@@ -365,11 +375,11 @@ class Simulation:
             return
         traced = _TRACED.pack(self.now, index, machine.index, len(datagram), datagram[1])
         self.trace = crc32(traced, self.trace)
+        if machine.joining is not None and source.transport == "tcp":
+            carry_join(self, machine, machine.joining.newcomer.receive(datagram, self.now))
         if machine.process is not None:
             machine.process.receive(datagram, source)
             self.schedule(machine)
-        elif machine.joining is not None:
-            carry_join(self, machine, machine.joining.newcomer.receive(datagram, self.now))
 
     def changed(self, machine: Machine, effect: Changed) -> None:
         """A node's view of another changed."""

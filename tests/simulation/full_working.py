@@ -92,6 +92,8 @@ class Worker:
                 self._next(step.kind)
         elif isinstance(step, own.AskRenewal | own.AskRename):
             self.process.own.ask(step, back)
+        elif isinstance(step, own.AskReturn):
+            self.process.own.come_back(step, back)
         elif seconds := self._seconds(step):
             self.process.sim.at_process(self.process, seconds, lambda: self._end(step, back))
         else:
@@ -177,7 +179,9 @@ class Worker:
                 machine.authority_cert, machine.node_cert = authority_cert, node_cert
             case own.Publish():
                 process.own.publish()
-            case steps.Alone() | own.AskRenewal() | own.AskRename():
+            case own.Rejoin():
+                process.own.rejoin(step)
+            case steps.Alone() | own.AskRenewal() | own.AskRename() | own.AskReturn():
                 raise AssertionError("takes its time: see `_go_on`")
             case _:
                 assert_never(step)

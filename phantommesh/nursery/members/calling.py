@@ -18,6 +18,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members import returning
 from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.unexpected import left_out
@@ -96,6 +97,10 @@ class Caller:
         return await self._ask_authorities(
             [*first, messages.Renew(csr, evidence)], messages.Renewed, "no authority renewed the certificate"
         )
+
+    async def come_back(self, request: messages.Return) -> tuple[messages.Returned, NodeId]:
+        """Ask the authorities to take this node back, one after the other. Raises `TrustError`."""
+        return await returning.come_back(self._node, self._keeper, self._where, request)
 
     async def rename(self, csr: bytes) -> messages.Renewed:
         """Ask the authorities for a certificate under another name, one after the other. Raises

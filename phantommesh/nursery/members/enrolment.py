@@ -32,6 +32,7 @@ from phantommesh.records.record import CONTEXT, MAX_MEMBERS, MAX_RECORD_BYTES
 from phantommesh.secret import Secret
 from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, join_config
 from phantommesh.state.start import make_record
+from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import make_csr, prove_authority
 from phantommesh.wireguard.device import Network
@@ -152,14 +153,34 @@ def _check_host(config: Config, networks: Sequence[Network], members: Mapping[Ov
 async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: JoinDraft) -> sessions.Session:
     """The enrolment handshake. Raises `JoinError` where the authority does not go on with it, `StreamError`
     where nothing there answers like an authority."""
+    terms = invite.invite_id, invite.secret
+    session = await shake_hands(framed, draft.identity, invite.authority, invite.root_hash, terms)
+    if session is None:
+        raise JoinError(
+            "the authority did not accept the invite: it has expired, is used up, or was withdrawn",
+            fix="ask for a new invite, and check both machines' clocks",
+        )
+    return session
+
+
+async def shake_hands(
+    framed: framing.FramedStream,
+    identity: Identity,
+    authority: NodeId,
+    root_hash: bytes,
+    terms: tuple[bytes, Secret],
+) -> sessions.Session | None:
+    """The handshake of a node without a certificate. ``terms`` are the invite's id and its secret. None where
+    the authority does not know them. Raises `StreamError` where nothing there answers like an authority."""
     destination = Address(framed.address.host, framed.address.port, "tcp")
+    invite, secret = terms
     newcomer = Newcomer(
-        node_id=draft.identity.node_id,
-        spki=draft.identity.spki,
-        authority=invite.authority,
-        root_hash=invite.root_hash,
-        invite=invite.invite_id,
-        secret=invite.secret,
+        node_id=identity.node_id,
+        spki=identity.spki,
+        authority=authority,
+        root_hash=root_hash,
+        invite=invite,
+        secret=secret,
         destination=destination,
         kem=CryptographyKem(),
         random=os.urandom,
@@ -176,7 +197,7 @@ async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: Join
                         return sessions.Session.of(effect)
             signing = [effect.request for effect in effects if isinstance(effect, Sign)]
             if signing:
-                signature = await sign_in_thread(draft.identity, signing[0])
+                signature = await sign_in_thread(identity, signing[0])
                 effects = newcomer.signed(signature, trio.current_time())
             else:
                 with trio.move_on_at(newcomer.deadline) as silence:
@@ -185,10 +206,7 @@ async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: Join
                 if silence.cancelled_caught:  # TCP loses nothing, but a busy authority may have dropped it
                     effects = newcomer.tick(trio.current_time())
     if newcomer.reached is Stage.INIT:
-        raise JoinError(
-            "the authority did not accept the invite: it has expired, is used up, or was withdrawn",
-            fix="ask for a new invite, and check both machines' clocks",
-        )
+        return None
     raise framing.StreamError(
         f"what listens there did not answer the handshake ({newcomer.reached.value}); is it the authority?"
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from time import time
@@ -31,14 +32,17 @@ from phantommesh.records.roster import Dispute
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.keys import WgKeys
 
 DISPUTED = FaultKind("own-claim-disputed", "critical")
 CERTIFICATE_EXPIRED = FaultKind("certificate-expired", "critical")
 CERTIFICATE_NOT_RENEWED = FaultKind("certificate-not-renewed", "high")
+MESH_ENDS = FaultKind("mesh-ends", "high")
 
 # Tuning.
 LOOK = 60.0  # s between looks at the certificate's age
+LOOK_UNCERTIFIED = 15.0  # s between attempts to be taken back
 AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
 
 T = TypeVar("T")
@@ -47,10 +51,17 @@ log = structlog.get_logger("phantommesh.own")
 
 
 class OwnRecord:
-    """This node as others know it. ``word`` has all that it says of itself."""
+    """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
+    that an authority gave: `GroupKeys.merge`."""
 
-    def __init__(self, config: Config, state: NodeState, keeper: RosterKeeper) -> None:
-        self._config, self._state, self._keeper = config, state, keeper
+    def __init__(
+        self,
+        config: Config,
+        state: NodeState,
+        keeper: RosterKeeper,
+        merge: Callable[[bytes, bytes, NodeId], bool],
+    ) -> None:
+        self._config, self._state, self._keeper, self._merge = config, state, keeper, merge
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
@@ -117,10 +128,14 @@ class OwnRecord:
         """Renew the certificate whenever it is due, until cancelled."""
         while True:
             await self.renew_if_due(caller)
-            with trio.move_on_after(LOOK):
+            with trio.move_on_after(LOOK_UNCERTIFIED if self._alone() else LOOK):
                 while not self.word.disputed(time()):
                     await self._keeper.changes()
                 await trio.sleep(AGAIN)
+
+    def _alone(self) -> bool:
+        """Whether this node has to be taken back."""
+        return not self.word.certified_at(time()) or self.word.forlorn(time())
 
     def dispute(self) -> Dispute | None:
         """Return the dispute in which we have to give up our address or name, if there is one."""
@@ -136,7 +151,7 @@ class OwnRecord:
 
     async def renew_if_due(self, caller: Caller) -> None:
         """Try once if it is time. If that fails, ``renewal_error`` says why, and `status` tells it."""
-        if not self.word.due(time()):
+        if not self.word.due(time()) or self.word.refrains(moment()):
             return
         try:
             async with self._certifying:
@@ -173,6 +188,11 @@ class OwnRecord:
             case deciding.AskRenewal(csr, evidence):
                 assert caller is not None
                 return await caller.renew(csr, evidence), moment()
+            case deciding.AskReturn(request):
+                assert caller is not None
+                return *(await caller.come_back(request)), moment()
+            case deciding.Rejoin():
+                return await self._rejoin(step)
             case deciding.AskRename(csr):
                 assert caller is not None and desk is not None
                 mine = self._keeper.roster.get(self._state.identity.node_id)
@@ -185,6 +205,13 @@ class OwnRecord:
                 return tell(step)
             case _:
                 assert_never(step)
+
+    async def _rejoin(self, step: deciding.Rejoin) -> None:
+        returned = step.returned
+        self._keeper.add(step.mine)
+        if returned.record:
+            await self._keeper.take([returned.record], step.authority)
+        self._merge(returned.keys, returned.active_key, step.authority)
 
     async def _write(self, files: dict[str, bytes]) -> None:
         for name, data in files.items():

@@ -14,9 +14,11 @@ from phantommesh.config import changes
 from phantommesh.faults import OFTEN, WITHIN, Fault, FaultKind
 from phantommesh.link.copies import COPIED, Suspicion, Why
 from phantommesh.management.peerfaults import TRAFFIC_STOPPED
-from phantommesh.moments import rfc3339
+from phantommesh.moments import rfc3339, span
+from phantommesh.node import clocks
 from phantommesh.node.runs import COPY_RUNNING
 from phantommesh.nursery.dataplane import paths, reconciler, scattering
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
@@ -28,11 +30,15 @@ from phantommesh.records import record, roster
 from phantommesh.scatter import intents
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
+from phantommesh.trust.certificates import DAY, EARLY
 from phantommesh.trust.identity import NodeId, format_node_id
 
 SETUP_CONTESTED = FaultKind("setup-contested", "high")
 
+# Tuning.
 TWICE = 2  # passes in a row that have to find the same before it is told
+MESH_ENDS = 180 * DAY  # s before the root's end in which it is told
+ALL_AWAY = 60.0  # s from the start in which others whose certificates ran out come back
 
 # With any of these the node does not do its own work, so that it is not ready.
 UNREADY = frozenset(
@@ -126,6 +132,18 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.places.faults()
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
+    yield from _clock(parts)
+    yield from _mesh_ends(parts)
+
+
+def _mesh_ends(parts: Parts) -> Iterator[Fault]:
+    """Say in time that the root's certificate, and all others with it, will run out."""
+    end, now = parts.state.mesh.not_after, time()
+    if now > end - MESH_ENDS:
+        yield own.MESH_ENDS.fault(
+            f"the mesh ends on {rfc3339(end)}: the root certificate runs out, and nothing renews a root",
+            "begin a new mesh with `phantommesh init` before, and let the machines join it",
+        )
 
 
 def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator[Fault]:
@@ -205,10 +223,51 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _certificate(parts: Parts) -> Iterator[Fault]:
-    if parts.own.member.not_after <= time():
-        yield own.CERTIFICATE_EXPIRED.fault("this node's certificate has expired", JOIN_ANEW)
-    elif (error := parts.own.renewal_error) is not None:
-        yield own.CERTIFICATE_NOT_RENEWED.fault(f"the certificate could not be renewed: {error}", error.fix)
+    member, now, error = parts.own.member, time(), parts.own.renewal_error
+    if not parts.own.word.certified_at(now):
+        over = f"begins on {rfc3339(member.not_before)}"
+        over = over if member.not_before > now else f"ran out on {rfc3339(member.not_after)}"
+        tried = "" if error is None else f"; {error}"
+        yield own.CERTIFICATE_EXPIRED.fault(
+            f"this node's certificate {over}: by this machine's clock it is {rfc3339(now)}{tried}",
+            (error.fix if error is not None else "")
+            or "set the clock if it is wrong; else wait until an authority takes this node back",
+        )
+    elif error is not None:
+        left = f", and it runs out on {rfc3339(member.not_after)}"
+        yield own.CERTIFICATE_NOT_RENEWED.fault(
+            f"the certificate could not be renewed{left}: {error}", error.fix
+        )
+
+
+def _clock(parts: Parts) -> Iterator[Fault]:
+    at = moment()
+    others = [entry for entry in parts.keeper.roster if entry.member.node_id != parts.own.member.node_id]
+    fix = "set this machine's clock, and let it be kept right (NTP); the node heals by itself then"
+    if (wrong := parts.gossip.news.clocks.wrong(at)) is not None:
+        way = "ahead" if wrong.ahead > 0 else "behind"
+        yield clocks.CLOCK_WRONG.fault(
+            f"this machine's clock is {span(abs(wrong.ahead))} {way}: {wrong.agree} of {wrong.heard} members "
+            "say so",
+            fix,
+        )
+    elif others and all(entry.member.not_before - EARLY > at.wall for entry in others):
+        yield clocks.CLOCK_WRONG.fault(
+            f"this machine's clock is behind: by it, it is {rfc3339(at.wall)}, and the certificate of no "
+            "other member has begun",
+            fix,
+        )
+    elif (
+        others
+        and at.now - parts.started > ALL_AWAY
+        and parts.own.word.certified_at(at.wall)
+        and all(entry.member.not_after < at.wall for entry in others)
+    ):
+        yield clocks.CLOCK_WRONG.fault(
+            f"by this machine's clock it is {rfc3339(at.wall)}, and the certificate of every other member "
+            "has run out: either this clock is ahead, or they are all away",
+            fix,
+        )
 
 
 def copied(parts: Parts, suspicion: Suspicion) -> Fault:

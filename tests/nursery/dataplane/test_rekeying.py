@@ -67,7 +67,7 @@ class Run:
         self.state = load_node(self.at / "state", time())
         self.config = self.change(load(self.at / "pm.toml"))
         self.keeper = RosterKeeper(self.state, lambda: None)
-        self.own = OwnRecord(self.config, self.state, self.keeper)
+        self.own = OwnRecord(self.config, self.state, self.keeper, lambda *_: False)
         paths = Paths(random=random.Random(1), interval=0.1)
         self.driver = PathDriver(
             paths, NoScatter(), port=1, names=["pm"] * 7, address=lambda: IPv4Address("127.0.0.1")

@@ -122,16 +122,23 @@ async def test_a_name_is_given_once_and_the_invite_is_not_spent(tmp_path: Path, 
             await join(tmp_path / "d", invite, "delta")
 
 
-async def test_the_name_of_an_expired_member_is_free_again(tmp_path: Path) -> None:
+async def test_the_name_of_an_expired_member_is_free_when_its_grace_is_over(tmp_path: Path) -> None:
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as authority:
         before = await join(tmp_path / "b", make_invite(state), "beta")
         shutil.rmtree(tmp_path / "b")
         roster = authority.parts.keeper.roster
         entry = roster._entries[before.node_id]
-        roster._entries[before.node_id] = replace(entry, member=replace(entry.member, not_after=time() - 1))
-        after = await join(tmp_path / "b", make_invite(state), "beta")
-        assert after.node_id != before.node_id
+        for since, free in ((0.0, False), (state.mesh.grace - 60, False), (state.mesh.grace + 60, True)):
+            member = replace(entry.member, not_after=time() - 1 - since)
+            roster._entries[before.node_id] = replace(entry, member=member)
+            if free:
+                after = await join(tmp_path / "b", make_invite(state), "beta")
+                assert after.node_id != before.node_id
+            else:
+                with capture_logs(), pytest.raises(JoinError, match="a node named beta already") as raised:
+                    await join(tmp_path / "b", make_invite(state), "beta")
+                assert "phantommesh invite --replace beta" in raised.value.fix
 
 
 async def test_an_invite_for_one_name_is_for_that_name(tmp_path: Path) -> None:

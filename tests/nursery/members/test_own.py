@@ -63,7 +63,7 @@ class Parts:
         self.state = state
         self.changes = 0
         self.keeper = RosterKeeper(state, self._changed)
-        self.own = OwnRecord(config, state, self.keeper)
+        self.own = OwnRecord(config, state, self.keeper, lambda *_: False)
         self.caller = Caller(state, self.keeper, Sessions(), lambda member: ())
 
     def _changed(self) -> None:
