@@ -21,6 +21,7 @@ from phantommesh.nursery import process
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import enrolment, succession
 from phantommesh.nursery.node import Node
+from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state import directory
 from phantommesh.state.files import StateError
 from phantommesh.state.start import install_successor, load_node
@@ -258,12 +259,12 @@ async def test_the_process_starts_again_with_the_new_identity_until_it_is_asked_
 ) -> None:
     runs = 0
 
-    async def once(*_: object) -> bool:
+    async def once(*_: object) -> Run | None:
         nonlocal runs
         await trio.lowlevel.checkpoint()
         runs += 1
-        return runs < 3
+        return NOBODY if runs < 3 else None
 
-    monkeypatch.setattr(process, "_run", once)
+    monkeypatch.setattr(process._Process, "run", once)
     await process.run(tmp_path, tmp_path)
     assert runs == 3
