@@ -18,6 +18,8 @@ median of the two windows (least to most):
   % of a core          4.42            2.36 (2.30 to 2.43)
   MB resident          88.5            80.1 (79.6 to 80.6)
 
+With --peers 3 --seconds 30 --settle 45: 2.55 % and 86.7 MB before; 1.56 % (1.43 to 1.69) and 77.9 MB now.
+
 So the goals of 1 % and 80 MB are missed. Earlier runs, with other load: 4.53 % before; 3.12 and 3.95 % with
 seldom readings alone; 2.35 % with maps that hold on as well
 (`docs/decisions/0047-a-map-without-packets-holds-on.md`).
