@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from phantommesh.control import messages
 from phantommesh.nursery.members import proving as module
 from phantommesh.nursery.members.proving import Proving
-from phantommesh.nursery.reporting.report import _direction
+from phantommesh.nursery.reporting.rows import _direction
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.ledger import Kept
