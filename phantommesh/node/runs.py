@@ -93,7 +93,7 @@ class Answer:
 @dataclass(slots=True)
 class _Held:
     newest: RunWord | None = None
-    shown: float = 0.0  # when the newest was shown last, by whoever had it
+    shown: float = 0.0  # when the newest was shown first: a copy of it that comes later says nothing
     proof: RunWord | None = None
     proved: float = 0.0
 
@@ -140,7 +140,6 @@ class Witness:
         entry, held = self._roster.get(node), self._held.get(node, _Held())
         known = next((w for w in (held.newest, held.proof) if w is not None and w.raw == raw), None)
         if known is not None:
-            held.shown = now if known is held.newest else held.shown
             return known
         try:
             if entry is None or node_of_untrusted(raw) != node:
@@ -154,12 +153,19 @@ class Witness:
         if len(self._held) > MAX_HELD:
             self._held.popitem(last=False)
         if word.proves_two:
+            if held.newest is not None and _is_past(word, held.newest.run):
+                return word
             if held.proof is None or now - held.proved >= KEPT or word.seen >= held.proof.seen:
                 held.proof, held.proved = word, now
                 self.found.append(node)
-        elif held.newest is None or word.run > held.newest.run:
+        elif held.newest is None or (word.run, word.count) > (held.newest.run, held.newest.count):
             held.newest, held.shown = word, now
         return word
+
+
+def _is_past(proof: RunWord, present: Run) -> bool:
+    """Whether a proof is of two runs that were there before the present one: anybody may show it for ever."""
+    return proof.seen < present and proof.seen.name != present.name
 
 
 class Runs:
@@ -170,6 +176,7 @@ class Runs:
         self._identity = identity
         self.run = Run(min(max(start, above.start + 1), MAX_START), name)
         self._word: RunWord | None = None
+        self._count = 0  # of the words that this run has signed
         self.aside: Run | None = None  # the run for which this one has stepped aside
         self.twin: Run | None = None  # a run that was there beside this one, or beside another of this node
         self.settled = False
@@ -207,11 +214,12 @@ class Runs:
         return nsmallest(TRIED, others, key=lambda one: hashlib.sha3_256(me + one.member.node_id).digest())
 
     def question(self) -> bytes:
-        """Return the question of a round: this node's id and word. It signs where the word is another than
-        the last time."""
+        """Return the question of a round: this node's id and word. The word is a new one each time, unless
+        this run has stepped aside: then it stays the last word."""
         seen = NOBODY if self.aside is None else self.aside
-        if self._word is None or (self._word.run, self._word.seen) != (self.run, seen):
-            self._word = sign_word(self._identity, self.run, seen)
+        if self._word is None or seen == NOBODY or (self._word.run, self._word.seen) != (self.run, seen):
+            self._count += 1
+            self._word = sign_word(self._identity, self.run, seen, self._count)
         return self._identity.node_id + self._word.raw
 
     # What comes of it.
@@ -222,7 +230,8 @@ class Runs:
             for raw in answer.words:
                 self._hear(raw)
         if self.aside is not None:
-            gone = bool(answers) and all(answer.there is There.GONE for answer in answers)
+            # Most of them, not all: one that lies would keep this node away for good.
+            gone = 2 * sum(answer.there is There.GONE for answer in answers) > len(answers)
             self._gone = self._gone + 1 if gone else 0
             self.due = now + ASIDE
             return
@@ -249,6 +258,8 @@ class Runs:
         if word.node != self._identity.node_id or word.run.name == self.run.name:
             return
         if word.proves_two:
+            if _is_past(word, self.run):
+                return
             if self.twin is None and self.settled:
                 self.news = self._identity.node_id + raw
             self.twin = self.twin or word.run

@@ -78,7 +78,7 @@ from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.state import directory
-from phantommesh.state.start import NodeState
+from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
 
 
@@ -245,7 +245,7 @@ def make_parts(
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
-        begin_anew=gossip.begin_anew,
+        begin_anew=gossip.begin_anew, keep_start=partial(keep_generation, state.state),
     )  # fmt: skip
     links.look_elsewhere(gossip.heard_at)
     proving = Proving(

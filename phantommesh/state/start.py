@@ -225,6 +225,14 @@ def next_generation(state: StateDir, now: float) -> int:
     return generation
 
 
+def keep_generation(state: StateDir, number: int) -> None:
+    """Have the next start's number be greater than this one, too. Raises StateError."""
+    with _blame(state, directory.GENERATION):
+        last = int(state.read(directory.GENERATION)) if state.has(directory.GENERATION) else 0
+    if number > last:
+        state.write(directory.GENERATION, str(number).encode("ascii"))
+
+
 def load_leap(state: StateDir) -> int:
     """Read how far past the number of a start our claims are. Damage costs only that: we leap again."""
     try:

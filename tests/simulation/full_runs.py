@@ -17,7 +17,7 @@ from phantommesh.node.runs import WITNESSES, Answer, Runs, Witness
 from phantommesh.nursery.members.runs import LOOK, PUBLISH
 from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.records.roster import Entry
-from phantommesh.records.runs import NOBODY, RUN_BYTES
+from phantommesh.records.runs import NOBODY, RUN_BYTES, Run
 from phantommesh.trust.identity import NodeId
 from tests.simulation.full_calls import Ask, Task, spawn
 
@@ -37,6 +37,7 @@ class RunWatch:
         )
         self.witness = Witness(process.roster)
         self._asking = False
+        self._asked_as: tuple[Run, Run | None] = NOBODY, None
         self._unannounced = set[NodeId]()
         self._before, self._publish_from, self._follows = self._record(), 0.0, True
 
@@ -93,6 +94,7 @@ class RunWatch:
         if not self._asking and process.now >= runs.due:
             self._asking = True
             entries = [entry for entry in process.roster if entry.valid(process.wall)]
+            self._asked_as = runs.run, runs.aside
             self._ask(runs.whom(entries), runs.question(), [], WITNESSES)
         for member in [m for m in sorted(self._unannounced) if process.sessions.newest(m) is not None]:
             self._unannounced.discard(member)
@@ -103,7 +105,7 @@ class RunWatch:
         """Ask one after the other until enough have answered. A real node asks three at a time."""
         if not waiting or len(answers) == wanted:
             self._asking = False
-            if question == self.runs.question():
+            if self._asked_as == (self.runs.run, self.runs.aside):
                 self._round(answers)
             return
 

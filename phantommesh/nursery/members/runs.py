@@ -23,11 +23,14 @@ from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.records.runs import NOBODY, RUN_BYTES, Run, RunError
+from phantommesh.state.files import StateError
 from phantommesh.trust.identity import Identity, NodeId
 
 # Tuning.
 LOOK = 0.25  # s between looks at what gossip says of this node
 PUBLISH = 2.0  # s between two looks at whose our record is: two runs that both publish do so no faster
+ROUND = 6.0  # s that a round of questions may take
+OTHERS = 2.0  # s that the other witnesses have once one has answered: one may take a connection and be silent
 PUSHED = 16  # members that are told of a proof at one time
 PUSH = 6.0  # s that telling all of them may take, while the interfaces are already down
 
@@ -51,12 +54,15 @@ class RunWatch:
         publish: Callable[[], None],
         copy_gone: Callable[[], None],
         begin_anew: Callable[[int], None],
+        keep_start: Callable[[int], None],
         above: Run = NOBODY,
     ) -> None:
         """``publish`` puts our record into the roster if it says anything new; ``copy_gone`` is called when
         another run has stepped aside for this one, ``begin_anew`` with the number of a start that this run
-        takes in place of its own; ``above`` is the run that this process stepped aside for before."""
+        takes in place of its own; ``keep_start`` writes such a number to disk, so that the next start is
+        later, and may raise StateError; ``above`` is the run that this process stepped aside for before."""
         self._publish, self._copy_gone, self._begin_anew = publish, copy_gone, begin_anew
+        self._keep_start, self._kept = keep_start, generation
         self._keeper, self._copies, self._membership, self._where = keeper, copies, membership, where
         self._caller, self._me = caller, identity.node_id
         self._unannounced = set[NodeId]()  # members that may not know where this node is
@@ -96,6 +102,7 @@ class RunWatch:
         if runs.run != before:
             log.warning("an earlier run of this node had a later number: the clock or the state went back")
             self._begin_anew(runs.run.start)
+        await self._keep(runs.run.start)
         if runs.twin is not None:
             self._copies.twice(None, trio.current_time())
         if runs.aside is not None and not self.aside.is_set():
@@ -109,6 +116,16 @@ class RunWatch:
             await self.push(news)
         if runs.over:
             self.over.set()
+
+    async def _keep(self, start: int) -> None:
+        """Have the number of this run's start on disk, where it is another than at the start."""
+        if start <= self._kept:
+            return
+        try:
+            await trio.to_thread.run_sync(self._keep_start, start)
+            self._kept = start
+        except StateError as error:
+            log.warning("the number of this run was not written", error=str(error), fix=error.fix)
 
     def _entries(self) -> list[Entry]:
         wall = time()
@@ -125,10 +142,12 @@ class RunWatch:
                 answer = await self._ask_one(waiting.pop(0), question)
                 if answer is not None:
                     answers.append(answer)
+                    scope.deadline = min(scope.deadline, trio.current_time() + OTHERS)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(WITNESSES):
-                nursery.start_soon(ask)
+        with trio.move_on_after(ROUND) as scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(WITNESSES):
+                    nursery.start_soon(ask)
         return answers
 
     async def _ask_one(self, entry: Entry, question: bytes) -> Answer | None:

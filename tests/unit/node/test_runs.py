@@ -40,7 +40,7 @@ from phantommesh.records.runs import (
 from phantommesh.trust.identity import Identity, NodeId
 
 ME, OTHER = (Identity.from_seed(bytes([i]) * 32) for i in (1, 2))
-A, B = b"a" * RUN_BYTES, b"b" * RUN_BYTES
+A, B, C = (bytes([name]) * RUN_BYTES for name in b"abc")
 NOTHING = Answer(There.ALIVE)
 
 
@@ -195,6 +195,34 @@ def test_it_comes_back_when_all_that_answer_find_the_other_gone_twice() -> None:
     assert runs.over
 
 
+def test_one_witness_that_lies_does_not_keep_it_away() -> None:
+    runs = settled()
+    runs.round([saw(ME, Run(11, B))], 1.0)
+    for _ in range(GONE_ROUNDS):
+        runs.round([Answer(There.GONE), Answer(There.GONE), Answer(There.ALIVE)], 2.0)
+    assert runs.over
+
+
+def test_a_proof_of_runs_before_the_present_one_says_nothing() -> None:
+    proof, present = sign_word(ME, Run(10, A), Run(11, B)), sign_word(ME, Run(900, C))
+    bears = witness()
+    bears.answer(ME.node_id + present.raw, alive, 0.0)
+    bears.answer(ME.node_id + proof.raw, alive, 1.0)
+    assert not bears.found
+    assert Answer.decode_untrusted(bears.answer(ME.node_id + present.raw, alive, 2.0)).words == ()
+    runs = settled(900, C)
+    runs.round([Answer(There.ALIVE, (proof.raw,))], 1.0)
+    assert runs.twin is None and runs.news is None and runs.aside is None
+
+
+def test_each_word_of_a_run_is_a_new_one_until_its_last() -> None:
+    runs = settled()
+    words = [open_word(runs.question()[16:], ME.public_key) for _ in range(3)]
+    assert [word.count for word in words] == sorted({word.count for word in words})
+    runs.round([saw(ME, Run(11, B))], 1.0)
+    assert runs.question() == runs.question()
+
+
 def test_forged_numbers_make_it_ask_and_no_more() -> None:
     runs, asked, now = settled(), 0, 100.0
     runs.due = float("inf")
@@ -241,7 +269,12 @@ def test_the_dead_are_there_while_their_word_is_shown() -> None:
 
     assert [there(SHOWN - 1), there(SHOWN)] == [There.ALIVE, There.GONE]
     bears.answer(ME.node_id + new, dead, SHOWN)
-    assert there(SHOWN + 1) is There.ALIVE
+    assert there(SHOWN + 1) is There.GONE  # anybody can show a word that was shown
+    bears.answer(ME.node_id + sign_word(ME, Run(11, B), count=1).raw, dead, SHOWN + 2)
+    bears.answer(ME.node_id + new, dead, SHOWN + 3)  # and not in place of a newer one
+    assert there(SHOWN + 2) is There.ALIVE
+    assert there(2 * SHOWN + 1) is There.ALIVE
+    assert there(2 * SHOWN + 2) is There.GONE
     assert there(SHOWN + 1, State.LEFT) is There.GONE
     assert there(SHOWN + 1, State.SUSPECT) is There.ALIVE
 

@@ -17,7 +17,7 @@ from phantommesh.secret import Secret
 from phantommesh.state.directory import REQUIRED
 from phantommesh.state.files import StateError
 from phantommesh.state.making import JoinDraft, Summary, begin_join, finish_join, init_mesh, join_config
-from phantommesh.state.start import NodeState, load_node, next_generation
+from phantommesh.state.start import NodeState, keep_generation, load_node, next_generation
 from phantommesh.trust.certificates import DAY, Role, TrustError
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.invites import Invite
@@ -119,6 +119,9 @@ def test_generations_only_grow(tmp_path: Path) -> None:
     assert [next_generation(state, NOW), next_generation(state, NOW)] == [int(NOW), int(NOW) + 1]
     assert next_generation(state, 5.0) == int(NOW) + 2  # the clock stepped back
     assert next_generation(state, NOW + 100) == int(NOW) + 100
+    keep_generation(state, int(NOW) + 500)
+    keep_generation(state, int(NOW) + 400)
+    assert next_generation(state, NOW + 101) == int(NOW) + 501  # the number that a run took above another
     for damaged in (b"junk", b"", b"4294967295"):
         (tmp_path / "state" / "generation").write_bytes(damaged)
         with pytest.raises(StateError, match="generation"):
