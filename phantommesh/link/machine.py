@@ -199,7 +199,8 @@ class Links:
         psk.observe(handshakes, now)
         if psk.confirmed and not known.timed_by_handshake and psk.committed is not None:
             known.timed_by_handshake = True
-            newest = max(h for h in handshakes if h is not None)
+            # A time in the future is of a clock that was ahead: it would put the next handshake off as long.
+            newest = max((h for h in handshakes if h is not None and h <= now), default=now)
             known.next_start = max(known.next_start, self._context.after(newest, peer))
         effects = self._answerer.acknowledge(known, installed, now)
         self._context.settle(known)
@@ -215,7 +216,7 @@ class Links:
         if known is None:
             return True
         return known.psk.phase(now) is not PskPhase.UNSURE and all(
-            moment is not None and now - moment < FORGET_OLD_AFTER
+            moment is not None and 0 <= now - moment < FORGET_OLD_AFTER
             for i, moment in enumerate(handshakes)
             if has(known.psk.bound, i)
         )

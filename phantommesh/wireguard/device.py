@@ -144,6 +144,9 @@ class DeviceConfig:
             claimed |= peer.allowed_ips
 
 
+ROUNDING: Final = 1.0  # s by which a handshake's time may be ahead of a clock that was read a moment before
+
+
 @dataclass(frozen=True, slots=True)
 class PeerState:
     """A peer as reported. ``psk`` is NO_KEY when none is set; ``last_handshake`` in Unix seconds or 0.0."""
@@ -156,6 +159,14 @@ class PeerState:
     last_handshake: float = 0.0
     rx_bytes: int = 0
     tx_bytes: int = 0
+
+    def age(self, now: float) -> float | None:
+        """The seconds since the newest handshake; None where there was none. None also where the handshake
+        has a time in the future: the clock was ahead when the kernel noted it, and the true age is not known.
+        ``now`` is in Unix seconds."""
+        if not self.last_handshake or self.last_handshake > now + ROUNDING:
+            return None
+        return max(0.0, now - self.last_handshake)
 
 
 @dataclass(frozen=True, slots=True)

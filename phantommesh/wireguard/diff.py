@@ -194,6 +194,7 @@ def _new_endpoint(
     if want.endpoint is None or want.endpoint == have.endpoint:
         return None
     chosen_anew = applied is not None and applied.endpoint != want.endpoint
-    if have.endpoint is None or chosen_anew or now - have.last_handshake > ROAM_SECONDS:
+    age = have.age(now)
+    if have.endpoint is None or chosen_anew or age is None or age > ROAM_SECONDS:
         return want.endpoint
     return None

@@ -68,7 +68,7 @@ class Rows:
 
     def _seen(self, entry: Entry, now: float) -> PeerSeen:
         parts, node_id = self._parts, entry.member.node_id
-        handshake = max((p.last_handshake for _, _, p in self.devices(entry) if p is not None), default=0.0)
+        ages = [p.age(time()) for _, _, p in self.devices(entry) if p is not None]
         view, standing = parts.gossip.membership.member(node_id), self._membership(entry)
         paths, through = self._paths(entry, now), self._through(entry)
         return PeerSeen(
@@ -83,7 +83,7 @@ class Rows:
                 now=now,
             ),
             None if through else parts.gossip.membership.silence(node_id, now),
-            time() - handshake if handshake else None,
+            min((age for age in ages if age is not None), default=None),
             through,
             WAYS[parts.gossip.membership.way(node_id)],
             [parts.paths.unsent.get((node_id, i), "") for i in range(DIMENSIONS)],
@@ -136,7 +136,8 @@ class Rows:
             peer is not None
             and has(bound, i)
             and peer.psk == psks[i]
-            and now - peer.last_handshake < REJECT_AFTER
+            and (since := peer.age(now)) is not None
+            and since < REJECT_AFTER
             for i, _, peer in self.devices(entry)
         )
         age = None if state.age is None else round(state.age, 1)
@@ -158,13 +159,13 @@ class Rows:
         bound = self._parts.links.bound(member.node_id)
         dimensions = []
         for i, name, peer in self.devices(entry):
-            handshake = peer.last_handshake if peer is not None else 0.0
+            since = peer.age(now) if peer is not None else None
             dimensions.append(
                 DimensionView(
                     index=i,
                     interface=name,
                     endpoint=str(peer.endpoint) if peer is not None and peer.endpoint is not None else None,
-                    last_handshake_s=round(now - handshake, 1) if handshake else None,
+                    last_handshake_s=None if since is None else round(since, 1),
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
                     psk_age_s=round(state.age, 1) if has(bound, i) and state.age is not None else None,

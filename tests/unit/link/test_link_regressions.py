@@ -133,6 +133,24 @@ def test_rotate_is_not_forgotten_when_a_confirmation_comes_before_the_tick() -> 
     assert peer.next_start <= a.clock
 
 
+def test_a_clock_that_is_set_right_does_not_put_the_next_handshake_off() -> None:
+    """One dimension still has the time of a handshake under the clock that was ahead: the links of all whose
+    clocks were wrong alike went dark minutes after the clocks were right, for as long as they had been ahead.
+    """
+    sim = Simulation()
+    a, b = sim.nodes
+    assert a.links is not None
+    peer = a.links._peers[b.identity.node_id]
+    sim.run(0.5)
+    for ahead in (3_600.0, 86_400.0):
+        peer.timed_by_handshake = False
+        before = peer.next_start
+        a.links.read_back(b.identity.node_id, 127, [a.clock] * 6 + [a.clock + ahead], a.clock)
+        assert peer.timed_by_handshake
+        assert peer.next_start <= max(before, a.clock + 600)
+        assert not a.links.settled(b.identity.node_id, [a.clock] * 6 + [a.clock + ahead], a.clock)
+
+
 def test_a_psk_that_is_not_installed_is_not_called_fresh() -> None:
     """A kernel that refuses the PSK holds the old one; the end with that kernel said fresh for 180 s."""
     sim = Simulation()
