@@ -207,8 +207,16 @@ def socket_of(options: Options) -> Path:
         return Path(set_here)
     if os.access(options.config, os.R_OK):
         from phantommesh.config import reading
+        from phantommesh.config.sections import ConfigError
 
-        return Path(reading.load(options.config).api.socket)
+        try:
+            return Path(reading.load(options.config).api.socket)
+        except ConfigError as error:  # a node that runs goes on with what it read at its start
+            if os.access(SOCKET, os.F_OK):
+                return SOCKET
+            raise CliError(
+                str(error), fix=f"{error.fix}; or ask a node that runs with another socket by --socket"
+            ) from error
     if os.access(SOCKET, os.F_OK) or not _is_closed(options.config):
         return SOCKET
     raise CliError(

@@ -150,10 +150,10 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
         report = {"file": str(path), "proofs": len(archive.proofs), "root_hash": mesh.root_hash.hex()}
         emit(report | {"left_out": [each._asdict() for each in left_out]})
     else:
-        say(f"{len(archive.proofs)} proofs written to {path}")
+        say(f"{_counted(len(archive.proofs))} written to {path}")
         for each in left_out:
             way = f"{each.direction} {'to' if each.direction == 'sent' else 'from'}"
-            say(f"left out: {each.proofs} proofs of what was {way} {each.peer}: {each.reason}", err=True)
+            say(f"left out: {_counted(each.proofs)} of what was {way} {each.peer}: {each.reason}", err=True)
         say(f"to check them elsewhere, give --root {mesh.root_hash.hex()}", err=True)
 
 
@@ -164,6 +164,10 @@ class _LeftOut(NamedTuple):
     direction: str
     proofs: int
     reason: str
+
+
+def _counted(proofs: int) -> str:
+    return "1 proof" if proofs == 1 else f"{proofs} proofs"
 
 
 def _left_out(views: Sequence[ProofsView], archive: Archive) -> list[_LeftOut]:

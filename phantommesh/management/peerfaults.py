@@ -32,6 +32,7 @@ LOOK = "look for the rule of another packet filter that drops it (`nft list rule
 MAX_NAMED = 8  # peers named in one line, and lines about peers that are partly reachable
 RENEWAL = 15.0  # s that a dimension may have no keys, or prove itself, before it is called a fault
 JOINING = 15.0  # s that a peer may take to get keys, after it became known or lost them
+HEARD = 15.0  # s within which a probe of the peer's has come in: it asks every 10 s where nothing flows
 # s that a dimension with new keys may take to carry its first probe. A WireGuard whose first handshake packet
 # was lost repeats it after 5 s and 10 s (REKEY_TIMEOUT: WireGuard paper, section 6.1).
 FIRST = 12.0
@@ -198,10 +199,17 @@ def _answer(peers: Sequence[PeerSeen]) -> str:
 
 def _why(here: Here, peers: Sequence[PeerSeen]) -> tuple[str, str]:
     """Return the likely cause, and the fix, where control ports answer and dimensions do not."""
-    if any(path.heard_s is not None and path.heard_s < p.dark_s for p in peers for path in p.paths):
+    if any(
+        path.heard_s is not None and path.heard_s < min(p.dark_s, HEARD) for p in peers for path in p.paths
+    ):
         why = "what the other end sends arrives here, and what is sent from here does not arrive there"
         return why, "look for a packet filter that drops it, on the way or at the other end"
     if all(path.state == "closed" for p in peers for path in p.paths):
+        if all(p.link.state in ("fresh", "unsure") for p in peers):
+            return (
+                "the interfaces do not have the keys that are agreed",
+                "see the other faults, and `ip link`",
+            )
         errors = [f": {p.link.last_error}" for p in peers if p.link.last_error]
         why = f"no keys are agreed{errors[0] if errors else ''}"
         return why, "see `phantommesh links`, and whether the clocks of both ends are right"

@@ -1038,3 +1038,15 @@ def test_a_configuration_that_may_not_be_read_is_named_where_it_could_name_the_s
     (tmp_path / "api.sock").unlink()
     config.unlink()
     assert str(config) not in told(run("--config", config, "status"), 3)
+
+
+def test_a_configuration_that_is_broken_keeps_nobody_from_the_node_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "pm.toml"
+    config.write_text("= [\n")
+    monkeypatch.setattr(base, "SOCKET", tmp_path / "api.sock")
+    said = told(run("--config", config, "status"), 1)
+    assert "not TOML" in said and "--socket" in said
+    (tmp_path / "api.sock").touch()
+    assert "not TOML" not in told(run("--config", config, "status"), 3)

@@ -130,7 +130,8 @@ class UserspaceBackend:
         if process is not None and not process.local:
             raise BackendError(
                 f"{_socket_path(name)} belongs to another network namespace",
-                fix=f"mount a directory of its own on {SOCKETS} in each, or change prefix in [wireguard]",
+                fix=f"mount a directory of its own on {SOCKETS} in each network namespace, or change prefix "
+                "in [wireguard]",
             )
         if link is not None and process is None:
             await trio.to_thread.run_sync(netlink.delete_link, name)

@@ -202,7 +202,7 @@ class Places:
             yield ADDRESS_FORBIDDEN.fault(
                 f"peer {name} announces an address it may not: {said['endpoint']}, it is {said['why']}; "
                 "nothing is sent there",
-                f"correct node.endpoints on {name}, and revoke it if it does so on purpose",
+                _fix(name, said["why"]),
                 subject=name,
             )
         if len(self._refused) > MAX_FAULTS:
@@ -214,6 +214,15 @@ class Places:
     def _misnamed(self, host: str) -> Why | None:
         found = [self.reach.never(address) for address in self._lookup(host)]
         return next(iter(found), None) if all(found) else None
+
+
+def _fix(name: str, why: str) -> str:
+    if why == Why.HOST_NETWORK.text:  # so it is where this host has another address than its record says
+        return (
+            "if this host moved or is a copy, name an address that it has in node.endpoints here, or the "
+            f"peer in gossip.seeds; else correct node.endpoints on {name}"
+        )
+    return f"correct node.endpoints on {name}, and revoke it if it does so on purpose"
 
 
 def _first(refused: dict[tuple[str, str], Why]) -> dict[str, str]:

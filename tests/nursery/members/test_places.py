@@ -110,3 +110,15 @@ def test_all_addresses_of_a_seed_are_tried() -> None:
     it = make(seeds=("both.example",), both="2001:db8::7 192.0.2.7 127.0.0.1")
     assert [address.host for address in it.seeds()] == ["2001:db8::7", "192.0.2.7"]
     assert not list(it.faults())
+
+
+def test_a_host_that_moved_is_told_of_its_own_configuration_and_not_to_revoke_its_peers() -> None:
+    it = make(endpoints=("192.0.2.9",))  # an address that this host has no more
+    it.judge_by(replace(it.reach, host=LAN))
+    it.look([cast("Entry", _Record("10.8.0.7:51800"))])
+    [fault] = it.faults()
+    assert "only this host has" in fault.text and "revoke" not in fault.fix
+    assert "node.endpoints here" in fault.fix and "gossip.seeds" in fault.fix
+    it.look([cast("Entry", _Record("127.0.0.1:51800"))])
+    [fault] = it.faults()
+    assert "revoke" in fault.fix

@@ -14,6 +14,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.faults import Fault
 from phantommesh.management.peerfaults import (
     FIRST,
+    HEARD,
     JOINING,
     MAX_NAMED,
     RENEWAL,
@@ -148,6 +149,8 @@ def test_a_packet_filter_of_this_host_is_known_by_what_it_refuses() -> None:
 def test_one_direction_is_told() -> None:
     fault = the_fault(dark(peer(), heard_s=0.3))
     assert fault.code == "traffic-stopped" and "does not arrive there" in fault.text
+    long_ago = the_fault(dark(peer(), since=60.0, heard_s=HEARD + 1))  # in another phase of the same outage
+    assert "does not arrive there" not in long_ago.text
 
 
 def test_blocked_ports_are_told_with_the_ports() -> None:
@@ -165,6 +168,14 @@ def test_a_peer_that_joins_is_no_fault_and_one_that_cannot_is() -> None:
     assert fault.code == "traffic-stopped" and "no keys are agreed: clock" in fault.text
     assert flow(replace(stuck, known_s=1.0)) == "joining"  # the node starts
     assert told(replace(stuck, standing="dead", known_s=1.0)) == []
+
+
+def test_keys_that_are_agreed_are_not_called_missing_where_interfaces_are() -> None:
+    stuck = closed(peer(), JOINING)
+    missing = replace(stuck, link=msgspec.structs.replace(stuck.link, state="unsure", epoch=4))
+    fault = the_fault(missing)
+    assert "no keys are agreed" not in fault.text and "do not have the keys" in fault.text
+    assert "clocks" not in fault.fix and "other faults" in fault.fix
 
 
 def test_the_first_probes_may_be_lost_for_as_long_as_wireguard_needs() -> None:
