@@ -129,7 +129,7 @@ class _Process:
                 return
             try:
                 wanted = await trio.to_thread.run_sync(load_config, self._config_path, self._state_dir)
-                await check(wanted, self._state_dir)
+                await check(wanted, self._state_dir, held=node.parts.config.wireguard.prefix)
             except PhantomMeshError as error:
                 node.keep_config(error)
                 return
@@ -170,12 +170,13 @@ def _again(node: Node) -> Run | None:
     return None
 
 
-async def check(config: Config, state_dir: Path) -> None:
+async def check(config: Config, state_dir: Path, *, held: str | None = None) -> None:
     """Refuse what `run` refuses of a configuration, for this state directory and this host. Nothing changes,
-    and the node may run meanwhile. Raises `PhantomMeshError`."""
+    and the node may run meanwhile: then ``held`` is the prefix of the interfaces that it has. Raises
+    `PhantomMeshError`."""
     state = await trio.to_thread.run_sync(load_node, state_dir, time())
     await _examine_settings(config, state)
-    await _examine_host(config, _overlay(config, state))
+    await _examine_host(config, _overlay(config, state, held))
 
 
 async def _examine_settings(config: Config, state: NodeState) -> Backend:
@@ -191,10 +192,10 @@ async def _examine_host(config: Config, overlay: Overlay) -> None:
     reading.refuse_overlay(config, overlay.routed)
 
 
-def _overlay(config: Config, state: NodeState) -> Overlay:
+def _overlay(config: Config, state: NodeState, held: str | None = None) -> Overlay:
     return Overlay(
         (state.mesh.network4, state.mesh.network6),
-        all_names(config.wireguard.prefix),
+        all_names(held or config.wireguard.prefix),
         lambda: _addresses(state),
         interval=config.wireguard.reconcile_seconds,
     )

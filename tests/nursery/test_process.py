@@ -27,13 +27,20 @@ from tests.support.loopback import make_authority, serving, until
 Send = Callable[[int], None]
 
 
+@pytest.fixture
+def held() -> list[str | None]:
+    """By which prefix the node's own interfaces were known, at each look at the host."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def levels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def levels(monkeypatch: pytest.MonkeyPatch, held: list[str | None]) -> list[str]:
     """The levels that the log was set to."""
     told = list[str]()
     monkeypatch.setattr(logs, "configure", lambda level, style: told.append(level))
 
-    async def good(*_: object) -> None:
+    async def good(*_: object, held: str | None = None, seen: list[str | None] = held) -> None:
+        seen.append(held)
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(process, "check", good)  # it is another node's business: tests/cli/test_fixes.py
@@ -87,6 +94,21 @@ async def test_a_reload_takes_over_what_it_can_and_names_the_rest(tmp_path: Path
         await until(lambda: not node.parts.settings.waiting)
         assert list(node.parts.places.seeds()) == []
         assert node.parts.config.log.level == "info"
+        nursery.cancel_scope.cancel()
+
+
+async def test_another_prefix_waits_for_a_restart_and_the_nodes_interfaces_stay_its_own(
+    tmp_path: Path, held: list[str | None]
+) -> None:
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as node, trio.open_nursery() as nursery:
+        _, send = await heeding(nursery, tmp_path / "a", node)
+        running = node.parts.config.wireguard.prefix
+        edit(tmp_path / "a", log={"level": "debug"}, wireguard={"prefix": "vpn"})
+        send(signal.SIGHUP)
+        await until(lambda: node.parts.config.log.level == "debug")
+        assert held == [running] and running != "vpn"
+        assert "wireguard.prefix" in node.parts.settings.waiting
         nursery.cancel_scope.cancel()
 
 
