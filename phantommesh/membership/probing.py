@@ -164,8 +164,11 @@ class Probing:
 
     def _ask_elsewhere(self, probe: Probe, first: list[bytes]) -> None:
         """Ask a member where it was heard as well. Anybody may be there, so this is a question that only the
-        member itself can answer: a ping-req about it, to it."""
+        member itself can answer: a ping-req about it, to it. A member that is at home answers there
+        first."""
         core = self._core
+        if not probe.step and core.params.adaptive and core.places.home(probe.target):
+            return
         for address in core.places.ask(probe.target, core.clock):
             nonce = core.nonce()
             probe.nonces.append(nonce)

@@ -8,12 +8,14 @@ from functools import partial
 from hashlib import blake2b
 from random import Random
 
+import pytest
+
 from phantommesh.endpoint import Address
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import SHORT, Datagram, Gossip
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
-from phantommesh.membership.signs import MAX_HEARD, RETURN, Way
+from phantommesh.membership.signs import MAX_HEARD, QUESTIONS, RETURN, Way
 from phantommesh.trust.groupkey import GroupKey, Keyring
 from phantommesh.trust.identity import NodeId
 
@@ -125,6 +127,29 @@ def test_a_copy_does_not_take_the_place_of_a_proved_address() -> None:
     assert world.state(A, B) == (State.ALIVE, Way.ELSEWHERE)
     assert world.ends[A].membership.heard_at(B)[0] == NAT
     assert not world.ends[A].membership.proved(COPIER)
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_one_forged_source_costs_its_victim_few_datagrams(died: bool) -> None:
+    """Somebody sends a copy of a datagram of B's in a victim's name, and it comes first."""
+    world, victim = World(nat=False), Address("198.51.100.200", 53)
+    world.run(5)
+    copied: list[bytes] = []
+
+    def copy(to: NodeId, data: bytes, source: Address) -> None:
+        if not copied and source == HOMES[B] and to == A:
+            copied.append(data)
+            world.deliver(A, data, victim)
+
+    world.on_way = copy
+    if died:
+        world.run(3)
+        del world.ends[B]
+    world.run(400)
+    assert copied
+    sent = world.to(victim)  # the answer to the datagram itself, and questions
+    assert len(sent) <= 1 + (QUESTIONS if died else 1)
+    assert all(len(datagram.data) <= SHORT + 64 for datagram in sent)
 
 
 def test_an_insider_can_not_answer_in_anothers_name() -> None:
