@@ -24,7 +24,9 @@ from phantommesh.membership.reach import IN_A_ROW
 # Tuning.
 MAX_HEARD: Final = 3  # addresses of one member that were heard and not proved; the oldest makes room
 QUESTIONS: Final = 3  # that a datagram from such an address is good for, and that are kept at most
-KEPT: Final = 300.0  # s for which such an address is asked at most; NATs keep a mapping for minutes (RFC 4787, REQ-5)
+KEPT: Final = (
+    300.0  # s for which such an address is asked at most; NATs keep a mapping for minutes (RFC 4787)
+)
 PROVED: Final = 150.0  # s for which a proved address is used without another proof
 SIGN: Final = 30.0  # s for which a sign of life counts, of a member whose control port does not answer
 RETURN: Final = 2.0  # s after the first sign of life of a dead member until another one brings it back
@@ -52,8 +54,8 @@ class _Heard:
 
 
 class _Place:
-    """Where one member was heard. ``home``: its record's addresses answered last. ``since_home``: proofs from
-    elsewhere since then."""
+    """Where one member was heard. ``home``: its record's addresses answered last. ``since_home``: probes that
+    were answered from elsewhere alone since then."""
 
     __slots__ = ("heard", "home", "proved", "proved_at", "since_home", "turn")
 
@@ -110,14 +112,16 @@ class Whereabouts:
         found = [] if place.proved is None else [place.proved]
         return found + [a for a, heard in reversed(place.heard.items()) if now - heard.when <= KEPT]
 
-    def prove(self, node: bytes, address: Address, now: float) -> None:
-        """The member has shown that it gets what is sent there."""
+    def prove(self, node: bytes, address: Address, now: float, *, first: bool) -> None:
+        """The member has shown that it gets what is sent there. ``first``: it had not answered this probe
+        yet. Somebody beside it may pass on what comes there, so where it is at home as well, that counts."""
         place = self._places.setdefault(node, _Place())
         if place.proved is not None:
             self._proved.pop(place.proved, None)
         place.heard.pop(address, None)
         place.proved, place.proved_at = address, now
-        place.since_home, place.home = place.since_home + 1, False
+        if first:
+            place.since_home, place.home = place.since_home + 1, False
         self._proved[address] = node
 
     def at_home(self, node: bytes) -> None:
@@ -131,9 +135,9 @@ class Whereabouts:
         return place is not None and place.home
 
     def instead(self, node: bytes, now: float) -> Address | None:
-        """The proved address, if the record's addresses did not answer since it was proved."""
+        """The proved address, if the member answers nowhere else."""
         place = self._places.get(node)
-        if place is None or not place.since_home or now - place.proved_at > PROVED:
+        if place is None or place.since_home < IN_A_ROW or now - place.proved_at > PROVED:
             return None
         return place.proved
 
@@ -143,9 +147,14 @@ class Whereabouts:
         return node is not None and now - self._places[node].proved_at <= PROVED
 
     def only(self, node: bytes) -> bool:
-        """Whether the member answers nowhere else."""
+        """Whether the member answers nowhere else, several probes in a row."""
         place = self._places.get(node)
         return place is not None and place.since_home >= IN_A_ROW
+
+    def unsettled(self, node: bytes) -> bool:
+        """Whether it is open yet if the member answers at home."""
+        place = self._places.get(node)
+        return place is not None and 0 < place.since_home < IN_A_ROW
 
     def forget(self, node: bytes) -> None:
         """Forget where this member was heard."""
