@@ -42,13 +42,13 @@ LOOKED_AT: Final = 20  # such members from which on both take longer
 
 
 class Probe:
-    """One member being asked. ``thorough`` probes use relays; the others ask directly only. ``carried``: an
-    answer came by way of others, and it goes on to see whether one comes directly. ``scored``: that it fails
-    may be this node's own fault."""
+    """One member being asked. ``thorough`` probes use relays; the others ask directly only. ``answered``: it
+    answered itself, perhaps too late. ``carried``: an answer came by way of others, and it goes on to see
+    whether one comes directly. ``scored``: that it fails may be this node's own fault."""
 
     __slots__ = (
-        "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step", "target",
-        "thorough",
+        "answered", "carried", "done", "ends", "nacks", "nonces", "relays", "scored", "spacing", "step",
+        "target", "thorough",
     )  # fmt: skip
 
     def __init__(self, target: bytes, ends: float, spacing: float, thorough: bool, scored: bool) -> None:
@@ -61,6 +61,7 @@ class Probe:
         self.relays = 0
         self.nacks = 0
         self.done = False
+        self.answered = False
         self.carried = False
 
 
@@ -164,8 +165,11 @@ class Probing:
 
     def _ask_elsewhere(self, probe: Probe, first: list[bytes]) -> None:
         """Ask a member where it was heard as well. Anybody may be there, so this is a question that only the
-        member itself can answer: a ping-req about it, to it."""
+        member itself can answer: a ping-req about it, to it. A member that is at home answers there
+        first."""
         core = self._core
+        if not probe.step and core.params.adaptive and core.places.home(probe.target):
+            return
         for address in core.places.ask(probe.target, core.clock):
             nonce = core.nonce()
             probe.nonces.append(nonce)
@@ -256,6 +260,11 @@ class Probing:
         if self._core.reach.known(target) and target not in self._core.table.down:
             self.check(target, False)
 
+    def _settle(self, target: bytes) -> None:
+        """Soon find out whether a member that answered from elsewhere is at home."""
+        if self._core.places.unsettled(target) and target not in self._core.table.down:
+            self.check(target, False)
+
     def _forget(self, nonces: list[bytes]) -> None:
         for nonce in nonces:
             self._waiting.pop(nonce, None)
@@ -283,6 +292,7 @@ class Probing:
             del self._waiting[message.nonce]
             core.rtt.measured(probe.target, core.clock - waiting.asked)
             core.places.at_home(probe.target)
+            probe.answered = True
             if not probe.done:
                 self._weigh(probe.target, direct=True)
             self._succeed(probe)
@@ -318,7 +328,10 @@ class Probing:
             return
         del self._waiting[nonce]
         core.rtt.measured(target, core.clock - waiting.asked)
-        core.places.prove(target, waiting.at, core.clock)
+        core.places.prove(target, waiting.at, core.clock, first=not probe.answered)
+        if not probe.answered and core.places.unsettled(target):
+            core.at(core.clock + SETTLE, self._settle, target)
+        probe.answered = True
         if not probe.done:
             self._weigh(target, direct=True)
         self._succeed(probe)

@@ -4,7 +4,8 @@
 `Whereabouts` keeps the addresses at which members were heard that their records do not name: behind a NAT, or
 where a node has roamed to. Anybody can forge or copy a datagram, so such an address is asked, and counts only
 once an answer to a nonce that was sent there, and nowhere else, holds a proof of the member's own
-(`reach.proof`). A copy that comes from elsewhere never takes the place of an address that is proved.
+(`reach.proof`). Until then each datagram from there is good for a few questions, so whoever forges one makes
+this node send few. A copy that comes from elsewhere never takes the place of an address that is proved.
 
 `Signs` keeps the signs of life that came on other ways than gossip's own: a finished handshake, a probe
 inside a dimension, a channel. No other member can make them.
@@ -12,6 +13,7 @@ inside a dimension, a channel. No other member can make them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from typing import Final
@@ -21,7 +23,10 @@ from phantommesh.membership.reach import IN_A_ROW
 
 # Tuning.
 MAX_HEARD: Final = 3  # addresses of one member that were heard and not proved; the oldest makes room
-KEPT: Final = 300.0  # s for which such an address is asked; NATs keep a mapping for minutes (RFC 4787, REQ-5)
+QUESTIONS: Final = 3  # that a datagram from such an address is good for, and that are kept at most
+KEPT: Final = (
+    300.0  # s for which such an address is asked at most; NATs keep a mapping for minutes (RFC 4787)
+)
 PROVED: Final = 150.0  # s for which a proved address is used without another proof
 SIGN: Final = 30.0  # s for which a sign of life counts, of a member whose control port does not answer
 RETURN: Final = 2.0  # s after the first sign of life of a dead member until another one brings it back
@@ -39,16 +44,26 @@ class Way(Enum):
     TRAFFIC = "traffic"
 
 
-class _Place:
-    """Where one member was heard. ``since_home``: proofs from elsewhere since its record's addresses last
-    answered."""
+@dataclass(slots=True)
+class _Heard:
+    """An address that is not proved: when a datagram last came from there, and how many questions may still
+    go there."""
 
-    __slots__ = ("heard", "proved", "proved_at", "since_home", "turn")
+    when: float
+    left: int = QUESTIONS
+
+
+class _Place:
+    """Where one member was heard. ``home``: its record's addresses answered last. ``since_home``: probes that
+    were answered from elsewhere alone since then."""
+
+    __slots__ = ("heard", "home", "proved", "proved_at", "since_home", "turn")
 
     def __init__(self) -> None:
-        self.heard: dict[Address, float] = {}
+        self.heard: dict[Address, _Heard] = {}
         self.proved: Address | None = None
         self.proved_at = -inf
+        self.home = False
         self.since_home = 0
         self.turn = 0
 
@@ -66,7 +81,7 @@ class Whereabouts:
         if address == place.proved:
             return
         place.heard.pop(address, None)
-        place.heard[address] = now
+        place.heard[address] = _Heard(now)
         if len(place.heard) > MAX_HEARD:
             del place.heard[next(iter(place.heard))]
 
@@ -76,11 +91,15 @@ class Whereabouts:
         if place is None:
             return []
         found = [] if place.proved is None else [place.proved]
-        for address in [address for address, when in place.heard.items() if now - when > KEPT]:
+        for address in [address for address, heard in place.heard.items() if now - heard.when > KEPT]:
             del place.heard[address]
         if place.heard:
             place.turn += 1
-            found.append(list(reversed(place.heard))[place.turn % len(place.heard)])
+            address = list(reversed(place.heard))[place.turn % len(place.heard)]
+            found.append(address)
+            place.heard[address].left -= 1
+            if not place.heard[address].left:
+                del place.heard[address]
         elif place.proved is None:
             del self._places[node]
         return found
@@ -91,27 +110,34 @@ class Whereabouts:
         if place is None:
             return []
         found = [] if place.proved is None else [place.proved]
-        return found + [a for a, when in reversed(place.heard.items()) if now - when <= KEPT]
+        return found + [a for a, heard in reversed(place.heard.items()) if now - heard.when <= KEPT]
 
-    def prove(self, node: bytes, address: Address, now: float) -> None:
-        """The member has shown that it gets what is sent there."""
+    def prove(self, node: bytes, address: Address, now: float, *, first: bool) -> None:
+        """The member has shown that it gets what is sent there. ``first``: it had not answered this probe
+        yet. Somebody beside it may pass on what comes there, so where it is at home as well, that counts."""
         place = self._places.setdefault(node, _Place())
         if place.proved is not None:
             self._proved.pop(place.proved, None)
         place.heard.pop(address, None)
         place.proved, place.proved_at = address, now
-        place.since_home += 1
+        if first:
+            place.since_home, place.home = place.since_home + 1, False
         self._proved[address] = node
 
     def at_home(self, node: bytes) -> None:
         """The member answered at an address of its record."""
         if (place := self._places.get(node)) is not None:
-            place.since_home = 0
+            place.since_home, place.home = 0, True
+
+    def home(self, node: bytes) -> bool:
+        """Whether the member answered last at an address of its record."""
+        place = self._places.get(node)
+        return place is not None and place.home
 
     def instead(self, node: bytes, now: float) -> Address | None:
-        """The proved address, if the record's addresses did not answer since it was proved."""
+        """The proved address, if the member answers nowhere else."""
         place = self._places.get(node)
-        if place is None or not place.since_home or now - place.proved_at > PROVED:
+        if place is None or place.since_home < IN_A_ROW or now - place.proved_at > PROVED:
             return None
         return place.proved
 
@@ -121,9 +147,14 @@ class Whereabouts:
         return node is not None and now - self._places[node].proved_at <= PROVED
 
     def only(self, node: bytes) -> bool:
-        """Whether the member answers nowhere else."""
+        """Whether the member answers nowhere else, several probes in a row."""
         place = self._places.get(node)
         return place is not None and place.since_home >= IN_A_ROW
+
+    def unsettled(self, node: bytes) -> bool:
+        """Whether it is open yet if the member answers at home."""
+        place = self._places.get(node)
+        return place is not None and 0 < place.since_home < IN_A_ROW
 
     def forget(self, node: bytes) -> None:
         """Forget where this member was heard."""

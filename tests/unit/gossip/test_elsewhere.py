@@ -8,12 +8,15 @@ from functools import partial
 from hashlib import blake2b
 from random import Random
 
+import pytest
+
 from phantommesh.endpoint import Address
 from phantommesh.gossip.envelope import Envelope
 from phantommesh.gossip.machine import SHORT, Datagram, Gossip
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
-from phantommesh.membership.signs import MAX_HEARD, RETURN, Way
+from phantommesh.membership.reach import IN_A_ROW
+from phantommesh.membership.signs import MAX_HEARD, QUESTIONS, RETURN, Way, Whereabouts
 from phantommesh.trust.groupkey import GroupKey, Keyring
 from phantommesh.trust.identity import NodeId
 
@@ -42,7 +45,7 @@ class End:
             self.membership, envelope, where=lambda who: (HOMES[who],), digest=lambda: b"digest 1",
             in_use=lambda key: None,
         )  # fmt: skip
-        for other in HOMES.keys() - {me}:
+        for other in sorted(HOMES.keys() - {me}):
             self.gossip.seal(self.membership.verified(other, 1, bytes(16), 1000.0), 1000.0)
 
 
@@ -117,6 +120,35 @@ def test_a_copy_that_comes_first_leads_nobody_astray() -> None:
     assert all(len(datagram.data) <= SHORT + 64 for datagram in world.to(COPIER))
 
 
+def test_a_neighbour_that_passes_on_copies_becomes_no_way() -> None:
+    """Somebody beside B copies all that B sends, is faster, and passes what comes for that on to B: B answers
+    there, and at home first."""
+    world = World(nat=False)
+    late: list[tuple[float, bytes]] = []
+    membership = world.ends[A].membership
+
+    def copy(to: NodeId, data: bytes, source: Address) -> None:
+        if source == HOMES[B] and to == A:
+            world.deliver(A, data, COPIER)
+
+    world.run(5)
+    world.on_way = copy
+    start = world.now
+    while world.now < start + 60:
+        world.run(0.05)
+        asked, world.sent = world.to(COPIER), []
+        for when, data in list(late):
+            if when <= world.now:
+                late.remove((when, data))
+                world.deliver(A, data, COPIER)
+        for datagram in asked:
+            for answer in world.ends[B].gossip.receive(datagram.data, COPIER, world.now):
+                if isinstance(answer, Datagram) and answer.to == COPIER:
+                    late.append((world.now + 0.1, answer.data))
+        assert membership._core.places.instead(B, world.now) is None
+    assert world.state(A, B) == (State.ALIVE, Way.DIRECT)
+
+
 def test_a_copy_does_not_take_the_place_of_a_proved_address() -> None:
     world = World()
     world.run(30)
@@ -125,6 +157,29 @@ def test_a_copy_does_not_take_the_place_of_a_proved_address() -> None:
     assert world.state(A, B) == (State.ALIVE, Way.ELSEWHERE)
     assert world.ends[A].membership.heard_at(B)[0] == NAT
     assert not world.ends[A].membership.proved(COPIER)
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_one_forged_source_costs_its_victim_few_datagrams(died: bool) -> None:
+    """Somebody sends a copy of a datagram of B's in a victim's name, and it comes first."""
+    world, victim = World(nat=False), Address("198.51.100.200", 53)
+    world.run(5)
+    copied: list[bytes] = []
+
+    def copy(to: NodeId, data: bytes, source: Address) -> None:
+        if not copied and source == HOMES[B] and to == A:
+            copied.append(data)
+            world.deliver(A, data, victim)
+
+    world.on_way = copy
+    if died:
+        world.run(3)
+        del world.ends[B]
+    world.run(400)
+    assert copied
+    sent = world.to(victim)  # the answer to the datagram itself, and questions
+    assert len(sent) <= 1 + (QUESTIONS if died else 1)
+    assert all(len(datagram.data) <= SHORT + 64 for datagram in sent)
 
 
 def test_an_insider_can_not_answer_in_anothers_name() -> None:
@@ -149,6 +204,25 @@ def test_an_insider_can_not_answer_in_anothers_name() -> None:
                     world.deliver(A, answer.data, COPIER)
     assert world.state(A, B)[0] is State.DEAD
     assert not world.ends[A].membership.proved(COPIER)
+
+
+def test_only_probes_that_were_not_answered_at_home_speak_for_another_way() -> None:
+    places = Whereabouts()
+    for _ in range(2 * IN_A_ROW):
+        places.at_home(B)
+        places.prove(B, NAT, 10.0, first=False)
+    assert places.instead(B, 10.0) is None
+    assert not places.only(B)
+    for missing in range(IN_A_ROW, 0, -1):
+        assert places.instead(B, 10.0) is None
+        assert places.unsettled(B) == (missing < IN_A_ROW)
+        places.prove(B, NAT, 10.0, first=True)
+    assert places.instead(B, 10.0) == NAT
+    assert places.only(B)
+    assert not places.unsettled(B)
+    places.at_home(B)
+    assert places.instead(B, 10.0) is None
+    assert places.home(B)
 
 
 def test_few_addresses_of_a_member_are_kept() -> None:
