@@ -31,6 +31,7 @@ class Standing(Enum):
     PROVEN = "the proof of its node id"
     KNOWN = "an address of that member's, or a chain that this node has with it"
     NEWCOMER = "the secret of an invite"
+    RETURNING_HOME = "a host of the record of a member whose certificate ran out, whose name it claims"
     RETURNING = "nothing: anybody who knows the mesh can claim to be a member whose certificate ran out"
     STRANGER = "nothing: any member can claim the name"
     OUTDATED = "nothing, under an admission secret that was replaced: a revoked node can claim the name"
@@ -41,7 +42,7 @@ class Share:
     """Limits on what the INITs of one standing may use up: ``places`` of half-open handshakes in all,
     ``of_source`` for a source block, ``of_name`` for a claimed name; and ``rate`` a second, ``burst`` at
     once, of KEM operations and signatures, which cost 1.1 ms of CPU an INIT. The rate is one peer's where
-    ``each`` is set, else that of all together."""
+    ``each`` is set, else that of all together. ``in_all`` is a limit on the rate of all together besides."""
 
     places: int
     of_source: int
@@ -49,16 +50,18 @@ class Share:
     rate: float
     burst: float
     each: bool = False
+    in_all: float | None = None
 
 
 # Tuning. A proven name has one attempt at a time; 1,024 is a large mesh that restarts at once. A member that
 # is a stranger without ill will has moved, and no WireGuard key is known at both ends. 10 a second cost one
-# per cent of a core.
+# per cent of a core. To use up what members have that come back from anywhere takes 40 names and 10 sources.
 SHARES = {
     Standing.PROVEN: Share(1024, 1024, 1, INIT_RATE, INIT_BURST, each=True),
     Standing.KNOWN: Share(256, 4, 4, INIT_RATE, INIT_BURST, each=True),
     Standing.NEWCOMER: Share(32, 4, 4, 5.0, 20.0),
-    Standing.RETURNING: Share(32, 2, 4, 5.0, 20.0),
+    Standing.RETURNING_HOME: Share(64, 4, 4, INIT_RATE, INIT_BURST, each=True),
+    Standing.RETURNING: Share(64, 2, 4, 0.5, 4.0, each=True, in_all=20.0),
     Standing.STRANGER: Share(64, 4, 64, 10.0, 20.0),
     Standing.OUTDATED: Share(16, 1, 16, 1.0, 5.0),
 }

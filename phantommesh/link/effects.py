@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -32,11 +32,13 @@ class PeerAuth:
 @dataclass(frozen=True, slots=True)
 class Enrolment:
     """Data that an authority needs to let newcomers in. ``find(invite id, node id)`` gives the secret of an
-    invite that this node may use; of `keys.RETURNING`, where the node is a member that may come back."""
+    invite that this node may use; of `keys.RETURNING`, where the node is a member that may come back.
+    ``where(node id)`` gives the addresses that such a member's record names."""
 
     root_hash: bytes
     spki: bytes
     find: Callable[[bytes, bytes], Secret | None]
+    where: Callable[[bytes], Sequence[Address]] = lambda node_id: ()
 
 
 @dataclass(frozen=True, slots=True)

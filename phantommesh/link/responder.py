@@ -22,7 +22,7 @@ from phantommesh.link.halfopen import LIFE, Response, Responses
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.psk import PskState
 from phantommesh.link.wire import Fragment, Kind, Mode
-from phantommesh.rates import Rates, source_block
+from phantommesh.rates import Bucket, Rates, source_block
 from phantommesh.trust.identity import node_id_of
 
 # Tuning.
@@ -40,6 +40,11 @@ class Answerer:
         self._rates = {current: Rates[str](INIT_RATE, INIT_BURST, MAX_SOURCES) for current in (True, False)}
         self._budgets = {
             standing: Rates[bytes](share.rate, share.burst, MAX_SOURCES) for standing, share in SHARES.items()
+        }
+        self._in_all = {
+            standing: Bucket(share.in_all, 2 * share.in_all, now)
+            for standing, share in SHARES.items()
+            if share.in_all is not None
         }
         self.responses = Responses()
 
@@ -175,7 +180,9 @@ class Answerer:
             return self._context.drop("invite-proof")
         standing, name = Standing.NEWCOMER, invite
         if invite == keys.RETURNING:
-            standing, name = Standing.RETURNING, init.node_id
+            name, home = init.node_id, enrolment.where(init.node_id)
+            at_home = any(source.host == address.host for address in home)
+            standing = Standing.RETURNING_HOME if at_home else Standing.RETURNING
         if not self._admit(init, standing, name, source, now):
             return []
         handshake = Responder(
@@ -196,7 +203,9 @@ class Answerer:
         if self.responses.replayed(init.nonce):
             self._context.drop("replay")
             return False
-        if not self._budgets[standing].allow(name if SHARES[standing].each else b"", now):
+        own = self._budgets[standing].of(name if SHARES[standing].each else b"", now)
+        in_all = self._in_all.get(standing)
+        if own.wait(now) or not (in_all is None or in_all.take(now)) or not own.take(now):
             self._context.drop("budget")
             return False
         if not self.responses.room_for(standing, init.node_id, name, source):

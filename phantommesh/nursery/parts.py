@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from random import Random
@@ -178,7 +178,7 @@ def make_parts(
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
     desk = AuthorityDesk(state, keeper, keys)
-    links = _make_links(config, state, own, desk)
+    links = _make_links(config, state, own, desk, where)
     driver = LinkDriver(
         links,
         state.identity,
@@ -326,11 +326,17 @@ def make_parts(
     )
 
 
-def _make_links(config: Config, state: NodeState, own: OwnRecord, desk: AuthorityDesk) -> Links:
+def _make_links(
+    config: Config, state: NodeState, own: OwnRecord, desk: AuthorityDesk,
+    where: Callable[[NodeId], Sequence[Address]],
+) -> Links:  # fmt: skip
     settings = config.link
     enrolment = None
     if state.authority is not None:
-        enrolment = Enrolment(state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk))
+        enrolment = Enrolment(
+            state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk),
+            lambda node_id: where(NodeId(node_id)),
+        )  # fmt: skip
     links = Links(
         node_id=state.identity.node_id,
         wg_keys=own.wg_keys.public,

@@ -126,7 +126,10 @@ class Process:
         )  # fmt: skip
         enrolment = None
         if machine.authority is not None:
-            enrolment = Enrolment(sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite)
+            enrolment = Enrolment(
+                sim.mesh.described.root_hash, machine.identity.spki, self.desk.find_invite,
+                lambda node_id: self.where(NodeId(node_id)),
+            )  # fmt: skip
         self.copies = Copies()
         self.runs = RunWatch(self)
         self.links = Links(
