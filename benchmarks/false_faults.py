@@ -23,7 +23,7 @@ from phantommesh.config.sections import LinkSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import kill, phantommesh, pid_file, start
-from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of, processes_in
 
 LOOK = 0.3  # s between two looks at a node
 AWAY = 4.0  # s that a node stays away
@@ -53,7 +53,11 @@ async def churn(nodes: list[LabNode], until: float, draw: random.Random) -> int:
     left = 0
     while trio.current_time() < until:
         node = draw.choice(nodes)
-        await phantommesh(draw.choice([n for n in nodes if n != node]), "rotate")
+        other = draw.choice([n for n in nodes if n != node])
+        try:
+            await phantommesh(other, "rotate")
+        except LabError as error:  # it has just started, and does not answer yet
+            print(f"not rotated: {error}", file=sys.stderr)
         kill(node, signal.SIGTERM)
         await trio.to_thread.run_sync(wait_for_end, node)
         await trio.sleep(draw.uniform(0, AWAY))
