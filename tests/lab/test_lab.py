@@ -39,10 +39,14 @@ trio.run(up, LabSpec(sys.argv[1], 2, 1))
 """
 
 
-def run_in(node: LabNode, *command: str) -> str:
-    done = subprocess.run(
+def try_in(node: LabNode, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         node.inside(command), env=node.environment(), capture_output=True, text=True, check=False
     )
+
+
+def run_in(node: LabNode, *command: str) -> str:
+    done = try_in(node, *command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -128,7 +132,8 @@ async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: up.LabResult, 
     of_first = {key for key in before if key[1] in own_keys(nodes[0])}
     async with open_traffic(await flows_between(nodes), 0.05) as traffic:
         await answered(traffic, -1.0, PATIENCE_S)
-        await trio.to_thread.run_sync(run_in, nodes[0], "phantommesh", "rotate")
+        # On an emulated machine `rotate` may end before the rotations do, and says so by its exit status.
+        await trio.to_thread.run_sync(try_in, nodes[0], "phantommesh", "rotate")
         await until(lambda: all(read_psks(spec)[key] != before[key] for key in of_first))
         await converged(nodes, PATIENCE_S)
         await traffic.settle(PATIENCE_S)

@@ -146,13 +146,17 @@ def test_every_dimension_carries_its_share_both_ways(nodes: list[LabNode]) -> No
 
 def test_one_underlay_carries_no_more_than_its_share(nodes: list[LabNode], spec: LabSpec) -> None:
     uplinks = [f"up{number}" for number in range(spec.uplinks)]
-    weights = [d.weight for d in scatter_of(nodes[0])[nodes[1].name].dimensions]
-    before = sent_by(nodes[0], uplinks)
+
+    def shares() -> list[float]:  # dimension i goes by uplink i modulo their number
+        weights = [d.weight for d in scatter_of(nodes[0])[nodes[1].name].dimensions]
+        return [sum(weights[number :: spec.uplinks]) for number in range(spec.uplinks)]
+
+    earlier, before = shares(), sent_by(nodes[0], uplinks)
     assert ping(nodes[0], addresses(nodes[1])[0], size=1000) == PACKETS
     sent = since(sent_by(nodes[0], uplinks), before)
-    for number, count in enumerate(sent):  # dimension i goes by uplink i modulo their number
-        share = sum(weights[number :: spec.uplinks])
-        assert count / sum(sent) <= share + 0.05
+    # A dimension that was silent on a busy machine may have come back meanwhile, or gone.
+    for count, shared in zip(sent, zip(earlier, shares(), strict=True), strict=True):
+        assert count / sum(sent) <= max(shared) + 0.05
 
 
 async def test_what_is_reported_is_what_was_sent(nodes: list[LabNode]) -> None:
