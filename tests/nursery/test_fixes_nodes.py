@@ -20,17 +20,25 @@ from structlog.testing import capture_logs
 from phantommesh.cli import cli
 from phantommesh.config.reading import load
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.returning import place_of
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay import taking_down
 from phantommesh.state import directory
-from phantommesh.state.start import NodeState, load_node
+from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.invites import Invite
 from tests.support.fakenode import FakeNode
-from tests.support.loopback import free_port, join, make_authority, make_invite, serving, settings, until
+from tests.support.loopback import (
+    free_port,
+    invite_in_place,
+    join,
+    make_authority,
+    make_invite,
+    serving,
+    settings,
+    until,
+)
 
 
 def phantommesh(at: Path, *words: str, variables: dict[str, str] | None = None) -> Result:
@@ -52,17 +60,6 @@ def names(node: Node) -> set[str]:
 
 def callable_(node: Node) -> bool:
     return bool(node.parts.caller.callable())
-
-
-def make_invite_for(state: NodeState, alpha: Node, lost: str) -> Invite:
-    """`phantommesh invite --replace`."""
-    place, mine = place_of(alpha.parts.state, lost), state.roster.get(state.identity.node_id)
-    assert mine is not None
-    return state.invites.create(
-        root_hash=state.mesh.root_hash, authority=state.identity.node_id, mesh="pm",
-        endpoints=mine.record.control, expires=int(time() + 60), role=place.role, name=place.name,
-        replaces=place.replaces, ip4=str(place.ip4),
-    )  # fmt: skip
 
 
 async def test_what_keeps_a_machine_from_joining_is_mended_by_the_fix(tmp_path: Path) -> None:
@@ -87,7 +84,7 @@ async def test_what_keeps_a_machine_from_joining_is_mended_by_the_fix(tmp_path: 
         assert "`phantommesh invite --replace gamma` on an authority" in fix
         (before,) = (e.member for e in alpha.parts.keeper.roster if e.member.name == "gamma")
         with capture_logs():
-            after = await join(c, make_invite_for(state, alpha, "gamma"), "gamma")
+            after = await join(c, invite_in_place(alpha.parts.state, "gamma"), "gamma")
         assert (after.name, after.ip4) == (before.name, before.ip4)
         assert before.node_id in alpha.parts.state.revocations
         d = tmp_path / "d"

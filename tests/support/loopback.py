@@ -19,6 +19,7 @@ from phantommesh.config.sections import (
     NodeSection,
     ScatterSection,
 )
+from phantommesh.node.returning import place_of
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.members import enrolment
 from phantommesh.nursery.node import Node
@@ -86,6 +87,17 @@ def make_invite(
         name=name,
         uses=uses,
     )
+
+
+def invite_in_place(state: NodeState, lost: str) -> Invite:
+    """`phantommesh invite --replace`."""
+    place, mine = place_of(state, lost), state.roster.get(state.identity.node_id)
+    assert mine is not None
+    return state.invites.create(
+        root_hash=state.mesh.root_hash, authority=state.identity.node_id, mesh="pm",
+        endpoints=mine.record.control, expires=int(time() + 60), role=place.role, name=place.name,
+        replaces=place.replaces, ip4=str(place.ip4),
+    )  # fmt: skip
 
 
 async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summary:

@@ -198,11 +198,12 @@ class Places:
                         subject=shown,
                     )
         for member in sorted(self._refused)[:MAX_FAULTS]:
-            name, said = self._names[member], _first(self._refused[member])
+            name, refused = self._names[member], self._refused[member]
+            said, why = _first(refused), next(iter(refused.values()))
             yield ADDRESS_FORBIDDEN.fault(
                 f"peer {name} announces an address it may not: {said['endpoint']}, it is {said['why']}; "
                 "nothing is sent there",
-                _fix(name, said["why"]),
+                _fix(name, why),
                 subject=name,
             )
         if len(self._refused) > MAX_FAULTS:
@@ -216,8 +217,8 @@ class Places:
         return next(iter(found), None) if all(found) else None
 
 
-def _fix(name: str, why: str) -> str:
-    if why == Why.HOST_NETWORK.text:  # so it is where this host has another address than its record says
+def _fix(name: str, why: Why) -> str:
+    if why is Why.HOST_NETWORK:  # so it is where this host has another address than its record says
         return (
             "if this host moved or is a copy, name an address that it has in node.endpoints here, or the "
             f"peer in gossip.seeds; else correct node.endpoints on {name}"

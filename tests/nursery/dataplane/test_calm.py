@@ -92,6 +92,10 @@ async def test_counters_that_go_back_or_cannot_be_read_end_the_calm(autojump_clo
     assert world.woken == 2
 
 
+def reconciler_of(backend: FakeBackend) -> Reconciler:
+    return Reconciler(backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger())
+
+
 def device(psk: int) -> DeviceConfig:
     peer = PeerConfig(KEY, Secret(bytes([psk]) * 32), None, frozenset({ip_network("10.0.0.1/32")}))
     routes = frozenset({Route(ip_network("10.0.0.0/8"), 100)})
@@ -123,9 +127,7 @@ async def test_an_idle_minute_takes_a_handful_of_readings(autojump_clock: object
 async def test_a_handshakes_new_keys_take_one_reading() -> None:
     """It tells what the kernel has after they were written: what it had before tells nothing."""
     backend = FakeBackend()
-    reconciler = Reconciler(
-        backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
-    )
+    reconciler = reconciler_of(backend)
     reconciler.follow(lambda: {"pm0": device(1)})
     await reconciler.converge()
     before = backend.reads
@@ -137,9 +139,7 @@ async def test_a_handshakes_new_keys_take_one_reading() -> None:
 
 async def test_new_keys_for_a_peer_that_somebody_removed_are_there_after_the_pass() -> None:
     backend = FakeBackend()
-    reconciler = Reconciler(
-        backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
-    )
+    reconciler = reconciler_of(backend)
     reconciler.follow(lambda: {"pm0": device(1)})
     await reconciler.converge()
     backend.state["pm0"] = replace(backend.state["pm0"], routes=frozenset())
@@ -170,9 +170,7 @@ async def test_an_attempt_that_fails_does_not_hasten_the_next(autojump_clock: ob
 async def test_a_psk_that_cannot_be_written_counts_as_one_failure_a_pass() -> None:
     """What fails in two passes is told as a fault: one pass that tries twice is one."""
     backend = FakeBackend()
-    reconciler = Reconciler(
-        backend, interval=INTERVAL, on_actual=lambda actual: None, log=structlog.get_logger()
-    )
+    reconciler = reconciler_of(backend)
     reconciler.follow(lambda: {"pm0": device(1)})
     await reconciler.converge()
     backend.broken = {"pm0"}

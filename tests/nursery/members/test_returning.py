@@ -17,9 +17,8 @@ from phantommesh.state.directory import StateDir
 from phantommesh.state.start import NodeState, load_node, renewal_files
 from phantommesh.trust.certificates import DAY, Role, TrustError, validity
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.invites import Invite
 from tests.support import loopback
-from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import invite_in_place, join, make_authority, make_invite, serving, until
 
 
 @pytest.fixture(autouse=True)
@@ -101,17 +100,6 @@ async def test_after_the_grace_the_node_says_the_command(
             assert error is not None
             assert "longer ago than the mesh's grace of 90 days" in str(error)
             assert "`phantommesh invite --replace beta`" in error.fix
-
-
-def invite_in_place(state: NodeState, lost: str) -> Invite:
-    """`phantommesh invite --replace`."""
-    place, mine = place_of(state, lost), state.roster.get(state.identity.node_id)
-    assert mine is not None
-    return state.invites.create(
-        root_hash=state.mesh.root_hash, authority=state.identity.node_id, mesh="pm",
-        endpoints=mine.record.control, expires=int(time() + 60), role=place.role, name=place.name,
-        replaces=place.replaces, ip4=str(place.ip4),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("revoked_first", [False, True])
