@@ -35,7 +35,7 @@ from phantommesh.proofs.statement import Proof, Statement, decode_leaf_untrusted
 from phantommesh.records.record import sign_record
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.start import load_node
-from phantommesh.trust.certificates import Role
+from phantommesh.trust.certificates import GRACE, Role
 from phantommesh.trust.identity import Identity, format_node_id
 from phantommesh.trust.invites import Invite
 from phantommesh.trust.issuing import choose_ip4
@@ -1050,3 +1050,9 @@ def test_a_configuration_that_is_broken_keeps_nobody_from_the_node_that_runs(
     assert "not TOML" in said and "--socket" in said
     (tmp_path / "api.sock").touch()
     assert "not TOML" not in told(run("--config", config, "status"), 3)
+
+
+def test_the_grace_that_init_shows_is_the_one_that_a_root_without_a_word_has() -> None:
+    """The verb does not import what is slow to import, so the number stands there again."""
+    [option] = [option for option in cli.commands["init"].params if option.name == "grace"]
+    assert option.default == GRACE
