@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
@@ -51,7 +52,12 @@ class FakeScatterer:
 def driver(me: bytes, peer: bytes, port: int, scatterer: FakeScatterer | None = None) -> PathDriver:
     paths = Paths(random=random.Random(1), interval=0.05)
     made = PathDriver(
-        paths, scatterer or FakeScatterer(), port=port, names=NAMES, address=lambda: ADDRESSES[me]
+        paths,
+        scatterer or FakeScatterer(),
+        port=port,
+        names=NAMES,
+        address=lambda: ADDRESSES[me],
+        fitting=Fitting(paths, random=random.Random(1), largest=1420),
     )
     made.devices({"pm3": DEVICE})
     made.set_peers([(peer, ADDRESSES[peer], 0b1000)])
