@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -151,6 +151,7 @@ class Fitting:
         if path is None:
             return []
         path.limit(now, own=own or self.largest)
+        path.confirm(now)  # so that the peer hears of it
         if moved and path.next_at != NEVER:
             path.begin(now)
         self._schedule(node_id, peer, dimension)
@@ -190,8 +191,7 @@ class Fitting:
         if not probe.pong:
             if not peer.answers[dimension].take(now):
                 return self._drop("probe-rate")
-            own = peer.own[dimension]
-            effects.append(self._send(node_id, SizedProbe(True, dimension, probe.number, probe.size, own)))
+            effects.append(self._send(node_id, peer, SizedProbe(True, dimension, probe.number, probe.size)))
         elif path is None or not path.answered(probe.number, probe.size, now):
             return self._drop("probe-late")
         if path is not None:
@@ -250,8 +250,8 @@ class Fitting:
         if not self._budget.take(now):
             path.put_off(now + PUT_OFF * self._random.uniform(0.5, 1.5))
             return effects
-        probe = SizedProbe(False, dimension, path.sent(), size, peer.own[dimension])
-        return [*effects, self._send(node_id, probe)]
+        probe = SizedProbe(False, dimension, path.sent(), size)
+        return [*effects, self._send(node_id, peer, probe)]
 
     def _doubt(self, node_id: bytes, peer: _Peer, now: float) -> None:
         """What one path no longer carries, the others may not carry either: ask them now."""
@@ -275,9 +275,11 @@ class Fitting:
         pause = min(WATCH, max(CLOSEST, self.largest / (SHARE * peer.rate)))
         return max(pause, 2 * busy / BUDGET)  # half of the budget is for searches
 
-    def _send(self, node_id: bytes, probe: SizedProbe) -> Send:
+    def _send(self, node_id: bytes, peer: _Peer, probe: SizedProbe) -> Send:
         self._paths.beside(node_id, probe.dimension, ON_WIRE if probe.pong else probe.size + OVER)
-        return Send(node_id, probe.dimension, probe.encode())
+        # An uplink of which nothing is known leaves the interface as the only limit.
+        told = replace(probe, ceiling=peer.own[probe.dimension] or self.largest)
+        return Send(node_id, probe.dimension, told.encode())
 
     def _schedule(self, node_id: bytes, peer: _Peer, dimension: int) -> None:
         path = peer.paths[dimension]
@@ -302,7 +304,8 @@ class Fitting:
     def sizes(self, node_id: bytes) -> list[int | None]:
         """What each path of a peer carries, in bytes; None where there is no path, or no such peer."""
         peer = self._peers.get(node_id)
-        return [path and path.size for path in peer.paths] if peer else [None] * DIMENSIONS
+        known = [None] * DIMENSIONS if peer is None else peer.paths
+        return [None if path is None else path.size for path in known]
 
     def holes(self) -> Iterator[Hole]:
         """The paths that swallow what they should carry, those of a peer with one size together."""

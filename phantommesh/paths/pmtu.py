@@ -149,22 +149,18 @@ class PathMtu:
             self._ask(self.size if self.proved else self.top, at)
 
     def limit(self, now: float, *, own: int | None = None, theirs: int | None = None) -> None:
-        """One end's uplink takes packets of this size whole, and no larger ones."""
+        """One end's uplink takes packets of this size whole, and no larger ones. If that is another than
+        before, the search begins anew, with what was proved."""
         before = self.top
         self.own = self.own if own is None else own
         self.theirs = self.theirs if theirs is None else min(theirs, self.largest)
-        if self.top < before:
-            self.size, self.proved = min(self.size, self.top), min(self.proved, self.top)
-            if self.refused is not None and self.refused > self.top:
-                self.refused = None
-            if self.asked > self.top:
-                self._forget()
-                self._next(now)
-        elif self.top > before:
-            self.refused = None
-            if self.next_at != NEVER or self.asked:
-                self._forget()
-                self._ask(self.top, now)
+        if self.top == before:
+            return
+        self.size, self.proved = min(self.size, self.top), min(self.proved, self.top)
+        self.refused, self._raising = None, False  # somebody changed the way, or mended it
+        if self.next_at != NEVER:
+            self._forget()
+            self._next(now)
 
     def confirm(self, at: float) -> None:
         """Ask no later than ``at`` whether the size still holds, or for a larger one if that is due."""

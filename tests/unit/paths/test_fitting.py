@@ -118,8 +118,8 @@ class World:
                     end.fitting.traffic(end.peer, self.now)
 
 
-def busy(**of: int) -> World:
-    world = World(**of)
+def busy(seed: int = 0, carries: int = LARGEST) -> World:
+    world = World(seed, carries=carries)
     world.rate = 200_000.0
     world.run(8)
     return world
@@ -142,6 +142,11 @@ def test_what_the_uplinks_take_is_told_to_the_other_end() -> None:
         world.carry_out(world.a, world.a.fitting.way(B, dimension, "way", own, world.now))
     world.run(5)
     assert world.a.fit == world.b.fit == own
+    for known, fit in ((1360, 1360), (0, LARGEST)):
+        for dimension in range(DIMENSIONS):
+            world.carry_out(world.a, world.a.fitting.way(B, dimension, "way", known, world.now))
+        world.run(0.5)
+        assert world.a.fit == world.b.fit == fit
     assert list(world.b.fitting.holes()) == []
 
 

@@ -41,7 +41,7 @@ class Way:
                 assert self.path.answered(number, size, self.now) in (True, False)
             if not self.dark:  # they are sent all the time
                 self.small = self.now - self.rtt
-            size = self.path.tick(
+            due = self.path.tick(
                 self.now,
                 small=self.small,
                 patience=2 * self.rtt,
@@ -49,12 +49,12 @@ class Way:
                 hold=float("-inf"),
             )
             self.smallest = min(self.smallest, self.path.size)
-            if size is not None:
+            if due is not None:
                 number = self.path.sent()
                 self.probes += 1
-                assert BASE <= size <= LARGEST
-                if size <= self.carries and not self.dark and self.random.random() >= self.loss:
-                    heapq.heappush(self._back, (self.now + self.rtt, number, size))
+                assert BASE <= due <= LARGEST
+                if due <= self.carries and not self.dark and self.random.random() >= self.loss:
+                    heapq.heappush(self._back, (self.now + self.rtt, number, due))
             if self.now >= end:
                 return
 
@@ -146,6 +146,17 @@ def test_what_both_uplinks_are_known_to_take_needs_no_search() -> None:
     way.carries = LARGEST
     way.run(3)
     assert way.path.size == LARGEST
+
+
+def test_an_uplink_that_changes_in_either_direction_has_the_search_begin_anew() -> None:
+    for own in (1376, 1408):
+        way = Way(1320, own=1392)
+        way.run(5)
+        assert way.path.size == 1312 and way.path.hole
+        way.carries = 1500
+        way.path.limit(way.now, own=own)
+        way.run(1)
+        assert way.path.size == own and not way.path.hole
 
 
 def test_another_way_is_measured_anew() -> None:
