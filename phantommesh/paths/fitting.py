@@ -307,6 +307,11 @@ class Fitting:
         known = [None] * DIMENSIONS if peer is None else peer.paths
         return [None if path is None else path.size for path in known]
 
+    def settled(self, node_id: bytes) -> int:
+        """The dimensions of a peer, a bitmap, whose size was found and is not in question."""
+        peer = self._peers.get(node_id)
+        return 0 if peer is None else bits(path is not None and path.settled for path in peer.paths)
+
     def holes(self) -> Iterator[Hole]:
         """The paths that swallow what they should carry, those of a peer with one size together."""
         for node_id, peer in self._peers.items():
