@@ -63,6 +63,22 @@ async def limited(nodes: Sequence[LabNode], wanted: int) -> None:
             await trio.to_thread.run_sync(pings, nodes[0], second, 1000)
 
 
+SINK = """
+import socket, sys
+connection, _ = socket.create_server((sys.argv[1], 7777)).accept()
+count = 0
+while part := connection.recv(1 << 16):
+    count += len(part)
+print(count)
+"""
+SOURCE = """
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 7777))
+for _ in sys.stdin.buffer:
+    connection.sendall(bytes(20_000))
+"""
+
+
 def codes(node: LabNode) -> list[str]:
     status = json.loads(run_in(node, "phantommesh", "status", "--json"))
     return [fault["code"] for fault in status["faults"]]
@@ -93,3 +109,30 @@ async def test_what_is_sent_follows_what_the_way_carries(pair: LabSpec) -> None:
             run_in(node, "ip", "link", "set", "up0", "mtu", "1500")
         await limited(nodes, LARGEST)
         assert pings(nodes[0], peer, LARGEST, "-M", "do") == 10
+
+
+async def test_a_tcp_flow_goes_on_when_its_way_shrinks_below_what_ipv6_needs(pair: LabSpec) -> None:
+    async with up.running(pair):
+        nodes = list(nodes_of(pair))
+        peer, sent = overlay(nodes[1]), 0
+        await limited(nodes, LARGEST)
+        sink = subprocess.Popen(nodes[1].inside(["python3", "-c", SINK, peer]), stdout=subprocess.PIPE)
+        await trio.sleep(1.0)
+        source = subprocess.Popen(nodes[0].inside(["python3", "-c", SOURCE, peer]), stdin=subprocess.PIPE)
+        assert source.stdin is not None and sink.stdout is not None
+        for mtu, wanted in ((1500, LARGEST), (1280, 1216)):
+            swallow(pair, mtu)
+            for _ in range(100):
+                source.stdin.write(b"\n")
+                source.stdin.flush()
+                sent += 20_000
+                await trio.sleep(0.02)
+            await limited(nodes, wanted)
+        source.stdin.close()
+        with trio.fail_after(PATIENCE_S):
+            counted = await trio.to_thread.run_sync(sink.stdout.read, abandon_on_cancel=True)
+        assert int(counted) == sent
+        sink.stdout.close()
+        assert (source.wait(), sink.wait()) == (0, 0)
+        six = run_in(nodes[0], "ip", "-6", "route", "show", "dev", "pm")
+        assert not six or ("mtu 1280" in six and "advmss 1156" in six)
