@@ -35,6 +35,7 @@ from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.records.record import NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
@@ -81,9 +82,10 @@ class End:
             me=identity.node_id,
             addresses=lambda: (self.me.member.ip4, self.me.member.ip6), routed=lambda: (), interval=2.0,
         )  # fmt: skip
+        paths = Paths(random=Random(1), interval=1.0)
         self.paths = PathDriver(
-            Paths(random=Random(1), interval=1.0), self.scattering, port=51801, names=names,
-            address=lambda: self.me.member.ip4,
+            paths, self.scattering, port=51801, names=names, address=lambda: self.me.member.ip4,
+            fitting=Fitting(paths, random=Random(1), largest=1420),
         )  # fmt: skip
         self.peers = Peers(identity.node_id, self.links, settings, ScatterSection(), _where)
         root = make_root(identity, "bench", WALL - 1)

@@ -44,6 +44,7 @@ from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
 from phantommesh.wireguard.device import DeviceConfig, DeviceState
+from phantommesh.wireguard.fits import Fitted
 
 Where = Callable[[Entry], tuple[Address, ...]]
 Uplinks = Callable[[Entry], Sequence[Sequence[str]]]
@@ -122,6 +123,7 @@ class Peers:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
         self.authorities: list[Entry] = []
+        self.fits: frozenset[Fitted] = frozenset()
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
@@ -239,6 +241,13 @@ class Peers:
         tried = (0,) * DIMENSIONS if turns is None else turns.tried
         chosen = (uplinks[i % len(uplinks)] for i in range(DIMENSIONS))
         return tuple(hosts[turn % len(hosts)] for hosts, turn in zip(chosen, tried, strict=True))
+
+    def refit(self, fit: Callable[[bytes], int]) -> bool:
+        """Keep packets to what ``fit`` says that each peer may be sent, in bytes. Return whether that is
+        another than before."""
+        members = [entry.member for entry in self.entries if self._placed(entry)]
+        self.fits = frozenset(Fitted(m.ip4, m.ip6, fit(m.node_id)) for m in members)
+        return self._desired.fit(self.fits)
 
     def reached(self) -> list[Reached]:
         """The peers that the interfaces have."""

@@ -72,6 +72,7 @@ from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths import probe
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
@@ -197,11 +198,12 @@ def make_parts(
 
     changes = Changes((*names, master), look)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
+    over = probe.OVER if backend.name == "kernel" else 0
     calm = Calm(
         wireguard.reconcile_seconds,
         told=lambda: changes.told,
         sent=partial(traffic.sent, frozenset(names)),
-        probed=lambda: paths.sent * probe_bytes,
+        probed=lambda: paths.sent * probe_bytes + paths.sized_bytes + paths.sized * over,
         peers=lambda: len(peers.entries),
         woken=look,
     )
@@ -226,15 +228,26 @@ def make_parts(
         routed=overlay.prefixes,
         interval=wireguard.reconcile_seconds,
         calm=calm,
+        fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
+    measured = Paths(random=chance, interval=config.paths.probe_seconds)
+
+    def refitted() -> None:
+        if peers.refit(paths.fitting.fit):
+            scattering.kick()
+            reconciler.kick()
+
     paths = PathDriver(
-        Paths(random=Random(os.urandom(16)), interval=config.paths.probe_seconds),  # noqa: S311  # no keys
+        measured,
         scattering,
         port=config.paths.port,
         names=names,
         address=own.ip4,
+        fitting=Fitting(measured, random=chance, largest=wireguard.mtu),
         turned=tell,
+        refitted=refitted,
     )
     gossip = GossipDriver(
         state, keeper, keys, caller, udp,

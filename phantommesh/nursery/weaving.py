@@ -124,6 +124,7 @@ class Weaving:
         )
         parts.scattering.update(parts.peers.arrange(own))
         parts.paths.set_peers(parts.peers.reached())
+        parts.peers.refit(parts.paths.fitting.fit)
         parts.reconciler.kick()
 
     def _install(self, peers: tuple[bytes, ...]) -> None:
@@ -155,7 +156,8 @@ class Weaving:
             seen, effects = parts.wiring.read_back(entry, actual, now, wall)
             shown.append(seen)
             settled &= parts.links.settled(seen.peer, seen.handshakes, now)
-            parts.paths.paths.read(seen.peer, seen.reading.counters, now)
+            parts.paths.read(seen.peer, seen.reading.counters)
+            parts.paths.locate(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))

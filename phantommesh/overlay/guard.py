@@ -107,6 +107,7 @@ def render(guard: Guard) -> str:
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
+            *_clamping(guard),
             *chain_block(
                 "leaving", "type filter hook postrouting priority 300; policy accept;", *_leaving(guard)
             ),
@@ -228,6 +229,21 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _clamping(guard: Guard) -> list[str]:
+    """The chain by which machines behind this node and members ask each other for TCP segments that the route
+    takes, there and back. Routes know what each peer's paths carry, and such a machine may not hear the ICMP
+    errors that say so. The kernel only ever lowers a size."""
+    if not guard.forward:
+        return []
+    ours = _names((guard.device, *guard.names))
+    fit = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+    return chain_block(
+        "clamping",
+        "type filter hook forward priority mangle; policy accept;",
+        *(f"{way} {ours} {fit}" for way in ("oifname", "iifname")),
+    )
 
 
 def _entering(guard: Guard) -> str:

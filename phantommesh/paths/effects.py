@@ -36,7 +36,15 @@ class Turned:
     after: PathState
 
 
-Effect = Send | Rescore | Turned
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Packets to a peer may be ``mtu`` bytes long at most, as they are inside the overlay."""
+
+    peer: bytes
+    mtu: int
+
+
+Effect = Send | Rescore | Turned | Fit
 
 
 @dataclass(frozen=True, slots=True)

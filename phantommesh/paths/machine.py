@@ -16,7 +16,7 @@ from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
-from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
+from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
 from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
@@ -48,7 +48,7 @@ class _Peer:
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
     heard: float = float("-inf")  # when its latest probe came, on any path
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
-    probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
+    probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     answers: list[Bucket] = field(
         default_factory=lambda: [Bucket(ANSWERS, ANSWERS, 0.0) for _ in range(DIMENSIONS)]
@@ -119,8 +119,8 @@ class Paths:
             peer.received[i] = (now, received)
             path.quality.counted.sent(sent, now)
             if before is not None and sent > before:
-                carried += sent - before - ON_WIRE * (path.probes - peer.probes[i])
-            peer.sent[i], peer.probes[i] = sent, path.probes
+                carried += sent - before - (path.probe_bytes - peer.probes[i])
+            peer.sent[i], peer.probes[i] = sent, path.probe_bytes
         if peer.pace.carried(carried, now):
             pause = peer.pace.pause(self._interval) * self._too_many(now)
             for path in peer.paths:
@@ -207,7 +207,7 @@ class Paths:
             self._schedule(path)
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
-        path.peer_leaving, path.peer_drained = probe.leaving, probe.drained
+        path.peer_leaving, path.peer_drained, path.sizes = probe.leaving, probe.drained, probe.sizes
         if (path.state, path.share, self._leaves(path)) != was:
             effects += self._rescore(node_id, peer)
         return effects
@@ -346,7 +346,7 @@ class Paths:
         return [Rescore(node_id, scores)]
 
     def _score(self, path: Path) -> float:
-        if path.state is not PathState.UP or self._leaves(path) or path.share < SHARE_FLOOR:
+        if path.state is not PathState.UP or self._leaves(path) or path.share < SHARE_FLOOR or path.narrow:
             return 0.0
         return max(1, round(path.share * STEPS)) / STEPS
 
@@ -356,7 +356,8 @@ class Paths:
     def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
         stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]
         for chosen in (
-            [path for path in stays if path.state is PathState.UP],  # all shed: then none is better
+            [path for path in stays if path.state is PathState.UP and not path.narrow],  # all of them shed
+            [path for path in stays if path.state is PathState.UP],
             [path for path in stays if path.state is PathState.PROVING],
             stays,
             [path for path in paths if path.state is not PathState.CLOSED],
@@ -370,6 +371,38 @@ class Paths:
         and 0.0 while nothing is known."""
         peer = self._peers.get(node_id)
         return max((path.quality.timeout for path in peer.paths), default=0.0) if peer is not None else 0.0
+
+    def path(self, node_id: bytes, dimension: int) -> Path | None:
+        """One path as it is; None for an unknown peer."""
+        peer = self._peers.get(node_id)
+        return None if peer is None else peer.paths[dimension]
+
+    def rate(self, node_id: bytes, now: float) -> float:
+        """The bytes a second that a peer is sent, probes aside; 0.0 while there is no traffic."""
+        peer = self._peers.get(node_id)
+        return 0.0 if peer is None else peer.pace.rate(now)
+
+    def beside(self, node_id: bytes, dimension: int, size: int) -> None:
+        """A sized probe or its answer is sent by this path, of ``size`` bytes as WireGuard counts them."""
+        path = self.path(node_id, dimension)
+        if path is not None:
+            path.beside += size
+
+    def set_narrow(self, node_id: bytes, dimension: int, narrow: bool) -> list[Effect]:
+        """Take a path out of use that answers small probes and swallows all packets of a useful size, or give
+        it back."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return []
+        peer.paths[dimension].narrow = narrow
+        return self._rescore(node_id, peer)
+
+    def hurry(self, node_id: bytes, dimension: int, now: float) -> None:
+        """Send a probe by this path now, unless one is under way: it matters whether the path answers."""
+        path = self.path(node_id, dimension)
+        if path is not None and path.state is not PathState.CLOSED and not path.waits:
+            path.next_probe = min(path.next_probe, now)
+            self._schedule(path)
 
     def dark(self, node_id: bytes) -> int:
         """The dark dimensions of a peer, as a bitmap."""

@@ -47,6 +47,10 @@ class Pace:
         """Whether there is traffic, or was not long ago."""
         return now < self._busy_until
 
+    def rate(self, now: float) -> float:
+        """The bytes a second while there is traffic, else 0.0."""
+        return self._rate if self.busy(now) else 0.0
+
     def pause(self, interval: float) -> float:
         """Return the seconds between probes of a path while busy; ``interval`` is that under load."""
         return max(interval, min(LIGHT, interval * FULL_RATE / self._rate))

@@ -115,6 +115,7 @@ class Counted:
         self._readings: deque[tuple[float, int]] = deque(maxlen=READINGS)
         self._points: deque[tuple[float, float, int]] = deque()  # when, sent until then, arrived until then
         self._fitted: tuple[float, float] | None = None  # loss, standard error
+        self._forgiven = 0  # bytes
 
     def sent(self, total: int, now: float) -> None:
         """Take in our own counter. One that went back is another key's: all starts over."""
@@ -124,8 +125,13 @@ class Counted:
             self._fitted = None
         self._readings.append((now, total))
 
+    def forgive(self, lost: int) -> None:
+        """So many bytes were lost because they were too many at once: that says nothing of the others."""
+        self._forgiven += lost
+
     def arrived(self, total: int, at: float) -> None:
         """Take in the other end's counter of what had left here by ``at``, on our clock."""
+        total += self._forgiven
         if self._points and at - self._points[-1][0] < POINTS_APART:
             return
         for (t0, sent0), (t1, sent1) in pairwise(reversed(self._readings)):  # noqa: B007  # used below

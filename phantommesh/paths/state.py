@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from phantommesh.paths.probe import ON_WIRE
 from phantommesh.paths.quality import Quality
 
 # Specification (docs/protocol.md, "Probes").
@@ -64,6 +65,10 @@ class Path:
     opened_at: float | None = None  # when it got its keys
     answered_at: float | None = None  # when a probe came back last since then
     heard_at: float | None = None  # and when one of the peer's came in
+    latest: float = float("-inf")  # when the newest probe that came back was sent
+    sizes: bool = False  # the peer answers sized probes
+    narrow: bool = False  # no packet of a useful size comes through
+    beside: int = 0  # bytes of sized probes sent on it, as WireGuard counts them
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _needed: int = PROVE_PLANNED
@@ -76,6 +81,11 @@ class Path:
         """When something is to be done about it."""
         oldest = next(iter(self._waiting.values()), None)
         return self.next_probe if oldest is None else min(self.next_probe, oldest.deadline)
+
+    @property
+    def probe_bytes(self) -> int:
+        """The bytes of all probes sent on it, as WireGuard counts them."""
+        return self.probes * ON_WIRE + self.beside
 
     @property
     def waits(self) -> bool:
@@ -103,6 +113,7 @@ class Path:
         self.quality = Quality()
         self.misses = self._streak = 0
         self.opened_at = self.answered_at = self.heard_at = None
+        self.narrow = False
 
     def ping(self, now: float, timeout: float) -> int:
         """Note a probe sent now; return its number."""
@@ -121,6 +132,7 @@ class Path:
             self.quality.came_late()
         self.quality.answered(now - sent.at, now)
         self.answered_at = now
+        self.latest = max(self.latest, sent.at)
         self.misses = 0
         self._streak += 1
         if self.state is PathState.DARK:

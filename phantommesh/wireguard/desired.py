@@ -19,9 +19,9 @@ from phantommesh.wireguard.device import (
     Endpoint,
     Interface,
     PeerConfig,
-    Route,
     peers_by_key,
 )
+from phantommesh.wireguard.fits import Fitted, narrowest_routes
 
 MASTER_METRIC = 50  # of the overlay routes over the interface that scatters
 FIRST_METRIC = 100  # of those over dimension 0; each next one has one more. They are for sockets bound to a
@@ -65,6 +65,7 @@ class Desired:
         self._settings = settings
         self._names = interface_names(settings.prefix)
         self._own: OwnSide | None = None
+        self._fits: frozenset[Fitted] = frozenset()
         self._held: dict[bytes, MeshPeer] = {}
         self._peers: list[dict[bytes, PeerConfig]] = [{} for _ in range(DIMENSIONS)]
         self._made: dict[str, DeviceConfig] | None = None  # of all that, until some of it changes
@@ -90,6 +91,13 @@ class Desired:
         for i, peers in enumerate(self._peers):
             if any(peer.wg_keys[i]):
                 peers[peer.wg_keys[i]] = _peer(peer, i, self._settings.keepalive)
+
+    def fit(self, fits: frozenset[Fitted]) -> bool:
+        """Keep packets to what the peers' paths carry. Return whether that is another than before."""
+        if fits == self._fits:
+            return False
+        self._fits, self._made = fits, None
+        return True
 
     def _remove(self, held: MeshPeer) -> None:
         del self._held[held.node_id]
@@ -117,7 +125,14 @@ class Desired:
             listen_port=own.ports[dimension],
             mtu=self._settings.mtu,
             addresses=addresses,
-            routes=frozenset(Route(network, FIRST_METRIC + dimension) for network in own.networks),
+            # The routes of the others are for probes, whose sizes are their own. Dimension 0's carry the
+            # traffic where nothing can scatter it.
+            routes=narrowest_routes(
+                own.networks,
+                FIRST_METRIC + dimension,
+                self._settings.mtu,
+                self._fits if not dimension else (),
+            ),
             peers=peers_by_key(self._peers[dimension].values()),
             fwmark=OUTER_MARK,
         )
@@ -141,12 +156,14 @@ class PeerReading:
     """A reading of what the devices hold of one peer. ``bitmap``: the dimensions on which they hold what they
     should, the wanted PSK, or nothing where there is no key for the peer; ``located``: those on which
     WireGuard knows where the peer is; ``handshakes``: the Unix times of the last on each (None: never);
-    ``counters``: the bytes sent and received on each (None where the peer is not there)."""
+    ``counters``: the bytes sent and received on each (None where the peer is not there); ``endpoints``: where
+    WireGuard sends to on each."""
 
     bitmap: int
     handshakes: tuple[float | None, ...]
     counters: tuple[tuple[int, int] | None, ...]
     located: int
+    endpoints: tuple[Endpoint | None, ...] = (None,) * DIMENSIONS
 
 
 def read_peer(
@@ -163,4 +180,5 @@ def read_peer(
         handshakes=tuple(None if state is None else state.last_handshake or None for state in states),
         counters=tuple(None if state is None else (state.tx_bytes, state.rx_bytes) for state in states),
         located=bits(state is not None and state.endpoint is not None for state in states),
+        endpoints=tuple(None if state is None else state.endpoint for state in states),
     )

@@ -71,10 +71,13 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Route:
     """An overlay network reached through a device. If there are two routes, the lower metric (1 to 2**32 - 1)
-    wins."""
+    wins. ``mtu``: no longer packets are to be sent there, in bytes; ``advmss``: nor longer TCP segments be
+    asked for. 0: as the interface has it."""
 
     network: Network
     metric: int
+    mtu: int = 0
+    advmss: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.metric < 1 << 32:  # the kernel turns IPv6 metric 0 into 1024

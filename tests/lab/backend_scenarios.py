@@ -270,6 +270,11 @@ async def change(kind: str) -> None:
     del desired["pm6"]
     reconciler.follow(lambda: desired)
     check(await reconciler.converge(), desired)
+    for limits in ((1376, 0), (1280, 1156), (0, 0)):
+        routes = frozenset(replace(r, mtu=limits[0], advmss=limits[1]) for r in desired["pm2"].routes)
+        desired["pm2"] = replace(desired["pm2"], routes=routes)
+        reconciler.follow(lambda: desired)
+        check(await reconciler.converge(), desired)
     assert "pm6" not in links(kind)
     assert reconciler.failures == 0
 

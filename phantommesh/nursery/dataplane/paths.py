@@ -24,25 +24,32 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
+from phantommesh.nursery.host import uplinkmtu
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.paths.effects import Effect, Rescore, Send, Turned
+from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.pmtu import ceiling
 from phantommesh.paths.probe import SIZE
+from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
-from phantommesh.wireguard.device import DeviceState
+from phantommesh.wireguard.device import DeviceState, Endpoint
 
 PATHS_UNMEASURED = FaultKind("paths-unmeasured", "medium")
 
 _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
+# IP_MTU_DISCOVER, IP_PMTUDISC_PROBE: never in fragments, up to the interface's MTU, whatever a route says.
+_MTU_DISCOVER, _PROBE = 10, 3
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
 _ONLY_FIRST = (1.0,) + (0.0,) * (DIMENSIONS - 1)
 
 # Tuning.
 BATCH = 256  # probes read in a row before other tasks have their turn
 RETRY = 1.0  # s between attempts at what failed
+UPLINKS_KEPT = 5.0  # s that an uplink's MTU is taken for what it was
 
 BROKEN = "a probe was left out after an unexpected error"
 
@@ -67,6 +74,7 @@ class ProbeSocket:
         try:
             self.socket.setsockopt(socket.IPPROTO_IP, _FREEBIND, 1)
             self.socket.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+            self.socket.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, _PROBE)
             self.socket.bind((str(address), port))
         except BaseException:
             self.socket.close()
@@ -85,7 +93,7 @@ class ProbeSocket:
 
     def receive(self) -> tuple[bytes, str, int]:
         """Return a probe, its source and the index of the interface that it came by. Raises OSError."""
-        datagram, control, _, source = self.socket.recvmsg(SIZE + 1, socket.CMSG_SPACE(_INFO.size))
+        datagram, control, _, source = self.socket.recvmsg(MAX_DATAGRAM + 1, socket.CMSG_SPACE(_INFO.size))
         for level, kind, data in control:
             if (level, kind) == (socket.IPPROTO_IP, _PKTINFO):
                 return datagram, source[0], _INFO.unpack(data[: _INFO.size])[0]
@@ -94,20 +102,24 @@ class ProbeSocket:
 
 class PathDriver:
     """Runs one `Paths`. ``address`` gives this node's overlay address; ``turned`` is called when a path
-    changes its state."""
+    changes its state, ``refitted`` when a peer may be sent larger or smaller packets than before."""
 
     def __init__(
         self, paths: Paths, scatterer: Scatterer, *, port: int, names: Sequence[str],
-        address: Callable[[], IPv4Address],
+        address: Callable[[], IPv4Address], fitting: Fitting,
         turned: Callable[[Turned], None] = lambda turned: None,
+        refitted: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.paths = paths
+        self.paths, self.fitting = paths, fitting
         self.problem: PhantomMeshError | None = None
-        self.sent = 0  # probes and answers that left
+        self.sent = 0  # probes and answers that left, sized pings aside
+        self.sized = 0  # sized pings that did
+        self.sized_bytes = 0  # the bytes of these, as packets of the overlay
         self.unsent: dict[tuple[bytes, int], str] = {}
         """By peer and dimension: why the kernel did not take the newest probe. What it takes has no entry."""
         self._dropped: Counter[str] = Counter()
-        self._turned = turned
+        self._turned, self._refitted = turned, refitted
+        self._uplinks: dict[str, tuple[float, int | None]] = {}  # by host: when asked, and its MTU
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
         self._sources: dict[str, bytes] = {}
@@ -117,14 +129,18 @@ class PathDriver:
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
         self._apply_now, self._changed, self._moved = trio.Event(), Bell(), trio.Event()
-        self._due = Due(lambda: paths.deadline)
+        self._due = Due(lambda: self._deadline)
 
     # --- what the node tells it ---
 
     @property
     def dropped(self) -> Counter[str]:
         """Probes that were dropped, by reason."""
-        return self._dropped + self.paths.drops
+        return self._dropped + self.paths.drops + self.fitting.drops
+
+    @property
+    def _deadline(self) -> float:
+        return min(self.paths.deadline, self.fitting.deadline)
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
         """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used. Our own
@@ -136,6 +152,7 @@ class PathDriver:
             del self._applied[gone]
         self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
+        self.fitting.set_peers(known)
         self.carry_out(self.paths.set_peers(ready, trio.current_time()))
         if self._socket is not None and self._socket.address != self._address():
             self._moved.set()
@@ -151,6 +168,31 @@ class PathDriver:
         for node_id in self._addresses:
             self._tell_force(node_id)
         self._tell()
+
+    def read(self, node_id: bytes, counters: Sequence[tuple[int, int] | None]) -> None:
+        """The reconciler has read what WireGuard has sent to a peer and received, in bytes by dimension."""
+        now = trio.current_time()
+        self.paths.read(node_id, counters, now)
+        self.fitting.traffic(node_id, now)
+
+    def locate(self, node_id: bytes, endpoints: Sequence[Endpoint | None]) -> None:
+        """The reconciler has read where WireGuard sends to a peer, by dimension."""
+        effects = list[Effect]()
+        for dimension, endpoint in enumerate(endpoints):
+            if endpoint is not None:
+                own = self._takes(endpoint.host)
+                effects += self.fitting.way(node_id, dimension, endpoint, own, trio.current_time())
+        self.carry_out(effects)
+
+    def _takes(self, host: str) -> int:
+        """The largest overlay packet that our uplink to this host takes whole, in bytes; 0: not known."""
+        now = trio.current_time()
+        asked, mtu = self._uplinks.get(host, (float("-inf"), None))
+        if now - asked >= UPLINKS_KEPT:
+            self._uplinks = {h: kept for h, kept in self._uplinks.items() if now - kept[0] < UPLINKS_KEPT}
+            mtu = uplinkmtu.read(host)
+            self._uplinks[host] = now, mtu
+        return 0 if mtu is None else ceiling(mtu, ipv6=":" in host, largest=self.fitting.largest)
 
     def leave(self, dimensions: int) -> None:
         """Take these dimensions, a bitmap, out of use at both ends, and give the others back."""
@@ -203,8 +245,9 @@ class PathDriver:
             await self._due.sleep()
             self._receive(sock)  # an answer that is here already is not missing
             now = trio.current_time()
-            if now >= self.paths.deadline:
-                self.carry_out(self.paths.tick(now))
+            for protocol in (self.paths, self.fitting):
+                if now >= protocol.deadline:
+                    self.carry_out(protocol.tick(now))
 
     def _receive(self, sock: ProbeSocket) -> None:
         for _ in range(BATCH):
@@ -221,7 +264,8 @@ class PathDriver:
                 continue
             peer = format_node_id(NodeId(node_id))
             with left_out(self._dropped, "probe-broken", BROKEN, peer=peer):
-                self.carry_out(self.paths.receive(datagram, node_id, dimension, trio.current_time()))
+                protocol = self.fitting if is_sized(datagram) else self.paths
+                self.carry_out(protocol.receive(datagram, node_id, dimension, trio.current_time()))
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
@@ -232,6 +276,10 @@ class PathDriver:
                 case Rescore(peer, scores):
                     self._to_apply[peer] = scores
                     self._apply_now.set()
+                    self.carry_out(self.fitting.rescored(peer, scores))
+                case Fit(peer, mtu):
+                    log.info("path MTU", peer=format_node_id(NodeId(peer)), bytes=mtu)
+                    self._refitted()
                 case Turned(peer, dimension, before, after):
                     level = log.info if PathState.DARK in (before, after) else log.debug
                     level(
@@ -239,6 +287,7 @@ class PathDriver:
                         now=after.value,
                     )  # fmt: skip
                     self._turned(effect)
+                    self.carry_out(self.fitting.turned(effect, trio.current_time()))
         self._tell()
         self._due.look()
 
@@ -256,7 +305,11 @@ class PathDriver:
             self._dropped["probe-unsent"] += 1
             self.unsent[peer, dimension] = os.strerror(error.errno or 0)
         else:
-            self.sent += 1
+            if len(datagram) > SIZE:
+                self.sized += 1
+                self.sized_bytes += len(datagram) + HEADERS
+            else:
+                self.sent += 1
             self.unsent.pop((peer, dimension), None)
 
     async def _apply(self) -> None:

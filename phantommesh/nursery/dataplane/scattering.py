@@ -32,7 +32,8 @@ from phantommesh.scatter.plan import Ended, Plan, Snapshot
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Mode, table_name
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
-from phantommesh.wireguard.device import DeviceState, Network, Route
+from phantommesh.wireguard.device import DeviceState, Network
+from phantommesh.wireguard.fits import Fitted, fitted_routes
 
 NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 
@@ -45,7 +46,8 @@ log = structlog.get_logger("phantommesh.scatter")
 
 class Scattering:
     """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``interval`` is
-    the seconds between passes, with ``calm`` while something moves. ``on_epoch`` is called with a peer's node
+    the seconds between passes, with ``calm`` while something moves. ``fits`` returns what each peer may be
+    sent; `kick` when that has changed. ``on_epoch`` is called with a peer's node
     id and each epoch that has ended."""
 
     def __init__(
@@ -62,6 +64,7 @@ class Scattering:
         routed: Callable[[], Sequence[Network]],
         interval: float,
         calm: Calm | None = None,
+        fits: Callable[[], Iterable[Fitted]] = lambda: (),
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
@@ -72,7 +75,7 @@ class Scattering:
         self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6 = kind, mtu, ipv6
         self._addresses, self._wanted, self._interval = addresses, routed, interval
-        self._calm = calm
+        self._calm, self._fits = calm, fits
         self._seed = int.from_bytes(os.urandom(4))
         self._plan = Plan(
             me,
@@ -342,7 +345,7 @@ class Scattering:
         addresses: set[IPv4Interface | IPv6Interface] = {IPv4Interface(four)}
         if self._ipv6():
             addresses.add(IPv6Interface(six))
-        routes = frozenset(Route(network, MASTER_METRIC) for network in self._routed)
+        routes = fitted_routes(self._routed, MASTER_METRIC, self._mtu, self._fits())
         return MasterConfig(self.device, self._kind, self._mtu, frozenset(addresses), routes)
 
 

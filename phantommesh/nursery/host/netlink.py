@@ -60,11 +60,12 @@ _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26  # RTM_*, linux/rtnetlink.h
 _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_ALIAS, _IFLA_EXT_MASK, _IFLA_INFO_KIND = 3, 4, 18, 20, 29, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _TUN, _NO_PACKET_INFO, _SET_IFF, _SET_PERSIST = 0x1, 0x1000, 0x400454CA, 0x400454CB  # linux/if_tun.h
-_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE = 1, 4, 6, 8, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 _UNICAST = 1  # RTN_UNICAST: neither blackhole nor the like
 # Attributes that say more than an interface: a source, a gateway, a preferred source, several ways, a way of
-# another family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics such as an MTU are
-# let be.
+# another family, an encapsulation, a nexthop object (RTA_*, linux/rtnetlink.h). Metrics but an
+# MTU and a segment's size are let be.
 _RTA_MORE = frozenset({2, 5, 7, 9, 18, 22, 30})
 
 
@@ -280,7 +281,10 @@ def _dump_tables(rtnl: NetlinkSocket, table: int) -> Iterator[TableRoute]:
                 found = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else found
                 index = number(fields[_RTA_OIF]) if _RTA_OIF in fields else 0
                 plain = kind == _UNICAST and not (source or tos or fields.keys() & _RTA_MORE)
-                yield TableRoute(family, found, index, Route(ip_network((target, prefix)), metric), plain)
+                limits = dict(attributes(fields.get(_RTA_METRICS, b"")))
+                mtu, advmss = (number(limits.get(which, b"\0")) for which in (_RTAX_MTU, _RTAX_ADVMSS))
+                route = Route(ip_network((target, prefix)), metric, mtu, advmss)
+                yield TableRoute(family, found, index, route, plain)
 
 
 def _link(
@@ -388,8 +392,10 @@ def _remove_from_link(rtnl: IPRoute, change: DeviceDiff) -> None:
     if not change.remove_routes and not change.remove_addresses:
         return
     index = _index(rtnl, change.name)
+    replaced = {(route.network, route.metric) for route in change.add_routes}
     for route in _ordered(change.remove_routes):
-        rtnl.route("del", **_route_arguments(route, index))
+        if (route.network, route.metric) not in replaced:
+            rtnl.route("del", **_route_arguments(route, index))
     for address in change.remove_addresses:
         rtnl.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
@@ -407,8 +413,11 @@ def _add_to_link(rtnl: IPRoute, change: DeviceDiff) -> None:
         )
     if change.up:
         rtnl.link("set", index=index, state="up")
+    replaced = {(route.network, route.metric) for route in change.remove_routes}
     for route in _ordered(change.add_routes):
-        rtnl.route("add", **_route_arguments(route, index))
+        # One that changes its limits alone is never missing meanwhile.
+        verb = "replace" if (route.network, route.metric) in replaced else "add"
+        rtnl.route(verb, **_route_arguments(route, index))
 
 
 def _ordered(routes: Iterable[Route]) -> list[Route]:
@@ -426,4 +435,7 @@ def _route_arguments(route: Route, index: int) -> dict[str, object]:
     }
     if route.network.version == 4:
         arguments["scope"] = _SCOPE_LINK
+    limits = {"mtu": route.mtu, "advmss": route.advmss}
+    if metrics := {name: value for name, value in limits.items() if value}:
+        arguments["metrics"] = metrics
     return arguments

@@ -119,6 +119,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             f"root key is; else {JOIN_ANEW}",
         )
         return
+    yield from _holes(parts)
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -134,6 +135,13 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)
+
+
+def _holes(parts: Parts) -> Iterator[Fault]:
+    """Name the paths on which larger packets vanish."""
+    for hole in parts.paths.fitting.holes():
+        if (entry := parts.peers.get(hole.peer)) is not None:
+            yield hole.fault(entry.member.name)
 
 
 def _mesh_ends(parts: Parts) -> Iterator[Fault]:

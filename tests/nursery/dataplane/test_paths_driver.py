@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,11 +17,13 @@ from structlog.testing import capture_logs
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
+from phantommesh.nursery.host import uplinkmtu
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import FULL, Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
 from phantommesh.scatter.plan import Snapshot
-from phantommesh.wireguard.device import DeviceState
+from phantommesh.wireguard.device import DeviceState, Endpoint
 from tests.support.loopback import free_port, until
 
 A, B = b"a" * 16, b"b" * 16
@@ -51,7 +54,12 @@ class FakeScatterer:
 def driver(me: bytes, peer: bytes, port: int, scatterer: FakeScatterer | None = None) -> PathDriver:
     paths = Paths(random=random.Random(1), interval=0.05)
     made = PathDriver(
-        paths, scatterer or FakeScatterer(), port=port, names=NAMES, address=lambda: ADDRESSES[me]
+        paths,
+        scatterer or FakeScatterer(),
+        port=port,
+        names=NAMES,
+        address=lambda: ADDRESSES[me],
+        fitting=Fitting(paths, random=random.Random(1), largest=1420),
     )
     made.devices({"pm3": DEVICE})
     made.set_peers([(peer, ADDRESSES[peer], 0b1000)])
@@ -72,6 +80,24 @@ async def test_two_nodes_measure_the_dimension_between_them() -> None:
         await until(lambda: b.paths.view(A, trio.current_time())[3].rtt is not None)
         assert states(a, B) == [PathState.CLOSED] * 3 + [PathState.UP] + [PathState.CLOSED] * 3
         nursery.cancel_scope.cancel()
+
+
+async def test_two_nodes_find_what_the_dimension_between_them_carries() -> None:
+    port = free_port()
+    a, b = driver(A, B, port), driver(B, A, port)
+    a.locate(B, [None] * 3 + [Endpoint("127.0.0.2", 9)] + [None] * 3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await until(lambda: a.sized > 0 and b.sized > 0)
+        await until(lambda: a.fitting.settled(B) == b.fitting.settled(A) == 0b1000)
+        assert a.fitting.sizes(B)[3] == a.fitting.fit(B) == 1420
+        assert (a.sized_bytes, a.dropped) == (1420 * a.sized, {})
+        nursery.cancel_scope.cancel()
+
+
+def test_the_kernel_says_what_an_uplink_takes() -> None:
+    assert uplinkmtu.read("127.0.0.1") == min(65535, int(Path("/sys/class/net/lo/mtu").read_text()))
 
 
 async def test_probes_that_did_not_come_through_a_dimension_are_nobodys() -> None:

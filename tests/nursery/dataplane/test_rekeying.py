@@ -28,6 +28,7 @@ from phantommesh.nursery.dataplane.rekeying import DRAIN, KeyReplacer
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import own, working
 from phantommesh.nursery.members.own import OwnRecord
+from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.records.roster import Roster
 from phantommesh.scatter.plan import Snapshot
@@ -70,7 +71,12 @@ class Run:
         self.own = OwnRecord(self.config, self.state, self.keeper, lambda *_: False)
         paths = Paths(random=random.Random(1), interval=0.1)
         self.driver = PathDriver(
-            paths, NoScatter(), port=1, names=["pm"] * 7, address=lambda: IPv4Address("127.0.0.1")
+            paths,
+            NoScatter(),
+            port=1,
+            names=["pm"] * 7,
+            address=lambda: IPv4Address("127.0.0.1"),
+            fitting=Fitting(paths, random=random.Random(1), largest=1420),
         )
         self.replacer = KeyReplacer(self.config.wireguard, self.own, self.driver, self._adopt)
 

@@ -50,6 +50,14 @@ def test_connections_are_tracked_only_for_machines_behind_this_one() -> None:
     assert " ct " in render(replace(GUARD, forward=("docker0",)))
 
 
+def test_segments_of_machines_behind_this_one_fit_the_route() -> None:
+    assert "clamping" not in chains(render(GUARD))
+    hook, *rules = chains(render(replace(GUARD, forward=("docker0",))))["clamping"]
+    assert "hook forward" in hook
+    assert [rule.partition(" ")[0] for rule in rules] == ["oifname", "iifname"]
+    assert all('"pm", "pm0"' in rule and rule.endswith("maxseg size set rt mtu") for rule in rules)
+
+
 def test_all_networks_are_guarded_in_both_directions() -> None:
     narrow = replace(GUARD, networks=(IPv4Network("100.64.0.1/32"), IPv4Network("100.64.0.2/32")))
     there = chains(render(narrow))
