@@ -12,6 +12,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.records.candidate import Candidate, flaw
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
@@ -49,7 +50,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
 
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
     keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
-    dimension, seven in all. Earlier versions sent no proofs.
+    dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
+    which the node may be reached, the likeliest first. Earlier versions know of none.
     """
 
     node_id: bytes
@@ -59,6 +61,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     wg_ports: tuple[int, ...]
     version: str
     wg_proofs: tuple[bytes, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -173,6 +176,8 @@ def _check(record: NodeRecord) -> None:
             parse_endpoint(endpoint)
         except ValueError as error:
             raise RecordError(f"the record's endpoint {endpoint[:64]!r}: {error}") from None
+    if wrong := flaw(record.candidates):
+        raise RecordError(f"the record has {wrong}")
     keys, ports = record.wg_keys, record.wg_ports
     if len(keys) != DIMENSIONS or any(len(key) != KEY_BYTES for key in keys) or len(set(keys)) != DIMENSIONS:
         raise RecordError("the record needs seven different WireGuard keys")
