@@ -75,6 +75,10 @@ _SPECIAL: Final[tuple[tuple[Network, Why], ...]] = tuple(
     )
 )
 
+_SITE: Final[tuple[Network, ...]] = tuple(
+    map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)  # RFC 1918, RFC 6598, RFC 4193: many sites have the same
+
 _LAST_32: Final = tuple(
     IPv6Network(network)
     for network in (
@@ -109,6 +113,11 @@ def special(address: IpAddress) -> Why | None:
             if one.version == network.version and one in network:
                 return why
     return None
+
+
+def of_a_site(address: IpAddress) -> bool:
+    """Whether an address means one host in one site, and another host in another."""
+    return _within(address, _SITE)
 
 
 def is_loopback(host: str) -> bool:
@@ -201,6 +210,11 @@ class Reach:
             if one in self.host.broadcast:
                 return Why.BROADCAST
         return None
+
+    def beside(self, address: IpAddress) -> bool:
+        """Whether an address lies in a network of an interface by which this node is itself reached."""
+        homes = self._homes()
+        return any(i in homes and _within(address, (network,)) for network, i in self.host.connected)
 
     def offers(self, found: Iterable[HostAddress]) -> list[HostAddress]:
         """The addresses of this host by which others may reach it, those of one interface together.

@@ -24,7 +24,7 @@ from phantommesh.control.messages import MAX_AGE_MS, Sighting
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.rates import Bucket
-from phantommesh.reachable import HostAddress, IpAddress, special
+from phantommesh.reachable import HostAddress, IpAddress, of_a_site, special
 from phantommesh.records.candidate import MAX_CANDIDATES, UNKNOWN_PORT, Candidate, Kind
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS
 from phantommesh.trust.identity import NodeId
@@ -63,6 +63,15 @@ class Seen:
     control: Place | None
     wireguard: tuple[Place | None, ...]
     voices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a record says of where its node is reached: the control endpoints, for where the operator has
+    named none, and the candidates."""
+
+    endpoints: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
 
 def sighting(
@@ -148,6 +157,10 @@ class Whereabouts:
         """The sightings that count now."""
         return {witness: seen for witness, seen in self._seen.items() if now - seen.at <= LASTS}
 
+    def found(self, now: float) -> Found:
+        """What the record is to say."""
+        return Found(self.endpoints(), self.candidates(now))
+
     def endpoints(self) -> tuple[str, ...]:
         """The control endpoints of a node for which none is configured: each interface's best address."""
         best = [next(group) for _, group in groupby(self.own, key=lambda one: one.index)]
@@ -230,8 +243,10 @@ class Pace:
         self._first: float | None = None
         self._last = -inf
 
-    def changed(self, now: float) -> None:
-        """Something is another now."""
+    def changed(self, now: float, *, first_only: bool = False) -> None:
+        """Something is another now. ``first_only``: it may be the same change as before."""
+        if first_only and self._first is not None:
+            return
         self._first = now if self._first is None else self._first
         self._last = now
 
@@ -244,8 +259,9 @@ class Pace:
 
     def take(self, now: float) -> bool:
         """Whether to tell now: then what changed is told."""
-        if self.due(now) > now or not self._bucket.take(now):
+        if self.due(now) > now:
             return False
+        self._bucket.owe(now)  # not `take`, which may lack a rounding error when the time has come
         self._first = None
         return True
 
@@ -262,15 +278,21 @@ class Rounds:
         self._start, self._turn = now, 0
         self.due = now + SOON[0]
 
-    def asked(self, now: float) -> None:
-        """A round is over."""
+    def soon(self, now: float) -> None:
+        """There is somebody new to ask."""
+        self.due = min(self.due, now + SOON[0])
+
+    def asked(self, began: float, now: float) -> None:
+        """A round that began then is over. Where this node moved meanwhile, the next one is due already."""
+        if began < self._start:
+            return
         self._turn += 1
         self.due = max(now, self._start + SOON[self._turn]) if self._turn < len(SOON) else now + EVERY
 
 
 def _rank(address: IpAddress) -> tuple[bool, bool]:
     """The likelier that many others reach an address, the smaller."""
-    return not address.is_global, not isinstance(address, IPv4Address)
+    return of_a_site(address), not isinstance(address, IPv4Address)
 
 
 def _place(text: str) -> Place | None:

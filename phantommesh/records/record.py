@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.records.candidate import Candidate, flaw
@@ -62,6 +62,25 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     version: str
     wg_proofs: tuple[bytes, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+
+
+def known_by_itself(record: NodeRecord) -> frozenset[str]:
+    """The endpoints and candidates of a record that its node found by itself, as endpoints' texts: those that
+    no operator has written down."""
+    return frozenset(format_endpoint(one.host, one.port) for one in record.candidates)
+
+
+def wg_ports_at(record: NodeRecord, host: str) -> tuple[int, ...]:
+    """The ports of the seven dimensions at an address of a record's. An endpoint that an operator has written
+    down is reached at the ports of the record."""
+    if not record.candidates:
+        return record.wg_ports
+    found = known_by_itself(record)
+    written = {parse_endpoint(endpoint)[0] for endpoint in record.control if endpoint not in found}
+    here = next((one for one in record.candidates if one.host == host), None)
+    if here is None or host in written:
+        return record.wg_ports
+    return tuple(here.wg_port(i, own) for i, own in enumerate(record.wg_ports))
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):

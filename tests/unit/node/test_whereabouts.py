@@ -307,10 +307,14 @@ def test_witnesses_are_asked_soon_after_a_change_and_then_seldom() -> None:
     for _ in range(6):
         now = rounds.due
         asked.append(now)
-        rounds.asked(now)
+        rounds.asked(now, now)
     assert asked == [*SOON, SOON[-1] + EVERY, SOON[-1] + 2 * EVERY]
     rounds.again(500.0)
+    rounds.asked(499.0, 501.0)  # it began before
     assert rounds.due == 500.0 + SOON[0]
+    rounds.asked(501.0, 501.1)
+    rounds.soon(501.2)
+    assert rounds.due == 501.2 + SOON[0]
 
 
 def test_a_change_is_told_when_it_is_quiet() -> None:
