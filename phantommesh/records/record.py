@@ -13,6 +13,7 @@ from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.records.candidate import Candidate, flaw
+from phantommesh.records.candidate import Kind as CandidateKind
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
@@ -68,6 +69,14 @@ def known_by_itself(record: NodeRecord) -> frozenset[str]:
     """The endpoints and candidates of a record that its node found by itself, as endpoints' texts: those that
     no operator has written down."""
     return frozenset(format_endpoint(one.host, one.port) for one in record.candidates)
+
+
+def callable_at(record: NodeRecord) -> tuple[str, ...]:
+    """The endpoints at which a newcomer may call a record's node: where others see it, then its own."""
+    seen = [
+        format_endpoint(one.host, one.port) for one in record.candidates if one.kind == CandidateKind.SEEN
+    ]
+    return tuple(dict.fromkeys((*seen, *record.control)))
 
 
 def wg_ports_at(record: NodeRecord, host: str) -> tuple[int, ...]:
