@@ -247,14 +247,9 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
     endpoints = tuple(
         format_endpoint(*parse_endpoint(endpoint, config.control.port)) for endpoint in config.node.endpoints
     )
-    if not endpoints:  # then the record says what the node has found out
-        mine = node.roster.get(node.identity.node_id)
-        endpoints = () if mine is None else callable_at(mine.record)
-    if not endpoints:
-        raise CliError(
-            "nobody knows yet where this node is reached, so an invite would lead nowhere",
-            fix="start the node and try again, or name an address in node.endpoints",
-        )
+    mine = node.roster.get(node.identity.node_id)
+    if not endpoints and config.nat.discover and mine is not None:
+        endpoints = callable_at(mine.record)  # what the node has found out
     node.invites.expire(now)
     for damaged in node.invites.damaged():
         say(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)

@@ -680,7 +680,7 @@ ROWS: list[Row] = [
     Row(
         "an invite to nowhere",
         INVITE,
-        lambda m: m.set("node.endpoints", "[]"),
+        lambda m: (m.set("node.endpoints", "[]"), m.set("nat.discover", "false")),
         "1 to 3 endpoints",
         'set node.endpoints in the config, e.g. ["vpn.example.net:51800"]',
         lambda m, _: m.set("node.endpoints", '["vpn.example.net:51800"]'),

@@ -15,7 +15,7 @@ from phantommesh.nursery.members import places
 from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks
 from phantommesh.records.candidate import Candidate, Kind
-from phantommesh.records.record import wg_ports_at
+from phantommesh.records.record import callable_at, wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.trust.identity import NodeId
 
@@ -211,6 +211,10 @@ def test_own_addresses_that_were_found_open_their_network() -> None:
 )
 def test_each_address_has_its_ports(host: str, ports: tuple[int, ...]) -> None:
     assert wg_ports_at(behind_nat().record, host) == ports
+
+
+def test_a_newcomer_is_sent_where_others_see_the_node_and_then_to_its_endpoints() -> None:
+    assert callable_at(behind_nat().record) == ("203.0.113.7:40000", "192.168.1.5:51800", "10.9.9.9:51800")
 
 
 def test_an_endpoint_that_an_operator_wrote_has_the_records_ports() -> None:
