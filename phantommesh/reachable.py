@@ -75,6 +75,10 @@ _SPECIAL: Final[tuple[tuple[Network, Why], ...]] = tuple(
     )
 )
 
+_SITE: Final[tuple[Network, ...]] = tuple(
+    map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)  # RFC 1918, RFC 6598, RFC 4193: many sites have the same
+
 _LAST_32: Final = tuple(
     IPv6Network(network)
     for network in (
@@ -111,6 +115,11 @@ def special(address: IpAddress) -> Why | None:
     return None
 
 
+def of_a_site(address: IpAddress) -> bool:
+    """Whether an address means one host in one site, and another host in another."""
+    return _within(address, _SITE)
+
+
 def is_loopback(host: str) -> bool:
     """Whether an endpoint's host is a loopback address. Names are not: what they resolve to changes."""
     try:
@@ -135,6 +144,24 @@ class HostNetworks:
     broadcast: frozenset[IPv4Address] = frozenset()
     connected: frozenset[tuple[Network, int]] = frozenset()
     uplinks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """An address that an interface of this host has. ``index`` and ``name`` are the interface's; ``kind`` is
+    its link's kind as the kernel names it (``bridge``, ``tun``), empty for hardware."""
+
+    address: IpAddress
+    index: int
+    name: str
+    kind: str = ""
+
+
+# Kinds of links (IFLA_INFO_KIND) by which other hosts rarely come: bridges of containers, tunnels, addresses
+# for this host's own use. Such a link counts where a default route leads over it.
+_INWARD: Final = frozenset(
+    {"bridge", "dummy", "tun", "wireguard", "ifb", "ipip", "sit", "gre", "ip6tnl", "vti", "xfrm", "nlmon"}
+)
 
 
 def _within(address: IpAddress, networks: Iterable[Network]) -> bool:
@@ -183,6 +210,32 @@ class Reach:
             if one in self.host.broadcast:
                 return Why.BROADCAST
         return None
+
+    def beside(self, address: IpAddress) -> bool:
+        """Whether an address lies in a network of an interface by which this node is itself reached."""
+        homes = self._homes()
+        return any(i in homes and _within(address, (network,)) for network, i in self.host.connected)
+
+    def offers(self, found: Iterable[HostAddress]) -> list[HostAddress]:
+        """The addresses of this host by which others may reach it, those of one interface together.
+
+        Interfaces of default routes count, and those whose network holds an address that the operator has
+        named, here or as a seed. If there is no such interface, all count that are not of an inward kind.
+        """
+        usable = [one for one in found if self._common(one.address)]
+        homes = self._homes() | {
+            index
+            for network, index in self.host.connected
+            if any(_within(told, (network,)) for told in self.told)
+        }
+        chosen = [one for one in usable if one.index in homes]
+        return chosen or [one for one in usable if one.kind not in _INWARD]
+
+    def _common(self, address: IpAddress) -> bool:
+        """Whether an address may be another host's destination at all."""
+        return special(address) is None and not any(
+            _within(one, self.overlay) for one in (address, *embedded(address))
+        )
 
     def _fenced(self, address: IpAddress) -> Why | None:
         """The networks that only this host reaches, such as a container bridge's."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ROTATE_TIMEOUT_S = 60.0
 REVOKE_TIMEOUT_S = 30.0
 IDENTITY_TIMEOUT_S = 120.0
+_SEERS = 4  # peers that one line names
 _NAMED = 8  # peers that one error names
 
 
@@ -60,6 +61,7 @@ def _show(now: Status) -> None:
         ("node id", now.node_id),
         ("addresses", f"{now.ip4}  {now.ip6}"),
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
+        *(("reached at", text) for text in _reached(now)),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("state", now.state if now.ready or now.state != "running" else "not ready"),
@@ -71,6 +73,22 @@ def _show(now: Status) -> None:
         rows += [("degraded", reason) for reason in now.degraded]
     for key, value in rows:
         field(key, value)
+
+
+def _reached(now: Status) -> list[str]:
+    """Where the node is reached, a line each: as its operator has it or as it found out, and what peers
+    see."""
+    known = now.whereabouts
+    found = {one.endpoint: one for one in known.candidates}
+    lines = [f"{one} ({found[one].found if one in found else 'configured'})" for one in known.endpoints]
+    lines += [f"{text} ({one.found})" for text, one in found.items() if text not in known.endpoints]
+    by = dict[str, list[str]]()
+    for witness in known.witnesses:
+        by.setdefault(witness.endpoint, []).append(witness.peer)
+    for endpoint, peers in by.items():
+        more = f" and {len(peers) - _SEERS} more" if len(peers) > _SEERS else ""
+        lines.append(f"{endpoint}, as {', '.join(peers[:_SEERS])}{more} see it")
+    return lines
 
 
 def _until(expires: str) -> str:

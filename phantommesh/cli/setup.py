@@ -217,6 +217,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339, span
     from phantommesh.node.returning import place_of
+    from phantommesh.records.record import callable_at
     from phantommesh.state.agreement import load_config, need_state
     from phantommesh.state.start import load_node
     from phantommesh.trust.certificates import Role
@@ -243,6 +244,12 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
         name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
     if Role(role) is Role.AUTHORITY:
         node.root_key()  # else the joiner would find out
+    endpoints = tuple(
+        format_endpoint(*parse_endpoint(endpoint, config.control.port)) for endpoint in config.node.endpoints
+    )
+    mine = node.roster.get(node.identity.node_id)
+    if not endpoints and config.nat.discover and mine is not None:
+        endpoints = callable_at(mine.record)  # what the node has found out
     node.invites.expire(now)
     for damaged in node.invites.damaged():
         say(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
@@ -250,10 +257,7 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
         root_hash=node.mesh.root_hash,
         authority=node.identity.node_id,
         mesh=node.mesh.name,
-        endpoints=tuple(
-            format_endpoint(*parse_endpoint(endpoint, config.control.port))
-            for endpoint in config.node.endpoints[:MAX_ENDPOINTS]
-        ),
+        endpoints=endpoints[:MAX_ENDPOINTS],
         expires=int(now + ttl),
         role=Role(role),
         name=name,

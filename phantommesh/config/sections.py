@@ -105,6 +105,13 @@ class LinkSection(msgspec.Struct, frozen=True):
     )
 
 
+class NatSection(msgspec.Struct, frozen=True):
+    """How this node finds out where it is reached. `discover`: by the host's own addresses and by what other
+    members see of it, beside `node.endpoints`."""
+
+    discover: Switch = True
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -201,6 +208,7 @@ class Config(msgspec.Struct, frozen=True):
     overlay: OverlaySection = OverlaySection()
     guard: GuardSection = GuardSection()
     link: LinkSection = LinkSection()
+    nat: NatSection = NatSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()

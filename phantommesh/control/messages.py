@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.idtree import MAX_DEPTH
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
@@ -21,6 +22,8 @@ MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.M
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
 MAX_MOMENT = 253_402_300_799  # Unix seconds: the last one of the year 9999
+MAX_AGE_MS = 600_000  # a sighting that is older is none
+_MAX_PLACE = 64  # characters of an address with its port
 _AROUND = 256  # bytes around what an answer holds
 
 
@@ -253,6 +256,22 @@ class Attend(msgspec.Struct, frozen=True, tag="attend"):
     After the answer, `Done`, the two ends have changed roles for good."""
 
 
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """Ask from where the asker's datagrams come."""
+
+
+class Sighting(msgspec.Struct, frozen=True, tag="sighting"):
+    """The answer to `Look`: the address and UDP port of the asker's control port, how many milliseconds ago
+    it was seen there, and the same of its seven WireGuard ports. Each is an endpoint's text, empty where it
+    was not seen."""
+
+    control: Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)] = ""
+    age_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_AGE_MS)] = 0
+    wireguard: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)], ...], msgspec.Meta(max_length=DIMENSIONS)
+    ] = ()
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -262,11 +281,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 Request = (
     Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
-    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend
+    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
-    | Differs | Records | SyncAnswer | Refused
+    | Differs | Records | SyncAnswer | Sighting | Refused
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -9,7 +9,7 @@ keys than ours.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
@@ -171,6 +171,15 @@ class Gossip:
             route = self._routes.setdefault(sender, _Route())
             route.last, route.heard, route.turn = source, now, 0
         return source in known
+
+    def seen(self, member: NodeId, now: float) -> Iterator[tuple[Address, float]]:
+        """Yield where a member's control port was seen and when, on the owner's clock: an address of its
+        record, and one that its record does not name and where it has shown that it gets what is sent."""
+        route, proved = self._routes.get(member), self.membership.proved_at(member, now)
+        if route is not None and route.last is not None:
+            yield route.last, route.heard
+        if proved is not None:
+            yield proved
 
     def _address(self, to: bytes | Address, now: float) -> Address | None:
         if isinstance(to, Address):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.whereview import Whereabouts
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
     from phantommesh.management.events import EventLog
@@ -59,6 +60,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     that does not come to its end is one. ``aside``: a later run of this node is there, which is a fault."""
     ready: bool = True
     """As /readyz says."""
+    whereabouts: Whereabouts = Whereabouts()
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):

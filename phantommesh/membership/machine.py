@@ -316,6 +316,12 @@ class Membership:
         is proved if any is."""
         return self._core.places.known(node, self._core.clock)
 
+    def proved_at(self, node: bytes, now: float) -> tuple[Address, float] | None:
+        """The address that no record names where a member last showed that it gets what is sent there, and
+        when, on the owner's clock."""
+        found = self._core.places.proof(node)
+        return None if found is None else (found[0], now - self._core.age(found[1], now))
+
     def proved(self, address: Address) -> bool:
         """Whether a member has lately shown that it gets what is sent to an address that no record names."""
         return self._core.places.proved(address, self._core.clock)

@@ -112,6 +112,14 @@ class Whereabouts:
         found = [] if place.proved is None else [place.proved]
         return found + [a for a, heard in reversed(place.heard.items()) if now - heard.when <= KEPT]
 
+    def proof(self, node: bytes) -> tuple[Address, float] | None:
+        """The address that is proved, and when it was; None where the member answers at home, since somebody
+        beside it may pass on what comes there."""
+        place = self._places.get(node)
+        if place is None or place.proved is None or place.home:
+            return None
+        return place.proved, place.proved_at
+
     def prove(self, node: bytes, address: Address, now: float, *, first: bool) -> None:
         """The member has shown that it gets what is sent there. ``first``: it had not answered this probe
         yet. Somebody beside it may pass on what comes there, so where it is at home as well, that counts."""

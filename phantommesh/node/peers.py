@@ -36,7 +36,7 @@ from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
-from phantommesh.records.record import NO_KEY
+from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
@@ -267,14 +267,15 @@ class Peers:
         return any(map(any, self.wg_keys_of(entry)))
 
     def _mesh_peer(self, entry: Entry) -> MeshPeer:
-        member = entry.member
+        member, hosts = entry.member, self._hosts(entry)
+        turns = (wg_ports_at(entry.record, hosts[i % len(hosts)])[i] for i in range(DIMENSIONS) if hosts)
         return MeshPeer(
             member.node_id,
             IPv4Network(member.ip4),
             IPv6Network(member.ip6),
             self.wg_keys_of(entry),
-            entry.record.wg_ports,
-            self._hosts(entry),
+            tuple(turns) or entry.record.wg_ports,
+            hosts,
             self._links.psks(member.node_id),
             self._links.dials(member.node_id),
         )

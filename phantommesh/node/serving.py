@@ -40,6 +40,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
+    messages.Look: (1.0, 20),
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -79,7 +80,14 @@ class Account:
     request: messages.Turn | messages.Prove
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Say where a member is seen from here. The result is the `messages.Sighting`."""
+
+    peer: NodeId
+
+
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -166,6 +174,9 @@ class Serving:
                     return messages.Refused("this node keeps no scatter proofs")
                 answer: messages.Answer = yield Account(entry, request)
                 return answer
+            case messages.Look():
+                sighting: messages.Sighting = yield Sight(peer)
+                return sighting
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Enrol() | messages.Return():

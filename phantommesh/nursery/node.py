@@ -99,6 +99,7 @@ class Node:
         try:
             await parts.own.reserve()
             await parts.places.refresh()
+            await parts.finding.begin()
             parts.own.publish()
             self._weaving.peers_changed()
             async with trio.open_nursery() as nursery:
@@ -189,6 +190,7 @@ class Node:
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
             "changes": parts.changes.run,
+            "whereabouts": parts.finding.run,
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,

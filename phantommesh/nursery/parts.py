@@ -16,8 +16,9 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.config.sections import Config
+from phantommesh.control.messages import Sighting
 from phantommesh.control.sessions import Sessions
-from phantommesh.dimensions import interface_names, master_name
+from phantommesh.dimensions import all_names, interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import provider
@@ -30,12 +31,14 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.nursery.due import moment
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
@@ -44,6 +47,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.own import OwnRecord
@@ -119,6 +123,7 @@ class Parts:
     links: Links
     driver: LinkDriver
     peers: Peers
+    finding: Finding
     changes: Changes
     calm: Calm
     wiring: Wiring
@@ -192,11 +197,20 @@ def make_parts(
         state.identity.node_id, links, wireguard, config.scatter, where=places.of, uplinks=places.uplinks
     )
 
+    finding = Finding(
+        config, all_names(wireguard.prefix), caller,
+        refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
+        authorities=lambda: {entry.member.node_id for entry in peers.authorities},
+        publish=own.publish, woken=lambda: look(),
+    )  # fmt: skip
+    own.found = lambda: finding.found
+    places.public = finding.public
+
     def look() -> None:
         reconciler.hear()
         scattering.hear()
 
-    changes = Changes((*names, master), look)
+    changes = Changes((*names, master), look, finding.moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
     over = probe.OVER if backend.name == "kernel" else 0
     calm = Calm(
@@ -278,6 +292,7 @@ def make_parts(
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
+        sight=partial(_sight, names, finding, gossip, peers, reconciler),
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -302,6 +317,7 @@ def make_parts(
         links=links,
         driver=driver,
         peers=peers,
+        finding=finding,
         changes=changes,
         calm=calm,
         wiring=Wiring(
@@ -384,6 +400,20 @@ def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Ad
     be used."""
     entry = keeper.roster.get(node_id)
     return () if entry is None else places.of(entry)
+
+
+def _sight(
+    names: Sequence[str], finding: Finding, gossip: GossipDriver, peers: Peers, reconciler: Reconciler,
+    peer: NodeId,
+) -> Sighting:  # fmt: skip
+    """Say where a member is seen from here."""
+    entry, (now, wall) = peers.get(peer), moment()
+    states = []
+    if entry is not None:
+        devices = map(reconciler.actual.get, names)
+        keys = peers.wg_keys_of(entry)
+        states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
+    return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
 
 
 def _seeds(places: Places, peers: Peers) -> Sequence[Address]:

@@ -96,6 +96,7 @@ class Weaving:
         parts.wiring.look(wall)
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
+        parts.finding.retain(parts.peers.standing)
         auths, effects = parts.wiring.link(now, wall)
         parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
         parts.driver.carry_out(effects)
@@ -174,6 +175,7 @@ class Weaving:
         parts = self._parts
         if not parts.wiring.opened(opened, trio.current_time()):
             return
+        parts.finding.linked(opened.peer, opened.at)
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)

@@ -9,9 +9,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.endpoint import parse_endpoint
+from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.records.candidate import Candidate, flaw
+from phantommesh.records.candidate import Kind as CandidateKind
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
@@ -49,7 +51,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
 
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
     keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
-    dimension, seven in all. Earlier versions sent no proofs.
+    dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
+    which the node may be reached, the likeliest first. Earlier versions know of none.
     """
 
     node_id: bytes
@@ -59,6 +62,34 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     wg_ports: tuple[int, ...]
     version: str
     wg_proofs: tuple[bytes, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+
+def known_by_itself(record: NodeRecord) -> frozenset[str]:
+    """The endpoints and candidates of a record that its node found by itself, as endpoints' texts: those that
+    no operator has written down."""
+    return frozenset(format_endpoint(one.host, one.port) for one in record.candidates)
+
+
+def callable_at(record: NodeRecord) -> tuple[str, ...]:
+    """The endpoints at which a newcomer may call a record's node: where others see it, then its own."""
+    seen = [
+        format_endpoint(one.host, one.port) for one in record.candidates if one.kind == CandidateKind.SEEN
+    ]
+    return tuple(dict.fromkeys((*seen, *record.control)))
+
+
+def wg_ports_at(record: NodeRecord, host: str) -> tuple[int, ...]:
+    """The ports of the seven dimensions at an address of a record's. An endpoint that an operator has written
+    down is reached at the ports of the record."""
+    if not record.candidates:
+        return record.wg_ports
+    found = known_by_itself(record)
+    written = {parse_endpoint(endpoint)[0] for endpoint in record.control if endpoint not in found}
+    here = next((one for one in record.candidates if one.host == host), None)
+    if here is None or host in written:
+        return record.wg_ports
+    return tuple(here.wg_port(i, own) for i, own in enumerate(record.wg_ports))
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -173,6 +204,8 @@ def _check(record: NodeRecord) -> None:
             parse_endpoint(endpoint)
         except ValueError as error:
             raise RecordError(f"the record's endpoint {endpoint[:64]!r}: {error}") from None
+    if wrong := flaw(record.candidates):
+        raise RecordError(f"the record has {wrong}")
     keys, ports = record.wg_keys, record.wg_ports
     if len(keys) != DIMENSIONS or any(len(key) != KEY_BYTES for key in keys) or len(set(keys)) != DIMENSIONS:
         raise RecordError("the record needs seven different WireGuard keys")

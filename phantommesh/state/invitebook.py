@@ -114,7 +114,8 @@ class InviteBook:
         if not 1 <= len(endpoints) <= MAX_ENDPOINTS:
             raise TrustError(
                 "an invite needs 1 to 3 endpoints where a joiner can reach this node",
-                fix='set node.endpoints in the config, e.g. ["vpn.example.net:51800"]',
+                fix="start the node once, or set node.endpoints in the config, "
+                'e.g. ["vpn.example.net:51800"]',
             )
         for endpoint in endpoints:
             try:

@@ -5,7 +5,7 @@ directory."""
 import json
 import random
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION, STATE, State
 from phantommesh.membership.table import EMPTY, Snapshot
+from phantommesh.records.candidate import Candidate
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
@@ -98,18 +99,28 @@ class NodeState:
         return f"NodeState({self.state.path})"
 
 
-def make_record(identity: Identity, wg_keys: WgKeys, config: Config, seq: int) -> NodeRecord:
-    """Return our record, unsigned, from the keys and the configuration."""
+def make_record(
+    identity: Identity,
+    wg_keys: WgKeys,
+    config: Config,
+    seq: int,
+    *,
+    found: Sequence[str] = (),
+    candidates: tuple[Candidate, ...] = (),
+) -> NodeRecord:
+    """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
+    where the configuration names none."""
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
         control=tuple(
-            format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints
+            format_endpoint(*parse_endpoint(e, config.control.port)) for e in config.node.endpoints or found
         ),
         wg_keys=wg_keys.public,
         wg_ports=wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices),
         version=__version__,
         wg_proofs=wg_keys.proofs(identity.node_id),
+        candidates=candidates,
     )
 
 

@@ -169,6 +169,11 @@ def runs(machine: Machine, fix: str) -> None:
     machine.type(fix[fix.index("phantommesh ") :])
 
 
+def nowhere(machine: Machine) -> None:
+    machine.set("node.endpoints", "[]")
+    machine.set("nat.discover", "false")
+
+
 def rename_away(machine: Machine, path: Path) -> None:
     """Move something away."""
     path.rename(machine.root / f"{path.name}.away")
@@ -680,7 +685,7 @@ ROWS: list[Row] = [
     Row(
         "an invite to nowhere",
         INVITE,
-        lambda m: m.set("node.endpoints", "[]"),
+        nowhere,
         "1 to 3 endpoints",
         'set node.endpoints in the config, e.g. ["vpn.example.net:51800"]',
         lambda m, _: m.set("node.endpoints", '["vpn.example.net:51800"]'),

@@ -20,6 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
+from phantommesh.control.messages import Sighting
 from phantommesh.control.sessions import Sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
@@ -38,6 +39,7 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.node.news import News, Take, agreement
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.node import REFRESH
 from phantommesh.records.roster import Entry, Roster
@@ -181,6 +183,10 @@ class Process:
         """The addresses in a member's record."""
         entry = self.roster.get(node_id)
         return () if entry is None else addresses(entry.record.control)
+
+    def sight(self, node_id: NodeId) -> Sighting:
+        """Where a member is seen from here: by gossip, as no WireGuard is simulated."""
+        return sighting(self.gossip.seen(node_id, self.now), (), self.now, self.wall)
 
     def save(self, *names: str) -> None:
         """Write some files, a little later."""

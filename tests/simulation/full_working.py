@@ -159,6 +159,8 @@ class Worker:
             case serving.FinishSync(rest, peer):
                 effects = process.membership.sync_finish(rest, peer, process.now)
                 process.carry_gossip(process.gossip.seal(effects, process.now))
+            case serving.Sight(peer):
+                return process.sight(peer)
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

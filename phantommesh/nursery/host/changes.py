@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel's word that a link, an address, a route, a policy rule or a setting of ours was changed.
+"""The kernel's word that a link, an address, a route, a policy rule or a setting was changed.
 
-Whoever keeps these as desired looks when told, and else seldom. What cannot be told apart counts as a change:
-more news than the socket holds, and messages that are none.
+Whoever keeps these as desired looks when told, and else seldom. Changes of the host's own links, addresses
+and ways out are told apart from changes of ours: where this node is reached may be another place then. What
+cannot be told apart counts as a change: more news than the socket holds, and messages that are none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _LINKS, _NEW_LINK, _ADDRESSES, _ROUTES, _RULES, _SETTINGS = (
     (32, 33),
     (80, 81),
 )
+_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 5, 9, 18
+_CLONED = 0x200  # RTM_F_CLONED: a copy of a route for one destination
 _IFLA_NAME, _FRA_PROTOCOL, _NETCONF_INDEX = 3, 21, 1  # linux/if_link.h, fib_rules.h, netconf.h
 _LOOPBACK: Final = 1  # its addresses go and come when IPv6 is turned off and on
 _EVERYTHING: Final = (-1, -2)  # NETCONFA_IFINDEX_ALL and _DEFAULT
@@ -63,6 +66,31 @@ class Ours:
         except (NetlinkFormatError, struct.error, IndexError):
             return True
 
+    def moved(self, messages: bytes) -> bool:
+        """Whether one of these messages is about a link, an address, a default route or a network of the
+        host's own, and not of ours. Routes by a gateway do not count: a router has a million, which change
+        all the time."""
+        try:
+            found = [self._is_hosts(kind, payload) for kind, _, _, payload in split_messages(messages)]
+            return any(found)
+        except (NetlinkFormatError, struct.error, IndexError):
+            return True
+
+    def _is_hosts(self, kind: int, payload: bytes) -> bool:
+        if kind in _LINKS:
+            (index,) = struct.unpack_from("=i", payload, 4)
+            named = dict(attributes(payload[16:])).get(_IFLA_NAME) in self._names
+            return not named and index not in self._indexes
+        if kind in _ADDRESSES:
+            return struct.unpack_from("=I", payload, 4)[0] not in self._indexes
+        if kind in _ROUTES:
+            _, prefix, _, _, _, protocol, _, _, flags = struct.unpack_from("=8BI", payload)
+            if protocol == ROUTE_PROTOCOL or flags & _CLONED:
+                return False
+            fields = dict(attributes(payload[12:]))
+            return prefix == 0 or not fields.keys() & {_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA}
+        return False
+
     def _is_ours(self, kind: int, payload: bytes) -> bool:
         if kind in _LINKS:
             (index,) = struct.unpack_from("=i", payload, 4)
@@ -86,12 +114,15 @@ class Ours:
 
 
 class Changes:
-    """Listens for changes of what a node with these interfaces keeps. ``changed`` is called after each, and
-    once when listening has begun: what happened before that is not told."""
+    """Listens for changes of what a node with these interfaces keeps. ``changed`` is called after each,
+    ``moved`` after each of the host's own, and both once when listening has begun: what happened before that
+    is not told."""
 
-    def __init__(self, names: Collection[str], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, names: Collection[str], changed: Callable[[], None], moved: Callable[[], None] = lambda: None
+    ) -> None:
         self.told = False
-        self._names, self._changed = tuple(names), changed
+        self._names, self._changed, self._moved = tuple(names), changed, moved
 
     async def run(self) -> None:
         """Listen until cancelled. Where the kernel does not tell, it is asked again now and then."""
@@ -115,10 +146,15 @@ class Changes:
                 ours.know(index)
         self.told = True
         self._changed()
+        self._moved()
         while True:
             await trio.lowlevel.wait_readable(heard)
-            if _drain(heard, ours):
+            touched, moved = _drain(heard, ours)
+            if touched:
                 self._changed()
+            if moved:
+                self._moved()
+            if touched or moved:
                 await trio.sleep(PAUSE)
 
 
@@ -133,15 +169,19 @@ def _listening() -> socket.socket:
     return heard
 
 
-def _drain(heard: socket.socket, ours: Ours) -> bool:
-    """Read all that has come; return whether any of it is about ours. Raises OSError."""
-    touched = False
+def _drain(heard: socket.socket, ours: Ours) -> tuple[bool, bool]:
+    """Read all that has come; return whether any of it is about ours, and any about the host's own. Raises
+    OSError."""
+    touched = moved = False
     while True:
         try:
-            touched |= ours.touched(heard.recv(BUFFER))
+            messages = heard.recv(BUFFER)
         except BlockingIOError:
-            return touched
+            return touched, moved
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            touched = True  # more has changed than the socket holds
+            touched = moved = True  # more has changed than the socket holds
+        else:
+            moved |= ours.moved(messages)  # before an interface of ours that goes is forgotten
+            touched |= ours.touched(messages)

@@ -15,7 +15,7 @@ import trio
 from phantommesh.config.sections import Config
 from phantommesh.control import channel, messages, sessions
 from phantommesh.dimensions import all_names
-from phantommesh.endpoint import MAX_DATAGRAM, Address, parse_endpoint
+from phantommesh.endpoint import MAX_DATAGRAM, Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.attempt import Stage
@@ -60,7 +60,9 @@ async def join(
 ) -> Summary:
     """Enrol this machine by an invite and write its state and configuration: all of it, or nothing.
 
-    Without ``endpoints`` the address from which the authority was reached becomes this node's endpoint.
+    Without ``endpoints`` the first record names the address from which the authority was reached. The node
+    finds out by itself where it is from its first start on; where its settings forbid that, the address
+    becomes its endpoint.
     ``chosen``: an operator gives the endpoints now, and wants to hear at once of one that is of no use.
     Raises `PhantomMeshError` saying what to do.
     """
@@ -73,13 +75,15 @@ async def join(
             continue
         try:
             async with framing.connect(address.host, address.port) as framed:
-                own = endpoints or (
-                    framed.own_host if ":" not in framed.own_host else f"[{framed.own_host}]",
-                )
-                settings = join_config(invite, name=name, endpoints=own, config=config)
+                own = (framed.own_host if ":" not in framed.own_host else f"[{framed.own_host}]",)
+                discovers = config is None or config.nat.discover
+                written = endpoints or (() if discovers and not all_loopback([framed.own_host]) else own)
+                settings = join_config(invite, name=name, endpoints=written, config=config)
                 draft = await trio.to_thread.run_sync(begin_join, state_dir, config_path, invite, settings)
                 session = await _shake_hands(framed, invite, draft)
-                enrolled = await _enrol(framed, session, draft, settings, chosen=chosen and bool(endpoints))
+                enrolled = await _enrol(
+                    framed, session, draft, settings, found=own, chosen=chosen and bool(endpoints)
+                )
                 return await trio.to_thread.run_sync(
                     _finish(state_dir, config_path, draft, settings, invite, enrolled)
                 )
@@ -213,9 +217,17 @@ async def shake_hands(
 
 
 async def _enrol(
-    framed: framing.FramedStream, session: sessions.Session, draft: JoinDraft, config: Config, *, chosen: bool
+    framed: framing.FramedStream,
+    session: sessions.Session,
+    draft: JoinDraft,
+    config: Config,
+    *,
+    found: tuple[str, ...],
+    chosen: bool,
 ) -> messages.Enrolled:
-    record = make_record(draft.identity, draft.wg_keys, config, seq=int(time() * 1000))  # one a try
+    at = tuple(format_endpoint(*parse_endpoint(one, config.control.port)) for one in found)
+    seq = int(time() * 1000)  # one a try
+    record = make_record(draft.identity, draft.wg_keys, config, seq, found=at)
     body = msgspec.msgpack.encode(record)
 
     def sign() -> messages.Enrol:

@@ -20,6 +20,7 @@ from phantommesh.faults import FaultKind
 from phantommesh.node import own as deciding
 from phantommesh.node.own import Certified, Own
 from phantommesh.node.steps import Compute, Told
+from phantommesh.node.whereabouts import Found
 from phantommesh.nursery import unexpected
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -52,7 +53,8 @@ log = structlog.get_logger("phantommesh.own")
 
 class OwnRecord:
     """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
-    that an authority gave: `GroupKeys.merge`."""
+    that an authority gave: `GroupKeys.merge`. ``found`` says where this node is reached, beside the
+    configured endpoints."""
 
     def __init__(
         self,
@@ -62,12 +64,17 @@ class OwnRecord:
         merge: Callable[[bytes, bytes, NodeId], bool],
     ) -> None:
         self._config, self._state, self._keeper, self._merge = config, state, keeper, merge
+        self.found: Callable[[], Found] = Found
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
 
     def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
-        return make_record(self._state.identity, keys, self._config, seq)
+        found = self.found()
+        return make_record(
+            self._state.identity, keys, self._config, seq,
+            found=found.endpoints, candidates=found.candidates,
+        )  # fmt: skip
 
     @property
     def member(self) -> Member:

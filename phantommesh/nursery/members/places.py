@@ -20,7 +20,9 @@ from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host.hostroutes import read_host
-from phantommesh.reachable import IpAddress, Reach, Why, all_loopback
+from phantommesh.reachable import IpAddress, Reach, Why, all_loopback, of_a_site
+from phantommesh.records.candidate import Candidate, Kind
+from phantommesh.records.record import known_by_itself
 from phantommesh.records.roster import Entry
 from phantommesh.trust.identity import NodeId
 
@@ -37,7 +39,7 @@ log = structlog.get_logger("phantommesh.places")
 
 class Places:
     """The filter of `reachable.Reach`, with what this node knows to judge by. ``lookup`` gives a host's
-    addresses, none while a name has none."""
+    addresses, none while a name has none. ``public`` gives the addresses at which others see this node."""
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class Places:
         self._port = port = config.control.port
         self._own = [parse_endpoint(e, port) for e in config.node.endpoints]
         self._seeds = [parse_endpoint(e, port) for e in config.gossip.seeds]
+        self._found: tuple[IpAddress, ...] = ()
         self._lookup = lookup
+        self.public: Callable[[], Collection[IpAddress]] = tuple
         self.reach = Reach(tuple(overlay), loopback=all_loopback(host for host, _ in self._own))
         self.dropped: Counter[str] = Counter()
         self._judged: dict[tuple[str, bool], Why | None] = {}
@@ -60,6 +64,11 @@ class Places:
     def seek(self, seeds: Sequence[str]) -> None:
         """Take these endpoints for the seeds."""
         self._seeds = [parse_endpoint(endpoint, self._port) for endpoint in seeds]
+        self.judge_by(self.reach)
+
+    def live_at(self, own: Sequence[str]) -> None:
+        """These are addresses of this host by which others reach it, beside the configured ones."""
+        self._found = tuple(map(ip_address, own))
         self.judge_by(self.reach)
 
     async def refresh(self) -> None:
@@ -74,7 +83,7 @@ class Places:
     def judge_by(self, reach: Reach) -> None:
         """Judge by this from now on, with what the operator's own endpoints and seeds say today."""
         home, told = self._addresses(self._own), self._addresses(self._seeds, names=False)
-        reach = replace(reach, home=frozenset(home), told=frozenset(told))
+        reach = replace(reach, home=frozenset((*home, *self._found)), told=frozenset(told))
         if reach != self.reach:
             self.reach = reach
             self._judged.clear()
@@ -127,17 +136,47 @@ class Places:
         """The addresses of a member's control port, as far as they resolve and may be used: those first where
         it was last heard."""
         found = dict.fromkeys(address for _, address, why in self._verdicts(entry) if why is None)
-        return tuple(sorted(found, key=self._lately(entry)))
+        return tuple(sorted(found, key=self._likely(entry)))
 
     def uplinks(self, entry: Entry) -> list[tuple[str, ...]]:
         """The hosts of each of a member's endpoints, as far as they may be used: those first where it was
-        last heard."""
+        last heard. The candidates of an interface stand with its endpoint."""
         hosts: dict[str, list[Address]] = {}
         for endpoint, address, why in self._verdicts(entry):
             if why is None:
-                hosts.setdefault(endpoint, []).append(address)
-        lately = self._lately(entry)
-        return [tuple(address.host for address in sorted(found, key=lately)) for found in hosts.values()]
+                hosts.setdefault(self._beside(entry, endpoint), []).append(address)
+        likely = self._likely(entry)
+        return [
+            tuple(dict.fromkeys(address.host for address in sorted(found, key=likely)))
+            for found in hosts.values()
+        ]
+
+    def _beside(self, entry: Entry, endpoint: str) -> str:
+        """The endpoint with which an endpoint or candidate shares an interface: itself, if it is one."""
+        control = entry.record.control
+        if endpoint in control or not control:
+            return endpoint if control else ""
+        uplink = next(c.uplink for c in entry.record.candidates if _text(c) == endpoint)
+        return control[uplink % len(control)]
+
+    def _likely(self, entry: Entry) -> Callable[[Address], tuple[int, int]]:
+        """A key to sort by: first where a member was heard, the latest first; then as its operator has it;
+        then, where both are behind one NAT or nothing speaks against it, a private address in a network of
+        ours; then public ones; then private ones of other networks."""
+        lately, found = self._lately(entry), known_by_itself(entry.record)
+        theirs = {c.ip for c in entry.record.candidates if c.kind == Kind.SEEN}
+        mine = self.public()
+        apart = bool(theirs and mine and theirs.isdisjoint(mine))
+
+        def rank(address: Address) -> tuple[int, int]:
+            if format_endpoint(address.host, address.port) not in found:
+                return lately(address), 0
+            one = ip_address(address.host)
+            if not of_a_site(one):
+                return lately(address), 2
+            return lately(address), 3 if apart or not self.reach.beside(one) else 1
+
+        return rank
 
     def _lately(self, entry: Entry) -> Callable[[Address], int]:
         """A key to sort by: the later a member was heard from a host, the smaller."""
@@ -148,7 +187,8 @@ class Places:
         """Judge the addresses of each endpoint. Of a name only those that may be used are given; if there are
         none, the first one with the reason."""
         member = entry.member.node_id
-        for endpoint in entry.record.control:
+        candidates = map(_text, entry.record.candidates)
+        for endpoint in dict.fromkeys((*entry.record.control, *candidates)):
             host, port = parse_endpoint(endpoint)
             judged = [(a, self._judge(a, seen=self._was_seen(member, a))) for a in self._lookup(host)]
             usable = [(address, why) for address, why in judged if why is None]
@@ -167,7 +207,10 @@ class Places:
         before, self._refused = self._refused, {}
         for entry in entries:
             member = entry.member.node_id
-            refused = {(e, a.host): why for e, a, why in self._verdicts(entry) if why is not None}
+            found = known_by_itself(entry.record)  # nobody can correct these: they are tried or not
+            refused = {
+                (e, a.host): why for e, a, why in self._verdicts(entry) if why is not None and e not in found
+            }
             if not refused:
                 continue
             self._refused[member], self._names[member] = refused, entry.member.name
@@ -224,6 +267,10 @@ def _fix(name: str, why: Why) -> str:
             f"peer in gossip.seeds; else correct node.endpoints on {name}"
         )
     return f"correct node.endpoints on {name}, and revoke it if it does so on purpose"
+
+
+def _text(candidate: Candidate) -> str:
+    return format_endpoint(candidate.host, candidate.port)
 
 
 def _first(refused: dict[tuple[str, str], Why]) -> dict[str, str]:

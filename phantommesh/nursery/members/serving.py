@@ -26,7 +26,7 @@ from phantommesh.trust.identity import NodeId
 
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here."""
 
     def __init__(
         self,
@@ -37,11 +37,12 @@ class ControlServer:
         *,
         sync_answer: Callable[[bytes, NodeId], bytes],
         sync_finish: Callable[[bytes, NodeId], None],
+        sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
         proving: Proving | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving = proving
+        self._proving, self._sight = proving, sight
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
         )
@@ -65,6 +66,8 @@ class ControlServer:
                 return self._sync_finish(rest, peer)
             case serving.Account(entry, request):
                 return await self._account(entry, request)
+            case serving.Sight(peer):
+                return self._sight(peer)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:

@@ -32,6 +32,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import health
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.rows import Rows
+from phantommesh.nursery.reporting.where import whereabouts
 from phantommesh.records.roster import Entry
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
@@ -86,6 +87,7 @@ class Reporter(Rows):
             certificate_expires=rfc3339(member.not_after),
             state=self.life(),
             ready=self.readiness(faults).ready,
+            whereabouts=whereabouts(parts),
         )
 
     def life(self) -> Life:

@@ -78,6 +78,39 @@ def test_an_index_is_known_from_when_the_interface_is_made_until_it_goes() -> No
     assert not made.touched(address(20, 9))
 
 
+def way(kind: int, protocol: int, prefix: int, *, gateway: bool, flags: int = 0) -> bytes:
+    body = struct.pack("=8BI", 2, prefix, 0, 0, 254, protocol, 0, 1, flags)
+    return pack_message(kind, 0, 0, body + (attribute(5, bytes(4)) if gateway else b""))
+
+
+@pytest.mark.parametrize(
+    ("message", "moved"),
+    [
+        (link(16, 9, "eth0"), True),
+        (link(17, 9, "eth0"), True),
+        (link(16, 9, "pm0"), False),
+        (link(17, 7, "pm0"), False),
+        (address(20, 9), True),
+        (address(21, 9), True),
+        (address(20, 7), False),
+        (address(20, 1), False),  # of the loopback
+        (way(24, 4, 0, gateway=True), True),  # the default route
+        (way(25, 4, 0, gateway=True), True),
+        (way(24, 2, 24, gateway=False), True),  # a network of an interface
+        (way(24, 186, 24, gateway=True), False),  # one of a router's million
+        (way(24, ROUTE_PROTOCOL, 0, gateway=False), False),
+        (way(24, 2, 32, gateway=False, flags=0x200), False),  # a cached copy
+        (rule(32, 4), False),
+        (setting(9), False),
+        (b"", False),
+        (b"\x01", True),
+        (pack_message(24, 0, 0, b""), True),
+    ],
+)
+def test_a_change_of_the_hosts_own_links_addresses_and_ways_out_is_told(message: bytes, moved: bool) -> None:
+    assert ours().moved(message) is moved
+
+
 @given(st.binary(max_size=200))
 def test_nothing_that_comes_raises(message: bytes) -> None:
     assert ours().touched(message) in (True, False)
@@ -86,6 +119,7 @@ def test_nothing_that_comes_raises(message: bytes) -> None:
 @given(st.integers(0, 90), st.binary(max_size=60))
 def test_no_message_raises(kind: int, body: bytes) -> None:
     assert ours().touched(pack_message(kind, 0, 0, body)) in (True, False)
+    assert ours().moved(pack_message(kind, 0, 0, body)) in (True, False)
 
 
 TEXT = """\

@@ -2,7 +2,7 @@
 """What a node knows to judge addresses by; `test_reachable` has the rule, `tests/attacks` the attack."""
 
 from dataclasses import replace
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from typing import cast
 
 import pytest
@@ -14,6 +14,8 @@ from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members import places
 from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
 from phantommesh.reachable import HostNetworks
+from phantommesh.records.candidate import Candidate, Kind
+from phantommesh.records.record import callable_at, wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.trust.identity import NodeId
 
@@ -31,7 +33,7 @@ def make(endpoints: tuple[str, ...] = (), seeds: tuple[str, ...] = (), **names: 
 
 
 def _literal(host: str) -> list[str]:
-    return [host] if host.replace(".", "").isdigit() else []
+    return [host] if ":" in host or host.replace(".", "").isdigit() else []
 
 
 def test_the_kernel_says_what_is_the_hosts_own() -> None:
@@ -88,8 +90,9 @@ async def test_networks_that_cannot_be_read_stand_as_they_were(monkeypatch: pyte
 class _Record:
     """The part of an entry of the roster that is looked at."""
 
-    def __init__(self, *control: str) -> None:
+    def __init__(self, *control: str, candidates: tuple[Candidate, ...] = ()) -> None:
         self.member = self.record = self
+        self.candidates, self.wg_ports = candidates, tuple(range(51820, 51827))
         self.node_id, self.control, self.name = NodeId(b"m" * 16), control, "m"
 
 
@@ -104,6 +107,119 @@ def test_all_addresses_of_a_name_are_candidates_the_one_heard_first() -> None:
     assert it.uplinks(entry) == [("192.0.2.7", "2001:db8::7"), ("192.0.2.8",)]
     it.look([entry])
     assert [fault.subject for fault in it.faults()] == ["m"]  # of the name that has no other address
+
+
+PORTS = tuple(range(40_001, 40_008))
+BESIDE = HostNetworks(
+    own=frozenset({ip_network("192.168.1.2/32")}),
+    connected=frozenset({(ip_network("192.168.1.0/24"), 3)}),
+    uplinks=frozenset({3}),
+)
+
+
+def behind_nat(*control: str) -> Entry:
+    """A member that found by itself where it is: behind a NAT, and with an address of IPv6."""
+    found = (
+        Candidate.of(Kind.SEEN, ip_address("203.0.113.7"), 40_000, PORTS),
+        Candidate.of(Kind.OWN, ip_address("192.168.1.5"), 51_800),
+        Candidate.of(Kind.OWN, ip_address("2a00::5"), 51_800),
+        Candidate.of(Kind.OWN, ip_address("10.9.9.9"), 51_800, uplink=1),
+    )
+    return cast("Entry", _Record(*(control or ("192.168.1.5:51800", "10.9.9.9:51800")), candidates=found))
+
+
+def at(host: HostNetworks = BESIDE, *, public: str = "") -> Places:
+    it = make()
+    it.judge_by(replace(it.reach, host=host))
+    it.public = lambda: {ip_address(public)} if public else set()
+    return it
+
+
+@pytest.mark.parametrize("public", ["", "203.0.113.7"])
+def test_a_private_address_comes_first_where_both_may_be_behind_one_nat(public: str) -> None:
+    hosts = [(address.host, address.port) for address in at(public=public).of(behind_nat())]
+    assert hosts == [
+        ("192.168.1.5", 51_800), ("203.0.113.7", 40_000), ("2a00::5", 51_800), ("10.9.9.9", 51_800),
+    ]  # fmt: skip
+
+
+def test_it_comes_last_where_each_is_seen_at_another_address() -> None:
+    hosts = [address.host for address in at(public="198.51.100.1").of(behind_nat())]
+    assert hosts == ["203.0.113.7", "2a00::5", "192.168.1.5", "10.9.9.9"]
+
+
+def test_it_comes_last_for_a_node_in_another_network() -> None:
+    hosts = [address.host for address in at(HostNetworks()).of(behind_nat())]
+    assert hosts == ["203.0.113.7", "2a00::5", "192.168.1.5", "10.9.9.9"]
+
+
+def test_what_an_operator_wrote_comes_before_all_and_what_was_heard_before_that() -> None:
+    it, entry = at(public="203.0.113.7"), behind_nat("vpn.example:51800")
+    it._lookup = lambda host: ["192.0.2.9"] if host == "vpn.example" else [host]
+    assert [address.host for address in it.of(entry)][:2] == ["192.0.2.9", "192.168.1.5"]
+    it.seen(entry.member.node_id, "203.0.113.7")
+    assert [address.host for address in it.of(entry)][:2] == ["203.0.113.7", "192.0.2.9"]
+
+
+def test_the_candidates_of_an_interface_stand_with_its_endpoint() -> None:
+    assert at(HostNetworks()).uplinks(behind_nat()) == [
+        ("203.0.113.7", "2a00::5", "192.168.1.5"), ("10.9.9.9",)
+    ]  # fmt: skip
+
+
+def test_a_node_without_any_endpoint_is_tried_at_its_candidates() -> None:
+    entry = behind_nat()
+    entry.record.control = ()  # type: ignore[misc]
+    assert len(at().of(entry)) == 4
+    assert [len(hosts) for hosts in at().uplinks(entry)] == [4]
+
+
+def test_a_candidate_that_may_not_be_used_is_nobodys_fault() -> None:
+    """A bridge of this host has the same network as the member's."""
+    bridge = HostNetworks(
+        own=frozenset({ip_network("192.168.1.1/32")}),
+        connected=frozenset({(ip_network("192.168.1.0/24"), 7)}),
+    )
+    it, entry = at(bridge), behind_nat()
+    it.look([entry])
+    assert "192.168.1.5" not in [address.host for address in it.of(entry)]
+    assert not list(it.faults())
+    it.look([cast("Entry", _Record("192.168.1.5:51800"))])  # an operator wrote this one
+    assert [fault.code for fault in it.faults()] == ["address-forbidden"]
+
+
+def test_the_overlay_is_refused_among_candidates_too() -> None:
+    lie = Candidate.of(Kind.SEEN, ip_address("100.64.0.9"), 51_800)
+    assert at().of(cast("Entry", _Record(candidates=(lie,)))) == ()
+
+
+def test_own_addresses_that_were_found_open_their_network() -> None:
+    it = make()
+    it.judge_by(replace(it.reach, host=LAN))
+    assert not it.may(None, "10.8.0.7")
+    it.live_at(["10.8.0.2"])
+    assert it.may(None, "10.8.0.7")
+
+
+@pytest.mark.parametrize(
+    ("host", "ports"),
+    [
+        ("203.0.113.7", PORTS),
+        ("192.168.1.5", tuple(range(51820, 51827))),
+        ("192.0.2.9", tuple(range(51820, 51827))),
+    ],
+)
+def test_each_address_has_its_ports(host: str, ports: tuple[int, ...]) -> None:
+    assert wg_ports_at(behind_nat().record, host) == ports
+
+
+def test_a_newcomer_is_sent_where_others_see_the_node_and_then_to_its_endpoints() -> None:
+    assert callable_at(behind_nat().record) == ("203.0.113.7:40000", "192.168.1.5:51800", "10.9.9.9:51800")
+
+
+def test_an_endpoint_that_an_operator_wrote_has_the_records_ports() -> None:
+    """Its ports are forwarded; what this node sends comes from others."""
+    assert wg_ports_at(behind_nat("203.0.113.7:51800").record, "203.0.113.7") == tuple(range(51820, 51827))
 
 
 def test_all_addresses_of_a_seed_are_tried() -> None:

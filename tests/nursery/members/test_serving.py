@@ -63,6 +63,7 @@ class Mesh:
         self.server = ControlServer(
             self.state, self.keeper, self.keys, self.desk,
             sync_answer=lambda opening, peer: b"answer to " + opening, sync_finish=lambda rest, peer: None,
+            sight=lambda peer: messages.Sighting(f"192.0.2.{peer[0]}:7"),
         )  # fmt: skip
 
     def _changed(self) -> None:
@@ -445,6 +446,7 @@ async def test_revocations_that_cannot_be_read_change_nothing(mesh: Mesh, revoca
 
 REQUESTS = [
     messages.AskKeys(),
+    messages.Look(),
     messages.SyncOpen(b""),
     messages.SyncClose(b""),
     messages.Compare(bytes(2048)),
@@ -479,6 +481,11 @@ async def test_a_sync_is_answered_in_two_steps(mesh: Mesh) -> None:
     mesh.keeper.add(mesh.record(B, "beta"))
     assert await mesh.ask(B, messages.SyncOpen(b"x")) == messages.SyncAnswer(b"answer to x")
     assert await mesh.ask(B, messages.SyncClose(b"y")) == messages.Done()
+
+
+async def test_a_member_hears_where_it_is_seen(mesh: Mesh) -> None:
+    mesh.keeper.add(mesh.record(B, "beta"))
+    assert await mesh.ask(B, messages.Look()) == messages.Sighting(f"192.0.2.{B.node_id[0]}:7")
 
 
 async def test_a_member_that_brings_ever_more_records_is_slowed(mesh: Mesh, autojump_clock: object) -> None:

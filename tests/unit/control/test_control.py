@@ -19,6 +19,7 @@ requests = st.one_of(
     st.builds(messages.SyncOpen, bytes_),
     st.builds(messages.SyncClose, bytes_),
     st.just(messages.Attend()),
+    st.just(messages.Look()),
     st.builds(messages.Turn, st.binary(max_size=32), st.binary(max_size=32)),
     st.builds(messages.Prove, st.lists(bytes_, max_size=messages.MAX_PARTS).map(tuple)),
 )
@@ -31,6 +32,12 @@ answers = st.one_of(
     st.builds(messages.Done, st.booleans()),
     st.builds(messages.SyncAnswer, bytes_),
     st.builds(messages.Refused, st.text(), st.text()),
+    st.builds(
+        messages.Sighting,
+        st.text(max_size=64),
+        st.integers(0, messages.MAX_AGE_MS),
+        st.lists(st.text(max_size=64), max_size=7).map(tuple),
+    ),
 )
 trees = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | bytes_,

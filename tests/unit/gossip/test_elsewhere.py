@@ -100,6 +100,28 @@ def test_a_member_behind_a_nat_is_found_where_it_speaks_from() -> None:
     assert world.state(A, B)[0] is State.DEAD
 
 
+def test_a_witness_says_where_a_member_is_seen() -> None:
+    world = World()
+    world.run(30)
+    for witness in (A, C):
+        seen = dict(world.ends[witness].gossip.seen(B, world.now))
+        assert NAT in seen and world.now - seen[NAT] < 10
+    world.nat = False
+    world.run(30)
+    for witness in (A, C):
+        seen = dict(world.ends[witness].gossip.seen(B, world.now))
+        assert seen.keys() == {HOMES[B]} and world.now - seen[HOMES[B]] < 10
+
+
+def test_a_copier_beside_a_member_is_not_where_it_is_seen() -> None:
+    world = World(nat=False)
+    world.on_way = lambda to, data, source: (
+        world.deliver(to, data, COPIER) if source == HOMES[B] and to == A else None
+    )
+    world.run(30)
+    assert COPIER not in dict(world.ends[A].gossip.seen(B, world.now))
+
+
 def test_it_is_at_home_again_when_its_record_holds() -> None:
     world = World()
     world.run(30)

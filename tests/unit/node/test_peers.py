@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from hashlib import sha3_256
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from random import Random
 from time import time
@@ -16,6 +16,7 @@ from time import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
 from phantommesh.dimensions import DIMENSIONS
@@ -24,6 +25,7 @@ from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
 from phantommesh.node.peers import TURN, Peers
+from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
@@ -263,6 +265,20 @@ def test_a_dark_dimension_takes_the_next_address_of_its_endpoint() -> None:
     world.peers.turn(peer, dark, 202.0 + 2 * TURN)
     world.peers.heard_from(peer)
     assert hosts()[0] == "2001:db8::1"
+
+
+def test_a_dimension_goes_to_the_port_of_the_address_that_it_takes() -> None:
+    ports = tuple(range(40_001, 40_001 + DIMENSIONS))
+    plain = entry(1)
+    seen = Candidate.of(Kind.SEEN, ip_address("203.0.113.7"), 40_000, (*ports[:-1], 0))
+    one = replace(plain, record=structs.replace(plain.record, candidates=(seen,)))
+    world = World(one)
+    world.peers._uplinks = lambda entry: [("203.0.113.7",), ("192.0.2.1",)]
+    made = world.peers._mesh_peer(one)
+    assert made.hosts == ("203.0.113.7", "192.0.2.1") * 3 + ("203.0.113.7",)
+    assert made.wg_ports == tuple(ports[i] if i in (0, 2, 4) else PORTS[i] for i in range(DIMENSIONS))
+    world.peers._uplinks = lambda entry: []
+    assert world.peers._mesh_peer(one).wg_ports == PORTS
 
 
 def test_dimensions_of_endpoints_with_one_address_stay() -> None:
