@@ -16,7 +16,7 @@ more.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
@@ -40,6 +40,7 @@ MOST: Final = 1024  # leases
 OF_MEMBER: Final = 256  # leases that one member is an end of
 WINDOW: Final = 86_400.0  # s that a quota is for
 MOST_ACCOUNTS: Final = 16_384
+MOST_LATE: Final = 4096  # directions of ended leases whose last bytes may yet be counted
 
 Pair = tuple[NodeId, NodeId]
 Random = Callable[[int], bytes]
@@ -172,6 +173,7 @@ class Leases:
         self._tags: dict[tuple[NodeId, int], set[int]] = {}
         self._of: dict[NodeId, int] = {}
         self._accounts: OrderedDict[tuple[Pair, int], _Account] = OrderedDict()
+        self._late: OrderedDict[int, tuple[tuple[Pair, int], int]] = OrderedDict()
         self._next = 1
 
     def __len__(self) -> int:
@@ -245,15 +247,28 @@ class Leases:
 
     def account(self, counted: Mapping[int, int], now: float) -> list[Pair]:
         """Take in the bytes that the kernel has counted, by number of `Forward`, and end the leases that have
-        spent their quota. Returns their pairs. A counter that stands lower than before has begun anew."""
+        spent their quota. Returns their pairs. A lease that has ended still pays for what it sent: otherwise
+        ending and asking anew would be a way around the quota. Call it before counters are deleted, and
+        `begun` after they were made."""
         for number, size in counted.items():
-            if (found := self._numbers.get(number)) is None:
+            if (found := self._numbers.get(number)) is not None:
+                lease, leg = found
+                key, more = (lease.pair, lease.dimension), size - leg.counted
+                leg.counted = size
+            elif number in self._late:
+                key, before = self._late[number]
+                self._late[number], more = (key, size), size - before
+            else:
                 continue
-            lease, leg = found
-            more, leg.counted = (size - leg.counted if size >= leg.counted else size), size
-            if more:
-                self._account((lease.pair, lease.dimension), now).spent += more
+            if more > 0:
+                self._account(key, now).spent += more
         return self.recheck(now)
+
+    def begun(self, numbers: Iterable[int]) -> None:
+        """Take word that the counters of these `Forward`s have begun at 0."""
+        for number in numbers:
+            if (found := self._numbers.get(number)) is not None:
+                found[1].counted = 0
 
     def tick(self, now: float) -> None:
         """End what nobody asks for, unbind what did not return a challenge."""
@@ -336,6 +351,9 @@ class Leases:
         for leg in lease.legs:
             self._unbind(lease, leg)
             del self._tickets[leg.ticket], self._numbers[leg.number]
+            self._late[leg.number] = (lease.pair, lease.dimension), leg.counted
+            if len(self._late) > MOST_LATE:
+                self._late.popitem(last=False)
             tags = self._tags[leg.member, lease.dimension]
             tags.remove(lease.tag)
             if not tags:

@@ -158,9 +158,20 @@ def test_a_spent_quota_ends_the_lease_and_asking_again_does_not_help() -> None:
     whole(leases, A, B)
     one, two = sorted(each.number for each in leases.forwards(0.0))
     assert leases.account({one: 400, two: 500}, 1.0) == []
-    assert leases.account({one: 450, two: 50}, 2.0) == [(A, B)]  # two's counter has begun anew
+    leases.begun([two])
+    assert leases.account({one: 450, two: 50}, 2.0) == [(A, B)]
     assert leases.ask(A, B, 0, 3.0, tagging=True) is Refusal.SPENT
     assert isinstance(leases.ask(A, B, 0, 1.0 + WINDOW, tagging=True), Grant)
+
+
+def test_ending_a_lease_is_no_way_around_its_quota() -> None:
+    leases = make(Terms(rate=1000, quota=1000))
+    whole(leases, A, B)
+    one, two = sorted(each.number for each in leases.forwards(0.0))
+    leases.account({one: 400, two: 0}, 1.0)
+    leases.leave(A, B, 0)
+    leases.account({one: 1000, two: 0}, 2.0)
+    assert leases.ask(A, B, 0, 3.0, tagging=True) is Refusal.SPENT
 
 
 def test_a_full_relay_gives_way_to_pairs_only_where_one_end_never_asked() -> None:
