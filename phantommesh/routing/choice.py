@@ -13,7 +13,7 @@ word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -55,15 +55,18 @@ class Choice:
         of now: a relay that is in no offer is left at once."""
         wanted = sorted(set(dimensions))
         costs = {offer.relay: offer.cost for offer in offers}
-        ways = self._ways(costs, min(WAYS, len(wanted)), now)
-        kept = {d: r for d, r in self.relays.items() if d in wanted and r in ways}
+        before = {d: r for d, r in self.relays.items() if d in wanted}
+        ways = self._ways(costs, set(before.values()), min(WAYS, len(wanted)), now)
+        kept = {d: r for d, r in before.items() if r in ways}
         self.relays = _deal(wanted, ways, kept) if ways else {}
         return dict(self.relays)
 
-    def _ways(self, costs: Mapping[NodeId, float], number: int, now: float) -> list[NodeId]:
+    def _ways(
+        self, costs: Mapping[NodeId, float], before: Set[NodeId], number: int, now: float
+    ) -> list[NodeId]:
         """The relays to use, the cheapest first."""
         order = sorted(costs, key=lambda relay: (costs[relay], relay))
-        held = [relay for relay in order if relay in self.relays.values()]
+        held = [relay for relay in order if relay in before]
         ways = held[:number]
         others = [relay for relay in order if relay not in ways]
         if len(ways) < number:

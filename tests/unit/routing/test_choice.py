@@ -61,6 +61,12 @@ def test_a_second_relay_that_comes_is_used_at_once() -> None:
     assert choice.decide((0, 1), offers(p=10, q=500), 0.1) == {0: P, 1: Q}
 
 
+def test_a_dimension_that_still_needs_a_relay_stays_where_it_is() -> None:
+    choice = Choice()
+    choice.decide((0, 1), offers(p=10, q=20), 0.0)
+    assert choice.decide((1,), offers(p=10, q=20), 1.0) == {1: Q}
+
+
 def test_a_relay_cannot_talk_its_cost_below_what_is_measured() -> None:
     assert Offer(P, 0.05, -1.0).cost == 0.05
 
