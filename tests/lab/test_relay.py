@@ -21,9 +21,11 @@ from typing import TypeVar
 import pytest
 
 from phantommesh.endpoint import Address
+from phantommesh.routing import tagging
 from phantommesh.routing.binding import MAGIC
 from phantommesh.routing.forwarding import Drop, Frame, change, render
 from phantommesh.routing.leases import Forward
+from phantommesh.routing.tagging import Tagged
 
 pytestmark = pytest.mark.lab
 
@@ -256,3 +258,26 @@ def test_interfaces_that_were_opened_for_the_relay_forward_nothing_else() -> Non
         assert drops()[Drop.UNMARKED] == 1
         send(a, message())
         b.recv(2000)
+
+
+@pytest.mark.parametrize(("one", "two"), [(A4, B4), (A6, B6)])
+def test_ends_write_and_clear_tags_and_checksums_hold(one: str, two: str) -> None:
+    """Both ends' programs see messages without a tag, from a port that stands for the lease."""
+    here = HERE6 if ":" in one else HERE4
+    with udp(A, one) as a, udp(B, two) as b, udp(B, two) as c:
+        install(lease(1, 0, a, b) | lease(3, 171, a, c))
+        relay, alias = Address(here, PORT), 20003
+        for space, sock in ((A, a), (B, c)):
+            tagged = Tagged(place(sock).port, relay, 171, alias)
+            run(space, "nft", "-f", "-", script=tagging.render("pm", [tagged]))
+        for kind in (1, 2, 3, 4):
+            for sender, receiver in ((a, c), (c, a)):
+                sent = message(kind=kind)
+                sender.sendto(sent, (here, alias))
+                data, source = receiver.recvfrom(2000)
+                assert data == sent
+                assert source[:2] == (here, alias)
+        sent = message()
+        send(a, sent)  # the lease without a tag, from the same port
+        assert b.recv(2000) == sent
+        assert drops()[Drop.STRANGER] == 0
