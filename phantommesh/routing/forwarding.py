@@ -46,6 +46,7 @@ _EARLY: Final = -310
 # Tuning.
 _BURST: Final = 0.1  # s of the rate that may come at once
 _LEAST_BURST: Final = 65_536  # bytes: one GSO burst
+_MOST_BURST: Final = 1 << 30  # bytes: nf_tables has 32 bits for it
 
 
 class Drop(IntEnum):
@@ -166,7 +167,7 @@ def read_drops(counters: Mapping[int, tuple[int, int]]) -> dict[str, int]:
 
 def _relay(frame: Frame, header: str, here: IPv4Address | IPv6Address, version: int) -> list[str]:
     """The rules for a packet to the relay's port, in one family."""
-    burst = max(_LEAST_BURST, int(frame.rate * _BURST))
+    burst = min(_MOST_BURST, max(_LEAST_BURST, int(frame.rate * _BURST)))
     limit = f"limit rate over {frame.rate} bytes/second burst {burst} bytes"
     fragment = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     return [
