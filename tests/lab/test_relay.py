@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -21,11 +22,12 @@ from typing import TypeVar
 import pytest
 
 from phantommesh.endpoint import Address
-from phantommesh.routing import tagging
+from phantommesh.routing import binding, tagging
 from phantommesh.routing.binding import MAGIC
 from phantommesh.routing.forwarding import Drop, Frame, change, render
 from phantommesh.routing.leases import Forward
 from phantommesh.routing.tagging import Tagged
+from phantommesh.secret import Secret
 
 pytestmark = pytest.mark.lab
 
@@ -291,3 +293,85 @@ def test_ends_write_and_clear_tags_and_checksums_hold(one: str, two: str, card: 
         send(a, sent)  # the lease without a tag, from the same port
         assert b.recv(2000) == sent
         assert drops()[Drop.STRANGER] == 0
+
+
+# Run in the relay's namespace: a relay that has given two members a lease. It prints their tickets and keys,
+# then a line whenever what it forwards has changed; a line on stdin revokes a member.
+RELAY = f"""
+import itertools, json, os, sys, trio
+from phantommesh.nursery.dataplane.relaying import Relaying
+from phantommesh.routing.forwarding import Frame
+from phantommesh.routing.leases import Leases, Terms
+from ipaddress import IPv4Address
+
+async def main():
+    members, out = (b"a" * 16, b"b" * 16), []
+    terms = Terms(rate=10**8, quota=10**8)
+    leases = Leases(terms, lambda one, two: not out, lambda place: False, os.urandom)
+    grants = [leases.ask(*pair, 0, trio.current_time(), tagging=False) for pair in (members, members[::-1])]
+    frame = Frame("pm", {PORT}, IPv4Address("{HERE4}"), None, 10**8, ("up1", "up2"))
+    relaying = Relaying(leases, frame)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relaying.run)
+        print(json.dumps([[g.ticket.hex(), g.key.reveal().hex()] for g in grants]), flush=True)
+        await relaying.settled(lambda forwards: len(forwards) == 2)
+        print("forwards", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        out.append(1)
+        relaying.changed()
+        await relaying.settled(lambda forwards: not forwards)
+        print("withdrawn", flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+
+
+def test_a_relay_binds_both_ends_forwards_withdraws_and_leaves_nothing() -> None:
+    run(R, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+    argv = ["ip", "netns", "exec", R, sys.executable, "-c", RELAY]
+    with (
+        udp(A, A4) as a,
+        udp(B, B4) as b,
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as relay,
+    ):
+        assert relay.stdin is not None
+        assert relay.stdout is not None
+        try:
+            legs = json.loads(relay.stdout.readline())
+            for sock, (ticket, key) in zip((a, b), legs, strict=True):
+                bind(sock, bytes.fromhex(ticket), Secret(bytes.fromhex(key)))
+            assert relay.stdout.readline() == "forwards\n"
+            send(a, message())
+            b.recv(2000)
+            send(b, message())
+            a.recv(2000)
+            print(file=relay.stdin, flush=True)
+            assert relay.stdout.readline() == "withdrawn\n"
+            send(a, message())
+            assert silent(b)
+            print(file=relay.stdin, flush=True)
+            assert relay.wait(FOREVER) == 0
+        finally:
+            relay.kill()
+            run(R, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    assert FRAME.table not in run(R, "nft", "list", "tables")
+
+
+def bind(sock: socket.socket, ticket: bytes, key: Secret) -> None:
+    """Bind a leg; the relay's socket may not be there yet."""
+    sock.settimeout(SOON)
+    for _ in range(100):
+        try:
+            send(sock, binding.ask(ticket, key))
+            back = binding.answer(sock.recv(100), ticket, key)
+            assert isinstance(back, bytes)
+            send(sock, back)
+            told = binding.answer(sock.recv(100), ticket, key)
+        except (TimeoutError, ConnectionRefusedError):
+            continue
+        assert isinstance(told, binding.Datagram)
+        assert told.seen == place(sock)
+        break
+    sock.settimeout(FOREVER)
