@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
-from phantommesh.dimensions import DIMENSIONS
+from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.idtree import MAX_DEPTH
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
@@ -251,6 +251,60 @@ class Prove(msgspec.Struct, frozen=True, tag="prove"):
     parts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_PARTS)]
 
 
+Peer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Dimensions = Annotated[int, msgspec.Meta(ge=0, le=ALL)]  # as a bitmap
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=60_000_000)]
+
+
+class AskRelay(msgspec.Struct, frozen=True, tag="ask-relay"):
+    """Ask a relay to forward between the asker and ``peer`` in these dimensions, or, where there are none,
+    what it would cost. ``tagging``: the asker can write and clear tags (`routing.leases`). The answer is
+    `Relayed`."""
+
+    peer: Peer
+    dimensions: Dimensions
+    tagging: bool = False
+
+
+class Leg(msgspec.Struct, frozen=True):
+    """The asker's leg of one lease, see `routing.leases.Grant`. ``waiting``: the peer has not asked yet."""
+
+    dimension: Annotated[int, msgspec.Meta(ge=0, lt=DIMENSIONS)]
+    tag: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    ticket: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    waiting: bool
+
+    def __repr__(self) -> str:
+        return f"Leg({self.dimension}, ***)"
+
+
+class Relayed(msgspec.Struct, frozen=True, tag="relayed"):
+    """A relay's answer: its UDP port; its round trip to the peer in microseconds; a leg for each dimension
+    that was granted; and why the others were not, as `routing.leases.Refusal` puts it."""
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    far: Microseconds
+    legs: Annotated[tuple[Leg, ...], msgspec.Meta(max_length=DIMENSIONS)] = ()
+    refused: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class LeaveRelay(msgspec.Struct, frozen=True, tag="leave-relay"):
+    """Tell a relay that the asker has no more use for its leases with ``peer`` in these dimensions. The
+    answer is `Done`."""
+
+    peer: Peer
+    dimensions: Dimensions
+
+
+class OfferRelay(msgspec.Struct, frozen=True, tag="offer-relay"):
+    """A relay's word that ``peer`` has asked it for leases with the other end in these dimensions. The answer
+    is `Done`, whatever the other end does about it."""
+
+    peer: Peer
+    dimensions: Dimensions
+
+
 class Attend(msgspec.Struct, frozen=True, tag="attend"):
     """A member's request to be asked over this connection from now on, because the other end cannot call it.
     After the answer, `Done`, the two ends have changed roles for good."""
@@ -282,10 +336,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 Request = (
     Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
+    | AskRelay | LeaveRelay | OfferRelay
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
-    | Differs | Records | SyncAnswer | Sighting | Refused
+    | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -13,6 +13,7 @@ from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
 from phantommesh.moments import rfc3339, span
 from phantommesh.node.desk import Desk
+from phantommesh.node.relaying import Relay
 from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
@@ -35,6 +36,9 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.SyncClose: (2.0, 40),
     messages.Turn: (2.0, 40),  # each has counters read
     messages.Prove: (4.0, 100),
+    messages.AskRelay: (4.0, 200),  # seven leases each at most: see `routing.leases`
+    messages.LeaveRelay: (4.0, 200),
+    messages.OfferRelay: (4.0, 200),
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Rename: (0.2, 20),  # likewise
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
@@ -93,12 +97,21 @@ ServingWork = Generator[ServingStep, Any, T]
 
 class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
-    verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs."""
+    verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
+    answers for the relay that this node is; None: it is none."""
 
     def __init__(
-        self, node: Holdings, ring: Keyring, desk: Desk, verifications: Rates[bytes], *, proofs: bool
+        self,
+        node: Holdings,
+        ring: Keyring,
+        desk: Desk,
+        verifications: Rates[bytes],
+        *,
+        proofs: bool,
+        relay: Relay | None = None,
     ) -> None:
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
+        self._relay = relay
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
         self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
@@ -177,6 +190,12 @@ class Serving:
             case messages.Look():
                 sighting: messages.Sighting = yield Sight(peer)
                 return sighting
+            case messages.AskRelay() | messages.LeaveRelay():
+                if self._relay is None:
+                    return messages.Refused("this node is no relay", "choose another relay")
+                return self._relay.answer(peer, request, at.now)
+            case messages.OfferRelay():  # nothing asks relays for leases yet: docs/decisions/0052-relays.md
+                return messages.Refused("this node uses no relays")
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Enrol() | messages.Return():

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The control port's UDP sockets: one for each address family, never fragmenting, never blocking a sender."""
+"""The UDP sockets of the control port, and of a relay's: one for each address family, never fragmenting,
+never blocking a sender."""
 
 from __future__ import annotations
 
 import errno
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -40,24 +41,31 @@ class UdpPort:
     ``dropped`` counts those whose handling failed in a way that nobody expected.
     """
 
-    def __init__(self, port: int) -> None:
-        """Bind. Raises `PhantomMeshError` naming the port where it is taken."""
+    def __init__(
+        self,
+        port: int,
+        hosts: Sequence[str] = ("0.0.0.0", "::"),
+        setting: str = "control.port",
+    ) -> None:
+        """Bind to these addresses, at most one a family. Raises `PhantomMeshError` naming the port where it
+        is taken, and the setting that says so."""
         self.port = port
         self.forbids: Callable[[str], bool] = lambda host: False
         self.dropped: Counter[str] = Counter()
         self._sockets: dict[int, socket.socket] = {}
         try:
-            self._sockets[socket.AF_INET] = _bind(socket.AF_INET, "0.0.0.0", port)
-            try:
-                self._sockets[socket.AF_INET6] = _bind(socket.AF_INET6, "::", port)
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise  # many containers have no IPv6; a port that is taken is something else
+            for host in hosts:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                try:
+                    self._sockets[family] = _bind(family, host, port)
+                except OSError as error:
+                    if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                        raise  # many containers have no IPv6; a port that is taken is something else
         except OSError as error:
             self.close()
             raise PhantomMeshError(
                 f"cannot listen on UDP port {port}: {error.strerror}",
-                fix="stop what uses the port, or set control.port in the config",
+                fix=f"stop what uses the port, or set {setting} in the config",
             ) from None
 
     def send(self, datagram: bytes, destination: Address) -> None:

@@ -9,6 +9,15 @@ from phantommesh.control.messages import ControlError
 from phantommesh.records.antientropy import MAX_WANTED
 
 bytes_ = st.binary(max_size=60)
+ids = st.binary(min_size=16, max_size=16)
+legs = st.builds(
+    messages.Leg,
+    st.integers(0, 6),
+    st.integers(0, 255),
+    st.binary(min_size=8, max_size=8),
+    st.binary(min_size=32, max_size=32),
+    st.booleans(),
+)
 requests = st.one_of(
     st.builds(messages.Enrol, bytes_, bytes_, bytes_, bytes_, bytes_),
     st.builds(messages.Renew, bytes_, bytes_),
@@ -21,6 +30,9 @@ requests = st.one_of(
     st.just(messages.Attend()),
     st.just(messages.Look()),
     st.builds(messages.Turn, st.binary(max_size=32), st.binary(max_size=32)),
+    st.builds(messages.AskRelay, ids, st.integers(0, 127), st.booleans()),
+    st.builds(messages.LeaveRelay, ids, st.integers(0, 127)),
+    st.builds(messages.OfferRelay, ids, st.integers(0, 127)),
     st.builds(messages.Prove, st.lists(bytes_, max_size=messages.MAX_PARTS).map(tuple)),
 )
 answers = st.one_of(
@@ -31,6 +43,13 @@ answers = st.one_of(
     st.builds(messages.Renewed, bytes_, bytes_),
     st.builds(messages.Done, st.booleans()),
     st.builds(messages.SyncAnswer, bytes_),
+    st.builds(
+        messages.Relayed,
+        st.integers(1, 65535),
+        st.integers(0, 60_000_000),
+        st.lists(legs, max_size=7).map(tuple),
+        st.text(max_size=200),
+    ),
     st.builds(messages.Refused, st.text(), st.text()),
     st.builds(
         messages.Sighting,

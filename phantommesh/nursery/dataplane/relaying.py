@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gives a relay's leases their socket, their clock and the kernel.
+
+What the kernel forwards is made equal to `Leases.forwards` whenever that may have changed. A change is one
+transaction of an nft child. Where the table is not what it was left as, it is installed anew as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import structlog
+import trio
+
+from phantommesh.endpoint import Address
+from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.host import forwarding as switches
+from phantommesh.nursery.host.nft import NftError, Table
+from phantommesh.nursery.sockets.udp import UdpPort
+from phantommesh.routing import forwarding
+from phantommesh.routing.binding import Challenger
+from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, Frame
+from phantommesh.routing.leases import Forward, Leases
+
+# Tuning.
+COUNT: float = 5.0  # s between two readings of the counters
+RETRY: float = 1.0  # s between attempts at what failed
+
+log = structlog.get_logger("phantommesh.relay")
+
+
+class Rules(Protocol):
+    """The part of `Table` that is needed here."""
+
+    async def install(self, text: str) -> None: ...
+
+    async def remove(self) -> None: ...
+
+    async def counters(self, name: str) -> Mapping[int, tuple[int, int]]: ...
+
+
+class Relaying:
+    """Runs the relay. ``forbids`` says to which addresses nothing is sent, whatever the leases let
+    through."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        frame: Frame,
+        *,
+        forbids: Callable[[str], bool] = lambda host: False,
+        random: Callable[[int], bytes] = os.urandom,
+        rules: Rules | None = None,
+    ) -> None:
+        self.leases, self.frame = leases, frame
+        self.problem: PhantomMeshError | None = None
+        self.forwarded: frozenset[Forward] = frozenset()  # what the kernel has been given
+        self.dropped: Counter[str] = Counter()
+        self._challenger = Challenger(leases, random)
+        self._rules = Table(FAMILY, frame.table) if rules is None else rules
+        self._forbids, self._bell, self._whole = forbids, Bell(), False
+        self._settled = Bell()
+
+    def changed(self) -> None:
+        """What is to be forwarded may have changed: a lease has come or gone, a member is revoked, banned or
+        drained."""
+        now = trio.current_time()
+        self.leases.recheck(now)
+        self.leases.tick(now)
+        self._bell.ring()
+
+    async def settled(self, wanted: Callable[[frozenset[Forward]], bool]) -> None:
+        """Return once what the kernel forwards is so."""
+        while not wanted(self.forwarded):
+            await self._settled.wait()
+
+    async def run(self) -> None:
+        """Relay until cancelled; then nothing is forwarded any more. Raises `PhantomMeshError` where the port
+        is taken, or the interfaces' forwarding cannot be turned on."""
+        hosts = [str(address) for _, address, _ in self.frame.here]
+        with UdpPort(self.frame.port, hosts, "relay.port") as port:
+            port.forbids, port.dropped = self._forbids, self.dropped
+            try:
+                opened = switches.open_for(self._interfaces())
+            except OSError as error:
+                raise PhantomMeshError(
+                    f"cannot turn on forwarding on {', '.join(self._interfaces())}: {error.strerror}",
+                    fix="mount /proc/sys writable, or set net.ipv4.ip_forward=1 on the host",
+                ) from None
+            self.frame = replace(self.frame, opened=tuple(opened))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(port.receive, partial(self._receive, port))
+                    nursery.start_soon(self._count)
+                    await self._apply()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 5.0):
+                    await self._end(opened)
+
+    def _interfaces(self) -> tuple[str, ...]:
+        return () if self.frame.here4 is None or switches.forwards(4) else self.frame.opened
+
+    def _receive(self, port: UdpPort, datagram: bytes, source: Address) -> None:
+        heard = self._challenger.receive(datagram, source, trio.current_time())
+        if heard.dropped:
+            self.dropped[heard.dropped] += 1
+        if heard.bound:
+            self._bell.ring()
+        if heard.answer is not None:
+            port.send(heard.answer, source)
+
+    async def _apply(self) -> None:
+        """Make the kernel's maps as they should be, again and again."""
+        installed = False
+        while True:
+            now = trio.current_time()
+            self.leases.tick(now)
+            wanted = self.leases.forwards(now)
+            installed = installed and not self._whole
+            if installed and wanted == self.forwarded:
+                with trio.move_on_at(self.leases.deadline):
+                    await self._bell.wait()
+                continue
+            try:
+                if installed:
+                    if self.forwarded - wanted:  # their counters are about to go
+                        await self._read()
+                        wanted &= self.leases.forwards(trio.current_time())
+                    await self._rules.install(forwarding.change(self.frame, self.forwarded, wanted))
+                    fresh = wanted - self.forwarded
+                else:
+                    await self._rules.install(forwarding.render(self.frame, wanted))
+                    fresh = wanted
+            except NftError as error:
+                if not installed:
+                    self._tell(error)
+                    await trio.sleep(RETRY)
+                installed = False
+                continue
+            installed, self._whole, self.problem, self.forwarded = True, False, None, wanted
+            self.leases.begun(each.number for each in fresh)
+            self._settled.ring()
+
+    async def _count(self) -> None:
+        """Read the counters now and then: for the quotas, and to see whether the table is still there."""
+        while True:
+            await trio.sleep(COUNT)
+            try:
+                there = await self._read()
+            except NftError:
+                there = frozenset()
+            if not {each.number for each in self.forwarded} <= there:
+                self._whole = True  # somebody has deleted the table, or flushed the ruleset
+                self._bell.ring()
+            if self.frame.opened and switches.forwards(4):
+                # Another program wants this host to forward: what it forwards is not ours to drop.
+                self.frame, self._whole = replace(self.frame, opened=()), True
+                self._bell.ring()
+
+    async def _read(self) -> frozenset[int]:
+        """Take in the counters; return the numbers that have one. Raises NftError."""
+        counted = await self._rules.counters(COUNTED)
+        if self.leases.account(forwarding.read_counted(counted), trio.current_time()):
+            self._bell.ring()
+        return frozenset(counted)
+
+    async def drops(self) -> dict[str, int]:
+        """Packets dropped by the rules, by reason. Raises NftError."""
+        return forwarding.read_drops(await self._rules.counters(DROPS))
+
+    async def _end(self, opened: list[str]) -> None:
+        self.forwarded = frozenset()
+        try:
+            await self._rules.remove()
+        except NftError as error:
+            self._tell(error)
+        switches.close_for(opened)
+
+    def _tell(self, error: NftError) -> None:
+        if self.problem is None or str(self.problem) != str(error):
+            log.warning("the relay's rules cannot be set", error=str(error), fix=error.fix)
+        self.problem = error

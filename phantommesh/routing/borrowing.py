@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A member's side of relays: which leases it asks for, and how its legs are bound and kept. Pure.
+
+The end with the lower node id asks the nearest relays what each would cost, chooses (`routing.choice`), and
+asks for leases. The other end hears of them from the relay and asks for the same. Both bind their legs from
+their WireGuard ports. Once the relay says that it forwards, a dimension may use it.
+
+The driver carries out effects and reports: what a relay answered, what it said of its own accord, and which
+datagrams came to a WireGuard port from a relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final
+
+from phantommesh.routing import binding
+from phantommesh.routing.choice import Choice, Offer
+from phantommesh.routing.leases import BOUND, LIFE
+from phantommesh.secret import Secret
+from phantommesh.trust.identity import NodeId
+
+# Tuning.
+ASKED: Final = 5  # relays, the nearest, that are asked what they would cost
+COST_EVERY: Final = 30.0  # s between two such questions
+OFFER_LIFE: Final = 75.0  # s that an answer is believed: two questions may go unanswered
+RENEW: Final = LIFE / 3  # s between two requests for a lease
+REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
+HURRY: Final = 0.5  # s between two attempts at what has not worked yet
+PATIENCE: Final = 10.0  # s of attempts; then they are as far apart as a renewal
+
+
+@dataclass(frozen=True, slots=True)
+class AskCost:
+    """Ask a relay what forwarding to the peer would cost."""
+
+    relay: NodeId
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class AskLease:
+    """Ask a relay for a leg, or renew it."""
+
+    relay: NodeId
+    peer: NodeId
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveLease:
+    """Tell a relay that a lease is of no more use."""
+
+    relay: NodeId
+    peer: NodeId
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendFromPort:
+    """Send a datagram from the WireGuard port of a dimension to the relay's port."""
+
+    relay: NodeId
+    port: int
+    dimension: int
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A dimension to a peer goes over this relay from now on; ``relay`` None: no more over any."""
+
+    peer: NodeId
+    dimension: int
+    relay: NodeId | None = None
+    port: int = 0
+    tag: int = 0
+
+
+Effect = AskCost | AskLease | LeaveLease | SendFromPort | Use
+
+
+@dataclass(slots=True)
+class _Leg:
+    relay: NodeId
+    since: float
+    ask_at: float
+    port: int = 0
+    tag: int = 0
+    ticket: bytes = b""
+    key: Secret = field(default_factory=lambda: Secret(b""))
+    bind_at: float = inf
+    heard: float = -inf  # when the relay last said that it forwards
+    used: bool = False
+
+
+@dataclass(slots=True)
+class _Peer:
+    wanted: frozenset[int] = frozenset()
+    choice: Choice = field(default_factory=Choice)
+    offers: dict[NodeId, tuple[Offer, float]] = field(default_factory=dict)
+    legs: dict[int, _Leg] = field(default_factory=dict)
+    cost_at: float = inf
+
+
+class Borrowing:
+    """The leases that one member has of relays. ``own`` is its node id."""
+
+    def __init__(self, own: NodeId) -> None:
+        self._own = own
+        self._relays: dict[NodeId, float] = {}
+        self._peers: dict[NodeId, _Peer] = {}
+
+    def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
+        """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay
+        that is not among them is left at once."""
+        self._relays = {relay: near for relay, near in relays.items() if relay != self._own}
+        effects = list[Effect]()
+        for peer_id, peer in self._peers.items():
+            for dimension, leg in list(peer.legs.items()):
+                if leg.relay not in self._relays:
+                    effects += self._leave(peer_id, peer, dimension, told=False)
+            effects += self._choose(peer_id, peer, now)
+        return effects
+
+    def want(self, peer_id: NodeId, dimensions: Iterable[int], now: float) -> list[Effect]:
+        """Go over relays to a peer in these dimensions and in no others: those that have no direct way."""
+        peer = self._peers.setdefault(peer_id, _Peer())
+        before, peer.wanted = peer.wanted, frozenset(dimensions)
+        effects = list[Effect]()
+        for dimension in sorted(peer.legs.keys() - peer.wanted):
+            effects += self._leave(peer_id, peer, dimension)
+        if not peer.wanted:
+            del self._peers[peer_id]
+            return effects
+        if self._own < peer_id and not before:
+            peer.cost_at = now
+        return effects + self._choose(peer_id, peer, now)
+
+    def cost(self, relay: NodeId, peer_id: NodeId, far: float | None, now: float) -> list[Effect]:
+        """Take a relay's answer to `AskCost`: its round trip to the peer in seconds; None: it does not
+        offer."""
+        peer, near = self._peers.get(peer_id), self._relays.get(relay)
+        if peer is None or near is None:
+            return []
+        if far is None:
+            peer.offers.pop(relay, None)
+        else:
+            peer.offers[relay] = Offer(relay, near, far), now
+        return self._choose(peer_id, peer, now)
+
+    def offered(self, relay: NodeId, peer_id: NodeId, dimensions: Iterable[int], now: float) -> list[Effect]:
+        """Take a relay's word that a peer has asked for leases. The end that does not choose follows, in the
+        dimensions that have no direct way, if it trusts the relay."""
+        peer = self._peers.get(peer_id)
+        if peer is None or relay not in self._relays or self._own < peer_id:
+            return []
+        effects = list[Effect]()
+        for dimension in sorted(set(dimensions) & peer.wanted):
+            leg = peer.legs.get(dimension)
+            if leg is None or leg.relay != relay:
+                effects += self._begin(peer_id, peer, dimension, relay, now)
+        return effects
+
+    def granted(
+        self, relay: NodeId, peer_id: NodeId, dimension: int, port: int, tag: int, ticket: bytes, key: Secret,
+        now: float,
+    ) -> list[Effect]:  # fmt: skip
+        """Take a leg that a relay has given, or renewed."""
+        leg = self._leg(relay, peer_id, dimension)
+        if leg is None:
+            return []
+        leg.ask_at = now + RENEW
+        if (leg.port, leg.tag, leg.ticket) == (port, tag, ticket):
+            return []
+        leg.port, leg.tag, leg.ticket, leg.key, leg.heard = port, tag, ticket, key, -inf
+        return self._bind(leg, dimension, now)
+
+    def refused(self, relay: NodeId, peer_id: NodeId, dimension: int, now: float) -> list[Effect]:
+        """Take a relay's refusal of a lease: the relay counts as one that does not offer, until it is asked
+        for its cost again."""
+        peer, leg = self._peers.get(peer_id), self._leg(relay, peer_id, dimension)
+        if peer is None or leg is None:
+            return []
+        peer.offers.pop(relay, None)
+        return self._leave(peer_id, peer, dimension, told=False) + self._choose(peer_id, peer, now)
+
+    def receive(
+        self, relay: NodeId, peer_id: NodeId, dimension: int, datagram: bytes, now: float
+    ) -> list[Effect]:
+        """Take a datagram that came from a relay to the WireGuard port of a dimension."""
+        leg = self._leg(relay, peer_id, dimension)
+        if leg is None or not leg.ticket:
+            return []
+        said = binding.answer(datagram, leg.ticket, leg.key)
+        if isinstance(said, bytes):
+            return [SendFromPort(relay, leg.port, dimension, said)]
+        if said is None or not said.forwarding:
+            return []
+        leg.heard, leg.bind_at = now, now + REBIND
+        if leg.used:
+            return []
+        leg.used = True
+        return [Use(peer_id, dimension, relay, leg.port, leg.tag)]
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do; inf when nothing is wanted."""
+        return min((at for peer in self._peers.values() for at in _moments(peer)), default=inf)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask, renew and bind what is due; give up what the relay no longer confirms."""
+        effects = list[Effect]()
+        for peer_id, peer in self._peers.items():
+            if peer.cost_at <= now:
+                peer.cost_at = now + (COST_EVERY if peer.offers else HURRY)
+                nearest = sorted((near, relay) for relay, near in self._relays.items() if relay != peer_id)
+                effects += [AskCost(relay, peer_id) for _, relay in nearest[:ASKED]]
+            for relay in [r for r, (_, then) in peer.offers.items() if now - then >= OFFER_LIFE]:
+                del peer.offers[relay]
+            effects += self._choose(peer_id, peer, now)
+            for dimension, leg in peer.legs.items():
+                if leg.used and now - leg.heard >= BOUND:
+                    leg.used, leg.since, leg.bind_at = False, now, now
+                    effects.append(Use(peer_id, dimension))
+                pause = HURRY if now - leg.since < PATIENCE else RENEW
+                if leg.ask_at <= now:
+                    leg.ask_at = now + (RENEW if leg.ticket else pause)
+                    effects.append(AskLease(leg.relay, peer_id, dimension))
+                if leg.bind_at <= now:
+                    effects += self._bind(leg, dimension, now, pause)
+        return effects
+
+    def _choose(self, peer_id: NodeId, peer: _Peer, now: float) -> list[Effect]:
+        if peer_id < self._own:
+            return []  # the other end chooses
+        offers = [
+            offer for relay, (offer, _) in peer.offers.items() if relay in self._relays and relay != peer_id
+        ]
+        effects = list[Effect]()
+        for dimension, relay in peer.choice.decide(peer.wanted, offers, now).items():
+            leg = peer.legs.get(dimension)
+            if leg is None or leg.relay != relay:
+                effects += self._begin(peer_id, peer, dimension, relay, now)
+        return effects
+
+    def _begin(self, peer_id: NodeId, peer: _Peer, dimension: int, relay: NodeId, now: float) -> list[Effect]:
+        effects = self._leave(peer_id, peer, dimension)
+        peer.legs[dimension] = _Leg(relay, now, now + HURRY)
+        return [*effects, AskLease(relay, peer_id, dimension)]
+
+    def _leave(self, peer_id: NodeId, peer: _Peer, dimension: int, *, told: bool = True) -> list[Effect]:
+        leg, effects = peer.legs.pop(dimension, None), list[Effect]()
+        if leg is not None:
+            if leg.used:
+                effects.append(Use(peer_id, dimension))
+            if told:
+                effects.append(LeaveLease(leg.relay, peer_id, dimension))
+        return effects
+
+    def _leg(self, relay: NodeId, peer_id: NodeId, dimension: int) -> _Leg | None:
+        peer = self._peers.get(peer_id)
+        leg = None if peer is None else peer.legs.get(dimension)
+        return leg if leg is not None and leg.relay == relay else None
+
+    def _bind(self, leg: _Leg, dimension: int, now: float, pause: float = HURRY) -> list[Effect]:
+        leg.bind_at = now + pause
+        return [SendFromPort(leg.relay, leg.port, dimension, binding.ask(leg.ticket, leg.key))]
+
+
+def _moments(peer: _Peer) -> list[float]:
+    moments = [peer.cost_at, *(then + OFFER_LIFE for _, then in peer.offers.values())]
+    for leg in peer.legs.values():
+        moments += [leg.ask_at, leg.bind_at]
+        if leg.used:
+            moments.append(leg.heard + BOUND)
+    return moments

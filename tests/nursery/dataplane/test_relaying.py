@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The relay's driver against a model of nftables: the kernel is made to forward what the leases say."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+
+import pytest
+import trio
+
+from phantommesh.endpoint import Address
+from phantommesh.nursery.dataplane.relaying import COUNT, Relaying
+from phantommesh.nursery.host.nft import NftError
+from phantommesh.routing import binding
+from phantommesh.routing.forwarding import COUNTED, Frame
+from phantommesh.routing.leases import Forward, Grant, Leases, Terms
+from phantommesh.trust.identity import NodeId
+
+A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)
+ONE, TWO = Address("192.0.2.1", 1), Address("192.0.2.2", 2)
+
+
+class Model:
+    """A table as its scripts leave it: the numbers that are counted, with their bytes."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] | None = None
+        self.scripts: list[str] = []
+
+    async def install(self, text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.scripts.append(text)
+        if text.startswith("add table"):
+            self.held = {}
+        if self.held is None:
+            raise NftError("no such table")
+        for verb, numbers in re.findall(r"(add|delete) element \S+ \S+ counted \{ (.*) \}", text):
+            for number in map(int, numbers.split(", ")):
+                if verb == "add":
+                    self.held[number] = 0
+                else:
+                    del self.held[number]
+
+    async def remove(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.held = None
+
+    async def counters(self, name: str) -> Mapping[int, tuple[int, int]]:
+        await trio.lowlevel.checkpoint()
+        if self.held is None:
+            raise NftError("no such table")
+        return {number: (1, size) for number, size in self.held.items()} if name == COUNTED else {}
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class World:
+    def __init__(self, quota: int = 1_000_000) -> None:
+        self.out, self.model = set[NodeId](), Model()
+        self.leases = Leases(
+            Terms(rate=1_000_000, quota=quota),
+            lambda one, two: not {one, two} & self.out,
+            lambda place: False,
+            lambda size: next(self.random).to_bytes(size, "big"),
+        )
+        self.random = iter(range(1, 1000))
+        self.port = free_port()
+        frame = Frame("pm", self.port, IPv4Address("127.0.0.1"), None, 1_000_000)
+        self.relaying = Relaying(self.leases, frame, rules=self.model)
+
+    def bind(self) -> None:
+        now = trio.current_time()
+        for asker, peer, place in ((A, B, ONE), (B, A, TWO)):
+            grant = self.leases.ask(asker, peer, 0, now, tagging=False)
+            assert isinstance(grant, Grant)
+            self.leases.bind(grant.ticket, place, now)
+        self.relaying.changed()
+
+    @property
+    def counted(self) -> set[int]:
+        return set(self.model.held or ())
+
+
+def of(number: int) -> set[int]:
+    return set(range(1, number + 1))
+
+
+async def until(relaying: Relaying, number: int) -> None:
+    with trio.fail_after(30):
+        await relaying.settled(lambda forwards: len(forwards) == number)
+
+
+async def test_a_lease_comes_and_goes_and_nothing_is_left_at_the_end() -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        assert world.counted == of(2)
+        world.out.add(A)
+        world.relaying.changed()
+        await until(world.relaying, 0)
+        assert world.counted == set()
+        nursery.cancel_scope.cancel()
+    assert world.model.held is None
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+async def test_a_table_that_somebody_changed_is_installed_anew(
+    flushed: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        assert world.model.held is not None
+        if flushed:
+            world.model.held = None
+        else:
+            world.model.held.clear()
+        await trio.sleep(COUNT + 1)
+        assert world.counted == of(2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_spent_quota_ends_the_lease(autojump_clock: trio.testing.MockClock) -> None:
+    world = World(quota=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        assert world.model.held is not None
+        world.model.held[1] = 100
+        await trio.sleep(COUNT + 1)
+        assert world.relaying.forwarded == frozenset[Forward]()
+        assert world.counted == set()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_leg_that_is_not_bound_anew_ends_by_itself(autojump_clock: trio.testing.MockClock) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        await trio.sleep(61)
+        assert world.counted == set()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_member_binds_its_leg_over_the_relays_socket() -> None:
+    world = World()
+    now = trio.current_time()
+    grant = world.leases.ask(A, B, 0, now, tagging=False)
+    other = world.leases.ask(B, A, 0, now, tagging=False)
+    assert isinstance(grant, Grant)
+    assert isinstance(other, Grant)
+    world.leases.bind(other.ticket, TWO, now)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, trio.fail_after(30):
+            await sock.bind(("127.0.0.1", 0))
+            await sock.connect(("127.0.0.1", world.port))
+            await trio.testing.wait_all_tasks_blocked()
+            await sock.send(binding.ask(grant.ticket, grant.key))
+            back = binding.answer(await sock.recv(100), grant.ticket, grant.key)
+            assert isinstance(back, bytes)
+            await sock.send(back)
+            told = binding.answer(await sock.recv(100), grant.ticket, grant.key)
+            assert isinstance(told, binding.Datagram)
+            assert told.forwarding
+            assert told.seen == Address(*sock.getsockname())
+            await until(world.relaying, 2)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two members and relays, by a small loop that carries out the effects of both ends at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import inf
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.endpoint import Address
+from phantommesh.routing.binding import Challenger
+from phantommesh.routing.borrowing import (
+    COST_EVERY,
+    AskCost,
+    AskLease,
+    Borrowing,
+    Effect,
+    LeaveLease,
+    SendFromPort,
+    Use,
+)
+from phantommesh.routing.leases import BOUND, Grant, Leases, Terms
+from phantommesh.trust.identity import NodeId
+from tests.unit.routing.test_leases import counting
+
+A, B, P, Q, R = (NodeId(bytes((n,)) * 16) for n in (1, 2, 11, 12, 13))
+
+
+@dataclass
+class Net:
+    """Relays with their round trips to both ends, and who is up. Each datagram and each answer arrives at
+    once, or is lost where ``lose`` says so."""
+
+    costs: dict[NodeId, float] = field(default_factory=lambda: {P: 0.01, Q: 0.02, R: 0.03})
+    now: float = 0.0
+    down: set[NodeId] = field(default_factory=set)
+    lose: deque[bool] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.ends = {A: Borrowing(A), B: Borrowing(B)}
+        self.used: dict[NodeId, dict[int, NodeId]] = {A: {}, B: {}}
+        self.leases = {
+            relay: Leases(Terms(rate=1, quota=1), lambda one, two: True, lambda place: False, counting())
+            for relay in self.costs
+        }
+        self.challengers = {relay: Challenger(each, counting()) for relay, each in self.leases.items()}
+        self.tickets: dict[tuple[NodeId, int], NodeId] = {}
+
+    def start(self, *dimensions: int) -> None:
+        for end, peer in ((A, B), (B, A)):
+            self.do(end, self.ends[end].set_relays(self.costs, self.now))
+            self.do(end, self.ends[end].want(peer, dimensions, self.now))
+
+    def do(self, end: NodeId, effects: list[Effect]) -> None:
+        peer = B if end is A else A
+        machine = self.ends[end]
+        for effect in effects:
+            if isinstance(effect, Use):
+                if effect.relay is None:
+                    del self.used[end][effect.dimension]
+                else:
+                    self.used[end][effect.dimension] = effect.relay
+                continue
+            relay = effect.relay
+            if relay in self.down or (self.lose and self.lose.popleft()):
+                if isinstance(effect, AskCost):
+                    self.do(end, machine.cost(relay, peer, None, self.now))
+                continue
+            match effect:
+                case AskCost():
+                    self.do(end, machine.cost(relay, peer, self.costs[relay], self.now))
+                case AskLease(dimension=dimension):
+                    grant = self.leases[relay].ask(end, peer, dimension, self.now, tagging=True)
+                    assert isinstance(grant, Grant)
+                    if grant.waiting:
+                        self.do(peer, self.ends[peer].offered(relay, end, (dimension,), self.now))
+                    self.do(end, machine.granted(
+                        relay, peer, dimension, 51700, grant.tag, grant.ticket, grant.key, self.now
+                    ))  # fmt: skip
+                case LeaveLease(dimension=dimension):
+                    self.leases[relay].leave(end, peer, dimension)
+                case SendFromPort(dimension=dimension, datagram=datagram):
+                    place = Address("192.0.2.1" if end is A else "192.0.2.2", 40000 + dimension)
+                    heard = self.challengers[relay].receive(datagram, place, self.now)
+                    if heard.answer is not None:
+                        self.do(end, machine.receive(relay, peer, dimension, heard.answer, self.now))
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        while (due := min(each.deadline for each in self.ends.values())) <= until:
+            self.now = max(self.now, due)
+            for end, machine in self.ends.items():
+                self.do(end, machine.tick(self.now))
+                assert machine.deadline > self.now
+        self.now = until
+
+    def works(self, dimension: int) -> bool:
+        """Whether both ends use one relay there, which forwards."""
+        relay = self.used[A].get(dimension)
+        if relay is None or relay in self.down or self.used[B].get(dimension) != relay:
+            return False
+        place = Address("192.0.2.1", 40000 + dimension)
+        return place in {each.source for each in self.leases[relay].forwards(self.now)}
+
+
+def test_a_pair_goes_over_the_two_nearest_relays_within_two_seconds() -> None:
+    net = Net()
+    net.start(0, 1)
+    net.run(2.0)
+    assert net.works(0) and net.works(1)
+    assert net.used[A] == {0: P, 1: Q}
+
+
+def test_leases_are_kept_for_hours() -> None:
+    net = Net()
+    net.start(0, 1)
+    net.run(2.0)
+    for _ in range(100):
+        net.run(60.0)
+        assert net.works(0) and net.works(1)
+
+
+def test_a_relay_that_ends_is_replaced() -> None:
+    net = Net()
+    net.start(0, 1)
+    net.run(2.0)
+    net.down.add(P)
+    for end in (A, B):  # their paths to the relay are dark
+        left = {relay: cost for relay, cost in net.costs.items() if relay is not P}
+        net.do(end, net.ends[end].set_relays(left, net.now))
+    net.run(2.0)
+    assert net.works(0) and net.works(1)
+    assert P not in net.used[A].values()
+
+
+def test_a_relay_that_no_longer_confirms_is_not_used() -> None:
+    net = Net(costs={P: 0.01})
+    net.start(0)
+    net.run(2.0)
+    net.down.add(P)
+    net.run(BOUND)
+    assert net.used == {A: {}, B: {}}
+    net.down.clear()
+    net.run(COST_EVERY + 2.0)
+    assert net.works(0)
+
+
+def test_a_direct_way_ends_the_lease_at_once() -> None:
+    net = Net()
+    net.start(0, 1)
+    net.run(2.0)
+    net.do(A, net.ends[A].want(B, (1,), net.now))
+    assert net.used[A] == {1: Q}
+    assert len(net.leases[P]) == 0
+    net.do(A, net.ends[A].want(B, (), net.now))
+    net.do(B, net.ends[B].want(A, (), net.now))
+    assert all(len(each) == 0 for each in net.leases.values())
+    assert net.ends[A].deadline == inf
+
+
+def test_nobody_is_asked_without_need() -> None:
+    net = Net()
+    for end in (A, B):
+        assert net.ends[end].set_relays(net.costs, 0.0) == []
+        assert net.ends[end].deadline == inf
+
+
+@given(st.lists(st.booleans(), max_size=200))
+def test_whatever_is_lost_the_pair_comes_together(lost: list[bool]) -> None:
+    net = Net(lose=deque(lost))
+    net.start(0, 1)
+    net.run(300.0)
+    net.lose.clear()
+    net.run(300.0)
+    assert net.works(0) and net.works(1)

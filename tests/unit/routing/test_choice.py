@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which relays a pair uses: the cheapest two, kept until a change is worth it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.routing.choice import HOLD, WAYS, Choice, Offer
+from phantommesh.trust.identity import NodeId
+
+P, Q, R, S = (NodeId(bytes((n,)) * 16) for n in range(1, 5))
+SEVEN = range(7)
+
+
+def offers(**milliseconds: float) -> list[Offer]:
+    relays = {"p": P, "q": Q, "r": R, "s": S}
+    return [Offer(relays[name], ms / 2000, ms / 2000) for name, ms in milliseconds.items()]
+
+
+def test_two_dimensions_go_over_two_relays_the_cheapest() -> None:
+    assert Choice().decide((0, 1), offers(p=50, q=20, r=30), 0.0) == {0: Q, 1: R}
+    assert Choice().decide((0,), offers(p=50, q=20), 0.0) == {0: Q}
+    assert Choice().decide((0, 1), offers(p=50), 0.0) == {0: P, 1: P}
+    assert Choice().decide((0, 1), [], 0.0) == {}
+
+
+def test_seven_dimensions_are_shared_evenly() -> None:
+    assert Counter(Choice().decide(SEVEN, offers(p=50, q=20, r=30), 0.0).values()) == {Q: 4, R: 3}
+
+
+def test_a_relay_that_is_gone_is_left_at_once_and_no_other_dimension_moves() -> None:
+    choice = Choice()
+    before = choice.decide(SEVEN, offers(p=50, q=20, r=30), 0.0)
+    after = choice.decide(SEVEN, offers(p=50, q=20), 0.1)
+    assert {d: after[d] for d in SEVEN if before[d] == Q} == {d: Q for d in SEVEN if before[d] == Q}
+    assert {after[d] for d in SEVEN if before[d] == R} == {P}
+
+
+def test_a_little_less_is_not_worth_a_change() -> None:
+    choice = Choice()
+    choice.decide((0, 1), offers(p=50, q=50, r=60), 0.0)
+    assert set(choice.decide((0, 1), offers(p=50, q=50, r=41), HOLD).values()) == {P, Q}
+    assert set(choice.decide((0, 1), offers(p=50, q=50, r=30), HOLD).values()) == {P, R}
+
+
+def test_changes_for_costs_sake_keep_their_distance() -> None:
+    choice = Choice()
+    choice.decide((0, 1), offers(p=90, q=90), 0.0)
+    assert set(choice.decide((0, 1), offers(p=90, q=90, r=10, s=10), HOLD - 1).values()) == {P, Q}
+    assert set(choice.decide((0, 1), offers(p=90, q=90, r=10, s=10), HOLD).values()) == {P, R}
+    assert set(choice.decide((0, 1), offers(p=90, q=90, r=10, s=10), HOLD + 1).values()) == {P, R}
+    assert set(choice.decide((0, 1), offers(p=90, q=90, r=10, s=10), 2 * HOLD).values()) == {R, S}
+
+
+def test_a_second_relay_that_comes_is_used_at_once() -> None:
+    choice = Choice()
+    choice.decide((0, 1), offers(p=10), 0.0)
+    assert choice.decide((0, 1), offers(p=10, q=500), 0.1) == {0: P, 1: Q}
+
+
+def test_a_dimension_that_still_needs_a_relay_stays_where_it_is() -> None:
+    choice = Choice()
+    choice.decide((0, 1), offers(p=10, q=20), 0.0)
+    assert choice.decide((1,), offers(p=10, q=20), 1.0) == {1: Q}
+
+
+def test_a_relay_cannot_talk_its_cost_below_what_is_measured() -> None:
+    assert Offer(P, 0.05, -1.0).cost == 0.05
+
+
+COSTS = st.dictionaries(st.sampled_from("pqrs"), st.floats(0, 500), max_size=4)
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from(SEVEN)), COSTS, st.floats(0, 60)), max_size=8))
+def test_every_dimension_has_a_relay_that_offers_and_shares_differ_by_one(
+    rounds: list[tuple[set[int], dict[str, float], float]],
+) -> None:
+    choice, now = Choice(), 0.0
+    for dimensions, costs, later in rounds:
+        now += later
+        offered = offers(**costs)
+        chosen = choice.decide(dimensions, offered, now)
+        assert set(chosen) == (dimensions if offered else set())
+        used = Counter(chosen.values())
+        assert set(used) <= {offer.relay for offer in offered}
+        assert len(used) == min(WAYS, len(offered), len(dimensions))
+        assert not used or max(used.values()) - min(used.values()) <= 1
+        assert choice.decide(dimensions, offered, now) == chosen
