@@ -30,7 +30,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
-from phantommesh.dimensions import DIMENSIONS, has, interface_names
+from phantommesh.dimensions import DIMENSIONS, has, interface_names, only, without
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
@@ -38,6 +38,7 @@ from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
 from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
+from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.intents import manner_of
 from phantommesh.trust.certificates import Role
@@ -105,7 +106,8 @@ class Peers:
     """The other members, for one node's links and interfaces.
 
     ``where`` gives the addresses of a member's control port, as far as they may be used, the likeliest first;
-    ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name). Call `look` when the
+    ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name); ``ways`` has what
+    is to be taken instead. Call `look` when the
     roster, a revocation, a resolved name or the time may have changed who the peers are; give the links
     `auths`; then call `arrange`. Call `keyed` for each `Install` of the links: it costs the same in a mesh of
     any size.
@@ -119,6 +121,7 @@ class Peers:
         scatter: ScatterSection,
         where: Where,
         uplinks: Uplinks | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
@@ -129,6 +132,7 @@ class Peers:
         self._entry: dict[NodeId, Entry] = {}
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
         self._uplinks = (lambda entry: [(a.host,) for a in where(entry)]) if uplinks is None else uplinks
+        self._ways = Ways() if ways is None else ways
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
@@ -157,6 +161,7 @@ class Peers:
         }
         self._located = {peer: bitmap for peer, bitmap in self._located.items() if peer in self._entry}
         self._turns = {peer: turns for peer, turns in self._turns.items() if peer in self._entry}
+        self._ways.retain(self._entry)
 
     def get(self, peer: bytes) -> Entry | None:
         """One of `entries` by its node id."""
@@ -267,17 +272,26 @@ class Peers:
         return any(map(any, self.wg_keys_of(entry)))
 
     def _mesh_peer(self, entry: Entry) -> MeshPeer:
-        member, hosts = entry.member, self._hosts(entry)
-        turns = (wg_ports_at(entry.record, hosts[i % len(hosts)])[i] for i in range(DIMENSIONS) if hosts)
+        member, record = entry.member, entry.record
+        hosts = self._hosts(entry) or ("",) * DIMENSIONS
+        dials = without(self._links.dials(member.node_id), self._ways.held(member.node_id))
+        where = list[tuple[str, int]]()
+        for i, host in enumerate(hosts):
+            way = self._ways.chosen(member.node_id, i)
+            if way is not None:
+                where.append((way.endpoint.host, way.endpoint.port))
+                dials |= self._links.dials(member.node_id) & only(i)
+            else:
+                where.append((host, (wg_ports_at(record, host) if host else record.wg_ports)[i]))
         return MeshPeer(
             member.node_id,
             IPv4Network(member.ip4),
             IPv6Network(member.ip6),
             self.wg_keys_of(entry),
-            tuple(turns) or entry.record.wg_ports,
-            hosts,
+            tuple(port for _, port in where),
+            tuple(host for host, _ in where),
             self._links.psks(member.node_id),
-            self._links.dials(member.node_id),
+            dials,
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -44,6 +44,13 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
+class WayChanged:
+    """Another way is to be taken to this peer (node id), in some dimension: see `routing.ways`."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReadBack:
     """The reconciler has read the interfaces: device states by name."""
 
@@ -69,6 +76,7 @@ News = (
     | KeysReplaced
     | Rerouted
     | Installed
+    | WayChanged
     | ReadBack
     | CopyGone
     | EpochOver

@@ -80,6 +80,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.ways import Ways
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.secret import Secret
 from phantommesh.state import directory
@@ -122,6 +123,7 @@ class Parts:
     copies: Copies
     links: Links
     driver: LinkDriver
+    ways: Ways
     peers: Peers
     finding: Finding
     changes: Changes
@@ -193,10 +195,11 @@ def make_parts(
         opened=tell,
         alarmed=tell,
     )
+    ways = Ways()
     peers = Peers(
-        state.identity.node_id, links, wireguard, config.scatter, where=places.of, uplinks=places.uplinks
-    )
-
+        state.identity.node_id, links, wireguard, config.scatter,
+        where=places.of, uplinks=places.uplinks, ways=ways,
+    )  # fmt: skip
     finding = Finding(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
@@ -316,6 +319,7 @@ def make_parts(
         copies=copies,
         links=links,
         driver=driver,
+        ways=ways,
         peers=peers,
         finding=finding,
         changes=changes,

@@ -24,6 +24,7 @@ from phantommesh.nursery.news import (
     ReadBack,
     Rerouted,
     SecretsChanged,
+    WayChanged,
 )
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.recording import Recorder
@@ -61,6 +62,8 @@ class Weaving:
                 self._reroute()
             case Installed(peers):
                 self._install(peers)
+            case WayChanged(peer):
+                self._install((peer,))
             case ReadBack():
                 self._read_back(news)
             case CopyGone():

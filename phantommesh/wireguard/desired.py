@@ -30,11 +30,11 @@ FIRST_METRIC = 100  # of those over dimension 0; each next one has one more. The
 
 @dataclass(frozen=True, slots=True)
 class MeshPeer:
-    """A member as the data plane needs it. ``hosts`` are its underlay addresses: dimension i goes to host i
-    modulo their number. ``dials`` is a bitmap of dimensions: on the others the peer gets no
-    endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so it is while
-    its PSK is random. ``wg_keys``: zeros where there is no key for it (`node.peers.usable_keys`); it has no
-    part in that dimension then."""
+    """A member as the data plane needs it. ``hosts`` are underlay addresses: dimension i goes to host i
+    modulo their number, and nowhere if that is empty. ``dials`` is a bitmap of dimensions: on the others the
+    peer gets no endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so
+    it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
+    (`node.peers.usable_keys`); it has no part in that dimension then."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -140,8 +140,9 @@ class Desired:
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
     endpoint, dials = None, has(peer.dials, dimension)
-    if dials and peer.hosts:
-        endpoint = Endpoint(peer.hosts[dimension % len(peer.hosts)], peer.wg_ports[dimension])
+    host = peer.hosts[dimension % len(peer.hosts)] if peer.hosts else ""
+    if dials and host:
+        endpoint = Endpoint(host, peer.wg_ports[dimension])
     return PeerConfig(
         peer.wg_keys[dimension],
         peer.psks[dimension],

@@ -28,12 +28,14 @@ from phantommesh.node.peers import TURN, Peers
 from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
+from phantommesh.routing import ways
+from phantommesh.routing.ways import Way, Ways
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide
-from phantommesh.wireguard.device import DeviceState
+from phantommesh.wireguard.device import DeviceState, Endpoint
 from tests.support.loopback import make_authority, serving
 from tests.support.makemesh import NOW, identity, make_mesh
 
@@ -80,7 +82,8 @@ class World:
             node_id=me, wg_keys=[key(0, i) for i in range(DIMENSIONS)], admission=Secret(b"a" * 32),
             kem=CryptographyKem(), random=Random(1).randbytes, now=0.0,
         )  # fmt: skip
-        self.peers = Peers(me, self.links, WireguardSection(), ScatterSection(), where)
+        self.ways = Ways()
+        self.peers = Peers(me, self.links, WireguardSection(), ScatterSection(), where, ways=self.ways)
         self.own = OwnSide(PRIVATE, PORTS, entry(99).member, NETWORKS)
         self.look(*entries, revoked=revoked)
 
@@ -279,6 +282,22 @@ def test_a_dimension_goes_to_the_port_of_the_address_that_it_takes() -> None:
     assert made.wg_ports == tuple(ports[i] if i in (0, 2, 4) else PORTS[i] for i in range(DIMENSIONS))
     world.peers._uplinks = lambda entry: []
     assert world.peers._mesh_peer(one).wg_ports == PORTS
+
+
+def test_a_way_on_offer_takes_the_place_of_the_record_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, one = World(entry(1)), entry(1)
+    peer = one.member.node_id
+    monkeypatch.setattr(world.links, "dials", lambda peer: 0b0111111)
+    relayed = Way(ways.Kind.RELAYED, Endpoint("203.0.113.9", 51900), relay=b"r" * 16)
+    world.ways.offer(peer, 2, relayed)
+    world.ways.offer(peer, 6, relayed)
+    world.ways.hold(peer, 0b110)
+    made = world.peers._mesh_peer(one)
+    assert made.hosts == tuple("203.0.113.9" if i in (2, 6) else "192.0.2.1" for i in range(DIMENSIONS))
+    assert made.wg_ports == tuple(51900 if i in (2, 6) else PORTS[i] for i in range(DIMENSIONS))
+    assert made.dials == 0b0111101  # 1 is held; 2 has a way; 6 is not to be dialled at all
+    world.look()
+    assert world.ways.chosen(peer, 2) is None
 
 
 def test_dimensions_of_endpoints_with_one_address_stay() -> None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ways: where WireGuard sends a peer's packets in each dimension, where that is not an address of the peer's
+record. Sans-I/O.
+
+NAT traversal finds direct ways, relays and frames over TCP are the ways for what no direct one reaches. Each
+of the three offers here what it has, and withdraws what no longer works. The best way on offer is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from enum import IntEnum
+
+from phantommesh.dimensions import DIMENSIONS, bits
+from phantommesh.wireguard.device import Endpoint
+
+
+class Kind(IntEnum):
+    """The kinds of way, the best first."""
+
+    DIRECT = 0
+    RELAYED = 1
+    FRAMED = 2
+
+    @property
+    def text(self) -> str:
+        """As an operator reads it."""
+        return ("direct", "relayed", "tcp")[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """``endpoint`` is what WireGuard gets for the peer. ``relay`` is the node id of the member that forwards
+    (`Kind.RELAYED`). ``room``: the bytes that this way takes away from what the packets may have, for
+    frames."""
+
+    kind: Kind
+    endpoint: Endpoint
+    relay: bytes = b""
+    room: int = 0
+
+
+class Ways:
+    """The ways on offer, by peer (node id), dimension and kind."""
+
+    def __init__(self) -> None:
+        self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
+        self._held: dict[bytes, int] = {}
+
+    def chosen(self, peer: bytes, dimension: int) -> Way | None:
+        """The way to take. None: an address of the peer's record."""
+        offers = self._offers.get(peer, {}).get(dimension)
+        return None if not offers else offers[min(offers)]
+
+    def on_offer(self, peer: bytes, kind: Kind) -> int:
+        """The dimensions, as a bitmap, for which there is a way of this kind."""
+        return bits(kind in self._offers.get(peer, {}).get(i, {}) for i in range(DIMENSIONS))
+
+    def held(self, peer: bytes) -> int:
+        """The dimensions, as a bitmap, in which nothing may be sent to the peer's own addresses for now."""
+        return self._held.get(peer, 0)
+
+    def offer(self, peer: bytes, dimension: int, way: Way) -> bool:
+        """Have a way. A later one of the same kind takes its place. Return whether another is to be taken
+        than before."""
+        before = self.chosen(peer, dimension)
+        self._offers.setdefault(peer, {}).setdefault(dimension, {})[way.kind] = way
+        return self.chosen(peer, dimension) != before
+
+    def withdraw(self, peer: bytes, dimension: int, kind: Kind) -> bool:
+        """Have the way of this kind no longer. Return whether another is to be taken than before."""
+        before = self.chosen(peer, dimension)
+        self._offers.get(peer, {}).get(dimension, {}).pop(kind, None)
+        return self.chosen(peer, dimension) != before
+
+    def hold(self, peer: bytes, dimensions: int) -> bool:
+        """Send nothing to the peer's own addresses in these dimensions, a bitmap: an early packet may spoil
+        the peer's NAT (design, NAT traversal). Return whether that is another than before."""
+        before = self._held.pop(peer, 0)
+        if dimensions:
+            self._held[peer] = dimensions
+        return before != dimensions
+
+    def retain(self, peers: Container[bytes]) -> None:
+        """Forget all other peers."""
+        self._offers = {peer: offers for peer, offers in self._offers.items() if peer in peers}
+        self._held = {peer: held for peer, held in self._held.items() if peer in peers}

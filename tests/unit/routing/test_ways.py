@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which of the ways on offer is taken."""
+
+from phantommesh.routing.ways import Kind, Way, Ways
+from phantommesh.wireguard.device import Endpoint
+
+A, B = b"a" * 16, b"b" * 16
+DIRECT = Way(Kind.DIRECT, Endpoint("192.0.2.1", 51820))
+RELAYED = Way(Kind.RELAYED, Endpoint("192.0.2.9", 51900), relay=b"r" * 16)
+FRAMED = Way(Kind.FRAMED, Endpoint("127.0.0.1", 40000), room=40)
+
+
+def test_the_best_way_on_offer_is_taken() -> None:
+    ways = Ways()
+    assert ways.chosen(A, 3) is None
+    assert ways.offer(A, 3, RELAYED)
+    assert not ways.offer(A, 3, FRAMED)  # worse than what is taken
+    assert ways.offer(A, 3, DIRECT)
+    assert ways.chosen(A, 3) == DIRECT
+    assert not ways.withdraw(A, 3, Kind.FRAMED)
+    assert ways.withdraw(A, 3, Kind.DIRECT)
+    assert ways.chosen(A, 3) == RELAYED
+    assert ways.withdraw(A, 3, Kind.RELAYED)
+    assert ways.chosen(A, 3) is None
+    assert ways.chosen(A, 2) is None
+    assert ways.chosen(B, 3) is None
+
+
+def test_an_offer_takes_the_place_of_the_one_before() -> None:
+    ways, moved = Ways(), Way(Kind.DIRECT, Endpoint("192.0.2.1", 40000))
+    ways.offer(A, 0, DIRECT)
+    assert not ways.offer(A, 0, DIRECT)
+    assert ways.offer(A, 0, moved)
+    assert ways.on_offer(A, Kind.DIRECT) == 1
+    ways.withdraw(A, 0, Kind.DIRECT)
+    assert ways.on_offer(A, Kind.DIRECT) == 0
+
+
+def test_what_is_known_of_other_peers_is_forgotten() -> None:
+    ways = Ways()
+    for peer in (A, B):
+        ways.offer(peer, 0, DIRECT)
+        assert ways.hold(peer, 0b11)
+        assert not ways.hold(peer, 0b11)
+    ways.retain({A})
+    assert (ways.chosen(A, 0), ways.held(A)) == (DIRECT, 0b11)
+    assert (ways.chosen(B, 0), ways.held(B)) == (None, 0)
+    assert ways.hold(A, 0)
+    assert ways.held(A) == 0
