@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The routers between nodes and the lab's segments: a namespace each, and what is typed into it.
 
-A router's interfaces are ``wU`` on the side of segment U and the bridge ``lU`` on the side of its nodes. Behind
-a NAT node N has 192.168.U.N, the same network behind each NAT, as in people's homes. The NAT's own address on
-the segment is 10.201.U.F, for its first node F. Between two NATs in a row is 172.20.U.0/24. A router that is
-no NAT answers ARP in place of its node, which keeps its address 10.201.U.N.
+A router's interfaces are ``wU`` on the side of segment U and the bridge ``lU`` on the side of its nodes.
+Behind a NAT node N has 192.168.U.N, the same network behind each NAT, as in people's homes. The NAT's own
+address on the segment is 10.201.U.F, for its first node F. Between two NATs in a row is 172.20.U.0/24. A router
+that is no NAT answers ARP in place of its node, which keeps its address 10.201.U.N.
 """
 
 from collections.abc import Iterator
