@@ -3,8 +3,8 @@
 
 A router's interfaces are ``wU`` on the side of segment U and the bridge ``lU`` on the side of its nodes.
 Behind a NAT node N has 192.168.U.N, the same network behind each NAT, as in people's homes. The NAT's own
-address on the segment is 10.201.U.F, for its first node F. Between two NATs in a row is 172.20.U.0/24. A router
-that is no NAT answers ARP in place of its node, which keeps its address 10.201.U.N.
+address on the segment is 10.201.U.F, for its first node F. Between two NATs in a row is 172.20.U.0/24. A
+router that is no NAT answers ARP in place of its node, which keeps its address 10.201.U.N.
 """
 
 from collections.abc import Iterator
