@@ -216,6 +216,7 @@ class Node:
         }
         if parts.finding.on:
             services["wireguard-ports"] = parts.wgports.run
+            services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

@@ -104,7 +104,10 @@ def knock(*, late: float, opening: bool = True) -> tuple[int, int]:
                     case _:
                         pass
 
-        ports.listen(MAGIC, lambda *heard: carry_out(machine.receive(*heard, trio.current_time())))
+        def take(dimension: int, source: Address, data: bytes) -> None:
+            carry_out(machine.receive(dimension, source, data, trio.current_time()))
+
+        ports.listen(MAGIC, take)
         ports.open_ports(list(wireguard))
         holders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in wireguard]
         for holder, port in zip(holders, wireguard, strict=True):
