@@ -310,6 +310,11 @@ class Attend(msgspec.Struct, frozen=True, tag="attend"):
     After the answer, `Done`, the two ends have changed roles for good."""
 
 
+class Frames(msgspec.Struct, frozen=True, tag="frames"):
+    """Ask that this connection carries datagrams in frames from now on (`routing.frames`). After the answer,
+    `Done`, each message of the channel, either way, is a batch of frames."""
+
+
 class Look(msgspec.Struct, frozen=True, tag="look"):
     """Ask from where the asker's datagrams come."""
 
@@ -336,7 +341,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 Request = (
     Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
-    | AskRelay | LeaveRelay | OfferRelay
+    | AskRelay | LeaveRelay | OfferRelay | Frames
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

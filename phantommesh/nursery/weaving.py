@@ -79,6 +79,7 @@ class Weaving:
             case Changed():
                 self._changed(news)
             case Turned():
+                parts.framed.stir(news.peer)
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
                 self._recorder.turned(news)
@@ -100,6 +101,7 @@ class Weaving:
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
         parts.finding.retain(parts.peers.standing)
+        parts.framed.retain(parts.peers.standing)
         auths, effects = parts.wiring.link(now, wall)
         parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
         parts.driver.carry_out(effects)
@@ -139,6 +141,7 @@ class Weaving:
             if keyed is not None:
                 parts.scattering.change(keyed.scatter)
                 parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
+                parts.framed.stir(peer)
         parts.reconciler.kick()
 
     def _adopt_keys(self) -> None:
@@ -162,6 +165,7 @@ class Weaving:
             settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.read(seen.peer, seen.reading.counters)
             parts.paths.locate(seen.peer, seen.reading.endpoints)
+            parts.framed.located(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))
@@ -179,6 +183,7 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
+        parts.framed.opened(opened)
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)
