@@ -29,7 +29,7 @@ from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.news import Tell, WayChanged
 from phantommesh.nursery.sockets.channels import Client
-from phantommesh.nursery.sockets.framing import StreamError
+from phantommesh.nursery.sockets.framing import FramedStream, StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket, Rates
@@ -66,10 +66,10 @@ class Gossiping(Protocol):
 class _Line:
     """One connection. ``address`` is its other end's."""
 
-    def __init__(self, client: Client, dropped: Counter[str]) -> None:
-        self.client, self.queue, self.bell = client, Queue(dropped), Bell()
+    def __init__(self, client: Client, framed: FramedStream, dropped: Counter[str]) -> None:
+        self.framed, self.sealed, self.queue, self.bell = framed, client.sealed, Queue(dropped), Bell()
         self.scope = trio.CancelScope()
-        self.address = client.framed.address
+        self.address = framed.address
 
     def put(self, kind: int, datagram: bytes) -> None:
         self.queue.put(kind, datagram)
@@ -323,7 +323,7 @@ class Framed:
         with left_out(self.dropped, "frame-broken", "a connection for frames broke", peer=told):
             try:
                 with trio.move_on_after(OPENING) as opening:
-                    async with self._caller.dial(peer, first=self._seen.get(peer)) as client:
+                    async with self._caller.dial_direct(peer, self._seen.get(peer)) as client:
                         if isinstance(await client.ask(messages.Frames()), messages.Done):
                             opening.deadline, carried = float("inf"), True
                             self._calls -= 1
@@ -337,9 +337,13 @@ class Framed:
                     self.stir(peer)
 
     async def _carry(self, peer: NodeId, client: Client, *, ours: bool) -> None:
-        """Carry frames over a connection until it ends. It takes the place of the one before."""
-        line = _Line(client, self.dropped)
-        client.framed.keep_alive()
+        """Carry frames over a connection until it ends. It takes the place of the one before. Raises
+        `StreamError` for a channel that is no connection of its own."""
+        framed = client.framed
+        if not isinstance(framed, FramedStream):
+            raise StreamError("another member passes this channel on")
+        framed.keep_alive()
+        line = _Line(client, framed, self.dropped)
         before, self._lines[peer] = self._lines.get(peer), line
         if before is not None:
             self.dropped["frame-displaced"] += 1
@@ -361,7 +365,7 @@ class Framed:
                 self.stir(peer)
 
     async def _send(self, line: _Line, life: trio.CancelScope) -> None:
-        framed, sealed = line.client.framed, line.client.sealed
+        framed, sealed = line.framed, line.sealed
         try:
             while True:
                 if not line.queue:
@@ -373,7 +377,7 @@ class Framed:
 
     async def _receive(self, peer: NodeId, line: _Line) -> str:
         """Take what comes until the connection ends; return how it ended."""
-        framed, sealed = line.client.framed, line.client.sealed
+        framed, sealed = line.framed, line.sealed
         bucket = Bucket(FRAMES, FRAMES_BURST, trio.current_time())
         while True:
             try:
