@@ -88,6 +88,11 @@ class Gossip:
         in_use: Callable[[bytes], None],
         may: Callable[[NodeId, str], bool] = lambda member, host: True,
     ) -> None:
+        self.over_tcp: Callable[[NodeId], Address | None] = lambda member: None
+        """The address, of transport TCP, of a member's connection for frames. What is for the member goes
+        there too."""
+        self.by_udp: Callable[[NodeId], None] = lambda member: None
+        """Told of each member that is heard by UDP at an address of its record."""
         self.membership = membership
         self.heard_at = -inf
         self._keyless_pause = KEYLESS_AGAIN
@@ -116,8 +121,12 @@ class Gossip:
         """Do what is due."""
         return self.seal(self.membership.tick(now), now)
 
-    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
-        """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`."""
+    def receive(
+        self, datagram: bytes, source: Address, now: float, *, member: NodeId | None = None
+    ) -> list[Effect]:
+        """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`.
+        ``member`` is the other end of the connection that it came by, which proves more than an address does;
+        None where it came by UDP."""
         try:
             opened = self._envelope.open(datagram)
         except EnvelopeError as error:
@@ -126,9 +135,14 @@ class Gossip:
         if opened.kind != KIND or opened.payload[_SENDER] != opened.sender:
             self._drops["gossip-kind" if opened.kind != KIND else "gossip-impostor"] += 1
             return []
+        if member is not None and opened.sender != member:
+            self._drops["gossip-impostor"] += 1
+            return []
         self.heard_at = now
         self._in_use(opened.key)
-        at_home = self._heard(opened.sender, source, now)
+        at_home = member is not None or self._heard(opened.sender, source, now)
+        if member is None and at_home:
+            self.by_udp(opened.sender)
         usable = not at_home and self._may(opened.sender, source.host)
         wanted: list[Effect] = []
         if opened.digest != self._digest():
@@ -148,18 +162,21 @@ class Gossip:
                 out.append(effect)
             elif not self._envelope.ready:
                 self._drops["gossip-unkeyed"] += 1
-            elif (
-                isinstance(effect.to, Address) and effect.to != home and not self.membership.proved(effect.to)
-            ):
+            elif isinstance(effect.to, Address) and not self._sure(effect.to, home):
                 if self._strange.allow(source_block(effect.to.host), now):
                     out.append(Datagram(self._envelope.seal(KIND, effect.datagram[:SHORT]), effect.to))
                 else:
                     self._drops["gossip-strange"] += 1
-            elif (address := self._address(effect.to, now)) is not None:
-                out.append(Datagram(self._envelope.seal(KIND, effect.datagram), address))
+            elif addresses := self._addresses(effect.to, now):
+                sealed = self._envelope.seal(KIND, effect.datagram)
+                out += [Datagram(sealed, address) for address in addresses]
             else:
                 self._drops["gossip-nowhere"] += 1
         return out
+
+    def _sure(self, to: Address, home: Address | None) -> bool:
+        """Whether no victim can be at an address."""
+        return to == home or to.transport == "tcp" or self.membership.proved(to)
 
     # Addresses of members.
 
@@ -180,6 +197,11 @@ class Gossip:
             yield route.last, route.heard
         if proved is not None:
             yield proved
+
+    def _addresses(self, to: bytes | Address, now: float) -> list[Address]:
+        """Where to send: by UDP also where there is a connection, to find out whether UDP passes again."""
+        over_tcp = None if isinstance(to, Address) else self.over_tcp(NodeId(to))
+        return [address for address in (self._address(to, now), over_tcp) if address is not None]
 
     def _address(self, to: bytes | Address, now: float) -> Address | None:
         if isinstance(to, Address):

@@ -226,6 +226,8 @@ class Serving:
                 return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
+            case messages.Frames():  # `TcpPort` has taken it where it can carry frames
+                return messages.Refused("this connection cannot carry frames")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

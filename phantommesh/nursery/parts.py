@@ -36,6 +36,7 @@ from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
@@ -141,6 +142,7 @@ class Parts:
     scattering: Scattering
     guarding: Guarding
     paths: PathDriver
+    framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
     gossip: GossipDriver
@@ -237,7 +239,7 @@ def make_parts(
         interval=wireguard.reconcile_seconds,
         on_actual=lambda actual: tell(ReadBack(actual)),
         log=structlog.get_logger("phantommesh.node"),
-        forbids=places.forbids,
+        forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
     )
     reconciler.follow(lambda: peers.devices)
@@ -286,6 +288,12 @@ def make_parts(
         begin_anew=gossip.begin_anew, keep_start=partial(keep_generation, state.state),
     )  # fmt: skip
     links.look_elsewhere(gossip.heard_at)
+    framed = Framed(
+        state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
+        gossip=gossip, tell=tell,
+        ports=lambda: own.wg_keys.ports(wireguard.base_port, wireguard.port_choices),
+    )  # fmt: skip
+    gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
@@ -364,6 +372,7 @@ def make_parts(
             partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
         ),
         paths=paths,
+        framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
         gossip=gossip,
@@ -380,6 +389,7 @@ def make_parts(
             records=gossip.answer_records,
             runs=runs.answer,
             lent=lent,
+            carry=framed.take,
         ),
     )
 

@@ -142,6 +142,30 @@ class Paths:
             effects += self._rescore(node_id, peer)
         return effects
 
+    def set_aside(self, node_id: bytes, dimensions: int, now: float) -> list[Effect]:
+        """Take these dimensions of one peer, a bitmap, out of use at both ends, and give its others back.
+        Those are probed all the time, and may fall silent without being taken for dark."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return []
+        for path in peer.paths:
+            if path.aside != has(dimensions, path.dimension):
+                path.aside = not path.aside
+                path.pardon()
+                if path.state is not PathState.CLOSED:
+                    path.next_probe = now  # so that the peer hears of it
+                    self._schedule(path)
+        return self._rescore(node_id, peer)
+
+    def at_rest(self, node_id: bytes) -> int:
+        """The dimensions of a peer, a bitmap, by which neither end sends traffic."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return 0
+        return bits(
+            path.peer_drained and force == 0.0 for path, force in zip(peer.paths, peer.in_force, strict=True)
+        )
+
     def in_force(self, node_id: bytes, scores: tuple[float, ...]) -> None:
         """The kernel sends by these weights now."""
         if (peer := self._peers.get(node_id)) is not None:
@@ -207,6 +231,9 @@ class Paths:
             self._schedule(path)
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
+        if path.peer_leaving and not probe.leaving:
+            path.pardon()
+            self._schedule(path)
         path.peer_leaving, path.peer_drained, path.sizes = probe.leaving, probe.drained, probe.sizes
         if (path.state, path.share, self._leaves(path)) != was:
             effects += self._rescore(node_id, peer)
@@ -256,7 +283,7 @@ class Paths:
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
-        leaving = has(self._leaving, path.dimension) and not path.peer_drained
+        leaving = path.aside or (has(self._leaving, path.dimension) and not path.peer_drained)
         if unsure or (_new(path) and path.misses < MISSES):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving):
@@ -296,7 +323,7 @@ class Paths:
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
         # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
-        leaving = has(self._leaving, path.dimension) or path.state is PathState.CLOSED
+        leaving = path.aside or has(self._leaving, path.dimension) or path.state is PathState.CLOSED
         probe = Probe(
             pong,
             path.dimension,
@@ -351,7 +378,7 @@ class Paths:
         return max(1, round(path.share * STEPS)) / STEPS
 
     def _leaves(self, path: Path) -> bool:
-        return path.peer_leaving or has(self._leaving, path.dimension)
+        return path.peer_leaving or path.aside or has(self._leaving, path.dimension)
 
     def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
         stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]

@@ -149,6 +149,7 @@ class GossipDriver:
             linked=lambda member: caller.sessions.newest(member) is not None,
             carry_out=self._carry_out,
         )
+        self._send_framed: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._dropped = self.news.dropped
         self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
         self.disk = Patience(log, "members")
@@ -160,6 +161,10 @@ class GossipDriver:
         """Take one datagram from the network."""
         self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
 
+    def receive_framed(self, datagram: bytes, source: Address, member: NodeId) -> None:
+        """Take one datagram that came over the connection of this member."""
+        self._carry_out(self.gossip.receive(datagram, source, trio.current_time(), member=member))
+
     @property
     def dropped(self) -> Counter[str]:
         """Datagrams that came and could not be used, by reason; requests for records under the group key
@@ -169,6 +174,16 @@ class GossipDriver:
             for reason, count in self._requests.drops.items()
         }
         return self.gossip.drops + self._dropped + Counter(refused)
+
+    def follow(
+        self,
+        over_tcp: Callable[[NodeId], Address | None],
+        send: Callable[[bytes, Address], None],
+        by_udp: Callable[[NodeId], None],
+    ) -> None:
+        """Speak to members over their connections for frames, too: ``over_tcp`` gives a connection's address,
+        ``send`` sends there, and ``by_udp`` is told of each member that is heard by UDP."""
+        self.gossip.over_tcp, self.gossip.by_udp, self._send_framed = over_tcp, by_udp, send
 
     def quiet(self) -> bool:
         """Whether nobody has been heard for a while."""
@@ -230,7 +245,7 @@ class GossipDriver:
         for effect in effects:
             match effect:
                 case Datagram(data, to):
-                    self._udp.send(data, to)
+                    (self._udp.send if to.transport == "udp" else self._send_framed)(data, to)
                 case Changed():
                     self._saver.mark()
                     self._lost.heard(effect, self._where)
