@@ -191,6 +191,11 @@ class GossipDriver:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life."""
         self.news.read_interfaces(received, trio.current_time())
 
+    def rouse(self) -> None:
+        """This node may be somewhere else, or has slept: have some members hear of it now."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.rouse(now), now))
+
     def lives(self, peer: NodeId, when: float) -> None:
         """A member gave a sign of life that no other can give, at this time: see `News.lives`."""
         self.news.lives(peer, when, trio.current_time())
