@@ -257,6 +257,11 @@ class Membership:
     # Views.
 
     @property
+    def node(self) -> bytes:
+        """This node's id."""
+        return self._core.node
+
+    @property
     def generation(self) -> int:
         """This node's generation; it may have leapt since the start."""
         return self._core.generation

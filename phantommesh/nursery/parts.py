@@ -277,6 +277,7 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    gossip.hinted = finding.hinted
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),

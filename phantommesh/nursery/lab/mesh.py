@@ -171,6 +171,8 @@ async def phantommesh(node: LabNode, *arguments: str) -> str:
 
 
 def endpoints(spec: LabSpec, node: LabNode) -> list[str]:
+    if not spec.named and node.number > 1:  # an invite needs somewhere to go
+        return []
     return [word for uplink in range(spec.uplinks) for word in ("--endpoint", node.address(uplink))]
 
 

@@ -56,7 +56,8 @@ def one_error() -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class LabSpec:
     """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
-    configurations; ``patience_s`` bounds each wait."""
+    configurations; ``patience_s`` bounds each wait. With ``named`` the nodes are told their addresses; else
+    they find them."""
 
     name: str = "pm"
     nodes: int = 3
@@ -66,6 +67,7 @@ class LabSpec:
     scatter: ScatterSection | None = None
     guard: GuardSection | None = None
     patience_s: float = 120.0
+    named: bool = True
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -82,7 +82,7 @@ class Finding:
         self._pace, self._rounds, self._reads = Pace(now), Rounds(now), Bucket(*READS, now)
         self._mute: dict[NodeId, float] = {}
         self._news, self._due = Bell(), Bell()
-        self._dirty = self._complained = False
+        self._dirty = self._stale = self._complained = False
         self._heard: dict[bytes, tuple[Address, float]] = {}
         self._rng = Random()  # noqa: S311  # orders members, keys nothing
 
@@ -93,6 +93,16 @@ class Finding:
         if self._on:
             self._dirty = True
             self._news.ring()
+
+    def hinted(self, place: str) -> None:
+        """A member says unasked that this node is there: see `Whereabouts.hinted`."""
+        now = trio.current_time()
+        if self._on and self.whereabouts.hinted(place, now):
+            log.info("a member sees this node at another place", place=place)
+            self._stale = True
+            self._news.ring()
+            self._rounds.again(now)
+            self._due.ring()
 
     def linked(self, peer: bytes, at: Address | None) -> None:
         """A handshake with a member finished, who answered from there: it may be the first witness."""
@@ -135,15 +145,17 @@ class Finding:
 
     async def _follow(self) -> None:
         while True:
-            if not self._dirty:
+            if not self._dirty and not self._stale:
                 with trio.move_on_at(self._pace.due(trio.current_time())):
                     await self._news.wait()
             if self._dirty:
                 await trio.sleep(max(SETTLE, self._reads.owe(trio.current_time())))
                 self._dirty = False  # before the reading: a change during it has another follow
                 await self._refresh()
-                if await self._look():
-                    await self._rehomed()
+                self._stale |= await self._look()
+            if self._stale:
+                self._stale = False
+                await self._rehomed()
             self._compare()
             if self._pace.take(trio.current_time()):
                 self.found = self.whereabouts.found(trio.current_time())

@@ -237,6 +237,25 @@ async def test_peers_are_asked_at_once_after_a_move_and_not_before_the_start(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_nat_that_changes_is_found_out_when_a_member_says_so(
+    host: Host, autojump_clock: object
+) -> None:
+    host.members.there = [A, B]
+    async with trio.open_nursery() as nursery:
+        await running(host, nursery)
+        host.members.public = "203.0.113.99"
+        host.finding.hinted("203.0.113.99:40000")
+        await trio.sleep(SOON[0] + LONGEST)
+        assert host.seen == ["203.0.113.99"]
+        assert len(host.rehomed) == 1
+        host.finding.hinted("203.0.113.99:40000")
+        host.finding.hinted("junk")
+        asked = len(host.members.asked)
+        await trio.sleep(SOON[0] + 0.1)
+        assert len(host.rehomed) == 1 and len(host.members.asked) == asked
+        nursery.cancel_scope.cancel()
+
+
 async def test_addresses_that_cannot_be_read_leave_what_was_known(host: Host, autojump_clock: object) -> None:
     async with trio.open_nursery() as nursery:
         await running(host, nursery)
