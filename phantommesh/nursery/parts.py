@@ -214,7 +214,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(),
+        publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
     )  # fmt: skip
     own.found = lambda: finding.found
     places.public = finding.public
@@ -222,6 +222,11 @@ def make_parts(
     def look() -> None:
         reconciler.hear()
         scattering.hear()
+
+    async def rouse() -> None:
+        await reconciler.resend()
+        paths.rouse()
+        gossip.rouse()
 
     changes = Changes((*names, master), look, finding.moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -282,6 +287,7 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    gossip.hinted = finding.hinted
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),

@@ -36,6 +36,7 @@ ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of a
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
 LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
+ROUSED: Final = 5.0  # s after a move for which a path that does not answer yet is asked as often as a new one
 STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
 
 
@@ -47,6 +48,7 @@ class _Peer:
     pace: Pace = field(default_factory=Pace)
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
     heard: float = float("-inf")  # when its latest probe came, on any path
+    roused: float = float("-inf")  # until when it may have to be found anew
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
@@ -290,6 +292,8 @@ class Paths:
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
             return peer.pace.pause(self._interval) * self._too_many(now)
+        if now < peer.roused and (path.misses or path.state is not PathState.UP):
+            return self._interval * self._too_many(now)
         slow = self._slow
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
@@ -310,7 +314,7 @@ class Paths:
 
     def _eager(self, peer: _Peer, now: float) -> float:
         """The seconds between a peer's fast probes; 0 where there are none."""
-        if any(map(_new, peer.paths)):
+        if any(map(_new, peer.paths)) or now < peer.roused:
             return self._interval
         return peer.pace.pause(self._interval) if peer.pace.busy(now) else 0.0
 
@@ -430,6 +434,19 @@ class Paths:
         if path is not None and path.state is not PathState.CLOSED and not path.waits:
             path.next_probe = min(path.next_probe, now)
             self._schedule(path)
+
+    def rouse(self, node_id: bytes, dimensions: int, now: float) -> None:
+        """One of the ends is somewhere else on these dimensions of a peer, a bitmap: send a probe now. The
+        peer's WireGuard follows the packet to where this node is, and each end learns whether the other
+        answers."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return
+        peer.roused = now + ROUSED
+        for path in peer.paths:
+            if has(dimensions, path.dimension) and path.state is not PathState.CLOSED:
+                path.move(now)
+                self._schedule(path)
 
     def dark(self, node_id: bytes) -> int:
         """The dark dimensions of a peer, as a bitmap."""

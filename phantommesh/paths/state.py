@@ -124,6 +124,13 @@ class Path:
         self.probes += 1
         return self.number
 
+    def move(self, now: float) -> None:
+        """One of the ends is somewhere else: ask now. The path that fell silent before was another one, so
+        it has no more to prove than a path that was taken out on purpose."""
+        self.next_probe = min(self.next_probe, now)
+        self._flaps, self._with_peer = 0, True
+        self._needed = min(self._needed, PROVE_PLANNED)
+
     def answered(self, number: int, now: float) -> float | None:
         """Take an answer; return when its ping was sent, or None where no such one is awaited."""
         sent = self._waiting.pop(number, None)

@@ -19,7 +19,7 @@ from typing import Protocol, Self
 import structlog
 import trio
 
-from phantommesh.dimensions import DIMENSIONS
+from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
@@ -123,6 +123,7 @@ class PathDriver:
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
         self._sources: dict[str, bytes] = {}
+        self._located: dict[bytes, tuple[Endpoint | None, ...]] = {}
         self._indexes: list[int] = [0] * DIMENSIONS
         self._dimensions: dict[int, int] = {}
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
@@ -150,6 +151,7 @@ class PathDriver:
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
         for gone in self._applied.keys() - known.keys():
             del self._applied[gone]
+        self._located = {peer: found for peer, found in self._located.items() if peer in known}
         self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.fitting.set_peers(known)
@@ -182,7 +184,20 @@ class PathDriver:
             if endpoint is not None:
                 own = self._takes(endpoint.host)
                 effects += self.fitting.way(node_id, dimension, endpoint, own, trio.current_time())
+        before = self._located.get(node_id, (None,) * DIMENSIONS)
+        self._located[node_id] = tuple(endpoints)
+        moved = bits(
+            b is not None and e is not None and b != e for b, e in zip(before, endpoints, strict=True)
+        )
+        if moved:
+            self.paths.rouse(node_id, moved, trio.current_time())
         self.carry_out(effects)
+
+    def rouse(self) -> None:
+        """This node may be somewhere else, or has slept: ask all peers now."""
+        for node_id in self._addresses:
+            self.paths.rouse(node_id, ALL, trio.current_time())
+        self._due.look()
 
     def _takes(self, host: str) -> int:
         """The largest overlay packet that our uplink to this host takes whole, in bytes; 0: not known."""

@@ -116,6 +116,15 @@ class Reconciler:
         if not self._failing:
             self._kicked.set()
 
+    async def resend(self) -> None:
+        """This host's addresses are others: have WireGuard send from these. A failure is logged, and mended
+        by WireGuard itself some seconds later."""
+        async with self._pass:
+            try:
+                await self._backend.resend(self.actual)
+            except PhantomMeshError as error:
+                self._log.warning("WireGuard may send from an old address", error=str(error), fix=error.fix)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""
         started = False

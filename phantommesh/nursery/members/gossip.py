@@ -18,7 +18,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import envelope, machine
 from phantommesh.gossip.envelope import Envelope, EnvelopeError
-from phantommesh.gossip.machine import AskKeys, Datagram, Gossip
+from phantommesh.gossip.machine import AskKeys, Datagram, Gossip, Hinted
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
@@ -117,6 +117,7 @@ class GossipDriver:
             agree=self._agree,
         )
         self._lost = load_last_addresses(node)
+        self.hinted: Callable[[str], None] = lambda place: None  # a member says that this node is there
         sealed = Envelope(
             self._mine,
             keys.ring,
@@ -206,6 +207,11 @@ class GossipDriver:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life."""
         self.news.read_interfaces(received, trio.current_time())
 
+    def rouse(self) -> None:
+        """This node may be somewhere else, or has slept: have some members hear of it now."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.rouse(now), now))
+
     def lives(self, peer: NodeId, when: float) -> None:
         """A member gave a sign of life that no other can give, at this time: see `News.lives`."""
         self.news.lives(peer, when, trio.current_time())
@@ -253,6 +259,8 @@ class GossipDriver:
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, trio.current_time(), time()):
                         self._wanted.ring()
+                case Hinted(_, place):
+                    self.hinted(place)
                 case Persist(generation):
                     self._leap = generation - self._start
                     self._saver.mark()

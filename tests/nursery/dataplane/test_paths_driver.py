@@ -100,6 +100,18 @@ def test_the_kernel_says_what_an_uplink_takes() -> None:
     assert uplinkmtu.read("127.0.0.1") == min(65535, int(Path("/sys/class/net/lo/mtu").read_text()))
 
 
+async def test_a_dimension_is_asked_at_once_when_wireguard_sends_elsewhere() -> None:
+    paths = driver(A, B, free_port())
+    paths.paths.tick(trio.current_time())
+    first, second = ([None] * 3 + [Endpoint("127.0.0.2", port)] + [None] * 3 for port in (9, 10))
+    paths.locate(B, first)
+    waits = paths.paths.deadline
+    paths.locate(B, first)
+    assert paths.paths.deadline == waits > trio.current_time()
+    paths.locate(B, second)
+    assert paths.paths.deadline <= trio.current_time()
+
+
 async def test_probes_that_did_not_come_through_a_dimension_are_nobodys() -> None:
     port = free_port()
     a = driver(A, B, port)
