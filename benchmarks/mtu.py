@@ -3,9 +3,9 @@
 
     python -m benchmarks.mtu [--rounds N] [--backend B] [--watch S] [--json] [--quick]
 
-One node pings the other with packets as long as their interfaces take, ten a second. Three TCP flows run
-beside that: one over IPv4, one over IPv6, and one from a machine for which the first node forwards. Then the
-way changes, step by step:
+One node pings the other with packets as long as their interfaces take, ten a second. Four TCP flows run
+beside that: one by IPv4 and one by IPv6, and one of each from a machine for which the first node forwards.
+Then the way changes, step by step:
 
 - `cable 1450`: the bridge between the nodes drops what is longer, without a word.
 - `hop 1380`: a router between the nodes sends what is longer in fragments, and the next hop drops fragments.
@@ -26,10 +26,9 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -283,15 +282,15 @@ async def one_round(spec: LabSpec, steps: Sequence[Step], watch: float) -> list[
                     call = ["ip", "netns", "exec", behind, "python3", "-c", CALL, host, "7770"]
                     return int(subprocess.run(call, capture_output=True, text=True, check=False).stdout or 0)
 
-                inside = partial(LabNode.inside, first)
-                flows = {
+                def beyond(command: Sequence[str]) -> list[str]:
+                    return ["ip", "netns", "exec", behind, *command]
+
+                inside = first.inside
+                flows: dict[str, tuple[str, int, Callable[[Sequence[str]], list[str]]]] = {
                     "ip4": (status.ip4, 7771, inside),
                     "ip6": (status.ip6, 7772, inside),
-                    "forwarded": (
-                        status.ip4,
-                        7773,
-                        lambda command: ["ip", "netns", "exec", behind, *command],
-                    ),
+                    "forwarded4": (status.ip4, 7773, beyond),
+                    "forwarded6": (status.ip6, 7774, beyond),
                 }
                 for name, (address, port, _) in flows.items():
                     start(f"sink-{name}", second.inside(["python3", "-c", SINK, address, str(port)]))
@@ -329,7 +328,16 @@ async def one_round(spec: LabSpec, steps: Sequence[Step], watch: float) -> list[
 
 def table(rounds: Sequence[Sequence[Found]]) -> list[str]:
     """One line a step: median and worst of all rounds."""
-    columns = ("whole after, s", "lost", "later", "stall ip4, s", "ip6, s", "forwarded, s", "segments 4, 6")
+    columns = (
+        "whole after, s",
+        "lost",
+        "later",
+        "stall ip4, s",
+        "ip6, s",
+        "forwarded4, s",
+        "forwarded6, s",
+        "segments 4, 6",
+    )
     lines = [f"{'step':<20}" + "".join(f"{name:>16}" for name in columns)]
     for turn, step in enumerate(rounds[0]):
         runs = [one[turn] for one in rounds]
