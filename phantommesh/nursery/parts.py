@@ -228,7 +228,11 @@ def make_parts(
         paths.rouse()
         gossip.rouse()
 
-    changes = Changes((*names, master), look, finding.moved)
+    def moved() -> None:
+        finding.moved()
+        paths.uplinks_changed()
+
+    changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
     over = probe.OVER if backend.name == "kernel" else 0
     calm = Calm(
@@ -280,6 +284,7 @@ def make_parts(
         fitting=Fitting(measured, random=chance, largest=wireguard.mtu),
         turned=tell,
         refitted=refitted,
+        way=ways.chosen,
     )
     gossip = GossipDriver(
         state, keeper, keys, caller, udp,

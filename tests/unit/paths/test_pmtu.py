@@ -123,6 +123,30 @@ def test_a_dark_path_says_nothing_of_its_size() -> None:
     assert way.path.size == LARGEST and way.path.settled
 
 
+def test_a_path_that_was_dark_is_asked_for_more_than_before_and_traffic_keeps_what_holds() -> None:
+    way = Way(1328)
+    way.run(5)
+    way.dark = True
+    way.path.pause()
+    way.run(60)
+    way.dark = False
+    way.path.resume(way.now)
+    way.smallest = LARGEST
+    way.run(5)
+    assert way.smallest == way.path.size == 1328 and way.path.settled
+    before = way.probes
+    way.run(300)
+    assert way.probes == before
+    way.path.pause()
+    way.carries = LARGEST
+    way.path.resume(way.now)
+    way.run(2)
+    assert way.path.size == LARGEST and way.path.settled
+    before = way.probes
+    way.run(300)
+    assert way.probes == before
+
+
 def test_a_path_that_carries_no_useful_size_is_narrow_and_is_noticed_when_it_mends() -> None:
     way = Way(1000)
     way.run(5)
