@@ -74,6 +74,7 @@ from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
+from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
@@ -123,6 +124,7 @@ class Parts:
     copies: Copies
     links: Links
     driver: LinkDriver
+    wgports: WireguardPorts
     ways: Ways
     peers: Peers
     finding: Finding
@@ -319,6 +321,7 @@ def make_parts(
         copies=copies,
         links=links,
         driver=driver,
+        wgports=WireguardPorts(places.forbids),
         ways=ways,
         peers=peers,
         finding=finding,

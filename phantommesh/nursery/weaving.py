@@ -126,6 +126,7 @@ class Weaving:
             parts.own.member,
             tuple(parts.overlay.routed),
         )
+        parts.wgports.open_ports(own.ports)
         parts.scattering.update(parts.peers.arrange(own))
         parts.paths.set_peers(parts.peers.reached())
         parts.peers.refit(parts.paths.fitting.fit)
