@@ -98,7 +98,7 @@ class Finding:
     def hinted(self, place: str) -> None:
         """A member says unasked that this node is there: see `Whereabouts.hinted`."""
         now = trio.current_time()
-        if self._on and self.whereabouts.hinted(place, now):
+        if self.on and self.whereabouts.hinted(place, now):
             log.info("a member sees this node at another place", place=place)
             self._stale = True
             self._news.ring()
