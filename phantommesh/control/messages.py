@@ -326,6 +326,20 @@ class Sighting(msgspec.Struct, frozen=True, tag="sighting"):
     ] = ()
 
 
+class CheckTcp(msgspec.Struct, frozen=True, tag="check-tcp"):
+    """Ask whether the asker's control port is reached by TCP, where the answerer has seen the asker itself
+    (`nursery/members/checking.py`). The asker names no address."""
+
+
+class TcpChecked(msgspec.Struct, frozen=True, tag="tcp-checked"):
+    """The answer to `CheckTcp`: whether a channel to the asker could be opened, at which endpoint; or why
+    not."""
+
+    reached: bool
+    endpoint: Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)] = ""
+    why: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -336,11 +350,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 Request = (
     Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
-    | AskRelay | LeaveRelay | OfferRelay
+    | AskRelay | LeaveRelay | OfferRelay | CheckTcp
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
-    | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
+    | Differs | Records | SyncAnswer | Relayed | Sighting | Refused | TcpChecked
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -45,6 +45,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
     messages.Look: (1.0, 20),
+    messages.CheckTcp: (1 / 60, 2),  # each has a connection made
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -91,7 +92,15 @@ class Sight:
     peer: NodeId
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight
+@dataclass(frozen=True, slots=True)
+class CheckTcp:
+    """Connect to a member's control port by TCP, where it was seen itself. The result is the
+    `messages.TcpChecked`."""
+
+    entry: Entry
+
+
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -190,6 +199,9 @@ class Serving:
             case messages.Look():
                 sighting: messages.Sighting = yield Sight(peer)
                 return sighting
+            case messages.CheckTcp():
+                checked: messages.TcpChecked = yield CheckTcp(entry)
+                return checked
             case messages.AskRelay() | messages.LeaveRelay():
                 if self._relay is None:
                     return messages.Refused("this node is no relay", "choose another relay")

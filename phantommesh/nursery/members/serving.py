@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, assert_never
@@ -24,9 +24,14 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
+async def _unchecked(_entry: Entry) -> messages.TcpChecked:
+    return messages.TcpChecked(False, why="this node makes no such checks")
+
+
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
+    connects to it there."""
 
     def __init__(
         self,
@@ -38,11 +43,12 @@ class ControlServer:
         sync_answer: Callable[[bytes, NodeId], bytes],
         sync_finish: Callable[[bytes, NodeId], None],
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
+        check: Callable[[Entry], Awaitable[messages.TcpChecked]] = _unchecked,
         proving: Proving | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving, self._sight = proving, sight
+        self._proving, self._sight, self._check = proving, sight, check
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
         )
@@ -68,6 +74,8 @@ class ControlServer:
                 return await self._account(entry, request)
             case serving.Sight(peer):
                 return self._sight(peer)
+            case serving.CheckTcp(entry):
+                return await self._check(entry)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:
