@@ -207,12 +207,16 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "carrying": parts.carrying.run,
             "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,
             **parts.naming.services(),
         }
+        if parts.finding.on:
+            services["wireguard-ports"] = parts.wgports.run
+            services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

@@ -164,6 +164,10 @@ class Worker:
                 return process.sight(peer)
             case serving.CheckTcp():
                 return messages.TcpChecked(False, why="nothing connects in the simulator")
+            case serving.Carrying():
+                raise AssertionError("nobody lends a connection, so there is nothing to carry")
+            case serving.Meeting():
+                raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

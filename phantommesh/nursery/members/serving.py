@@ -45,10 +45,13 @@ class ControlServer:
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
         check: Callable[[Entry], Awaitable[messages.TcpChecked]] = _unchecked,
         proving: Proving | None = None,
+        carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
+        meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving, self._sight, self._check = proving, sight, check
+        self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
+        self._check = check
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
         )
@@ -76,6 +79,14 @@ class ControlServer:
                 return self._sight(peer)
             case serving.CheckTcp(entry):
                 return await self._check(entry)
+            case serving.Carrying(entry, request):
+                if self._carry is None:
+                    return messages.Refused("this node carries nothing")
+                return await self._carry(entry, request)
+            case serving.Meeting(peer, request):
+                if self._meet is None:
+                    return messages.Refused("this node knocks at nobody's ports")
+                return self._meet(peer, request)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:
