@@ -335,6 +335,20 @@ class Sighting(msgspec.Struct, frozen=True, tag="sighting"):
     ] = ()
 
 
+class CheckTcp(msgspec.Struct, frozen=True, tag="check-tcp"):
+    """Ask whether the asker's control port is reached by TCP, where the answerer has seen the asker itself
+    (`nursery/members/checking.py`). The asker names no address."""
+
+
+class TcpChecked(msgspec.Struct, frozen=True, tag="tcp-checked"):
+    """The answer to `CheckTcp`: whether a channel to the asker could be opened, at which endpoint; or why
+    not."""
+
+    reached: bool
+    endpoint: Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)] = ""
+    why: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
 Datagrams = Annotated[
     tuple[Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_DATAGRAM)], ...],
     msgspec.Meta(min_length=1, max_length=MAX_CARRIED),
@@ -401,12 +415,12 @@ Request = (
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
-    | Meet | Frames
+    | Meet | Frames | CheckTcp
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
-    | Frame
+    | Frame | TcpChecked
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

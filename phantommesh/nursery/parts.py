@@ -51,6 +51,7 @@ from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.carrying import Carrying
+from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
@@ -336,6 +337,7 @@ def make_parts(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
+        check=TcpChecks(sessions, partial(_seen_at, finding, gossip), places.may).check,
         meet=punching.meet,
     )  # fmt: skip
     return Parts(
@@ -464,6 +466,12 @@ def _sight(
         keys = peers.wg_keys_of(entry)
         states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
     return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
+
+
+def _seen_at(finding: Finding, gossip: GossipDriver, peer: NodeId) -> Iterator[Address]:
+    """Yield where a member was seen itself."""
+    for address, _ in (*gossip.gossip.seen(peer, trio.current_time()), *finding.heard(peer)):
+        yield address
 
 
 def _usable(sessions: Sessions, gossip: GossipDriver, member: NodeId) -> bool:

@@ -275,6 +275,14 @@ class Fitting:
         probe = SizedProbe(False, dimension, path.sent(), size)
         return [*effects, self._send(node_id, peer, probe)]
 
+    def ask(self, node_id: bytes, dimension: int, number: int, size: int) -> Send | None:
+        """A sized ping of somebody else's number, which this does not wait for (`paths.burst`); None where
+        the path has no keys."""
+        peer = self._peers.get(node_id)
+        if peer is None or peer.paths[dimension] is None:
+            return None
+        return self._send(node_id, peer, SizedProbe(False, dimension, number, size))
+
     def _doubt(self, node_id: bytes, peer: _Peer, now: float) -> None:
         """What one path no longer carries, the others may not carry either: ask them now."""
         for dimension, path in enumerate(peer.paths):

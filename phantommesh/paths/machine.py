@@ -428,6 +428,15 @@ class Paths:
         peer.paths[dimension].narrow = narrow
         return self._rescore(node_id, peer)
 
+    def ask(self, node_id: bytes, dimension: int, number: int, now: float) -> Send | None:
+        """A ping of somebody else's number, which this does not wait for (`paths.burst`); None where the path
+        has no keys."""
+        peer = self._peers.get(node_id)
+        if peer is None or (path := peer.paths[dimension]).state is PathState.CLOSED:
+            return None
+        path.probes += 1
+        return self._probe(peer, path, number, pong=False, now=now)
+
     def hurry(self, node_id: bytes, dimension: int, now: float) -> None:
         """Send a probe by this path now, unless one is under way: it matters whether the path answers."""
         path = self.path(node_id, dimension)

@@ -198,6 +198,8 @@ class Punching:
             found = self._peers[peer] = _Peer(
                 Bucket(*ROUNDS, now), Bucket(*ANSWERS, now), Bucket(*STRAYS, now)
             )
+        if keys.names_in[0] in self._names:
+            return
         found.keys.append(keys)
         for dimension, name in enumerate(keys.names_in):
             self._names[name] = peer, dimension, keys

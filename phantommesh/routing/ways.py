@@ -53,6 +53,11 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
 
+    def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
+        """The way on offer that has this endpoint, the best if there are several."""
+        offers = self._offers.get(peer, {}).get(dimension, {})
+        return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
     def on_offer(self, peer: bytes, kind: Kind) -> int:
         """The dimensions, as a bitmap, for which there is a way of this kind."""
         return bits(kind in self._offers.get(peer, {}).get(i, {}) for i in range(DIMENSIONS))

@@ -14,6 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
+from random import Random
 from typing import Protocol, Self
 
 import structlog
@@ -27,6 +28,7 @@ from phantommesh.nursery.due import Due
 from phantommesh.nursery.host import uplinkmtu
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.paths.burst import Burst, Tally
 from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import FULL, Paths
@@ -34,6 +36,7 @@ from phantommesh.paths.pmtu import ceiling, rung
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
+from phantommesh.rates import Bucket
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -52,6 +55,7 @@ BATCH = 256  # probes read in a row before other tasks have their turn
 RETRY = 1.0  # s between attempts at what failed
 UPLINKS_KEPT = 5.0  # s that an uplink's MTU is taken for what it was, unless the kernel says that one changed
 FOLLOW = 0.3  # s between two looks at the uplinks, however fast the kernel's words come
+BURSTS = 1.0, 10  # bursts of pings that operators may ask for, a second and at once
 
 BROKEN = "a probe was left out after an unexpected error"
 
@@ -135,6 +139,9 @@ class PathDriver:
         self._endpoints: dict[bytes, Sequence[Endpoint | None]] = {}  # as located last
         self._apply_now, self._changed, self._moved = trio.Event(), Bell(), trio.Event()
         self._follow_now = trio.Event()
+        self._bursts: dict[bytes, Burst] = {}
+        self._bursting = Bucket(*BURSTS, trio.current_time())
+        self._random = Random()  # noqa: S311  # spreads pings, keys nothing
         self._due = Due(lambda: self._deadline)
 
     # --- what the node tells it ---
@@ -146,7 +153,8 @@ class PathDriver:
 
     @property
     def _deadline(self) -> float:
-        return min(self.paths.deadline, self.fitting.deadline)
+        bursts = (burst.deadline for burst in self._bursts.values())
+        return min(self.paths.deadline, self.fitting.deadline, *bursts)
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
         """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used. Our own
@@ -240,6 +248,31 @@ class PathDriver:
         while not wanted():
             await self._changed.wait()
 
+    async def ping(self, node_id: bytes, *, count: int, size: int | None) -> Sequence[Tally]:
+        """Send a peer so many pings inside each dimension, of this size as overlay packets or as small as
+        probes, and return what came of them. Raises PhantomMeshError where that cannot be now."""
+        if self.problem is not None:
+            raise self.problem
+        if size is not None and size > self.fitting.largest:
+            raise PhantomMeshError(
+                f"no packet of {size} bytes fits the interfaces", fix=f"give at most {self.fitting.largest}"
+            )
+        if node_id in self._bursts:
+            raise PhantomMeshError("another ping of this peer is under way", fix="try again in some seconds")
+        if not self._bursting.take(trio.current_time()):
+            raise PhantomMeshError("too many pings were asked for", fix="try again in some seconds")
+        burst = self._bursts[node_id] = Burst(
+            self.paths, self.fitting, node_id,
+            count=count, size=size, random=self._random, now=trio.current_time(),
+        )  # fmt: skip
+        self._due.look()
+        try:
+            with trio.move_on_at(burst.end + RETRY):  # nothing ticks while there is no socket
+                await self.wait(lambda: burst.done)
+        finally:
+            del self._bursts[node_id]
+        return burst.tallies
+
     # --- the services ---
 
     async def run(self) -> None:
@@ -286,6 +319,8 @@ class PathDriver:
             for protocol in (self.paths, self.fitting):
                 if now >= protocol.deadline:
                     self.carry_out(protocol.tick(now))
+            for burst in [burst for burst in self._bursts.values() if now >= burst.deadline]:
+                self.carry_out(burst.tick(now))
 
     def _receive(self, sock: ProbeSocket) -> None:
         for _ in range(BATCH):
@@ -302,8 +337,12 @@ class PathDriver:
                 continue
             peer = format_node_id(NodeId(node_id))
             with left_out(self._dropped, "probe-broken", BROKEN, peer=peer):
+                now, burst = trio.current_time(), self._bursts.get(node_id)
+                if burst is not None and burst.receive(datagram, dimension, now):
+                    self._tell()
+                    continue
                 protocol = self.fitting if is_sized(datagram) else self.paths
-                self.carry_out(protocol.receive(datagram, node_id, dimension, trio.current_time()))
+                self.carry_out(protocol.receive(datagram, node_id, dimension, now))
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""

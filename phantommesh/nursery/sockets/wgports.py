@@ -28,10 +28,9 @@ from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.sockets.udp import mark_outer
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.routing.knocks import SIZE
 
 NO_RAW_SOCKET: Final = FaultKind("no-raw-socket", "medium")
-
-SIZE: Final = 64  # bytes of a datagram's payload: `routing.binding.SIZE`, and that of the probes
 
 # linux/in.h, linux/in6.h, linux/icmpv6.h and asm-generic/socket.h; Python 3.11 has no names for them.
 _IP_TTL, _IP_PKTINFO, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 2, 8, 10, 2

@@ -238,3 +238,44 @@ def test_without_a_map_dimension_0_alone_carries_the_traffic() -> None:
         await trio.lowlevel.checkpoint()
 
     trio.run(main)
+
+
+async def test_an_operators_ping_is_answered_and_one_at_a_time() -> None:
+    port = free_port()
+    a, b = driver(A, B, port), driver(B, A, port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await until(lambda: states(a, B)[3] is PathState.UP and a.problem is None)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(second_is_refused, a)
+            tallies = await a.ping(B, count=2, size=None)
+        assert [(one.sent, len(one.times)) for one in tallies] == [(2 * (i == 3),) * 2 for i in range(7)]
+        sized = await a.ping(B, count=1, size=1000)
+        assert len(sized[3].times) == 1
+        with pytest.raises(PhantomMeshError, match="no packet of 1421 bytes"):
+            await a.ping(B, count=1, size=1421)
+        nursery.cancel_scope.cancel()
+
+
+async def second_is_refused(a: PathDriver) -> None:
+    await until(lambda: B in a._bursts)
+    with pytest.raises(PhantomMeshError, match="another ping of this peer"):
+        await a.ping(B, count=1, size=None)
+
+
+async def test_too_many_pings_are_refused(autojump_clock: trio.testing.MockClock) -> None:
+    a = driver(A, B, free_port())  # nothing runs, so each is waited for and given up
+    for _ in range(probes.BURSTS[1]):
+        with trio.move_on_after(0.0):
+            await a.ping(B, count=1, size=None)
+    with pytest.raises(PhantomMeshError, match="too many pings"):
+        await a.ping(B, count=1, size=None)
+
+
+async def test_without_its_socket_a_ping_ends(autojump_clock: trio.testing.MockClock) -> None:
+    a = driver(A, B, free_port())
+    assert [one.sent for one in await a.ping(B, count=3, size=None)] == [0] * 7
+    a.problem = PhantomMeshError("paths are not measured", fix="so and so")
+    with pytest.raises(PhantomMeshError, match="not measured"):
+        await a.ping(B, count=3, size=None)
