@@ -302,8 +302,8 @@ async def one_round(spec: LabSpec, steps: Sequence[Step], watch: float) -> list[
                 start("ping", inside(["ping", "-D", "-n", "-i", str(PING), "-s", size, status.ip4]))
                 await trio.sleep(WARM)
                 for step in steps:
-                    await trio.to_thread.run_sync(apply, spec, step)
                     began.append(time.time())
+                    await trio.to_thread.run_sync(apply, spec, step)
                     await trio.sleep(watch)
                     calls = {4: status.ip4, 6: status.ip6}
                     segments.append(

@@ -19,7 +19,7 @@ from phantommesh.errors import DecodeError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.paths.effects import Effect, Fit, Send, Turned
 from phantommesh.paths.machine import FULL, Paths
-from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, PATIENCE, PathMtu, misses_needed
+from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
 from phantommesh.paths.sized import SizedProbe, decode_sized_untrusted
 from phantommesh.paths.state import PathState
@@ -83,8 +83,10 @@ class Hole:
         return BLACK_HOLE.fault(
             f"{whose}: something on the way swallows packets of more than {self.size} bytes without a word, "
             f"and both uplinks take {self.top}; what is sent to that peer is kept to {self.size}",
-            'let ICMP "fragmentation needed" and "packet too big" through, or give the uplinks of both ends '
-            f"the MTU of the way between them: `ip link set dev UPLINK mtu {self.size + OVER_IP4}` for IPv4",
+            f"nothing has to be done for the traffic; to end this, tell both ends what the way between them "
+            f"takes, {self.size + OVER_IP4} bytes over IPv4 and {self.size + OVER_IP6} over IPv6: "
+            f"`ip link set dev UPLINK mtu {self.size + OVER_IP4}`, or the same MTU on the route to the other "
+            "end; or have the hop take longer packets, or let UDP fragments pass",
             subject=name,
         )
 
