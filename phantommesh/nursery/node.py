@@ -207,6 +207,7 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "carrying": parts.carrying.run,
             "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,

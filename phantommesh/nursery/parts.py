@@ -29,7 +29,9 @@ from phantommesh.link.keys import RETURNING
 from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
+from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
+from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
@@ -47,6 +49,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
@@ -119,6 +122,7 @@ class Parts:
     own: OwnRecord
     caller: Caller
     attending: Attending
+    carrying: Carrying
     naming: Naming
     copies: Copies
     links: Links
@@ -292,10 +296,19 @@ def make_parts(
         count=metrics.count_proof,
         attend=attending.wanted,
     )
+    carrying = Carrying(
+        state.identity.node_id,
+        Carrier(state.identity.node_id, lambda: peers.standing, trio.current_time()),
+        caller, attending, lent,
+        deliver=driver.receive, serve=lambda *asked: server.serve(*asked), entries=lambda: peers.entries,
+        usable=partial(_usable, sessions, gossip), homes_changed=lambda: _homes_changed(links, driver),
+    )  # fmt: skip
+    driver.by_way = carrying.send
+    links.carry_by(carrying.ways)
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
-        sight=partial(_sight, names, finding, gossip, peers, reconciler),
+        sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -315,6 +328,7 @@ def make_parts(
         own=own,
         caller=caller,
         attending=attending,
+        carrying=carrying,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,
@@ -418,6 +432,18 @@ def _sight(
         keys = peers.wg_keys_of(entry)
         states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
     return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
+
+
+def _usable(sessions: Sessions, gossip: GossipDriver, member: NodeId) -> bool:
+    """Whether a member may be called: there is a link, and the member is not known to be gone."""
+    gone = gossip.membership.state(member) in (State.DEAD, State.LEFT)
+    return sessions.newest(member) is not None and not gone
+
+
+def _homes_changed(links: Links, driver: LinkDriver) -> None:
+    """Other members carry for this node than before."""
+    links.carriers_changed(trio.current_time())
+    driver.wake()
 
 
 def _seeds(places: Places, peers: Peers) -> Sequence[Address]:

@@ -32,6 +32,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import OwnSide
 
 # Tuning.
@@ -106,6 +107,7 @@ class Weaving:
         parts.guarding.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
         parts.gossip.roster_changed()
+        parts.carrying.look()
         parts.overlay.kick()
         self._arrange()
 
@@ -179,6 +181,8 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
+        parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
+        parts.carrying.look()
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)
@@ -194,6 +198,7 @@ class Weaving:
     def _changed(self, changed: Changed) -> None:
         self._parts.wiring.changed(changed, trio.current_time())
         self._parts.driver.wake()
+        self._parts.carrying.look()
         self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:

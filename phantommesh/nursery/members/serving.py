@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, assert_never
@@ -39,10 +39,11 @@ class ControlServer:
         sync_finish: Callable[[bytes, NodeId], None],
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
         proving: Proving | None = None,
+        carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving, self._sight = proving, sight
+        self._proving, self._sight, self._carry = proving, sight, carry
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
         )
@@ -68,6 +69,10 @@ class ControlServer:
                 return await self._account(entry, request)
             case serving.Sight(peer):
                 return self._sight(peer)
+            case serving.Carrying(entry, request):
+                if self._carry is None:
+                    return messages.Refused("this node carries nothing")
+                return await self._carry(entry, request)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:
