@@ -376,6 +376,14 @@ class Frame(msgspec.Struct, frozen=True, tag="frame"):
     frame: Passing
 
 
+class Meet(msgspec.Struct, frozen=True, tag="meet"):
+    """Ask to knock at each other's WireGuard ports in these dimensions (`routing.punching`), and to begin
+    when so many milliseconds are over. The answer is `Done`."""
+
+    dimensions: Dimensions
+    in_ms: Annotated[int, msgspec.Meta(ge=0, le=2000)]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -388,6 +396,7 @@ Request = (
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
+    | Meet
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

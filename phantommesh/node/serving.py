@@ -48,6 +48,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
+    messages.Meet: (0.5, 20),  # fewer are granted: see `routing.punching`
     messages.Pass: (20.0, 200),
     messages.Passed: (100.0, 1000),
 }
@@ -104,7 +105,15 @@ class Carrying:
     request: messages.Carry | messages.Carried | messages.Pass | messages.Passed
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | Carrying
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Knock at a member's WireGuard ports when it does so at this node's. The result is the answer."""
+
+    peer: NodeId
+    request: messages.Meet
+
+
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | Carrying | Meeting
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -212,6 +221,9 @@ class Serving:
             case messages.Carry() | messages.Carried() | messages.Pass() | messages.Passed():
                 carried: messages.Answer = yield Carrying(entry, request)
                 return carried
+            case messages.Meet():
+                met: messages.Answer = yield Meeting(peer, request)
+                return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Enrol() | messages.Return():

@@ -214,6 +214,9 @@ class Node:
             "loop-lag": self._watch_lag,
             **parts.naming.services(),
         }
+        if parts.finding.on:
+            services["wireguard-ports"] = parts.wgports.run
+            services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

@@ -56,6 +56,7 @@ from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
+from phantommesh.nursery.members.punching import PunchDriver
 from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
@@ -77,6 +78,7 @@ from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
+from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.overlay.guard import Guard
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
@@ -127,6 +129,8 @@ class Parts:
     copies: Copies
     links: Links
     driver: LinkDriver
+    wgports: WireguardPorts
+    punching: PunchDriver
     ways: Ways
     peers: Peers
     finding: Finding
@@ -305,10 +309,15 @@ def make_parts(
     )  # fmt: skip
     driver.by_way = carrying.send
     links.carry_by(carrying.ways)
+    wgports = WireguardPorts(places.forbids)
+    punching = PunchDriver(
+        state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
+    )
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
+        meet=punching.meet,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -333,6 +342,8 @@ def make_parts(
         copies=copies,
         links=links,
         driver=driver,
+        wgports=wgports,
+        punching=punching,
         ways=ways,
         peers=peers,
         finding=finding,

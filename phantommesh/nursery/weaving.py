@@ -82,6 +82,7 @@ class Weaving:
             case Turned():
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
+                parts.punching.watch(NodeId(news.peer))
                 self._recorder.turned(news)
             case _:
                 assert_never(news)
@@ -109,6 +110,7 @@ class Weaving:
         parts.gossip.roster_changed()
         parts.carrying.look()
         parts.overlay.kick()
+        parts.punching.look()
         self._arrange()
 
     def _reroute(self) -> None:
@@ -128,6 +130,7 @@ class Weaving:
             parts.own.member,
             tuple(parts.overlay.routed),
         )
+        parts.wgports.open_ports(own.ports)
         parts.scattering.update(parts.peers.arrange(own))
         parts.paths.set_peers(parts.peers.reached())
         parts.peers.refit(parts.paths.fitting.fit)
@@ -164,6 +167,7 @@ class Weaving:
             settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.read(seen.peer, seen.reading.counters)
             parts.paths.locate(seen.peer, seen.reading.endpoints)
+            parts.punching.watch(seen.peer)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))
@@ -181,6 +185,7 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
+        parts.punching.opened(opened)
         parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
         parts.carrying.look()
         if opened.at is not None:

@@ -163,6 +163,8 @@ class Worker:
                 return process.sight(peer)
             case serving.Carrying(entry, request):
                 return process.carrying.answer(entry, request)
+            case serving.Meeting():
+                raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

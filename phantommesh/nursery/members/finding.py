@@ -42,7 +42,8 @@ log = structlog.get_logger("phantommesh.finding")
 
 
 class Finding:
-    """Where this node may be reached, as far as it knows. ``found`` is what its record says of it.
+    """Where this node may be reached, as far as it knows. ``found`` is what its record says of it,
+    ``on`` whether it finds out at all.
 
     ``refresh`` reads the host's networks anew, ``reach`` judges by them, ``home`` hears which own addresses
     count; ``authorities`` are the members that are one. ``publish`` has the record follow, ``woken`` hears
@@ -71,7 +72,7 @@ class Finding:
         self.whereabouts = Whereabouts(port)
         self.dropped = self.whereabouts.dropped
         self.found = Found()
-        self._on = config.nat.discover and not local
+        self.on = config.nat.discover and not local
         self._names, self._caller = frozenset(names), caller
         self._refresh, self._reach, self._home = refresh, reach, home
         self._authorities, self._publish, self._woken = authorities, publish, woken
@@ -87,7 +88,7 @@ class Finding:
 
     def moved(self) -> None:
         """A link, an address or a way out of this host is another."""
-        if self._on:
+        if self.on:
             self._dirty = True
             self._news.ring()
 
@@ -96,7 +97,7 @@ class Finding:
         now = trio.current_time()
         if at is not None:
             self._heard[peer] = at, now
-        if self._on and not self.whereabouts.witnesses(now):
+        if self.on and not self.whereabouts.witnesses(now):
             self._rounds.soon(now)
             self._due.ring()
 
@@ -111,13 +112,13 @@ class Finding:
 
     async def begin(self) -> None:
         """Read what the host has, before the first record is made. The host's networks are read already."""
-        if self._on:
+        if self.on:
             await self._look()
             self.found = self.whereabouts.found(trio.current_time())
 
     async def run(self) -> None:
         """Follow all changes until cancelled."""
-        if not self._on:
+        if not self.on:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)

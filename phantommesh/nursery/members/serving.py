@@ -40,10 +40,11 @@ class ControlServer:
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
         proving: Proving | None = None,
         carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
+        meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving, self._sight, self._carry = proving, sight, carry
+        self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
         )
@@ -73,6 +74,10 @@ class ControlServer:
                 if self._carry is None:
                     return messages.Refused("this node carries nothing")
                 return await self._carry(entry, request)
+            case serving.Meeting(peer, request):
+                if self._meet is None:
+                    return messages.Refused("this node knocks at nobody's ports")
+                return self._meet(peer, request)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:
