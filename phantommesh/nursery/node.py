@@ -215,6 +215,8 @@ class Node:
         }
         if parts.finding.on:
             services["wireguard-ports"] = parts.wgports.run
+            services["relay"] = parts.lending.run
+            services["relays"] = parts.borrower.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

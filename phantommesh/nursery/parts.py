@@ -33,10 +33,13 @@ from phantommesh.membership.presets import PRESETS
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
+from phantommesh.nursery.dataplane.relays import make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.host import traffic
@@ -68,6 +71,7 @@ from phantommesh.nursery.news import (
     Rerouted,
     SecretsChanged,
     Tell,
+    WayChanged,
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
@@ -125,6 +129,8 @@ class Parts:
     links: Links
     driver: LinkDriver
     wgports: WireguardPorts
+    lending: Lending
+    borrower: Borrower
     ways: Ways
     peers: Peers
     finding: Finding
@@ -294,10 +300,16 @@ def make_parts(
         count=metrics.count_proof,
         attend=attending.wanted,
     )
+    wgports = WireguardPorts(places.forbids)
+    lending, borrower = make_relays(
+        config, state, keeper, peers, places, caller, links, ways, paths, gossip.membership, own, wgports,
+        changed=lambda peer: tell(WayChanged(peer)),
+    )  # fmt: skip
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(_sight, names, finding, gossip, peers, reconciler),
+        relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -321,7 +333,9 @@ def make_parts(
         copies=copies,
         links=links,
         driver=driver,
-        wgports=WireguardPorts(places.forbids),
+        wgports=wgports,
+        lending=lending,
+        borrower=borrower,
         ways=ways,
         peers=peers,
         finding=finding,

@@ -81,6 +81,7 @@ class Weaving:
             case Turned():
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
+                    parts.borrower.doubt((news.peer,))
                 self._recorder.turned(news)
             case _:
                 assert_never(news)
@@ -108,6 +109,9 @@ class Weaving:
         parts.gossip.roster_changed()
         parts.overlay.kick()
         self._arrange()
+        parts.lending.changed()
+        parts.borrower.forget(parts.peers.standing)
+        parts.borrower.doubt([entry.member.node_id for entry in parts.peers.entries])
 
     def _reroute(self) -> None:
         parts = self._parts
@@ -140,6 +144,7 @@ class Weaving:
             if keyed is not None:
                 parts.scattering.change(keyed.scatter)
                 parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
+        parts.borrower.doubt(peers)
         parts.reconciler.kick()
 
     def _adopt_keys(self) -> None:

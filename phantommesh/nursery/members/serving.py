@@ -13,6 +13,7 @@ import trio
 from phantommesh.control import messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
+from phantommesh.node.relaying import Relay
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -26,7 +27,8 @@ from phantommesh.trust.identity import NodeId
 
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here. For ``relay`` and
+    ``offered`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -39,13 +41,16 @@ class ControlServer:
         sync_finish: Callable[[bytes, NodeId], None],
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
         proving: Proving | None = None,
+        relay: Relay | None = None,
+        offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving, self._sight = proving, sight
         self.serving = serving.Serving(
-            node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
-        )
+            node, keys.ring, desk.desk, keeper.verifications,
+            proofs=proving is not None, relay=relay, offered=offered,
+        )  # fmt: skip
 
     async def serve(
         self, session: sessions.Session, request: messages.Request, source: Address
