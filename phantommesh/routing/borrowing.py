@@ -26,6 +26,8 @@ from phantommesh.trust.identity import NodeId
 # Tuning.
 ASKED: Final = 5  # relays, the nearest, that are asked what they would cost
 COST_EVERY: Final = 30.0  # s between two such questions
+COST_SOON: Final = 2.0  # s the same while no relay offers, at most,
+EAGER: Final = 30.0  # s from when one was first wanted
 OFFER_LIFE: Final = 75.0  # s that an answer is believed: two questions may go unanswered
 RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
@@ -110,6 +112,7 @@ class _Peer:
     legs: dict[int, _Leg] = field(default_factory=dict)
     before: dict[int, _Leg] = field(default_factory=dict)  # legs whose place another takes or has taken
     cost_at: float = inf
+    since: float = -inf  # when something was first wanted
     pause: float = HURRY
 
     def all_legs(self) -> list[tuple[int, _Leg]]:
@@ -159,7 +162,7 @@ class Borrowing:
             return effects
         if self._own < peer_id:
             if not before:
-                peer.cost_at = now
+                peer.cost_at = peer.since = now
             return effects + self._choose(peer_id, peer, now)
         for dimension in sorted(peer.wanted - before):
             relay, heard = self._hints.pop((peer_id, dimension), (peer_id, -inf))
@@ -263,7 +266,8 @@ class Borrowing:
         for peer_id, peer in self._peers.items():
             if peer.cost_at <= now:
                 peer.cost_at = now + (COST_EVERY if peer.offers else peer.pause)
-                peer.pause = min(2 * peer.pause, COST_EVERY)
+                eager = now - peer.since < EAGER  # the relay may be about to find its way to the peer
+                peer.pause = min(2 * peer.pause, COST_SOON) if eager else COST_EVERY
                 nearest = sorted((near, relay) for relay, near in self._relays.items() if relay != peer_id)
                 effects += [AskCost(relay, peer_id) for _, relay in nearest[:ASKED]]
             for relay in [r for r, (_, then) in peer.offers.items() if now - then >= OFFER_LIFE]:
