@@ -14,15 +14,23 @@ _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,
 
 
 class Address(NamedTuple):
-    """The address that a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``."""
+    """The address that a datagram came from or goes to. ``transport`` is ``udp`` or ``tcp``; or ``via``, for
+    a member that another member carries datagrams to: see `by_way_of`."""
 
     host: str
     port: int
     transport: str = "udp"
 
     def __str__(self) -> str:
+        if self.transport == "via":
+            return f"member {self.host.partition('/')[0]}, which carries datagrams"
         text = format_endpoint(self.host, self.port)
         return text if self.transport == "udp" else f"{text}/{self.transport}"
+
+
+def by_way_of(carrier: str, end: str) -> Address:
+    """The address of the member ``end`` behind the member ``carrier``, both as node ids in text."""
+    return Address(f"{carrier}/{end}", 0, "via")
 
 
 def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from phantommesh.link.wire import SESSION_ID_SIZE
 from phantommesh.secret import Secret
 
 RANDOM_SIZE = 16
+OVERHEAD = 1 + 16  # bytes that a sealed frame has more than its message
 HELLO_SIZE = 1 + SESSION_ID_SIZE + RANDOM_SIZE
 ANSWER_SIZE = 1 + RANDOM_SIZE
 MAX_FRAME = 16 * 1024 * 1024  # bytes; a member can have several of our channels hold one each

@@ -13,6 +13,7 @@ import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
 from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.idtree import MAX_DEPTH
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
@@ -21,6 +22,9 @@ from phantommesh.records.record import MAX_RECORD_BYTES
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
 SMALL = 128 * 1024  # bytes of an answer that holds no list, or a short one
+MAX_CARRIED = 32  # datagrams in one request
+MAX_PASSED = 56 * 1024  # bytes of a frame that is passed on; less than `channel.MAX_REQUEST`
+LINE_SIZE = 8  # bytes of the name of a line
 MAX_MOMENT = 253_402_300_799  # Unix seconds: the last one of the year 9999
 MAX_AGE_MS = 600_000  # a sighting that is older is none
 _MAX_PLACE = 64  # characters of an address with its port
@@ -326,6 +330,60 @@ class Sighting(msgspec.Struct, frozen=True, tag="sighting"):
     ] = ()
 
 
+Datagrams = Annotated[
+    tuple[Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_DATAGRAM)], ...],
+    msgspec.Meta(min_length=1, max_length=MAX_CARRIED),
+]
+Line = Annotated[bytes, msgspec.Meta(min_length=LINE_SIZE, max_length=LINE_SIZE)]
+Passing = Annotated[bytes, msgspec.Meta(max_length=MAX_PASSED)]
+
+
+class Carry(msgspec.Struct, frozen=True, tag="carry"):
+    """Ask a common member to carry these datagrams of a handshake to ``to``, which attends it. The answer is
+    `Done`, whatever becomes of them."""
+
+    to: Peer
+    datagrams: Datagrams
+
+
+class Carried(msgspec.Struct, frozen=True, tag="carried"):
+    """The common member's word that these datagrams are of ``origin``. The answer is `Done`."""
+
+    origin: Peer
+    datagrams: Datagrams
+
+
+class Pass(msgspec.Struct, frozen=True, tag="pass"):
+    """Ask a common member to pass a frame of a channel to ``to``, which attends it, and to answer with the
+    frame that comes back: `Frame`. ``line`` names the channel among those of the asker."""
+
+    to: Peer
+    line: Line
+    frame: Passing
+
+
+class Passed(msgspec.Struct, frozen=True, tag="passed"):
+    """The common member's word that this frame is of ``origin``. The answer is `Frame`."""
+
+    origin: Peer
+    line: Line
+    frame: Passing
+
+
+class Frame(msgspec.Struct, frozen=True, tag="frame"):
+    """The frame that came back; empty where there is none, and the line is over."""
+
+    frame: Passing
+
+
+class Meet(msgspec.Struct, frozen=True, tag="meet"):
+    """Ask to knock at each other's WireGuard ports in these dimensions (`routing.punching`), and to begin
+    when so many milliseconds are over. The answer is `Done`."""
+
+    dimensions: Dimensions
+    in_ms: Annotated[int, msgspec.Meta(ge=0, le=2000)]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -337,10 +395,13 @@ Request = (
     Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
+    | Carry | Carried | Pass | Passed
+    | Meet
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
+    | Frame
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

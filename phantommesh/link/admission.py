@@ -15,6 +15,7 @@ from hashlib import blake2s
 from phantommesh.endpoint import Address
 from phantommesh.link.handshake import Random
 from phantommesh.link.wire import MAC_SIZE
+from phantommesh.rates import source_block
 
 # Specification (docs/protocol.md, "Limits").
 INIT_RATE = 2.0  # a second, per IPv4 address or IPv6 /64
@@ -33,6 +34,7 @@ class Standing(Enum):
     NEWCOMER = "the secret of an invite"
     RETURNING_HOME = "a host of the record of a member whose certificate ran out, whose name it claims"
     RETURNING = "nothing: anybody who knows the mesh can claim to be a member whose certificate ran out"
+    CARRIED = "nothing: the member that carries it can claim the name"
     STRANGER = "nothing: any member can claim the name"
     OUTDATED = "nothing, under an admission secret that was replaced: a revoked node can claim the name"
 
@@ -62,10 +64,22 @@ SHARES = {
     Standing.NEWCOMER: Share(32, 4, 4, 5.0, 20.0),
     Standing.RETURNING_HOME: Share(64, 4, 4, INIT_RATE, INIT_BURST, each=True),
     Standing.RETURNING: Share(64, 2, 4, 0.5, 4.0, each=True, in_all=20.0),
+    Standing.CARRIED: Share(64, 8, 4, 5.0, 20.0),
     Standing.STRANGER: Share(64, 4, 64, 10.0, 20.0),
     Standing.OUTDATED: Share(16, 1, 16, 1.0, 5.0),
 }
 HALF_OPEN = sum(share.places for share in SHARES.values())
+
+
+def source_of(source: Address) -> str:
+    """The unit that the rate of INITs is kept for: a source block; of what a member carries, the two members.
+    A cookie shows nothing there, so what a carrier can claim has limits in `node.carrying`, too."""
+    return source.host if source.transport == "via" else source_block(source.host)
+
+
+def block_of(source: Address) -> str:
+    """The unit that half-open handshakes count for: a source block, or a member that carries."""
+    return source.host.partition("/")[0] if source.transport == "via" else source_block(source.host)
 
 
 class Cookies:

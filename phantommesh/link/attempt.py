@@ -120,6 +120,10 @@ class Initiation:
         """The peer may be at these addresses, too: what is not asked for a cookie yet may be."""
         self._candidates += [address for address in candidates if address not in self._candidates]
 
+    def waits(self, candidates: Sequence[Address]) -> bool:
+        """Whether it waits for a cookie, and has not asked all of these addresses for one."""
+        return self.stage is Stage.COOKIE and any(address not in self._asked for address in candidates)
+
     def resend_request(self, bitmap: int) -> list[Send]:
         """Ask the responder for fragments of RESP."""
         body = wire.Resend(Kind.RESP, bitmap).encode()

@@ -128,6 +128,7 @@ class Context:
     handshakes: Counter[tuple[Role, str]] = field(default_factory=Counter)
     agree: Agree = no_agreement
     elsewhere: Elsewhere = lambda peer: ()
+    ways: Elsewhere = lambda peer: ()
     gates: tuple[Gate, ...] = field(init=False)  # members': the first is sent with
     enrol_gate: Gate | None = field(init=False)
 
@@ -230,7 +231,8 @@ class Context:
         key_out, key_in = session.channel_i, session.channel_r
         if role == "responder":
             key_out, key_in = key_in, key_out
-        return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began, at=at)
+        where = None if at.transport == "via" else at
+        return Opened(peer.node_id, role, name, key_out, key_in, epoch, now - began, at=where)
 
     def settle(self, peer: Peer) -> None:
         """Note when the peer is due. To be called after anything that may have changed its ``deadline``."""

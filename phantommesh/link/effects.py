@@ -68,7 +68,7 @@ class Install:
 class Opened:
     """A handshake finished. The keys protect control streams named by ``session`` (the initiator's id).
     ``invite`` is the invite's id where the peer is a newcomer, whose bare public key is ``spki``; ``at`` is
-    where a member is, as it answered from there."""
+    where a member is, as it answered from there; None where another member carried the handshake."""
 
     peer: bytes
     role: Role

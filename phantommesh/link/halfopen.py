@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 from phantommesh.endpoint import Address
 from phantommesh.link import wire
-from phantommesh.link.admission import SHARES, Standing
+from phantommesh.link.admission import SHARES, Standing, block_of
 from phantommesh.link.effects import ResetSign
 from phantommesh.link.handshake import Responder
 from phantommesh.link.wire import Kind
-from phantommesh.rates import source_block
 
 # Tuning.
 LIFE = 12.0  # s from INIT: longer than an initiator retries AUTH, so that a lost ACK can be sent again
@@ -45,7 +44,7 @@ class Response:
 
     def __post_init__(self) -> None:
         """Note the source block that the place counts for."""
-        self.block = source_block(self.source.host)
+        self.block = block_of(self.source)
 
     @property
     def peer(self) -> bytes:
@@ -121,7 +120,7 @@ class Responses:
                 self.drop(old)
         if standing is Standing.PROVEN:
             return len(held) < share.places
-        block = source_block(source.host)
+        block = block_of(source)
         same = [old for old in held.values() if old.block == block]
         if len(same) >= share.of_source:
             self.drop(same[0])

@@ -32,7 +32,9 @@ class Starter:
         if peer.initiation is None:
             return []
         if peer.initiation.stage is Stage.COOKIE:
-            peer.initiation.offer(self._context.elsewhere(peer.node_id))  # heard of meanwhile
+            # Heard of meanwhile.
+            peer.initiation.offer(self._context.ways(peer.node_id))
+            peer.initiation.offer(self._context.elsewhere(peer.node_id))
         effects: list[Effect] = [*peer.initiation.tick(now)]
         if peer.initiation.stage is Stage.FAILED:
             effects += self._failed(peer, peer.initiation, now)
@@ -76,13 +78,15 @@ class Starter:
     def _candidates(self, peer: Peer) -> list[Address]:
         """The addresses to try, in their order: the one that the last handshake went through, then those of
         the record, from another one on after each failure; among them those at which the peer was heard, and
-        anybody may have made it seem so. An address that gave a cookie and then nothing is left out once:
-        small datagrams pass there, and large ones may not."""
+        anybody may have made it seem so; and members that carry datagrams to it, after the likeliest one, as
+        the peer may be behind a NAT. An address that gave a cookie and then nothing is left out once: small
+        datagrams pass there, and large ones may not."""
         named, heard = peer.auth.endpoints, self._context.elsewhere(peer.node_id)
+        ways = self._context.ways(peer.node_id)
         turn = peer.failures * TRIES % len(named) if named else 0
         named = named[turn:] + named[:turn]
-        found = [*named[:1], *heard[:1], *named[1:], *heard[1:]]
-        if peer.answered in found and not peer.failures:
+        found = [*named[:1], *ways[:1], *heard[:1], *ways[1:], *named[1:], *heard[1:]]
+        if peer.answered in found and not peer.failures and peer.answered.transport != "via":
             found.insert(0, peer.answered)
         found = [address for address in dict.fromkeys(found) if address != peer.avoided] or found[:1]
         peer.avoided = None

@@ -63,6 +63,22 @@ class Links:
         they are."""
         self._context.elsewhere = elsewhere
 
+    def carry_by(self, ways: Elsewhere) -> None:
+        """From now on try these addresses of a peer as well, at which other members carry datagrams to it."""
+        self._context.ways = ways
+
+    def carriers_changed(self, now: float) -> None:
+        """Other members carry for this node than before. Try them at once with each peer that nothing else
+        reaches; the next `tick` does."""
+        for node_id, peer in self._peers.items():
+            if peer.initiation is not None:
+                if peer.initiation.waits(self._context.ways(node_id)):
+                    peer.initiation.deadline = now
+            elif peer.failures or peer.psk.age(now) is None:
+                delay = 0.0 if self._context.starts_with(node_id) else FIRST_GLARE_DELAY
+                peer.start_by(now + delay + self._spread())
+            self._context.settle(peer)
+
     @property
     def drops(self) -> Counter[str]:
         """Datagrams that could not be used, by reason."""

@@ -13,7 +13,15 @@ from phantommesh.dimensions import ALL
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.link import keys, wire
-from phantommesh.link.admission import INIT_BURST, INIT_RATE, MAX_SOURCES, SHARES, Cookies, Standing
+from phantommesh.link.admission import (
+    INIT_BURST,
+    INIT_RATE,
+    MAX_SOURCES,
+    SHARES,
+    Cookies,
+    Standing,
+    source_of,
+)
 from phantommesh.link.attempt import Stage
 from phantommesh.link.context import Context, Gate, Peer, sends
 from phantommesh.link.effects import Alarm, Effect, Install, Opened, ResetSign, Send, Sign
@@ -22,7 +30,7 @@ from phantommesh.link.halfopen import LIFE, Response, Responses
 from phantommesh.link.handshake import HandshakeError, Responder, pick_chain, proven
 from phantommesh.link.psk import PskState
 from phantommesh.link.wire import Fragment, Kind, Mode
-from phantommesh.rates import Bucket, Rates, source_block
+from phantommesh.rates import Bucket, Rates
 from phantommesh.trust.identity import node_id_of
 
 # Tuning.
@@ -113,7 +121,7 @@ class Answerer:
         if fragment.index == 0 and not self._may_enter(gate, fragment.chunk[wire.INIT_NODE_ID]):
             return self._context.drop("mac")
         started = self._context.reassembler.started(source, fragment)
-        if not started and not self._rates[gate.current].allow(source_block(source.host), now):
+        if not started and not self._rates[gate.current].allow(source_of(source), now):
             return self._context.drop("rate")
         pool = Pool.CURRENT if gate.current else Pool.OUTDATED
         body = self._context.reassembler.add(source, fragment, now, pool)
@@ -164,6 +172,8 @@ class Answerer:
         if key is not None and proven(init, key, self._cookies.accepted(source, now)):
             return Standing.PROVEN
         at_home = source.host == peer.seen_at or any(source.host == a.host for a in peer.auth.endpoints)
+        if source.transport == "via":
+            return Standing.CARRIED
         # A chain's id was in the clear once, on the path between the two; nobody else can name it.
         if at_home or pick_chain(_offered(init), peer.psk.held_chains())[0] != wire.NO_CHAIN:
             return Standing.KNOWN
@@ -248,7 +258,8 @@ class Answerer:
         )
         response.verified_at = now
         self.responses.verified(response)
-        peer.seen_at = response.source.host
+        if response.source.transport != "via":
+            peer.seen_at = response.source.host
         replaced = None if peer.psk.committed is None else peer.psk.committed.chain_id
         if not peer.psk.commit(agreement, now, responder=True):
             self.responses.drop(response)

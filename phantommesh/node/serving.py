@@ -45,6 +45,12 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
     messages.Look: (1.0, 20),
+    # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
+    messages.Carry: (200.0, 4000),
+    messages.Carried: (400.0, 8000),
+    messages.Meet: (0.5, 20),  # fewer are granted: see `routing.punching`
+    messages.Pass: (20.0, 200),
+    messages.Passed: (100.0, 1000),
 }
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
@@ -91,7 +97,23 @@ class Sight:
     peer: NodeId
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight
+@dataclass(frozen=True, slots=True)
+class Carrying:
+    """Carry for a member, or take what it carries. The result is the answer."""
+
+    entry: Entry
+    request: messages.Carry | messages.Carried | messages.Pass | messages.Passed
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Knock at a member's WireGuard ports when it does so at this node's. The result is the answer."""
+
+    peer: NodeId
+    request: messages.Meet
+
+
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | Carrying | Meeting
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -201,6 +223,12 @@ class Serving:
                     return messages.Refused("this node uses no relays")
                 self._offered(peer, request)
                 return messages.Done()
+            case messages.Carry() | messages.Carried() | messages.Pass() | messages.Passed():
+                carried: messages.Answer = yield Carrying(entry, request)
+                return carried
+            case messages.Meet():
+                met: messages.Answer = yield Meeting(peer, request)
+                return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Enrol() | messages.Return():

@@ -207,6 +207,7 @@ class Node:
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
             "succession": parts.succession.run,
+            "carrying": parts.carrying.run,
             "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,
@@ -217,6 +218,7 @@ class Node:
             services["wireguard-ports"] = parts.wgports.run
             services["relay"] = parts.lending.run
             services["relays"] = parts.borrower.run
+            services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

@@ -29,7 +29,9 @@ from phantommesh.link.keys import RETURNING
 from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
+from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
+from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
@@ -50,12 +52,14 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
+from phantommesh.nursery.members.punching import PunchDriver
 from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
@@ -124,6 +128,7 @@ class Parts:
     own: OwnRecord
     caller: Caller
     attending: Attending
+    carrying: Carrying
     naming: Naming
     copies: Copies
     links: Links
@@ -131,6 +136,7 @@ class Parts:
     wgports: WireguardPorts
     lending: Lending
     borrower: Borrower
+    punching: PunchDriver
     ways: Ways
     peers: Peers
     finding: Finding
@@ -300,16 +306,28 @@ def make_parts(
         count=metrics.count_proof,
         attend=attending.wanted,
     )
+    carrying = Carrying(
+        state.identity.node_id,
+        Carrier(state.identity.node_id, lambda: peers.standing, trio.current_time()),
+        caller, attending, lent,
+        deliver=driver.receive, serve=lambda *asked: server.serve(*asked), entries=lambda: peers.entries,
+        usable=partial(_usable, sessions, gossip), homes_changed=lambda: _homes_changed(links, driver),
+    )  # fmt: skip
+    driver.by_way = carrying.send
+    links.carry_by(carrying.ways)
     wgports = WireguardPorts(places.forbids)
     lending, borrower = make_relays(
         config, state, keeper, peers, places, caller, links, ways, paths, gossip.membership, own, wgports,
         changed=lambda peer: tell(WayChanged(peer)),
     )  # fmt: skip
+    punching = PunchDriver(
+        state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
+    )
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
-        sight=partial(_sight, names, finding, gossip, peers, reconciler),
-        relay=lending.relay, offered=borrower.offered,
+        sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
+        meet=punching.meet, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -329,6 +347,7 @@ def make_parts(
         own=own,
         caller=caller,
         attending=attending,
+        carrying=carrying,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,
@@ -336,6 +355,7 @@ def make_parts(
         wgports=wgports,
         lending=lending,
         borrower=borrower,
+        punching=punching,
         ways=ways,
         peers=peers,
         finding=finding,
@@ -435,6 +455,18 @@ def _sight(
         keys = peers.wg_keys_of(entry)
         states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
     return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
+
+
+def _usable(sessions: Sessions, gossip: GossipDriver, member: NodeId) -> bool:
+    """Whether a member may be called: there is a link, and the member is not known to be gone."""
+    gone = gossip.membership.state(member) in (State.DEAD, State.LEFT)
+    return sessions.newest(member) is not None and not gone
+
+
+def _homes_changed(links: Links, driver: LinkDriver) -> None:
+    """Other members carry for this node than before."""
+    links.carriers_changed(trio.current_time())
+    driver.wake()
 
 
 def _seeds(places: Places, peers: Peers) -> Sequence[Address]:

@@ -32,6 +32,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import OwnSide
 
 # Tuning.
@@ -82,6 +83,7 @@ class Weaving:
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
                     parts.borrower.doubt((news.peer,))
+                parts.punching.watch(NodeId(news.peer))
                 self._recorder.turned(news)
             case _:
                 assert_never(news)
@@ -107,7 +109,9 @@ class Weaving:
         parts.guarding.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
         parts.gossip.roster_changed()
+        parts.carrying.look()
         parts.overlay.kick()
+        parts.punching.look()
         self._arrange()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)
@@ -168,6 +172,7 @@ class Weaving:
             settled &= parts.links.settled(seen.peer, seen.handshakes, now)
             parts.paths.read(seen.peer, seen.reading.counters)
             parts.paths.locate(seen.peer, seen.reading.endpoints)
+            parts.punching.watch(seen.peer)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))
@@ -185,6 +190,9 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
+        parts.punching.opened(opened)
+        parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
+        parts.carrying.look()
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)
         self._recorder.opened(opened)
@@ -200,6 +208,7 @@ class Weaving:
     def _changed(self, changed: Changed) -> None:
         self._parts.wiring.changed(changed, trio.current_time())
         self._parts.driver.wake()
+        self._parts.carrying.look()
         self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:

@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from phantommesh.endpoint import Address
-from phantommesh.nursery.sockets.wgports import SIZE, WireguardPorts
+from phantommesh.nursery.sockets.wgports import WireguardPorts
+from phantommesh.routing.knocks import SIZE
 from tests.support.spaces import cable, run, spaces, within
 
 pytestmark = pytest.mark.lab

@@ -161,6 +161,10 @@ class Worker:
                 process.carry_gossip(process.gossip.seal(effects, process.now))
             case serving.Sight(peer):
                 return process.sight(peer)
+            case serving.Carrying():
+                raise AssertionError("nobody lends a connection, so there is nothing to carry")
+            case serving.Meeting():
+                raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lends a connection to each member that has something to ask of this node and cannot call it: this node is
-behind a NAT, or its control port is closed for TCP."""
+"""Lends connections to members: this node may be behind a NAT, or its control port closed. A member gets one
+that has something to ask of this node and cannot call it; and each home gets one (`members/carrying.py`)."""
 
 from __future__ import annotations
 
@@ -23,42 +23,60 @@ log = structlog.get_logger("phantommesh.attending")
 
 
 class Attending:
-    """One connection a member at most, and only to one that has said that it waits."""
+    """One connection a member at most. ``changed`` is called when `live` or `trying` has."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._waiting, self._to_attend = trio.open_memory_channel[NodeId](QUEUE)
-        self._attended = set[NodeId]()
+        self.trying: dict[NodeId, float] = {}  # those that are being called, since when
+        self.live: dict[NodeId, trio.CancelScope] = {}  # those that have a connection
+        self.changed: Callable[[], None] = lambda: None
+        self.failed: Callable[[NodeId], None] = lambda peer: None
         self.dropped = Counter[str]()
 
     def wanted(self, peer: NodeId) -> None:
-        """This member waits."""
-        if peer in self._attended:
+        """This member waits, or is to be a home."""
+        if peer in self.live or peer in self.trying:
             return
         try:
             self._waiting.send_nowait(peer)
         except trio.WouldBlock:
             self.dropped["attend"] += 1
         else:
-            self._attended.add(peer)
+            self.trying[peer] = trio.current_time()
+
+    def give_back(self, peer: NodeId) -> None:
+        """Attend this member no more."""
+        if peer in self.live:
+            self.live[peer].cancel()
 
     async def run(self, answer: Callable[[Client], Awaitable[None]]) -> None:
         """Attend until cancelled. ``answer`` answers all that comes over a connection, until it ends."""
-        self._attended.clear()
+        self.trying.clear()
+        self.live.clear()
         async with trio.open_nursery() as nursery:
             async for peer in self._to_attend.clone():
-                self._attended.add(peer)
+                self.trying[peer] = trio.current_time()
                 nursery.start_soon(self._attend, peer, answer)
 
     async def _attend(self, peer: NodeId, answer: Callable[[Client], Awaitable[None]]) -> None:
-        told = format_node_id(peer)
+        told, taken = format_node_id(peer), False
         with left_out(self.dropped, "attend-broken", "a member's questions were left out", peer=told):
             try:
-                async with self._caller.dial(peer) as client:
+                async with self._caller.dial_direct(peer) as client:
                     if isinstance(await client.ask(messages.Attend()), messages.Done):
-                        log.info("a member that cannot call this node asks over our connection", peer=told)
-                        await answer(client)
+                        log.info("a member may ask this node over a connection that it made", peer=told)
+                        taken = True
+                        with trio.CancelScope() as scope:
+                            self.live[peer] = scope
+                            self.trying.pop(peer, None)
+                            self.changed()
+                            await answer(client)
             except StreamError as error:
                 log.debug("a member is not attended", peer=told, error=str(error))
             finally:
-                self._attended.discard(peer)
+                self.live.pop(peer, None)
+                self.trying.pop(peer, None)
+                if not taken:
+                    self.failed(peer)
+                self.changed()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import time
 from typing import TypeVar, cast
 
@@ -52,6 +52,8 @@ class Caller:
     ) -> None:
         self._node, self._keeper, self.sessions, self._where = node, keeper, sessions, where
         self._lent = Lent() if lent is None else lent
+        self.by_way: Callable[[NodeId], AbstractAsyncContextManager[channels.Client]] | None = None
+        self._apart: set[NodeId] = set()  # members that this node last reached by way of others only
 
     def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
         """The members that can be called, in the order of `asking.whom`."""
@@ -68,8 +70,38 @@ class Caller:
         async with self.dial(member) as client:
             yield client
 
+    def linked(self, member: NodeId, *, directly: bool) -> None:
+        """A handshake with a member finished, directly or by way of another member."""
+        if directly:
+            self._apart.discard(member)
+        else:
+            self._apart.add(member)
+
     @asynccontextmanager
     async def dial(self, member: NodeId) -> AsyncIterator[channels.Client]:
+        """Open a channel to a member: directly, else by way of a member that passes it on. Raises
+        `StreamError`, also inside the block where the channel breaks."""
+        ways: list[Callable[[NodeId], AbstractAsyncContextManager[channels.Client]]] = [self.dial_direct]
+        if self.by_way is not None:
+            ways.append(self.by_way)
+        if member in self._apart:
+            ways.reverse()
+        failures = list[str]()
+        for way in ways:
+            opened = False
+            try:
+                async with way(member) as client:
+                    opened = True
+                    yield client
+                    return
+            except framing.StreamError as error:
+                if opened:
+                    raise
+                failures.append(str(error))
+        raise framing.StreamError("; ".join(failures))
+
+    @asynccontextmanager
+    async def dial_direct(self, member: NodeId) -> AsyncIterator[channels.Client]:
         """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
         inside the block where the channel breaks."""
         session = self.sessions.newest(member)

@@ -38,6 +38,7 @@ class LinkDriver:
     ) -> None:
         self.links = links
         self.tcp: TcpPort | None = None
+        self.by_way: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._identity, self._udp = identity, udp
         self._install, self._opened, self._alarmed = install, opened, alarmed
         self._due = Due(lambda: links.deadline)
@@ -65,6 +66,8 @@ class LinkDriver:
                 case Send(datagram, destination):
                     if destination.transport == "udp":
                         self._udp.send(datagram, destination)
+                    elif destination.transport == "via":
+                        self.by_way(datagram, destination)
                     elif self.tcp is not None:
                         self.tcp.send(datagram, destination)
                 case Sign():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, assert_never
@@ -43,10 +43,12 @@ class ControlServer:
         proving: Proving | None = None,
         relay: Relay | None = None,
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
+        carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
+        meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
-        self._proving, self._sight = proving, sight
+        self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered,
@@ -73,6 +75,14 @@ class ControlServer:
                 return await self._account(entry, request)
             case serving.Sight(peer):
                 return self._sight(peer)
+            case serving.Carrying(entry, request):
+                if self._carry is None:
+                    return messages.Refused("this node carries nothing")
+                return await self._carry(entry, request)
+            case serving.Meeting(peer, request):
+                if self._meet is None:
+                    return messages.Refused("this node knocks at nobody's ports")
+                return self._meet(peer, request)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:

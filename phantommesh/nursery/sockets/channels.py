@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 import trio
 
@@ -47,15 +48,24 @@ async def ask_records(framed: FramedStream, sealed: bytes) -> bytes:
     raise StreamError("the other end does not answer")
 
 
+class Frames(Protocol):
+    """A connection's frames, as `FramedStream` has them; or those that another member passes on. Both raise
+    `StreamError`."""
+
+    async def send(self, frame: bytes) -> None: ...
+
+    async def receive(self, limit: int) -> bytes: ...
+
+
 class Client:
     """Requests to one peer over one connection, one at a time. A peer that stays silent for ``IDLE`` seconds
     is gone: one that lost its power never closes a connection."""
 
-    def __init__(self, framed: FramedStream, sealed: channel.Channel, session: Session) -> None:
+    def __init__(self, framed: Frames, sealed: channel.Channel, session: Session) -> None:
         self.framed, self.sealed, self.session = framed, sealed, session
 
     @classmethod
-    async def open(cls, framed: FramedStream, session: Session) -> Client:
+    async def open(cls, framed: Frames, session: Session) -> Client:
         """Open a channel on a connection. Raises `StreamError`."""
         mine = os.urandom(channel.RANDOM_SIZE)
         await framed.send(channel.hello(session.name, mine))
@@ -87,7 +97,7 @@ class Client:
         return messages.decode_answer_untrusted(self.sealed.open(frame))
 
 
-async def _not_a_datagram(framed: FramedStream, limit: int) -> bytes:
+async def _not_a_datagram(framed: Frames, limit: int) -> bytes:
     """Return the next frame of a channel. Datagrams that the handshake on this connection repeated may still
     come; they are passed over."""
     while True:

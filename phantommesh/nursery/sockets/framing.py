@@ -17,7 +17,8 @@ from phantommesh.endpoint import Address
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
 # s until the kernel asks, s between two questions, and how many in vain end the connection.
-ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 4}
+# A NAT that started anew has forgotten a lent connection, and its member is out of reach until then.
+ALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 
 
 class StreamError(Exception):

@@ -13,6 +13,7 @@ from phantommesh.nursery.sockets.channels import Client
 # Tuning: s without a question after which a connection is given back. More than the longest epoch of the
 # scatter: with each one there is something to ask.
 UNUSED = 3 * 3600.0
+MOST = 256  # connections that are lent to this node at once, of as many members
 
 
 class _Loan:
@@ -29,6 +30,10 @@ class Lent:
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._loans
+
+    def has_room(self, peer: bytes) -> bool:
+        """Whether a connection of this member would be held: see `MOST`."""
+        return peer in self._loans or len(self._loans) < MOST
 
     async def keep(self, client: Client) -> None:
         """Hold a connection until it breaks, is unused for long, or its member lends another."""

@@ -260,7 +260,11 @@ class TcpPort:
                 raise _CrowdedError
             self._lives[seat].deadline = float("inf")
             request = messages.decode_request_untrusted(message)
-            if isinstance(request, messages.Attend) and not session.invite:
+            if (
+                isinstance(request, messages.Attend)
+                and not session.invite
+                and self._lent.has_room(session.peer)
+            ):
                 await framed.send(sealed.seal(messages.encode(messages.Done())))
                 await self._lent.keep(Client(framed, sealed, session))
                 raise StreamError("it was lent, and given back")
@@ -274,6 +278,8 @@ class TcpPort:
         """Answer what a member asks over a connection that this node has made and lent, until it ends. Raises
         `StreamError`."""
         framed, session, sealed = client.framed, client.session, client.sealed
+        if not isinstance(framed, FramedStream):
+            raise StreamError("only a connection can be lent")
         framed.keep_alive()
         with trio.CancelScope() as scope:
             self._channels[scope] = session

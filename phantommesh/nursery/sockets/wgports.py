@@ -28,14 +28,13 @@ from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.sockets.udp import mark_outer
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.routing.knocks import SIZE
 
 NO_RAW_SOCKET: Final = FaultKind("no-raw-socket", "medium")
 
-SIZE: Final = 64  # bytes of a datagram's payload: `routing.binding.SIZE`, and that of the probes
-
 # linux/in.h, linux/in6.h, linux/icmpv6.h and asm-generic/socket.h; Python 3.11 has no names for them.
-_IP_PKTINFO, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 8, 10, 2
-_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO, _IPV6_CHECKSUM = 23, 2, 7
+_IP_TTL, _IP_PKTINFO, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 2, 8, 10, 2
+_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_DO, _IPV6_CHECKSUM, _IPV6_HOPLIMIT = 23, 2, 7, 52
 _SO_ATTACH_FILTER = 26
 
 # linux/bpf_common.h: the instructions that are used here.
@@ -117,9 +116,10 @@ class WireguardPorts:
         for family, sock in self._sockets.items():
             self._filter(sock, family)
 
-    def send(self, dimension: int, destination: Address, payload: bytes) -> bool:
+    def send(self, dimension: int, destination: Address, payload: bytes, hops: int | None = None) -> bool:
         """Send a datagram of `SIZE` bytes from WireGuard's port of a dimension. Return whether the kernel
-        took it; what it did not take is counted. ``destination`` has passed the filter of addresses."""
+        took it; what it did not take is counted. ``destination`` has passed the filter of addresses.
+        ``hops``: let no more than so many routers pass it on."""
         if self._forbids(destination.host):
             self.dropped["wgport-forbidden"] += 1
             return False
@@ -131,7 +131,10 @@ class WireguardPorts:
             source, length = self._ports[dimension], _UDP_HEADER.size + len(payload)
             if six:  # the kernel sums
                 packet = _UDP_HEADER.pack(source, destination.port, length, 0) + payload
-                sock.sendto(packet, (destination.host, 0))
+                limit = (
+                    [] if hops is None else [(socket.IPPROTO_IPV6, _IPV6_HOPLIMIT, struct.pack("=i", hops))]
+                )
+                sock.sendmsg([packet], limit, 0, (destination.host, 0))
             else:
                 here = _source(destination.host)
                 there = socket.inet_aton(destination.host)
@@ -139,6 +142,8 @@ class WireguardPorts:
                 packet = bare[:_CHECKSUM_AT] + _checksum(here, there, bare) + bare[_UDP_HEADER.size :]
                 information = struct.pack("=i4s4s", 0, here, bytes(4))  # linux/in.h, struct in_pktinfo
                 ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, information)]
+                if hops is not None:
+                    ancillary.append((socket.IPPROTO_IP, _IP_TTL, struct.pack("=i", hops)))
                 sock.sendmsg([packet], ancillary, 0, (destination.host, 0))
         except OSError:
             self.dropped["wgport-unsent"] += 1

@@ -20,7 +20,7 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.nursery.sockets import channels, framing, tcp
-from phantommesh.nursery.sockets.channels import Client
+from phantommesh.nursery.sockets.channels import Client, Frames
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.secret import Secret
@@ -68,7 +68,7 @@ async def serving(
         nursery.cancel_scope.cancel()
 
 
-async def is_closed(framed: FramedStream) -> bool:
+async def is_closed(framed: Frames) -> bool:
     with trio.fail_after(PATIENCE):
         try:
             await framed.receive(1 << 20)

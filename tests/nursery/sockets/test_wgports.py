@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.nursery.sockets.wgports import SIZE, Instruction, _checksum, program
+from phantommesh.nursery.sockets.wgports import Instruction, _checksum, program
+from phantommesh.routing.knocks import SIZE
 
 PORTS, MAGICS = (51820, 51821, 51833), (0x504D5231, 0x504D5031)
 number16, number32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)

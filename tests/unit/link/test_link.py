@@ -79,7 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     spy(wire, "cookie_mac_ok", "cookie mac")
     spy(wire, "first_mac_ok", "first mac")
-    spy(responder, "source_block", "rate")
+    spy(responder, "source_of", "rate")
     spy(Reassembler, "add", "reassembly")
     spy(Responses, "replayed", "duplicates")
     return found

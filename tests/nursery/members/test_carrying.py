@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Members that cannot call each other have a link by way of a member that both can call. Whole nodes, with a
+model of WireGuard, over loopback sockets: nobody can call beta and gamma, and the two hear nothing of each
+other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+
+from phantommesh.config.reading import load
+from phantommesh.control import messages
+from phantommesh.endpoint import Address, by_way_of
+from phantommesh.link.psk import PskPhase
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.sockets import framing, tcp
+from phantommesh.nursery.sockets.framing import FramedStream, StreamError
+from phantommesh.nursery.sockets.udp import UdpPort
+from phantommesh.trust.identity import NodeId, format_node_id
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+
+
+class Three(NamedTuple):
+    alpha: Node
+    beta: Node
+    gamma: Node
+
+
+def id_of(node: Node) -> NodeId:
+    return NodeId(node.parts.state.identity.node_id)
+
+
+def linked(one: Node, other: Node) -> bool:
+    links, now = one.parts.links, trio.current_time()
+    peer = id_of(other)
+    return one.parts.sessions.newest(peer) is not None and links.state(peer, now).phase is PskPhase.FRESH
+
+
+@asynccontextmanager
+async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
+    """Three nodes that run, as said above."""
+    authority = make_authority(at / "alpha")
+    async with serving(at / "alpha"):
+        for name in ("beta", "gamma"):
+            await join(at / name, make_invite(authority), name)
+    hidden = {load(at / name / "pm.toml").control.port for name in ("beta", "gamma")}
+    send, connect = UdpPort.send, framing.connect
+
+    def send_unless_apart(self: UdpPort, datagram: bytes, to: Address) -> None:
+        if not {self.port, to.port} <= hidden:
+            send(self, datagram, to)
+
+    @asynccontextmanager
+    async def connect_unless_hidden(host: str, port: int) -> AsyncIterator[FramedStream]:
+        if port in hidden:
+            raise StreamError("nobody can call it")
+        async with connect(host, port) as framed:
+            yield framed
+
+    monkeypatch.setattr(UdpPort, "send", send_unless_apart)
+    monkeypatch.setattr(framing, "connect", connect_unless_hidden)
+    monkeypatch.setattr(tcp, "connect", connect_unless_hidden)
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(at / n)) for n in ("alpha", "beta", "gamma")]
+        yield Three(*nodes)
+
+
+async def test_two_members_that_nobody_can_call_have_a_link_and_a_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
+        began = trio.current_time()
+        await until(lambda: linked(beta, gamma) and linked(gamma, beta))
+        print(f"linked after {trio.current_time() - began:.2f} s")
+        assert beta.parts.carrying.homes == gamma.parts.carrying.homes == [id_of(alpha)]
+        # A channel of their own, over which alpha reads nothing.
+        answer = await beta.parts.carrying.tell(id_of(gamma), messages.Look())
+        assert isinstance(answer, messages.Sighting)
+        for request in (messages.Attend(), messages.Carry(id_of(alpha), (b"\x01" * 64,))):
+            refused = await beta.parts.carrying.tell(id_of(gamma), request)
+            assert refused == messages.Refused("this is not answered by way of others")
+        # The member that they have lent a connection to asks over that.
+        assert isinstance(await alpha.parts.carrying.tell(id_of(beta), messages.Look()), messages.Sighting)
+        # The next epoch comes the same way.
+        before = beta.parts.links.state(id_of(gamma), trio.current_time()).epoch
+        for node in (beta, gamma):
+            node.parts.links.rotate(None, trio.current_time())
+            node.parts.driver.wake()
+        await until(
+            lambda: all(
+                one.parts.links.state(id_of(other), trio.current_time()).epoch > before
+                for one, other in ((beta, gamma), (gamma, beta))
+            )
+        )
+        assert beta.parts.links.scatter(id_of(gamma)) is not None
+
+
+async def test_a_home_is_lent_a_connection_again_after_it_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
+        await until(lambda: linked(beta, gamma))
+        lent = alpha.parts.caller._lent
+        for scope in list(beta.parts.attending.live.values()):
+            scope.cancel()
+        await until(lambda: id_of(alpha) not in beta.parts.attending.live)
+        await until(lambda: id_of(beta) in lent and beta.parts.carrying.homes == [id_of(alpha)])
+
+
+async def test_what_goes_to_a_member_that_is_no_home_is_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
+        await until(lambda: linked(beta, gamma))
+        way = by_way_of(format_node_id(id_of(gamma)), format_node_id(id_of(alpha)))
+        beta.parts.carrying.send(bytes(64), way)
+        await until(lambda: beta.parts.carrying.dropped["carry-unsent"] == 1)
+        with pytest.raises(StreamError):
+            await beta.parts.carrying.tell(NodeId(b"?" * 16), messages.Look())
