@@ -217,6 +217,8 @@ class Node:
         }
         if parts.finding.on:
             services["wireguard-ports"] = parts.wgports.run
+            services["relay"] = parts.lending.run
+            services["relays"] = parts.borrower.run
             services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run

@@ -35,11 +35,14 @@ from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.framed import Framed
+from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
+from phantommesh.nursery.dataplane.relays import make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.host import traffic
@@ -74,6 +77,7 @@ from phantommesh.nursery.news import (
     Rerouted,
     SecretsChanged,
     Tell,
+    WayChanged,
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
@@ -132,6 +136,8 @@ class Parts:
     links: Links
     driver: LinkDriver
     wgports: WireguardPorts
+    lending: Lending
+    borrower: Borrower
     punching: PunchDriver
     ways: Ways
     peers: Peers
@@ -330,6 +336,10 @@ def make_parts(
     driver.by_way = carrying.send
     links.carry_by(carrying.ways)
     wgports = WireguardPorts(places.forbids)
+    lending, borrower = make_relays(
+        config, state, keeper, peers, places, caller, links, ways, paths, gossip.membership, own, wgports,
+        changed=lambda peer: tell(WayChanged(peer)),
+    )  # fmt: skip
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
@@ -338,7 +348,7 @@ def make_parts(
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
         check=TcpChecks(sessions, partial(_seen_at, finding, gossip), places.may).check,
-        meet=punching.meet,
+        meet=punching.meet, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -364,6 +374,8 @@ def make_parts(
         links=links,
         driver=driver,
         wgports=wgports,
+        lending=lending,
+        borrower=borrower,
         punching=punching,
         ways=ways,
         peers=peers,

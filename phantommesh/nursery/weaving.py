@@ -83,6 +83,7 @@ class Weaving:
                 parts.framed.stir(news.peer)
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
+                    parts.borrower.doubt((news.peer,))
                 parts.punching.watch(NodeId(news.peer))
                 self._recorder.turned(news)
             case _:
@@ -114,6 +115,9 @@ class Weaving:
         parts.overlay.kick()
         parts.punching.look()
         self._arrange()
+        parts.lending.changed()
+        parts.borrower.forget(parts.peers.standing)
+        parts.borrower.doubt([entry.member.node_id for entry in parts.peers.entries])
 
     def _reroute(self) -> None:
         parts = self._parts
@@ -147,6 +151,7 @@ class Weaving:
                 parts.scattering.change(keyed.scatter)
                 parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
                 parts.framed.stir(peer)
+        parts.borrower.doubt(peers)
         parts.reconciler.kick()
 
     def _adopt_keys(self) -> None:
