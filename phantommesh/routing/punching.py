@@ -43,6 +43,7 @@ KNOCKS: Final = len(OPENING)  # to one address and port in one round, at most
 LASTS: Final = 1.6  # s from the first knock of a round until what has no answer has failed
 LATE: Final = 2.0  # s that the end with the higher node id lets the other ask first
 GRACE: Final = 2.0  # s that WireGuard has to get through by itself, where it may try
+LOST: Final = 30.0  # s after a question of which nothing was heard
 SETTLE: Final = 0.3  # s from a change of addresses to a new round: several changes come together
 PAUSES: Final = (32.0, 60.0, 120.0, 300.0, 600.0)  # s after the first round that failed, the second, ...
 UNAGREED: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 60.0)  # s after it could not be agreed upon
@@ -352,6 +353,7 @@ class Punching:
         if found.trying:
             found.due = found.ends
             return []
+        found.due = now + LOST  # else what was asked is over before
         if not found.rounds.take(now):
             found.due = now + found.rounds.wait(now)
             return []
