@@ -43,9 +43,11 @@ KNOCKS: Final = len(OPENING)  # to one address and port in one round, at most
 LASTS: Final = 1.6  # s from the first knock of a round until what has no answer has failed
 LATE: Final = 2.0  # s that the end with the higher node id lets the other ask first
 GRACE: Final = 2.0  # s that WireGuard has to get through by itself, where it may try
+LOST: Final = 30.0  # s after a question of which nothing was heard
 SETTLE: Final = 0.3  # s from a change of addresses to a new round: several changes come together
 PAUSES: Final = (32.0, 60.0, 120.0, 300.0, 600.0)  # s after the first round that failed, the second, ...
 UNAGREED: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 60.0)  # s after it could not be agreed upon
+BLIND: Final = 4  # questions in vain
 SPREAD: Final = 0.1  # of a pause at most is added to it, so that two ends do not meet in lockstep
 ROUNDS: Final = 1 / 30, 5.0  # of one peer, a second and at once
 ANSWERS: Final = 20.0, 400.0  # to one peer, a second and at once: a round is 7 dimensions x 8 addresses x 5
@@ -272,14 +274,15 @@ class Punching:
             self._begin(peer, found, found.wanted, min(max(start, now), now + MOST_AHEAD), now)
 
     def apart(self, peer: bytes, why: str, now: float, *, alone: bool) -> None:
-        """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins."""
+        """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins. Else it
+        begins after `BLIND` questions in vain: most NATs forgive, and the peer may do the same."""
         found = self._peers.get(peer)
         if found is None:
             return
         found.standing, found.why = Standing.APART, why
         pause = UNAGREED[min(found.unagreed, len(UNAGREED) - 1)]
         found.unagreed += 1
-        if alone and found.unagreed == 1:
+        if (alone and found.unagreed == 1) or found.unagreed % BLIND == 0:
             self._begin(peer, found, found.wanted, now, now)
         elif found.wanted:
             found.due = now + self._spread(pause)
@@ -352,6 +355,7 @@ class Punching:
         if found.trying:
             found.due = found.ends
             return []
+        found.due = now + LOST  # else what was asked is over before
         if not found.rounds.take(now):
             found.due = now + found.rounds.wait(now)
             return []

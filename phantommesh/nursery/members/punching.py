@@ -135,7 +135,7 @@ class PunchDriver:
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""
         if not self._ports.open:
-            return messages.Refused(NO_SOCKET, "give the node the capability CAP_NET_RAW")
+            return messages.Refused(NO_SOCKET)
         ahead, now = request.in_ms / 1000, trio.current_time()
         refused = self.punching.asked(peer, request.dimensions, ahead, now)
         self._due.look()

@@ -96,6 +96,7 @@ class Net:
         self.won: dict[bytes, dict[int, Address]] = {A: {}, B: {}}
         self.sent: Counter[tuple[bytes, int, Address]] = Counter()
         self.answers = 0
+        self.channel = True
         self._number, self._events = count(), list[tuple[float, int, str, tuple[object, ...]]]()
         self.ends = {
             me: Punching(
@@ -162,7 +163,9 @@ class Net:
                     self.carry_out(me, self.ends[me].receive(port - FIRST, source, datagram, self.now))
 
     def meet(self, peer: bytes, dimensions: int, asked: float) -> None:
-        refused = self.ends[peer].asked(other(peer), dimensions, 0.25, self.now)
+        refused = "nobody in common"
+        if self.channel:
+            refused = self.ends[peer].asked(other(peer), dimensions, 0.25, self.now)
         self.at(self.now + self.delay, "met", other(peer), asked, refused)
 
     def met(self, me: bytes, asked: float, refused: str) -> None:
@@ -240,6 +243,19 @@ def test_a_round_that_failed_is_followed_by_silence() -> None:
     assert sent < net.sent.total() <= 2 * sent
     net.run(3600.0)
     assert net.sent.total() <= 12 * sent
+
+
+@pytest.mark.parametrize("kind", ["keeps", "public"])
+def test_without_anybody_in_common_both_try_alone_in_the_end(kind: str) -> None:
+    net = Net((kind, False), ("keeps", False), 0.02)
+    net.channel = False
+    net.want(A)
+    net.want(B)
+    net.run(10.0)
+    assert not net.sent and net.ends[A].state(B).standing is Standing.APART
+    assert net.ends[A].state(B).why == "nobody in common"
+    net.run(120.0)
+    assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
 
 
 def test_other_addresses_are_tried_at_once() -> None:
