@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -99,7 +101,11 @@ def deaths(node: LabNode) -> list[str]:
 
 
 async def round_of(
-    spec: LabSpec, patience: float, table: Table, wanted: Sequence[tuple[int, int]] | None
+    spec: LabSpec,
+    patience: float,
+    table: Table,
+    wanted: Sequence[tuple[int, int]] | None,
+    logs: Path | None,
 ) -> None:
     """Build the lab of one round, wait for its pairs, and write them into the table."""
     nodes = nodes_of(spec)
@@ -128,15 +134,27 @@ async def round_of(
                 starts = [linked[end.name] for end in ends]
                 if answered is None:
                     pair.apart += 1
-                    print(f"apart: {flow.source} ({a}) and {flow.target} ({b})", file=sys.stderr)
+                    print(f"apart: {flow.source} and {flow.target} ({a}, {b})", file=sys.stderr)
                 else:
                     pair.times.append(
                         max(0.0, answered - max(began if start is None else start for start in starts))
                     )
                 pair.ways += await trio.to_thread.run_sync(ways_of, ends[0], flow.target)
+        if logs is not None:
+            await trio.to_thread.run_sync(keep, nodes, logs)
         for node in nodes:
             table.called_dead += await trio.to_thread.run_sync(deaths, node)
     table.rounds += 1
+
+
+def keep(nodes: Sequence[LabNode], logs: Path) -> None:
+    """Leave what the nodes logged and what they say of their paths and peers in a directory."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for node in nodes:
+        shutil.copy(node.log, logs)
+        for what in ("paths", "peers", "events"):
+            found: list[dict[str, Any]] = NodeClient(node.socket, timeout=30.0).get_all(f"/v1/{what}", dict)
+            (logs / f"{node.name}.{what}.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
 async def patient_flows(nodes: Sequence[LabNode], patience: float) -> list[Flow]:
@@ -199,7 +217,7 @@ async def measure(given: argparse.Namespace) -> Table:
     for number in range(given.rounds):
         for spec, wanted in labs(given):
             try:
-                await round_of(spec, given.patience, table, wanted)
+                await round_of(spec, given.patience, table, wanted, given.logs)
             except (LabError, trio.TooSlowError) as error:
                 print(f"round {number + 1}: no lab: {error}", file=sys.stderr)
     return table
@@ -211,6 +229,7 @@ def main() -> None:
     parser.add_argument("--udp-blocked", type=int, default=-1, metavar="NODES")
     parser.add_argument("--pairs", action="store_true", help="a lab for each pair alone")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--logs", type=Path, help="a directory for what the nodes logged, of the last lab")
     parser.add_argument("--uplinks", type=int, default=1)
     parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--backend", choices=("auto", "kernel", "userspace"), default="auto")
