@@ -44,8 +44,9 @@ from phantommesh.nursery.lab.underlay import Underlay, parse_nat
 CASES = ("address", "nat", "pulled", "suspend", "restart")
 PING = 0.01  # s
 TYPED = 0.05  # s between two lines over TCP
-WARM = 6.0  # s of traffic before something happens
+WARM = 4.0  # s of traffic before something happens
 WATCH = 15.0  # s afterwards
+ASLEEP = 60.0  # s
 PATIENCE = 60.0  # s until the first pings are answered
 ANOTHER = 100  # what is added to an address
 
@@ -142,7 +143,7 @@ def typing(source: LabNode, target: LabNode, address: str, seconds: float) -> It
             process.wait()
 
 
-async def once(case: str, backend: str, asleep: float) -> Change:
+async def once(case: str, backend: str, *, asleep: float = ASLEEP, watch: float = WATCH) -> Change:
     """Build a lab, have it happen, and take the lab down. Raises LabError, or TooSlowError where the nodes do
     not answer each other within `PATIENCE`."""
     underlay = Underlay(nat=parse_nat("preserve,preserve-drop"))
@@ -165,7 +166,7 @@ async def once(case: str, backend: str, asleep: float) -> Change:
                     await answered(traffic, back)
                 silent = trio.current_time() - back
                 return Change(case, silent, sum(flow.sent - flow.received for flow in flows) - before, None)
-            with typing(mine, theirs, overlay[theirs.name], WARM + WATCH) as ended:
+            with typing(mine, theirs, overlay[theirs.name], WARM + watch) as ended:
                 await trio.sleep(WARM)
                 for flow in flows:
                     flow.silence_s = 0.0
@@ -190,7 +191,7 @@ async def measure(given: argparse.Namespace) -> list[Change]:
     for _ in range(given.rounds):
         for case in [given.case] if given.case else CASES:
             try:
-                found.append(await once(case, given.backend, given.asleep))
+                found.append(await once(case, given.backend, asleep=given.asleep))
             except (LabError, trio.TooSlowError) as error:
                 print(f"{case}: {error}", file=sys.stderr)
     return found
@@ -200,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--asleep", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--asleep", type=float, default=ASLEEP, metavar="SECONDS")
     parser.add_argument("--backend", choices=("auto", "kernel", "userspace"), default="auto")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
