@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from phantommesh.control import messages
-from phantommesh.dimensions import ALL, DIMENSIONS, bits, without
+from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import Opened
 from phantommesh.node.peers import Peers
@@ -30,7 +30,8 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.routing.knocks import MAGIC, Keys
-from phantommesh.routing.punching import Ask, Effect, Lost, Punching, Send, State, Target, Won
+from phantommesh.routing.punching import Punching
+from phantommesh.routing.search import Ask, Effect, Lost, Send, State, Target, Won, missing
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
@@ -126,11 +127,9 @@ class PunchDriver:
         chosen = [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
         detour = bits(way is not None and way.kind is not Kind.DIRECT for way in chosen)
         keyed = bits(any(key) for key in self._peers.wg_keys_of(entry))
-        reached = (up & ~detour) | without(direct, dark)
-        held = self._ways.held(peer)
-        self._carry_out(
-            self.punching.want(peer, without(keyed, reached), trio.current_time(), soon=bool(held))
-        )
+        wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)
+        soon = bool(self._ways.held(peer))
+        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon))
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""
