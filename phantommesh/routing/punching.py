@@ -113,11 +113,17 @@ class Punching:
         self._peers: dict[bytes, _Peer] = {}
         self._names: dict[bytes, tuple[bytes, int, Keys]] = {}  # of keys: the peer and dimension
         self._timers = Timers[bytes]()
+        self._busy: set[bytes] = set()
 
     @property
     def deadline(self) -> float:
         """When to call `tick` next; infinity is never."""
         return self._timers.first
+
+    @property
+    def busy(self) -> bool:
+        """Whether datagrams of some peer are of use now."""
+        return bool(self._busy)
 
     # What the node tells it.
 
@@ -143,6 +149,7 @@ class Punching:
             for keys in self._peers.pop(peer).keys:
                 self._forget(keys)
             self._timers.cancel(peer)
+            self._busy.discard(peer)
 
     def _forget(self, keys: Keys) -> None:
         for name in keys.names_in:
@@ -303,6 +310,7 @@ class Punching:
         return effects
 
     def _schedule(self, peer: bytes, found: _Peer) -> None:
+        (self._busy.add if found.wanted or found.tries else self._busy.discard)(peer)
         steps = (one.steps[0][0] for one in found.tries.values() if one.steps)
         self._timers.set(
             peer, min(found.due, found.ends, *steps) if found.tries else min(found.due, found.ends)

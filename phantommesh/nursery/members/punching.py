@@ -88,7 +88,7 @@ class PunchDriver:
 
     def look(self) -> None:
         """Take in who the peers are and where, and hold WireGuard back where an early packet may do harm."""
-        if not self._ports.open:
+        if not self._ports.able:
             return
         now = trio.current_time()
         own = self._places.whereabouts()
@@ -103,7 +103,7 @@ class PunchDriver:
         for peer in records if moved else changed:
             self._deaf.discard(peer)
             self.punching.anew(peer, now)
-        self._due.look()
+        self._settle()
 
     def opened(self, opened: Opened) -> None:
         """A handshake with a member left keys."""
@@ -116,7 +116,7 @@ class PunchDriver:
     def watch(self, peer: NodeId) -> None:
         """Look for ways in the dimensions that have none that answers."""
         entry = self._peers.get(peer)
-        if entry is None or not self._ports.open:
+        if entry is None or not self._ports.able:
             return
         if self._places.whereabouts() != self._own:
             self.look()
@@ -133,11 +133,11 @@ class PunchDriver:
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""
-        if not self._ports.open:
+        if not self._ports.able:
             return messages.Refused(NO_SOCKET)
         ahead, now = request.in_ms / 1000, trio.current_time()
         refused = self.punching.asked(peer, request.dimensions, ahead, now)
-        self._due.look()
+        self._settle()
         return messages.Refused(refused) if refused else messages.Done()
 
     def _hold(self, entry: Entry) -> None:
@@ -195,6 +195,10 @@ class PunchDriver:
                     assert_never(effect)
         for peer in changed:
             self._tell(WayChanged(peer))
+        self._settle()
+
+    def _settle(self) -> None:
+        self._ports.keep("punching", self.punching.busy)
         self._due.look()
 
     async def _ask_each(self, nursery: trio.Nursery) -> None:
@@ -212,7 +216,7 @@ class PunchDriver:
                         now = trio.current_time()
                 if isinstance(answer, messages.Done):  # it took the question half of the time ago
                     self.punching.agreed(peer, (asked + now) / 2 + AHEAD, now)
-                    self._due.look()
+                    self._settle()
                     return
                 if isinstance(answer, messages.Refused):
                     why = answer.message[:128]
@@ -228,7 +232,7 @@ class PunchDriver:
     def _apart(self, peer: NodeId, why: str) -> None:
         alone = not self._ways.held(peer)
         self.punching.apart(peer, why, trio.current_time(), alone=alone)
-        self._due.look()
+        self._settle()
 
 
 def _addresses(record: NodeRecord) -> tuple[object, ...]:

@@ -285,7 +285,9 @@ def test_wireguard_may_try_first_where_that_does_no_harm() -> None:
     net.ends[A].want(B, ALL, 0.0, soon=False)
     net.run(GRACE - 0.1)
     assert not net.sent
+    assert net.ends[A].busy
     net.ends[A].want(B, 0, net.now, soon=False)
+    assert not net.ends[A].busy
     net.run(100.0)
     assert not net.sent
 
