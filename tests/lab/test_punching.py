@@ -19,7 +19,8 @@ from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.endpoint import Address
 from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.routing.knocks import MAGIC, Keys
-from phantommesh.routing.punching import Effect, Punching, Send, Target, Won
+from phantommesh.routing.punching import Punching
+from phantommesh.routing.search import Effect, Send, Target, Won
 from phantommesh.secret import Secret
 from tests.support.spaces import cable, run, spaces, within
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from phantommesh.dimensions import ALL, DIMENSIONS, only
 from phantommesh.endpoint import Address
-from phantommesh.routing import knocks, punching
+from phantommesh.routing import knocks
 from phantommesh.routing.knocks import SIZE, Keys, Kind
 from phantommesh.routing.punching import (
     ANSWERS,
@@ -33,15 +33,9 @@ from phantommesh.routing.punching import (
     PROVES,
     ROUNDS,
     STRAYS,
-    Ask,
-    Effect,
-    Lost,
     Punching,
-    Send,
-    Standing,
-    Target,
-    Won,
 )
+from phantommesh.routing.search import Ask, Effect, Lost, Send, Standing, State, Target, Won, missing
 from phantommesh.secret import Secret
 
 A, B = b"a" * 16, b"b" * 16
@@ -291,7 +285,9 @@ def test_wireguard_may_try_first_where_that_does_no_harm() -> None:
     net.ends[A].want(B, ALL, 0.0, soon=False)
     net.run(GRACE - 0.1)
     assert not net.sent
+    assert net.ends[A].busy
     net.ends[A].want(B, 0, net.now, soon=False)
+    assert not net.ends[A].busy
     net.run(100.0)
     assert not net.sent
 
@@ -434,4 +430,10 @@ def test_what_is_gone_is_forgotten() -> None:
     assert len(end._names) == 2 * DIMENSIONS
     end.retain(set())
     assert not end._names and end.deadline == inf
-    assert end.state(B) == punching.State(Standing.IDLE)
+    assert end.state(B) == State(Standing.IDLE)
+
+
+def test_a_direct_way_is_wanted_where_none_answers_and_where_others_carry_it() -> None:
+    assert missing(0b1111, up=0b0011, dark=0b1000, direct=0b0000, detour=0b0010) == 0b1110
+    assert missing(0b1111, up=0b0000, dark=0b1000, direct=0b1100, detour=0b0000) == 0b1011
+    assert missing(0b0000, up=0b0000, dark=0b1111, direct=0b0000, detour=0b0000) == 0
