@@ -27,8 +27,8 @@ from phantommesh.trust.identity import NodeId
 
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here. For ``relay`` and
-    ``offered`` see `serving.Serving`."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here. ``relay``
+    and ``offered`` are as for `serving.Serving`."""
 
     def __init__(
         self,
