@@ -32,6 +32,8 @@ RELAY_MARK: Final = 0x52000000
 
 COUNTED: Final = "counted"
 DROPS: Final = "drops"
+OPENED: Final = "opened"
+"""The set of the interfaces whose forwarding is on for the relay alone: to give it back after a crash."""
 
 # Specification. UDP's header has 64 bits (RFC 768). A WireGuard message begins with its type, 1 to 4, and
 # three bytes that are 0 (WireGuard's whitepaper, section 5.4); the first of the three is the tag.
@@ -115,6 +117,7 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
         *set_block(COUNTED, "type mark", "counter"),
         *set_block("rates", "type mark", "size 65536", "flags dynamic, timeout", "timeout 60s"),
         *set_block(DROPS, "type mark", "counter"),
+        *set_block(OPENED, "type ifname", *([f"elements = {_names(frame.opened)}"] if frame.opened else [])),
         *(line for drop in Drop for line in _end(drop)),
         *(line for here in frame.here for line in chain_block(f"relay{here[2]}", *_relay(frame, *here))),
         *chain_block(

@@ -48,6 +48,10 @@ class Model:
         await trio.lowlevel.checkpoint()
         self.held = None
 
+    async def names(self, name: str) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        raise NftError("no such table")
+
     async def counters(self, name: str) -> Mapping[int, tuple[int, int]]:
         await trio.lowlevel.checkpoint()
         if self.held is None:
