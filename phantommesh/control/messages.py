@@ -314,6 +314,11 @@ class Attend(msgspec.Struct, frozen=True, tag="attend"):
     After the answer, `Done`, the two ends have changed roles for good."""
 
 
+class Frames(msgspec.Struct, frozen=True, tag="frames"):
+    """Ask that this connection carries datagrams in frames from now on (`routing.frames`). After the answer,
+    `Done`, each message of the channel, either way, is a batch of frames."""
+
+
 class Look(msgspec.Struct, frozen=True, tag="look"):
     """Ask from where the asker's datagrams come."""
 
@@ -410,7 +415,7 @@ Request = (
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
-    | Meet | CheckTcp
+    | Meet | Frames | CheckTcp
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

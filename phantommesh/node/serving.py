@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -129,7 +129,8 @@ ServingWork = Generator[ServingStep, Any, T]
 class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
-    answers for the relay that this node is; None: it is none."""
+    answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
+    None: this node uses no relays."""
 
     def __init__(
         self,
@@ -140,9 +141,10 @@ class Serving:
         *,
         proofs: bool,
         relay: Relay | None = None,
+        offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
     ) -> None:
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
-        self._relay = relay
+        self._relay, self._offered = relay, offered
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
         self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
@@ -228,8 +230,11 @@ class Serving:
                 if self._relay is None:
                     return messages.Refused("this node is no relay", "choose another relay")
                 return self._relay.answer(peer, request, at.now)
-            case messages.OfferRelay():  # nothing asks relays for leases yet: docs/decisions/0052-relays.md
-                return messages.Refused("this node uses no relays")
+            case messages.OfferRelay():
+                if self._offered is None:
+                    return messages.Refused("this node uses no relays")
+                self._offered(peer, request)
+                return messages.Done()
             case messages.Carry() | messages.Carried() | messages.Pass() | messages.Passed():
                 carried: messages.Answer = yield Carrying(entry, request)
                 return carried
@@ -238,6 +243,8 @@ class Serving:
                 return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
+            case messages.Frames():  # `TcpPort` has taken it where it can carry frames
+                return messages.Refused("this connection cannot carry frames")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

@@ -36,6 +36,7 @@ async def test_every_pair_talks_whatever_its_nats_and_nobody_is_called_dead(home
                 async with trio.open_nursery() as nursery:
                     for flow in flows:
                         nursery.start_soon(traffic.wait_answered, flow, -1.0)
-        assert [(flow.source, flow.target) for flow in flows if not flow.received] == []
-        assert [line for node in nodes_of(homes) for line in deaths(node)] == []
+        called_dead = [line for node in nodes_of(homes) for line in deaths(node)]
+    assert [(flow.source, flow.target) for flow in flows if not flow.received] == []
+    assert called_dead == []
     assert not [name for name in homes.namespaces if namespace_exists(name)]
