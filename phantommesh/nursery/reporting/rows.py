@@ -210,6 +210,7 @@ class Rows:
         found = self._parts.paths.paths.view(node_id, now)
         sizes = self._parts.paths.fitting.sizes(node_id)
         hosts = self._parts.places.uplinks(entry) if explained else []
+        search, bound = self._parts.punching.state(node_id), self._parts.links.bound(node_id)
         for (i, name, peer), path in zip(self.devices(entry), found, strict=False):
             endpoint = peer.endpoint if peer is not None else None
             offered = None if endpoint is None else ways.at(node_id, i, endpoint)
@@ -217,8 +218,10 @@ class Rows:
             why = ""
             if explained:
                 tried = hosts[i % len(hosts)] if hosts else ()
-                held = has(ways.held(node_id), i)
-                why = waysof.why(way, entry.record, offered, endpoint, path, held=held, tried=tried)
+                why = waysof.why(
+                    way, entry.record, offered, endpoint, path,
+                    search=search, keyed=has(bound, i), tried=tried,
+                )  # fmt: skip
             views.append(
                 PathView(
                     peer=entry.member.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.management.wayview import WayKind
@@ -13,6 +13,7 @@ from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Kind as Source
 from phantommesh.records.record import NodeRecord, known_by_itself
+from phantommesh.routing.punching import Standing, State
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.wireguard.device import Endpoint
 
@@ -56,31 +57,50 @@ def taken(offered: Way | None, endpoint: Endpoint | None, path: PathView) -> Tak
 
 def why(
     way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint | None, path: PathView, *,
-    held: bool, tried: Sequence[str],
+    search: State, keyed: bool, tried: Sequence[str],
 ) -> str:  # fmt: skip
-    """Say why it is this way. ``held``: nothing may be sent there for now, as NAT traversal is under way;
-    ``tried`` are the addresses of the record among which the dimension has its choice."""
-    if path.state is PathState.CLOSED:
-        return "NAT traversal is under way" if held else "no keys are agreed yet"
-    if endpoint is None:
-        return "the peer is to begin" if tried else "no address of its record may be used"
+    """Say why it is this way. ``search`` is what the search for a way through NATs is at; ``keyed``: keys are
+    agreed; ``tried`` are the addresses of the record among which the dimension has its choice."""
+    if not keyed:
+        return "no keys are agreed yet"
+    if path.state is PathState.CLOSED or endpoint is None:
+        return searched(search) or (
+            "the peer is to begin" if tried else "no address of its record may be used"
+        )
     if not way.answers:
         count = len({*tried, endpoint.host})
         addresses = f"{count} addresses" if count > 1 else endpoint.host
         return _NO_ANSWER.get(way.kind, f"no answer from {addresses}")
-    text = _chosen(way, record, offered, endpoint)
+    text = _chosen(way, record, offered, endpoint, search)
     return text if path.answered is not None else f"{text}, not answered yet"
 
 
-def _chosen(way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint) -> str:
+def searched(search: State) -> str:
+    """What keeps NAT traversal from a direct way, or that it is under way; empty where nothing is known."""
+    match search.standing:
+        case Standing.IDLE | Standing.FOUND:
+            return ""
+        case Standing.AGREEING | Standing.TRYING:
+            return "NAT traversal is under way"
+        case Standing.SILENT:
+            return "a NAT or a firewall lets nothing in"
+        case Standing.APART:
+            return f"the peer cannot be asked to begin NAT traversal: {search.why}"
+        case Standing.NOWHERE:
+            return "NAT traversal has no address to try"
+        case _:
+            assert_never(search.standing)
+
+
+def _chosen(way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint, search: State) -> str:
     if way.kind == "tcp":
         return "UDP does not pass"
     if way.kind == "relayed":
-        return "no direct way answers"
+        return f"no direct way: {found}" if (found := searched(search)) else "no direct way answers"
     if offered is not None:
         return "found by NAT traversal"
-    found = known_by_itself(record)
-    if endpoint.host in {parse_endpoint(text)[0] for text in record.control if text not in found}:
+    own = known_by_itself(record)
+    if endpoint.host in {parse_endpoint(text)[0] for text in record.control if text not in own}:
         return "address of its record"
     source = next((one.kind for one in record.candidates if one.host == endpoint.host), None)
     if source is not None:

@@ -14,6 +14,7 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Candidate
 from phantommesh.records.candidate import Kind as Source
 from phantommesh.records.record import NodeRecord
+from phantommesh.routing.punching import Standing, State
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.wireguard.device import Endpoint
 from tests.support.makemesh import identity, plain_record
@@ -34,10 +35,10 @@ def record(*control: str, found: tuple[Candidate, ...] = ()) -> NodeRecord:
 
 def reason(
     offered: Way | None, endpoint: Endpoint | None, there: PathView, of: NodeRecord,
-    tried: tuple[str, ...] = (), *, held: bool = False,
+    tried: tuple[str, ...] = (), *, search: State = State(Standing.IDLE), keyed: bool = True,
 ) -> str:  # fmt: skip
     way = taken(offered, endpoint, there)
-    return why(way, of, offered, endpoint, there, held=held, tried=tried)
+    return why(way, of, offered, endpoint, there, search=search, keyed=keyed, tried=tried)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +102,25 @@ def test_the_other_ways_say_why_there_is_no_better_one() -> None:
     of = record("203.0.113.7:51800")
     assert reason(DIRECT, AT, path(), of) == "found by NAT traversal"
     assert reason(RELAYED, RELAYED.endpoint, path(), of) == "no direct way answers"
+    silent = State(Standing.SILENT, failed=3)
+    assert reason(RELAYED, RELAYED.endpoint, path(), of, search=silent) == (
+        "no direct way: a NAT or a firewall lets nothing in"
+    )
     assert reason(FRAMED, FRAMED.endpoint, path(), of) == "UDP does not pass"
 
 
 def test_no_way_says_what_is_missing() -> None:
     of, closed, dark = record("203.0.113.7:51800"), path(PathState.CLOSED), path(PathState.DARK)
-    assert reason(None, AT, closed, of) == "no keys are agreed yet"
-    assert reason(None, AT, closed, of, held=True) == "NAT traversal is under way"
+    assert reason(None, AT, closed, of, keyed=False) == "no keys are agreed yet"
+    for standing, expected in (
+        (Standing.TRYING, "NAT traversal is under way"),
+        (Standing.AGREEING, "NAT traversal is under way"),
+        (Standing.SILENT, "a NAT or a firewall lets nothing in"),
+        (Standing.NOWHERE, "NAT traversal has no address to try"),
+    ):
+        assert reason(None, None, closed, of, (AT.host,), search=State(standing)) == expected
+    apart = State(Standing.APART, why="it gave no answer")
+    assert reason(None, None, closed, of, search=apart).endswith("NAT traversal: it gave no answer")
     assert reason(None, None, path(), of) == "no address of its record may be used"
     assert reason(None, None, path(), of, (AT.host,)) == "the peer is to begin"
     assert reason(None, AT, dark, of, (AT.host,)) == "no answer from 203.0.113.7"
