@@ -35,7 +35,7 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.views import Event
+from phantommesh.management.views import Event, PathView
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import flows_between
@@ -82,12 +82,13 @@ async def watch(flow: Flow, traffic: Traffic, first: dict[tuple[str, str], float
     first[flow.source, flow.target] = trio.current_time()
 
 
-def ways_of(node: LabNode, peer: str) -> Counter[str]:
-    """By how many dimensions a node reaches a peer by which way."""
-    found: list[dict[str, Any]] = NodeClient(node.socket, timeout=30.0).get_all("/v1/paths", dict)
-    return Counter(
-        str(view.get("way") or "direct") for view in found if view["peer"] == peer and view["state"] == "up"
-    )
+def ways_of(node: LabNode) -> dict[str, Counter[str]]:
+    """By how many dimensions a node reaches its peers by which way."""
+    found: dict[str, Counter[str]] = {}
+    for view in NodeClient(node.socket, timeout=30.0).get_all("/v1/paths", PathView):
+        if view.state == "up":
+            found.setdefault(view.peer, Counter())[view.way] += 1
+    return found
 
 
 def deaths(node: LabNode) -> list[str]:
@@ -122,6 +123,7 @@ async def round_of(
             await trio.sleep(1.0)  # so that probes say which way it is
             linked = {node.name: first.get((nodes[0].name, node.name)) for node in nodes[1:]}
             linked[nodes[0].name] = began
+            ways: dict[str, dict[str, Counter[str]]] = {}
             for flow in flows:
                 ends = by_name[flow.source], by_name[flow.target]
                 if wanted is not None and (ends[0].number, ends[1].number) not in wanted:
@@ -139,7 +141,9 @@ async def round_of(
                     pair.times.append(
                         max(0.0, answered - max(began if start is None else start for start in starts))
                     )
-                pair.ways += await trio.to_thread.run_sync(ways_of, ends[0], flow.target)
+                if flow.source not in ways:
+                    ways[flow.source] = await trio.to_thread.run_sync(ways_of, ends[0])
+                pair.ways += ways[flow.source].get(flow.target, Counter())
         if logs is not None:
             await trio.to_thread.run_sync(keep, nodes, logs)
         for node in nodes:
