@@ -181,7 +181,7 @@ class Weaving:
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
-        parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
+        parts.caller.linked(NodeId(opened.peer), opened.at, opened.role)
         parts.carrying.look()
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)
