@@ -10,7 +10,7 @@ import pytest
 from phantommesh.endpoint import Address, by_way_of
 from phantommesh.link.admission import SHARES, Standing
 from phantommesh.link.attempt import FIRST_RETRY
-from phantommesh.link.effects import Effect, Opened, Send
+from phantommesh.link.effects import Effect, Opened, PeerAuth, Send
 from phantommesh.link.machine import FIRST_GLARE_DELAY, START_SPREAD, Links
 from phantommesh.trust.identity import format_node_id
 from tests.simulation.pair import Simulation
@@ -111,7 +111,9 @@ def test_a_carried_handshake_says_no_place(both: bool) -> None:
         node.address = by_way_of(HOME, f"n{index}")
     for node, other in (sim.nodes, sim.nodes[::-1]):
         assert node.links is not None
-        peers = {other.identity.node_id: replace(other.auth(), endpoints=(other.address,))}
+        peers: dict[bytes, PeerAuth] = {
+            other.identity.node_id: replace(other.auth(), endpoints=(other.address,))
+        }
         sim.carry_out(node, node.links.set_peers(peers, node.clock))
     if both:
         sim.network.cut = lambda datagram, source, to: False

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +88,7 @@ def test_a_carrier_that_makes_up_origins_gets_no_more_than_its_own_share() -> No
 class Sent(NamedTuple):
     origin: NodeId
     to: NodeId
-    count: int
+    often: int
     wait: float
 
 
@@ -100,9 +101,9 @@ SENT = st.builds(
 def test_no_pair_and_no_member_ever_gets_more_than_its_limit(sent: list[Sent]) -> None:
     one, now = carrier(), 0.0
     pairs, out, into = Counter[tuple[bytes, bytes]](), Counter[bytes](), Counter[bytes]()
-    for origin, to, count, wait in sent:
+    for origin, to, often, wait in sent:
         now += wait
-        size = sum(EACH + len(d) for d in one.carry(origin, to, [LONG] * count, now))
+        size = sum(EACH + len(d) for d in one.carry(origin, to, [LONG] * often, now))
         pairs[origin, to] += size
         out[origin] += size
         into[to] += size
@@ -131,7 +132,7 @@ def test_frames_count_both_ways() -> None:
 def test_a_request_is_read_or_refused(data: bytes) -> None:
     for kind, who in (("carry", "to"), ("carried", "origin"), ("pass", "to"), ("passed", "origin")):
         forged = {"type": kind, who: data, "datagrams": [data], "line": data, "frame": data}
-        packed = messages.msgspec.msgpack.encode(forged)
+        packed = msgspec.msgpack.encode(forged)
         if len(data) != 16:
             with pytest.raises(messages.ControlError):
                 messages.decode_request_untrusted(packed)
