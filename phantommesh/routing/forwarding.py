@@ -32,6 +32,9 @@ RELAY_MARK: Final = 0x52000000
 
 COUNTED: Final = "counted"
 DROPS: Final = "drops"
+PASSED: Final = "passed"
+"""The set that counts what leaves. Its one element is `RELAY_MARK`."""
+
 OPENED: Final = "opened"
 """The set of the interfaces whose forwarding is on for the relay alone: to give it back after a crash."""
 
@@ -143,9 +146,14 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
         *chain_block(
             "leaving",
             "type filter hook postrouting priority 300; policy accept;",
-            *(f"{marked} {header} saddr set {here}" for header, here, _ in frame.here),
+            # Other programs may have put bits of their own into the mark by now.
+            *(
+                f"{marked} {header} saddr set {here} meta mark set {RELAY_MARK:#x} meta mark @{PASSED}"
+                for header, here, _ in frame.here
+            ),
         ),
         "}",
+        add_elements(table, PASSED, [f"{RELAY_MARK:#x}"]),
         add_elements(table, DROPS, [str(int(drop)) for drop in Drop]),
     ]
     return "\n".join(lines) + "\n" + _elements(frame, "add", forwards)

@@ -26,12 +26,13 @@ from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.routing import forwarding
 from phantommesh.routing.binding import Challenger
-from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, OPENED, Frame
+from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, OPENED, PASSED, Frame
 from phantommesh.routing.leases import Forward, Leases
 
 # Tuning.
 COUNT: float = 5.0  # s between two readings of the counters
 IDLE: float = 60.0  # s without a lease in force until the rules are taken away
+SURELY: int = 10  # packets that came between two readings, of which none has left
 RETRY: float = 1.0  # s between attempts at what failed
 
 log = structlog.get_logger("phantommesh.relay")
@@ -72,6 +73,9 @@ class Relaying:
         self._settled = Bell()
         self._there = False  # the rules forward something
         self._drops = Counter[str]()
+        self.blocked = False  # what is to be forwarded does not leave this host
+        self._counted: dict[int, int] = {}  # packets, as of the last reading
+        self._passed = 0
 
     def changed(self) -> None:
         """What is to be forwarded may have changed: a lease has come or gone, a member is revoked, banned or
@@ -192,10 +196,24 @@ class Relaying:
         drops = Counter(forwarding.read_drops(await self._rules.counters(DROPS)))
         self.dropped += drops - self._drops  # a table that was installed anew begins at 0
         self._drops = drops
+        passed = sum(packets for packets, _ in (await self._rules.counters(PASSED)).values())
         counted = await self._rules.counters(COUNTED)
+        self._compare({number: packets for number, (packets, _) in counted.items()}, passed)
         if self.leases.account(forwarding.read_counted(counted), trio.current_time()):
             self._bell.ring()
         return frozenset(counted)
+
+    def _compare(self, counted: dict[int, int], passed: int) -> None:
+        """See whether what was taken to be forwarded has left this host."""
+        came = sum(
+            now - before for number, now in counted.items() if (before := self._counted.get(number, 0)) < now
+        )
+        left = passed - self._passed if passed >= self._passed else passed
+        self._counted, self._passed = counted, passed
+        if left:
+            self.blocked = False
+        elif came >= SURELY:
+            self.blocked = True
 
     async def _end(self) -> None:
         """Take the rules away, and give the uplinks back what they were."""
