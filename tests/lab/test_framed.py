@@ -125,5 +125,6 @@ async def test_wireguard_goes_over_tcp_while_udp_is_blocked_and_leaves_it_withou
         print("restarted through after", trio.current_time() - began)
         print([called_dead(node) for node in nodes])
         import shutil
+
         for node in nodes:
             shutil.copy(node.log, f"/dev/shm/framed-{node.number}.log")
