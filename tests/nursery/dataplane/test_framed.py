@@ -68,9 +68,9 @@ async def got(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
 async def two(at: Path) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes, with frames between them."""
     state = make_authority(at / "alpha")
-    async with serving(at / "alpha") as alpha:
+    async with serving(at / "alpha", frames=True) as alpha:
         await join(at / "beta", make_invite(state if alpha is None else alpha.parts.state), "beta")
-        async with serving(at / "beta") as beta:
+        async with serving(at / "beta", frames=True) as beta:
             await until(lambda: connected(alpha, beta) and connected(beta, alpha))
             yield alpha, beta
 
