@@ -22,7 +22,7 @@ from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.netview import NetCheck, PortmapView
+    from phantommesh.management.netview import NetCheck, PortmapView, RelayView
     from phantommesh.management.pingview import PingDimension, PingResult
 
 DEFAULT_PINGS = 4
@@ -177,6 +177,8 @@ def _show_netcheck(found: NetCheck) -> None:
         rows.append((f"NAT {nat.family}", f"{nat.kind}: {nat.why}{at}"))
     rows.append(("port mapping", _portmap(found.portmap)))
     rows.append(("hairpin", _yes(found.hairpin)))
+    if found.node is not None:
+        rows.append(("relays", _relays(found.relays)))
     least = "" if found.least_mtu is None else f", and {found.least_mtu} fit all ways in use"
     rows.append(("overlay MTU", "unknown" if found.overlay_mtu is None else f"{found.overlay_mtu}{least}"))
     for one in found.reached:
@@ -203,6 +205,12 @@ def _members(count: int) -> str:
 
 def _yes(there: bool | None) -> str:
     return {True: "yes", False: "no", None: "unknown"}[there]
+
+
+def _relays(known: RelayView) -> str:
+    offered = _first(known.offered) or "no member"
+    own = "" if known.port is None else f"; this node at UDP port {known.port}, {known.leases} leases"
+    return f"offered by {offered}{own}"
 
 
 def _portmap(known: PortmapView) -> str:

@@ -213,6 +213,12 @@ class Metrics:
             ["way"],
             registry=self.registry,
         )
+        self.relay_leases = Gauge(
+            PREFIX + "relay_leases", "Leases that this node has given as a relay.", registry=self.registry
+        )
+        self.relayed_bytes = Counter(
+            PREFIX + "relayed_bytes_total", "Bytes that this node has relayed.", registry=self.registry
+        )
         for way in WAY_KINDS:
             self._ways.labels(way).set(0)
             if way != "none":

@@ -49,6 +49,15 @@ class PortmapView(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+class RelayView(msgspec.Struct, frozen=True, kw_only=True):
+    """Relays as this node knows them. ``port``: its own UDP port, None where it relays for nobody; ``leases``
+    that it has given; ``offered``: the members that offer to relay, by name."""
+
+    port: int | None = None
+    leases: int = 0
+    offered: list[str] = []
+
+
 class ReachedView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the control port is reached by one transport, by members' word; None: nobody knows."""
 
@@ -89,6 +98,7 @@ class NetCheck(msgspec.Struct, frozen=True, kw_only=True):
     """The interfaces' MTU in bytes."""
     least_mtu: int | None = None
     """The largest packet that every peer with a path may be sent."""
+    relays: RelayView = RelayView()
     reached: list[ReachedView] = []
     clock: ClockView = ClockView(ahead_s=None, members=0)
     features: list[FeatureView] = []

@@ -15,6 +15,7 @@ from phantommesh.management.netview import (
     NetCheck,
     PortmapView,
     ReachedView,
+    RelayView,
     UplinkView,
 )
 from phantommesh.management.views import (
@@ -204,6 +205,7 @@ class LongNames(FakeNode):
             portmap=PortmapView(state="mapped", endpoint="203.0.113.7:51800"),
             overlay_mtu=1420,
             least_mtu=1280,
+            relays=RelayView(port=51810, leases=14, offered=list(NAMES[:5])),
             reached=[
                 ReachedView(
                     transport="udp", reached=True, by=list(NAMES), why="members see datagrams of this node"

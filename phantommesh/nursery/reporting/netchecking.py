@@ -23,6 +23,7 @@ from phantommesh.management.netview import (
     NetCheck,
     PortmapView,
     ReachedView,
+    RelayView,
     UplinkView,
 )
 from phantommesh.node.natkind import SURE, Nat, nat_of
@@ -76,6 +77,7 @@ class NetChecks:
             portmap=_portmap(parts),
             overlay_mtu=parts.config.wireguard.mtu,
             least_mtu=min(fits, default=None),
+            relays=_relays(parts),
             reached=reached,
             clock=ClockView(ahead_s=None if ahead is None else round(ahead, 1), members=members),
             features=[self._feature(feature) for feature in features],
@@ -170,3 +172,12 @@ def _portmap(parts: Parts) -> PortmapView:
     if mapped is None:
         return PortmapView(state="none", why="no router has mapped a port")
     return PortmapView(state="mapped", endpoint=format_endpoint(mapped.host, mapped.port))
+
+
+def _relays(parts: Parts) -> RelayView:
+    offer = parts.lending.offer
+    return RelayView(
+        port=None if offer is None else offer.port,
+        leases=len(parts.lending.leases),
+        offered=sorted(e.member.name for e in parts.peers.entries if e.record.relay is not None),
+    )

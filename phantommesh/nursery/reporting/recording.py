@@ -80,7 +80,7 @@ class Recorder:
         self._telling = Telling(trio.current_time())
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
         self._unsaid: Counter[tuple[str, bytes]] = Counter()
-        self._ways = PathNews()
+        self._ways, self._relayed = PathNews(), 0
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
 
     def opened(self, opened: Opened) -> None:
@@ -165,6 +165,10 @@ class Recorder:
         this node otherwise than before."""
         parts = self._parts
         self._metrics.set_ways(Counter(path.way for path in paths))
+        leases = parts.lending.leases
+        self._metrics.relay_leases.set(len(leases))
+        self._metrics.relayed_bytes.inc(leases.relayed - self._relayed)
+        self._relayed = leases.relayed
         for moved in self._ways.moved(paths):
             self._metrics.path_moves.labels(moved.after[0]).inc()
             self._publish_paced("path.moved", parse_node_id(moved.node_id), self._move(moved))

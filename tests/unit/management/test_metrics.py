@@ -30,6 +30,8 @@ NAMES = {
     "phantommesh_path_mtu_bytes",
     "phantommesh_path_rtt_seconds",
     "phantommesh_paths",
+    "phantommesh_relay_leases",
+    "phantommesh_relayed_bytes_total",
     "phantommesh_scatter_entropy_bits",
     "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
