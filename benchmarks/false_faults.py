@@ -22,8 +22,9 @@ from phantommesh.client.http import NodeClient
 from phantommesh.config.sections import LinkSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import kill, phantommesh, pid_file, start
-from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
 
 LOOK = 0.3  # s between two looks at a node
 AWAY = 4.0  # s that a node stays away

@@ -44,7 +44,8 @@ from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up
-from phantommesh.nursery.lab.net import LabError, LabSpec
+from phantommesh.nursery.lab.errors import LabError
+from phantommesh.nursery.lab.net import LabSpec
 from phantommesh.scatter.intents import MANNERS
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")

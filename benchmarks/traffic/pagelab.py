@@ -22,8 +22,9 @@ from benchmarks.traffic.pages import Page, installed
 from benchmarks.traffic.traces import Load, Visit, cut
 from phantommesh.config.reading import load
 from phantommesh.dimensions import interface_names
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import view_of
-from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 
 MODULE = (sys.executable, "-m")
 PATIENCE = 10.0  # s, for a program to be ready

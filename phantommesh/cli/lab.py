@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,9 @@ from phantommesh.cli.tables import table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from phantommesh.config.sections import ScatterSection
     from phantommesh.nursery.lab.mesh import LabLink
+    from phantommesh.nursery.lab.net import LabSpec
 
 _name_option = click.option("--name", default="pm", show_default=True, help="The lab's name.")
 
@@ -29,11 +31,63 @@ def _spec_options(func: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Which WireGuard.",
         ),
+        click.option(
+            "--regions",
+            metavar="2x40",
+            help="Groups of nodes, ms between them: 2x40, or east:3,west:2,delay=40.",
+        ),
+        click.option(
+            "--block", metavar="udp[:NODE+...]", help="Drop UDP: that of all nodes but 1, or of these nodes."
+        ),
+        click.option(
+            "--mtu",
+            metavar="BYTES[:silent]",
+            help="Of the segments; silent: hops say nothing when they drop.",
+        ),
+        click.option(
+            "--nat",
+            metavar="KIND[,KIND...]",
+            help="What nodes 2, 3, ... are behind: public, firewall, preserve, preserve-drop, random, "
+            "random-drop, double; A/B is A behind B, KIND+2 has two nodes behind it.",
+        ),
         click.option("--uplinks", type=click.IntRange(1), default=3, show_default=True),
-        click.option("--nodes", type=click.IntRange(2), default=3, show_default=True),
+        click.option("--nodes", type=click.IntRange(2), help="3, or as many as --nat and --regions have."),
     ):
         func = option(func)
     return func
+
+
+def _spec(
+    *,
+    name: str,
+    nodes: int | None,
+    uplinks: int,
+    backend: str,
+    nat: str | None,
+    mtu: str | None,
+    block: str | None,
+    regions: str | None,
+    scatter: "ScatterSection | None" = None,
+) -> "LabSpec":
+    from phantommesh.nursery.lab import underlay as words
+    from phantommesh.nursery.lab.net import LabSpec
+
+    size, silent = (words.PLAIN_MTU, False) if mtu is None else words.parse_mtu(mtu)
+    underlay = words.Underlay(
+        nat=() if nat is None else words.parse_nat(nat),
+        mtu=size,
+        silent=silent,
+        no_udp=None if block is None else words.parse_block(block),
+        regions=None if regions is None else words.parse_regions(regions),
+    )
+    return LabSpec(
+        name=name,
+        nodes=underlay.wanted_nodes() if nodes is None else nodes,
+        uplinks=uplinks,
+        backend=backend,
+        scatter=scatter,
+        underlay=underlay,
+    )
 
 
 @click.group()
@@ -46,21 +100,24 @@ def lab() -> None:
 @_name_option
 @json_option
 @click.pass_obj
-def up(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> None:
+def up(options: Options, /, **given: Any) -> None:
     """Build a lab, wait until every pair is keyed and answers, and leave it running."""
     need_root("lab up")
     import trio
 
     from phantommesh.nursery.lab import up as labs
-    from phantommesh.nursery.lab.net import LabSpec
 
     console = _console(options)
-    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend)
+    spec = _spec(**given)
     result = trio.run(labs.up, spec, console.log)
     if options.json:
         emit(result)
         return
     _show_pairs(result.links)
+    if spec.underlay.hinders:
+        table(["NODE", "BEHIND"], list(result.behind.items()), ("NODE", "BEHIND"))
+    for a, b in result.apart:
+        say(f"{a} and {b} do not answer each other yet", err=True)
     say(f"{result.nodes} nodes up in {result.converged_s:.1f} s over {result.backend} WireGuard")
 
 
@@ -99,12 +156,20 @@ def status(options: Options, name: str) -> None:
         return
     say(f"lab {found.name}: {found.phase}")
     table(
-        ["NODE", "ROLE", "IPV4", "PEERS UP", "BACKEND", "PROBLEM"],
+        ["NODE", "BEHIND", "ROLE", "IPV4", "PEERS UP", "BACKEND", "PROBLEM"],
         [
-            (node.name, now.role, now.ip4, f"{now.peers_up} of {now.peers_total}", now.backend, node.problem)
-            if (now := node.status)
-            else (node.name, None, None, None, None, node.problem)
+            (
+                node.name,
+                node.behind,
+                *(
+                    (now.role, now.ip4, f"{now.peers_up} of {now.peers_total}", now.backend)
+                    if now
+                    else (None,) * 4
+                ),
+                node.problem,
+            )
             for node in found.nodes
+            for now in (node.status,)
         ],
         ("NODE", "PEERS UP", "PROBLEM"),
     )
@@ -139,17 +204,15 @@ def exec_(name: str, node: int, command: tuple[str, ...]) -> None:
 @_name_option
 @json_option
 @click.pass_obj
-def run(options: Options, nodes: int, uplinks: int, backend: str, name: str) -> None:
+def run(options: Options, /, **given: Any) -> None:
     """Show a mesh live: up, traffic, one node killed and back, down again."""
     need_root("lab run")
     import trio
 
     from phantommesh.config.sections import ScatterSection
     from phantommesh.nursery.lab import run as labrun
-    from phantommesh.nursery.lab.net import LabSpec
 
-    scatter = ScatterSection(epoch_seconds=labrun.EPOCH_S)
-    spec = LabSpec(name=name, nodes=nodes, uplinks=uplinks, backend=backend, scatter=scatter)
+    spec = _spec(**given, scatter=ScatterSection(epoch_seconds=labrun.EPOCH_S))
     report = trio.run(partial(labrun.run, spec, _console(options)))
     if options.json:
         emit(report)

@@ -27,8 +27,9 @@ from phantommesh.config.writing import render
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import converged, kill, pid_file, start
-from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
 from phantommesh.nursery.overlay.closing import KINDS
 from tests.attacks.rig import Neighbour, run_inside, start_inside, status_of
 from tests.lab.conftest import BACKEND, PATIENCE_S

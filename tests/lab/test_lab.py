@@ -14,6 +14,7 @@ import trio
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.lab import net, up
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import (
     answered,
     converged,
@@ -24,7 +25,7 @@ from phantommesh.nursery.lab.mesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.lab.net import LabError, LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.lab.ping import open_traffic
 from tests.lab.conftest import PATIENCE_S
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from cryptography import x509
 
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import own, serving, steps
@@ -163,6 +164,10 @@ class Worker:
                 return process.sight(peer)
             case serving.Carrying(entry, request):
                 return process.carrying.answer(entry, request)
+            case serving.CheckTcp():
+                return messages.TcpChecked(False, why="nothing connects in the simulator")
+            case serving.Meeting():
+                raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

@@ -20,8 +20,10 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
 from phantommesh.nursery.lab import net
-from phantommesh.nursery.lab.net import RUN, LabError, LabNode, LabSpec
+from phantommesh.nursery.lab.errors import LabError
+from phantommesh.nursery.lab.net import RUN, LabNode, LabSpec
 from phantommesh.nursery.lab.ping import Flow, Traffic
+from phantommesh.nursery.lab.underlay import KINDS
 from phantommesh.proofs.archive import Archive
 from phantommesh.proofs.verify import Report, examine
 from phantommesh.scatter.ruleset import FAMILY, table_name
@@ -171,6 +173,10 @@ async def phantommesh(node: LabNode, *arguments: str) -> str:
 
 
 def endpoints(spec: LabSpec, node: LabNode) -> list[str]:
+    """Return the options that name a node's addresses: none where others cannot call it."""
+    asked = any(KINDS[router.kind].asked for router in spec.routers if node.number in router.nodes)
+    if asked or (not spec.named and node.number > 1):  # an invite needs somewhere to go
+        return []
     return [word for uplink in range(spec.uplinks) for word in ("--endpoint", node.address(uplink))]
 
 

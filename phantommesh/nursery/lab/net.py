@@ -2,7 +2,8 @@
 """The lab's machines: a network namespace each, joined by bridges that live in one more namespace.
 
 Nothing appears in the host's own namespace, so two labs never meet and may use the same addresses. Node N
-reaches segment U by its interface ``upU`` with the address 10.201.U.N/24.
+reaches segment U by its interface ``upU`` with the address 10.201.U.N/24. A router between a node and the
+segments has a namespace of its own (`lab/routers.py`).
 """
 
 import os
@@ -19,8 +20,19 @@ from typing import Final
 import trio
 
 from phantommesh.config.sections import GuardSection, LinkSection, ScatterSection
-from phantommesh.errors import PhantomMeshError, first_of
+from phantommesh.errors import first_of
 from phantommesh.nursery.host.userspace import INSTANCES
+from phantommesh.nursery.lab.errors import LabError
+from phantommesh.nursery.lab.routers import (
+    Router,
+    cables,
+    node_addresses,
+    port_name,
+    routers_of,
+    rules,
+    settings,
+)
+from phantommesh.nursery.lab.underlay import PLAIN, PLAIN_MTU, Underlay
 
 STATE: Final = Path("/var/lib/phantommesh/lab")
 RUN: Final = Path("/run/phantommesh/lab")
@@ -33,12 +45,10 @@ SPARE_INSTANCES: Final = 384  # inotify instances for all that runs beside a lab
 
 # `ip netns exec` gives its command a mount namespace of its own, so this mount is seen by nobody else.
 _PRIVATE_SOCKETS: Final = f'mount --bind "$1" {WIREGUARD_SOCKETS} && shift && exec "$@"'
+_DOWN: Final = "run `phantommesh lab down`; in a container, give it NET_ADMIN and SYS_ADMIN"
+_NO_DELAYS: Final = "run `modprobe sch_netem`; where the kernel has no netem, leave out --regions"
 # The shell ends at once, so the node is no child of the lab command and outlives it.
 _IN_BACKGROUND: Final = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
-
-
-class LabError(PhantomMeshError):
-    """The lab could not be built, used or taken down."""
 
 
 @contextmanager
@@ -56,7 +66,8 @@ def one_error() -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class LabSpec:
     """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
-    configurations; ``patience_s`` bounds each wait."""
+    configurations; ``patience_s`` bounds each wait. ``underlay`` says what stands between the nodes. With
+    ``named`` the nodes are told their addresses; else they find them."""
 
     name: str = "pm"
     nodes: int = 3
@@ -66,6 +77,8 @@ class LabSpec:
     scatter: ScatterSection | None = None
     guard: GuardSection | None = None
     patience_s: float = 120.0
+    underlay: Underlay = PLAIN
+    named: bool = True
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -77,6 +90,18 @@ class LabSpec:
             )
         if self.backend not in ("auto", "kernel", "userspace"):
             raise LabError(f"no backend {self.backend!r}", fix="give --backend auto, kernel or userspace")
+        self.underlay.check(self.nodes)
+
+    @property
+    def routers(self) -> list[Router]:
+        """The routers, an outer one before its inner one."""
+        return routers_of(self.name, self.nodes, self.underlay)
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The names of all that are made: the segments', the routers', the nodes'."""
+        nodes = [node.name for node in nodes_of(self)]
+        return [f"{self.name}-net", *(router.namespace for router in self.routers), *nodes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,39 +188,97 @@ def allow_instances(processes: int) -> bool:
 
 
 def bridge_commands(spec: LabSpec) -> list[str]:
-    """Return ``ip -batch`` lines for the namespace of the segments: each with a cable to each node."""
+    """Return ``ip -batch`` lines for the namespace of the segments: each with a cable to each node or its
+    router."""
     lines = []
+    underlay, routers = spec.underlay, spec.routers
+    ends = {router.first: router.namespace for router in reversed(routers)}  # of two in a row, the outer one
+    behind = {number for router in routers for number in router.nodes}
+    ports = [node.number for node in nodes_of(spec) if node.number in ends or node.number not in behind]
+    size = f"mtu {underlay.mtu} " if underlay.mtu != PLAIN_MTU else ""
     for uplink in range(spec.uplinks):
         lines += [f"link add seg{uplink} type bridge", f"link set seg{uplink} up"]
-        for node in nodes_of(spec):
-            port = f"n{node.number}u{uplink}"
+        for region in range(underlay.regions.count if underlay.regions else 0):
             lines += [
-                f"link add {port} type veth peer name up{uplink} netns {node.name}",
-                f"link set {port} master seg{uplink} up",
+                f"link add {region_name(region, uplink)} type bridge",
+                f"link set {region_name(region, uplink)} up",
+                f"link add {core_cable(region, uplink)} type veth peer name c{region}u{uplink}",
+                f"link set c{region}u{uplink} master seg{uplink} up",
+                f"link set {core_cable(region, uplink)} master {region_name(region, uplink)} up",
+            ]
+        for number in ports:
+            port = port_name(number, uplink)
+            there, name = (ends[number], "w") if number in ends else (f"{spec.name}-{number}", "up")
+            segment = f"seg{uplink}"
+            if underlay.regions is not None:
+                segment = region_name(underlay.regions.of(number, spec.nodes), uplink)
+            lines += [
+                f"link add {port} type veth peer name {name}{uplink} netns {there}",
+                f"link set {port} {size}master {segment} up",
             ]
     return lines
+
+
+def region_name(region: int, uplink: int) -> str:
+    """Return the name of a region's own bridge."""
+    return f"reg{region}u{uplink}"
+
+
+def core_cable(region: int, uplink: int) -> str:
+    """Return the name of the interface by which packets leave a region."""
+    return f"x{region}u{uplink}"
+
+
+def delay_commands(spec: LabSpec) -> list[str]:
+    """Return ``tc -batch`` lines for the namespace of the segments: half of a round trip on the way out of
+    each region."""
+    if spec.underlay.regions is None:
+        return []
+    half = spec.underlay.regions.delay_ms / 2
+    return [
+        f"qdisc add dev {core_cable(region, uplink)} root netem delay {half:g}ms limit 10000"
+        for uplink in range(spec.uplinks)
+        for region in range(spec.underlay.regions.count)
+    ]
 
 
 def uplink_commands(spec: LabSpec, node: LabNode) -> list[str]:
     """Return ``ip -batch`` lines for a node's namespace."""
     lines = ["link set lo up"]
+    behind = [router for router in spec.routers if node.number in router.nodes]
+    hidden = any(router.nat for router in behind)
+    mtu = PLAIN_MTU if spec.underlay.silent or behind else spec.underlay.mtu
     for uplink in range(spec.uplinks):
-        lines += [f"address add {node.address(uplink)}/24 dev up{uplink}", f"link set up{uplink} up"]
+        lines += node_addresses(node.number, uplink, hidden=hidden)
+        if mtu != PLAIN_MTU:
+            lines.append(f"link set up{uplink} mtu {mtu}")
     return lines
 
 
 async def build(spec: LabSpec) -> None:
     """Make the namespaces and the cables. Raises LabError; what was made until then stays for ``destroy``."""
-    names = [f"{spec.name}-net", *(node.name for node in nodes_of(spec))]
-    for name in names:
+    segments = f"{spec.name}-net"
+    for name in spec.namespaces:
         await _ip(["netns", "add", name])
-    await _ip(["-n", names[0], "-batch", "-"], bridge_commands(spec))
+    await _ip(["-n", segments, "-batch", "-"], bridge_commands(spec))
+    if delays := delay_commands(spec):
+        await _tool(["tc", "-n", segments, "-batch", "-"], delays, fix=_NO_DELAYS)
+    for router in spec.routers:
+        await _set_up(router, spec)
     async with trio.open_nursery() as nursery:
         for node in nodes_of(spec):
             nursery.start_soon(_ip, ["-n", node.name, "-batch", "-"], uplink_commands(spec, node))
     await trio.to_thread.run_sync(Path(WIREGUARD_SOCKETS).mkdir, 0o755, True, True)
     for node in nodes_of(spec):
         await trio.to_thread.run_sync(node.wireguard_sockets.mkdir, 0o700, True, True)
+
+
+async def _set_up(router: Router, spec: LabSpec) -> None:
+    inside = ["ip", "netns", "exec", router.namespace]
+    mtu = PLAIN_MTU if spec.underlay.silent else spec.underlay.mtu
+    await _tool([*inside, "nft", "-f", "-"], rules(router).splitlines(), fix="install nftables")
+    await _ip(["-n", router.namespace, "-batch", "-"], cables(router, spec.name, spec.uplinks, mtu))
+    await _tool([*inside, "sysctl", "-q", "-w", *settings(router, spec.uplinks)], fix=_DOWN)
 
 
 async def destroy(names: Iterable[str]) -> None:
@@ -271,16 +354,17 @@ def _open_processes(names: Iterable[str]) -> list[int]:
 
 
 async def _ip(arguments: Sequence[str], batch: Sequence[str] = ()) -> None:
+    await _tool(["ip", *arguments], batch, fix=_DOWN)
+
+
+async def _tool(command: Sequence[str], lines: Sequence[str] = (), *, fix: str) -> None:
     done = await trio.run_process(
-        ["ip", *arguments],
-        stdin="\n".join(batch).encode("ascii"),
+        command,
+        stdin="\n".join(lines).encode("ascii"),
         capture_stdout=True,
         capture_stderr=True,
         check=False,
     )
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
-        raise LabError(
-            f"ip {' '.join(arguments)}: {said}",
-            fix="run `phantommesh lab down`; in a container, give it NET_ADMIN and SYS_ADMIN",
-        )
+        raise LabError(f"{' '.join(command)}: {said}", fix=fix)

@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.table import Table
 
 from phantommesh.dimensions import DIMENSIONS
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import LabLink, answered, converged, crash, flows_between, proved, start
-from phantommesh.nursery.lab.net import LabError, LabSpec, nodes_of, one_error
+from phantommesh.nursery.lab.net import LabSpec, nodes_of, one_error
 from phantommesh.nursery.lab.ping import Flow, Traffic, open_traffic
 from phantommesh.nursery.lab.up import LabResult, running, status
 
@@ -39,7 +40,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     ``failover_s``: from the kill of a whole node until every pair's pings were answered again; for ``down_s``
     of it the node was left down. ``return_s``: from its start until all its links were whole. ``joins``: from
     the start of ``join`` to the node's first ping of node 1. ``proofs_verified``: of how many directions of
-    links there are scatter proofs that both ends have signed, were exported and hold.
+    links there are scatter proofs that both ends have signed, were exported and hold. ``behind``: what each
+    node is behind, in the words of ``--nat``.
     """
 
     nodes: int
@@ -52,6 +54,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     return_s: float
     joins: dict[str, float]
     proofs_verified: int = 0
+    behind: dict[str, str] = {}
 
 
 async def run(spec: LabSpec, console: Console, *, traffic_s: float = TRAFFIC_S) -> RunReport:
@@ -117,6 +120,7 @@ async def _show(spec: LabSpec, result: LabResult, console: Console, traffic_s: f
         return_s=round(return_s, 3),
         joins=result.joins,
         proofs_verified=len(proofs),
+        behind=result.behind,
     )
 
 

@@ -21,6 +21,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Status
 from phantommesh.nursery.host.owning import held
 from phantommesh.nursery.lab import net
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import (
     POLL_S,
     LabLink,
@@ -38,12 +39,14 @@ from phantommesh.nursery.lab.mesh import (
     start,
     view_of,
 )
-from phantommesh.nursery.lab.net import RUN, STATE, LabError, LabNode, LabSpec, nodes_of, one_error
+from phantommesh.nursery.lab.net import RUN, STATE, LabNode, LabSpec, nodes_of, one_error
 from phantommesh.nursery.lab.ping import Flow, open_traffic
+from phantommesh.nursery.lab.underlay import Underlay
 from phantommesh.state.files import atomic_write
 
 MESH: Final = "lab"
 _INVITE_TTL: Final = "1h"
+_APART_S: Final = 45.0  # that pairs are waited for where something stands between them
 
 Say = Callable[[str], None]
 
@@ -53,7 +56,9 @@ def silent(_: str) -> None:
 
 
 class LabResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A converged lab. ``joins``: seconds from the start of ``join`` to the node's first ping of node 1."""
+    """A converged lab. ``joins``: seconds from the start of ``join`` to the node's first ping of node 1.
+    ``apart``: the pairs that do not answer each other, which is an error where nothing stands between nodes.
+    ``behind``: what each node is behind, in the words of ``--nat``."""
 
     name: str
     nodes: int
@@ -61,14 +66,17 @@ class LabResult(msgspec.Struct, frozen=True, kw_only=True):
     converged_s: float
     joins: dict[str, float]
     links: list[LabLink]
+    apart: list[tuple[str, str]] = []
+    behind: dict[str, str] = {}
 
 
 class LabNodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One node: its own report, or why there is none."""
+    """One node: its own report, or why there is none. ``behind``: in the words of ``--nat``."""
 
     name: str
     status: Status | None
     problem: str | None
+    behind: str = "public"
 
 
 class LabStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +97,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     uplinks: int
     backend: str
     phase: Phase
+    underlay: Underlay = Underlay()
 
 
 async def up(spec: LabSpec, say: Say = silent) -> LabResult:
@@ -122,6 +131,7 @@ async def status(name: str) -> LabStatus:
     """Ask every node of a lab. Raises LabError when there is no such lab."""
     manifest = _known(name)
     nodes = nodes_of(_spec(manifest))
+    behind = manifest.underlay.describe
     found: dict[str, NodeView | str] = {}
 
     async def ask(node: LabNode) -> None:
@@ -138,10 +148,14 @@ async def status(name: str) -> LabStatus:
         name=name,
         phase=manifest.phase,
         nodes=[
-            LabNodeStatus(name=node.name, status=view.status, problem=None)
-            if isinstance(view := found[node.name], NodeView)
-            else LabNodeStatus(name=node.name, status=None, problem=view)
+            LabNodeStatus(
+                name=node.name,
+                status=view.status if isinstance(view, NodeView) else None,
+                problem=None if isinstance(view, NodeView) else view,
+                behind=behind(node.number, manifest.nodes),
+            )
             for node in nodes
+            for view in (found[node.name],)
         ],
         links=links_between(nodes, views),
     )
@@ -160,13 +174,14 @@ def exec_(name: str, number: int, command: Sequence[str]) -> NoReturn:
 
 
 @asynccontextmanager
-async def running(spec: LabSpec, say: Say = silent) -> AsyncIterator[LabResult]:
-    """A lab for as long as the block takes, however it ends."""
+async def running(spec: LabSpec, say: Say = silent, *, pairs: bool = True) -> AsyncIterator[LabResult]:
+    """A lab for as long as the block takes, however it ends. Without ``pairs`` it begins as soon as each node
+    was started."""
     net.check_able()
     with _alone(spec.name):
         await _make_way(spec.name, say)
         async with _undone_on_failure(spec):
-            result = await _up(spec, say)
+            result = await _up(spec, say, pairs=pairs)
             _write_manifest(spec, "running")
         try:
             yield result
@@ -176,7 +191,7 @@ async def running(spec: LabSpec, say: Say = silent) -> AsyncIterator[LabResult]:
                 await _down(spec)
 
 
-async def _up(spec: LabSpec, say: Say) -> LabResult:
+async def _up(spec: LabSpec, say: Say, *, pairs: bool = True) -> LabResult:
     began = trio.current_time()
     nodes = nodes_of(spec)
     first = nodes[0]
@@ -197,9 +212,11 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
         await phantommesh(node, "join", invite, "--name", node.name, *endpoints(spec, node))
         configure(spec, node)
         await start(node)
+        if not pairs:
+            return
         flow = Flow(node.name, first.name, authority.status.ip4)
         async with open_traffic([flow], POLL_S) as traffic:
-            with trio.move_on_after(spec.patience_s):
+            with trio.move_on_after(_APART_S if spec.underlay.hinders else spec.patience_s):
                 await traffic.wait_answered(flow, -1.0)
         if flow.received:
             joins[node.name] = round(trio.current_time() - started, 3)
@@ -209,10 +226,11 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
         async with trio.open_nursery() as nursery:
             for node in nodes[1:]:
                 nursery.start_soon(enrol, node)
-    say("waiting until every pair is keyed in all dimensions")
-    links = await converged(nodes, spec.patience_s)
-    async with open_traffic(await flows_between(nodes), POLL_S) as traffic:
-        await answered(traffic, -1.0, spec.patience_s)
+    if pairs:
+        say("waiting until every pair is keyed in all dimensions")
+    links, apart = (
+        await (_hindered(nodes) if spec.underlay.hinders else _plain(nodes, spec)) if pairs else ([], [])
+    )
     return LabResult(
         name=spec.name,
         nodes=spec.nodes,
@@ -220,13 +238,34 @@ async def _up(spec: LabSpec, say: Say) -> LabResult:
         converged_s=round(trio.current_time() - began, 3),
         joins=dict(sorted(joins.items())),
         links=links,
+        apart=apart,
+        behind={node.name: spec.underlay.describe(node.number, spec.nodes) for node in nodes},
     )
+
+
+async def _plain(nodes: Sequence[LabNode], spec: LabSpec) -> tuple[list[LabLink], list[tuple[str, str]]]:
+    links = await converged(nodes, spec.patience_s)
+    async with open_traffic(await flows_between(nodes), POLL_S) as traffic:
+        await answered(traffic, -1.0, spec.patience_s)
+    return links, []
+
+
+async def _hindered(nodes: Sequence[LabNode]) -> tuple[list[LabLink], list[tuple[str, str]]]:
+    """Wait until every pair answers, but not for ever, and return the pairs that do not."""
+    flows = await flows_between(nodes)
+    async with open_traffic(flows, POLL_S) as traffic:
+        with trio.move_on_after(_APART_S):
+            async with trio.open_nursery() as nursery:
+                for flow in flows:
+                    nursery.start_soon(traffic.wait_answered, flow, -1.0)
+    views = {node.name: await view_of(node) for node in nodes}
+    return links_between(nodes, views), [(flow.source, flow.target) for flow in flows if not flow.received]
 
 
 async def _down(spec: LabSpec) -> None:
     """Remove everything; the manifest last, so that an interrupted removal is taken up again."""
     nodes = nodes_of(spec)
-    await net.destroy([*(node.name for node in nodes), f"{spec.name}-net"])
+    await net.destroy(spec.namespaces)
     for node in nodes:
         for path in (node.state_dir, node.wireguard_sockets, *_files(node)):
             if path.is_dir():
@@ -259,7 +298,7 @@ async def _undone_on_failure(spec: LabSpec) -> AsyncIterator[None]:
     """Write the manifest; when the block fails, take all down, but leave a copy of the logs to look at."""
     STATE.mkdir(parents=True, exist_ok=True, mode=0o755)
     RUN.mkdir(parents=True, exist_ok=True, mode=0o755)
-    strangers = [name for name in _names(spec) if net.namespace_exists(name)]
+    strangers = [name for name in spec.namespaces if net.namespace_exists(name)]
     strangers += [str(node.state_dir) for node in nodes_of(spec) if node.state_dir.exists()]
     if strangers:
         raise LabError(f"{strangers[0]} exists, and no lab made it", fix="remove it, or give another --name")
@@ -307,7 +346,7 @@ def _manifest_path(name: str) -> Path:
 
 
 def _write_manifest(spec: LabSpec, phase: Phase) -> None:
-    manifest = _Manifest(spec.name, spec.nodes, spec.uplinks, spec.backend, phase)
+    manifest = _Manifest(spec.name, spec.nodes, spec.uplinks, spec.backend, phase, spec.underlay)
     atomic_write(_manifest_path(spec.name), msgspec.json.encode(manifest), mode=0o644)
 
 
@@ -332,8 +371,6 @@ def _known(name: str) -> _Manifest:
 
 
 def _spec(manifest: _Manifest) -> LabSpec:
-    return LabSpec(manifest.name, manifest.nodes, manifest.uplinks, manifest.backend)
-
-
-def _names(spec: LabSpec) -> list[str]:
-    return [*(node.name for node in nodes_of(spec)), f"{spec.name}-net"]
+    return LabSpec(
+        manifest.name, manifest.nodes, manifest.uplinks, manifest.backend, underlay=manifest.underlay
+    )

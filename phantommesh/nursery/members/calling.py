@@ -104,14 +104,17 @@ class Caller:
             yield client
 
     @asynccontextmanager
-    async def dial_direct(self, member: NodeId) -> AsyncIterator[channels.Client]:
-        """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
-        inside the block where the channel breaks."""
+    async def dial_direct(
+        self, member: NodeId, first: Address | None = None
+    ) -> AsyncIterator[channels.Client]:
+        """Open a channel to a member, at the first of its addresses that answers; ``first`` is tried before
+        the others where it is one of them. Raises `StreamError`, also inside the block where the channel
+        breaks."""
         session = self.sessions.newest(member)
         if session is None or self._keeper.roster.get(member) is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
-        for address in self._where(member):
+        for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
             opened = False
             try:
                 async with framing.connect(address.host, address.port) as framed:

@@ -22,7 +22,7 @@ from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.reachable import IpAddress, Reach, Why, all_loopback, of_a_site
 from phantommesh.records.candidate import Candidate, Kind
-from phantommesh.records.record import known_by_itself
+from phantommesh.records.record import NodeRecord, known_by_itself
 from phantommesh.records.roster import Entry
 from phantommesh.trust.identity import NodeId
 
@@ -164,9 +164,7 @@ class Places:
         then, where both are behind one NAT or nothing speaks against it, a private address in a network of
         ours; then public ones; then private ones of other networks."""
         lately, found = self._lately(entry), known_by_itself(entry.record)
-        theirs = {c.ip for c in entry.record.candidates if c.kind == Kind.SEEN}
-        mine = self.public()
-        apart = bool(theirs and mine and theirs.isdisjoint(mine))
+        apart = self._apart(_hosts(entry.record, Kind.SEEN))
 
         def rank(address: Address) -> tuple[int, int]:
             if format_endpoint(address.host, address.port) not in found:
@@ -177,6 +175,40 @@ class Places:
             return lately(address), 3 if apart or not self.reach.beside(one) else 1
 
         return rank
+
+    def whereabouts(self) -> tuple[object, ...]:
+        """What this node knows of its own addresses, to compare with what it knew before."""
+        return self._found, frozenset(self.public())
+
+    def targets(self, entry: Entry) -> list[tuple[str, int, bool]]:
+        """The addresses at which to knock for a member: each with its rank, 0 for one in a network of ours, 1
+        for IPv6, 2 for other public ones, 3 for private ones elsewhere; and whether the member is behind a
+        NAT there. Private ones of a member that is surely at another place are left out: they mean somebody
+        else here."""
+        own, seen = _hosts(entry.record, Kind.OWN), _hosts(entry.record, Kind.SEEN)
+        apart, found = self._apart(seen), dict[str, tuple[int, bool]]()
+        for host in dict.fromkeys(address.host for address in self.of(entry)):
+            one = ip_address(host)
+            rank = 1 if one.version == 6 else 2
+            if one in own - seen and of_a_site(one):
+                if apart:
+                    continue
+                rank = 0 if self.reach.beside(one) else 3
+            found[host] = rank, rank == 2 and one in seen - own
+        return [(host, *how) for host, how in sorted(found.items(), key=lambda each: each[1])]
+
+    def hidden_from(self, entry: Entry) -> bool:
+        """Whether a member and this node are surely behind different NATs, so that an early packet may spoil
+        the member's. What an operator has written down counts as reached."""
+        own, seen = _hosts(entry.record, Kind.OWN), _hosts(entry.record, Kind.SEEN)
+        written = self._own or set(entry.record.control) - known_by_itself(entry.record)
+        mine = frozenset(self.public())
+        both = _behind_nat(own, seen) and _behind_nat(frozenset(self._found), mine)
+        return both and not written and self._apart(seen)
+
+    def _apart(self, seen: frozenset[IpAddress]) -> bool:
+        mine = self.public()
+        return bool(seen and mine and seen.isdisjoint(mine))
 
     def _lately(self, entry: Entry) -> Callable[[Address], int]:
         """A key to sort by: the later a member was heard from a host, the smaller."""
@@ -267,6 +299,14 @@ def _fix(name: str, why: Why) -> str:
             f"peer in gossip.seeds; else correct node.endpoints on {name}"
         )
     return f"correct node.endpoints on {name}, and revoke it if it does so on purpose"
+
+
+def _hosts(record: NodeRecord, kind: Kind) -> frozenset[IpAddress]:
+    return frozenset(one.ip for one in record.candidates if one.kind == kind)
+
+
+def _behind_nat(own: frozenset[IpAddress], seen: frozenset[IpAddress]) -> bool:
+    return bool(seen) and own.isdisjoint(seen)
 
 
 def _text(candidate: Candidate) -> str:

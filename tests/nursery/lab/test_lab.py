@@ -4,9 +4,9 @@
 import pytest
 
 from phantommesh.management.views import LinkView, Status
+from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import LabLink, NodeView, links_between
 from phantommesh.nursery.lab.net import (
-    LabError,
     LabNode,
     LabSpec,
     bridge_commands,

@@ -238,3 +238,33 @@ def test_a_host_that_moved_is_told_of_its_own_configuration_and_not_to_revoke_it
     it.look([cast("Entry", _Record("127.0.0.1:51800"))])
     [fault] = it.faults()
     assert "revoke" in fault.fix
+
+
+def test_what_is_knocked_at_has_its_rank_and_says_who_is_behind_a_nat() -> None:
+    assert at(public="203.0.113.7").targets(behind_nat()) == [
+        ("192.168.1.5", 0, False), ("2a00::5", 1, False), ("203.0.113.7", 2, True), ("10.9.9.9", 3, False),
+    ]  # fmt: skip
+    # Seen elsewhere: 192.168.1.5 is somebody else here.
+    assert at(public="198.51.100.1").targets(behind_nat()) == [
+        ("2a00::5", 1, False),
+        ("203.0.113.7", 2, True),
+    ]
+    lie = Candidate.of(Kind.SEEN, ip_address("100.64.0.9"), 51_800)
+    assert at().targets(cast("Entry", _Record(candidates=(lie,)))) == []
+
+
+def test_wireguard_is_held_back_where_both_are_surely_behind_nats_of_their_own() -> None:
+    home, away = at(public="203.0.113.7"), at(public="198.51.100.1")
+    for it in (home, away):
+        it.live_at(["192.168.1.2"])
+    assert away.hidden_from(behind_nat())
+    assert not home.hidden_from(behind_nat())  # one NAT
+    assert not at().hidden_from(behind_nat())  # nobody has said where this node is seen
+    assert not away.hidden_from(behind_nat("vpn.example:51800"))  # an operator's word
+    away.live_at(["198.51.100.1"])
+    assert not away.hidden_from(behind_nat())  # this node is in the open
+    away.live_at(["192.168.1.2"])
+    open_to_all = Candidate.of(Kind.OWN, ip_address("203.0.113.7"), 51_800)
+    seen = Candidate.of(Kind.SEEN, ip_address("203.0.113.7"), 51_800, PORTS)
+    assert not away.hidden_from(cast("Entry", _Record(candidates=(seen, open_to_all))))
+    assert not away.hidden_from(cast("Entry", _Record(candidates=(open_to_all,))))
