@@ -76,7 +76,8 @@ def _value(text: str, kind: Any) -> Any:
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     origin = get_origin(kind)
-    if text[0] in '["{' or kind in (int, float, bool):
+    switch = text in ("true", "false") and bool in get_args(kind)  # or a word, as `relay.offer` has one
+    if switch or text[0] in '["{' or kind in (int, float, bool):
         try:
             return tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):

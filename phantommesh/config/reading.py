@@ -202,6 +202,14 @@ def _check(config: Config) -> None:
             f"paths.port = {config.paths.port} is taken by this node already",
             fix="set paths.port to another port, the same on all nodes",
         )
+    relay = config.relay
+    if relay.port in (config.control.port, dns.port, config.paths.port) or relay.port in wireguard.ports:
+        raise ConfigError(
+            f"relay.port = {relay.port} is taken by this node already", fix="set relay.port to another port"
+        )
+    for member in relay.members:
+        if not _LABEL.fullmatch(member):
+            raise ConfigError(f"relay.members: {_show(member)} is no name", fix="see `phantommesh peers`")
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'

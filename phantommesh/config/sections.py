@@ -112,6 +112,30 @@ class NatSection(msgspec.Struct, frozen=True):
     discover: Switch = True
 
 
+class RelaySection(msgspec.Struct, frozen=True):
+    """Relays: members that forward the ciphertext of two others that do not reach each other.
+
+    `offer`: whether this node forwards, `"auto"` where it has `node.endpoints` or a public IPv4 address of
+    its own; at UDP `port`, which has to be open to others; at most `rate` bytes a second in each direction of
+    a lease, and `quota` bytes a day of each (a pair has up to seven leases); only between `members` of these
+    names, and between all where there are none. `use`: whether this node goes over relays itself.
+    """
+
+    offer: Annotated[bool | Literal["auto"], Meta(description='true, false or "auto"')] = "auto"
+    port: Port = 51810
+    rate: Annotated[
+        int, Meta(ge=10_000, le=100_000_000_000, description="bytes a second from 10000 to 100000000000")
+    ] = 12_500_000
+    quota: Annotated[int, Meta(ge=1_000_000, le=2**60, description="a number of bytes above 1000000")] = (
+        50_000_000_000
+    )
+    members: Annotated[
+        tuple[str, ...],
+        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
+    ] = ()
+    use: Switch = True
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -209,6 +233,7 @@ class Config(msgspec.Struct, frozen=True):
     guard: GuardSection = GuardSection()
     link: LinkSection = LinkSection()
     nat: NatSection = NatSection()
+    relay: RelaySection = RelaySection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()

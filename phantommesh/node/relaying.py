@@ -8,6 +8,7 @@ from typing import Final
 
 from phantommesh.control import messages
 from phantommesh.dimensions import DIMENSIONS, bits, has
+from phantommesh.node.peers import Peers
 from phantommesh.routing.leases import Grant, Leases, Refusal
 from phantommesh.trust.identity import NodeId
 
@@ -37,6 +38,17 @@ class Lends:
             and (among is None or member in among)
             for member in (one, two)
         )
+
+
+class Named:
+    """The members with certain names: those for whom the operator relays."""
+
+    def __init__(self, names: Container[str], peers: Peers) -> None:
+        self._names, self._peers = names, peers
+
+    def __contains__(self, member: object) -> bool:
+        entry = self._peers.get(member) if isinstance(member, bytes) else None
+        return entry is not None and entry.member.name in self._names
 
 
 class Relay:

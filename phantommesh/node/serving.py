@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -45,6 +45,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
     messages.Look: (1.0, 20),
+    messages.CheckTcp: (1 / 60, 2),  # each has a connection made
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
@@ -98,6 +99,14 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckTcp:
+    """Connect to a member's control port by TCP, where it was seen itself. The result is the
+    `messages.TcpChecked`."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Carrying:
     """Carry for a member, or take what it carries. The result is the answer."""
 
@@ -113,14 +122,15 @@ class Meeting:
     request: messages.Meet
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | Carrying | Meeting
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting
 ServingWork = Generator[ServingStep, Any, T]
 
 
 class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
-    answers for the relay that this node is; None: it is none."""
+    answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
+    None: this node uses no relays."""
 
     def __init__(
         self,
@@ -131,9 +141,10 @@ class Serving:
         *,
         proofs: bool,
         relay: Relay | None = None,
+        offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
     ) -> None:
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
-        self._relay = relay
+        self._relay, self._offered = relay, offered
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
         self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
@@ -212,12 +223,18 @@ class Serving:
             case messages.Look():
                 sighting: messages.Sighting = yield Sight(peer)
                 return sighting
+            case messages.CheckTcp():
+                checked: messages.TcpChecked = yield CheckTcp(entry)
+                return checked
             case messages.AskRelay() | messages.LeaveRelay():
                 if self._relay is None:
                     return messages.Refused("this node is no relay", "choose another relay")
                 return self._relay.answer(peer, request, at.now)
-            case messages.OfferRelay():  # nothing asks relays for leases yet: docs/decisions/0052-relays.md
-                return messages.Refused("this node uses no relays")
+            case messages.OfferRelay():
+                if self._offered is None:
+                    return messages.Refused("this node uses no relays")
+                self._offered(peer, request)
+                return messages.Done()
             case messages.Carry() | messages.Carried() | messages.Pass() | messages.Passed():
                 carried: messages.Answer = yield Carrying(entry, request)
                 return carried
@@ -226,6 +243,8 @@ class Serving:
                 return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
+            case messages.Frames():  # `TcpPort` has taken it where it can carry frames
+                return messages.Refused("this connection cannot carry frames")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

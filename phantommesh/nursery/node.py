@@ -196,6 +196,7 @@ class Node:
             "scatter": parts.scattering.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
+            "frames": parts.framed.run,
             "wireguard-keys": parts.rekeying.run,
             "udp": partial(parts.udp.receive, self._weaving.receive),
             "gossip": parts.gossip.run,
@@ -216,6 +217,8 @@ class Node:
         }
         if parts.finding.on:
             services["wireguard-ports"] = parts.wgports.run
+            services["relay"] = parts.lending.run
+            services["relays"] = parts.borrower.run
             services["punching"] = parts.punching.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run

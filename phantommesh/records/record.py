@@ -35,6 +35,7 @@ SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE_BYTES + 64
 MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
+RELAYS_IPV4, RELAYS_IPV6 = 1, 2
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
@@ -46,13 +47,22 @@ class PossessionError(RecordError):
     """A record that names a WireGuard key without proof that its node holds the private half."""
 
 
+class RelayOffer(msgspec.Struct, frozen=True, array_like=True):
+    """A node's word that it forwards for other members: at this UDP port of its addresses, for IPv4
+    (`RELAYS_IPV4`), IPv6 (`RELAYS_IPV6`) or both, added up."""
+
+    port: int
+    families: int
+
+
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """One node's own word. A later one has a greater `seq`; fields that a newer version adds are ignored.
 
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
     keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
     dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
-    which the node may be reached, the likeliest first. Earlier versions know of none.
+    which the node may be reached, the likeliest first. `relay`: it forwards for others. Earlier versions know
+    of neither.
     """
 
     node_id: bytes
@@ -63,6 +73,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     version: str
     wg_proofs: tuple[bytes, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    relay: RelayOffer | None = None
 
 
 def known_by_itself(record: NodeRecord) -> frozenset[str]:
@@ -213,6 +224,9 @@ def _check(record: NodeRecord) -> None:
         raise RecordError("the record has an all-zero WireGuard key")
     if len(set(ports)) != DIMENSIONS or any(not 1 <= port <= 65535 for port in ports):
         raise RecordError("the record needs seven different WireGuard ports")
+    relay = record.relay
+    if relay is not None and (not 1 <= relay.port <= 65535 or not 1 <= relay.families <= 3):
+        raise RecordError("the record offers a relay whose port or families are out of range")
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():
         raise RecordError("the record's version is not a short text")
 

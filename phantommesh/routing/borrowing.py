@@ -3,7 +3,8 @@
 
 The end with the lower node id asks the nearest relays what each would cost, chooses (`routing.choice`), and
 asks for leases. The other end hears of them from the relay and asks for the same. Both bind their legs from
-their WireGuard ports. Once the relay says that it forwards, a dimension may use it.
+their WireGuard ports. Once the relay says that it forwards, a dimension may use it. A dimension that moves to
+another relay keeps the lease before until the new one forwards, and some seconds more.
 
 The driver carries out effects and reports: what a relay answered, what it said of its own accord, and which
 datagrams came to a WireGuard port from a relay.
@@ -11,7 +12,7 @@ datagrams came to a WireGuard port from a relay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -25,11 +26,16 @@ from phantommesh.trust.identity import NodeId
 # Tuning.
 ASKED: Final = 5  # relays, the nearest, that are asked what they would cost
 COST_EVERY: Final = 30.0  # s between two such questions
+COST_SOON: Final = 2.0  # s the same while no relay offers, at most,
+EAGER: Final = 30.0  # s from when one was first wanted
 OFFER_LIFE: Final = 75.0  # s that an answer is believed: two questions may go unanswered
 RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
-HURRY: Final = 0.5  # s between two attempts at what has not worked yet
-PATIENCE: Final = 10.0  # s of attempts; then they are as far apart as a renewal
+HURRY: Final = 0.25  # s between two attempts at what has not worked yet
+PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
+FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is not chosen for the pair
+LINGER: Final = 5.0  # s that the lease before is kept after a move: the ends move one after the other
+HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when this end has need of it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class _Leg:
     bind_at: float = inf
     heard: float = -inf  # when the relay last said that it forwards
     used: bool = False
+    ends: float = inf  # when it is given up, as another has taken its place
 
 
 @dataclass(slots=True)
@@ -101,8 +108,15 @@ class _Peer:
     wanted: frozenset[int] = frozenset()
     choice: Choice = field(default_factory=Choice)
     offers: dict[NodeId, tuple[Offer, float]] = field(default_factory=dict)
+    failed: dict[NodeId, float] = field(default_factory=dict)  # until when
     legs: dict[int, _Leg] = field(default_factory=dict)
+    before: dict[int, _Leg] = field(default_factory=dict)  # legs whose place another takes or has taken
     cost_at: float = inf
+    since: float = -inf  # when something was first wanted
+    pause: float = HURRY
+
+    def all_legs(self) -> list[tuple[int, _Leg]]:
+        return [*self.legs.items(), *self.before.items()]
 
 
 class Borrowing:
@@ -112,6 +126,16 @@ class Borrowing:
         self._own = own
         self._relays: dict[NodeId, float] = {}
         self._peers: dict[NodeId, _Peer] = {}
+        self._hints: dict[tuple[NodeId, int], tuple[NodeId, float]] = {}  # by peer and dimension
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is wanted."""
+        return not self._peers
+
+    def without(self) -> Iterator[NodeId]:
+        """The peers for whom this node chooses, and for whom no relay is on offer."""
+        return (id_ for id_, peer in self._peers.items() if self._own < id_ and not peer.offers)
 
     def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
         """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay
@@ -119,9 +143,9 @@ class Borrowing:
         self._relays = {relay: near for relay, near in relays.items() if relay != self._own}
         effects = list[Effect]()
         for peer_id, peer in self._peers.items():
-            for dimension, leg in list(peer.legs.items()):
+            for dimension, leg in peer.all_legs():
                 if leg.relay not in self._relays:
-                    effects += self._leave(peer_id, peer, dimension, told=False)
+                    effects += self._drop(peer_id, peer, dimension, leg, told=False)
             effects += self._choose(peer_id, peer, now)
         return effects
 
@@ -130,14 +154,25 @@ class Borrowing:
         peer = self._peers.setdefault(peer_id, _Peer())
         before, peer.wanted = peer.wanted, frozenset(dimensions)
         effects = list[Effect]()
-        for dimension in sorted(peer.legs.keys() - peer.wanted):
-            effects += self._leave(peer_id, peer, dimension)
+        for dimension, leg in peer.all_legs():
+            if dimension not in peer.wanted:
+                effects += self._drop(peer_id, peer, dimension, leg)
         if not peer.wanted:
             del self._peers[peer_id]
             return effects
-        if self._own < peer_id and not before:
-            peer.cost_at = now
-        return effects + self._choose(peer_id, peer, now)
+        if self._own < peer_id:
+            if not before:
+                peer.cost_at = peer.since = now
+            return effects + self._choose(peer_id, peer, now)
+        for dimension in sorted(peer.wanted - before):
+            relay, heard = self._hints.pop((peer_id, dimension), (peer_id, -inf))
+            if now - heard < HEARD and relay in self._relays:
+                effects += self._begin(peer_id, peer, dimension, relay, now)
+        return effects
+
+    def forget(self, members: Container[bytes]) -> None:
+        """Forget what relays said of others than these."""
+        self._hints = {which: hint for which, hint in self._hints.items() if which[0] in members}
 
     def cost(self, relay: NodeId, peer_id: NodeId, far: float | None, now: float) -> list[Effect]:
         """Take a relay's answer to `AskCost`: its round trip to the peer in seconds; None: it does not
@@ -145,20 +180,23 @@ class Borrowing:
         peer, near = self._peers.get(peer_id), self._relays.get(relay)
         if peer is None or near is None:
             return []
-        if far is None:
+        if far is None or peer.failed.get(relay, -inf) > now:
             peer.offers.pop(relay, None)
         else:
-            peer.offers[relay] = Offer(relay, near, far), now
+            peer.offers[relay], peer.pause = (Offer(relay, near, far), now), HURRY
         return self._choose(peer_id, peer, now)
 
     def offered(self, relay: NodeId, peer_id: NodeId, dimensions: Iterable[int], now: float) -> list[Effect]:
         """Take a relay's word that a peer has asked for leases. The end that does not choose follows, in the
-        dimensions that have no direct way, if it trusts the relay."""
-        peer = self._peers.get(peer_id)
-        if peer is None or relay not in self._relays or self._own < peer_id:
+        dimensions that have no direct way, if it trusts the relay. In others it follows once they have
+        none."""
+        if relay not in self._relays or self._own < peer_id:
             return []
-        effects = list[Effect]()
-        for dimension in sorted(set(dimensions) & peer.wanted):
+        peer, effects = self._peers.get(peer_id), list[Effect]()
+        for dimension in sorted(set(dimensions)):
+            if peer is None or dimension not in peer.wanted:
+                self._hints[peer_id, dimension] = relay, now
+                continue
             leg = peer.legs.get(dimension)
             if leg is None or leg.relay != relay:
                 effects += self._begin(peer_id, peer, dimension, relay, now)
@@ -185,14 +223,25 @@ class Borrowing:
         if peer is None or leg is None:
             return []
         peer.offers.pop(relay, None)
-        return self._leave(peer_id, peer, dimension, told=False) + self._choose(peer_id, peer, now)
+        return self._drop(peer_id, peer, dimension, leg, told=False) + self._choose(peer_id, peer, now)
+
+    def failed(self, relay: NodeId, peer_id: NodeId, now: float) -> list[Effect]:
+        """Nothing comes through to a peer by this relay any more. Another is chosen where there is one."""
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.failed.get(relay, -inf) > now:
+            return []
+        peer.failed[relay] = now + FAILED
+        peer.offers.pop(relay, None)
+        if self._own < peer_id:
+            peer.cost_at = min(peer.cost_at, now + HURRY)
+        return self._choose(peer_id, peer, now)
 
     def receive(
         self, relay: NodeId, peer_id: NodeId, dimension: int, datagram: bytes, now: float
     ) -> list[Effect]:
         """Take a datagram that came from a relay to the WireGuard port of a dimension."""
-        leg = self._leg(relay, peer_id, dimension)
-        if leg is None or not leg.ticket:
+        peer, leg = self._peers.get(peer_id), self._leg(relay, peer_id, dimension)
+        if peer is None or leg is None or not leg.ticket:
             return []
         said = binding.answer(datagram, leg.ticket, leg.key)
         if isinstance(said, bytes):
@@ -203,6 +252,8 @@ class Borrowing:
         if leg.used:
             return []
         leg.used = True
+        if (old := peer.before.get(dimension)) is not None:
+            old.ends = now + LINGER
         return [Use(peer_id, dimension, relay, leg.port, leg.tag)]
 
     @property
@@ -215,22 +266,40 @@ class Borrowing:
         effects = list[Effect]()
         for peer_id, peer in self._peers.items():
             if peer.cost_at <= now:
-                peer.cost_at = now + (COST_EVERY if peer.offers else HURRY)
+                peer.cost_at = now + (COST_EVERY if peer.offers else peer.pause)
+                eager = now - peer.since < EAGER  # the relay may be about to find its way to the peer
+                peer.pause = min(2 * peer.pause, COST_SOON) if eager else COST_EVERY
                 nearest = sorted((near, relay) for relay, near in self._relays.items() if relay != peer_id)
                 effects += [AskCost(relay, peer_id) for _, relay in nearest[:ASKED]]
             for relay in [r for r, (_, then) in peer.offers.items() if now - then >= OFFER_LIFE]:
                 del peer.offers[relay]
             effects += self._choose(peer_id, peer, now)
-            for dimension, leg in peer.legs.items():
-                if leg.used and now - leg.heard >= BOUND:
-                    leg.used, leg.since, leg.bind_at = False, now, now
-                    effects.append(Use(peer_id, dimension))
-                pause = HURRY if now - leg.since < PATIENCE else RENEW
-                if leg.ask_at <= now:
-                    leg.ask_at = now + (RENEW if leg.ticket else pause)
-                    effects.append(AskLease(leg.relay, peer_id, dimension))
-                if leg.bind_at <= now:
-                    effects += self._bind(leg, dimension, now, pause)
+            for dimension, leg in peer.all_legs():
+                if leg.ends <= now:
+                    effects += self._drop(peer_id, peer, dimension, leg)
+                    continue
+                effects += self._keep(peer_id, peer, dimension, leg, now)
+        return effects
+
+    def _keep(self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, now: float) -> list[Effect]:
+        effects = list[Effect]()
+        if leg.used and now - leg.heard >= BOUND:
+            if leg is not peer.legs.get(dimension):
+                return self._drop(peer_id, peer, dimension, leg)
+            leg.used, leg.since, leg.bind_at = False, now, now
+            if dimension not in peer.before:
+                effects.append(Use(peer_id, dimension))
+        hurried = now - leg.since < PATIENCE
+        if not leg.used and not hurried and leg.relay in peer.offers and len(peer.offers) > 1:
+            effects += self.failed(leg.relay, peer_id, now)
+            if peer.legs.get(dimension) is not leg:
+                return effects
+        pause = HURRY if hurried else RENEW
+        if leg.ask_at <= now:
+            leg.ask_at = now + (RENEW if leg.ticket else pause)
+            effects.append(AskLease(leg.relay, peer_id, dimension))
+        if leg.bind_at <= now:
+            effects += self._bind(leg, dimension, now, pause)
         return effects
 
     def _choose(self, peer_id: NodeId, peer: _Peer, now: float) -> list[Effect]:
@@ -247,23 +316,54 @@ class Borrowing:
         return effects
 
     def _begin(self, peer_id: NodeId, peer: _Peer, dimension: int, relay: NodeId, now: float) -> list[Effect]:
-        effects = self._leave(peer_id, peer, dimension)
+        """Have a leg at this relay. The one before stays until the new one forwards."""
+        leg, old, effects = peer.legs.get(dimension), peer.before.get(dimension), list[Effect]()
+        if leg is not None and leg.used:
+            if old is not None:
+                effects += self._drop(peer_id, peer, dimension, old)
+            peer.before[dimension] = peer.legs.pop(dimension)
+        elif leg is not None:
+            del peer.legs[dimension]
+            effects.append(LeaveLease(leg.relay, peer_id, dimension))
+        if old is not None and old.relay == relay and dimension not in peer.legs and old.used:
+            kept = peer.before.pop(dimension)
+            if kept is old:  # back to where the dimension still is
+                old.ends, peer.legs[dimension] = inf, old
+                return effects
+            peer.before[dimension] = kept
         peer.legs[dimension] = _Leg(relay, now, now + HURRY)
         return [*effects, AskLease(relay, peer_id, dimension)]
 
-    def _leave(self, peer_id: NodeId, peer: _Peer, dimension: int, *, told: bool = True) -> list[Effect]:
-        leg, effects = peer.legs.pop(dimension, None), list[Effect]()
-        if leg is not None:
-            if leg.used:
+    def _drop(
+        self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, *, told: bool = True
+    ) -> list[Effect]:
+        """Give up a leg, the present one or the one before."""
+        effects = list[Effect]()
+        if peer.legs.get(dimension) is leg:
+            del peer.legs[dimension]
+            if (old := peer.before.pop(dimension, None)) is not None:
+                old.ends, peer.legs[dimension] = inf, old
+                if leg.used:
+                    effects.append(Use(peer_id, dimension, old.relay, old.port, old.tag))
+            elif leg.used:
                 effects.append(Use(peer_id, dimension))
-            if told:
-                effects.append(LeaveLease(leg.relay, peer_id, dimension))
+        elif peer.before.get(dimension) is leg:
+            del peer.before[dimension]
+            now_at = peer.legs.get(dimension)
+            if now_at is None or not now_at.used:
+                effects.append(Use(peer_id, dimension))
+        else:
+            return effects
+        if told:
+            effects.append(LeaveLease(leg.relay, peer_id, dimension))
         return effects
 
     def _leg(self, relay: NodeId, peer_id: NodeId, dimension: int) -> _Leg | None:
         peer = self._peers.get(peer_id)
-        leg = None if peer is None else peer.legs.get(dimension)
-        return leg if leg is not None and leg.relay == relay else None
+        if peer is None:
+            return None
+        both = (peer.legs.get(dimension), peer.before.get(dimension))
+        return next((leg for leg in both if leg is not None and leg.relay == relay), None)
 
     def _bind(self, leg: _Leg, dimension: int, now: float, pause: float = HURRY) -> list[Effect]:
         leg.bind_at = now + pause
@@ -272,8 +372,8 @@ class Borrowing:
 
 def _moments(peer: _Peer) -> list[float]:
     moments = [peer.cost_at, *(then + OFFER_LIFE for _, then in peer.offers.values())]
-    for leg in peer.legs.values():
-        moments += [leg.ask_at, leg.bind_at]
+    for _, leg in peer.all_legs():
+        moments += [leg.ask_at, leg.bind_at, leg.ends]
         if leg.used:
             moments.append(leg.heard + BOUND)
     return moments

@@ -46,7 +46,7 @@ class Ways:
 
     def __init__(self) -> None:
         self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
-        self._held: dict[bytes, int] = {}
+        self._held: dict[bytes, dict[Kind, int]] = {}
         self._quiet: dict[bytes, int] = {}
 
     def chosen(self, peer: bytes, dimension: int) -> Way | None:
@@ -54,13 +54,21 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
 
+    def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
+        """The way on offer that has this endpoint, the best if there are several."""
+        offers = self._offers.get(peer, {}).get(dimension, {})
+        return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
     def on_offer(self, peer: bytes, kind: Kind) -> int:
         """The dimensions, as a bitmap, for which there is a way of this kind."""
         return bits(kind in self._offers.get(peer, {}).get(i, {}) for i in range(DIMENSIONS))
 
     def held(self, peer: bytes) -> int:
         """The dimensions, as a bitmap, in which nothing may be sent to the peer's own addresses for now."""
-        return self._held.get(peer, 0)
+        held = 0
+        for dimensions in self._held.get(peer, {}).values():
+            held |= dimensions
+        return held
 
     def quiet(self, peer: bytes) -> int:
         """The dimensions, as a bitmap, in which nothing at all may be sent to the peer: a direct way was lost
@@ -83,14 +91,18 @@ class Ways:
             self._quiet[peer] = self.quiet(peer) | self.held(peer) & only(dimension)
         return self.chosen(peer, dimension) != before
 
-    def hold(self, peer: bytes, dimensions: int) -> bool:
+    def hold(self, peer: bytes, dimensions: int, *, by: Kind = Kind.DIRECT) -> bool:
         """Send nothing to the peer's own addresses in these dimensions, a bitmap: an early packet may spoil
-        the peer's NAT (design, NAT traversal). Return whether that is another than before."""
-        before = self._held.pop(peer, 0)
+        the peer's NAT (design, NAT traversal). ``by`` is the kind of way that is waited for; what another
+        kind holds stays held. Return whether anything else is held than before."""
+        before, holders = self.held(peer), self._held.setdefault(peer, {})
+        holders.pop(by, None)
         if dimensions:
-            self._held[peer] = dimensions
-        self._quiet[peer] = self.quiet(peer) & dimensions
-        return before != dimensions
+            holders[by] = dimensions
+        if not holders:
+            del self._held[peer]
+        self._quiet[peer] = self.quiet(peer) & self.held(peer)
+        return before != self.held(peer)
 
     def retain(self, peers: Container[bytes]) -> None:
         """Forget all other peers."""

@@ -21,7 +21,7 @@ from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION, STATE, State
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.candidate import Candidate
-from phantommesh.records.record import NodeRecord
+from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import StateDir
@@ -107,9 +107,10 @@ def make_record(
     *,
     found: Sequence[str] = (),
     candidates: tuple[Candidate, ...] = (),
+    relay: RelayOffer | None = None,
 ) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
-    where the configuration names none."""
+    where the configuration names none; ``relay`` says that this node relays."""
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
@@ -121,6 +122,7 @@ def make_record(
         version=__version__,
         wg_proofs=wg_keys.proofs(identity.node_id),
         candidates=candidates,
+        relay=relay,
     )
 
 

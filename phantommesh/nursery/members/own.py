@@ -28,7 +28,7 @@ from phantommesh.nursery.logs import tell
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
-from phantommesh.records.record import NodeRecord
+from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
@@ -54,7 +54,7 @@ log = structlog.get_logger("phantommesh.own")
 class OwnRecord:
     """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
     that an authority gave: `GroupKeys.merge`. ``found`` says where this node is reached, beside the
-    configured endpoints."""
+    configured endpoints; ``relays``, whether it forwards for others."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class OwnRecord:
     ) -> None:
         self._config, self._state, self._keeper, self._merge = config, state, keeper, merge
         self.found: Callable[[], Found] = Found
+        self.relays: Callable[[], RelayOffer | None] = lambda: None
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
@@ -73,7 +74,7 @@ class OwnRecord:
         found = self.found()
         return make_record(
             self._state.identity, keys, self._config, seq,
-            found=found.endpoints, candidates=found.candidates,
+            found=found.endpoints, candidates=found.candidates, relay=self.relays(),
         )  # fmt: skip
 
     @property

@@ -13,6 +13,7 @@ import trio
 from phantommesh.control import messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
+from phantommesh.node.relaying import Relay
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -24,9 +25,14 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
+async def _unchecked(_entry: Entry) -> messages.TcpChecked:
+    return messages.TcpChecked(False, why="this node makes no such checks")
+
+
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
+    connects to it there. For ``relay`` and ``offered`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -38,16 +44,21 @@ class ControlServer:
         sync_answer: Callable[[bytes, NodeId], bytes],
         sync_finish: Callable[[bytes, NodeId], None],
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
+        check: Callable[[Entry], Awaitable[messages.TcpChecked]] = _unchecked,
         proving: Proving | None = None,
+        relay: Relay | None = None,
+        offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
         carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
         meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
+        self._check = check
         self.serving = serving.Serving(
-            node, keys.ring, desk.desk, keeper.verifications, proofs=proving is not None
-        )
+            node, keys.ring, desk.desk, keeper.verifications,
+            proofs=proving is not None, relay=relay, offered=offered,
+        )  # fmt: skip
 
     async def serve(
         self, session: sessions.Session, request: messages.Request, source: Address
@@ -70,6 +81,8 @@ class ControlServer:
                 return await self._account(entry, request)
             case serving.Sight(peer):
                 return self._sight(peer)
+            case serving.CheckTcp(entry):
+                return await self._check(entry)
             case serving.Carrying(entry, request):
                 if self._carry is None:
                     return messages.Refused("this node carries nothing")

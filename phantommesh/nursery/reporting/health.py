@@ -120,6 +120,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         )
         return
     yield from _holes(parts)
+    yield from parts.framed.faults()
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -132,6 +133,8 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _equivocations(parts)
     yield from parts.places.faults()
     yield from parts.wgports.faults()
+    yield from parts.lending.faults()
+    yield from parts.borrower.faults()
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
