@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.control import messages
-from phantommesh.nursery.sockets import framing, proxy
+from phantommesh.nursery.sockets import framing
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import StreamError, connect
 from phantommesh.nursery.sockets.proxy import Proxy, connected, parse_proxy, proxy_for
@@ -98,7 +99,7 @@ async def test_a_channel_goes_by_the_proxy_where_nothing_answers_directly(
         answer = b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n"
         async with proxying(answer, served.number) as (port, heads):
             url = f"http://me:secret@127.0.0.1:{port}"
-            monkeypatch.setattr(proxy.os, "environ", {"HTTPS_PROXY": url})
+            monkeypatch.setattr(os, "environ", {"HTTPS_PROXY": url})
             async with connect(AWAY, served.number) as framed:
                 assert (framed.address.host, framed.address.port) == (AWAY, served.number)
                 client = await Client.open(framed, CLIENTS)
@@ -119,7 +120,7 @@ async def test_a_proxy_that_does_not_connect_is_an_error_that_keeps_its_secret(
 ) -> None:
     monkeypatch.setattr(framing, "CONNECT", 1.5)
     async with proxying(answer, 1) as (port, _):
-        monkeypatch.setattr(proxy.os, "environ", {"HTTPS_PROXY": f"http://me:secret@127.0.0.1:{port}"})
+        monkeypatch.setattr(os, "environ", {"HTTPS_PROXY": f"http://me:secret@127.0.0.1:{port}"})
         with pytest.raises(StreamError) as caught:
             async with connect(AWAY, 51800):
                 pass

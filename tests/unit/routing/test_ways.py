@@ -47,3 +47,13 @@ def test_what_is_known_of_other_peers_is_forgotten() -> None:
     assert (ways.chosen(B, 0), ways.held(B)) == (None, 0)
     assert ways.hold(A, 0)
     assert ways.held(A) == 0
+
+
+def test_what_one_kind_holds_another_does_not_let_go() -> None:
+    ways = Ways()
+    assert ways.hold(A, 0b011)
+    assert ways.hold(A, 0b110, by=Kind.FRAMED)
+    assert ways.held(A) == 0b111
+    assert ways.hold(A, 0, by=Kind.FRAMED)
+    assert not ways.hold(A, 0, by=Kind.FRAMED)
+    assert ways.held(A) == 0b011
