@@ -117,8 +117,8 @@ class RelaySection(msgspec.Struct, frozen=True):
 
     `offer`: whether this node forwards, `"auto"` where it has `node.endpoints` or a public IPv4 address of
     its own; at UDP `port`, which has to be open to others; at most `rate` bytes a second in each direction of
-    a lease, and `quota` bytes a day of each (a pair has up to seven leases); only between `members` with these
-    names, all where there are none. `use`: whether this node goes over relays itself.
+    a lease, and `quota` bytes a day of each (a pair has up to seven leases); only between `members` of these
+    names, and between all where there are none. `use`: whether this node goes over relays itself.
     """
 
     offer: Annotated[bool | Literal["auto"], Meta(description='true, false or "auto"')] = "auto"
@@ -130,7 +130,8 @@ class RelaySection(msgspec.Struct, frozen=True):
         50_000_000_000
     )
     members: Annotated[
-        tuple[str, ...], Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]')
+        tuple[str, ...],
+        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
     ] = ()
     use: Switch = True
 

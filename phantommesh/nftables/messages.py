@@ -177,6 +177,12 @@ def decode_map(payloads: Iterable[bytes]) -> dict[int, int]:
     return {_word(e.get(_KEY, b"")): _word(e.get(_DATA, b"")) for e in _elements(payloads)}
 
 
+def decode_names(payloads: Iterable[bytes]) -> list[str]:
+    """Read the elements of a set of interfaces' names."""
+    keys = (dict(attributes(e.get(_KEY, b""))).get(_VALUE, b"") for e in _elements(payloads))
+    return [key.rstrip(b"\0").decode("utf-8", "replace") for key in keys]
+
+
 def decode_counters(payloads: Iterable[bytes]) -> dict[int, tuple[int, int]]:
     """Read the elements of a set of words with counters: (packets, bytes) by word."""
     counters = {}

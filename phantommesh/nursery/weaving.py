@@ -196,7 +196,7 @@ class Weaving:
         parts.finding.linked(opened.peer, opened.at)
         parts.punching.opened(opened)
         parts.framed.opened(opened)
-        parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
+        parts.caller.linked(NodeId(opened.peer), opened.at, opened.role)
         parts.carrying.look()
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)

@@ -18,11 +18,12 @@ from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.paths.effects import Effect, Fit, Send, Turned
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
 from phantommesh.paths.sized import SizedProbe, decode_sized_untrusted
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
 

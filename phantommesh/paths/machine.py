@@ -17,11 +17,10 @@ from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
-from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
+from phantommesh.paths.state import MISSES, SILENT, Path, PathState
+from phantommesh.paths.weights import FULL, leaves, weigh, weights
 from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
-
-FULL: Final = (1.0,) * DIMENSIONS
 
 # Tuning.
 SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
@@ -37,7 +36,6 @@ STALL: Final = 0.1  # s that a tick may be late before this node itself is taken
 WEIGH: Final = 1.0  # s between two looks at the shares
 LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
 ROUSED: Final = 5.0  # s after a move for which a path that does not answer yet is asked as often as a new one
-STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
 
 
 @dataclass(slots=True)
@@ -356,11 +354,7 @@ class Paths:
         ]
         self._weigh_at = now + WEIGH if moving else float("inf")
         for peer in moving:
-            up = [path for path in peer.paths if path.state is PathState.UP]
-            probes = min((path.quality.bounds[1] for path in up), default=0.0)
-            counted = min((path.quality.counted.bounds[1] for path in up), default=0.0)
-            for path in up:
-                path.weigh(probes, counted)
+            weigh(peer.paths)
 
     def scores(self, node_id: bytes) -> tuple[float, ...]:
         """The weights of a peer's dimensions, by capacity and loss; delay does not count. There is always one
@@ -368,34 +362,14 @@ class Paths:
         return self._peers[node_id].scores
 
     def _rescore(self, node_id: bytes, peer: _Peer) -> list[Effect]:
-        scores = tuple(self._score(path) for path in peer.paths)
-        if not any(scores):
-            scores = self._last_resort(peer.paths)
+        scores = weights(peer.paths, self._leaving)
         if scores == peer.scores:
             return []
         peer.scores = scores
         return [Rescore(node_id, scores)]
 
-    def _score(self, path: Path) -> float:
-        if path.state is not PathState.UP or self._leaves(path) or path.share < SHARE_FLOOR or path.narrow:
-            return 0.0
-        return max(1, round(path.share * STEPS)) / STEPS
-
     def _leaves(self, path: Path) -> bool:
-        return path.peer_leaving or path.aside or has(self._leaving, path.dimension)
-
-    def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
-        stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]
-        for chosen in (
-            [path for path in stays if path.state is PathState.UP and not path.narrow],  # all of them shed
-            [path for path in stays if path.state is PathState.UP],
-            [path for path in stays if path.state is PathState.PROVING],
-            stays,
-            [path for path in paths if path.state is not PathState.CLOSED],
-        ):
-            if chosen:
-                return tuple(float(path in chosen) for path in paths)
-        return FULL
+        return leaves(path, self._leaving)
 
     def delay(self, node_id: bytes) -> float:
         """How long a packet to a peer may be on its way, by the slowest of its paths: seconds there and back,

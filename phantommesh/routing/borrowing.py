@@ -232,7 +232,8 @@ class Borrowing:
             return []
         peer.failed[relay] = now + FAILED
         peer.offers.pop(relay, None)
-        peer.cost_at = now if self._own < peer_id else inf
+        if self._own < peer_id:
+            peer.cost_at = min(peer.cost_at, now + HURRY)
         return self._choose(peer_id, peer, now)
 
     def receive(
@@ -280,9 +281,7 @@ class Borrowing:
                 effects += self._keep(peer_id, peer, dimension, leg, now)
         return effects
 
-    def _keep(
-        self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, now: float
-    ) -> list[Effect]:
+    def _keep(self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, now: float) -> list[Effect]:
         effects = list[Effect]()
         if leg.used and now - leg.heard >= BOUND:
             if leg is not peer.legs.get(dimension):

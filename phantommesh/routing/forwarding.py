@@ -32,6 +32,11 @@ RELAY_MARK: Final = 0x52000000
 
 COUNTED: Final = "counted"
 DROPS: Final = "drops"
+PASSED: Final = "passed"
+"""The set that counts what leaves. Its one element is `RELAY_MARK`."""
+
+OPENED: Final = "opened"
+"""The set of the interfaces whose forwarding is on for the relay alone: to give it back after a crash."""
 
 # Specification. UDP's header has 64 bits (RFC 768). A WireGuard message begins with its type, 1 to 4, and
 # three bytes that are 0 (WireGuard's whitepaper, section 5.4); the first of the three is the tag.
@@ -115,6 +120,8 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
         *set_block(COUNTED, "type mark", "counter"),
         *set_block("rates", "type mark", "size 65536", "flags dynamic, timeout", "timeout 60s"),
         *set_block(DROPS, "type mark", "counter"),
+        *set_block(PASSED, "type mark", "counter"),
+        *set_block(OPENED, "type ifname", *([f"elements = {_names(frame.opened)}"] if frame.opened else [])),
         *(line for drop in Drop for line in _end(drop)),
         *(line for here in frame.here for line in chain_block(f"relay{here[2]}", *_relay(frame, *here))),
         *chain_block(
@@ -140,9 +147,14 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
         *chain_block(
             "leaving",
             "type filter hook postrouting priority 300; policy accept;",
-            *(f"{marked} {header} saddr set {here}" for header, here, _ in frame.here),
+            # Other programs may have put bits of their own into the mark by now.
+            *(
+                f"{marked} {header} saddr set {here} meta mark set {RELAY_MARK:#x} meta mark @{PASSED}"
+                for header, here, _ in frame.here
+            ),
         ),
         "}",
+        add_elements(table, PASSED, [f"{RELAY_MARK:#x}"]),
         add_elements(table, DROPS, [str(int(drop)) for drop in Drop]),
     ]
     return "\n".join(lines) + "\n" + _elements(frame, "add", forwards)

@@ -32,6 +32,7 @@ AGAIN: Final = 2.0  # s between two calls, doubled with each that fails
 AGAIN_MOST: Final = 60.0
 REDIAL: Final = 0.3  # s until a connection that broke is made again
 SHORT: Final = 5.0  # s of a connection's life below which its end counts as a call that failed
+OTHERS: Final = 3.0  # s until the end that did not make it tries to
 KEEP: Final = 10.0  # s for which the dimensions stay framed meanwhile
 STALLED: Final = 10.0  # s without any answer by frames until the connection is made anew
 TRIAL_FIRST, TRIAL_MOST = 15.0, 300.0  # s between two trials, doubled with each that fails
@@ -217,20 +218,23 @@ class LastWay:
             known.silent, known.hurry = None, -inf
         elif known.silent is None:
             known.silent = now
-        effects = self._leave(peer, known, facts, now) if known.connected else self._reach(peer, known, now)
+        effects = (
+            self._leave(peer, known, facts, now) if known.connected else self._reach(peer, known, facts, now)
+        )
         if known == _Peer():
             del self._peers[peer]
         return effects
 
-    def _reach(self, node_id: bytes, peer: _Peer, now: float) -> list[Effect]:
+    def _reach(self, node_id: bytes, peer: _Peer, facts: Facts, now: float) -> list[Effect]:
         """There is no connection: make one if need be."""
-        if peer.framed and now >= peer.lost + KEEP:
+        better = facts.answers & (facts.otherwise | without(ALL, facts.at_frame))
+        if peer.framed and (better or now >= peer.lost + KEEP):
             peer.framed, peer.lost = 0, inf
         if peer.dialling:
             peer.due = min(peer.lost + KEEP, peer.hurry + HOLD if self._holds(peer, now) else inf)
             return []
         if peer.framed:  # `aside` was cleared when the connection broke
-            begin = peer.lost if peer.ours else peer.lost + STAGGER
+            begin = peer.lost if peer.ours else peer.lost + OTHERS
         elif peer.silent is not None:
             grace = HURRY if peer.hurry > -inf else GRACE
             begin = peer.silent + grace + (STAGGER if self._me > node_id else 0.0)

@@ -12,7 +12,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import IntEnum
 
-from phantommesh.dimensions import DIMENSIONS, bits
+from phantommesh.dimensions import DIMENSIONS, bits, only, without
 from phantommesh.wireguard.device import Endpoint
 
 
@@ -47,6 +47,7 @@ class Ways:
     def __init__(self) -> None:
         self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
         self._held: dict[bytes, dict[Kind, int]] = {}
+        self._quiet: dict[bytes, int] = {}
 
     def chosen(self, peer: bytes, dimension: int) -> Way | None:
         """The way to take. None: an address of the peer's record."""
@@ -69,17 +70,25 @@ class Ways:
             held |= dimensions
         return held
 
+    def quiet(self, peer: bytes) -> int:
+        """The dimensions, as a bitmap, in which nothing at all may be sent to the peer: a direct way was lost
+        there, and WireGuard cannot forget an address."""
+        return self._quiet.get(peer, 0)
+
     def offer(self, peer: bytes, dimension: int, way: Way) -> bool:
         """Have a way. A later one of the same kind takes its place. Return whether another is to be taken
         than before."""
         before = self.chosen(peer, dimension)
         self._offers.setdefault(peer, {}).setdefault(dimension, {})[way.kind] = way
+        self._quiet[peer] = without(self.quiet(peer), only(dimension))
         return self.chosen(peer, dimension) != before
 
     def withdraw(self, peer: bytes, dimension: int, kind: Kind) -> bool:
         """Have the way of this kind no longer. Return whether another is to be taken than before."""
         before = self.chosen(peer, dimension)
         self._offers.get(peer, {}).get(dimension, {}).pop(kind, None)
+        if kind is Kind.DIRECT and self.chosen(peer, dimension) is None:
+            self._quiet[peer] = self.quiet(peer) | self.held(peer) & only(dimension)
         return self.chosen(peer, dimension) != before
 
     def hold(self, peer: bytes, dimensions: int, *, by: Kind = Kind.DIRECT) -> bool:
@@ -92,9 +101,11 @@ class Ways:
             holders[by] = dimensions
         if not holders:
             del self._held[peer]
+        self._quiet[peer] = self.quiet(peer) & self.held(peer)
         return before != self.held(peer)
 
     def retain(self, peers: Container[bytes]) -> None:
         """Forget all other peers."""
         self._offers = {peer: offers for peer, offers in self._offers.items() if peer in peers}
         self._held = {peer: held for peer, held in self._held.items() if peer in peers}
+        self._quiet = {peer: quiet for peer, quiet in self._quiet.items() if quiet and peer in peers}

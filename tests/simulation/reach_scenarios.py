@@ -202,6 +202,26 @@ def carried(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def home_dies(seed: int, nodes: int) -> Simulation:
+    """Two public nodes, the others behind a NAT each. The first home of all dies: the links between those
+    behind NATs go on, and it alone is dead to them. It comes back, and a node behind a NAT starts anew."""
+    sim = Simulation(nodes, seed=seed)
+    sim.network.nats += [Nat(f"203.0.113.{i}", {i}) for i in range(2, nodes)]
+    sim.start_all()
+    assert sim.run(SOON, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    sim.crash(0)
+    known_dead(sim, 0, 30)
+    dead = deaths(sim)
+    sim.run(300)
+    assert not unkeyed(sim), unkeyed(sim)
+    assert not dead, dead
+    reboot(sim, nodes - 1, 3.0)
+    assert sim.run(REKEYED, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    sim.start(0)
+    assert sim.run(QUICK, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    return sim
+
+
 SOON = 4.0  # s: a handshake with the home, a connection lent to it, and a handshake by way of it
 REKEYED = 3.0  # s
 QUICK = 20.0  # s: WireGuard itself waits 15 s until it begins a session anew that the other end has lost
@@ -209,5 +229,5 @@ QUICK = 20.0  # s: WireGuard itself waits 15 s until it begins a session anew th
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     "behind-a-nat": (behind_a_nat, 6), "two-behind-nats": (two_behind_nats, 6), "blocked": (blocked, 6),
     "restarted": (restarted, 5), "ipv6": (ipv6, 5), "ipv6-leads-nowhere": (broken_from_the_start, 5),
-    "carried": (carried, 3),
+    "carried": (carried, 3), "home-dies": (home_dies, 4),
 }  # fmt: skip

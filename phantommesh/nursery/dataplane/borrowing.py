@@ -19,7 +19,7 @@ import trio
 
 from phantommesh.config.sections import RelaySection
 from phantommesh.control import messages
-from phantommesh.dimensions import DIMENSIONS, bits, has
+from phantommesh.dimensions import DIMENSIONS, has
 from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.lacking import Lacking, family, round_trip
@@ -273,9 +273,7 @@ class Borrower:
         before = self._tagged.pop(key, None)
         if use.relay is None:
             changed = self._ways.withdraw(use.peer, use.dimension, Kind.RELAYED)
-            log.info(
-                "a dimension goes over no relay", peer=format_node_id(use.peer), dimension=use.dimension
-            )
+            log.info("a dimension goes over no relay", peer=format_node_id(use.peer), dimension=use.dimension)
         else:
             host = self._heard_from.get((use.relay, use.peer, use.dimension))
             if host is None:

@@ -27,6 +27,7 @@ from phantommesh.node.peers import Peers
 from phantommesh.node.relaying import Lends, Named, Relay
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.relaying import Relaying
+from phantommesh.nursery.host.forwarding import forwards
 from phantommesh.nursery.host.hostaddresses import read_addresses
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.places import Places
@@ -34,11 +35,13 @@ from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.reachable import HostAddress, of_a_site
 from phantommesh.records.record import RELAYS_IPV4, RELAYS_IPV6, RelayOffer
-from phantommesh.routing.forwarding import Frame
+from phantommesh.routing.forwarding import RELAY_MARK, Frame
 from phantommesh.routing.leases import Leases, Terms
 from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.wireguard.device import OUTER_MASK
 
 CANNOT_RELAY: Final = FaultKind("cannot-relay", "medium")
+RELAY_BLOCKED: Final = FaultKind("relay-blocked", "medium")
 
 # Tuning.
 SETTLE: Final = 1.0  # s between looks at the host's addresses
@@ -134,6 +137,13 @@ class Lending:
             problem = self.relaying.problem
         if problem is not None:
             yield CANNOT_RELAY.fault(f"this node does not relay: {problem}", problem.fix)
+        if self.relaying is not None and self.relaying.blocked:
+            mark = f"meta mark & {OUTER_MASK:#x} == {RELAY_MARK:#x}"
+            yield RELAY_BLOCKED.fault(
+                "what this node is to relay does not leave this host: its firewall drops it",
+                f'accept it in each chain of the hook forward, in nftables by "{mark} accept", or set '
+                "relay.offer = false",
+            )
 
     async def _serve(self, frame: Frame) -> None:
         """Relay at these addresses until they change, or for as long as the port can be had."""
@@ -186,6 +196,10 @@ class Lending:
         ordered = sorted(found, key=lambda one: (str(one.address) not in self._named, of_a_site(one.address)))
         here4 = next((a.address for a in ordered if isinstance(a.address, IPv4Address)), None)
         here6 = next((a.address for a in ordered if isinstance(a.address, IPv6Address)), None)
+        if not forwards(6):  # its switch also ends what the host learns from routers: it is the operator's
+            here6 = None
+        if here4 is None and here6 is None:
+            return None
         opened = tuple(dict.fromkeys(one.name for one in ordered))
         device = master_name(self._config.wireguard.prefix)
         return Frame(device, section.port, here4, here6, section.rate, opened)

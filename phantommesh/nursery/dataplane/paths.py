@@ -31,11 +31,12 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.burst import Burst, Tally
 from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import Fitting
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import ceiling, rung
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -25,11 +26,13 @@ from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.routing import forwarding
 from phantommesh.routing.binding import Challenger
-from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, Frame
+from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, OPENED, PASSED, Frame
 from phantommesh.routing.leases import Forward, Leases
 
 # Tuning.
 COUNT: float = 5.0  # s between two readings of the counters
+IDLE: float = 60.0  # s without a lease in force until the rules are taken away
+SURELY: int = 10  # packets that came between two readings, of which none has left
 RETRY: float = 1.0  # s between attempts at what failed
 
 log = structlog.get_logger("phantommesh.relay")
@@ -43,6 +46,8 @@ class Rules(Protocol):
     async def remove(self) -> None: ...
 
     async def counters(self, name: str) -> Mapping[int, tuple[int, int]]: ...
+
+    async def names(self, name: str) -> list[str]: ...
 
 
 class Relaying:
@@ -58,7 +63,7 @@ class Relaying:
         random: Callable[[int], bytes] = os.urandom,
         rules: Rules | None = None,
     ) -> None:
-        self.leases, self.frame = leases, frame
+        self.leases, self.frame, self._uplinks = leases, replace(frame, opened=()), frame.opened
         self.problem: PhantomMeshError | None = None
         self.forwarded: frozenset[Forward] = frozenset()  # what the kernel has been given
         self.dropped: Counter[str] = Counter()
@@ -66,6 +71,11 @@ class Relaying:
         self._rules = Table(FAMILY, frame.table) if rules is None else rules
         self._forbids, self._bell, self._whole = forbids, Bell(), False
         self._settled = Bell()
+        self._there = False  # the rules forward something
+        self._drops = Counter[str]()
+        self.blocked = False  # what is to be forwarded does not leave this host
+        self._counted: dict[int, int] = {}  # packets, as of the last reading
+        self._passed = 0
 
     def changed(self) -> None:
         """What is to be forwarded may have changed: a lease has come or gone, a member is revoked, banned or
@@ -81,19 +91,13 @@ class Relaying:
             await self._settled.wait()
 
     async def run(self) -> None:
-        """Relay until cancelled; then nothing is forwarded any more. Raises `PhantomMeshError` where the port
-        is taken, or the interfaces' forwarding cannot be turned on."""
+        """Relay until cancelled; then nothing is forwarded any more. The rules are there, and the uplinks
+        forward, only while there is a lease in force and some time more. Raises `PhantomMeshError` where the
+        port is taken."""
         hosts = [str(address) for _, address, _ in self.frame.here]
         with UdpPort(self.frame.port, hosts, "relay.port") as port:
             port.forbids, port.dropped = self._forbids, self.dropped
-            try:
-                opened = switches.open_for(self._interfaces())
-            except OSError as error:
-                raise PhantomMeshError(
-                    f"cannot turn on forwarding on {', '.join(self._interfaces())}: {error.strerror}",
-                    fix="mount /proc/sys writable, or set net.ipv4.ip_forward=1 on the host",
-                ) from None
-            self.frame = replace(self.frame, opened=tuple(opened))
+            await close_left(self._rules)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(port.receive, partial(self._receive, port))
@@ -101,10 +105,21 @@ class Relaying:
                     await self._apply()
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5.0):
-                    await self._end(opened)
+                    await self._end()
 
-    def _interfaces(self) -> tuple[str, ...]:
-        return () if self.frame.here4 is None or switches.forwards(4) else self.frame.opened
+    def _open(self) -> None:
+        """Have the kernel forward what comes in by the uplinks: the rules drop what has no mark. Raises
+        PhantomMeshError."""
+        wanted = () if self.frame.here4 is None or switches.forwards(4) else self._uplinks
+        try:
+            opened = switches.open_for(wanted)
+        except OSError as error:
+            raise PhantomMeshError(
+                f"cannot turn on forwarding on {', '.join(wanted)}: {error.strerror}",
+                fix="mount /proc/sys writable, or set net.ipv4.ip_forward=1 on the host",
+            ) from None
+        held = [name for name in self.frame.opened if name in wanted]
+        self.frame = replace(self.frame, opened=tuple(dict.fromkeys((*held, *opened))))
 
     def _receive(self, port: UdpPort, datagram: bytes, source: Address) -> None:
         heard = self._challenger.receive(datagram, source, trio.current_time())
@@ -117,14 +132,19 @@ class Relaying:
 
     async def _apply(self) -> None:
         """Make the kernel's maps as they should be, again and again."""
-        installed = False
+        installed, idle = False, 0.0
         while True:
             now = trio.current_time()
             self.leases.tick(now)
             wanted = self.leases.forwards(now)
             installed = installed and not self._whole
-            if installed and wanted == self.forwarded:
-                with trio.move_on_at(self.leases.deadline):
+            if wanted:
+                idle = now + IDLE
+            elif installed and now >= idle:
+                await self._end()
+                installed = False
+            if wanted == self.forwarded and (installed or not wanted):
+                with trio.move_on_at(min(self.leases.deadline, max(idle, now) if installed else inf)):
                     await self._bell.wait()
                 continue
             try:
@@ -135,15 +155,21 @@ class Relaying:
                     await self._rules.install(forwarding.change(self.frame, self.forwarded, wanted))
                     fresh = wanted - self.forwarded
                 else:
+                    # The rules come first: what is forwarded without a mark is dropped from the beginning.
+                    await self._rules.install(
+                        forwarding.render(replace(self.frame, opened=self._uplinks), wanted)
+                    )
+                    self._open()
                     await self._rules.install(forwarding.render(self.frame, wanted))
                     fresh = wanted
-            except NftError as error:
+            except PhantomMeshError as error:
                 if not installed:
                     self._tell(error)
                     await trio.sleep(RETRY)
                 installed = False
                 continue
             installed, self._whole, self.problem, self.forwarded = True, False, None, wanted
+            self._there = bool(wanted)
             self.leases.begun(each.number for each in fresh)
             self._settled.ring()
 
@@ -151,11 +177,13 @@ class Relaying:
         """Read the counters now and then: for the quotas, and to see whether the table is still there."""
         while True:
             await trio.sleep(COUNT)
+            if not self._there:
+                continue
             try:
                 there = await self._read()
             except NftError:
                 there = frozenset()
-            if not {each.number for each in self.forwarded} <= there:
+            if self._there and not {each.number for each in self.forwarded} <= there:
                 self._whole = True  # somebody has deleted the table, or flushed the ruleset
                 self._bell.ring()
             if self.frame.opened and switches.forwards(4):
@@ -165,24 +193,51 @@ class Relaying:
 
     async def _read(self) -> frozenset[int]:
         """Take in the counters; return the numbers that have one. Raises NftError."""
+        drops = Counter(forwarding.read_drops(await self._rules.counters(DROPS)))
+        self.dropped += drops - self._drops  # a table that was installed anew begins at 0
+        self._drops = drops
+        passed = sum(packets for packets, _ in (await self._rules.counters(PASSED)).values())
         counted = await self._rules.counters(COUNTED)
+        self._compare({number: packets for number, (packets, _) in counted.items()}, passed)
         if self.leases.account(forwarding.read_counted(counted), trio.current_time()):
             self._bell.ring()
         return frozenset(counted)
 
-    async def drops(self) -> dict[str, int]:
-        """Packets dropped by the rules, by reason. Raises NftError."""
-        return forwarding.read_drops(await self._rules.counters(DROPS))
+    def _compare(self, counted: dict[int, int], passed: int) -> None:
+        """See whether what was taken to be forwarded has left this host."""
+        came = sum(
+            now - before for number, now in counted.items() if (before := self._counted.get(number, 0)) < now
+        )
+        left = passed - self._passed if passed >= self._passed else passed
+        self._counted, self._passed = counted, passed
+        if left:
+            self.blocked = False
+        elif came >= SURELY:
+            self.blocked = True
 
-    async def _end(self, opened: list[str]) -> None:
-        self.forwarded = frozenset()
+    async def _end(self) -> None:
+        """Take the rules away, and give the uplinks back what they were."""
+        self.forwarded, self._there = frozenset(), False
+        self._settled.ring()
+        switches.close_for(self.frame.opened)
+        self.frame = replace(self.frame, opened=())
         try:
             await self._rules.remove()
         except NftError as error:
             self._tell(error)
-        switches.close_for(opened)
 
-    def _tell(self, error: NftError) -> None:
+    def _tell(self, error: PhantomMeshError) -> None:
         if self.problem is None or str(self.problem) != str(error):
             log.warning("the relay's rules cannot be set", error=str(error), fix=error.fix)
         self.problem = error
+
+
+async def close_left(rules: Rules) -> None:
+    """Give uplinks back what they were where a run of the relay that was killed has left them open, and
+    remove its rules. Raises NftError."""
+    try:
+        left = await rules.names(OPENED)
+    except NftError:
+        return  # there is no such table
+    switches.close_for(left)
+    await rules.remove()

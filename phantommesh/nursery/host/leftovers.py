@@ -17,12 +17,14 @@ import trio
 
 from phantommesh.dimensions import master_name
 from phantommesh.nursery.host import netlink
+from phantommesh.nursery.host.forwarding import close_for
 from phantommesh.nursery.host.netlink import Link
-from phantommesh.nursery.host.nft import Table, list_tables
+from phantommesh.nursery.host.nft import NftError, Table, list_tables
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing, overlap
+from phantommesh.routing import forwarding, tagging
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network
 
@@ -49,7 +51,8 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
-    prefixes = (wide,) if table.removeprefix(wide) in present else (narrow, wide)
+    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""))
+    prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)
     for prefix in prefixes:
         if table.startswith(prefix) and table != prefix:
             return table.removeprefix(prefix)
@@ -74,7 +77,18 @@ async def remove(found: Found) -> None:
     await UserspaceBackend(Path("wireguard-go")).close(remove=list(found.links))
     await trio.to_thread.run_sync(_delete_links, tuple(found.links))
     for family, name in found.tables:
-        await Table(family, name).remove()
+        await _remove(family, name)
+
+
+async def _remove(family: str, name: str) -> None:
+    """Remove a table. Where it is a relay's, its uplinks are given back first what they were."""
+    table = Table(family, name)
+    if name.startswith(forwarding.table_name("")):
+        try:
+            close_for(await table.names(forwarding.OPENED))
+        except NftError as error:
+            log.warning("the relay's uplinks are not known", table=name, error=str(error))
+    await table.remove()
 
 
 def _delete_links(names: tuple[str, ...]) -> None:
@@ -94,7 +108,7 @@ async def clear_tables(own: str) -> None:
             if not free:
                 continue
             for family, name in found.tables:
-                await Table(family, name).remove()
+                await _remove(family, name)
                 log.info("a table that no running node owns is removed", table=f"{family} {name}")
 
 

@@ -131,6 +131,12 @@ class Table:
             f"reading {name}", lambda netlink: messages.decode_map(self._elements(netlink, name))
         )
 
+    async def names(self, name: str) -> list[str]:
+        """Read a set of interfaces' names."""
+        return await self._run(
+            f"reading {name}", lambda netlink: messages.decode_names(self._elements(netlink, name))
+        )
+
     def _elements(self, netlink: NetlinkSocket, name: str) -> list[bytes]:
         answers = netlink.exchange(messages.encode_get_elements(self._number, self.name, name, sequence=1))
         return [payload for _, _, payload in answers]

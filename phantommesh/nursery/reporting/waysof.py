@@ -13,7 +13,7 @@ from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Kind as Source
 from phantommesh.records.record import NodeRecord, known_by_itself
-from phantommesh.routing.punching import Standing, State
+from phantommesh.routing.search import Standing, State
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.wireguard.device import Endpoint
 

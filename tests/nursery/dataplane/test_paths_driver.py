@@ -20,9 +20,10 @@ from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
 from phantommesh.nursery.host import uplinkmtu
 from phantommesh.paths.fitting import Fitting
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.wireguard.device import DeviceState, Endpoint

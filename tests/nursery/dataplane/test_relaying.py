@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from phantommesh.endpoint import Address
-from phantommesh.nursery.dataplane.relaying import COUNT, Relaying
+from phantommesh.nursery.dataplane.relaying import COUNT, IDLE, Relaying
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.routing import binding
-from phantommesh.routing.forwarding import COUNTED, Frame
+from phantommesh.routing.forwarding import COUNTED, PASSED, RELAY_MARK, Frame
 from phantommesh.routing.leases import Forward, Grant, Leases, Terms
 from phantommesh.trust.identity import NodeId
 
@@ -28,6 +28,7 @@ class Model:
 
     def __init__(self) -> None:
         self.held: dict[int, int] | None = None
+        self.came, self.passed = 1, 0
         self.scripts: list[str] = []
 
     async def install(self, text: str) -> None:
@@ -48,11 +49,17 @@ class Model:
         await trio.lowlevel.checkpoint()
         self.held = None
 
+    async def names(self, name: str) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        raise NftError("no such table")
+
     async def counters(self, name: str) -> Mapping[int, tuple[int, int]]:
         await trio.lowlevel.checkpoint()
         if self.held is None:
             raise NftError("no such table")
-        return {number: (1, size) for number, size in self.held.items()} if name == COUNTED else {}
+        if name == PASSED:
+            return {RELAY_MARK: (self.passed, 0)}
+        return {number: (self.came, size) for number, size in self.held.items()} if name == COUNTED else {}
 
 
 def free_port() -> int:
@@ -129,6 +136,41 @@ async def test_a_table_that_somebody_changed_is_installed_anew(
             world.model.held.clear()
         await trio.sleep(COUNT + 1)
         assert world.counted == of(2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_rules_are_there_only_while_somebody_is_relayed(autojump_clock: trio.testing.MockClock) -> None:
+    """Most nodes that offer relay for nobody: their hosts are left as they are."""
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        await trio.sleep(COUNT)
+        assert world.model.held is None
+        world.bind()
+        await until(world.relaying, 2)
+        assert world.counted == of(2)
+        world.out.add(A)
+        world.relaying.changed()
+        await until(world.relaying, 0)
+        assert world.model.held == {}
+        await trio.sleep(IDLE + 1)
+        assert world.model.held is None
+        world.out.clear()
+        world.bind()
+        await until(world.relaying, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_host_that_drops_what_is_relayed_is_noticed(autojump_clock: trio.testing.MockClock) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        for came, passed, blocked in ((1, 0, False), (50, 0, True), (50, 0, True), (60, 20, False)):
+            world.model.came, world.model.passed = came, passed
+            await trio.sleep(COUNT + 0.1)
+            assert world.relaying.blocked is blocked
         nursery.cancel_scope.cancel()
 
 

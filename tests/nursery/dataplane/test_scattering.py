@@ -26,7 +26,7 @@ from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.plan import ADOPTED
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import DeviceState, Route
+from phantommesh.wireguard.device import DeviceState, Network, Route
 from phantommesh.wireguard.fits import Fitted
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
@@ -468,7 +468,7 @@ async def test_the_routes_of_marks_are_kept_to_what_a_peers_paths_carry(
     scatter.update([peer(2), peer(3)])
     scatter.devices(devices())
     async with running(scatter):
-        hosts = {IPv4Network("100.64.0.3/32"), IPv6Network("fd00::3/128")}
+        hosts: tuple[Network, ...] = (IPv4Network("100.64.0.3/32"), IPv6Network("fd00::3/128"))
         wanted = {*(Route(network, 1) for network in NETWORKS), *(Route(host, 1, 1376) for host in hosts)}
         assert set(kernel.marked) == set(range(1, 9))
         assert all(routes == wanted for _, routes in kernel.marked.values())

@@ -10,6 +10,8 @@ from phantommesh.nursery.host.netlink import Link
 from phantommesh.nursery.host.owning import owned
 from phantommesh.overlay.guard import table_name as guard_name
 from phantommesh.overlay.prefixes import Closing
+from phantommesh.routing.forwarding import table_name as relay_name
+from phantommesh.routing.tagging import table_name as tags_name
 from phantommesh.scatter.ruleset import table_name as scatter_name
 from phantommesh.wireguard.device import Route
 
@@ -23,7 +25,8 @@ def link(address: str, *routes: str) -> Link:
 
 @pytest.mark.parametrize("device", ["pm", "guard_pm", "a-b"])
 def test_a_table_names_its_interface(device: str) -> None:
-    assert device_of(guard_name(device)) == device
+    for named in (guard_name, relay_name, tags_name):
+        assert device_of(named(device)) == device
     assert device_of(scatter_name(device), {device}) == device
 
 

@@ -14,7 +14,7 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Candidate
 from phantommesh.records.candidate import Kind as Source
 from phantommesh.records.record import NodeRecord
-from phantommesh.routing.punching import Standing, State
+from phantommesh.routing.search import Standing, State
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.wireguard.device import Endpoint
 from tests.support.makemesh import identity, plain_record

@@ -21,10 +21,11 @@ from phantommesh.paths.fitting import (
     RESERVE_BURST,
     Fitting,
 )
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, ceiling
 from phantommesh.paths.probe import ON_WIRE, OVER, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.sized import HEADERS, SizedProbe, is_sized
+from phantommesh.paths.weights import FULL
 
 A, B = b"a" * 16, b"b" * 16
 LARGEST = 1420

@@ -19,6 +19,7 @@ from phantommesh.records.record import (
     MAX_CONTROL_ENDPOINTS,
     NodeRecord,
     RecordError,
+    RelayOffer,
     open_record,
     sign_record,
 )
@@ -100,3 +101,23 @@ def test_a_record_with_candidates_is_opened() -> None:
     record = structs.replace(plain_record(me), candidates=(GOOD,))
     signed = sign_record(me, record, mesh.certify(me, "a"), mesh.authority.der)
     assert open_record(mesh.root, signed, NOW)[1].candidates == (GOOD,)
+
+
+@pytest.mark.parametrize(
+    "offer", [RelayOffer(0, 1), RelayOffer(65_536, 1), RelayOffer(1, 0), RelayOffer(1, 4)]
+)
+def test_a_relay_that_nobody_could_use_is_refused(offer: RelayOffer) -> None:
+    mesh, me = make_mesh(), identity("a")
+    with pytest.raises(RecordError, match="relay"):
+        sign_record(
+            me, structs.replace(plain_record(me), relay=offer), mesh.certify(me, "a"), mesh.authority.der
+        )
+
+
+def test_an_offer_of_a_relay_is_read_and_a_record_without_one_too() -> None:
+    mesh, me = make_mesh(), identity("a")
+    offering = structs.replace(plain_record(me), relay=RelayOffer(51_810, 3))
+    signed = sign_record(me, offering, mesh.certify(me, "a"), mesh.authority.der)
+    assert open_record(mesh.root, signed, NOW)[1].relay == RelayOffer(51_810, 3)
+    earlier = msgspec.msgpack.decode(signed.body)[:8]
+    assert msgspec.convert(earlier, NodeRecord, from_attributes=False).relay is None

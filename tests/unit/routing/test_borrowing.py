@@ -14,6 +14,7 @@ from phantommesh.endpoint import Address
 from phantommesh.routing.binding import Challenger
 from phantommesh.routing.borrowing import (
     COST_EVERY,
+    PATIENCE,
     AskCost,
     AskLease,
     Borrowing,
@@ -37,6 +38,7 @@ class Net:
     costs: dict[NodeId, float] = field(default_factory=lambda: {P: 0.01, Q: 0.02, R: 0.03})
     now: float = 0.0
     down: set[NodeId] = field(default_factory=set)
+    closed: set[NodeId] = field(default_factory=set)  # their port is closed by a firewall
     lose: deque[bool] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class Net:
                     ))  # fmt: skip
                 case LeaveLease(dimension=dimension):
                     self.leases[relay].leave(end, peer, dimension)
+                case SendFromPort() if relay in self.closed:
+                    pass
                 case SendFromPort(dimension=dimension, datagram=datagram):
                     place = Address("192.0.2.1" if end is A else "192.0.2.2", 40000 + dimension)
                     heard = self.challengers[relay].receive(datagram, place, self.now)
@@ -176,3 +180,72 @@ def test_whatever_is_lost_the_pair_comes_together(lost: list[bool]) -> None:
     net.lose.clear()
     net.run(300.0)
     assert net.works(0) and net.works(1)
+
+
+def test_a_move_to_another_relay_loses_nothing() -> None:
+    """The lease before forwards until both ends use the new one, and some seconds more."""
+    net = Net(costs={P: 0.01})
+    net.start(0)
+    net.run(2.0)
+    assert net.works(0)
+    net.costs[Q] = 0.001
+    net.leases[Q] = Leases(Terms(rate=1, quota=1), lambda one, two: True, lambda place: False, counting())
+    net.challengers[Q] = Challenger(net.leases[Q], counting())
+    for end in (A, B):
+        net.do(end, net.ends[end].set_relays(net.costs, net.now))
+    for _ in range(400):
+        net.run(0.25)
+        for end in (A, B):
+            used = net.used[end][0]
+            assert Address("192.0.2.1", 40000) in {each.source for each in net.leases[used].forwards(net.now)}
+    assert net.used == {A: {0: Q}, B: {0: Q}}
+    assert len(net.leases[P]) == 0
+
+
+def test_a_relay_through_which_nothing_comes_is_left() -> None:
+    net = Net(costs={P: 0.01, Q: 0.02})
+    net.start(0)
+    net.run(2.0)
+    assert net.used[A] == {0: P}
+    net.down.add(P)
+    for end, peer in ((A, B), (B, A)):
+        net.do(end, net.ends[end].failed(P, peer, net.now))
+    net.run(1.0)
+    assert net.used == {A: {0: Q}, B: {0: Q}} and net.works(0)
+
+
+def test_a_relay_whose_port_is_closed_is_given_up() -> None:
+    net = Net(costs={P: 0.01, Q: 0.02})
+    net.closed.add(P)
+    net.start(0)
+    net.run(PATIENCE + 2.0)
+    assert net.used[A] == {0: Q} and net.works(0)
+
+
+def test_the_other_end_follows_a_word_that_came_too_soon() -> None:
+    net = Net()
+    for end in (A, B):
+        net.do(end, net.ends[end].set_relays(net.costs, net.now))
+    net.do(A, net.ends[A].want(B, (0,), net.now))
+    net.run(2.0)
+    assert not net.used[A]
+    net.do(B, net.ends[B].want(A, (0,), net.now))
+    net.run(1.0)
+    assert net.works(0)
+
+
+def test_relays_are_not_asked_all_the_time_for_a_peer_that_none_reaches() -> None:
+    net = Net()
+    net.down |= {P, Q, R}
+    asked = 0
+    for end, peer in ((A, B), (B, A)):
+        net.ends[end].set_relays(net.costs, 0.0)
+        net.ends[end].want(peer, (0,), 0.0)
+    for second in range(600):
+        effects = net.ends[A].tick(float(second))
+        asked += sum(isinstance(effect, AskCost) for effect in effects)
+        for effect in effects:
+            if isinstance(effect, AskCost):
+                net.ends[A].cost(effect.relay, B, None, float(second))
+    assert list(net.ends[A].without()) == [B]
+    assert asked <= 3 * (30 + 600 / COST_EVERY)

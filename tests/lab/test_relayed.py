@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two nodes whose WireGuard ports do not reach each other, and two that relay: real nodes, end to end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from phantommesh.config.sections import RelaySection
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import answered, phantommesh
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.lab.ping import Flow, open_traffic
+from tests.attacks.rig import status_of
+from tests.lab.conftest import PATIENCE_S, make_spec
+from tests.lab.test_lab import run_in, until
+from tests.support.spaces import within
+
+pytestmark = pytest.mark.lab
+
+PORT = RelaySection().port
+PATTERN = b"phantommesh-seen"
+_ALL = 3  # ETH_P_ALL, linux/if_ether.h
+
+
+@pytest.fixture
+def four() -> Iterator[LabSpec]:
+    spec = make_spec("r", nodes=4, uplinks=1)
+    yield spec
+    trio.run(partial(up.down, spec.name))
+
+
+def endpoints(node: LabNode) -> list[str]:
+    """Where WireGuard sends to, all interfaces and peers."""
+    return [line.split("\t")[2] for line in run_in(node, "wg", "show", "all", "endpoints").splitlines()]
+
+
+def over(node: LabNode, relay: LabNode) -> int:
+    """How many dimensions of a node go over a relay."""
+    return endpoints(node).count(f"{relay.address(0)}:{PORT}")
+
+
+@contextmanager
+def apart(one: LabNode, two: LabNode) -> Iterator[None]:
+    """Let nothing through between the WireGuard ports of two nodes; their control ports still meet."""
+    nft = ["ip", "netns", "exec", one.name, "nft", "-f", "-"]
+    ports = "51820-51840"
+    script = f"""table inet apart {{
+        chain input {{
+            type filter hook prerouting priority -400; policy accept;
+            ip saddr {two.address(0)} udp dport {ports} drop
+        }}
+        chain output {{
+            type filter hook output priority -400; policy accept;
+            ip daddr {two.address(0)} udp dport {ports} drop
+        }}
+    }}
+    """
+    subprocess.run(nft, input=script.encode(), check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(nft, input=b"delete table inet apart\n", check=True)
+
+
+def captured(node: LabNode, run: list[str]) -> list[bytes]:
+    """The packets at a node's uplink while a command runs elsewhere."""
+    sock = within(node.name, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)))
+    with sock:
+        sock.bind(("up0", _ALL))
+        subprocess.run(run, check=True, capture_output=True)
+        sock.setblocking(False)
+        found = list[bytes]()
+        while True:
+            try:
+                found.append(sock.recv(65535))
+            except BlockingIOError:
+                return found
+
+
+async def test_a_pair_without_a_direct_way_talks_over_two_relays(four: LabSpec) -> None:
+    await up.up(four)
+    first, second, one, two = nodes_of(four)
+    address = status_of(two).ip4
+    flow = Flow(one.name, two.name, address)
+    async with open_traffic([flow], 0.01) as traffic:
+        await answered(traffic, trio.current_time(), PATIENCE_S)
+        with apart(one, two):
+            for node in (one, two):
+                await until(lambda node=node: over(node, first) + over(node, second) == 7)
+                assert {over(node, first), over(node, second)} == {3, 4}
+            await answered(traffic, trio.current_time(), PATIENCE_S)
+            print("longest silence until relayed", flow.silence_s)
+
+            ping = ["ip", "netns", "exec", one.name, "ping", "-c", "20", "-i", "0.05", "-W", "5"]
+            seen = captured(first, [*ping, "-p", PATTERN.hex(), address])
+            relayed = [packet for packet in seen if PORT.to_bytes(2, "big") in packet[34:38]]
+            assert len(relayed) > 10
+            assert not any(PATTERN in packet for packet in seen)
+
+            # The first relay's machine is gone.
+            flow.silence_s = 0.0
+            subprocess.run(["ip", "-n", first.name, "link", "set", "up0", "down"], check=True)
+            await answered(traffic, trio.current_time() + 2.0, PATIENCE_S)
+            print("longest silence after the end of a relay", flow.silence_s)
+            for node in (one, two):
+                await until(lambda node=node: over(node, second) == 7)
+            subprocess.run(["ip", "-n", first.name, "link", "set", "up0", "up"], check=True)
+            await answered(traffic, trio.current_time(), PATIENCE_S)
+
+        # There is a direct way again.
+        flow.silence_s = 0.0
+        for node in (one, two):
+            await until(lambda node=node: over(node, first) + over(node, second) == 0)
+        await answered(traffic, trio.current_time(), PATIENCE_S)
+        print("longest silence back to direct ways", flow.silence_s)
+
+
+async def test_a_relay_forwards_for_a_revoked_member_no_more(four: LabSpec) -> None:
+    await up.up(four)
+    first, second, one, two = nodes_of(four)
+    with apart(one, two):
+        await until(lambda: over(one, first) + over(one, second) == 7)
+        await phantommesh(first, "revoke", two.name, "--yes")
+        for relay in (first, second):
+            await until(
+                lambda relay=relay: f"{two.address(0)} ." not in run_in(relay, "nft", "list", "ruleset")
+            )
