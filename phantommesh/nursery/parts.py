@@ -481,8 +481,9 @@ def _sight(
 
 
 def _seen_at(finding: Finding, gossip: GossipDriver, peer: NodeId) -> Iterator[Address]:
-    """Yield where a member was seen itself."""
-    for address, _ in (*gossip.gossip.seen(peer, trio.current_time()), *finding.heard(peer)):
+    """Yield where a member has shown that it gets what is sent there: a source is easily forged."""
+    proved = gossip.membership.proved_at(peer, trio.current_time())
+    for address, _ in (*finding.heard(peer), *(() if proved is None else (proved,))):
         yield address
 
 
