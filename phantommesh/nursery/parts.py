@@ -50,6 +50,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
+from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
@@ -126,6 +127,7 @@ class Parts:
     ways: Ways
     peers: Peers
     finding: Finding
+    mapping: Mapping
     changes: Changes
     calm: Calm
     wiring: Wiring
@@ -206,6 +208,11 @@ def make_parts(
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
         publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
     )  # fmt: skip
+    mapping = Mapping(
+        on=finding.on and config.nat.portmap == "auto",
+        ports=lambda: (config.control.port, own.wg_keys.ports(wireguard.base_port, wireguard.port_choices)),
+        changed=lambda: finding.mapped(mapping.mapped()),
+    )
     own.found = lambda: finding.found
     places.public = finding.public
 
@@ -217,6 +224,7 @@ def make_parts(
         await reconciler.resend()
         paths.rouse()
         gossip.rouse()
+        mapping.moved()
 
     changes = Changes((*names, master), look, finding.moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -328,6 +336,7 @@ def make_parts(
         ways=ways,
         peers=peers,
         finding=finding,
+        mapping=mapping,
         changes=changes,
         calm=calm,
         wiring=Wiring(

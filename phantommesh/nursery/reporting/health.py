@@ -131,6 +131,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _shared(parts)
     yield from _equivocations(parts)
     yield from parts.places.faults()
+    yield from parts.finding.faults()
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)

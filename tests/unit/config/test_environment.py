@@ -40,6 +40,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "link.stale_random_seconds": ("400", 400.0),
     "link.provider": ("liboqs", "liboqs"),
     "nat.discover": ("false", False),
+    "nat.portmap": ("off", "off"),
     "gossip.preset": ("wan", "wan"),
     "gossip.seeds": ("192.0.2.9:51800", ("192.0.2.9:51800",)),
     "scatter.mode": ("off", "off"),
