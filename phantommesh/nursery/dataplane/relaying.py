@@ -183,7 +183,7 @@ class Relaying:
                 there = await self._read()
             except NftError:
                 there = frozenset()
-            if self._there and not {each.number for each in self.forwarded} <= there:
+            if not {each.number for each in self.forwarded} <= there:
                 self._whole = True  # somebody has deleted the table, or flushed the ruleset
                 self._bell.ring()
             if self.frame.opened and switches.forwards(4):
