@@ -53,17 +53,17 @@ class World:
         self.ways = {A: Ways(), B: Ways()}
         self.handles: dict[NodeId, Callable[[int, Address, bytes], None]] = {}
         self.leases = {relay: self._leases() for relay in (P, Q)}
-        self.challengers = {relay: Challenger(self.leases[relay], self.bytes) for relay in (P, Q)}
+        self.challengers = {relay: Challenger(self.leases[relay], self.some) for relay in (P, Q)}
         self.relays = {relay: self._relay(relay) for relay in (P, Q)}
         for me, peer in ((A, B), (B, A)):
             self.ends[me] = self._end(me, peer)
 
-    def bytes(self, size: int) -> bytes:
+    def some(self, size: int) -> bytes:
         return next(self.random).to_bytes(size, "big")
 
     def _leases(self) -> Leases:
         lends = Lends(P, lambda: {A, B}, frozenset, None)
-        return Leases(Terms(rate=1, quota=1), lends, lambda place: False, self.bytes)
+        return Leases(Terms(rate=1, quota=1), lends, lambda place: False, self.some)
 
     def _relay(self, relay: NodeId) -> Relay:
         return Relay(
