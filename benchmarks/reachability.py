@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,7 +35,7 @@ import trio
 from benchmarks.machine import describe
 from phantommesh.client.http import NodeClient
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.views import Event
+from phantommesh.management.views import Event, PathView
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import flows_between
@@ -80,12 +82,13 @@ async def watch(flow: Flow, traffic: Traffic, first: dict[tuple[str, str], float
     first[flow.source, flow.target] = trio.current_time()
 
 
-def ways_of(node: LabNode, peer: str) -> Counter[str]:
-    """By how many dimensions a node reaches a peer by which way."""
-    found: list[dict[str, Any]] = NodeClient(node.socket, timeout=30.0).get_all("/v1/paths", dict)
-    return Counter(
-        str(view.get("way") or "direct") for view in found if view["peer"] == peer and view["state"] == "up"
-    )
+def ways_of(node: LabNode) -> dict[str, Counter[str]]:
+    """By how many dimensions a node reaches its peers by which way."""
+    found: dict[str, Counter[str]] = {}
+    for view in NodeClient(node.socket, timeout=30.0).get_all("/v1/paths", PathView):
+        if view.state == "up":
+            found.setdefault(view.peer, Counter())[view.way] += 1
+    return found
 
 
 def deaths(node: LabNode) -> list[str]:
@@ -99,7 +102,11 @@ def deaths(node: LabNode) -> list[str]:
 
 
 async def round_of(
-    spec: LabSpec, patience: float, table: Table, wanted: Sequence[tuple[int, int]] | None
+    spec: LabSpec,
+    patience: float,
+    table: Table,
+    wanted: Sequence[tuple[int, int]] | None,
+    logs: Path | None,
 ) -> None:
     """Build the lab of one round, wait for its pairs, and write them into the table."""
     nodes = nodes_of(spec)
@@ -116,6 +123,7 @@ async def round_of(
             await trio.sleep(1.0)  # so that probes say which way it is
             linked = {node.name: first.get((nodes[0].name, node.name)) for node in nodes[1:]}
             linked[nodes[0].name] = began
+            ways: dict[str, dict[str, Counter[str]]] = {}
             for flow in flows:
                 ends = by_name[flow.source], by_name[flow.target]
                 if wanted is not None and (ends[0].number, ends[1].number) not in wanted:
@@ -128,15 +136,29 @@ async def round_of(
                 starts = [linked[end.name] for end in ends]
                 if answered is None:
                     pair.apart += 1
-                    print(f"apart: {flow.source} ({a}) and {flow.target} ({b})", file=sys.stderr)
+                    print(f"apart: {flow.source} and {flow.target} ({a}, {b})", file=sys.stderr)
                 else:
                     pair.times.append(
                         max(0.0, answered - max(began if start is None else start for start in starts))
                     )
-                pair.ways += await trio.to_thread.run_sync(ways_of, ends[0], flow.target)
+                if flow.source not in ways:
+                    ways[flow.source] = await trio.to_thread.run_sync(ways_of, ends[0])
+                pair.ways += ways[flow.source].get(flow.target, Counter())
+        if logs is not None:
+            await trio.to_thread.run_sync(keep, nodes, logs)
         for node in nodes:
             table.called_dead += await trio.to_thread.run_sync(deaths, node)
     table.rounds += 1
+
+
+def keep(nodes: Sequence[LabNode], logs: Path) -> None:
+    """Leave what the nodes logged and what they say of their paths and peers in a directory."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for node in nodes:
+        shutil.copy(node.log, logs)
+        for what in ("paths", "peers", "events"):
+            found: list[dict[str, Any]] = NodeClient(node.socket, timeout=30.0).get_all(f"/v1/{what}", dict)
+            (logs / f"{node.name}.{what}.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
 async def patient_flows(nodes: Sequence[LabNode], patience: float) -> list[Flow]:
@@ -199,7 +221,7 @@ async def measure(given: argparse.Namespace) -> Table:
     for number in range(given.rounds):
         for spec, wanted in labs(given):
             try:
-                await round_of(spec, given.patience, table, wanted)
+                await round_of(spec, given.patience, table, wanted, given.logs)
             except (LabError, trio.TooSlowError) as error:
                 print(f"round {number + 1}: no lab: {error}", file=sys.stderr)
     return table
@@ -211,6 +233,7 @@ def main() -> None:
     parser.add_argument("--udp-blocked", type=int, default=-1, metavar="NODES")
     parser.add_argument("--pairs", action="store_true", help="a lab for each pair alone")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--logs", type=Path, help="a directory for what the nodes logged, of the last lab")
     parser.add_argument("--uplinks", type=int, default=1)
     parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--backend", choices=("auto", "kernel", "userspace"), default="auto")

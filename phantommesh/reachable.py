@@ -159,7 +159,7 @@ class HostAddress:
 
 # Kinds of links (IFLA_INFO_KIND) by which other hosts rarely come: bridges of containers, tunnels, addresses
 # for this host's own use. Such a link counts where a default route leads over it.
-_INWARD: Final = frozenset(
+INWARD: Final = frozenset(
     {"bridge", "dummy", "tun", "wireguard", "ifb", "ipip", "sit", "gre", "ip6tnl", "vti", "xfrm", "nlmon"}
 )
 
@@ -229,7 +229,7 @@ class Reach:
             if any(_within(told, (network,)) for told in self.told)
         }
         chosen = [one for one in usable if one.index in homes]
-        return chosen or [one for one in usable if one.kind not in _INWARD]
+        return chosen or [one for one in usable if one.kind not in INWARD]
 
     def _common(self, address: IpAddress) -> bool:
         """Whether an address may be another host's destination at all."""

@@ -20,6 +20,7 @@ from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.output import flush_streams, prepare_streams
 from phantommesh.cli.proofs import proofs
+from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
 from phantommesh.cli.setup import init, invite, join, run
 
@@ -62,8 +63,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, scatter, proofs, events, rotate,
-    revoke, rename, identity, config, lab,
+    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, scatter, proofs,
+    events, rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

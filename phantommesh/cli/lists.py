@@ -126,9 +126,17 @@ def _path(view: PathView) -> Sequence[Sequence[object]]:
             None if view.rtt_s is None else f"{1000 * view.jitter_s:.1f} ms",
             None if view.state == "closed" else f"{100 * view.loss:.1f}%",
             f"{view.weight:g}",
+            via(view.way, view.via),
+            view.mtu,
             view.endpoint,
+            view.why or None,
         )
     ]
+
+
+def via(way: str, relay: str | None) -> str:
+    """A way as one word, or with the relay's name behind it."""
+    return way if relay is None or way == "none" else f"{way} by {relay}"
 
 
 def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
@@ -200,9 +208,12 @@ LINKS: Listing[LinkView] = Listing(
 )  # fmt: skip
 PATHS: Listing[PathView] = Listing(
     "/v1/paths", "PathView",
-    ("PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "ENDPOINT"),
+    (
+        "PEER", "DIMENSION", "STATE", "SINCE", "RTT", "JITTER", "LOSS", "WEIGHT", "WAY", "MTU", "ENDPOINT",
+        "WHY",
+    ),
     _path, lambda view: (view.peer, view.dimension),
-    ("PEER", "DIMENSION", "STATE", "RTT", "LOSS"),
+    ("PEER", "DIMENSION", "STATE", "WAY", "RTT", "LOSS", "MTU"),
     "no paths yet: there are seven to each other member; see `phantommesh peers` for who there is",
 )  # fmt: skip
 SCATTER: Listing[ScatterView] = Listing(
@@ -233,6 +244,8 @@ EVENTS: Listing[Event] = Listing(
 peers = PEERS.verb("peers", "List the other members of the mesh.")
 links = LINKS.verb("links", "List the post-quantum links.")
 paths = PATHS.verb(
-    "paths", "Show every dimension of every peer: whether it answers, how fast, and what it loses."
+    "paths",
+    "Show every dimension of every peer: whether it answers, how fast, what it loses, and its way: direct, "
+    "relayed by a member, or in frames over TCP, and why.",
 )
 scatter = SCATTER.verb("scatter", "Show how traffic to each peer is scattered over the dimensions.")

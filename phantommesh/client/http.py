@@ -18,6 +18,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.netview import NetCheck
+from phantommesh.management.pingview import PingResult
 from phantommesh.management.views import (
     IdentityResult,
     NameResult,
@@ -135,6 +137,20 @@ class NodeClient:
 
     def status(self) -> Status:
         return self.get("/v1/status", Status)
+
+    def netcheck(self) -> NetCheck:
+        return self.get("/v1/netcheck", NetCheck)
+
+    def ping(self, peer: str, *, count: int, size: int | None, idempotency_key: str) -> PingResult:
+        return decode(
+            self.request(
+                "POST",
+                "/v1/pings",
+                body=msgspec.json.encode({"peer": peer, "count": count, "size": size}),
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            PingResult,
+        )
 
     def rotate(self, peer: str | None, *, dry_run: bool, idempotency_key: str) -> RotationResult:
         return decode(

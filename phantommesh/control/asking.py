@@ -219,22 +219,35 @@ def look_for(
 
     News of a record arrives before the record. The member that passed it on may still be fetching it, so that
     member is asked again a little later. The record's owner surely has it but is asked last, or a large mesh
-    would all ask that one node.
+    would all ask that one node. An owner that has moved is not where we know it to be, and the question takes
+    seconds: before that, ask at the address from which the news came.
     """
     first = [member for one in batch if (member := member_at(one.source)) is not None]
-    for pause in PAUSES:
+    owners = {NodeId(one.node) for one in batch} - set(first)
+    for pause in PAUSES[:-1]:
         if pause:
             yield Pause(pause)
-        if pause == PAUSES[-1]:
-            lacking = set(missing(batch, roster))
-            first += [NodeId(one.node) for one in batch if one.record_hash in lacking]
-        members = callable(first)[: max(2, len(set(first)) + 1)]
-        for member in sorted(members, key=silent):
+        others = [member for member in callable(first) if member not in owners]
+        for member in sorted(others[: max(2, len(set(first)) + 1)], key=silent):
             if not (wanted := missing(batch, roster)):
                 return
             yield Call(member, fetch(wanted))
-    for source in dict.fromkeys(one.source for one in batch):
-        for address in (source,) if isinstance(source, Address) else where(NodeId(source)):
+    sources = list(dict.fromkeys(one.source for one in batch))
+    for address in (source for source in sources if isinstance(source, Address)):
+        if not (wanted := missing(batch, roster)):
+            return
+        yield CallUnlinked(address, wanted[:MAX_UNLINKED])
+    if not missing(batch, roster):
+        return
+    yield Pause(PAUSES[-1])
+    lacking = set(missing(batch, roster))
+    first += [NodeId(one.node) for one in batch if one.record_hash in lacking]
+    for member in sorted(callable(first)[: max(2, len(set(first)) + 1)], key=silent):
+        if not (wanted := missing(batch, roster)):
+            return
+        yield Call(member, fetch(wanted))
+    for source in (source for source in sources if not isinstance(source, Address)):
+        for address in where(NodeId(source)):
             if not (wanted := missing(batch, roster)):
                 return
             yield CallUnlinked(address, wanted[:MAX_UNLINKED])

@@ -314,6 +314,11 @@ class Attend(msgspec.Struct, frozen=True, tag="attend"):
     After the answer, `Done`, the two ends have changed roles for good."""
 
 
+class Frames(msgspec.Struct, frozen=True, tag="frames"):
+    """Ask that this connection carries datagrams in frames from now on (`routing.frames`). After the answer,
+    `Done`, each message of the channel, either way, is a batch of frames."""
+
+
 class Look(msgspec.Struct, frozen=True, tag="look"):
     """Ask from where the asker's datagrams come."""
 
@@ -328,6 +333,20 @@ class Sighting(msgspec.Struct, frozen=True, tag="sighting"):
     wireguard: Annotated[
         tuple[Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)], ...], msgspec.Meta(max_length=DIMENSIONS)
     ] = ()
+
+
+class CheckTcp(msgspec.Struct, frozen=True, tag="check-tcp"):
+    """Ask whether the asker's control port is reached by TCP, where the answerer has seen the asker itself
+    (`nursery/members/checking.py`). The asker names no address."""
+
+
+class TcpChecked(msgspec.Struct, frozen=True, tag="tcp-checked"):
+    """The answer to `CheckTcp`: whether a channel to the asker could be opened, at which endpoint; or why
+    not."""
+
+    reached: bool
+    endpoint: Annotated[str, msgspec.Meta(max_length=_MAX_PLACE)] = ""
+    why: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
 Datagrams = Annotated[
@@ -396,12 +415,12 @@ Request = (
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
-    | Meet
+    | Meet | Frames | CheckTcp
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
-    | Frame
+    | Frame | TcpChecked
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

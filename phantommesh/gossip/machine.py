@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Final, NamedTuple
 
-from phantommesh.endpoint import Address
-from phantommesh.gossip.envelope import OVERHEAD, Envelope, EnvelopeError
+from phantommesh.endpoint import Address, format_endpoint
+from phantommesh.gossip.envelope import OVERHEAD, Envelope, EnvelopeError, Opened
 from phantommesh.membership import effects
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import EVENT_SIZE, HEADER_SIZE, NODE_ID_SIZE
-from phantommesh.rates import Rates, source_block
+from phantommesh.rates import Bucket, Rates, source_block
 from phantommesh.trust.identity import NodeId
 
 KIND: Final = 1  # of the envelope: the payload is a datagram of `membership.messages`
+HINT: Final = 2  # the payload is a node id and, as text, the address at which that node has been found
 _SENDER: Final = slice(HEADER_SIZE - 2 * NODE_ID_SIZE, HEADER_SIZE - NODE_ID_SIZE)
 
 AMPLIFIED: Final = (
@@ -36,6 +38,9 @@ HEARD: Final = 1.0  # s for which the address that a member was last heard from 
 ASK_AGAIN: Final = 1.0  # s between two requests for one member's keys and revocations
 KEYLESS_AGAIN: Final = 3.0  # s between two requests that nothing but unreadable datagrams are the reason for
 KEYLESS_LEAST: Final = 60.0  # s that these grow to while they bring nothing and others are heard meanwhile
+HINTS, HINT_AGAIN = 3, 1.0  # hints to a member about one place, and s between them: some are lost
+HINT_RATE, HINT_BURST = 5.0, 50  # hints to others a second and at once
+MAX_HINT: Final = 80  # bytes of a hint: a node id, and an IPv6 address with its port
 MAX_KNOWN: Final = 1024  # digests of which it is known that they hold nothing new
 
 
@@ -54,7 +59,15 @@ class AskKeys(NamedTuple):
     digest: bytes
 
 
-Effect = Datagram | AskKeys | effects.Changed | effects.FetchRecord | effects.Sync | effects.Persist
+class Hinted(NamedTuple):
+    """Somebody who holds the group key says, in the name of `member`, that this node is at `place` now, an
+    endpoint's text that was not looked at. It is a reason to ask members where they see this node."""
+
+    member: NodeId
+    place: str
+
+
+Effect = Datagram | AskKeys | Hinted | effects.Changed | effects.FetchRecord | effects.Sync | effects.Persist
 
 
 class _Route:
@@ -67,6 +80,15 @@ class _Route:
         self.last: Address | None = None
         self.heard = -inf
         self.turn = 0
+
+
+@dataclass(slots=True)
+class _Told:
+    """A member was told so often that it was found there, and is not told again before."""
+
+    place: Address
+    times: int = 0
+    again: float = -inf
 
 
 class Gossip:
@@ -88,6 +110,11 @@ class Gossip:
         in_use: Callable[[bytes], None],
         may: Callable[[NodeId, str], bool] = lambda member, host: True,
     ) -> None:
+        self.over_tcp: Callable[[NodeId], Address | None] = lambda member: None
+        """The address, of transport TCP, of a member's connection for frames. What is for the member goes
+        there too."""
+        self.by_udp: Callable[[NodeId], None] = lambda member: None
+        """Told of each member that is heard by UDP at an address of its record."""
         self.membership = membership
         self.heard_at = -inf
         self._keyless_pause = KEYLESS_AGAIN
@@ -96,6 +123,8 @@ class Gossip:
         self._routes: dict[NodeId, _Route] = {}
         self._asked_at: dict[NodeId | None, float] = {}
         self._nothing_new: OrderedDict[bytes, None] = OrderedDict()
+        self._hinted: dict[NodeId, _Told] = {}
+        self._hints = Bucket(HINT_RATE, HINT_BURST, 0.0)
         self._strange = Rates[str](STRANGE_RATE, STRANGE_BURST)
         self._drops: Counter[str] = Counter()
 
@@ -116,25 +145,61 @@ class Gossip:
         """Do what is due."""
         return self.seal(self.membership.tick(now), now)
 
-    def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
-        """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`."""
+    def receive(
+        self, datagram: bytes, source: Address, now: float, *, member: NodeId | None = None
+    ) -> list[Effect]:
+        """Take one datagram from the network. Never raises: what cannot be used is counted in `drops`.
+        ``member`` is the other end of the connection that it came by, which proves more than an address does;
+        None where it came by UDP."""
         try:
             opened = self._envelope.open(datagram)
         except EnvelopeError as error:
             return self._keyless(now) if error.reason == "gossip-key" else []
         # The seal shows the sender outside; the datagram inside must be the same node's.
+        if opened.kind == HINT:
+            return self._take_hint(opened)
         if opened.kind != KIND or opened.payload[_SENDER] != opened.sender:
             self._drops["gossip-kind" if opened.kind != KIND else "gossip-impostor"] += 1
             return []
+        if member is not None and opened.sender != member:
+            self._drops["gossip-impostor"] += 1
+            return []
         self.heard_at = now
         self._in_use(opened.key)
-        at_home = self._heard(opened.sender, source, now)
+        at_home = member is not None or self._heard(opened.sender, source, now)
+        if member is None and at_home:
+            self.by_udp(opened.sender)
         usable = not at_home and self._may(opened.sender, source.host)
         wanted: list[Effect] = []
         if opened.digest != self._digest():
             wanted = self._ask(opened.sender, opened.digest, ASK_AGAIN, now)
         heard = self.membership.receive(opened.payload, source, now, at_home=at_home, usable=usable)
-        return wanted + self.seal(heard, now, home=source if at_home else None)
+        hint = self._hint(opened.sender, source, now) if usable else []
+        return wanted + hint + self.seal(heard, now, home=source if at_home else None)
+
+    # A member that is somewhere else without knowing it: its NAT gave it another address.
+
+    def _hint(self, member: NodeId, source: Address, now: float) -> list[Effect]:
+        """Tell a member where it was found, a few times for each place: an address that its record does not
+        name, and where it has shown that it gets what is sent there."""
+        found = self.membership.proved_at(member, now)
+        if found is None or found[0] != source or not self._envelope.ready:
+            return []
+        told = self._hinted.get(member)
+        if told is None or told.place != source:
+            told = self._hinted[member] = _Told(source)
+        if told.times >= HINTS or now < told.again or not self._hints.take(now):
+            return []
+        told.times, told.again = told.times + 1, now + HINT_AGAIN
+        place = format_endpoint(source.host, source.port)
+        return [Datagram(self._envelope.seal(HINT, member + place.encode("ascii")), source)]
+
+    def _take_hint(self, opened: Opened) -> list[Effect]:
+        to, place = opened.payload[:NODE_ID_SIZE], opened.payload[NODE_ID_SIZE:]
+        if to != self.membership.node or len(opened.payload) > MAX_HINT or not place.isascii():
+            self._drops["gossip-hint"] += 1
+            return []
+        return [Hinted(opened.sender, place.decode("ascii"))]
 
     def seal(
         self, wanted: Sequence[effects.Effect], now: float, *, home: Address | None = None
@@ -148,18 +213,21 @@ class Gossip:
                 out.append(effect)
             elif not self._envelope.ready:
                 self._drops["gossip-unkeyed"] += 1
-            elif (
-                isinstance(effect.to, Address) and effect.to != home and not self.membership.proved(effect.to)
-            ):
+            elif isinstance(effect.to, Address) and not self._sure(effect.to, home):
                 if self._strange.allow(source_block(effect.to.host), now):
                     out.append(Datagram(self._envelope.seal(KIND, effect.datagram[:SHORT]), effect.to))
                 else:
                     self._drops["gossip-strange"] += 1
-            elif (address := self._address(effect.to, now)) is not None:
-                out.append(Datagram(self._envelope.seal(KIND, effect.datagram), address))
+            elif addresses := self._addresses(effect.to, now):
+                sealed = self._envelope.seal(KIND, effect.datagram)
+                out += [Datagram(sealed, address) for address in addresses]
             else:
                 self._drops["gossip-nowhere"] += 1
         return out
+
+    def _sure(self, to: Address, home: Address | None) -> bool:
+        """Whether no victim can be at an address."""
+        return to == home or to.transport == "tcp" or self.membership.proved(to)
 
     # Addresses of members.
 
@@ -181,6 +249,11 @@ class Gossip:
         if proved is not None:
             yield proved
 
+    def _addresses(self, to: bytes | Address, now: float) -> list[Address]:
+        """Where to send: by UDP also where there is a connection, to find out whether UDP passes again."""
+        over_tcp = None if isinstance(to, Address) else self.over_tcp(NodeId(to))
+        return [address for address in (self._address(to, now), over_tcp) if address is not None]
+
     def _address(self, to: bytes | Address, now: float) -> Address | None:
         if isinstance(to, Address):
             return to
@@ -198,6 +271,7 @@ class Gossip:
 
     def forget(self, members: set[NodeId]) -> None:
         """Keep nothing of nodes other than these."""
+        self._hinted = {member: place for member, place in self._hinted.items() if member in members}
         self._routes = {member: route for member, route in self._routes.items() if member in members}
         self._asked_at = {who: when for who, when in self._asked_at.items() if who is None or who in members}
 

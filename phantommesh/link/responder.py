@@ -171,9 +171,9 @@ class Answerer:
         key = self._context.pair_key(peer, init.dimension, starts=False)
         if key is not None and proven(init, key, self._cookies.accepted(source, now)):
             return Standing.PROVEN
-        at_home = source.host == peer.seen_at or any(source.host == a.host for a in peer.auth.endpoints)
-        if source.transport == "via":
+        if source.transport == "via":  # its carrier reads the chains' ids, and has every cookie
             return Standing.CARRIED
+        at_home = source.host == peer.seen_at or any(source.host == a.host for a in peer.auth.endpoints)
         # A chain's id was in the clear once, on the path between the two; nobody else can name it.
         if at_home or pick_chain(_offered(init), peer.psk.held_chains())[0] != wire.NO_CHAIN:
             return Standing.KNOWN

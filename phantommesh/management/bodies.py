@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The bodies that a client sends to the API, and the probes' answer. All other answers are in `views`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -12,6 +12,18 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/rotations: a peer's name or node id; none or null: every peer."""
 
     peer: str | None = None
+
+
+MAX_PINGS = 50  # of one request, in each dimension
+
+
+class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/pings: a peer's name or node id, how many pings in each dimension, and the bytes
+    of each as a packet of the overlay; none or null: as small as probes."""
+
+    peer: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_PINGS)] = 4
+    size: Annotated[int, msgspec.Meta(ge=40, le=9000)] | None = None
 
 
 class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

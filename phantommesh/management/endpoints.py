@@ -12,10 +12,13 @@ import msgspec
 from phantommesh.management.bodies import (
     IdentityRequest,
     NameRequest,
+    PingRequest,
     Probe,
     RevocationRequest,
     RotationRequest,
 )
+from phantommesh.management.netview import NetCheck
+from phantommesh.management.pingview import PingResult
 from phantommesh.management.scopes import Scope
 from phantommesh.management.views import (
     Event,
@@ -106,6 +109,17 @@ ROTATIONS = Endpoint(
     answer=RotationResult,
     errors=_WRITE | {404},
 )
+PINGS = Endpoint(
+    name="pings",
+    method="POST",
+    path="/v1/pings",
+    summary="Ping a peer inside each dimension.",
+    scope=Scope.OPERATE,
+    body=PingRequest,
+    example='{"peer": "NAME"}',
+    answer=PingResult,
+    errors=_WRITE | {404},
+)
 IDENTITIES = Endpoint(
     name="identities",
     method="POST",
@@ -180,6 +194,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     _list("links", LinkView, "The post-quantum links."),
     _list("paths", PathView, "Every dimension of every peer, as measured."),
+    Endpoint(
+        name="netcheck", method="GET", path="/v1/netcheck",
+        summary="This host's network, and how members reach it, which they are asked.",
+        scope=Scope.READ, answer=NetCheck,
+    ),
     _list("scatter", ScatterView, "How traffic to each peer is scattered over the dimensions."),
     _list("proofs", ProofsView, "What is kept of the scatter proofs of each link."),
     Endpoint(
@@ -196,6 +215,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, query=EVENTS, errors=frozenset({503}),
     ),
     ROTATIONS,
+    PINGS,
     IDENTITIES,
     NAMES,
     REVOCATIONS,

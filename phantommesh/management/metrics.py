@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from phantommesh.management.views import FLOWS, LIVES, Flow, Life
+from phantommesh.management.wayview import WAY_KINDS, WayKind
 
 PREFIX = "phantommesh_"
 
@@ -39,12 +40,14 @@ class WireGuardSample:
 
 @dataclass(frozen=True, slots=True)
 class PathSample:
-    """One peer on one dimension, as its probes measure it; ``rtt`` in seconds, None before the first."""
+    """One peer on one dimension, as its probes measure it; ``rtt`` in seconds, None before the first; ``mtu``
+    in bytes, None while nothing comes back."""
 
     peer: str
     dimension: int
     rtt: float | None
     loss: float
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +113,20 @@ class _DeviceCollector(Collector):
             "Ratio lost of late inside a dimension, of probes or of traffic, whichever is worse.",
             labels=["peer", "dimension"],
         )
+        mtu = GaugeMetricFamily(
+            PREFIX + "path_mtu_bytes",
+            "Largest packet inside the overlay that a dimension carries as far as is known.",
+            labels=["peer", "dimension"],
+        )
         for path in self.paths:
+            if path.mtu is not None:
+                mtu.add_metric([path.peer, str(path.dimension)], path.mtu)
             loss.add_metric([path.peer, str(path.dimension)], path.loss)
             if path.rtt is not None:
                 rtt.add_metric([path.peer, str(path.dimension)], path.rtt)
         yield rtt
         yield loss
+        yield mtu
 
         weight = GaugeMetricFamily(
             PREFIX + "scatter_weight",
@@ -190,6 +201,28 @@ class Metrics:
         )
         for traffic in FLOWS:
             self._traffic.labels(traffic).set(0)
+        self._ways = Gauge(
+            PREFIX + "paths",
+            "Dimensions of all peers by the way that they take; none: nothing comes back.",
+            ["way"],
+            registry=self.registry,
+        )
+        self.path_moves = Counter(
+            PREFIX + "path_moves_total",
+            "Dimensions that took another way than before, by the new way.",
+            ["way"],
+            registry=self.registry,
+        )
+        self.relay_leases = Gauge(
+            PREFIX + "relay_leases", "Leases that this node has given as a relay.", registry=self.registry
+        )
+        self.relayed_bytes = Counter(
+            PREFIX + "relayed_bytes_total", "Bytes that this node has relayed.", registry=self.registry
+        )
+        for way in WAY_KINDS:
+            self._ways.labels(way).set(0)
+            if way != "none":
+                self.path_moves.labels(way)
         self.link_handshake_seconds = Histogram(
             PREFIX + "link_handshake_seconds",
             "Seconds from the first message of a finished link handshake to its last.",
@@ -310,6 +343,11 @@ class Metrics:
         """Set how many peers are in each state of traffic."""
         for traffic in FLOWS:
             self._traffic.labels(traffic).set(flows.get(traffic, 0))
+
+    def set_ways(self, ways: Mapping[WayKind, int]) -> None:
+        """Set how many dimensions take each way."""
+        for way in WAY_KINDS:
+            self._ways.labels(way).set(ways.get(way, 0))
 
     def set_psk_ages(self, ages: Mapping[str, float]) -> None:
         """Replace the PSK age of every peer, in seconds as of now, by peer name."""

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.netview import NetCheck
+from phantommesh.management.pingview import PingResult
+from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
@@ -151,6 +154,13 @@ class PathView(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since a probe of the peer's came in."""
     opened_s: float | None = None
     """Seconds since the dimension got its keys; None: it has none."""
+    way: WayKind = "none"
+    via: str | None = None
+    """The member that relays."""
+    mtu: int | None = None
+    """The largest packet in bytes, as it is inside the overlay, that this way carries as far as is known."""
+    why: str = ""
+    """Why it is this way, or why there is none: words for a person."""
 
 
 class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,6 +369,14 @@ class NodePort(Protocol):
         ...
 
     def paths(self) -> list[PathView]: ...
+
+    async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
+        """Ping one peer, by node id, inside each dimension; ``size`` is that of each ping in bytes."""
+        ...
+
+    async def netcheck(self) -> NetCheck:
+        """This host's network, and how members reach this node."""
+        ...
 
     def life(self) -> Life:
         """What the node is at."""

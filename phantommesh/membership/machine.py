@@ -38,6 +38,7 @@ from phantommesh.membership.signs import Way
 from phantommesh.membership.table import EMPTY, Down, Snapshot, Table
 
 KEPT_PEERS = 256  # in the snapshot that the owner keeps on disk
+ROUSED = 8  # members that are asked at once after a move
 LINGER_INTERVALS = 4  # probe intervals for which a leaving node still answers
 
 
@@ -203,6 +204,16 @@ class Membership:
         expelled = self._probing.claims.expelled
         expelled -= {node for node in expelled if node not in revoked}
 
+    def rouse(self, now: float) -> list[Effect]:
+        """This node is somewhere else, or was away: ask some members now. They hear where it is, and whoever
+        takes it for gone says so."""
+        core = self._core
+        core.advance(now)
+        others = [node for node in core.table if node != core.node and node not in core.table.down]
+        for node in core.rng.sample(others, min(ROUSED, len(others))):
+            self._probing.check(node, thorough=False)
+        return core.flush()
+
     def set_seeds(self, seeds: Iterable[Address]) -> None:
         """Try these addresses from now on, for ever."""
         self._merging.set_seeds(seeds)
@@ -244,6 +255,11 @@ class Membership:
         return self.lives(peer, now)
 
     # Views.
+
+    @property
+    def node(self) -> bytes:
+        """This node's id."""
+        return self._core.node
 
     @property
     def generation(self) -> int:

@@ -58,12 +58,7 @@ class Clocks:
     def wrong(self, at: Moment) -> Wrong | None:
         """Whether this node's clock is wrong, by what members said since it was last set, or this machine
         slept. None also where too few are heard."""
-        base = at.wall - at.now
-        ahead = [
-            word.ahead
-            for word in self._words.values()
-            if at.now - word.at <= KEPT and abs(word.base - base) <= ALIKE
-        ]
+        ahead = self._ahead(at)
         if len(ahead) < AGREE:
             return None
         middle = median_low(ahead)
@@ -71,3 +66,17 @@ class Clocks:
         if abs(middle) < WRONG or agree < AGREE or 2 * agree <= len(ahead):
             return None
         return Wrong(middle, agree, len(ahead))
+
+    def ahead(self, at: Moment) -> tuple[float | None, int]:
+        """By how many seconds this node's clock is ahead of most members', to about a second, and how many
+        have said what time it is; None where none has."""
+        ahead = self._ahead(at)
+        return (median_low(ahead) if ahead else None), len(ahead)
+
+    def _ahead(self, at: Moment) -> list[float]:
+        base = at.wall - at.now
+        return [
+            word.ahead
+            for word in self._words.values()
+            if at.now - word.at <= KEPT and abs(word.base - base) <= ALIKE
+        ]

@@ -308,7 +308,8 @@ class Peers:
         """Do not probe a peer before WireGuard knows its endpoint: a failed attempt delays the next one by
         5 s."""
         peer = entry.member.node_id
-        return Reached(peer, entry.member.ip4, self._links.ready(peer) & self._located.get(peer, 0))
+        usable = self._links.ready(peer) & self._located.get(peer, 0)
+        return Reached(peer, entry.member.ip4, without(usable, self._ways.quiet(peer)))
 
 
 def usable_keys(entry: Entry, disputes: Collection[Dispute], me: NodeId) -> tuple[bytes, ...]:

@@ -45,6 +45,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
     messages.Look: (1.0, 20),
+    messages.CheckTcp: (1 / 60, 2),  # each has a connection made
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
@@ -98,6 +99,14 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckTcp:
+    """Connect to a member's control port by TCP, where it was seen itself. The result is the
+    `messages.TcpChecked`."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Carrying:
     """Carry for a member, or take what it carries. The result is the answer."""
 
@@ -113,7 +122,7 @@ class Meeting:
     request: messages.Meet
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | Carrying | Meeting
+ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -214,6 +223,9 @@ class Serving:
             case messages.Look():
                 sighting: messages.Sighting = yield Sight(peer)
                 return sighting
+            case messages.CheckTcp():
+                checked: messages.TcpChecked = yield CheckTcp(entry)
+                return checked
             case messages.AskRelay() | messages.LeaveRelay():
                 if self._relay is None:
                     return messages.Refused("this node is no relay", "choose another relay")
@@ -231,6 +243,8 @@ class Serving:
                 return met
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
+            case messages.Frames():  # `TcpPort` has taken it where it can carry frames
+                return messages.Refused("this connection cannot carry frames")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

@@ -45,6 +45,7 @@ MAX_SEEN: Final = 4  # candidates that members see
 ASKED: Final = 4  # witnesses in one round
 SOON: Final = (0.3, 1.5, 5.0, 15.0)  # s after a change at which witnesses are asked
 EVERY: Final = 60.0  # s between rounds when all is quiet
+HINTS: Final = 1 / 20, 3  # hints of members that are followed a second, and at once: anybody could send more
 
 
 class Place(NamedTuple):
@@ -104,6 +105,7 @@ class Whereabouts:
         self.own: tuple[HostAddress, ...] = ()
         self.dropped: Counter[str] = Counter()
         self._port, self._since = port, -inf
+        self._hints = Bucket(*HINTS, 0.0)
         self._seen: dict[NodeId, Seen] = {}
 
     # What is known.
@@ -145,6 +147,27 @@ class Whereabouts:
         self._seen[witness] = Seen(now, control, same, AUTHORITY if authority else 1)
         if len(self._seen) > MAX_WITNESSES:
             del self._seen[next(iter(self._seen))]
+        return True
+
+    def hinted(self, text: str, now: float) -> bool:
+        """A member says unasked that this node's control port is there. That alone shows nothing, and may be
+        forged. Return whether it is a reason to ask: it is no place that is known, and there were few such
+        hints lately. A NAT that gives each destination another port makes one for each member: there only
+        another address is news."""
+        try:
+            place = _place(text)
+        except ValueError:
+            place = None
+        if place is None or special(place.address) is not None:
+            self.dropped["hint-malformed"] += 1
+            return False
+        agreed = {place for place, _ in self.agreed(now)}
+        own = place.address in {one.address for one in self.own} and place.port == self._port
+        if own or place in agreed or (not agreed and place.address in self.public(now)):
+            return False
+        if not self._hints.take(now):
+            self.dropped["hint-rate"] += 1
+            return False
         return True
 
     def retain(self, members: Callable[[NodeId], bool]) -> None:

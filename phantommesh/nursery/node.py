@@ -196,6 +196,7 @@ class Node:
             "scatter": parts.scattering.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
+            "frames": parts.framed.run,
             "wireguard-keys": parts.rekeying.run,
             "udp": partial(parts.udp.receive, self._weaving.receive),
             "gossip": parts.gossip.run,

@@ -37,6 +37,7 @@ from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
@@ -53,6 +54,7 @@ from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.carrying import Carrying
+from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
@@ -147,6 +149,7 @@ class Parts:
     scattering: Scattering
     guarding: Guarding
     paths: PathDriver
+    framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
     gossip: GossipDriver
@@ -218,7 +221,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(),
+        publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
     )  # fmt: skip
     own.found = lambda: finding.found
     places.public = finding.public
@@ -227,7 +230,16 @@ def make_parts(
         reconciler.hear()
         scattering.hear()
 
-    changes = Changes((*names, master), look, finding.moved)
+    async def rouse() -> None:
+        await reconciler.resend()
+        paths.rouse()
+        gossip.rouse()
+
+    def moved() -> None:
+        finding.moved()
+        paths.uplinks_changed()
+
+    changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
     over = probe.OVER if backend.name == "kernel" else 0
     calm = Calm(
@@ -243,7 +255,7 @@ def make_parts(
         interval=wireguard.reconcile_seconds,
         on_actual=lambda actual: tell(ReadBack(actual)),
         log=structlog.get_logger("phantommesh.node"),
-        forbids=places.forbids,
+        forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
     )
     reconciler.follow(lambda: peers.devices)
@@ -279,6 +291,7 @@ def make_parts(
         fitting=Fitting(measured, random=chance, largest=wireguard.mtu),
         turned=tell,
         refitted=refitted,
+        way=ways.chosen,
     )
     gossip = GossipDriver(
         state, keeper, keys, caller, udp,
@@ -286,12 +299,19 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
     )  # fmt: skip
+    gossip.hinted = finding.hinted
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
         begin_anew=gossip.begin_anew, keep_start=partial(keep_generation, state.state),
     )  # fmt: skip
     links.look_elsewhere(gossip.heard_at)
+    framed = Framed(
+        state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
+        gossip=gossip, tell=tell,
+        ports=lambda: own.wg_keys.ports(wireguard.base_port, wireguard.port_choices),
+    )  # fmt: skip
+    gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(
         state,
         Shelf(state.state.path / directory.PROOFS, config.proofs.keep),
@@ -327,6 +347,7 @@ def make_parts(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
+        check=TcpChecks(sessions, partial(_seen_at, finding, gossip), places.may).check,
         meet=punching.meet, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
@@ -376,6 +397,7 @@ def make_parts(
             partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
         ),
         paths=paths,
+        framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
         gossip=gossip,
@@ -392,6 +414,7 @@ def make_parts(
             records=gossip.answer_records,
             runs=runs.answer,
             lent=lent,
+            carry=framed.take,
         ),
     )
 
@@ -455,6 +478,12 @@ def _sight(
         keys = peers.wg_keys_of(entry)
         states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
     return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
+
+
+def _seen_at(finding: Finding, gossip: GossipDriver, peer: NodeId) -> Iterator[Address]:
+    """Yield where a member was seen itself."""
+    for address, _ in (*gossip.gossip.seen(peer, trio.current_time()), *finding.heard(peer)):
+        yield address
 
 
 def _usable(sessions: Sessions, gossip: GossipDriver, member: NodeId) -> bool:

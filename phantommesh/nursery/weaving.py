@@ -80,6 +80,7 @@ class Weaving:
             case Changed():
                 self._changed(news)
             case Turned():
+                parts.framed.stir(news.peer)
                 if PathState.DARK in (news.before, news.after):
                     parts.calm.stir()
                     parts.borrower.doubt((news.peer,))
@@ -103,6 +104,7 @@ class Weaving:
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
         parts.finding.retain(parts.peers.standing)
+        parts.framed.retain(parts.peers.standing)
         auths, effects = parts.wiring.link(now, wall)
         parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
         parts.driver.carry_out(effects)
@@ -147,6 +149,7 @@ class Weaving:
             if keyed is not None:
                 parts.scattering.change(keyed.scatter)
                 parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
+                parts.framed.stir(peer)
         parts.borrower.doubt(peers)
         parts.reconciler.kick()
 
@@ -172,6 +175,7 @@ class Weaving:
             parts.paths.read(seen.peer, seen.reading.counters)
             parts.paths.locate(seen.peer, seen.reading.endpoints)
             parts.punching.watch(seen.peer)
+            parts.framed.located(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))
@@ -190,7 +194,8 @@ class Weaving:
             return
         parts.finding.linked(opened.peer, opened.at)
         parts.punching.opened(opened)
-        parts.caller.linked(NodeId(opened.peer), directly=opened.at is not None)
+        parts.framed.opened(opened)
+        parts.caller.linked(NodeId(opened.peer), opened.at, opened.role)
         parts.carrying.look()
         if opened.at is not None:
             self._heard_from(opened.peer, opened.at.host)

@@ -18,11 +18,12 @@ from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.paths.effects import Effect, Fit, Send, Turned
-from phantommesh.paths.machine import FULL, Paths
-from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, PATIENCE, PathMtu, misses_needed
+from phantommesh.paths.machine import Paths
+from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
 from phantommesh.paths.sized import SizedProbe, decode_sized_untrusted
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
 
@@ -30,7 +31,11 @@ BLACK_HOLE = FaultKind("path-black-hole", "medium")
 
 # Tuning.
 BUDGET: Final = 100.0  # sized probes a second at most, over all peers; a burst of as many
-ANSWERS: Final = 25.0  # sized pings a second and path that are answered; a burst of as many
+ANSWERS: Final = 40.0  # sized pings a second and peer that are answered, over all its dimensions
+ANSWERS_BURST: Final = 100.0  # one search in all of them at once
+ALL_ANSWERS: Final = 500.0  # sized pings a second that are answered, over all peers; a burst of as many
+RESERVE: Final = 8.0  # a second and peer that are answered beyond that: what watching a busy peer takes
+RESERVE_BURST: Final = 40.0
 SHARE: Final = 0.02  # of a peer's traffic that watching its MTU may cost
 WATCH: Final = 1.0  # s between two looks at a peer's MTU at most while there is traffic, over all dimensions
 CLOSEST: Final = 1 / DIMENSIONS  # s between two at least, so that each dimension has its turn each second
@@ -49,9 +54,9 @@ class _Peer:
     rate: float = 0.0  # bytes a second that the watch is for
     ways: list[object] = field(default_factory=lambda: [None] * DIMENSIONS)
     own: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
-    answers: list[Bucket] = field(
-        default_factory=lambda: [Bucket(ANSWERS, ANSWERS, 0.0) for _ in range(DIMENSIONS)]
-    )
+    whole: list[bool] = field(default_factory=lambda: [False] * DIMENSIONS)
+    answers: Bucket = field(default_factory=lambda: Bucket(ANSWERS, ANSWERS_BURST, 0.0))
+    reserve: Bucket = field(default_factory=lambda: Bucket(RESERVE, RESERVE_BURST, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,10 @@ class Hole:
         return BLACK_HOLE.fault(
             f"{whose}: something on the way swallows packets of more than {self.size} bytes without a word, "
             f"and both uplinks take {self.top}; what is sent to that peer is kept to {self.size}",
-            'let ICMP "fragmentation needed" and "packet too big" through, or give the uplinks of both ends '
-            f"the MTU of the way between them: `ip link set dev UPLINK mtu {self.size + OVER_IP4}` for IPv4",
+            f"nothing has to be done for the traffic; to end this, tell both ends what the way between them "
+            f"takes, {self.size + OVER_IP4} bytes over IPv4 and {self.size + OVER_IP6} over IPv6: "
+            f"`ip link set dev UPLINK mtu {self.size + OVER_IP4}`, or the same MTU on the route to the other "
+            "end; or have the hop take longer packets, or let UDP fragments pass",
             subject=name,
         )
 
@@ -96,6 +103,7 @@ class Fitting:
         self._peers: dict[bytes, _Peer] = {}
         self._timers = Timers[tuple[bytes, int]]()
         self._budget: Bucket | None = None
+        self._answers = Bucket(ALL_ANSWERS, ALL_ANSWERS, 0.0)
         self._hold = float("-inf")
 
     # --- what the node knows ---
@@ -121,7 +129,10 @@ class Fitting:
             self._timers.cancel((effect.peer, dimension))
         elif known is None:
             known = peer.paths[dimension] = PathMtu(
-                self.largest, self._random.getrandbits(32), own=peer.own[dimension]
+                self.largest,
+                self._random.getrandbits(32),
+                own=peer.own[dimension],
+                whole=peer.whole[dimension],
             )
             known.begin(now + self._random.uniform(0.0, len(self._peers) * DIMENSIONS / BUDGET))
         elif effect.after is PathState.DARK:
@@ -139,23 +150,36 @@ class Fitting:
         peer.scores = scores
         return self._refit(node_id, peer)
 
-    def way(self, node_id: bytes, dimension: int, way: object, own: int, now: float) -> list[Effect]:
+    def way(
+        self, node_id: bytes, dimension: int, way: object, own: int, now: float, *, whole: bool = False
+    ) -> list[Effect]:
         """Our packets on a dimension go by this way, which may be any value, and our own uplink takes overlay
-        packets of ``own`` bytes whole there; 0: it is not known."""
+        packets of ``own`` bytes whole there; 0: it is not known. ``whole``: what it takes arrives, so nothing
+        is asked."""
         peer = self._peers.get(node_id)
-        if peer is None or (peer.ways[dimension], peer.own[dimension]) == (way, own):
+        known = None if peer is None else (peer.ways[dimension], peer.own[dimension], peer.whole[dimension])
+        if peer is None or known == (way, own, whole):
             return []
         moved = peer.ways[dimension] not in (None, way) and way is not None
         peer.ways[dimension], peer.own[dimension] = way or peer.ways[dimension], own
+        peer.whole[dimension] = whole
         path = peer.paths[dimension]
         if path is None:
             return []
+        narrow = path.narrow
+        path.take_whole(now, whole)
         path.limit(now, own=own or self.largest)
         path.confirm(now)  # so that the peer hears of it
         if moved and path.next_at != NEVER:
             path.begin(now)
+        small = self._paths.path(node_id, dimension)
+        if small is not None and small.state is PathState.DARK:
+            path.pause()
         self._schedule(node_id, peer, dimension)
-        return self._refit(node_id, peer)
+        effects = self._refit(node_id, peer)
+        if path.narrow is not narrow:
+            effects += self._paths.set_narrow(node_id, dimension, path.narrow)
+        return effects
 
     def traffic(self, node_id: bytes, now: float) -> None:
         """WireGuard's counters were read: watch closer if there is more traffic than before."""
@@ -189,7 +213,8 @@ class Fitting:
         path, effects = peer.paths[dimension], list[Effect]()
         narrow = path is not None and path.narrow
         if not probe.pong:
-            if not peer.answers[dimension].take(now):
+            # Who asks little is answered whatever others ask: a missing answer would make its packets small.
+            if not (peer.answers.take(now) and (self._answers.take(now) or peer.reserve.take(now))):
                 return self._drop("probe-rate")
             effects.append(self._send(node_id, peer, SizedProbe(True, dimension, probe.number, probe.size)))
         elif path is None or not path.answered(probe.number, probe.size, now):
@@ -252,6 +277,14 @@ class Fitting:
             return effects
         probe = SizedProbe(False, dimension, path.sent(), size)
         return [*effects, self._send(node_id, peer, probe)]
+
+    def ask(self, node_id: bytes, dimension: int, number: int, size: int) -> Send | None:
+        """A sized ping of somebody else's number, which this does not wait for (`paths.burst`); None where
+        the path has no keys."""
+        peer = self._peers.get(node_id)
+        if peer is None or peer.paths[dimension] is None:
+            return None
+        return self._send(node_id, peer, SizedProbe(False, dimension, number, size))
 
     def _doubt(self, node_id: bytes, peer: _Peer, now: float) -> None:
         """What one path no longer carries, the others may not carry either: ask them now."""

@@ -17,11 +17,10 @@ from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Pace
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
-from phantommesh.paths.state import MISSES, SHARE_FLOOR, SILENT, Path, PathState
+from phantommesh.paths.state import MISSES, SILENT, Path, PathState
+from phantommesh.paths.weights import FULL, leaves, weigh, weights
 from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
-
-FULL: Final = (1.0,) * DIMENSIONS
 
 # Tuning.
 SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
@@ -36,7 +35,7 @@ ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of a
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
 LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
-STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
+ROUSED: Final = 5.0  # s after a move for which a path that does not answer yet is asked as often as a new one
 
 
 @dataclass(slots=True)
@@ -47,6 +46,7 @@ class _Peer:
     pace: Pace = field(default_factory=Pace)
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
     heard: float = float("-inf")  # when its latest probe came, on any path
+    roused: float = float("-inf")  # until when it may have to be found anew
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
@@ -142,6 +142,30 @@ class Paths:
             effects += self._rescore(node_id, peer)
         return effects
 
+    def set_aside(self, node_id: bytes, dimensions: int, now: float) -> list[Effect]:
+        """Take these dimensions of one peer, a bitmap, out of use at both ends, and give its others back.
+        Those are probed all the time, and may fall silent without being taken for dark."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return []
+        for path in peer.paths:
+            if path.aside != has(dimensions, path.dimension):
+                path.aside = not path.aside
+                path.pardon()
+                if path.state is not PathState.CLOSED:
+                    path.next_probe = now  # so that the peer hears of it
+                    self._schedule(path)
+        return self._rescore(node_id, peer)
+
+    def at_rest(self, node_id: bytes) -> int:
+        """The dimensions of a peer, a bitmap, by which neither end sends traffic."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return 0
+        return bits(
+            path.peer_drained and force == 0.0 for path, force in zip(peer.paths, peer.in_force, strict=True)
+        )
+
     def in_force(self, node_id: bytes, scores: tuple[float, ...]) -> None:
         """The kernel sends by these weights now."""
         if (peer := self._peers.get(node_id)) is not None:
@@ -207,6 +231,9 @@ class Paths:
             self._schedule(path)
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
+        if path.peer_leaving and not probe.leaving:
+            path.pardon()
+            self._schedule(path)
         path.peer_leaving, path.peer_drained, path.sizes = probe.leaving, probe.drained, probe.sizes
         if (path.state, path.share, self._leaves(path)) != was:
             effects += self._rescore(node_id, peer)
@@ -256,13 +283,15 @@ class Paths:
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
-        leaving = has(self._leaving, path.dimension) and not path.peer_drained
+        leaving = path.aside or (has(self._leaving, path.dimension) and not path.peer_drained)
         if unsure or (_new(path) and path.misses < MISSES):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and (leaving or path.peer_leaving):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
             return peer.pace.pause(self._interval) * self._too_many(now)
+        if now < peer.roused and (path.misses or path.state is not PathState.UP):
+            return self._interval * self._too_many(now)
         slow = self._slow
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
@@ -283,7 +312,7 @@ class Paths:
 
     def _eager(self, peer: _Peer, now: float) -> float:
         """The seconds between a peer's fast probes; 0 where there are none."""
-        if any(map(_new, peer.paths)):
+        if any(map(_new, peer.paths)) or now < peer.roused:
             return self._interval
         return peer.pace.pause(self._interval) if peer.pace.busy(now) else 0.0
 
@@ -296,7 +325,7 @@ class Paths:
     def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
         # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
-        leaving = has(self._leaving, path.dimension) or path.state is PathState.CLOSED
+        leaving = path.aside or has(self._leaving, path.dimension) or path.state is PathState.CLOSED
         probe = Probe(
             pong,
             path.dimension,
@@ -325,11 +354,7 @@ class Paths:
         ]
         self._weigh_at = now + WEIGH if moving else float("inf")
         for peer in moving:
-            up = [path for path in peer.paths if path.state is PathState.UP]
-            probes = min((path.quality.bounds[1] for path in up), default=0.0)
-            counted = min((path.quality.counted.bounds[1] for path in up), default=0.0)
-            for path in up:
-                path.weigh(probes, counted)
+            weigh(peer.paths)
 
     def scores(self, node_id: bytes) -> tuple[float, ...]:
         """The weights of a peer's dimensions, by capacity and loss; delay does not count. There is always one
@@ -337,34 +362,14 @@ class Paths:
         return self._peers[node_id].scores
 
     def _rescore(self, node_id: bytes, peer: _Peer) -> list[Effect]:
-        scores = tuple(self._score(path) for path in peer.paths)
-        if not any(scores):
-            scores = self._last_resort(peer.paths)
+        scores = weights(peer.paths, self._leaving)
         if scores == peer.scores:
             return []
         peer.scores = scores
         return [Rescore(node_id, scores)]
 
-    def _score(self, path: Path) -> float:
-        if path.state is not PathState.UP or self._leaves(path) or path.share < SHARE_FLOOR or path.narrow:
-            return 0.0
-        return max(1, round(path.share * STEPS)) / STEPS
-
     def _leaves(self, path: Path) -> bool:
-        return path.peer_leaving or has(self._leaving, path.dimension)
-
-    def _last_resort(self, paths: list[Path]) -> tuple[float, ...]:
-        stays = [path for path in paths if path.state is not PathState.CLOSED and not self._leaves(path)]
-        for chosen in (
-            [path for path in stays if path.state is PathState.UP and not path.narrow],  # all of them shed
-            [path for path in stays if path.state is PathState.UP],
-            [path for path in stays if path.state is PathState.PROVING],
-            stays,
-            [path for path in paths if path.state is not PathState.CLOSED],
-        ):
-            if chosen:
-                return tuple(float(path in chosen) for path in paths)
-        return FULL
+        return leaves(path, self._leaving)
 
     def delay(self, node_id: bytes) -> float:
         """How long a packet to a peer may be on its way, by the slowest of its paths: seconds there and back,
@@ -397,12 +402,34 @@ class Paths:
         peer.paths[dimension].narrow = narrow
         return self._rescore(node_id, peer)
 
+    def ask(self, node_id: bytes, dimension: int, number: int, now: float) -> Send | None:
+        """A ping of somebody else's number, which this does not wait for (`paths.burst`); None where the path
+        has no keys."""
+        peer = self._peers.get(node_id)
+        if peer is None or (path := peer.paths[dimension]).state is PathState.CLOSED:
+            return None
+        path.probes += 1
+        return self._probe(peer, path, number, pong=False, now=now)
+
     def hurry(self, node_id: bytes, dimension: int, now: float) -> None:
         """Send a probe by this path now, unless one is under way: it matters whether the path answers."""
         path = self.path(node_id, dimension)
         if path is not None and path.state is not PathState.CLOSED and not path.waits:
             path.next_probe = min(path.next_probe, now)
             self._schedule(path)
+
+    def rouse(self, node_id: bytes, dimensions: int, now: float) -> None:
+        """One of the ends is somewhere else on these dimensions of a peer, a bitmap: send a probe now. The
+        peer's WireGuard follows the packet to where this node is, and each end learns whether the other
+        answers."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return
+        peer.roused = now + ROUSED
+        for path in peer.paths:
+            if has(dimensions, path.dimension) and path.state is not PathState.CLOSED:
+                path.move(now)
+                self._schedule(path)
 
     def dark(self, node_id: bytes) -> int:
         """The dark dimensions of a peer, as a bitmap."""

@@ -97,6 +97,7 @@ class PathMtu:
     hint: int = 0  # a size that another path of the peer has found
     lost: int = 0  # bytes of probes that had no answer, as WireGuard counts them, since this was asked last
     raise_at: float = NEVER
+    whole: bool = False  # this way has no limit of its own, so there is nothing to ask
     _raising: bool = False
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
@@ -135,7 +136,10 @@ class PathMtu:
         self._forget()
         self.proved, self.refused, self.narrow, self._raising = 0, None, False, False
         self.size, self.raise_at = min(self.size, self.top), NEVER
-        self._ask(self.top, at)
+        if self.whole:
+            self._be_whole()
+        else:
+            self._ask(self.top, at)
 
     def pause(self) -> None:
         """The path is dark: nothing that it swallows says anything of sizes."""
@@ -143,24 +147,39 @@ class PathMtu:
         self.asked, self.next_at = 0, NEVER
 
     def resume(self, at: float) -> None:
-        """It answers again, maybe over another way: see whether the size still holds, or go on searching."""
-        if not self.asked:
+        """It answers again, maybe over another way: see whether the size still holds, then whether a larger
+        one does, or go on searching."""
+        if not self.asked and not self.whole:
             self.narrow = False
             self._ask(self.size if self.proved else self.top, at)
+            self.raise_at = at
 
     def limit(self, now: float, *, own: int | None = None, theirs: int | None = None) -> None:
         """One end's uplink takes packets of this size whole, and no larger ones. If that is another than
         before, the search begins anew, with what was proved."""
         before = self.top
         self.own = self.own if own is None else own
-        self.theirs = self.theirs if theirs is None else min(theirs, self.largest)
+        self.theirs = self.theirs if theirs is None or self.whole else min(theirs, self.largest)
         if self.top == before:
+            return
+        if self.whole:
+            self._be_whole()
             return
         self.size, self.proved = min(self.size, self.top), min(self.proved, self.top)
         self.refused, self._raising = None, False  # somebody changed the way, or mended it
         if self.next_at != NEVER:
             self._forget()
             self._next(now)
+
+    def take_whole(self, now: float, whole: bool) -> None:
+        """Say whether this way has no limit of its own. Then it carries all that both ends take."""
+        if self.whole is not whole:
+            self.whole, self.theirs = whole, self.largest  # what the other end's uplink takes is cut there
+            self.begin(now)
+
+    def _be_whole(self) -> None:
+        self._forget()
+        self.asked, self.next_at, self.size, self.proved = 0, NEVER, self.top, self.top
 
     def confirm(self, at: float) -> None:
         """Ask no later than ``at`` whether the size still holds, or for a larger one if that is due."""
@@ -222,7 +241,7 @@ class PathMtu:
 
     def _ask_again(self, now: float) -> None:
         if now >= self.raise_at and self.size < self.top:
-            self.refused, self._raising = None, True
+            self.refused, self._raising, self.raise_at = None, True, now + RAISE
             self._ask(self.top, now)
         else:
             self._ask(self.size, now)
@@ -283,6 +302,6 @@ class PathMtu:
             return
         self.asked, self._raising = 0, False
         self.size = self.proved or BASE
-        if self.raise_at == NEVER or self.raise_at <= now:
+        if self.raise_at == NEVER or (self.raise_at <= now and self.size >= self.top):
             self.raise_at = now + RAISE
         self.next_at = self.raise_at

@@ -26,6 +26,7 @@ LATE_KEPT: Final = 32  # unanswered probes that a late answer is still recognise
 SHED_STEP, GROW_STEP = 0.7, 0.05  # what the share is multiplied by and grows by, each second
 SHED_FROM, SHED_RATIO = 0.002, 1.5  # how much more than the best one at most a path must lose to be shed
 GROW_WITHIN: Final = 0.001  # and how much more it may lose to come back
+ASIDE: Final = 8.0  # s without a probe for which a path is not judged that the peer has set aside
 SHARE_FLOOR, LEAST_SHARE = 0.1, 0.05  # a smaller share than the first is none
 
 
@@ -69,6 +70,7 @@ class Path:
     sizes: bool = False  # the peer answers sized probes
     narrow: bool = False  # no packet of a useful size comes through
     beside: int = 0  # bytes of sized probes sent on it, as WireGuard counts them
+    aside: bool = False  # out of use on purpose, at both ends: it may fall silent
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _needed: int = PROVE_PLANNED
@@ -122,6 +124,13 @@ class Path:
         self.probes += 1
         return self.number
 
+    def move(self, now: float) -> None:
+        """One of the ends is somewhere else: ask now. The path that fell silent before was another one, so
+        it has no more to prove than a path that was taken out on purpose."""
+        self.next_probe = min(self.next_probe, now)
+        self._flaps, self._with_peer = 0, True
+        self._needed = min(self._needed, PROVE_PLANNED)
+
     def answered(self, number: int, now: float) -> float | None:
         """Take an answer; return when its ping was sent, or None where no such one is awaited."""
         sent = self._waiting.pop(number, None)
@@ -169,8 +178,19 @@ class Path:
         alive = self.state in (PathState.UP, PathState.PROVING)
         return alive and self.answered_at is not None and now - self.answered_at <= lately
 
+    def pardon(self) -> None:
+        """The path fell silent on purpose: what is unanswered counts for nothing."""
+        self.misses = 0
+        self._late.update(self._waiting)
+        self._waiting.clear()
+        while len(self._late) > LATE_KEPT:
+            self._late.popitem(last=False)
+        self.quality.forget_loss()
+
     def judge(self, siblings_answered: float, now: float) -> None:
         """Go dark after `MISSES` if another path of the peer has answered a later probe, else `SILENT`."""
+        if self.aside or (self.peer_leaving and now < (self.heard_at or 0.0) + ASIDE):
+            return
         enough = MISSES if siblings_answered >= self.first_missed else SILENT
         if self.misses < enough or self.state not in (PathState.UP, PathState.PROVING):
             return

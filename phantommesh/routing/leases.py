@@ -165,6 +165,7 @@ class Leases:
         refuses: Callable[[Address], bool],
         random: Random,
     ) -> None:
+        self.relayed = 0  # bytes of all leases so far, as the kernel counts them
         self.terms, self._permit, self._refuses, self._random = terms, permit, refuses, random
         self._leases: dict[tuple[Pair, int], _Lease] = {}
         self._tickets: dict[bytes, tuple[_Lease, _Leg]] = {}
@@ -262,6 +263,7 @@ class Leases:
                 continue
             if more > 0:
                 self._account(key, now).spent += more
+                self.relayed += more
         return self.recheck(now)
 
     def begun(self, numbers: Iterable[int]) -> None:

@@ -20,10 +20,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from math import inf
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 from phantommesh.dimensions import has, only, without
 from phantommesh.endpoint import Address
@@ -31,6 +30,7 @@ from phantommesh.errors import DecodeError
 from phantommesh.rates import Bucket
 from phantommesh.routing import knocks
 from phantommesh.routing.knocks import NONCE_SIZE, Keys, Kind
+from phantommesh.routing.search import Ask, Effect, Lost, Send, Standing, State, Target, Won
 from phantommesh.timers import Timers
 
 # Tuning.
@@ -43,9 +43,11 @@ KNOCKS: Final = len(OPENING)  # to one address and port in one round, at most
 LASTS: Final = 1.6  # s from the first knock of a round until what has no answer has failed
 LATE: Final = 2.0  # s that the end with the higher node id lets the other ask first
 GRACE: Final = 2.0  # s that WireGuard has to get through by itself, where it may try
+LOST: Final = 30.0  # s after a question of which nothing was heard
 SETTLE: Final = 0.3  # s from a change of addresses to a new round: several changes come together
 PAUSES: Final = (32.0, 60.0, 120.0, 300.0, 600.0)  # s after the first round that failed, the second, ...
 UNAGREED: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 60.0)  # s after it could not be agreed upon
+BLIND: Final = 4  # questions in vain
 SPREAD: Final = 0.1  # of a pause at most is added to it, so that two ends do not meet in lockstep
 ROUNDS: Final = 1 / 30, 5.0  # of one peer, a second and at once
 ANSWERS: Final = 20.0, 400.0  # to one peer, a second and at once: a round is 7 dimensions x 8 addresses x 5
@@ -55,78 +57,6 @@ MAX_TARGETS: Final = 8  # addresses that are tried in one dimension
 STRAY: Final = 4  # the rank of such an address
 PROVES: Final = 12.0  # s that WireGuard has to get through on a way that was won: it tries twice, 5 s apart
 MAX_KEYS: Final = 3  # of one peer, as `control.sessions` keeps
-
-
-class Target(NamedTuple):
-    """An address at which a peer may be in one dimension. ``rank``: the lower, the better the way.
-    ``opening``: it may be behind a NAT that remembers early packets."""
-
-    address: Address
-    rank: int
-    opening: bool = False
-
-
-class Standing(Enum):
-    """What the search for direct ways to a peer is at."""
-
-    IDLE = "nothing to find"
-    AGREEING = "asking the peer to begin"
-    TRYING = "trying"
-    FOUND = "direct"
-    SILENT = "no answer: a NAT or a firewall lets nothing in"
-    APART = "the peer cannot be asked to begin"
-    NOWHERE = "no address to try"
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The search for direct ways to a peer: the dimensions that have one, those for which one is wanted, both
-    as bitmaps; ``why`` the peer could not be asked, and how many rounds have failed in a row."""
-
-    standing: Standing
-    direct: int = 0
-    wanted: int = 0
-    why: str = ""
-    failed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a datagram from WireGuard's port of the dimension. ``hops``: let no more than so many routers pass
-    it on; None: as many as usual."""
-
-    dimension: int
-    destination: Address
-    datagram: bytes
-    hops: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the peer to begin a round in these dimensions, a bitmap; then call `agreed` or `apart`."""
-
-    peer: bytes
-    dimensions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Won:
-    """This is the best direct way to the peer in this dimension."""
-
-    peer: bytes
-    dimension: int
-    address: Address
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """There is no direct way to the peer in this dimension any more."""
-
-    peer: bytes
-    dimension: int
-
-
-Effect = Send | Ask | Won | Lost
 
 
 @dataclass(slots=True)
@@ -183,11 +113,17 @@ class Punching:
         self._peers: dict[bytes, _Peer] = {}
         self._names: dict[bytes, tuple[bytes, int, Keys]] = {}  # of keys: the peer and dimension
         self._timers = Timers[bytes]()
+        self._busy: set[bytes] = set()
 
     @property
     def deadline(self) -> float:
         """When to call `tick` next; infinity is never."""
         return self._timers.first
+
+    @property
+    def busy(self) -> bool:
+        """Whether datagrams of some peer are of use now."""
+        return bool(self._busy)
 
     # What the node tells it.
 
@@ -213,6 +149,7 @@ class Punching:
             for keys in self._peers.pop(peer).keys:
                 self._forget(keys)
             self._timers.cancel(peer)
+            self._busy.discard(peer)
 
     def _forget(self, keys: Keys) -> None:
         for name in keys.names_in:
@@ -272,14 +209,15 @@ class Punching:
             self._begin(peer, found, found.wanted, min(max(start, now), now + MOST_AHEAD), now)
 
     def apart(self, peer: bytes, why: str, now: float, *, alone: bool) -> None:
-        """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins."""
+        """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins. Else it
+        begins after `BLIND` questions in vain: most NATs forgive, and the peer may do the same."""
         found = self._peers.get(peer)
         if found is None:
             return
         found.standing, found.why = Standing.APART, why
         pause = UNAGREED[min(found.unagreed, len(UNAGREED) - 1)]
         found.unagreed += 1
-        if alone and found.unagreed == 1:
+        if (alone and found.unagreed == 1) or found.unagreed % BLIND == 0:
             self._begin(peer, found, found.wanted, now, now)
         elif found.wanted:
             found.due = now + self._spread(pause)
@@ -352,6 +290,7 @@ class Punching:
         if found.trying:
             found.due = found.ends
             return []
+        found.due = now + LOST  # else what was asked is over before
         if not found.rounds.take(now):
             found.due = now + found.rounds.wait(now)
             return []
@@ -371,6 +310,7 @@ class Punching:
         return effects
 
     def _schedule(self, peer: bytes, found: _Peer) -> None:
+        (self._busy.add if found.wanted or found.tries else self._busy.discard)(peer)
         steps = (one.steps[0][0] for one in found.tries.values() if one.steps)
         self._timers.set(
             peer, min(found.due, found.ends, *steps) if found.tries else min(found.due, found.ends)

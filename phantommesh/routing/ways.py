@@ -12,7 +12,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import IntEnum
 
-from phantommesh.dimensions import DIMENSIONS, bits
+from phantommesh.dimensions import DIMENSIONS, bits, only, without
 from phantommesh.wireguard.device import Endpoint
 
 
@@ -46,12 +46,18 @@ class Ways:
 
     def __init__(self) -> None:
         self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
-        self._held: dict[bytes, int] = {}
+        self._held: dict[bytes, dict[Kind, int]] = {}
+        self._quiet: dict[bytes, int] = {}
 
     def chosen(self, peer: bytes, dimension: int) -> Way | None:
         """The way to take. None: an address of the peer's record."""
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
+
+    def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
+        """The way on offer that has this endpoint, the best if there are several."""
+        offers = self._offers.get(peer, {}).get(dimension, {})
+        return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
 
     def on_offer(self, peer: bytes, kind: Kind) -> int:
         """The dimensions, as a bitmap, for which there is a way of this kind."""
@@ -59,30 +65,47 @@ class Ways:
 
     def held(self, peer: bytes) -> int:
         """The dimensions, as a bitmap, in which nothing may be sent to the peer's own addresses for now."""
-        return self._held.get(peer, 0)
+        held = 0
+        for dimensions in self._held.get(peer, {}).values():
+            held |= dimensions
+        return held
+
+    def quiet(self, peer: bytes) -> int:
+        """The dimensions, as a bitmap, in which nothing at all may be sent to the peer: a direct way was lost
+        there, and WireGuard cannot forget an address."""
+        return self._quiet.get(peer, 0)
 
     def offer(self, peer: bytes, dimension: int, way: Way) -> bool:
         """Have a way. A later one of the same kind takes its place. Return whether another is to be taken
         than before."""
         before = self.chosen(peer, dimension)
         self._offers.setdefault(peer, {}).setdefault(dimension, {})[way.kind] = way
+        self._quiet[peer] = without(self.quiet(peer), only(dimension))
         return self.chosen(peer, dimension) != before
 
     def withdraw(self, peer: bytes, dimension: int, kind: Kind) -> bool:
         """Have the way of this kind no longer. Return whether another is to be taken than before."""
         before = self.chosen(peer, dimension)
         self._offers.get(peer, {}).get(dimension, {}).pop(kind, None)
+        if kind is Kind.DIRECT and self.chosen(peer, dimension) is None:
+            self._quiet[peer] = self.quiet(peer) | self.held(peer) & only(dimension)
         return self.chosen(peer, dimension) != before
 
-    def hold(self, peer: bytes, dimensions: int) -> bool:
+    def hold(self, peer: bytes, dimensions: int, *, by: Kind = Kind.DIRECT) -> bool:
         """Send nothing to the peer's own addresses in these dimensions, a bitmap: an early packet may spoil
-        the peer's NAT (design, NAT traversal). Return whether that is another than before."""
-        before = self._held.pop(peer, 0)
+        the peer's NAT (design, NAT traversal). ``by`` is the kind of way that is waited for; what another
+        kind holds stays held. Return whether anything else is held than before."""
+        before, holders = self.held(peer), self._held.setdefault(peer, {})
+        holders.pop(by, None)
         if dimensions:
-            self._held[peer] = dimensions
-        return before != dimensions
+            holders[by] = dimensions
+        if not holders:
+            del self._held[peer]
+        self._quiet[peer] = self.quiet(peer) & self.held(peer)
+        return before != self.held(peer)
 
     def retain(self, peers: Container[bytes]) -> None:
         """Forget all other peers."""
         self._offers = {peer: offers for peer, offers in self._offers.items() if peer in peers}
         self._held = {peer: held for peer, held in self._held.items() if peer in peers}
+        self._quiet = {peer: quiet for peer, quiet in self._quiet.items() if quiet and peer in peers}

@@ -85,16 +85,16 @@ def diff(
     *,
     now: float,
     applied: Mapping[str, DeviceConfig] | None = None,
-    forbids: Callable[[str], bool] = lambda host: False,
+    forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
 ) -> list[DeviceDiff]:
     """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
 
     ``actual`` holds our devices only; one that is no longer desired is removed. ``applied`` is what was last
     applied with success, ``now`` the time in Unix seconds: both decide whether an endpoint that differs is
     WireGuard's own roaming, which is left alone, or out of date. WireGuard follows a peer to wherever its
-    packets come from, so also into the overlay: what roamed to a host that ``forbids`` is put back, and where
-    there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard has no
-    other way to forget an endpoint.
+    packets come from, so also into the overlay: what roamed to an endpoint that ``forbids`` is put back, and
+    where there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard
+    has no other way to forget an endpoint.
     """
     applied = applied or {}
     changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
@@ -110,7 +110,7 @@ def _diff_device(
     want: DeviceConfig,
     applied: DeviceConfig | None,
     now: float,
-    forbids: Callable[[str], bool],
+    forbids: Callable[[Endpoint], bool],
 ) -> DeviceDiff:
     if have is None:
         return DeviceDiff(
@@ -147,7 +147,7 @@ def _diff_peers(
     want: Mapping[bytes, PeerConfig],
     applied: Mapping[bytes, PeerConfig],
     now: float,
-    forbids: Callable[[str], bool],
+    forbids: Callable[[Endpoint], bool],
 ) -> Iterator[PeerDiff]:
     for key in sorted(have.keys() - want.keys()):
         yield PeerDiff(key, remove=True)
@@ -156,7 +156,7 @@ def _diff_peers(
         if before is None:
             yield _new_peer(peer)
             continue
-        astray = before.endpoint is not None and forbids(before.endpoint.host)
+        astray = before.endpoint is not None and forbids(before.endpoint)
         if astray and peer.endpoint is None:
             yield PeerDiff(key, remove=True)
             continue

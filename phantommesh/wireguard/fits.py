@@ -9,7 +9,7 @@ in place, and IPv6, which an interface below 1280 bytes loses, stays.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
@@ -49,6 +49,15 @@ def fitted_routes(
                 if host.version in versions and any(_holds(network, host) for network in networks)
             }
     return frozenset(routes)
+
+
+def segment_routes(
+    networks: Iterable[Network], metric: int, largest: int, fits: Iterable[Fitted]
+) -> frozenset[Route]:
+    """The routes for TCP over IPv6 to peers that may be sent less than `IPV6_LEAST`, and to no others. Linux
+    refuses other packets by such routes, so they belong in a table that only TCP uses."""
+    found = fitted_routes((n for n in networks if n.version == 6), metric, largest, fits)
+    return frozenset(replace(route, mtu=route.advmss + TCP_OVER_IP6) for route in found if route.advmss)
 
 
 def narrowest_routes(

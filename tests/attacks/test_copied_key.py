@@ -166,8 +166,8 @@ make_record = phantommesh.nursery.members.own.make_record
 publish = phantommesh.nursery.members.own.OwnRecord.publish
 told = []
 
-def copied(*arguments):
-    record = make_record(*arguments)
+def copied(*arguments, **named):
+    record = make_record(*arguments, **named)
     return structs.replace(record, wg_keys=told[-1]) if told else record
 
 def poll(own):

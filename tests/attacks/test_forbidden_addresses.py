@@ -197,9 +197,6 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         raise OSError("not here")
 
     def change(node: Node) -> None:
-        async def known() -> None:
-            await trio.lowlevel.checkpoint()
-
         async def deaf(_: object) -> None:
             await trio.sleep_forever()
 
@@ -210,13 +207,13 @@ async def attacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         node.parts.udp.receive = deaf  # type: ignore[method-assign,assignment]
         # Records have a rate, which makes the insider slow, and is not what this is about.
         node.parts.keeper._too_soon = lambda node_id: False  # type: ignore[method-assign]
-        node.parts.places.refresh = known  # type: ignore[method-assign]
         node.parts.places.judge_by(
             replace(node.parts.places.reach, host=HOST, home=frozenset({ip_address("10.9.0.2")}))
         )
         node.parts.links.dials = lambda peer: 127  # type: ignore[method-assign]  # as after a finished handshake
 
     monkeypatch.setattr(trio, "open_tcp_stream", dial)
+    monkeypatch.setattr("phantommesh.nursery.members.places.read_host", lambda: HOST)
     trio.socket.set_custom_hostname_resolver(names)
     with capture_logs():
         async with serving(tmp_path, change) as node:

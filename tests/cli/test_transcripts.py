@@ -26,7 +26,7 @@ from rich.cells import cell_len
 
 from phantommesh.cli import cli
 from phantommesh.nursery.api.server import serve_api
-from tests.support.longnames import LONGEST, NOW, Alone, LongNames
+from tests.support.longnames import LONGEST, NAMES, NOW, Alone, LongNames
 from tests.support.makeproofs import World
 from tests.support.terminals import Job, Run, Shown
 
@@ -87,6 +87,15 @@ CASES: Final[dict[str, list[Case]]] = {
     "peers": [Case("peers"), Case(f"peers {ALONE}"), Case("peers --no-such-option")],
     "links": [Case("links"), Case(f"links {ALONE}")],
     "paths": [Case("paths"), Case(f"paths {ALONE}")],
+    "ping": [
+        Case(f"ping {NAMES[1]}"),
+        Case("ping berlin-gw-1 -c 2 --size 1400"),
+        Case(f"ping {LONGEST}"),
+        Case("ping no-such-peer"),
+        Case("ping nas --count 51"),
+    ],
+    # Without a node it shows this machine's own interfaces.
+    "netcheck": [Case("netcheck"), Case("netcheck --socket none.sock", kept=False)],
     "scatter": [Case("scatter"), Case(f"scatter {ALONE}")],
     "proofs": [
         Case("proofs"),
@@ -333,7 +342,18 @@ def test_a_failure_says_how_to_mend_it(seen: list[Seen]) -> None:
 
 
 SIGNS: Final = ("…", "...")  # of something that was left out
-ASKING: Final = ("status", "peers", "links", "paths", "scatter", "proofs", "events", "rotate")
+ASKING: Final = (
+    "status",
+    "peers",
+    "links",
+    "paths",
+    "ping",
+    "netcheck",
+    "scatter",
+    "proofs",
+    "events",
+    "rotate",
+)
 
 
 @pytest.mark.parametrize("verb", ASKING)

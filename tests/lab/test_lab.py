@@ -2,6 +2,7 @@
 """The lab, and by it the whole node: real processes, namespaces and WireGuards."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -125,6 +126,25 @@ def test_every_pair_is_keyed_in_every_dimension(mesh: up.LabResult, spec: LabSpe
 
 def test_both_ends_hold_the_same_psk_on_every_interface(mesh: up.LabResult, spec: LabSpec) -> None:
     check_psks(spec)
+
+
+async def test_every_dimension_answers_a_ping_on_a_direct_way(mesh: up.LabResult, spec: LabSpec) -> None:
+    first, second, third = nodes_of(spec)
+    await converged([first, second, third], PATIENCE_S)
+    paths = json.loads(run_in(first, "phantommesh", "paths", "--json"))["items"]
+    assert [(one["peer"], one["way"]) for one in paths].count((second.name, "direct")) == DIMENSIONS
+    assert {(one["via"], one["why"] != "", one["mtu"] >= 1280) for one in paths} == {(None, True, True)}
+    for size in ([], ["--size", "1280"]):
+        done = run_in(first, "phantommesh", "ping", second.name, "-c", "2", "--json", *size)
+        found = json.loads(done)["dimensions"]
+        assert [(one["dimension"], one["received"]) for one in found] == [(i, 2) for i in range(DIMENSIONS)]
+        assert all(one["rtt_min_s"] > 0 and one["way"] == "direct" for one in found)
+    net_of = json.loads(run_in(first, "phantommesh", "netcheck", "--json"))
+    reached = {one["transport"]: one for one in net_of["reached"]}
+    assert reached["udp"]["reached"] and reached["tcp"]["reached"], net_of
+    assert {nat["kind"] for nat in net_of["nat"]} == {"none"}
+    assert len([uplink for uplink in net_of["uplinks"] if uplink["addresses"]]) == spec.uplinks
+    assert try_in(first, "phantommesh", "ping", "nobody").returncode == 1
 
 
 async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: up.LabResult, spec: LabSpec) -> None:

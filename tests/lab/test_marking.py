@@ -16,19 +16,26 @@ pytestmark = pytest.mark.lab
 
 SPACE = f"pmmark{os.getpid()}"
 NETWORKS = {"-4": "100.64.0.0/10", "-6": "fd00:6d::/64"}
-# Each line that comes in is one call: "converge" or "remove". Ways 1 and 2 go to the links w1 and w2.
+# Each line that comes in is one call: "converge", "fit" or "remove". Ways 1 and 2 go to the links w1 and w2.
 INSIDE = """
 import sys, trio
 from ipaddress import ip_network
 from socket import if_nametoindex
 from phantommesh.nursery.host import marking
+from phantommesh.wireguard.device import Route
 async def main():
-    networks = [ip_network(text) for text in sys.argv[1:]]
+    routes = [Route(ip_network(text), marking.METRIC) for text in sys.argv[1:]]
     while line := await trio.to_thread.run_sync(sys.stdin.readline):
         if line == "remove\\n":
             print(await marking.remove(), flush=True)
+        elif line == "fit\\n":
+            fitted = [Route(route.network, marking.METRIC, 1280, 1156) for route in routes]
+            short = [Route(route.network, marking.METRIC, 1216, 1156) for route in routes[1:]]
+            index = if_nametoindex("w1")
+            await marking.converge({1: (index, fitted), marking.SEGMENTS: (index, short)})
+            print("done", flush=True)
         else:
-            await marking.converge({way: if_nametoindex(f"w{way}") for way in (1, 2)}, networks)
+            await marking.converge({way: (if_nametoindex(f"w{way}"), routes) for way in (1, 2)})
             print("done", flush=True)
 trio.run(main)
 """
@@ -170,3 +177,26 @@ def test_a_route_of_ours_with_another_content_is_mended(space: Space, family: st
         assert there(space, family)[1] != whole[1], wrong
         space.converge()
         assert there(space, family)[1] == whole[1], wrong
+
+
+def mtu_to(space: Space, *how: str) -> int:
+    """The MTU of the route that a packet would take."""
+    (found,) = json.loads(space.ip("-j", "-6", "route", "get", "fd00:6d::9", *how))
+    return int(found["metrics"][0]["mtu"])
+
+
+def test_a_tables_routes_follow_what_its_ways_carry_and_tcp_over_ipv6_has_a_table_of_its_own(
+    space: Space,
+) -> None:
+    space.converge()
+    bare = there(space, "-6")
+    assert space.call("fit") == "done"
+    assert mtu_to(space, "mark", "1") == 1280 and mtu_to(space, "ipproto", "tcp") == 1216
+    whole = there(space, "-6")
+    rule = ["priority", str(FIRST_TABLE + 15), "protocol", str(ROUTE_PROTOCOL)]
+    space.ip("-6", "rule", "del", *rule)
+    space.ip("-6", "rule", "add", "ipproto", "udp", "table", str(FIRST_TABLE + 15), *rule)
+    assert space.call("fit") == "done" and there(space, "-6") == whole
+    space.converge()
+    assert there(space, "-6") == bare
+    assert space.call("remove") == "True" and space.call("remove") == "False"

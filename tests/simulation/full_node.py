@@ -49,6 +49,7 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.trust.meshsecret import MeshSecrets
 from phantommesh.trust.revocations import Revocations
 from tests.simulation.full_asker import Asker
+from tests.simulation.full_carry import Carrying
 from tests.simulation.full_desk import Desk
 from tests.simulation.full_keeper import Keeper, at_once
 from tests.simulation.full_own import OwnRecord
@@ -140,7 +141,9 @@ class Process:
             agree=partial(agree, machine.identity),
         )  # fmt: skip
         self.links.set_admission(self.secrets.current, self.secrets.replaced)
+        self.carrying = Carrying(self)
         self.links.look_elsewhere(self.membership.heard_at)
+        self.links.carry_by(self.carrying.ways)
         self.peers = Peers(
             self.me, self.links, WireguardSection(), ScatterSection(),
             where=lambda entry: addresses(entry.record.control),
@@ -237,6 +240,7 @@ class Process:
                     if self.lost.heard(effect, self.where):
                         self.set_seeds()
                     self.wiring.changed(effect, self.now)
+                    self.carrying.look()
                     self.sim.changed(self.machine, effect)
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, self.now, self.wall):
@@ -252,7 +256,10 @@ class Process:
         for effect in wanted:
             match effect:
                 case Send(datagram, destination):
-                    self.sim.transmit(self.machine, datagram, destination)
+                    if destination.transport == "via":
+                        self.carrying.send(datagram, destination)
+                    else:
+                        self.sim.transmit(self.machine, datagram, destination)
                 case Sign(token, request):
                     signature = self.machine.identity.sign(request.data, request.context)
                     self.sim.at_process(self, 0.002, lambda t=token, s=signature: self._signed(t, s))  # type: ignore[misc]
@@ -261,6 +268,7 @@ class Process:
                     self.sim.at_process(self, 0.003, lambda p=peer: self.reconcile(p))  # type: ignore[misc]
                 case Opened():
                     self.wiring.opened(effect, self.now)
+                    self.carrying.look()
                 case Alarm():
                     self.alarms.append((self.sim.now, effect))
                     self.wiring.alarmed(effect, self.now)
@@ -279,6 +287,7 @@ class Process:
         self.set_links()
         self.news.roster_changed(self.now, self.wall)
         self.set_seeds()
+        self.carrying.look()
 
     def set_seeds(self) -> None:
         """Tell gossip the addresses at which the mesh is found again."""
@@ -382,6 +391,7 @@ class Process:
         self.copies.look(self.generation_of, self.now)
         self.note_suspicions()
         self.own.look()
+        self.carrying.look()
         self.asker.ask_standing()
 
     def note_suspicions(self) -> None:

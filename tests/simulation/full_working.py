@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from cryptography import x509
 
+from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
 from phantommesh.node import own, serving, steps
@@ -161,8 +162,10 @@ class Worker:
                 process.carry_gossip(process.gossip.seal(effects, process.now))
             case serving.Sight(peer):
                 return process.sight(peer)
-            case serving.Carrying():
-                raise AssertionError("nobody lends a connection, so there is nothing to carry")
+            case serving.Carrying(entry, request):
+                return process.carrying.answer(entry, request)
+            case serving.CheckTcp():
+                return messages.TcpChecked(False, why="nothing connects in the simulator")
             case serving.Meeting():
                 raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Account():

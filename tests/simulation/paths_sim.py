@@ -9,9 +9,10 @@ import random
 
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.paths.effects import Effect, Rescore, Send, Turned
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import ON_WIRE, SIZE
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 
 A, B = b"a" * 16, b"b" * 16
 INTERVAL, RATE = 0.1, 200.0

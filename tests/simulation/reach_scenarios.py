@@ -165,9 +165,69 @@ def broken_from_the_start(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def keyed_alike(sim: Simulation, a: int, b: int) -> bool:
+    """Whether the link of two nodes is fresh at both ends, with the same PSKs in their interfaces."""
+    return f"n{a}-n{b}" not in unkeyed(sim)
+
+
+def alive_to_each_other(sim: Simulation) -> bool:
+    """Whether all that run hold all others that run for alive."""
+    running = sim.running()
+    return all(a.membership.state(b.me) is State.ALIVE for a in running for b in running)
+
+
+def carried(seed: int, nodes: int) -> Simulation:
+    """A public node, and all others behind a NAT each, from the start. They have links with each other
+    within seconds, and keep them for an hour, over many epochs. None is dead to any other. A node behind a
+    NAT that starts anew is keyed by all within 3 s."""
+    sim = Simulation(nodes, seed=seed, authorities=1)
+    dead = deaths(sim)
+    sim.network.nats += [Nat(f"203.0.113.{i}", {i}) for i in range(1, nodes)]
+    sim.start_all()
+    start = sim.now
+    assert sim.run(SOON, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    print(f"all keyed after {sim.now - start:.1f} s")
+    sim.run(3600)
+    assert not unkeyed(sim), unkeyed(sim)
+    assert not dead, dead
+    assert alive_to_each_other(sim)
+    for away in (3.0, 40.0):
+        for index in range(nodes):
+            reboot(sim, index, away)
+            start = sim.now
+            assert sim.run(REKEYED if index else QUICK, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+            print(f"n{index} away for {away} s: keyed by all after {sim.now - start:.1f} s")
+            sim.run(60)
+            assert alive_to_each_other(sim)
+    return sim
+
+
+def home_dies(seed: int, nodes: int) -> Simulation:
+    """Two public nodes, the others behind a NAT each. The first home of all dies: the links between those
+    behind NATs go on, and it alone is dead to them. It comes back, and a node behind a NAT starts anew."""
+    sim = Simulation(nodes, seed=seed)
+    sim.network.nats += [Nat(f"203.0.113.{i}", {i}) for i in range(2, nodes)]
+    sim.start_all()
+    assert sim.run(SOON, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    sim.crash(0)
+    known_dead(sim, 0, 30)
+    dead = deaths(sim)
+    sim.run(300)
+    assert not unkeyed(sim), unkeyed(sim)
+    assert not dead, dead
+    reboot(sim, nodes - 1, 3.0)
+    assert sim.run(REKEYED, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    sim.start(0)
+    assert sim.run(QUICK, lambda: not unkeyed(sim), every=0.1), unkeyed(sim)
+    return sim
+
+
+SOON = 4.0  # s: a handshake with the home, a connection lent to it, and a handshake by way of it
+REKEYED = 3.0  # s
 QUICK = 20.0  # s: WireGuard itself waits 15 s until it begins a session anew that the other end has lost
 
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     "behind-a-nat": (behind_a_nat, 6), "two-behind-nats": (two_behind_nats, 6), "blocked": (blocked, 6),
     "restarted": (restarted, 5), "ipv6": (ipv6, 5), "ipv6-leads-nowhere": (broken_from_the_start, 5),
+    "carried": (carried, 3), "home-dies": (home_dies, 4),
 }  # fmt: skip

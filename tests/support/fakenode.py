@@ -9,6 +9,15 @@ import msgspec
 from phantommesh.faults import Fault
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
+from phantommesh.management.netview import (
+    ClockView,
+    FeatureView,
+    NatView,
+    NetCheck,
+    ReachedView,
+    UplinkView,
+)
+from phantommesh.management.pingview import PingDimension, PingResult
 from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
@@ -90,6 +99,29 @@ def path_view(number: int, dimension: int) -> PathView:
         answered_s=0.5 if dimension else 9.5,
         heard_s=0.5,
         opened_s=60.0,
+        way="direct" if dimension else "none",
+        mtu=1420 if dimension else None,
+        why="address of its record" if dimension else "no answer from 3 addresses",
+    )
+
+
+def ping_dimension(path: PathView, count: int) -> PingDimension:
+    """As many answers as were sent where the path is up, else none."""
+    up = path.state == "up"
+    return PingDimension(
+        dimension=path.dimension,
+        interface=path.interface,
+        sent=0 if path.state == "closed" else count,
+        received=count if up else 0,
+        loss=0.0 if up else 1.0,
+        rtt_min_s=path.rtt_s if up else None,
+        rtt_avg_s=path.rtt_s if up else None,
+        rtt_max_s=path.rtt_s if up else None,
+        way=path.way,
+        via=path.via,
+        endpoint=path.endpoint,
+        mtu=path.mtu,
+        why=path.why,
     )
 
 
@@ -153,6 +185,7 @@ class FakeNode:
         self.reasons: list[str] = []
         self.state: Life = "running"
         self.rotated: list[str | None] = []
+        self.pinged: list[tuple[str, int, int | None]] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
         self.undone: list[str] = []
@@ -192,6 +225,35 @@ class FakeNode:
 
     def paths(self) -> list[PathView]:
         return [path_view(number, i) for number in range(1, self.count + 1) for i in range(7)]
+
+    async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
+        if self.failure is not None:
+            raise self.failure
+        self.pinged.append((peer, count, size))
+        (one,) = [view for view in self.peers() if view.node_id == peer]
+        found = [ping_dimension(path, count) for path in self.paths() if path.node_id == peer]
+        return PingResult(peer=one.name, node_id=peer, ip4=one.ip4, count=count, size=size, dimensions=found)
+
+    async def netcheck(self) -> NetCheck:
+        return NetCheck(
+            node=self.name,
+            uplinks=[
+                UplinkView(interface="eth0", mtu=1500, addresses=["192.0.2.9"], default_for=["ipv4"])
+            ],
+            nat=[
+                NatView(
+                    family="ipv4", kind="none", public=[], witnesses=2,
+                    why="members see this host's own address",
+                )
+            ],
+            overlay_mtu=1420,
+            least_mtu=1376,
+            reached=[ReachedView(transport="udp", reached=True, by=["pm-1"], why="members see datagrams")],
+            clock=ClockView(ahead_s=0.2, members=2),
+            features=[FeatureView(name="nft", there=True, why="guards and scatters")],
+            faults=self.faults,
+            unknown=["hairpin: not tried"],
+        )  # fmt: skip
 
     def scatter(self) -> list[ScatterView]:
         return [scatter_view(number) for number in range(1, self.count + 1)]

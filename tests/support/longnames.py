@@ -8,6 +8,16 @@ import msgspec
 
 from phantommesh.faults import FaultKind
 from phantommesh.management.events import EventLog
+from phantommesh.management.netview import (
+    ClockView,
+    FeatureView,
+    NatView,
+    NetCheck,
+    PortmapView,
+    ReachedView,
+    RelayView,
+    UplinkView,
+)
 from phantommesh.management.views import (
     DimensionView,
     LinkView,
@@ -21,6 +31,7 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
+from phantommesh.management.wayview import WayKind
 from tests.support.fakenode import FakeNode, proofs_view, scatter_view
 
 NOW: Final = 1_893_456_000.0  # 2030-01-01T00:00:00Z
@@ -44,6 +55,8 @@ ENDPOINTS: Final = (
     "[2001:db8::1]:51820",
     None,
 )
+WAYS: Final[tuple[WayKind, ...]] = ("direct", "relayed", "tcp")
+WHYS: Final = ("found by NAT traversal", "no direct way answers", "UDP does not pass")
 UNREACHABLE: Final = FaultKind("peer-dead", "medium")
 UNWRITTEN: Final = FaultKind("state-not-written", "high")
 
@@ -156,14 +169,64 @@ class LongNames(FakeNode):
             node_id=node_id(number),
             dimension=dimension,
             interface=f"pm{dimension}",
-            endpoint=ENDPOINTS[number],
+            endpoint=ENDPOINTS[number] or ENDPOINTS[0],
             state="up" if up else "dark" if dimension < 5 else "closed",
             since_s=12.5 * 9**dimension,
             rtt_s=0.0123 * (dimension + 1) if up else None,
             jitter_s=0.001,
             loss=0.005 * dimension if up else 1.0,
             weight=1.0 if up else 0.0,
+            way=WAYS[dimension % 3] if up else "none",
+            via=NAMES[3] if up and dimension % 3 == 1 else None,
+            mtu=1420 - 44 * (dimension % 3) if up else None,
+            why=WHYS[dimension % 3] if up else "no answer from 3 addresses",
         )
+
+    async def netcheck(self) -> NetCheck:
+        return NetCheck(
+            node="amsterdam-head-office-gateway",
+            uplinks=[
+                UplinkView(
+                    interface="enp0s31f6", mtu=1500, addresses=["192.168.178.100", "2001:db8:4f2a:91c3::17"],
+                    default_for=["ipv4", "ipv6"],
+                ),
+                UplinkView(interface="wwan0", mtu=1428, addresses=["10.181.33.7"], default_for=[]),
+            ],
+            nat=[
+                NatView(
+                    family="ipv4", kind="random", public=["203.0.113.7:40001", "203.0.113.7:40002"],
+                    witnesses=3, why="each member sees another port, so none can tell others where to send",
+                ),
+                NatView(
+                    family="ipv6", kind="unknown", public=[], witnesses=0,
+                    why="no member has said where it sees this node",
+                ),
+            ],
+            portmap=PortmapView(state="mapped", endpoint="203.0.113.7:51800"),
+            overlay_mtu=1420,
+            least_mtu=1280,
+            relays=RelayView(port=51810, leases=14, offered=list(NAMES[:5])),
+            reached=[
+                ReachedView(
+                    transport="udp", reached=True, by=list(NAMES), why="members see datagrams of this node"
+                ),
+                ReachedView(
+                    transport="tcp", reached=False, by=[LONGEST],
+                    why="cannot connect to 203.0.113.7 port 51800: Connection refused",
+                ),
+            ],
+            clock=ClockView(ahead_s=-95.0, members=4),
+            features=[
+                FeatureView(name="userspace WireGuard", there=True, why="in use"),
+                FeatureView(name="netdev egress hook", there=None, why="shown by a node that scatters"),
+                FeatureView(
+                    name="CAP_NET_RAW", there=False,
+                    why="NAT traversal from WireGuard's own ports; run as root to have it",
+                ),
+            ],
+            faults=self.faults,
+            unknown=["NAT for ipv6: no member has said where it sees this node", "hairpin: not tried"],
+        )  # fmt: skip
 
     def scatter(self) -> list[ScatterView]:
         return [

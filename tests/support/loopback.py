@@ -111,9 +111,14 @@ async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summ
 
 @asynccontextmanager
 async def serving(
-    at: Path, change: Callable[[Node], None] = lambda node: None, *, hurry: trio.Event | None = None
+    at: Path,
+    change: Callable[[Node], None] = lambda node: None,
+    *,
+    hurry: trio.Event | None = None,
+    frames: bool = False,
 ) -> AsyncIterator[Node]:
-    """Run the node that was made in ``at`` while the block runs, then let it leave."""
+    """Run the node that was made in ``at`` while the block runs, then let it leave. ``frames``: use frames
+    over TCP, since the model of WireGuard carries nothing."""
     config = load(at / "pm.toml")
     await trio.to_thread.run_sync(install_successor, at / "state")
     state = await trio.to_thread.run_sync(load_node, at / "state", time())
@@ -124,6 +129,8 @@ async def serving(
         # They know no other kernel than this machine's, which is not ours to change.
         overlay.run = trio.sleep_forever  # type: ignore[method-assign]
         overlay.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        if not frames:
+            node.parts.framed.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.scattering.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.guarding.run = trio.sleep_forever  # type: ignore[method-assign]

@@ -14,12 +14,13 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
+from random import Random
 from typing import Protocol, Self
 
 import structlog
 import trio
 
-from phantommesh.dimensions import DIMENSIONS
+from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
@@ -27,13 +28,17 @@ from phantommesh.nursery.due import Due
 from phantommesh.nursery.host import uplinkmtu
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.paths.burst import Burst, Tally
 from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import Fitting
-from phantommesh.paths.machine import FULL, Paths
-from phantommesh.paths.pmtu import ceiling
+from phantommesh.paths.machine import Paths
+from phantommesh.paths.pmtu import ceiling, rung
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
+from phantommesh.rates import Bucket
+from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import DeviceState, Endpoint
@@ -49,7 +54,9 @@ _ONLY_FIRST = (1.0,) + (0.0,) * (DIMENSIONS - 1)
 # Tuning.
 BATCH = 256  # probes read in a row before other tasks have their turn
 RETRY = 1.0  # s between attempts at what failed
-UPLINKS_KEPT = 5.0  # s that an uplink's MTU is taken for what it was
+UPLINKS_KEPT = 5.0  # s that an uplink's MTU is taken for what it was, unless the kernel says that one changed
+FOLLOW = 0.3  # s between two looks at the uplinks, however fast the kernel's words come
+BURSTS = 1.0, 10  # bursts of pings that operators may ask for, a second and at once
 
 BROKEN = "a probe was left out after an unexpected error"
 
@@ -102,13 +109,15 @@ class ProbeSocket:
 
 class PathDriver:
     """Runs one `Paths`. ``address`` gives this node's overlay address; ``turned`` is called when a path
-    changes its state, ``refitted`` when a peer may be sent larger or smaller packets than before."""
+    changes its state, ``refitted`` when a peer may be sent larger or smaller packets than before. ``way``
+    gives the way that is to be taken to a peer in a dimension, where it is not an address of its record."""
 
     def __init__(
         self, paths: Paths, scatterer: Scatterer, *, port: int, names: Sequence[str],
         address: Callable[[], IPv4Address], fitting: Fitting,
         turned: Callable[[Turned], None] = lambda turned: None,
         refitted: Callable[[], None] = lambda: None,
+        way: Callable[[bytes, int], Way | None] = lambda peer, dimension: None,
     ) -> None:  # fmt: skip
         self.paths, self.fitting = paths, fitting
         self.problem: PhantomMeshError | None = None
@@ -118,7 +127,7 @@ class PathDriver:
         self.unsent: dict[tuple[bytes, int], str] = {}
         """By peer and dimension: why the kernel did not take the newest probe. What it takes has no entry."""
         self._dropped: Counter[str] = Counter()
-        self._turned, self._refitted = turned, refitted
+        self._turned, self._refitted, self._way = turned, refitted, way
         self._uplinks: dict[str, tuple[float, int | None]] = {}  # by host: when asked, and its MTU
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
@@ -128,7 +137,12 @@ class PathDriver:
         self._to_apply: dict[bytes, tuple[float, ...]] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
+        self._endpoints: dict[bytes, Sequence[Endpoint | None]] = {}  # as located last
         self._apply_now, self._changed, self._moved = trio.Event(), Bell(), trio.Event()
+        self._follow_now = trio.Event()
+        self._bursts: dict[bytes, Burst] = {}
+        self._bursting = Bucket(*BURSTS, trio.current_time())
+        self._random = Random()  # noqa: S311  # spreads pings, keys nothing
         self._due = Due(lambda: self._deadline)
 
     # --- what the node tells it ---
@@ -140,7 +154,8 @@ class PathDriver:
 
     @property
     def _deadline(self) -> float:
-        return min(self.paths.deadline, self.fitting.deadline)
+        bursts = (burst.deadline for burst in self._bursts.values())
+        return min(self.paths.deadline, self.fitting.deadline, *bursts)
 
     def set_peers(self, peers: Iterable[tuple[bytes, IPv4Address, int]]) -> None:
         """Make these the peers: node id, overlay address, and the bitmap of dimensions to be used. Our own
@@ -150,6 +165,7 @@ class PathDriver:
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
         for gone in self._applied.keys() - known.keys():
             del self._applied[gone]
+        self._endpoints = {peer: found for peer, found in self._endpoints.items() if peer in known}
         self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
         self.fitting.set_peers(known)
@@ -177,15 +193,45 @@ class PathDriver:
 
     def locate(self, node_id: bytes, endpoints: Sequence[Endpoint | None]) -> None:
         """The reconciler has read where WireGuard sends to a peer, by dimension."""
+        before = self._endpoints.get(node_id, (None,) * DIMENSIONS)
+        if node_id in self._addresses:
+            self._endpoints[node_id] = endpoints
         effects = list[Effect]()
         for dimension, endpoint in enumerate(endpoints):
             if endpoint is not None:
-                own = self._takes(endpoint.host)
-                effects += self.fitting.way(node_id, dimension, endpoint, own, trio.current_time())
+                way = self._way(node_id, dimension)
+                framed = way is not None and way.kind is Kind.FRAMED and way.endpoint == endpoint
+                # TCP cuts what frames carry to what its way takes.
+                own = self._frame(way) if way is not None and framed else self._takes(endpoint.host)
+                effects += self.fitting.way(
+                    node_id, dimension, endpoint, own, trio.current_time(), whole=framed
+                )
+        moved = bits(
+            b is not None and e is not None and b != e for b, e in zip(before, endpoints, strict=True)
+        )
+        if moved:
+            self.paths.rouse(node_id, moved, trio.current_time())
         self.carry_out(effects)
+
+    def rouse(self) -> None:
+        """This node may be somewhere else, or has slept: ask all peers now."""
+        for node_id in self._addresses:
+            self.paths.rouse(node_id, ALL, trio.current_time())
+        self._due.look()
+
+    def uplinks_changed(self) -> None:
+        """A link, an address or a way out of this host is another: look what the uplinks take now."""
+        self._uplinks.clear()
+        self._follow_now.set()
+
+    def _frame(self, way: Way) -> int:
+        """The largest overlay packet in bytes that a way over TCP takes."""
+        return rung(self.fitting.largest - way.room, self.fitting.largest)
 
     def _takes(self, host: str) -> int:
         """The largest overlay packet that our uplink to this host takes whole, in bytes; 0: not known."""
+        if host == "::1" or host.startswith("127."):
+            return 0  # a program of this machine passes them on
         now = trio.current_time()
         asked, mtu = self._uplinks.get(host, (float("-inf"), None))
         if now - asked >= UPLINKS_KEPT:
@@ -203,12 +249,38 @@ class PathDriver:
         while not wanted():
             await self._changed.wait()
 
+    async def ping(self, node_id: bytes, *, count: int, size: int | None) -> Sequence[Tally]:
+        """Send a peer so many pings inside each dimension, of this size as overlay packets or as small as
+        probes, and return what came of them. Raises PhantomMeshError where that cannot be now."""
+        if self.problem is not None:
+            raise self.problem
+        if size is not None and size > self.fitting.largest:
+            raise PhantomMeshError(
+                f"no packet of {size} bytes fits the interfaces", fix=f"give at most {self.fitting.largest}"
+            )
+        if node_id in self._bursts:
+            raise PhantomMeshError("another ping of this peer is under way", fix="try again in some seconds")
+        if not self._bursting.take(trio.current_time()):
+            raise PhantomMeshError("too many pings were asked for", fix="try again in some seconds")
+        burst = self._bursts[node_id] = Burst(
+            self.paths, self.fitting, node_id,
+            count=count, size=size, random=self._random, now=trio.current_time(),
+        )  # fmt: skip
+        self._due.look()
+        try:
+            with trio.move_on_at(burst.end + RETRY):  # nothing ticks while there is no socket
+                await self.wait(lambda: burst.done)
+        finally:
+            del self._bursts[node_id]
+        return burst.tallies
+
     # --- the services ---
 
     async def run(self) -> None:
         """Probe until cancelled. A socket that cannot be had is logged once and tried again."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._apply)
+            nursery.start_soon(self._follow)
             while True:
                 try:
                     with ProbeSocket(self._address(), self._port) as self._socket:
@@ -248,6 +320,8 @@ class PathDriver:
             for protocol in (self.paths, self.fitting):
                 if now >= protocol.deadline:
                     self.carry_out(protocol.tick(now))
+            for burst in [burst for burst in self._bursts.values() if now >= burst.deadline]:
+                self.carry_out(burst.tick(now))
 
     def _receive(self, sock: ProbeSocket) -> None:
         for _ in range(BATCH):
@@ -264,8 +338,12 @@ class PathDriver:
                 continue
             peer = format_node_id(NodeId(node_id))
             with left_out(self._dropped, "probe-broken", BROKEN, peer=peer):
+                now, burst = trio.current_time(), self._bursts.get(node_id)
+                if burst is not None and burst.receive(datagram, dimension, now):
+                    self._tell()
+                    continue
                 protocol = self.fitting if is_sized(datagram) else self.paths
-                self.carry_out(protocol.receive(datagram, node_id, dimension, trio.current_time()))
+                self.carry_out(protocol.receive(datagram, node_id, dimension, now))
 
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
@@ -330,6 +408,15 @@ class PathDriver:
                     self._tell_force(node_id)
                 self._tell()
             await self._apply_now.wait()
+
+    async def _follow(self) -> None:
+        """Look at the uplinks when the kernel says that one changed."""
+        while True:
+            await self._follow_now.wait()
+            self._follow_now = trio.Event()
+            for node_id, endpoints in list(self._endpoints.items()):
+                self.locate(node_id, endpoints)
+            await trio.sleep(FOLLOW)
 
     def _tell_force(self, node_id: bytes) -> None:
         """Tell what the kernel sends by: without a map of the peer's, dimension 0 alone."""

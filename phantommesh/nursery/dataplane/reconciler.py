@@ -20,7 +20,7 @@ from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
-from phantommesh.wireguard.device import DeviceConfig, DeviceState, PeerConfig, without_ipv6
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, without_ipv6
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
@@ -59,7 +59,7 @@ class Reconciler:
         interval: float,
         on_actual: Callable[[Mapping[str, DeviceState]], None],
         log: FilteringBoundLogger,
-        forbids: Callable[[str], bool] = lambda host: False,
+        forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
         calm: Calm | None = None,
     ) -> None:
         self.failures = 0
@@ -98,7 +98,7 @@ class Reconciler:
         for name, config in desired.items():
             bad = dict[bytes, PeerConfig]()
             for key, peer in config.peers.items():
-                if peer.endpoint is not None and self._forbids(peer.endpoint.host):
+                if peer.endpoint is not None and self._forbids(peer.endpoint):
                     bad[key] = replace(peer, endpoint=None)
                     refused.add((name, key, peer.endpoint.host))
             if bad:
@@ -115,6 +115,15 @@ class Reconciler:
         their distance, for an attempt that fails changes things itself."""
         if not self._failing:
             self._kicked.set()
+
+    async def resend(self) -> None:
+        """This host's addresses are others: have WireGuard send from these. A failure is logged, and mended
+        by WireGuard itself some seconds later."""
+        async with self._pass:
+            try:
+                await self._backend.resend(self.actual)
+            except PhantomMeshError as error:
+                self._log.warning("WireGuard may send from an old address", error=str(error), fix=error.fix)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Reports started after the first pass, good or bad."""

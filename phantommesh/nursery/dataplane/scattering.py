@@ -25,6 +25,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.host import marking, master
+from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
@@ -32,8 +33,8 @@ from phantommesh.scatter.plan import Ended, Plan, Snapshot
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Mode, table_name
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
-from phantommesh.wireguard.device import DeviceState, Network
-from phantommesh.wireguard.fits import Fitted, fitted_routes
+from phantommesh.wireguard.device import DeviceState, Network, Route
+from phantommesh.wireguard.fits import Fitted, fitted_routes, segment_routes
 
 NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 
@@ -90,6 +91,7 @@ class Scattering:
         self._networks: Sequence[Network] = ()  # the prefixes that it sends into the overlay
         self._master = 0  # the index of the interface that it hangs on
         self._ways: dict[int, int] = {}
+        self._tabled = False  # whether there are routing tables besides the main one
         self._lock = trio.Lock()
         self._kicked = trio.Event()
 
@@ -240,13 +242,32 @@ class Scattering:
             await self._table.replace({WAYS: shown})
             self._seen, self._ways = await self._look(), shown
             await self._rotate(self._plan.installed)  # a dimension without an interface gets no cards
-        if self.mode == "mark":
-            await marking.converge(shown, self._routed)
+        await self._converge_tables(shown, index)
         await master.converge(self._master_config(), routes=True)
         await self._read()
         if self.problem is not None:
             self.problem = None
             log.info("traffic is scattered again")
+
+    async def _converge_tables(self, shown: Mapping[int, int], index: int) -> None:
+        """Make the routing tables that are not the main one. Its routes come after theirs, so that a
+        connection that looks for its route anew finds what is there for it."""
+        tables = dict[int, tuple[int, Iterable[Route]]]()
+        if self.mode == "mark":
+            routes = fitted_routes(self._routed, marking.METRIC, self._mtu, self._fits())
+            tables = {way: (device, routes) for way, device in shown.items()}
+        if short := segment_routes(self._routed, marking.METRIC, self._mtu, self._fits()):
+            tables[marking.SEGMENTS] = index, short
+        if not tables and not self._tabled:
+            return
+        try:
+            await marking.converge(tables)
+        except BackendError as error:
+            if self.mode == "mark":
+                raise
+            if not self._tabled:  # TCP over IPv6 does without
+                log.info("TCP over IPv6 is not kept below 1280 bytes", error=str(error))
+        self._tabled = bool(tables)
 
     async def _install_all(self, shown: dict[int, int]) -> None:
         """The table is not there, or not as we left it: put all of it in place in one transaction."""

@@ -37,6 +37,10 @@ class Backend(Protocol):
     async def apply(self, changes: Sequence[DeviceDiff]) -> None:
         """Apply each change, one batch an interface. Tries all of them before it raises ApplyError."""
 
+    async def resend(self, devices: Mapping[str, DeviceState]) -> None:
+        """This host's addresses are others: have each of these devices, as just read, send from an address
+        that the host has. Raises ApplyError."""
+
     async def close(self, *, remove: Collection[str]) -> None:
         """Remove the named interfaces if they are ours; leave the others working."""
 

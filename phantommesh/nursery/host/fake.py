@@ -101,6 +101,7 @@ class FakeBackend:
         self.broken: set[str] = set()
         self.unreadable = False
         self.reads = 0
+        self.resent: list[Mapping[str, DeviceState]] = []
         self.applied: list[DeviceDiff] = []
 
     @property
@@ -130,6 +131,15 @@ class FakeBackend:
             raise taken(name)
         if name not in self.state:
             self.state[name] = blank(name, mtu, next(self.host.indexes))
+
+    async def resend(self, devices: Mapping[str, DeviceState]) -> None:
+        """Note it; raise ApplyError for those of them that are broken."""
+        await trio.lowlevel.checkpoint()
+        self.resent.append(devices)
+        if bad := self.broken & devices.keys():
+            raise ApplyError(
+                {name: BackendError(f"interface {name} is broken", fix="mend it") for name in bad}
+            )
 
     async def apply(self, changes: Sequence[DeviceDiff]) -> None:
         """Apply each change but those of broken interfaces, and raise ApplyError for these."""

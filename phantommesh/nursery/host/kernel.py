@@ -58,6 +58,9 @@ class KernelBackend:
         """Apply each change, WireGuard first, so that no interface comes up before its keys are set."""
         await trio.to_thread.run_sync(self._apply, changes)
 
+    async def resend(self, devices: Mapping[str, DeviceState]) -> None:
+        """The kernel looks at its own addresses with each change of its routes: nothing is to be done."""
+
     async def close(self, *, remove: Collection[str]) -> None:
         """Delete the named interfaces if they are ours."""
         await trio.to_thread.run_sync(self._remove, remove)

@@ -395,7 +395,7 @@ def _remove_from_link(rtnl: IPRoute, change: DeviceDiff) -> None:
     replaced = {(route.network, route.metric) for route in change.add_routes}
     for route in _ordered(change.remove_routes):
         if (route.network, route.metric) not in replaced:
-            rtnl.route("del", **_route_arguments(route, index))
+            rtnl.route("del", **route_arguments(route, index))
     for address in change.remove_addresses:
         rtnl.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
@@ -417,14 +417,15 @@ def _add_to_link(rtnl: IPRoute, change: DeviceDiff) -> None:
     for route in _ordered(change.add_routes):
         # One that changes its limits alone is never missing meanwhile.
         verb = "replace" if (route.network, route.metric) in replaced else "add"
-        rtnl.route(verb, **_route_arguments(route, index))
+        rtnl.route(verb, **route_arguments(route, index))
 
 
 def _ordered(routes: Iterable[Route]) -> list[Route]:
     return sorted(routes, key=lambda route: (route.network.version, route.metric))
 
 
-def _route_arguments(route: Route, index: int) -> dict[str, object]:
+def route_arguments(route: Route, index: int) -> dict[str, object]:
+    """The request for a route of ours in the main table, over the interface with this index."""
     arguments: dict[str, object] = {
         "dst": str(route.network),
         "oif": index,
@@ -435,7 +436,9 @@ def _route_arguments(route: Route, index: int) -> dict[str, object]:
     }
     if route.network.version == 4:
         arguments["scope"] = _SCOPE_LINK
-    limits = {"mtu": route.mtu, "advmss": route.advmss}
+    # The kernel forwards IPv6 by the interface's MTU and not by the route's, unless the latter is locked.
+    lock = 1 << _RTAX_MTU if route.network.version == 6 and route.mtu else 0
+    limits = {"mtu": route.mtu, "advmss": route.advmss, "lock": lock}
     if metrics := {name: value for name, value in limits.items() if value}:
         arguments["metrics"] = metrics
     return arguments

@@ -23,7 +23,7 @@ import trio
 from phantommesh.nursery.host import errors, netlink
 from phantommesh.nursery.host.errors import ApplyError, BackendError
 from phantommesh.wireguard.device import DeviceState, Report
-from phantommesh.wireguard.diff import DeviceDiff
+from phantommesh.wireguard.diff import DeviceDiff, PeerDiff
 from phantommesh.wireguard.uapi import (
     GET,
     MAX_RESPONSE,
@@ -163,6 +163,20 @@ class UserspaceBackend:
         failures.update(await trio.to_thread.run_sync(netlink.apply_links, rest))
         if failures:
             raise ApplyError(failures)
+
+    async def resend(self, devices: Mapping[str, DeviceState]) -> None:
+        """Set the endpoint of each peer to what it is, which makes wireguard-go forget the address of ours
+        that it was reached from. With an address that is gone it sends nothing for up to 15 s: it tries
+        without where the kernel says EINVAL, and kernels say ENETUNREACH. boringtun keeps no address."""
+        changes = [
+            DeviceDiff(name, peers=tuple(
+                PeerDiff(peer.public_key, endpoint=peer.endpoint)
+                for peer in device.peers.values() if peer.endpoint is not None
+            ))
+            for name, device in devices.items()
+        ]  # fmt: skip
+        if self.program.name != "boringtun-cli":
+            await self.apply([change for change in changes if change.peers])
 
     async def close(self, *, remove: Collection[str]) -> None:
         """End the processes of the named interfaces if they are ours, which removes the interfaces."""

@@ -174,7 +174,8 @@ async def phantommesh(node: LabNode, *arguments: str) -> str:
 
 def endpoints(spec: LabSpec, node: LabNode) -> list[str]:
     """Return the options that name a node's addresses: none where others cannot call it."""
-    if any(KINDS[router.kind].asked for router in spec.routers if node.number in router.nodes):
+    asked = any(KINDS[router.kind].asked for router in spec.routers if node.number in router.nodes)
+    if asked or (not spec.named and node.number > 1):  # an invite needs somewhere to go
         return []
     return [word for uplink in range(spec.uplinks) for word in ("--endpoint", node.address(uplink))]
 

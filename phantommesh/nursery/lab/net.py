@@ -66,7 +66,8 @@ def one_error() -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class LabSpec:
     """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
-    configurations; ``patience_s`` bounds each wait. ``underlay`` says what stands between the nodes."""
+    configurations; ``patience_s`` bounds each wait. ``underlay`` says what stands between the nodes. With
+    ``named`` the nodes are told their addresses; else they find them."""
 
     name: str = "pm"
     nodes: int = 3
@@ -77,6 +78,7 @@ class LabSpec:
     guard: GuardSection | None = None
     patience_s: float = 120.0
     underlay: Underlay = PLAIN
+    named: bool = True
 
     def __post_init__(self) -> None:
         check_name(self.name)

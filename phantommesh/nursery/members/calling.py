@@ -16,6 +16,7 @@ import trio
 from phantommesh.control import asking, messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
+from phantommesh.link.effects import Role as LinkRole
 from phantommesh.node.news import STANDING_FIRST, Standing
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import returning
@@ -32,6 +33,7 @@ MAX_REASON = 512  # characters of a member's refusal that are kept, told and log
 PATIENCE = 25.0  # s that a renewal may take at one authority
 
 T = TypeVar("T")
+_Way = Callable[[NodeId], AbstractAsyncContextManager[channels.Client]]
 
 _RNG = random.Random()  # noqa: S311  # orders members, keys nothing
 
@@ -52,40 +54,34 @@ class Caller:
     ) -> None:
         self._node, self._keeper, self.sessions, self._where = node, keeper, sessions, where
         self._lent = Lent() if lent is None else lent
-        self.by_way: Callable[[NodeId], AbstractAsyncContextManager[channels.Client]] | None = None
-        self._apart: set[NodeId] = set()  # members that this node last reached by way of others only
+        self.by_way: _Way | None = None
+        self._apart: set[NodeId] = set()  # members whose last handshake was carried by another
+        self._direct: set[NodeId] = set()  # members that answered at an address of their record
 
     def callable(self, first: Iterable[bytes] = ()) -> list[NodeId]:
         """The members that can be called, in the order of `asking.whom`."""
         ordered = asking.whom(self._keeper.roster, self._node.identity.node_id, list(first), _RNG)
         return [member for member in ordered if self.sessions.newest(member) is not None]
 
+    def linked(self, member: NodeId, at: Address | None, role: LinkRole) -> None:
+        """A handshake with a member finished: ``at`` an address, or (None) carried by another member."""
+        self._apart.discard(member)
+        if at is None:
+            self._apart.add(member)
+            self._direct.discard(member)
+        elif role == "initiator" and at._replace(transport="udp") in self._where(member):
+            self._direct.add(member)
+
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[channels.Client]:
-        """Take the channel that a member has lent; or open one, as `dial` does."""
-        async with self._lent.use(member) as lent:
-            if lent is not None:
-                yield lent
-                return
-        async with self.dial(member) as client:
-            yield client
-
-    def linked(self, member: NodeId, *, directly: bool) -> None:
-        """A handshake with a member finished, directly or by way of another member."""
-        if directly:
-            self._apart.discard(member)
-        else:
-            self._apart.add(member)
-
-    @asynccontextmanager
-    async def dial(self, member: NodeId) -> AsyncIterator[channels.Client]:
-        """Open a channel to a member: directly, else by way of a member that passes it on. Raises
-        `StreamError`, also inside the block where the channel breaks."""
-        ways: list[Callable[[NodeId], AbstractAsyncContextManager[channels.Client]]] = [self.dial_direct]
+        """Open a channel to a member: one that can be called directly is, since all that is asked over a lent
+        connection waits for each other; else over the connection that it has lent; else by way of a member
+        that passes frames on. Raises `StreamError`, also inside the block where the channel breaks."""
+        ways: list[_Way] = [self.dial_direct]
         if self.by_way is not None:
-            ways.append(self.by_way)
-        if member in self._apart:
-            ways.reverse()
+            ways.insert(0 if member in self._apart else 1, self.by_way)
+        if member in self._lent:
+            ways.insert(1 if member in self._direct else 0, self._over_lent)
         failures = list[str]()
         for way in ways:
             opened = False
@@ -101,14 +97,24 @@ class Caller:
         raise framing.StreamError("; ".join(failures))
 
     @asynccontextmanager
-    async def dial_direct(self, member: NodeId) -> AsyncIterator[channels.Client]:
-        """Open a channel to a member, at the first of its addresses that answers. Raises `StreamError`, also
-        inside the block where the channel breaks."""
+    async def _over_lent(self, member: NodeId) -> AsyncIterator[channels.Client]:
+        async with self._lent.use(member) as client:
+            if client is None:
+                raise framing.StreamError("it has taken back the connection that it lent")
+            yield client
+
+    @asynccontextmanager
+    async def dial_direct(
+        self, member: NodeId, first: Address | None = None
+    ) -> AsyncIterator[channels.Client]:
+        """Open a channel to a member, at the first of its addresses that answers; ``first`` is tried before
+        the others where it is one of them. Raises `StreamError`, also inside the block where the channel
+        breaks."""
         session = self.sessions.newest(member)
         if session is None or self._keeper.roster.get(member) is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
-        for address in self._where(member):
+        for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
             opened = False
             try:
                 async with framing.connect(address.host, address.port) as framed:

@@ -36,7 +36,7 @@ QUEUE = 256  # datagrams that wait for one member
 WORKERS = 512  # members that something waits for at once
 LINGER = 10.0  # s for which a connection to a home is kept for the next datagrams
 TAKES = 3.0  # s that a member at the other end of a lent connection takes at most
-ANSWERS = 1.5  # s that an answer to a passed question takes at most: less, since the home waits for it
+ANSWERS = 0.75  # s that an answer to a passed question takes at most: less, since the home waits for it
 MAX_LINES, LINES_OF_ONE = 256, 4  # channels that others have open to this node by way of homes
 LIFE = 30.0  # s after the last frame until such a channel is forgotten
 
@@ -88,11 +88,12 @@ class Carrying:
         self._attending, self._lent = attending, lent
         self._deliver, self._serve = deliver, serve
         self._entries, self._usable, self._homes_changed = entries, usable, homes_changed
-        self._choice, self._told = Homes(me), list[NodeId]()
+        self._choice, self._homes = Homes(me), list[NodeId]()
         self._lent_to = set[NodeId]()  # the members that this part has had connections lent to
         self._bell = Bell()
         self._out = dict[tuple[str, bytes], _Waiting]()
         self._work, self._to_do = trio.open_memory_channel[tuple[str, bytes]](WORKERS)
+        self._turns = dict[NodeId, trio.Lock]()
         self._lines = OrderedDict[tuple[bytes, bytes], _Open]()
         attending.changed, attending.failed = self.look, self._failed
         caller.by_way = self.line
@@ -113,14 +114,13 @@ class Carrying:
     @property
     def homes(self) -> list[NodeId]:
         """The members that carry for this node now, the first one first."""
-        live = self._attending.live
-        return [home for home in self._choice.ranked(self._entries()) if home in live]
+        return list(self._homes)
 
     def ways(self, peer: bytes) -> list[Address]:
         """The addresses at which a handshake with this member may be tried by way of others."""
         if NodeId(peer) in self._lent:
             return [_at(self._me, peer)]
-        return [_at(home, peer) for home in self.homes if home != peer]
+        return [_at(home, peer) for home in self._homes if home != peer]
 
     def send(self, datagram: bytes, to: Address) -> None:
         """Send a datagram of a handshake to such an address, or count it as not sent."""
@@ -133,8 +133,10 @@ class Carrying:
     def look(self) -> None:
         """The members, or the connections to homes, have changed."""
         self._bell.ring()
-        if (homes := self.homes) != self._told:
-            self._told = homes
+        live = self._attending.live
+        homes = self._choice.ranked(entry for entry in self._entries() if entry.member.node_id in live)
+        if homes != self._homes:
+            self._homes = homes
             self._homes_changed()
 
     # Requests.
@@ -173,12 +175,19 @@ class Carrying:
         if not self.carrier.passes(peer, request.to, len(request.frame), now):
             return messages.Frame(b"")
         passed = messages.Passed(peer, request.line, request.frame)
+        answer: messages.Answer | None = None
         try:
-            with trio.fail_after(TAKES):
-                async with self._lent.use(request.to) as client:
-                    answer = None if client is None else await client.ask(passed)
+            # One at a time of each asker: else one member with many would keep all others waiting.
+            async with self._turns.setdefault(peer, trio.Lock()):
+                with trio.fail_after(TAKES) as scope:
+                    async with self._lent.use(request.to) as client:
+                        scope.deadline = trio.current_time() + TAKES  # that it waited is not its fault
+                        answer = None if client is None else await client.ask(passed)
         except (StreamError, trio.TooSlowError):
             answer = None
+        finally:
+            if peer in self._turns and not self._turns[peer].locked():
+                del self._turns[peer]
         if not isinstance(answer, messages.Frame):
             self.dropped["carry-nowhere"] += 1
             return messages.Frame(b"")
@@ -235,7 +244,7 @@ class Carrying:
         """Open a channel to a member by way of the first home that passes it on. Raises `StreamError`."""
         session = self._caller.sessions.newest(member)
         failure = StreamError("no member passes anything on to it")
-        for home in self.homes if session is not None else ():
+        for home in self.homes if session is not None else ():  # a copy: it may change meanwhile
             if home == member:
                 continue
             opened = False

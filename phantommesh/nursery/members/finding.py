@@ -2,7 +2,8 @@
 """Finds out where this node may be reached, and has its record follow: `node.whereabouts` decides.
 
 The kernel tells of changes (`host/changes.py`); other members are asked how they see this node. A machine
-that slept hears of neither, so two clocks are compared: one of them goes on in a sleep.
+that slept, or a process that was stopped, hears of neither. So a beat that comes late, by a clock that goes
+on in a sleep, counts as a move.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ READS: Final = 1 / 5, 6  # readings of the host's addresses and routes a second,
 SETTLE: Final = 0.05  # s from the first word of a change to a reading: several come together
 ANSWER: Final = 5.0  # s that a witness has
 MUTE: Final = 300.0  # s for which a member that gives no answer is not asked again
-BEAT: Final = 1.0  # s between comparisons of the clocks
-SLEPT: Final = 2.0  # s of difference that are a sleep
+BEAT: Final = 1.0  # s between looks at the clock
+SLEPT: Final = 5.0  # s that a beat is late after a sleep
 
 log = structlog.get_logger("phantommesh.finding")
 
@@ -46,8 +47,9 @@ class Finding:
     ``on`` whether it finds out at all.
 
     ``refresh`` reads the host's networks anew, ``reach`` judges by them, ``home`` hears which own addresses
-    count; ``authorities`` are the members that are one. ``publish`` has the record follow, ``woken`` hears
-    that the machine slept; ``read`` gives the host's addresses but those of the interfaces with these names.
+    count; ``authorities`` are the members that are one. ``publish`` has the record follow; ``rehomed`` is
+    called when this node may be somewhere else, or has slept, ``woken`` before that if it slept; ``read``
+    gives the host's addresses but those of the interfaces with these names.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Finding:
         home: Callable[[Sequence[str]], None],
         authorities: Callable[[], Collection[NodeId]],
         publish: Callable[[], None],
+        rehomed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         woken: Callable[[], None] = lambda: None,
         read: Callable[[Collection[str]], Awaitable[Sequence[HostAddress]]] = partial(
             trio.to_thread.run_sync, read_addresses
@@ -76,11 +79,11 @@ class Finding:
         self._names, self._caller = frozenset(names), caller
         self._refresh, self._reach, self._home = refresh, reach, home
         self._authorities, self._publish, self._woken = authorities, publish, woken
-        self._read = read
+        self._read, self._rehomed, self._ways = read, rehomed, frozenset[int]()
         self._pace, self._rounds, self._reads = Pace(now), Rounds(now), Bucket(*READS, now)
         self._mute: dict[NodeId, float] = {}
         self._news, self._due = Bell(), Bell()
-        self._dirty = self._complained = False
+        self._dirty = self._stale = self._complained = False
         self._heard: dict[bytes, tuple[Address, float]] = {}
         self._rng = Random()  # noqa: S311  # orders members, keys nothing
 
@@ -91,6 +94,16 @@ class Finding:
         if self.on:
             self._dirty = True
             self._news.ring()
+
+    def hinted(self, place: str) -> None:
+        """A member says unasked that this node is there: see `Whereabouts.hinted`."""
+        now = trio.current_time()
+        if self.on and self.whereabouts.hinted(place, now):
+            log.info("a member sees this node at another place", place=place)
+            self._stale = True
+            self._news.ring()
+            self._rounds.again(now)
+            self._due.ring()
 
     def linked(self, peer: bytes, at: Address | None) -> None:
         """A handshake with a member finished, who answered from there: it may be the first witness."""
@@ -133,34 +146,41 @@ class Finding:
 
     async def _follow(self) -> None:
         while True:
-            if not self._dirty:
+            if not self._dirty and not self._stale:
                 with trio.move_on_at(self._pace.due(trio.current_time())):
                     await self._news.wait()
             if self._dirty:
                 await trio.sleep(max(SETTLE, self._reads.owe(trio.current_time())))
                 self._dirty = False  # before the reading: a change during it has another follow
                 await self._refresh()
-                await self._look()
+                self._stale |= await self._look()
+            if self._stale:
+                self._stale = False
+                await self._rehomed()
             self._compare()
             if self._pace.take(trio.current_time()):
                 self.found = self.whereabouts.found(trio.current_time())
                 log.info("this node's record says anew where it is reached", endpoints=self.found.endpoints)
                 self._publish()
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Read the host's addresses. Return whether its peers may have to find it anew."""
         try:
             addresses = await self._read(self._names)
         except PhantomMeshError as error:
             if not self._complained:
                 log.warning("the host's addresses are not known", error=str(error), fix=error.fix)
             self._complained = True
-            return
+            return False
         self._complained = False
-        now = trio.current_time()
-        if self.whereabouts.host(self._reach().offers(addresses), now):
+        now, reach = trio.current_time(), self._reach()
+        before, self._ways = self._ways, reach.host.uplinks
+        moved = self.whereabouts.host(reach.offers(addresses), now)
+        if moved:
             self._home([str(one.address) for one in self.whereabouts.own])
             self._rounds.again(now)
             self._due.ring()
+        return moved or before != self._ways
 
     def _compare(self) -> None:
         now = trio.current_time()
@@ -207,20 +227,22 @@ class Finding:
     # Sleep.
 
     async def _watch_clocks(self) -> None:
-        ahead = _ahead()
+        clock = _clock()
         while True:
             await trio.sleep(BEAT)
-            before, ahead = ahead, _ahead()
-            if ahead - before > SLEPT:
+            before, clock = clock, _clock()
+            slept = clock - before - BEAT
+            if slept > SLEPT:
                 now = trio.current_time()
-                log.info("this machine has slept", seconds=round(ahead - before, 1))
+                log.info("this machine has slept", seconds=round(slept, 1))
                 self.whereabouts.moved(now)
                 self._rounds.again(now)
                 self._due.ring()
                 self.moved()
                 self._woken()
+                await self._rehomed()
 
 
-def _ahead() -> float:
-    """How far the clock that goes on in a sleep is ahead of the one that stands, in seconds."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+def _clock() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

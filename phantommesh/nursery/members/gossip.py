@@ -18,7 +18,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip import envelope, machine
 from phantommesh.gossip.envelope import Envelope, EnvelopeError
-from phantommesh.gossip.machine import AskKeys, Datagram, Gossip
+from phantommesh.gossip.machine import AskKeys, Datagram, Gossip, Hinted
 from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
@@ -117,6 +117,7 @@ class GossipDriver:
             agree=self._agree,
         )
         self._lost = load_last_addresses(node)
+        self.hinted: Callable[[str], None] = lambda place: None  # a member says that this node is there
         sealed = Envelope(
             self._mine,
             keys.ring,
@@ -149,6 +150,7 @@ class GossipDriver:
             linked=lambda member: caller.sessions.newest(member) is not None,
             carry_out=self._carry_out,
         )
+        self._send_framed: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._dropped = self.news.dropped
         self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
         self.disk = Patience(log, "members")
@@ -160,6 +162,10 @@ class GossipDriver:
         """Take one datagram from the network."""
         self._carry_out(self.gossip.receive(datagram, source, trio.current_time()))
 
+    def receive_framed(self, datagram: bytes, source: Address, member: NodeId) -> None:
+        """Take one datagram that came over the connection of this member."""
+        self._carry_out(self.gossip.receive(datagram, source, trio.current_time(), member=member))
+
     @property
     def dropped(self) -> Counter[str]:
         """Datagrams that came and could not be used, by reason; requests for records under the group key
@@ -169,6 +175,16 @@ class GossipDriver:
             for reason, count in self._requests.drops.items()
         }
         return self.gossip.drops + self._dropped + Counter(refused)
+
+    def follow(
+        self,
+        over_tcp: Callable[[NodeId], Address | None],
+        send: Callable[[bytes, Address], None],
+        by_udp: Callable[[NodeId], None],
+    ) -> None:
+        """Speak to members over their connections for frames, too: ``over_tcp`` gives a connection's address,
+        ``send`` sends there, and ``by_udp`` is told of each member that is heard by UDP."""
+        self.gossip.over_tcp, self.gossip.by_udp, self._send_framed = over_tcp, by_udp, send
 
     def quiet(self) -> bool:
         """Whether nobody has been heard for a while."""
@@ -190,6 +206,11 @@ class GossipDriver:
     def read_interfaces(self, received: Mapping[NodeId, Sequence[int]]) -> None:
         """Bytes that each member's WireGuard has brought so far, by dimension: data is a sign of life."""
         self.news.read_interfaces(received, trio.current_time())
+
+    def rouse(self) -> None:
+        """This node may be somewhere else, or has slept: have some members hear of it now."""
+        now = trio.current_time()
+        self._carry_out(self.gossip.seal(self.membership.rouse(now), now))
 
     def lives(self, peer: NodeId, when: float) -> None:
         """A member gave a sign of life that no other can give, at this time: see `News.lives`."""
@@ -230,7 +251,7 @@ class GossipDriver:
         for effect in effects:
             match effect:
                 case Datagram(data, to):
-                    self._udp.send(data, to)
+                    (self._udp.send if to.transport == "udp" else self._send_framed)(data, to)
                 case Changed():
                     self._saver.mark()
                     self._lost.heard(effect, self._where)
@@ -238,6 +259,8 @@ class GossipDriver:
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, trio.current_time(), time()):
                         self._wanted.ring()
+                case Hinted(_, place):
+                    self.hinted(place)
                 case Persist(generation):
                     self._leap = generation - self._start
                     self._saver.mark()

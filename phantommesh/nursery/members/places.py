@@ -200,11 +200,12 @@ class Places:
     def hidden_from(self, entry: Entry) -> bool:
         """Whether a member and this node are surely behind different NATs, so that an early packet may spoil
         the member's. What an operator has written down counts as reached."""
-        own, seen = _hosts(entry.record, Kind.OWN), _hosts(entry.record, Kind.SEEN)
-        written = self._own or set(entry.record.control) - known_by_itself(entry.record)
-        mine = frozenset(self.public())
+        seen = _hosts(entry.record, Kind.SEEN)
+        if self._own or not seen or set(entry.record.control) - known_by_itself(entry.record):
+            return False
+        own, mine = _hosts(entry.record, Kind.OWN), frozenset(self.public())
         both = _behind_nat(own, seen) and _behind_nat(frozenset(self._found), mine)
-        return both and not written and self._apart(seen)
+        return both and seen.isdisjoint(mine)
 
     def _apart(self, seen: frozenset[IpAddress]) -> bool:
         mine = self.public()

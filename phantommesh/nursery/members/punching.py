@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from phantommesh.control import messages
-from phantommesh.dimensions import ALL, DIMENSIONS, bits, without
+from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import Opened
 from phantommesh.node.peers import Peers
@@ -30,7 +30,8 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.routing.knocks import MAGIC, Keys
-from phantommesh.routing.punching import Ask, Effect, Lost, Punching, Send, State, Target, Won
+from phantommesh.routing.punching import Punching
+from phantommesh.routing.search import Ask, Effect, Lost, Send, State, Target, Won, missing
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
@@ -87,7 +88,7 @@ class PunchDriver:
 
     def look(self) -> None:
         """Take in who the peers are and where, and hold WireGuard back where an early packet may do harm."""
-        if not self._ports.open:
+        if not self._ports.able:
             return
         now = trio.current_time()
         own = self._places.whereabouts()
@@ -102,7 +103,7 @@ class PunchDriver:
         for peer in records if moved else changed:
             self._deaf.discard(peer)
             self.punching.anew(peer, now)
-        self._due.look()
+        self._settle()
 
     def opened(self, opened: Opened) -> None:
         """A handshake with a member left keys."""
@@ -115,7 +116,7 @@ class PunchDriver:
     def watch(self, peer: NodeId) -> None:
         """Look for ways in the dimensions that have none that answers."""
         entry = self._peers.get(peer)
-        if entry is None or not self._ports.open:
+        if entry is None or not self._ports.able:
             return
         if self._places.whereabouts() != self._own:
             self.look()
@@ -126,19 +127,17 @@ class PunchDriver:
         chosen = [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
         detour = bits(way is not None and way.kind is not Kind.DIRECT for way in chosen)
         keyed = bits(any(key) for key in self._peers.wg_keys_of(entry))
-        reached = (up & ~detour) | without(direct, dark)
-        held = self._ways.held(peer)
-        self._carry_out(
-            self.punching.want(peer, without(keyed, reached), trio.current_time(), soon=bool(held))
-        )
+        wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)
+        soon = bool(self._ways.held(peer))
+        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon))
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""
-        if not self._ports.open:
-            return messages.Refused(NO_SOCKET, "give the node the capability CAP_NET_RAW")
+        if not self._ports.able:
+            return messages.Refused(NO_SOCKET)
         ahead, now = request.in_ms / 1000, trio.current_time()
         refused = self.punching.asked(peer, request.dimensions, ahead, now)
-        self._due.look()
+        self._settle()
         return messages.Refused(refused) if refused else messages.Done()
 
     def _hold(self, entry: Entry) -> None:
@@ -196,6 +195,10 @@ class PunchDriver:
                     assert_never(effect)
         for peer in changed:
             self._tell(WayChanged(peer))
+        self._settle()
+
+    def _settle(self) -> None:
+        self._ports.keep("punching", self.punching.busy)
         self._due.look()
 
     async def _ask_each(self, nursery: trio.Nursery) -> None:
@@ -213,7 +216,7 @@ class PunchDriver:
                         now = trio.current_time()
                 if isinstance(answer, messages.Done):  # it took the question half of the time ago
                     self.punching.agreed(peer, (asked + now) / 2 + AHEAD, now)
-                    self._due.look()
+                    self._settle()
                     return
                 if isinstance(answer, messages.Refused):
                     why = answer.message[:128]
@@ -229,7 +232,7 @@ class PunchDriver:
     def _apart(self, peer: NodeId, why: str) -> None:
         alone = not self._ways.held(peer)
         self.punching.apart(peer, why, trio.current_time(), alone=alone)
-        self._due.look()
+        self._settle()
 
 
 def _addresses(record: NodeRecord) -> tuple[object, ...]:

@@ -25,10 +25,14 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
+async def _unchecked(_entry: Entry) -> messages.TcpChecked:
+    return messages.TcpChecked(False, why="this node makes no such checks")
+
+
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
-    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here. ``relay``
-    and ``offered`` are as for `serving.Serving`."""
+    `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
+    connects to it there. For ``relay`` and ``offered`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class ControlServer:
         sync_answer: Callable[[bytes, NodeId], bytes],
         sync_finish: Callable[[bytes, NodeId], None],
         sight: Callable[[NodeId], messages.Sighting] = lambda peer: messages.Sighting(),
+        check: Callable[[Entry], Awaitable[messages.TcpChecked]] = _unchecked,
         proving: Proving | None = None,
         relay: Relay | None = None,
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
@@ -49,6 +54,7 @@ class ControlServer:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
+        self._check = check
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered,
@@ -75,6 +81,8 @@ class ControlServer:
                 return await self._account(entry, request)
             case serving.Sight(peer):
                 return self._sight(peer)
+            case serving.CheckTcp(entry):
+                return await self._check(entry)
             case serving.Carrying(entry, request):
                 if self._carry is None:
                     return messages.Refused("this node carries nothing")

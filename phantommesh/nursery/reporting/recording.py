@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -11,15 +12,18 @@ import trio
 
 from phantommesh.link.effects import Alarm, Opened, Role
 from phantommesh.management.metrics import PathSample, ScatterSample, WireGuardSample
+from phantommesh.management.views import PathView
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import health
+from phantommesh.nursery.reporting.netchecking import nats_of, said
+from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 
 # Tuning.
 TOLD_REASONS = 8  # that an event names; `status` has them all
@@ -76,6 +80,8 @@ class Recorder:
         self._telling = Telling(trio.current_time())
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
         self._unsaid: Counter[tuple[str, bytes]] = Counter()
+        self._ways, self._relayed = PathNews(), 0
+        self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
@@ -154,6 +160,44 @@ class Recorder:
         self._suspected = set(found)
         self._metrics.identity_suspects.set(len(found))
 
+    def _tell_ways(self, paths: Sequence[PathView]) -> None:
+        """Say which dimensions take another way, which peers another size of packets, and where members see
+        this node otherwise than before."""
+        parts = self._parts
+        self._metrics.set_ways(Counter(path.way for path in paths))
+        leases = parts.lending.leases
+        self._metrics.relay_leases.set(len(leases))
+        self._metrics.relayed_bytes.inc(leases.relayed - self._relayed)
+        self._relayed = leases.relayed
+        for moved in self._ways.moved(paths):
+            self._metrics.path_moves.labels(moved.after[0]).inc()
+            self._publish_paced("path.moved", parse_node_id(moved.node_id), self._move(moved))
+        fitting, peers = parts.paths.fitting, [peer.node_id for peer in parts.peers.reached()]
+        for fits in self._ways.fitted(peers, fitting.fit, fitting.largest):
+            self._publish_paced("path.mtu", fits.node_id, {"from": fits.before, "to": fits.after})
+        for nat in self._ways.seen(dict(nats_of(parts))):
+            if not self._nat.take(trio.current_time()):
+                continue
+            places = [str(place.address) for place in nat.after.public]
+            log.info("members see this node otherwise", family=nat.family, nat=nat.after.kind, public=places)
+            data: dict[str, object] = {
+                "family": nat.family, "from": nat.before, "to": nat.after.kind,
+                "public": sorted(set(places)), "why": said(nat.after.kind),
+            }  # fmt: skip
+            parts.events.publish("nat.changed", None, data)
+
+    def _move(self, moved: Moved) -> dict[str, object]:
+        """The data of an event, and a line in the log."""
+        entry = self._parts.peers.get(parse_node_id(moved.node_id))
+        paths = [] if entry is None else self._reporter.paths_to(entry)
+        why = next((path.why for path in paths if path.dimension == moved.dimension), "")
+        (before, left), (after, via) = moved.before, moved.after
+        log.info(
+            "path moved", peer=moved.peer, dimension=moved.dimension, was=before, now=after, by=via, why=why
+        )
+        data = {"dimension": moved.dimension, "from": before, "to": after, "left": left, "via": via}
+        return {key: value for key, value in (data | {"why": why}).items() if value is not None}
+
     async def watch(self) -> None:
         """Look at what is wrong also while the interfaces cannot be read, until cancelled."""
         while True:
@@ -196,11 +240,13 @@ class Recorder:
             for i, _, peer in self._reporter.devices(entry)
             if peer is not None
         )
+        paths = self._reporter.measured()
         self._metrics.set_paths(
-            PathSample(view.peer, view.dimension, view.rtt_s, view.loss)
-            for view in self._reporter.paths()
+            PathSample(view.peer, view.dimension, view.rtt_s, view.loss, view.mtu)
+            for view in paths
             if view.state != "closed"
         )
+        self._tell_ways(paths)
         self._metrics.set_scatter(
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()

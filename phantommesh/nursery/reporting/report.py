@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The node's report on itself: the views of the API. It reads. All it does is `rotate`, `revoke`, `rename`
-and `new_identity`."""
+"""The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
+`revoke`, `rename` and `new_identity`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
+from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
+from phantommesh.management.pingview import PingResult
 from phantommesh.management.views import (
     IdentityResult,
     Life,
@@ -29,8 +31,9 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health
+from phantommesh.nursery.reporting import health, pinging
 from phantommesh.nursery.reporting.localcauses import LocalCauses
+from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
 from phantommesh.nursery.reporting.where import whereabouts
 from phantommesh.records.roster import Entry
@@ -50,6 +53,7 @@ class Reporter(Rows):
         self.leaving = False
         """Whether the node says goodbye: then its peers' silence is no fault."""
         self.local = LocalCauses(parts)
+        self._checks = NetChecks(parts)
         self._finished = Bell()
         self._stood = False  # whether all interfaces have been as desired
 
@@ -143,6 +147,16 @@ class Reporter(Rows):
             reasons=reasons or ([] if life == "running" else [f"the node is {life}"]),
             codes=sorted({fault.code for fault in faults}),
         )
+
+    async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
+        """Ping one peer (by node id or name) inside each dimension. Raises PhantomMeshError."""
+        entry = find(self._parts.peers.entries, peer, lambda entry: entry.called)
+        tallies = await self._parts.paths.ping(entry.member.node_id, count=count, size=size)
+        return pinging.result(entry, tallies, self.paths_to(entry), count=count, size=size)
+
+    async def netcheck(self) -> NetCheck:
+        """This host's network, and how members reach this node."""
+        return await self._checks.look(self._parts.own.member.name, self.faults())
 
     async def export_proofs(self, peer: str | None) -> bytes:
         """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""

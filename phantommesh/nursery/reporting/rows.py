@@ -30,6 +30,7 @@ from phantommesh.membership.messages import State
 from phantommesh.membership.signs import Way
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting import waysof
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
@@ -190,15 +191,37 @@ class Rows:
         )
 
     def paths(self) -> list[PathView]:
-        """Every dimension of each of them."""
+        """Every dimension of each of them, and why it takes its way."""
+        now = trio.current_time()
+        entries = self._parts.peers.entries
+        return [view for entry in entries for view in self._paths(entry, now, explained=True)]
+
+    def measured(self) -> list[PathView]:
+        """The same without reasons, for what is read all the time."""
         now = trio.current_time()
         return [view for entry in self._parts.peers.entries for view in self._paths(entry, now)]
 
-    def _paths(self, entry: Entry, now: float) -> list[PathView]:
-        views = []
-        found = self._parts.paths.paths.view(entry.member.node_id, now)
+    def paths_to(self, entry: Entry) -> list[PathView]:
+        """The dimensions of one of them, and why each takes its way."""
+        return self._paths(entry, trio.current_time(), explained=True)
+
+    def _paths(self, entry: Entry, now: float, *, explained: bool = False) -> list[PathView]:
+        views, node_id, ways = [], entry.member.node_id, self._parts.ways
+        found = self._parts.paths.paths.view(node_id, now)
+        sizes = self._parts.paths.fitting.sizes(node_id)
+        hosts = self._parts.places.uplinks(entry) if explained else []
+        search, bound = self._parts.punching.state(node_id), self._parts.links.bound(node_id)
         for (i, name, peer), path in zip(self.devices(entry), found, strict=False):
             endpoint = peer.endpoint if peer is not None else None
+            offered = None if endpoint is None else ways.at(node_id, i, endpoint)
+            way = waysof.taken(offered, endpoint, path)
+            why = ""
+            if explained:
+                tried = hosts[i % len(hosts)] if hosts else ()
+                why = waysof.why(
+                    way, entry.record, offered, endpoint, path,
+                    search=search, keyed=has(bound, i), tried=tried,
+                )  # fmt: skip
             views.append(
                 PathView(
                     peer=entry.member.name,
@@ -216,6 +239,10 @@ class Rows:
                     answered_s=None if path.answered is None else round(path.answered, 1),
                     heard_s=None if path.heard is None else round(path.heard, 1),
                     opened_s=None if path.opened is None else round(path.opened, 1),
+                    way=way.shown,
+                    via=self.names_of([way.relay])[0] if way.relay else None,
+                    mtu=sizes[i] if way.answers else None,
+                    why=why,
                 )
             )
         return views

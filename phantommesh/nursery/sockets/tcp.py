@@ -50,6 +50,7 @@ _Dial = tuple[Address, _Sender, _Receiver]
 
 Dispatch = Callable[[bytes, Address], None]
 Serve = Callable[["Session", messages.Request, Address], Awaitable[messages.Answer]]
+Carry = Callable[[Client], Awaitable[None]]
 
 
 log = structlog.get_logger("phantommesh.streams")
@@ -74,10 +75,12 @@ class TcpPort:
         runs: Callable[[bytes], bytes] = lambda question: b"",
         seats: Seats | None = None,
         lent: Lent | None = None,
+        carry: Carry | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
         answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
-        bounds the connections that are taken; ``lent`` gets those that members lend."""
+        bounds the connections that are taken; ``lent`` gets those that members lend, ``carry`` those on which
+        a member asks for frames, until they are over."""
         self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
@@ -87,6 +90,7 @@ class TcpPort:
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._seats = Seats() if seats is None else seats
         self._lent = Lent() if lent is None else lent
+        self._carry = carry
         self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
@@ -270,6 +274,9 @@ class TcpPort:
                 raise StreamError("it was lent, and given back")
             self._seats.begin(seat)
             try:
+                if isinstance(request, messages.Frames) and self._carry is not None and not session.invite:
+                    await self._carry(Client(framed, sealed, session))
+                    raise StreamError("it carried frames, and does no more")
                 await self._answer_in_turn(framed, session, sealed, request)
             finally:
                 self._seats.done(seat)

@@ -7,6 +7,9 @@ datagrams that come to it: a classic BPF program in the kernel lets through thos
 number of ours, and nothing else. WireGuard gets these as well and drops them in silence, as their type is
 none of its own: the kernel's, wireguard-go and boringtun all do.
 
+The kernel copies the head of each UDP packet of the host for a raw socket, before the program says no. So
+the sockets are there while somebody needs them (`keep`) or has sent something within `IDLE`.
+
 A datagram has `SIZE` bytes. Its magic says for whom it is: who takes such datagrams calls `listen` before
 `run`. The raw sockets need CAP_NET_RAW; without it nothing is sent and nothing is heard, `fault` says so, and
 the node goes on.
@@ -26,6 +29,7 @@ import trio
 
 from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
+from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.sockets.udp import mark_outer
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.routing.knocks import SIZE
@@ -49,6 +53,7 @@ _FRAGMENT: Final = 0x3FFF  # RFC 791: more fragments, or an offset
 _LARGEST: Final = 60 + _UDP_HEADER.size + SIZE  # with the longest header of IPv4
 
 # Tuning.
+IDLE: Final = 60.0  # s that the sockets stay after the last datagram that was sent
 RECEIVE_BUFFER: Final = 1 << 18  # bytes; some 300 datagrams as the kernel counts them
 _BURST: Final = 64  # datagrams read before other tasks get a turn
 
@@ -98,12 +103,26 @@ class WireguardPorts:
         self._ports: tuple[int, ...] = ()
         self._handles: dict[int, Handle] = {}
         self._sockets: dict[int, socket.socket] = {}
-        self._refused = False
+        self._running = self._refused = False
+        self._needed: set[str] = set()
+        self._used = 0.0
+        self._opened = Bell()
+
+    @property
+    def able(self) -> bool:
+        """Whether datagrams can be sent from these ports."""
+        return self._running and not self._refused
 
     @property
     def open(self) -> bool:
-        """Whether datagrams can be sent and heard."""
+        """Whether datagrams are heard now."""
         return bool(self._sockets)
+
+    def keep(self, who: str, needed: bool) -> None:
+        """Hear datagrams from now on, because one part of the node needs it; or it does no more."""
+        (self._needed.add if needed else self._needed.discard)(who)
+        if needed:
+            self._open()
 
     def listen(self, magic: int, handle: Handle) -> None:
         """Have ``handle`` called with the dimension, the source and the bytes of each datagram that begins
@@ -123,6 +142,8 @@ class WireguardPorts:
         if self._forbids(destination.host):
             self.dropped["wgport-forbidden"] += 1
             return False
+        self._open()
+        self._used = trio.current_time()
         six = ":" in destination.host
         sock = self._sockets.get(socket.AF_INET6 if six else socket.AF_INET)
         try:
@@ -152,17 +173,26 @@ class WireguardPorts:
 
     async def run(self) -> None:
         """Hand each datagram to whoever listens for its kind, until cancelled."""
+        self._running, self._used = True, trio.current_time()
         try:
-            self._open()
-            async with trio.open_nursery() as nursery:
-                for family, sock in self._sockets.items():
-                    nursery.start_soon(self._receive, sock, family)
+            self._open()  # to know whether it may
+            while True:
                 if not self._sockets:
-                    nursery.start_soon(trio.sleep_forever)
+                    await self._opened.wait()
+                await self._serve()
+                self._close()
         finally:
-            for sock in self._sockets.values():
-                sock.close()
-            self._sockets = {}
+            self._running = False
+            self._close()
+
+    async def _serve(self) -> None:
+        """Receive while that is needed."""
+        async with trio.open_nursery() as nursery:
+            for family, sock in self._sockets.items():
+                nursery.start_soon(self._receive, sock, family)
+            while self._needed or trio.current_time() < self._used + IDLE:  # noqa: ASYNC110  # time ends it
+                await trio.sleep(IDLE)
+            nursery.cancel_scope.cancel()
 
     def faults(self) -> list[Fault]:
         """Return what is wrong."""
@@ -176,6 +206,8 @@ class WireguardPorts:
         ]
 
     def _open(self) -> None:
+        if self._sockets or not self.able:
+            return
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
                 sock = _raw(family)
@@ -188,6 +220,13 @@ class WireguardPorts:
                 continue
             self._filter(sock, family)
             self._sockets[family] = sock
+        if self._sockets:
+            self._opened.ring()
+
+    def _close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets = {}
 
     def _filter(self, sock: socket.socket, family: int) -> None:
         code = program(self._ports, self._handles, ipv6=family == socket.AF_INET6)

@@ -25,6 +25,8 @@ from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
+from phantommesh.management.netview import NetCheck
+from phantommesh.management.pingview import PingResult
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
@@ -121,7 +123,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     node = FakeNode()
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
-    assert [endpoint.path for endpoint in writing] == ["/v1/identities", "/v1/names"]
+    assert [endpoint.path for endpoint in writing] == ["/v1/pings", "/v1/identities", "/v1/names"]
     for endpoint in writing:
         refused = await problem(
             await ask(
@@ -270,6 +272,40 @@ async def test_rotation_of_one_and_of_all() -> None:
     assert node.rotated == ["id002", None]
     await problem(await rotate(app, "nobody"), 404)
     assert len(node.rotated) == 2
+
+
+async def test_pings_are_sent_to_the_peer_that_is_named() -> None:
+    node = FakeNode()
+    for known in ("pm-2", "id002"):
+        response = await ask(node, "POST", "/v1/pings", json={"peer": known, "count": 3, "size": 1200})
+        result = msgspec.json.decode(await response.get_data(), type=PingResult)
+        assert (result.peer, result.node_id, result.answered) == ("pm-2", "id002", 6)
+        assert [(one.sent, one.received, one.way) for one in result.dimensions][:2] == [
+            (3, 0, "none"),
+            (3, 3, "direct"),
+        ]
+    await ask(node, "POST", "/v1/pings", json={"peer": "pm-1"})
+    assert node.pinged == [("id002", 3, 1200), ("id002", 3, 1200), ("id001", 4, None)]
+    assert "/v1/peers" in (await problem(await ask(node, "POST", "/v1/pings", json={"peer": "x"}), 404)).fix
+    for body in (
+        None,
+        {},
+        {"peer": "pm-1", "count": 0},
+        {"peer": "pm-1", "count": 51},
+        {"peer": "pm-1", "size": 39},
+    ):
+        assert (await ask(node, "POST", "/v1/pings", json=body)).status_code in (400, 415)
+    node.failure = PhantomMeshError("another ping of this peer is under way", fix="try again")
+    assert (
+        await problem(await ask(node, "POST", "/v1/pings", json={"peer": "pm-1"}), 409)
+    ).fix == "try again"
+    assert len(node.pinged) == 3
+
+
+async def test_netcheck_is_what_the_node_finds() -> None:
+    node = FakeNode()
+    response = await ask(node, "GET", "/v1/netcheck")
+    assert msgspec.json.decode(await response.get_data(), type=NetCheck) == await node.netcheck()
 
 
 async def test_a_name_that_two_members_have_is_refused_everywhere() -> None:

@@ -26,8 +26,8 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.dataplane import paths
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
-from phantommesh.paths.machine import FULL
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.wireguard.device import DeviceState
 from tests.nursery.members.test_replaced_keys import both, known

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from phantommesh.errors import PhantomMeshError
@@ -19,9 +20,11 @@ from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
 from phantommesh.nursery.host import uplinkmtu
 from phantommesh.paths.fitting import Fitting
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
+from phantommesh.paths.weights import FULL
+from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.wireguard.device import DeviceState, Endpoint
 from tests.support.loopback import free_port, until
@@ -51,7 +54,13 @@ class FakeScatterer:
         return None
 
 
-def driver(me: bytes, peer: bytes, port: int, scatterer: FakeScatterer | None = None) -> PathDriver:
+def driver(
+    me: bytes,
+    peer: bytes,
+    port: int,
+    scatterer: FakeScatterer | None = None,
+    way: Callable[[bytes, int], Way | None] = lambda peer, dimension: None,
+) -> PathDriver:
     paths = Paths(random=random.Random(1), interval=0.05)
     made = PathDriver(
         paths,
@@ -60,6 +69,7 @@ def driver(me: bytes, peer: bytes, port: int, scatterer: FakeScatterer | None = 
         names=NAMES,
         address=lambda: ADDRESSES[me],
         fitting=Fitting(paths, random=random.Random(1), largest=1420),
+        way=way,
     )
     made.devices({"pm3": DEVICE})
     made.set_peers([(peer, ADDRESSES[peer], 0b1000)])
@@ -96,8 +106,64 @@ async def test_two_nodes_find_what_the_dimension_between_them_carries() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_an_uplink_is_asked_for_when_the_kernel_says_that_one_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mtus, asked = {"10.0.0.1": 1500}, list[str]()
+
+    def read(host: str) -> int | None:
+        asked.append(host)
+        return mtus.get(host)
+
+    monkeypatch.setattr(uplinkmtu, "read", read)
+    monkeypatch.setattr(probes, "FOLLOW", 0.0)
+    a = driver(A, B, free_port())
+    a.locate(B, [None] * 3 + [Endpoint("10.0.0.1", 9)] + [None] * 3)
+    a.locate(B, [None] * 3 + [Endpoint("10.0.0.1", 9)] + [None] * 3)
+    assert a.fitting.fit(B) == 1420 and asked == ["10.0.0.1"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        mtus["10.0.0.1"] = 1400
+        a.uplinks_changed()
+        await until(lambda: a.fitting.fit(B) == 1328)
+        a.set_peers([])
+        a.uplinks_changed()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(asked) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_frames_over_tcp_have_no_limit_and_what_a_relay_is_reached_by_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uplinkmtu, "read", {"10.0.0.2": 1450}.get)
+    frames, relay = Endpoint("127.0.0.1", 4000), Endpoint("10.0.0.2", 51)
+    ways = {3: Way(Kind.FRAMED, frames)}
+    a = driver(A, B, free_port(), way=lambda peer, dimension: ways.get(dimension))
+    a.locate(B, [None] * 3 + [relay] + [None] * 3)  # until the reconciler has set the way
+    assert a.fitting.fit(B) == 1376
+    a.locate(B, [None] * 3 + [frames] + [None] * 3)
+    assert a.fitting.fit(B) == 1420 and a.fitting.settled(B) == 0b1000
+    ways[3] = Way(Kind.RELAYED, relay, b"r" * 16)
+    a.locate(B, [None] * 3 + [relay] + [None] * 3)
+    assert a.fitting.fit(B) == 1376 and a.fitting.settled(B) == 0
+    await trio.lowlevel.checkpoint()
+
+
 def test_the_kernel_says_what_an_uplink_takes() -> None:
     assert uplinkmtu.read("127.0.0.1") == min(65535, int(Path("/sys/class/net/lo/mtu").read_text()))
+
+
+async def test_a_dimension_is_asked_at_once_when_wireguard_sends_elsewhere() -> None:
+    paths = driver(A, B, free_port())
+    paths.paths.tick(trio.current_time())
+    first, second = ([None] * 3 + [Endpoint("127.0.0.2", port)] + [None] * 3 for port in (9, 10))
+    paths.locate(B, first)
+    waits = paths.paths.deadline
+    paths.locate(B, first)
+    assert paths.paths.deadline == waits > trio.current_time()
+    paths.locate(B, second)
+    assert paths.paths.deadline <= trio.current_time()
 
 
 async def test_probes_that_did_not_come_through_a_dimension_are_nobodys() -> None:
@@ -173,3 +239,44 @@ def test_without_a_map_dimension_0_alone_carries_the_traffic() -> None:
         await trio.lowlevel.checkpoint()
 
     trio.run(main)
+
+
+async def test_an_operators_ping_is_answered_and_one_at_a_time() -> None:
+    port = free_port()
+    a, b = driver(A, B, port), driver(B, A, port)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await until(lambda: states(a, B)[3] is PathState.UP and a.problem is None)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(second_is_refused, a)
+            tallies = await a.ping(B, count=2, size=None)
+        assert [(one.sent, len(one.times)) for one in tallies] == [(2 * (i == 3),) * 2 for i in range(7)]
+        sized = await a.ping(B, count=1, size=1000)
+        assert len(sized[3].times) == 1
+        with pytest.raises(PhantomMeshError, match="no packet of 1421 bytes"):
+            await a.ping(B, count=1, size=1421)
+        nursery.cancel_scope.cancel()
+
+
+async def second_is_refused(a: PathDriver) -> None:
+    await until(lambda: B in a._bursts)
+    with pytest.raises(PhantomMeshError, match="another ping of this peer"):
+        await a.ping(B, count=1, size=None)
+
+
+async def test_too_many_pings_are_refused(autojump_clock: trio.testing.MockClock) -> None:
+    a = driver(A, B, free_port())  # nothing runs, so each is waited for and given up
+    for _ in range(probes.BURSTS[1]):
+        with trio.move_on_after(0.0):
+            await a.ping(B, count=1, size=None)
+    with pytest.raises(PhantomMeshError, match="too many pings"):
+        await a.ping(B, count=1, size=None)
+
+
+async def test_without_its_socket_a_ping_ends(autojump_clock: trio.testing.MockClock) -> None:
+    a = driver(A, B, free_port())
+    assert [one.sent for one in await a.ping(B, count=3, size=None)] == [0] * 7
+    a.problem = PhantomMeshError("paths are not measured", fix="so and so")
+    with pytest.raises(PhantomMeshError, match="not measured"):
+        await a.ping(B, count=3, size=None)

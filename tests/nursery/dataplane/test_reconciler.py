@@ -47,6 +47,19 @@ def make_reconciler(backend: FakeBackend, seen: list[Mapping[str, DeviceState]] 
     return Reconciler(backend, interval=1.0, on_actual=report, log=structlog.get_logger())
 
 
+async def test_a_new_address_of_this_host_reaches_wireguard() -> None:
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.follow(make_desired)
+    await reconciler.converge()
+    await reconciler.resend()
+    assert [set(devices) for devices in backend.resent] == [{"pm0", "pm1"}]
+    backend.broken.add("pm0")
+    with capture_logs() as logs:
+        await reconciler.resend()
+    assert "old address" in logs[0]["event"]
+
+
 async def test_converge_applies_and_returns_what_is_read_back() -> None:
     backend, seen = FakeBackend(), list[Mapping[str, DeviceState]]()
     reconciler = make_reconciler(backend, seen)

@@ -26,7 +26,8 @@ from phantommesh.scatter.intents import MANNERS
 from phantommesh.scatter.plan import ADOPTED
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
-from phantommesh.wireguard.device import DeviceState
+from phantommesh.wireguard.device import DeviceState, Network, Route
+from phantommesh.wireguard.fits import Fitted
 
 NAMES = [f"pm{i}" for i in range(DIMENSIONS)]
 INTERVAL = 2.0
@@ -42,7 +43,7 @@ class Kernel:
     handle: int = 0
     interface: bool = False
     routes: bool = False
-    marked: dict[int, int] = field(default_factory=dict)
+    marked: dict[int, tuple[int, frozenset[Route]]] = field(default_factory=dict)
     refusals: dict[str, NftError] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
@@ -139,9 +140,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
         await trio.lowlevel.checkpoint()
         made.interface = made.routes = False
 
-    async def mark_converge(ways: Mapping[int, int], networks: object) -> None:
+    async def mark_converge(tables: marking.Tables) -> None:
         await trio.lowlevel.checkpoint()
-        made.marked = dict(ways)
+        if "tables" in made.refusals:
+            raise made.refusals["tables"]
+        made.marked = {way: (index, frozenset(routes)) for way, (index, routes) in tables.items()}
 
     async def mark_remove() -> None:
         await trio.lowlevel.checkpoint()
@@ -166,7 +169,14 @@ def devices(missing: set[int] = set()) -> dict[str, DeviceState]:  # noqa: B006 
     return {name: replace(blank, name=name, index=10 + i) for i, name in enumerate(NAMES) if i not in missing}
 
 
-def make(settings: ScatterSection = ScatterSection(), ended: list[EpochCounts] | None = None) -> Scattering:
+NETWORKS = IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")
+
+
+def make(
+    settings: ScatterSection = ScatterSection(),
+    ended: list[EpochCounts] | None = None,
+    fits: Callable[[], list[Fitted]] = list,
+) -> Scattering:
     return Scattering(
         settings,
         device="pm",
@@ -176,8 +186,9 @@ def make(settings: ScatterSection = ScatterSection(), ended: list[EpochCounts] |
         ipv6=lambda: True,
         me=b"m" * 16,
         addresses=lambda: (IPv4Address("100.64.0.1"), IPv6Address("fd00::1")),
-        routed=lambda: (IPv4Network("100.64.0.0/10"), IPv6Network("fd00::/48")),
+        routed=lambda: NETWORKS,
         interval=INTERVAL,
+        fits=fits,
         on_epoch=lambda node_id, counts: None if ended is None else ended.append(counts),
     )
 
@@ -437,9 +448,59 @@ async def test_without_an_egress_hook_marks_do_it(kernel: Kernel, autojump_clock
     scatter.devices(devices())
     async with running(scatter):
         assert scatter.mode == "mark" and problem(scatter) is None
-        assert set(kernel.tables) == {"inet"} and kernel.marked[8] == 10
+        assert set(kernel.tables) == {"inet"} and kernel.marked[8] == (
+            10,
+            frozenset(Route(network, 1) for network in NETWORKS),
+        )
         await scatter.close()
         assert not kernel.tables and not kernel.marked
+
+
+def fitted(number: int, mtu: int) -> Fitted:
+    return Fitted(peer(number).ip4, peer(number).ip6, mtu)
+
+
+async def test_the_routes_of_marks_are_kept_to_what_a_peers_paths_carry(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    fits = [fitted(2, 1420), fitted(3, 1376)]
+    scatter = make(ScatterSection(mode="mark"), fits=lambda: fits)
+    scatter.update([peer(2), peer(3)])
+    scatter.devices(devices())
+    async with running(scatter):
+        hosts: tuple[Network, ...] = (IPv4Network("100.64.0.3/32"), IPv6Network("fd00::3/128"))
+        wanted = {*(Route(network, 1) for network in NETWORKS), *(Route(host, 1, 1376) for host in hosts)}
+        assert set(kernel.marked) == set(range(1, 9))
+        assert all(routes == wanted for _, routes in kernel.marked.values())
+        fits[1] = fitted(3, 1420)
+        scatter.kick()
+        await settle()
+        assert all(len(routes) == 2 for _, routes in kernel.marked.values())
+
+
+async def test_tcp_over_ipv6_has_a_table_where_a_peers_paths_carry_less_than_1280_bytes(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    fits = [fitted(2, 1420), fitted(3, 1376)]
+    scatter = make(fits=lambda: fits)
+    scatter.update([peer(2), peer(3)])
+    scatter.devices(devices())
+    async with running(scatter):
+        assert scatter.mode == "egress" and not kernel.marked
+        fits[1] = fitted(3, 1216)
+        scatter.kick()
+        await settle()
+        assert kernel.marked == {15: (99, frozenset([Route(IPv6Network("fd00::3/128"), 1, 1216, 1156)]))}
+        fits[1] = fitted(3, 1280)
+        scatter.kick()
+        await settle()
+        assert not kernel.marked
+        # It is not worth to scatter nothing for it.
+        kernel.refusals["tables"] = BackendError("no rules", fix="none")  # type: ignore[assignment]
+        fits[1] = fitted(3, 1216)
+        scatter.kick()
+        await settle()
+        assert problem(scatter) is None and has_routes(kernel)
 
 
 async def test_egress_alone_is_not_replaced_by_marks(kernel: Kernel, autojump_clock: object) -> None:

@@ -16,7 +16,9 @@ import trio
 from phantommesh.config.reading import load
 from phantommesh.control import messages
 from phantommesh.endpoint import Address, by_way_of
+from phantommesh.link import wire
 from phantommesh.link.psk import PskPhase
+from phantommesh.node.carrying import EACH, PAIR
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets import framing, tcp
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError
@@ -122,3 +124,41 @@ async def test_what_goes_to_a_member_that_is_no_home_is_dropped_and_counted(
         await until(lambda: beta.parts.carrying.dropped["carry-unsent"] == 1)
         with pytest.raises(StreamError):
             await beta.parts.carrying.tell(NodeId(b"?" * 16), messages.Look())
+
+
+async def test_a_member_gets_no_more_of_others_by_floods_and_forgeries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beta asks alpha to carry junk, a flood and frames to gamma, and says that things are gamma's. Gamma has
+    no link less for it, and a revoked member is carried for no more."""
+    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
+        await until(lambda: linked(beta, gamma) and linked(gamma, beta))
+        real = wire.CookieRequest(wire.Mode.MEMBER, b"12345678", id_of(alpha)).encode(b"k" * 32)
+        before = gamma.parts.links.drops["mac"]
+        async with beta.parts.caller.dial_direct(id_of(alpha)) as client:
+            for _ in range(40):
+                flood = messages.Carry(id_of(gamma), (real,) * 30 + (b"junk", b"\x02" * 64))
+                assert await client.ask(flood) == messages.Done()
+            for request in (
+                messages.Carried(id_of(gamma), (real,)),  # alpha has not lent beta anything
+                messages.Carried(id_of(alpha), (real,)),
+                messages.Carry(NodeId(b"?" * 16), (real,)),
+                messages.Carry(id_of(beta), (real,)),
+            ):
+                assert await client.ask(request) == messages.Done()
+            for frame in (b"", b"x" * 100, b"\x53" * 25, b"\x44" * 50):
+                passed = await client.ask(messages.Pass(id_of(gamma), bytes(8), frame))
+                assert passed == messages.Frame(b"")
+        dropped = alpha.parts.carrying.dropped
+        assert dropped["carry-malformed"] == 80 and dropped["carry-rate"] > 700
+        assert dropped["carried-standing"] == 1 and dropped["carry-nowhere"] == 1
+        assert alpha.parts.links.drops["mac"] == 1
+        assert gamma.parts.links.drops["mac"] - before <= PAIR[1] // EACH
+        assert gamma.parts.carrying.dropped["line-refused"] == 4
+        assert linked(gamma, beta) and linked(gamma, alpha)
+        await alpha.reporter.revoke("gamma", force=True, dry_run=False)
+        await until(lambda: id_of(gamma) not in alpha.parts.caller._lent)
+        await until(lambda: id_of(gamma) in beta.parts.state.revocations)
+        assert alpha.parts.carrying.carrier.carry(id_of(gamma), id_of(beta), [real], 0.0) == []
+        with pytest.raises(StreamError):
+            await beta.parts.carrying.tell(id_of(gamma), messages.Look())

@@ -14,7 +14,7 @@ import trio
 
 from phantommesh.config.sections import Config, NatSection, NodeSection
 from phantommesh.control import messages
-from phantommesh.node.whereabouts import LONGEST, SOON
+from phantommesh.node.whereabouts import LONGEST, QUIET, SOON
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.members import finding as module
 from phantommesh.nursery.members.calling import Caller
@@ -60,19 +60,21 @@ class Host:
 
     def __init__(self, patch: pytest.MonkeyPatch, config: Config, *addresses: HostAddress) -> None:
         self.addresses: Sequence[HostAddress] | None = addresses
+        self.reach = UPLINK
         self.reads, self.published, self.lived = 0, list[float](), list[list[str]]()
-        self.members, self.slept, self.woken = Members(), 0.0, 0
-        patch.setattr(module, "_ahead", lambda: self.slept)
+        self.members, self.slept, self.woken, self.rehomed = Members(), 0.0, 0, list[float]()
+        patch.setattr(module, "_clock", lambda: trio.current_time() + self.slept)
         self.finding = Finding(
             config,
             ("pm0",),
             cast("Caller", self.members),
             refresh=self._refresh,
-            reach=lambda: UPLINK,
+            reach=lambda: self.reach,
             home=lambda own: self.lived.append(list(own)),
             authorities=set,
             publish=lambda: self.published.append(trio.current_time()),
             woken=self._wake,
+            rehomed=self._rehome,
             read=self._read,
         )
 
@@ -85,6 +87,10 @@ class Host:
 
     async def _refresh(self) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def _rehome(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.rehomed.append(trio.current_time())
 
     def _wake(self) -> None:
         self.woken += 1
@@ -202,7 +208,51 @@ async def test_after_a_sleep_all_is_looked_at_again(host: Host, autojump_clock: 
         host.slept, host.members.public = 600.0, "203.0.113.99"
         await trio.sleep(3)
         assert host.woken == 1
+        assert len(host.rehomed) == 1
         assert host.seen == ["203.0.113.99"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_peers_are_asked_at_once_after_a_move_and_not_before_the_start(
+    host: Host, autojump_clock: object
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await running(host, nursery)
+        assert not host.rehomed
+        host.finding.moved()  # something that leaves this node where it was
+        await trio.sleep(6)
+        assert not host.rehomed
+        host.addresses, moved = [SECOND], trio.current_time()
+        host.finding.moved()
+        await trio.sleep(6)
+        assert len(host.rehomed) == 1
+        assert host.rehomed[0] < host.published[0]  # before the record, which takes longer to spread
+        assert host.rehomed[0] - moved < QUIET
+        host.reach = Reach(
+            host=HostNetworks(uplinks=frozenset({2}))
+        )  # the address stays, the way out does not
+        host.finding.moved()
+        await trio.sleep(6)
+        assert len(host.rehomed) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_nat_that_changes_is_found_out_when_a_member_says_so(
+    host: Host, autojump_clock: object
+) -> None:
+    host.members.there = [A, B]
+    async with trio.open_nursery() as nursery:
+        await running(host, nursery)
+        host.members.public = "203.0.113.99"
+        host.finding.hinted("203.0.113.99:40000")
+        await trio.sleep(SOON[0] + LONGEST)
+        assert host.seen == ["203.0.113.99"]
+        assert len(host.rehomed) == 1
+        host.finding.hinted("203.0.113.99:40000")
+        host.finding.hinted("junk")
+        asked = len(host.members.asked)
+        await trio.sleep(SOON[0] + 0.1)
+        assert len(host.rehomed) == 1 and len(host.members.asked) == asked
         nursery.cancel_scope.cancel()
 
 

@@ -264,7 +264,7 @@ async def test_a_node_tells_of_its_links_and_its_health(
             await alpha.reporter.revoke("beta", force=False, dry_run=False)
         alpha.parts.scattering.problem = None  # two nodes in one namespace can be in each other's way
         alpha.recorder.measure()
-        assert told(alpha, "health.*")[-1].type == "health.well"
+        assert told(alpha, "health.*")[-1].type == "health.well", told(alpha, "health.*")[-1]
         peers: dict[str, Intent] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
         changed = Settings(msgspec.structs.replace(alpha.parts.config, scatter=scatter))

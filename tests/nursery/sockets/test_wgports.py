@@ -10,10 +10,13 @@ import subprocess
 import sys
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.nursery.sockets.wgports import Instruction, _checksum, program
+from phantommesh.endpoint import Address
+from phantommesh.nursery.sockets.wgports import IDLE, Instruction, WireguardPorts, _checksum, program
 from phantommesh.routing.knocks import SIZE
 
 PORTS, MAGICS = (51820, 51821, 51833), (0x504D5231, 0x504D5031)
@@ -123,3 +126,34 @@ def test_without_the_capability_there_is_a_fault_and_the_service_goes_on() -> No
     argv = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", sys.executable, "-c", REFUSED]
     result = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.splitlines()[-1:]) == (0, ["no-raw-socket"]), result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for raw sockets")
+async def test_the_sockets_are_there_while_they_are_needed(autojump_clock: trio.testing.MockClock) -> None:
+    """Each UDP packet of the host is copied for them."""
+    ports = WireguardPorts()
+    ports.listen(MAGICS[0], lambda dimension, source, data: None)
+    ports.open_ports(PORTS)
+
+    def now() -> tuple[bool, bool]:
+        return ports.able, ports.open
+
+    assert now() == (False, False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ports.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert now() == (True, True)
+        await trio.sleep(2 * IDLE + 1)
+        assert now() == (True, False)
+        assert ports.send(1, Address("127.0.0.1", 9), payload(MAGICS[1]))
+        assert now() == (True, True)
+        ports.keep("test", True)
+        await trio.sleep(10 * IDLE)
+        assert now() == (True, True)
+        ports.keep("test", False)
+        await trio.sleep(2 * IDLE + 1)
+        assert now() == (True, False)
+        ports.keep("test", True)
+        assert now() == (True, True)
+        nursery.cancel_scope.cancel()
+    assert now() == (False, False)

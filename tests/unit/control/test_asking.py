@@ -68,6 +68,15 @@ def test_who_passed_the_news_on_is_asked_again_and_whose_record_it_is_at_the_end
     ]  # fmt: skip
 
 
+def test_a_member_that_moved_is_asked_where_it_speaks_before_where_it_was() -> None:
+    """Its old address lets the question wait, and in a mesh of two nobody else has its record."""
+    a, c, there = A.node_id, C.node_id, Address("192.0.2.9", 51800)
+    found = steps(roster(a, c), [wanted(c, there)], [c])
+    asked = [step for step in found if not isinstance(step, Pause)]
+    assert asked == [CallUnlinked(there, [b"h" * 16]), c]
+    assert found.index(asked[0]) < found.index(Pause(PAUSES[-1]))
+
+
 def test_it_ends_as_soon_as_the_records_are_here() -> None:
     held = roster(A.node_id, B.node_id)
     entry = roster(C.node_id).get(C.node_id)

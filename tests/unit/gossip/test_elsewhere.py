@@ -12,7 +12,7 @@ import pytest
 
 from phantommesh.endpoint import Address
 from phantommesh.gossip.envelope import Envelope
-from phantommesh.gossip.machine import SHORT, Datagram, Gossip
+from phantommesh.gossip.machine import HINT, HINTS, SHORT, Datagram, Gossip, Hinted
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import State
 from phantommesh.membership.reach import IN_A_ROW
@@ -54,7 +54,8 @@ class World:
     it gets the receiver, the datagram and its source, before the receiver does."""
 
     def __init__(self, *, nat: bool = True) -> None:
-        self.now, self.nat = 1000.0, nat
+        self.now, self.nat, self.at = 1000.0, nat, NAT
+        self.hints: list[tuple[NodeId, Hinted]] = []
         self.ends = {A: End(A), B: End(B), C: End(C)}
         self.sent: list[tuple[NodeId, Datagram]] = []
         self.on_way: Callable[[NodeId, bytes, Address], None] = lambda to, data, source: None
@@ -64,13 +65,15 @@ class World:
 
     def carry(self, sender: NodeId, effects: Sequence[object]) -> None:
         for effect in effects:
+            if isinstance(effect, Hinted):
+                self.hints.append((sender, effect))
             if not isinstance(effect, Datagram):
                 continue
             self.sent.append((sender, effect))
             to = next((node for node, home in HOMES.items() if home == effect.to), None)
             if self.nat:
-                to = B if effect.to == NAT else None if to == B else to
-            source = NAT if sender == B and self.nat else HOMES[sender]
+                to = B if effect.to == self.at else None if to == B else to
+            source = self.at if sender == B and self.nat else HOMES[sender]
             if to is not None and to in self.ends:
                 self.on_way(NodeId(to), effect.data, source)
                 self.deliver(NodeId(to), effect.data, source)
@@ -111,6 +114,36 @@ def test_a_witness_says_where_a_member_is_seen() -> None:
     for witness in (A, C):
         seen = dict(world.ends[witness].gossip.seen(B, world.now))
         assert seen.keys() == {HOMES[B]} and world.now - seen[HOMES[B]] < 10
+
+
+def test_a_member_whose_nat_changes_is_told_so_within_a_few_probes() -> None:
+    world = World()
+    world.run(30)
+    places = {(hint.member, hint.place) for _, hint in world.hints}
+    assert places == {(A, str(NAT)), (C, str(NAT))}
+    assert {to for to, _ in world.hints} == {B}
+    assert len(world.hints) <= 2 * HINTS  # however long the record stays as it is
+    world.hints.clear()
+    world.at = Address("198.51.100.9", 1024)
+    world.run(2)
+    assert {hint.place for _, hint in world.hints} == {"198.51.100.9:1024"}
+
+
+def test_a_member_at_home_is_told_nothing() -> None:
+    world = World(nat=False)
+    world.run(30)
+    assert not world.hints
+
+
+def test_a_hint_for_another_or_that_is_none_is_counted() -> None:
+    end, ring = End(A), Keyring()
+    ring.install(KEY, 1000.0)
+    envelope = Envelope(B, ring, start=2, revoked=(), digest=lambda: b"digest 1")
+    for payload in (C + b"192.0.2.7:1", A + b"\xff", A + b"1" * 65, b""):
+        assert end.gossip.receive(envelope.seal(HINT, payload), HOMES[B], 1001.0) == []
+    assert end.gossip.drops == {"gossip-hint": 4}
+    hint = end.gossip.receive(envelope.seal(HINT, A + b"junk"), HOMES[B], 1001.0)
+    assert hint == [Hinted(B, "junk")]  # `node.whereabouts` looks at the text
 
 
 def test_a_copier_beside_a_member_is_not_where_it_is_seen() -> None:

@@ -5,6 +5,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from phantommesh.management.metrics import Metrics, PathSample, ScatterSample, WireGuardSample
+from phantommesh.management.wayview import WAY_KINDS
 
 # The metrics that the public interface promises.
 NAMES = {
@@ -25,7 +26,12 @@ NAMES = {
     "phantommesh_dropped_total",
     "phantommesh_api_request_seconds",
     "phantommesh_path_loss_ratio",
+    "phantommesh_path_moves_total",
+    "phantommesh_path_mtu_bytes",
     "phantommesh_path_rtt_seconds",
+    "phantommesh_paths",
+    "phantommesh_relay_leases",
+    "phantommesh_relayed_bytes_total",
     "phantommesh_scatter_entropy_bits",
     "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
@@ -50,7 +56,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_peers({"fresh": 2, "stale": 1})
     metrics.set_psk_ages({"pm-2": 4.0})
     metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
-    metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01), PathSample("pm-2", 4, None, 1.0)])
+    metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01, 1376), PathSample("pm-2", 4, None, 1.0)])
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
     metrics.scatter_proofs.labels(result="signed").inc()
     metrics.link_handshake_seconds.observe(0.003)
@@ -100,6 +106,13 @@ def test_labels_are_those_of_the_interface() -> None:
     assert value(metrics, "phantommesh_path_rtt_seconds", peer="pm-2", dimension="3") == 0.02
     assert value(metrics, "phantommesh_path_rtt_seconds", peer="pm-2", dimension="4") is None
     assert value(metrics, "phantommesh_path_loss_ratio", peer="pm-2", dimension="4") == 1.0
+    assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="3") == 1376
+    assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="4") is None
+    assert value(metrics, "phantommesh_path_moves_total", way="direct") == 0
+    metrics.set_ways({"direct": 5, "relayed": 2})
+    assert [value(metrics, "phantommesh_paths", way=way) for way in WAY_KINDS] == [5, 2, 0, 0]
+    metrics.set_ways({"tcp": 7})
+    assert [value(metrics, "phantommesh_paths", way=way) for way in WAY_KINDS] == [0, 0, 7, 0]
     assert value(metrics, "phantommesh_scatter_weight", peer="pm-2", dimension="2") == 0.6
     assert value(metrics, "phantommesh_scatter_entropy_bits", peer="pm-2") == 0.97
     assert value(

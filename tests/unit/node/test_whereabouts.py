@@ -18,6 +18,7 @@ from phantommesh.node import whereabouts
 from phantommesh.node.whereabouts import (
     ASKED,
     EVERY,
+    HINTS,
     LASTS,
     LONGEST,
     MAX_WITNESSES,
@@ -101,6 +102,41 @@ def test_the_ports_of_another_address_do_not_count() -> None:
     for number in (1, 2):
         found.told(member(number), lie, 1.0, authority=False)
     assert seen(found, 1.0)[0].wg_ports == (0,) * DIMENSIONS
+
+
+def test_an_unasked_word_is_a_reason_to_ask_and_no_more() -> None:
+    found = there()
+    assert found.hinted(f"{PUBLIC}:40000", 1.0)
+    assert seen(found, 1.0) == [] and found.public(1.0) == frozenset()
+    for number in (1, 2):
+        found.told(member(number), word(), 2.0, authority=False)
+    assert not found.hinted(f"{PUBLIC}:40000", 3.0)  # known
+    assert not found.hinted(f"{HOME.address}:51800", 3.0)  # our own
+    assert found.hinted("203.0.113.99:40000", 3.0)
+    assert found.hinted(f"{PUBLIC}:40001", 4.0)  # the NAT was started anew
+
+
+@pytest.mark.parametrize("text", ["", "junk", "127.0.0.1:5", "name.example:1", "[::1]:9", "224.0.0.1:9"])
+def test_an_unasked_word_that_is_no_place_is_counted(text: str) -> None:
+    found = there()
+    assert not found.hinted(text, 1.0)
+    assert found.dropped == {"hint-malformed": 1}
+
+
+def test_few_unasked_words_are_followed_however_many_come() -> None:
+    """Any member can forge them in any member's name."""
+    found = there()
+    followed = sum(found.hinted(f"203.0.113.{i % 250 + 1}:40000", i / 10) for i in range(1000))
+    assert followed <= HINTS[1] + HINTS[0] * 100 + 1
+    assert found.dropped["hint-rate"] == 1000 - followed
+
+
+def test_a_nat_with_a_port_for_each_destination_makes_no_news() -> None:
+    found = there()
+    for number in range(4):
+        found.told(member(number), word(port=50_000 + number), 1.0, authority=False)
+    assert not found.hinted(f"{PUBLIC}:50999", 2.0)
+    assert found.hinted("203.0.113.99:50999", 2.0)
 
 
 def test_a_sighting_ends() -> None:

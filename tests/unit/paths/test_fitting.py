@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
-from phantommesh.paths.fitting import BUDGET, Fitting
-from phantommesh.paths.machine import FULL, Paths
+from phantommesh.paths.fitting import (
+    ALL_ANSWERS,
+    ANSWERS,
+    BUDGET,
+    RESERVE,
+    RESERVE_BURST,
+    Fitting,
+)
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, ceiling
 from phantommesh.paths.probe import ON_WIRE, OVER, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.sized import HEADERS, SizedProbe, is_sized
+from phantommesh.paths.weights import FULL
 
 A, B = b"a" * 16, b"b" * 16
 LARGEST = 1420
@@ -261,17 +269,59 @@ def test_a_reflector_is_not_to_be_had_and_strangers_are_counted() -> None:
     ping = SizedProbe(False, 2, 7, 1400).encode()
     (answer,) = world.a.fitting.receive(ping, B, 2, world.now)
     assert isinstance(answer, Send) and len(answer.datagram) == 12
-    for _ in range(100):
+    for _ in range(300):
         world.a.fitting.receive(ping, B, 2, world.now)
     for datagram, peer, dimension in (
         (ping, b"c" * 16, 2), (ping, B, 3), (ping[:-1], B, 2), (SizedProbe(True, 2, 9, 1400).encode(), B, 2),
     ):  # fmt: skip
         assert world.a.fitting.receive(datagram, peer, dimension, world.now) == []
     drops = world.a.fitting.drops
-    assert drops["probe-rate"] > 50
+    assert drops["probe-rate"] > 150
     assert (drops["probe-peer"], drops["probe-dimension"], drops["probe-malformed"], drops["probe-late"]) == (
         1, 1, 1, 1,
     )  # fmt: skip
+
+
+def test_what_all_members_are_answered_together_is_bounded_and_who_asks_little_is_answered() -> None:
+    chance = random.Random(1)
+    paths = Paths(random=chance, interval=0.1)
+    fitting = Fitting(paths, random=chance, largest=LARGEST)
+    loud = [bytes([i]) * 16 for i in range(1, 51)]
+    quiet = bytes(16)
+    fitting.set_peers([quiet, *loud])
+
+    def answered(peer: bytes, now: float) -> int:
+        return len(fitting.receive(SizedProbe(False, 0, 1, 1400).encode(), peer, 0, now))
+
+    among_all, seconds = 0, 20
+    for tenth in range(10 * seconds):
+        for peer in loud:
+            among_all += sum(answered(peer, tenth / 10) for _ in range(10))
+        if tenth % 10 < 7:
+            assert answered(quiet, tenth / 10) == 1
+    bound = ALL_ANSWERS * (seconds + 1) + len(loud) * (RESERVE * seconds + RESERVE_BURST)
+    assert bound / 2 < among_all <= bound < len(loud) * ANSWERS * seconds
+
+
+def test_a_way_that_takes_all_is_asked_nothing_and_the_next_one_is_searched_anew() -> None:
+    world = busy(carries=1300)
+    assert world.a.fit == 1296
+    for end in (world.a, world.b):
+        for dimension in range(DIMENSIONS):
+            effects = end.fitting.way(end.peer, dimension, "frames", 0, world.now, whole=True)
+            world.carry_out(end, effects)
+    assert (world.a.fit, world.b.fit) == (LARGEST, LARGEST)
+    before = world.a.sized
+    world.run(30)
+    assert world.a.sized == before and list(world.a.fitting.holes()) == []
+    world.cut = ALL
+    world.run(30)
+    for end in (world.a, world.b):
+        for dimension in range(DIMENSIONS):
+            world.carry_out(end, end.fitting.way(end.peer, dimension, "direct", 0, world.now))
+    world.cut = 0
+    world.run(15)
+    assert (world.a.fit, world.b.fit) == (1296, 1296)
 
 
 @settings(max_examples=8, deadline=None)

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.paths.pmtu import BASE, MISSES, RAISE, PathMtu, ceiling, misses_needed, rung, sizes
+from phantommesh.paths.probe import OVER
+from phantommesh.proofs.spread import LARGEST_DRAW
 
 LARGEST = 1420
 
@@ -21,7 +23,7 @@ class Way:
 
     def __init__(self, carries: int, *, rtt: float = 0.02, loss: float = 0.0, own: int = 0) -> None:
         self.carries, self.rtt, self.loss, self.dark = carries, rtt, loss, False
-        self.now, self.probes, self.smallest = 0.0, 0, LARGEST
+        self.now, self.probes, self.smallest, self.arrived = 0.0, 0, LARGEST, 0
         self.random = random.Random(1)
         self.path = PathMtu(LARGEST, 7, own=own)
         self.small = float("-inf")
@@ -53,6 +55,8 @@ class Way:
                 number = self.path.sent()
                 self.probes += 1
                 assert BASE <= due <= LARGEST
+                if due <= self.carries and not self.dark:
+                    self.arrived += due + OVER
                 if due <= self.carries and not self.dark and self.random.random() >= self.loss:
                     heapq.heappush(self._back, (self.now + self.rtt, number, due))
             if self.now >= end:
@@ -81,6 +85,23 @@ def test_a_size_that_is_swallowed_is_left_before_another_is_found() -> None:
     assert way.path.size <= 1300
     way.run(5)
     assert way.path.size == 1296
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("carries", [1206, 1300, 1376, 1414, LARGEST])
+def test_what_a_search_brings_the_other_end_is_far_below_one_draw_of_scatter_proofs(
+    carries: int, loss: float
+) -> None:
+    """Only what arrives counts there. A search in one dimension alone, in an epoch of a second, is allowed
+    2 KiB and is a part of a draw otherwise."""
+    anew = Way(carries, loss=loss)
+    anew.run(15)
+    shrunk = Way(LARGEST, loss=loss)
+    shrunk.run(3)
+    shrunk.arrived, shrunk.carries = 0, carries
+    shrunk.path.confirm(shrunk.now)
+    shrunk.run(15)
+    assert max(anew.arrived, shrunk.arrived) <= LARGEST_DRAW / 6
 
 
 def test_a_path_that_shrinks_is_followed_as_soon_as_it_is_asked() -> None:
@@ -121,6 +142,30 @@ def test_a_dark_path_says_nothing_of_its_size() -> None:
     way.path.resume(way.now)
     way.run(5)
     assert way.path.size == LARGEST and way.path.settled
+
+
+def test_a_path_that_was_dark_is_asked_for_more_than_before_and_traffic_keeps_what_holds() -> None:
+    way = Way(1328)
+    way.run(5)
+    way.dark = True
+    way.path.pause()
+    way.run(60)
+    way.dark = False
+    way.path.resume(way.now)
+    way.smallest = LARGEST
+    way.run(5)
+    assert way.smallest == way.path.size == 1328 and way.path.settled
+    before = way.probes
+    way.run(300)
+    assert way.probes == before
+    way.path.pause()
+    way.carries = LARGEST
+    way.path.resume(way.now)
+    way.run(2)
+    assert way.path.size == LARGEST and way.path.settled
+    before = way.probes
+    way.run(300)
+    assert way.probes == before
 
 
 def test_a_path_that_carries_no_useful_size_is_narrow_and_is_noticed_when_it_mends() -> None:

@@ -62,7 +62,7 @@ def test_dimensions_cannot_be_told_to_belong_together_by_their_names() -> None:
 def test_it_is_no_message_of_wireguard_and_no_relays() -> None:
     first = encode(Kind.KNOCK, 0, NONCE, HERE)[:4]
     assert int.from_bytes(first, "little") not in (1, 2, 3, 4)
-    assert MAGIC != binding.MAGIC
+    assert len({MAGIC, binding.MAGIC}) == 2
 
 
 def test_keys_are_not_shown() -> None:

@@ -160,6 +160,7 @@ def test_a_spent_quota_ends_the_lease_and_asking_again_does_not_help() -> None:
     assert leases.account({one: 400, two: 500}, 1.0) == []
     leases.begun([two])
     assert leases.account({one: 450, two: 50}, 2.0) == [(A, B)]
+    assert leases.relayed == 1000
     assert leases.ask(A, B, 0, 3.0, tagging=True) is Refusal.SPENT
     assert isinstance(leases.ask(A, B, 0, 1.0 + WINDOW, tagging=True), Grant)
 

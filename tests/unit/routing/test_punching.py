@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from phantommesh.dimensions import ALL, DIMENSIONS, only
 from phantommesh.endpoint import Address
-from phantommesh.routing import knocks, punching
+from phantommesh.routing import knocks
 from phantommesh.routing.knocks import SIZE, Keys, Kind
 from phantommesh.routing.punching import (
     ANSWERS,
@@ -33,15 +33,9 @@ from phantommesh.routing.punching import (
     PROVES,
     ROUNDS,
     STRAYS,
-    Ask,
-    Effect,
-    Lost,
     Punching,
-    Send,
-    Standing,
-    Target,
-    Won,
 )
+from phantommesh.routing.search import Ask, Effect, Lost, Send, Standing, State, Target, Won, missing
 from phantommesh.secret import Secret
 
 A, B = b"a" * 16, b"b" * 16
@@ -96,6 +90,7 @@ class Net:
         self.won: dict[bytes, dict[int, Address]] = {A: {}, B: {}}
         self.sent: Counter[tuple[bytes, int, Address]] = Counter()
         self.answers = 0
+        self.channel = True
         self._number, self._events = count(), list[tuple[float, int, str, tuple[object, ...]]]()
         self.ends = {
             me: Punching(
@@ -162,7 +157,9 @@ class Net:
                     self.carry_out(me, self.ends[me].receive(port - FIRST, source, datagram, self.now))
 
     def meet(self, peer: bytes, dimensions: int, asked: float) -> None:
-        refused = self.ends[peer].asked(other(peer), dimensions, 0.25, self.now)
+        refused = "nobody in common"
+        if self.channel:
+            refused = self.ends[peer].asked(other(peer), dimensions, 0.25, self.now)
         self.at(self.now + self.delay, "met", other(peer), asked, refused)
 
     def met(self, me: bytes, asked: float, refused: str) -> None:
@@ -242,6 +239,19 @@ def test_a_round_that_failed_is_followed_by_silence() -> None:
     assert net.sent.total() <= 12 * sent
 
 
+@pytest.mark.parametrize("kind", ["keeps", "public"])
+def test_without_anybody_in_common_both_try_alone_in_the_end(kind: str) -> None:
+    net = Net((kind, False), ("keeps", False), 0.02)
+    net.channel = False
+    net.want(A)
+    net.want(B)
+    net.run(10.0)
+    assert not net.sent and net.ends[A].state(B).standing is Standing.APART
+    assert net.ends[A].state(B).why == "nobody in common"
+    net.run(120.0)
+    assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
+
+
 def test_other_addresses_are_tried_at_once() -> None:
     net = Net(("random", False), ("random", False), 0.01)
     net.want(A)
@@ -275,7 +285,9 @@ def test_wireguard_may_try_first_where_that_does_no_harm() -> None:
     net.ends[A].want(B, ALL, 0.0, soon=False)
     net.run(GRACE - 0.1)
     assert not net.sent
+    assert net.ends[A].busy
     net.ends[A].want(B, 0, net.now, soon=False)
+    assert not net.ends[A].busy
     net.run(100.0)
     assert not net.sent
 
@@ -418,4 +430,10 @@ def test_what_is_gone_is_forgotten() -> None:
     assert len(end._names) == 2 * DIMENSIONS
     end.retain(set())
     assert not end._names and end.deadline == inf
-    assert end.state(B) == punching.State(Standing.IDLE)
+    assert end.state(B) == State(Standing.IDLE)
+
+
+def test_a_direct_way_is_wanted_where_none_answers_and_where_others_carry_it() -> None:
+    assert missing(0b1111, up=0b0011, dark=0b1000, direct=0b0000, detour=0b0010) == 0b1110
+    assert missing(0b1111, up=0b0000, dark=0b1000, direct=0b1100, detour=0b0000) == 0b1011
+    assert missing(0b0000, up=0b0000, dark=0b1111, direct=0b0000, detour=0b0000) == 0

@@ -47,3 +47,25 @@ def test_what_is_known_of_other_peers_is_forgotten() -> None:
     assert (ways.chosen(B, 0), ways.held(B)) == (None, 0)
     assert ways.hold(A, 0)
     assert ways.held(A) == 0
+
+
+def test_a_direct_way_that_was_lost_leaves_silence_while_the_peer_is_held_and_has_no_other() -> None:
+    ways = Ways()
+    ways.offer(A, 0, DIRECT)
+    ways.withdraw(A, 0, Kind.DIRECT)
+    assert ways.quiet(A) == 0  # nothing is held: WireGuard may try by itself
+    ways.hold(A, 0b11)
+    ways.offer(A, 0, DIRECT)
+    ways.offer(A, 1, DIRECT)
+    ways.offer(A, 1, RELAYED)
+    for dimension in (0, 1):
+        ways.withdraw(A, dimension, Kind.DIRECT)
+    assert ways.quiet(A) == 0b01
+    ways.offer(A, 0, RELAYED)
+    assert ways.quiet(A) == 0
+    ways.withdraw(A, 0, Kind.RELAYED)
+    ways.offer(A, 0, DIRECT)
+    ways.withdraw(A, 0, Kind.DIRECT)
+    assert ways.quiet(A) == 0b01
+    ways.hold(A, 0)
+    assert ways.quiet(A) == 0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.wireguard.device import Route
-from phantommesh.wireguard.fits import Fitted, fitted_routes, narrowest_routes
+from phantommesh.wireguard.fits import Fitted, fitted_routes, narrowest_routes, segment_routes
 
 FOUR, SIX = ip_network("100.64.0.0/10"), ip_network("fd00:1::/48")
 LARGEST = 1420
@@ -41,6 +41,16 @@ def test_one_peer_that_carries_less_does_not_make_packets_to_the_others_small() 
 def test_below_what_ipv6_needs_tcp_alone_is_kept_to_it() -> None:
     found = fitted_routes([FOUR, SIX], 50, LARGEST, [peer(1, 1216)])
     assert found == {Route(FOUR, 50, 1216), Route(SIX, 50, 1280, 1156)}
+
+
+def test_tcp_over_ipv6_has_routes_below_1280_and_no_others() -> None:
+    fits = [peer(1, 1420), peer(2, 1216), peer(3, 1280)]
+    assert segment_routes([FOUR, SIX], 1, LARGEST, fits) == {
+        Route(ip_network("fd00:1::2/128"), 1, 1216, 1156)
+    }
+    assert segment_routes([FOUR, SIX], 1, LARGEST, [peer(1, 1200)]) == {Route(SIX, 1, 1200, 1140)}
+    assert segment_routes([FOUR], 1, LARGEST, [peer(1, 1200)]) == frozenset()
+    assert segment_routes([FOUR, SIX], 1, 1280, [peer(1, 1200)]) == {Route(SIX, 1, 1200, 1140)}
 
 
 def test_without_ipv6_there_are_no_routes_of_it() -> None:

@@ -196,8 +196,8 @@ def test_the_endpoint_is_set_again_when_the_handshake_is_old() -> None:
 def test_what_roamed_to_where_it_may_not_is_put_back_or_forgotten() -> None:
     """WireGuard follows a peer anywhere: a packet through the tunnel, from an overlay address, is enough."""
 
-    def forbids(host: str) -> bool:
-        return host == ENDPOINTS[1].host
+    def forbids(endpoint: Endpoint) -> bool:
+        return endpoint == ENDPOINTS[1]
 
     config = make_device(make_peer())
     actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW)}

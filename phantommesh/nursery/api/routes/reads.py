@@ -45,6 +45,9 @@ def reads(node: NodePort) -> Handlers:
     async def peer(peer: str) -> Response:
         return json(find_peer(node.peers(), peer))
 
+    async def netcheck() -> Response:
+        return json(await node.netcheck())
+
     async def export_proofs() -> Response:
         wanted = request.args.get("peer")
         chosen = None
@@ -74,6 +77,7 @@ def reads(node: NodePort) -> Handlers:
         "peer": peer,
         "links": paged(node.links),
         "paths": paged(node.paths),
+        "netcheck": netcheck,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),
         "export_proofs": export_proofs,

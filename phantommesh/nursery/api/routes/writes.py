@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The endpoints that change something. All go through `write`: dry run, body, who may, Idempotency-Key."""
+"""The endpoints that change or do something. All go through `write`: dry run, body, who may,
+Idempotency-Key."""
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,16 +9,24 @@ from typing import TypeVar
 import msgspec
 from quart import Response, request
 
-from phantommesh.management.bodies import IdentityRequest, NameRequest, RevocationRequest, RotationRequest
+from phantommesh.management.bodies import (
+    IdentityRequest,
+    NameRequest,
+    PingRequest,
+    RevocationRequest,
+    RotationRequest,
+)
 from phantommesh.management.endpoints import (
     IDENTITIES,
     JSON,
     NAMES,
+    PINGS,
     REVOCATIONS,
     ROTATIONS,
     Endpoint,
     RootOnly,
 )
+from phantommesh.management.pingview import PingResult
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
@@ -46,6 +55,10 @@ def writes(node: NodePort) -> Handlers:
             return _planned(chosen, node.links())
         return await node.rotate(None if wanted.peer is None else chosen[0].node_id)
 
+    async def ping(wanted: PingRequest, _dry_run: bool) -> PingResult:
+        chosen = find_peer(node.peers(), wanted.peer)
+        return await node.ping(chosen.node_id, count=wanted.count, size=wanted.size)
+
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
 
@@ -67,6 +80,7 @@ def writes(node: NodePort) -> Handlers:
 
     return {
         ROTATIONS.name: writing(ROTATIONS, rotate),
+        PINGS.name: writing(PINGS, ping),
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What `netcheck` shows of a running node: its host's network, and how members reach the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, assert_never
+
+import msgspec
+import trio
+
+from phantommesh.control import messages
+from phantommesh.dimensions import all_names, master_name
+from phantommesh.endpoint import format_endpoint
+from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import Fault
+from phantommesh.management.netview import (
+    ClockView,
+    Family,
+    FeatureView,
+    NatKind,
+    NatView,
+    NetCheck,
+    PortmapView,
+    ReachedView,
+    RelayView,
+    UplinkView,
+)
+from phantommesh.node.natkind import SURE, Nat, nat_of
+from phantommesh.nursery.due import moment
+from phantommesh.nursery.host.features import read_features
+from phantommesh.nursery.host.uplinks import read_uplinks
+from phantommesh.nursery.members.checking import ask_others
+from phantommesh.nursery.parts import Parts
+from phantommesh.records.candidate import Kind
+from phantommesh.trust.identity import NodeId
+
+_VERSIONS: Final[tuple[tuple[int, Family], ...]] = ((4, "ipv4"), (6, "ipv6"))
+
+# Tuning.
+KEPT: Final = 60.0  # s that members' words on TCP are kept: each member checks once a minute
+
+
+class NetChecks:
+    """Looks when asked."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._asking = trio.Lock()
+        self._told: tuple[float, dict[NodeId, messages.TcpChecked]] = (float("-inf"), {})
+
+    async def look(self, name: str, faults: list[Fault]) -> NetCheck:
+        """Look at the host, and ask members for their word. ``name`` is this node's."""
+        parts, unknown = self._parts, list[str]()
+        prefix = parts.config.wireguard.prefix
+        ours = {*all_names(prefix), master_name(prefix)}
+        uplinks: list[UplinkView] = []
+        try:
+            uplinks = await trio.to_thread.run_sync(read_uplinks, ours)
+        except PhantomMeshError as error:
+            unknown.append(f"uplinks: {error}")
+        features = await trio.to_thread.run_sync(read_features)
+        tcp = await self._tcp()
+        nats = [_nat_view(family, nat) for family, nat in nats_of(parts, uplinks)]
+        unknown += [f"NAT for {nat.family}: {nat.why}" for nat in nats if nat.kind == "unknown"]
+        reached = [self._udp(), tcp]
+        unknown += [f"{one.transport.upper()}: {one.why}" for one in reached if one.reached is None]
+        unknown.append("hairpin: not tried")
+        ahead, members = parts.gossip.news.clocks.ahead(moment())
+        if ahead is None:
+            unknown.append("clock: no member has said what time it is")
+        fits = [parts.paths.fitting.fit(peer.node_id) for peer in parts.peers.reached() if peer.ready]
+        return NetCheck(
+            node=name,
+            uplinks=uplinks,
+            nat=nats,
+            portmap=_portmap(parts),
+            overlay_mtu=parts.config.wireguard.mtu,
+            least_mtu=min(fits, default=None),
+            relays=_relays(parts),
+            reached=reached,
+            clock=ClockView(ahead_s=None if ahead is None else round(ahead, 1), members=members),
+            features=[self._feature(feature) for feature in features],
+            faults=faults,
+            unknown=unknown,
+        )
+
+    def _feature(self, feature: FeatureView) -> FeatureView:
+        """What is known of a feature by its being in use."""
+        scattering = self._parts.scattering
+        used = feature.name == f"{self._parts.backend.name} WireGuard"
+        if used:
+            return msgspec.structs.replace(feature, there=True, why="in use")
+        if feature.name == "netdev egress hook" and scattering.problem is None:
+            hooked = scattering.mode == "egress"
+            why = "in use" if hooked else "packets are scattered by marks"
+            return msgspec.structs.replace(feature, there=True if hooked else feature.there, why=why)
+        return feature
+
+    def _udp(self) -> ReachedView:
+        now = trio.current_time()
+        by = self._names(self._parts.finding.whereabouts.witnesses(now))
+        why = "members see datagrams of this node" if by else "no member has said that it sees this node"
+        return ReachedView(transport="udp", reached=True if by else None, by=by, why=why)
+
+    async def _tcp(self) -> ReachedView:
+        parts = self._parts
+        if not parts.config.control.tcp:
+            return ReachedView(transport="tcp", reached=False, by=[], why="control.tcp is off here")
+        async with self._asking:
+            now = trio.current_time()
+            if now >= self._told[0] + KEPT:
+                first = sorted(parts.finding.whereabouts.witnesses(now))
+                self._told = now, await ask_others(parts.caller, first)
+        said = self._told[1]
+        if yes := {member: word for member, word in said.items() if word.reached}:
+            at = ", ".join(sorted({word.endpoint for word in yes.values()}))
+            return ReachedView(transport="tcp", reached=True, by=self._names(yes), why=f"at {at}")
+        if said:
+            why = next(iter(said.values())).why
+            return ReachedView(transport="tcp", reached=False, by=self._names(said), why=why)
+        return ReachedView(transport="tcp", reached=None, by=[], why="no member could be asked")
+
+    def _names(self, members: Iterable[NodeId]) -> list[str]:
+        found = (self._parts.keeper.roster.get(member) for member in members)
+        return sorted(entry.member.name for entry in found if entry is not None)
+
+
+def nats_of(parts: Parts, uplinks: Sequence[UplinkView] = ()) -> list[tuple[Family, Nat]]:
+    """The NATs before this node, for each family of which it has an address or a witness."""
+    known, now = parts.finding.whereabouts, trio.current_time()
+    settings = parts.config.wireguard
+    ports = parts.own.wg_keys.ports(settings.base_port, settings.port_choices)
+    own, seen = {one.address for one in known.own}, list(known.witnesses(now).values())
+    found = []
+    for version, family in _VERSIONS:
+        nat = nat_of(own, parts.config.control.port, ports, seen, version)
+        held = any((":" in text) is (version == 6) for uplink in uplinks for text in uplink.addresses)
+        if held or nat.kind != "unknown":
+            found.append((family, nat))
+    return found
+
+
+def _nat_view(family: Family, nat: Nat) -> NatView:
+    public = [format_endpoint(str(place.address), place.port) for place in nat.public]
+    why = said(nat.kind)
+    if nat.kind == "other-port" and nat.witnesses < SURE:
+        why = "one member sees another port; a second one would show whether it is the same for all"
+    return NatView(family=family, kind=nat.kind, public=public, witnesses=nat.witnesses, why=why)
+
+
+def said(kind: NatKind) -> str:
+    """What a kind of NAT means, in words."""
+    match kind:
+        case "none":
+            return "members see this host's own address"
+        case "port-preserving":
+            return "members see another address with this node's own ports"
+        case "other-port":
+            return "members see another address with another port, the same for all"
+        case "random":
+            return "each member sees another port, so none can tell others where to send"
+        case "unknown":
+            return "no member has said where it sees this node"
+        case _:
+            assert_never(kind)
+
+
+def _portmap(parts: Parts) -> PortmapView:
+    """By this node's own candidates: a mapped one is in its record."""
+    mapped = next((one for one in parts.finding.found.candidates if one.kind == Kind.MAPPED), None)
+    if mapped is None:
+        return PortmapView(state="none", why="no router has mapped a port")
+    return PortmapView(state="mapped", endpoint=format_endpoint(mapped.host, mapped.port))
+
+
+def _relays(parts: Parts) -> RelayView:
+    offer = parts.lending.offer
+    return RelayView(
+        port=None if offer is None else offer.port,
+        leases=len(parts.lending.leases),
+        offered=sorted(e.member.name for e in parts.peers.entries if e.record.relay is not None),
+    )

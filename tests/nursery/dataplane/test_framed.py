@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Frames over TCP between two whole nodes on loopback. The test's own sockets stand in for their WireGuards,
+which carry nothing: so no path ever answers, and the nodes call each other."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from phantommesh.control import messages
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.endpoint import Address
+from phantommesh.nursery.dataplane import framed as module
+from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
+from phantommesh.nursery.node import Node
+from phantommesh.nursery.sockets.channels import Client
+from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
+from phantommesh.routing.frames import MAX_BATCH, frame
+from phantommesh.routing.ways import Kind
+from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.device import Endpoint
+from tests.support.loopback import PATIENCE, join, make_authority, make_invite, serving, until
+
+
+@contextmanager
+def wireguards(node: Node) -> Iterator[list[socket.socket]]:
+    """Sockets in place of a node's seven WireGuards."""
+    found = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(DIMENSIONS)]
+    try:
+        for one in found:
+            one.bind((HOST, 0))
+            one.setblocking(False)
+        ports = [one.getsockname()[1] for one in found]
+        node.parts.framed._ports = lambda: ports
+        yield found
+    finally:
+        for one in found:
+            one.close()
+
+
+def id_of(node: Node) -> NodeId:
+    return NodeId(node.parts.state.identity.node_id)
+
+
+def edge(node: Node, other: Node) -> Endpoint:
+    way = node.parts.ways.chosen(id_of(other), 0)
+    assert way is not None and way.kind is Kind.FRAMED
+    return way.endpoint
+
+
+def connected(node: Node, other: Node) -> bool:
+    framed = node.parts.framed
+    return framed.last.framed(id_of(other)) == ALL and id_of(other) in framed._lines
+
+
+async def got(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
+    with trio.fail_after(PATIENCE):
+        await trio.lowlevel.wait_readable(sock)
+    return sock.recvfrom(65536)
+
+
+@asynccontextmanager
+async def two(at: Path) -> AsyncIterator[tuple[Node, Node]]:
+    """Two nodes, with frames between them."""
+    state = make_authority(at / "alpha")
+    async with serving(at / "alpha", frames=True) as alpha:
+        await join(at / "beta", make_invite(state if alpha is None else alpha.parts.state), "beta")
+        async with serving(at / "beta", frames=True) as beta:
+            await until(lambda: connected(alpha, beta) and connected(beta, alpha))
+            yield alpha, beta
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call is enough: the two ends of one machine are not to stall."""
+    monkeypatch.setattr("phantommesh.routing.lastway.STALLED", 1e6)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_socket(tmp_path: Path) -> None:
+    async with two(tmp_path) as (alpha, beta):
+        with wireguards(alpha) as here, wireguards(beta) as there:
+            to, back = edge(alpha, beta), edge(beta, alpha)
+            for i in range(DIMENSIONS):
+                here[i].sendto(b"to dimension %d" % i, (to.host, to.port))
+                assert await got(there[i]) == (b"to dimension %d" % i, (back.host, back.port))
+                there[i].sendto(bytes(1452), (back.host, back.port))
+                assert await got(here[i]) == (bytes(1452), (to.host, to.port))
+            # The reconciler takes the endpoint, which is loopback's, and no other one of loopback.
+            name = alpha.parts.names[0]
+            await until(
+                lambda: [p.endpoint for p in alpha.parts.reconciler.desired[name].peers.values()] == [to]
+            )
+            assert alpha.parts.reconciler._forbids(Endpoint("169.254.1.1", 1))
+
+            # A stranger of this host is not listened to.
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                stranger.sendto(b"x", (to.host, to.port))
+                await until(lambda: alpha.parts.framed.dropped["frame-source"] == 1)
+        [fault] = [fault for fault in alpha.parts.framed.faults() if fault.code == UDP_BLOCKED.code]
+        assert fault.subject == "beta"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
+    async with two(tmp_path) as (alpha, beta):
+        for node in (alpha, beta):
+            node.parts.udp.forbids = lambda host: True
+        began = trio.current_time()
+
+        def heard(node: Node, other: Node) -> bool:
+            silence = node.parts.gossip.membership.silence(id_of(other), trio.current_time())
+            return silence is not None and trio.current_time() - silence > began + 3.0
+
+        await until(lambda: heard(alpha, beta) and heard(beta, alpha))
+        # On a connection a member speaks for itself alone.
+        taken, impostors = alpha.parts.gossip.receive_framed, list[bytes]()
+
+        def catch(datagram: bytes, source: Address, member: NodeId) -> None:
+            taken(datagram, source, member if impostors else NodeId(bytes(16)))
+            impostors.append(datagram)
+
+        alpha.parts.gossip.receive_framed = catch  # type: ignore[method-assign]
+        await until(lambda: len(impostors) > 1)
+        assert alpha.parts.gossip.dropped["gossip-impostor"] == 1
+
+
+@asynccontextmanager
+async def asked(alpha: Node, beta: Node) -> AsyncIterator[tuple[Client, FramedStream]]:
+    """A connection of beta's to alpha on which frames were asked for, beside beta's own."""
+    session = beta.parts.sessions.newest(id_of(alpha))
+    assert session is not None
+    async with connect(HOST, alpha.parts.config.control.port) as framed:
+        yield await Client.open(framed, session), framed
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_member_that_floods_has_one_connection_and_its_garbage_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phantommesh.routing.lastway.REDIAL", 1e6)
+    async with two(tmp_path) as (alpha, beta):
+        taker, peer = alpha.parts.framed, id_of(beta)
+        refused = 0
+        for _ in range(20):
+            async with asked(alpha, beta) as (client, _framed):
+                refused += isinstance(await client.ask(messages.Frames()), messages.Refused)
+                assert len(taker._lines) <= 1 and len(taker._edges) <= 1
+        assert refused >= 20 - module.TAKEN_BURST - 2
+        assert taker.dropped["frame-refused"] == refused
+
+        taker._taken = type(taker._taken)(100.0, 100.0)
+        for garbage in (b"\xff", frame(3, b"whole") + b"\0\0\x09cut", bytes((7, 0, 0))):
+            before = taker.dropped["frame-malformed"]
+            async with asked(alpha, beta) as (client, framed):
+                assert await client.ask(messages.Frames()) == messages.Done()
+                await framed.send(client.sealed.seal(garbage))
+                await until(lambda before=before: taker.dropped["frame-malformed"] > before)  # type: ignore[misc]
+        async with asked(alpha, beta) as (client, framed):  # not sealed
+            assert await client.ask(messages.Frames()) == messages.Done()
+            before = taker.dropped["frame-malformed"]
+            await framed.send(b"no seal")
+            await until(lambda: taker.dropped["frame-malformed"] > before)
+
+        # A flood waits: what is read of it stays within its rate.
+        read = 0
+        deliver = taker._deliver
+
+        def count(*args: object) -> int:
+            nonlocal read
+            number = deliver(*args)  # type: ignore[arg-type]
+            read += number
+            return number
+
+        taker._deliver = count  # type: ignore[assignment]
+        batch = frame(0, b"") * (MAX_BATCH // 3)
+        async with asked(alpha, beta) as (client, framed):
+            assert await client.ask(messages.Frames()) == messages.Done()
+            line = taker._lines[peer]
+            began = trio.current_time()
+            with trio.move_on_after(1.0), suppress(StreamError):  # the other node may call, and displace it
+                while True:
+                    await framed.send(client.sealed.seal(batch))
+            took = trio.current_time() - began
+        assert read <= module.FRAMES_BURST + module.FRAMES * took + MAX_BATCH
+        assert line.queue.size == 0
+        await until(lambda: peer not in taker._lines or taker._lines[peer] is not line)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_nothing_is_left_of_frames_when_the_node_ends_or_the_peer_goes(tmp_path: Path) -> None:
+    async with two(tmp_path) as (alpha, beta):
+        owned = edge(alpha, beta)
+        held = alpha.parts.framed._edges[id_of(beta)].socket
+        assert alpha.parts.framed.owns(owned)
+        alpha.parts.framed.retain(())
+        await until(lambda: id_of(beta) not in alpha.parts.framed._lines)
+        await until(lambda: held.fileno() == -1)
+        assert not alpha.parts.framed.owns(owned)
+    for node in (alpha, beta):
+        framed: Framed = node.parts.framed
+        assert not framed._lines and not framed._edges and not framed._owned
+        assert not node.parts.ways.on_offer(id_of(beta), Kind.FRAMED)
+
+
+async def test_a_newcomer_and_a_passed_on_channel_get_no_frames(tmp_path: Path) -> None:
+    make_authority(tmp_path / "alpha")
+    async with serving(tmp_path / "alpha") as alpha:
+        client = Client.__new__(Client)
+        client.framed = object()  # type: ignore[assignment]
+        with pytest.raises(StreamError, match="passes"):
+            await alpha.parts.framed._carry(id_of(alpha), client, ours=False)
