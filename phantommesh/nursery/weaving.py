@@ -117,7 +117,6 @@ class Weaving:
         self._arrange()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)
-        parts.borrower.doubt([entry.member.node_id for entry in parts.peers.entries])
 
     def _reroute(self) -> None:
         parts = self._parts

@@ -12,7 +12,7 @@ datagrams came to a WireGuard port from a relay.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -28,11 +28,14 @@ ASKED: Final = 5  # relays, the nearest, that are asked what they would cost
 COST_EVERY: Final = 30.0  # s between two such questions
 COST_SOON: Final = 2.0  # s the same while no relay offers, at most,
 EAGER: Final = 30.0  # s from when one was first wanted
+TOGETHER: Final = 0.3  # s for which the first choice waits for the answers of the others
 OFFER_LIFE: Final = 75.0  # s that an answer is believed: two questions may go unanswered
 RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
 HURRY: Final = 0.25  # s between two attempts at what has not worked yet
+AGAIN: Final = 1.0  # s between two requests for a lease that does not forward yet
 PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
+STALE: Final = 12.0  # s after which a leg that never forwarded gives way to one that does
 FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is not chosen for the pair
 LINGER: Final = 5.0  # s that the lease before is kept after a move: the ends move one after the other
 HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when this end has need of it too
@@ -114,6 +117,8 @@ class _Peer:
     cost_at: float = inf
     since: float = -inf  # when something was first wanted
     pause: float = HURRY
+    awaited: set[NodeId] = field(default_factory=set)  # relays whose answers the first choice waits for,
+    decide_at: float = inf  # until then
 
     def all_legs(self) -> list[tuple[int, _Leg]]:
         return [*self.legs.items(), *self.before.items()]
@@ -132,10 +137,6 @@ class Borrowing:
     def idle(self) -> bool:
         """Whether nothing is wanted."""
         return not self._peers
-
-    def without(self) -> Iterator[NodeId]:
-        """The peers for whom this node chooses, and for whom no relay is on offer."""
-        return (id_ for id_, peer in self._peers.items() if self._own < id_ and not peer.offers)
 
     def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
         """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay
@@ -180,6 +181,7 @@ class Borrowing:
         peer, near = self._peers.get(peer_id), self._relays.get(relay)
         if peer is None or near is None:
             return []
+        peer.awaited.discard(relay)
         if far is None or peer.failed.get(relay, -inf) > now:
             peer.offers.pop(relay, None)
         else:
@@ -210,10 +212,10 @@ class Borrowing:
         leg = self._leg(relay, peer_id, dimension)
         if leg is None:
             return []
-        leg.ask_at = now + RENEW
+        leg.ask_at = now + (RENEW if leg.used or now - leg.since >= PATIENCE else AGAIN)
         if (leg.port, leg.tag, leg.ticket) == (port, tag, ticket):
             return []
-        leg.port, leg.tag, leg.ticket, leg.key, leg.heard = port, tag, ticket, key, -inf
+        leg.port, leg.tag, leg.ticket, leg.key = port, tag, ticket, key
         return self._bind(leg, dimension, now)
 
     def refused(self, relay: NodeId, peer_id: NodeId, dimension: int, now: float) -> list[Effect]:
@@ -232,6 +234,9 @@ class Borrowing:
             return []
         peer.failed[relay] = now + FAILED
         peer.offers.pop(relay, None)
+        for _, leg in peer.all_legs():
+            if leg.relay == relay:  # it may have begun anew, and know no lease
+                leg.ask_at = leg.bind_at = now
         if self._own < peer_id:
             peer.cost_at = min(peer.cost_at, now + HURRY)
         return self._choose(peer_id, peer, now)
@@ -252,8 +257,10 @@ class Borrowing:
         if leg.used:
             return []
         leg.used = True
+        if leg is peer.before.get(dimension):  # the other end has chosen this one after all
+            peer.before[dimension], peer.legs[dimension] = peer.legs[dimension], leg
         if (old := peer.before.get(dimension)) is not None:
-            old.ends = now + LINGER
+            leg.ends, old.ends = inf, now + LINGER
         return [Use(peer_id, dimension, relay, leg.port, leg.tag)]
 
     @property
@@ -271,12 +278,13 @@ class Borrowing:
                 peer.pause = min(2 * peer.pause, COST_SOON) if eager else COST_EVERY
                 nearest = sorted((near, relay) for relay, near in self._relays.items() if relay != peer_id)
                 effects += [AskCost(relay, peer_id) for _, relay in nearest[:ASKED]]
+                peer.awaited, peer.decide_at = {relay for _, relay in nearest[:ASKED]}, now + TOGETHER
             for relay in [r for r, (_, then) in peer.offers.items() if now - then >= OFFER_LIFE]:
                 del peer.offers[relay]
             effects += self._choose(peer_id, peer, now)
             for dimension, leg in peer.all_legs():
                 if leg.ends <= now:
-                    effects += self._drop(peer_id, peer, dimension, leg)
+                    effects += self._drop(peer_id, peer, dimension, leg, told=self._own < peer_id)
                     continue
                 effects += self._keep(peer_id, peer, dimension, leg, now)
         return effects
@@ -287,13 +295,17 @@ class Borrowing:
             if leg is not peer.legs.get(dimension):
                 return self._drop(peer_id, peer, dimension, leg)
             leg.used, leg.since, leg.bind_at = False, now, now
-            if dimension not in peer.before:
+            old = peer.before.get(dimension)
+            if old is None or not old.used:
                 effects.append(Use(peer_id, dimension))
         hurried = now - leg.since < PATIENCE
         if not leg.used and not hurried and leg.relay in peer.offers and len(peer.offers) > 1:
             effects += self.failed(leg.relay, peer_id, now)
             if peer.legs.get(dimension) is not leg:
                 return effects
+        both = (peer.legs.get(dimension), peer.before.get(dimension))
+        if not leg.used and now - leg.since >= STALE and any(o is not None and o.used for o in both):
+            return effects + self._drop(peer_id, peer, dimension, leg, told=False)
         pause = HURRY if hurried else RENEW
         if leg.ask_at <= now:
             leg.ask_at = now + (RENEW if leg.ticket else pause)
@@ -305,6 +317,8 @@ class Borrowing:
     def _choose(self, peer_id: NodeId, peer: _Peer, now: float) -> list[Effect]:
         if peer_id < self._own:
             return []  # the other end chooses
+        if not peer.legs and peer.awaited and now < peer.decide_at:
+            return []  # a choice made at once is undone by the next answer
         offers = [
             offer for relay, (offer, _) in peer.offers.items() if relay in self._relays and relay != peer_id
         ]
@@ -318,21 +332,28 @@ class Borrowing:
     def _begin(self, peer_id: NodeId, peer: _Peer, dimension: int, relay: NodeId, now: float) -> list[Effect]:
         """Have a leg at this relay. The one before stays until the new one forwards."""
         leg, old, effects = peer.legs.get(dimension), peer.before.get(dimension), list[Effect]()
-        if leg is not None and leg.used:
+        if old is not None and old.relay == relay:  # back to where the dimension still is
+            peer.legs[dimension], old.ends = old, inf
+            del peer.before[dimension]
+            if leg is not None and leg.used:
+                peer.before[dimension], leg.ends = leg, inf
+            elif leg is not None:
+                effects += self._end(peer_id, dimension, leg)
+            return effects
+        if leg is not None and (leg.used or (old is None and peer_id < self._own)):
+            # The end that follows keeps a leg that does not forward yet, too: it hears of choices out of
+            # order.
             if old is not None:
-                effects += self._drop(peer_id, peer, dimension, old)
-            peer.before[dimension] = peer.legs.pop(dimension)
+                effects += self._end(peer_id, dimension, old)
+            peer.before[dimension] = leg
         elif leg is not None:
-            del peer.legs[dimension]
-            effects.append(LeaveLease(leg.relay, peer_id, dimension))
-        if old is not None and old.relay == relay and dimension not in peer.legs and old.used:
-            kept = peer.before.pop(dimension)
-            if kept is old:  # back to where the dimension still is
-                old.ends, peer.legs[dimension] = inf, old
-                return effects
-            peer.before[dimension] = kept
+            effects += self._end(peer_id, dimension, leg)
         peer.legs[dimension] = _Leg(relay, now, now + HURRY)
         return [*effects, AskLease(relay, peer_id, dimension)]
+
+    def _end(self, peer_id: NodeId, dimension: int, leg: _Leg) -> list[Effect]:
+        """Tell a relay that a leg is given up. The end that chooses does: the other one may be behind."""
+        return [LeaveLease(leg.relay, peer_id, dimension)] if self._own < peer_id else []
 
     def _drop(
         self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, *, told: bool = True
@@ -343,14 +364,14 @@ class Borrowing:
             del peer.legs[dimension]
             if (old := peer.before.pop(dimension, None)) is not None:
                 old.ends, peer.legs[dimension] = inf, old
-                if leg.used:
-                    effects.append(Use(peer_id, dimension, old.relay, old.port, old.tag))
+            if leg.used and old is not None and old.used:
+                effects.append(Use(peer_id, dimension, old.relay, old.port, old.tag))
             elif leg.used:
                 effects.append(Use(peer_id, dimension))
         elif peer.before.get(dimension) is leg:
             del peer.before[dimension]
             now_at = peer.legs.get(dimension)
-            if now_at is None or not now_at.used:
+            if leg.used and (now_at is None or not now_at.used):
                 effects.append(Use(peer_id, dimension))
         else:
             return effects
@@ -371,7 +392,8 @@ class Borrowing:
 
 
 def _moments(peer: _Peer) -> list[float]:
-    moments = [peer.cost_at, *(then + OFFER_LIFE for _, then in peer.offers.values())]
+    first = peer.decide_at if peer.awaited and peer.offers and not peer.legs else inf
+    moments = [peer.cost_at, first, *(then + OFFER_LIFE for _, then in peer.offers.values())]
     for _, leg in peer.all_legs():
         moments += [leg.ask_at, leg.bind_at, leg.ends]
         if leg.used:

@@ -48,6 +48,7 @@ TAGS_UNSET: Final = FaultKind("relay-tags-unset", "medium")
 LOOK: Final = 0.2  # s between looks at the peers in doubt,
 STEADY: Final = 15.0  # s after the last change;
 SELDOM: Final = 1.0  # s between them later on
+MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
@@ -58,7 +59,7 @@ log = structlog.get_logger("phantommesh.borrowing")
 
 @dataclass(slots=True)
 class _Asked:
-    """What a relay is to be asked about one peer: bitmaps of dimensions, and whether the cost."""
+    """The questions for a relay about one peer: bitmaps of dimensions, and whether the cost."""
 
     cost: bool = False
     lease: int = 0
@@ -104,7 +105,7 @@ class Borrower:
         self._installed: frozenset[Tagged] = frozenset()
         self._untagged: NftError | None = None
         self._alone: dict[NodeId, float] = {}  # since when no relay offers, by peer
-        self._doubted = -inf
+        self._doubted = self._measured = -inf
         self._bell, self._asking, self._tags = Bell(), Bell(), Bell()
         if self._use:
             ports.listen(binding.MAGIC, self._receive)
@@ -115,6 +116,8 @@ class Borrower:
         """Something about the ways to these peers has changed: look at them until they have settled."""
         if not self._use:
             return
+        if not self._lacking:
+            self._measured = -inf  # the relays that were known may be long ago
         for peer in peers:
             self._lacking.setdefault(NodeId(peer), Lacking())
         self._doubted = trio.current_time()
@@ -123,6 +126,8 @@ class Borrower:
     def forget(self, members: Container[bytes]) -> None:
         """Others than these are no members any more."""
         self.machine.forget(members)
+        self._tickets = {t: f for t, f in self._tickets.items() if f[0] in members and f[1] in members}
+        self._heard_from = {f: h for f, h in self._heard_from.items() if f[0] in members and f[1] in members}
 
     def offered(self, relay: NodeId, word: messages.OfferRelay) -> None:
         """Take a relay's word that a peer of ours has asked it for leases."""
@@ -176,7 +181,9 @@ class Borrower:
                 await self._bell.wait()
 
     def _look(self, now: float) -> None:
-        self._set_relays()
+        alone = set[NodeId]()
+        if now - self._measured >= MEASURE:
+            self._set_relays()
         for peer, lacking in list(self._lacking.items()):
             entry, paths = self._peers.get(peer), self._views(peer)
             wanted = 0
@@ -185,18 +192,20 @@ class Borrower:
                 wanted = lacking.look(self._keyed(peer), paths, ways, now)
                 for relay in lacking.gone(paths, ways, now):
                     self._do(self.machine.failed(NodeId(relay), peer, now))
+            if wanted and not any(path.answers for path in paths) and not any(self._ways_to(peer)):
+                alone.add(peer)
             self._do(self.machine.want(peer, [i for i in range(DIMENSIONS) if has(wanted, i)], now))
             if not wanted and (entry is None or self._down(peer) or lacking.settled):
                 del self._lacking[peer]
         if self.machine.deadline <= now:
             self._do(self.machine.tick(now))
-        alone = set(self.machine.without()) if not self.machine.idle else set()
         self._alone = {peer: self._alone.get(peer, now) for peer in alone}
 
     def _ways_to(self, peer: NodeId) -> list[Way | None]:
         return [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
 
     def _set_relays(self) -> None:
+        self._measured = trio.current_time()
         near = dict[NodeId, float]()
         if self._lacking or not self.machine.idle:
             for entry in self._peers.entries:

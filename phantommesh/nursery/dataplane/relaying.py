@@ -107,19 +107,19 @@ class Relaying:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5.0):
                     await self._end()
 
-    def _open(self) -> None:
-        """Have the kernel forward what comes in by the uplinks: the rules drop what has no mark. Raises
-        PhantomMeshError."""
-        wanted = () if self.frame.here4 is None or switches.forwards(4) else self._uplinks
+    def _closed(self) -> list[str]:
+        """The uplinks that do not forward IPv4 yet."""
+        return [] if self.frame.here4 is None or switches.forwards(4) else switches.closed(self._uplinks)
+
+    def _open(self, interfaces: list[str]) -> None:
+        """Have the kernel forward what comes in by these. Raises PhantomMeshError."""
         try:
-            opened = switches.open_for(wanted)
+            switches.open_for(interfaces)
         except OSError as error:
             raise PhantomMeshError(
-                f"cannot turn on forwarding on {', '.join(wanted)}: {error.strerror}",
+                f"cannot turn on forwarding on {', '.join(interfaces)}: {error.strerror}",
                 fix="mount /proc/sys writable, or set net.ipv4.ip_forward=1 on the host",
             ) from None
-        held = [name for name in self.frame.opened if name in wanted]
-        self.frame = replace(self.frame, opened=tuple(dict.fromkeys((*held, *opened))))
 
     def _receive(self, port: UdpPort, datagram: bytes, source: Address) -> None:
         heard = self._challenger.receive(datagram, source, trio.current_time())
@@ -155,12 +155,12 @@ class Relaying:
                     await self._rules.install(forwarding.change(self.frame, self.forwarded, wanted))
                     fresh = wanted - self.forwarded
                 else:
-                    # The rules come first: what is forwarded without a mark is dropped from the beginning.
-                    await self._rules.install(
-                        forwarding.render(replace(self.frame, opened=self._uplinks), wanted)
-                    )
-                    self._open()
+                    # The rules come first: what has no mark is dropped from the beginning.
+                    closed = self._closed()
+                    held = dict.fromkeys((*self.frame.opened, *closed))
+                    self.frame = replace(self.frame, opened=tuple(held))
                     await self._rules.install(forwarding.render(self.frame, wanted))
+                    self._open(closed)
                     fresh = wanted
             except PhantomMeshError as error:
                 if not installed:
@@ -183,7 +183,7 @@ class Relaying:
                 there = await self._read()
             except NftError:
                 there = frozenset()
-            if self._there and not {each.number for each in self.forwarded} <= there:
+            if not {each.number for each in self.forwarded} <= there:
                 self._whole = True  # somebody has deleted the table, or flushed the ruleset
                 self._bell.ring()
             if self.frame.opened and switches.forwards(4):

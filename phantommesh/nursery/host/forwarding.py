@@ -25,6 +25,18 @@ def forwards(version: int) -> bool:
         return False
 
 
+def closed(interfaces: Iterable[str]) -> list[str]:
+    """Which of these interfaces do not forward IPv4 packets that come in by them."""
+    found = list[str]()
+    for name in interfaces:
+        try:
+            if _switch(name).read_text().strip() == "0":
+                found.append(name)
+        except OSError:
+            continue
+    return found
+
+
 def open_for(interfaces: Iterable[str]) -> list[str]:
     """Turn on the forwarding of IPv4 packets that come in by these interfaces. Returns those where it was
     off, which `close_for` is to be given. Raises OSError."""

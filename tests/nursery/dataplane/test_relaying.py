@@ -91,6 +91,9 @@ class World:
             self.leases.bind(grant.ticket, place, now)
         self.relaying.changed()
 
+    def there(self) -> bool:
+        return self.model.held is not None
+
     @property
     def counted(self) -> set[int]:
         return set(self.model.held or ())
@@ -145,16 +148,16 @@ async def test_rules_are_there_only_while_somebody_is_relayed(autojump_clock: tr
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.relaying.run)
         await trio.sleep(COUNT)
-        assert world.model.held is None
+        assert not world.there()
         world.bind()
         await until(world.relaying, 2)
         assert world.counted == of(2)
         world.out.add(A)
         world.relaying.changed()
         await until(world.relaying, 0)
-        assert world.model.held == {}
+        assert world.there() and not world.counted
         await trio.sleep(IDLE + 1)
-        assert world.model.held is None
+        assert not world.there()
         world.out.clear()
         world.bind()
         await until(world.relaying, 2)

@@ -247,5 +247,4 @@ def test_relays_are_not_asked_all_the_time_for_a_peer_that_none_reaches() -> Non
         for effect in effects:
             if isinstance(effect, AskCost):
                 net.ends[A].cost(effect.relay, B, None, float(second))
-    assert list(net.ends[A].without()) == [B]
     assert asked <= 3 * (30 + 600 / COST_EVERY)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two nodes' drivers of borrowed leases, and a relay between them, on one clock: channels and raw sockets are
+models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import trio
+from msgspec import structs
+
+from phantommesh.config.sections import RelaySection
+from phantommesh.control import messages
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.endpoint import Address
+from phantommesh.node.relaying import Lends, Relay
+from phantommesh.nursery.dataplane.borrowing import ALONE, Borrower
+from phantommesh.nursery.sockets.framing import StreamError
+from phantommesh.paths.effects import PathView
+from phantommesh.paths.state import PathState
+from phantommesh.records.record import NodeRecord, RelayOffer
+from phantommesh.routing.binding import Challenger
+from phantommesh.routing.leases import Leases, Terms
+from phantommesh.routing.ways import Kind, Way, Ways
+from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.device import Endpoint
+from tests.support.makemesh import identity, plain_record
+
+A, B, P, Q = (NodeId(bytes((n,)) * 16) for n in (1, 2, 11, 12))
+HOSTS = {A: "192.0.2.1", B: "192.0.2.2", P: "192.0.2.11", Q: "192.0.2.12"}
+UP = PathView(PathState.UP, 1.0, 0.02, 0.0, 0.0, 1.0, 1.0, 0.1, 0.1, True)
+DARK = replace(UP, state=PathState.DARK, answers=False)
+
+
+class World:
+    def __init__(self, *, offers: bool = True) -> None:
+        base = plain_record(identity("a"))
+        self.records: dict[NodeId, NodeRecord] = {
+            member: structs.replace(
+                base,
+                control=(f"{host}:1",),
+                relay=RelayOffer(51810, 1) if member in (P, Q) and offers else None,
+            )
+            for member, host in HOSTS.items()
+        }
+        self.random = iter(range(1, 10_000))
+        self.direct = False
+        self.ends: dict[NodeId, Borrower] = {}
+        self.ways = {A: Ways(), B: Ways()}
+        self.handles: dict[NodeId, Callable[[int, Address, bytes], None]] = {}
+        self.leases = {relay: self._leases() for relay in (P, Q)}
+        self.challengers = {relay: Challenger(self.leases[relay], self.some) for relay in (P, Q)}
+        self.relays = {relay: self._relay(relay) for relay in (P, Q)}
+        for me, peer in ((A, B), (B, A)):
+            self.ends[me] = self._end(me, peer)
+
+    def some(self, size: int) -> bytes:
+        return next(self.random).to_bytes(size, "big")
+
+    def _leases(self) -> Leases:
+        lends = Lends(P, lambda: {A, B}, frozenset, None)
+        return Leases(Terms(rate=1, quota=1), lends, lambda place: False, self.some)
+
+    def _relay(self, relay: NodeId) -> Relay:
+        return Relay(
+            self.leases[relay], 51810, far=lambda peer: 0.01,
+            tell=lambda to, word: self.ends[to].offered(relay, word), changed=lambda: None,
+        )  # fmt: skip
+
+    def _end(self, me: NodeId, peer: NodeId) -> Borrower:
+        entries = [
+            SimpleNamespace(member=SimpleNamespace(node_id=m, name=str(m[0])), record=self.records[m])
+            for m in HOSTS
+            if m != me
+        ]
+        by_id = {entry.member.node_id: entry for entry in entries}
+        peers = SimpleNamespace(entries=entries, get=by_id.get, standing=set(by_id))
+
+        @asynccontextmanager
+        async def call(relay: NodeId) -> AsyncIterator[object]:
+            await trio.sleep(0.01)
+            if relay not in self.relays:
+                raise StreamError("down")
+
+            async def ask(request: Any) -> messages.Answer:
+                await trio.sleep(0.01)
+                return self.relays[relay].answer(me, request, trio.current_time())
+
+            yield SimpleNamespace(ask=ask)
+
+        def send(dimension: int, to: Address, datagram: bytes) -> bool:
+            relay = next(m for m, host in HOSTS.items() if host == to.host)
+            place = Address(HOSTS[me], 51820 + dimension)
+            heard = self.challengers[relay].receive(datagram, place, trio.current_time())
+            if heard.answer is not None and relay in self.relays:
+                self.handles[me](dimension, to, heard.answer)
+            return True
+
+        def listen(magic: int, handle: Callable[[int, Address, bytes], None]) -> None:
+            self.handles[me] = handle
+
+        return Borrower(
+            me, RelaySection(), "pm",
+            peers=cast("Any", peers), ways=self.ways[me], caller=cast("Any", SimpleNamespace(call=call)),
+            ports=cast("Any", SimpleNamespace(listen=listen, send=send)),
+            record=lambda: self.records[me], own_ports=lambda: range(51820, 51827),
+            where=lambda entry: [Address(HOSTS[entry.member.node_id], 1)],
+            views=lambda member: [self._view(me, member, i) for i in range(DIMENSIONS)],
+            down=lambda member: False, keyed=lambda member: ALL, changed=lambda member: None,
+        )  # fmt: skip
+
+    def _view(self, me: NodeId, member: NodeId, dimension: int) -> PathView:
+        if member in (P, Q):
+            return UP if member in self.relays else DARK
+        way = self.ways[me].chosen(member, dimension)
+        if way is None:
+            return UP if self.direct else DARK
+        return UP if way.kind is Kind.DIRECT or way.relay in self.relays else DARK
+
+    def over(self, me: NodeId, peer: NodeId) -> list[bytes]:
+        chosen = (self.ways[me].chosen(peer, i) for i in range(DIMENSIONS))
+        return [b"" if way is None else way.relay for way in chosen]
+
+    def doubt(self) -> None:
+        self.ends[A].doubt((B,))
+        self.ends[B].doubt((A,))
+
+
+async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        for end in world.ends.values():
+            nursery.start_soon(end.run)
+        world.doubt()
+        await trio.sleep(2.0)
+        assert sorted(map(world.over(A, B).count, (P, Q))) == [3, 4]
+        assert world.over(A, B) == world.over(B, A)
+        assert len(world.leases[P].forwards(trio.current_time())) in (6, 8)
+        del world.relays[P]
+        world.doubt()
+        await trio.sleep(3.0)
+        assert world.over(A, B) == world.over(B, A) == [Q] * DIMENSIONS
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_direct_way_ends_the_leases_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        for end in world.ends.values():
+            nursery.start_soon(end.run)
+        world.doubt()
+        await trio.sleep(2.0)
+        for me, peer in ((A, B), (B, A)):
+            for i in range(DIMENSIONS):
+                world.ways[me].offer(peer, i, Way(Kind.DIRECT, Endpoint(HOSTS[peer], 51820 + i)))
+        world.doubt()
+        await trio.sleep(2.0)
+        assert len(world.leases[P]) and len(world.leases[Q])  # the other end may be later
+        await trio.sleep(10.0)
+        assert not len(world.leases[P]) and not len(world.leases[Q])
+        assert not world.ways[A].on_offer(B, Kind.RELAYED)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_without_any_way_is_a_fault_until_somebody_relays(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(offers=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.ends[A].run)
+        world.doubt()
+        await trio.sleep(ALONE + 2.0)
+        assert [fault.code for fault in world.ends[A].faults()] == ["no-relay"]
+        world.direct = True
+        await trio.sleep(2.0)
+        assert not list(world.ends[A].faults())
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_does_not_belong_to_a_lease_is_dropped_and_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        for end in world.ends.values():
+            nursery.start_soon(end.run)
+        world.doubt()
+        await trio.sleep(2.0)
+        handle, before = world.handles[A], world.over(A, B)
+        handle(0, Address(HOSTS[P], 51810), bytes(64))
+        ticket = next(iter(world.ends[A]._tickets))
+        where = world.ends[A]._tickets[ticket][2]
+        forged = b"PMR1\x04" + ticket + bytes(51)
+        handle(where, Address("198.51.100.1", 51810), forged)
+        handle(where, Address(HOSTS[world.ends[A]._tickets[ticket][0]], 51810), forged)
+        world.ends[A].offered(P, messages.OfferRelay(b"x" * 16, 1))
+        assert world.ends[A].dropped == {"relay-ticket": 1, "relay-source": 1, "relay-offer": 1}
+        assert world.over(A, B) == before
+        nursery.cancel_scope.cancel()
