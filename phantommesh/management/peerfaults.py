@@ -138,7 +138,11 @@ def judge(here: Here, peers: Sequence[PeerSeen]) -> Iterator[Fault]:
         elif everything is None and state in ("dark", "unkeyed") and not peer.through:
             yield _stopped(here, peer)
     yield from partly_reachable(
-        [(peer.link.peer, peer.through, state == "up") for peer, state in flows if peer.through],
+        [
+            (peer.link.peer, peer.through)
+            for peer, state in flows
+            if peer.through and state not in ("up", "joining")
+        ],
         here.control_port,
     )
 
@@ -283,18 +287,16 @@ def _up(here: Here, peer: PeerSeen) -> Iterator[Fault]:
         )
 
 
-def partly_reachable(
-    through: Sequence[tuple[str, Sequence[str], bool]], control_port: int
-) -> Iterator[Fault]:
-    """Faults of the peers that gossip reaches only by way of others. ``through`` has each peer's name with
-    the names of those others, and whether traffic with it flows."""
-    for name, via, flows in sorted(through)[:MAX_NAMED]:
-        traffic = "traffic flows" if flows else "nobody carries traffic"
+def partly_reachable(through: Sequence[tuple[str, Sequence[str]]], control_port: int) -> Iterator[Fault]:
+    """Faults of the peers that gossip reaches only by way of others and with which no traffic flows.
+    ``through`` has each peer's name with the names of those others. Where traffic flows, NATs keep the two
+    control ports apart and nothing is wrong."""
+    for name, via in sorted(through)[:MAX_NAMED]:
         yield PARTLY_REACHABLE.fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(via)}, not from here, "
-            f"and {traffic}",
+            "and nobody carries traffic",
             f"check that its control port {control_port} and its WireGuard ports are reachable by UDP from "
-            "here, and ours from there",
+            "here, and ours from there; or have a member that both reach relay: set relay.offer = true there",
             subject=name,
         )
     if len(through) > MAX_NAMED:

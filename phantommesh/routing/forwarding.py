@@ -120,6 +120,7 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
         *set_block(COUNTED, "type mark", "counter"),
         *set_block("rates", "type mark", "size 65536", "flags dynamic, timeout", "timeout 60s"),
         *set_block(DROPS, "type mark", "counter"),
+        *set_block(PASSED, "type mark", "counter"),
         *set_block(OPENED, "type ifname", *([f"elements = {_names(frame.opened)}"] if frame.opened else [])),
         *(line for drop in Drop for line in _end(drop)),
         *(line for here in frame.here for line in chain_block(f"relay{here[2]}", *_relay(frame, *here))),

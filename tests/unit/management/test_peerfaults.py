@@ -121,7 +121,7 @@ def test_a_peer_that_lives_by_its_traffic_alone_is_silent_and_not_gone() -> None
     """Gossip's datagrams are dropped, and probes inside the dimensions come back."""
     mute = replace(peer(control_s=LONG), reached="traffic")
     assert flow(mute) == "up" and told(mute) == [("control-silent", "pm-1")]
-    assert told(replace(mute, through=["pm-2"])) == [("peer-partly-reachable", "pm-1")]
+    assert told(replace(mute, through=["pm-2"])) == []
     stopped = replace(dark(mute, since=LONG), standing="alive")
     assert told(stopped) == [("peer-dark", "pm-1")]
     assert told(replace(stopped, standing="dead")) == [("peer-gone", "pm-1")]  # nothing answers on any way
@@ -224,11 +224,11 @@ def test_a_partly_reachable_peer_is_told_once() -> None:
     via = replace(dark(peer(control_s=None)), through=["pm-2"])
     assert told(via, peer(2)) == [("peer-partly-reachable", "pm-1")]
     assert "nobody carries traffic" in the_fault(via, peer(2)).text
-    assert "traffic flows" in the_fault(replace(peer(), through=["pm-2"]), peer(2)).text
+    assert told(replace(peer(), through=["pm-2"]), peer(2)) == []  # NATs keep the control ports apart
 
 
 def test_few_of_many_partly_reachable_peers_are_named() -> None:
-    through = [(f"pm-{number}", ["pm-0"], False) for number in range(MAX_NAMED + 3)]
+    through = [(f"pm-{number}", ["pm-0"]) for number in range(MAX_NAMED + 3)]
     faults = list(partly_reachable(through, 1))
     assert len(faults) == MAX_NAMED + 1
     assert {fault.code for fault in faults} == {"peer-partly-reachable"}
