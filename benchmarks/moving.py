@@ -113,6 +113,7 @@ async def once(case: str, nodes: Sequence[LabNode], traffic: Traffic, turn: int)
     for flow in mine:
         flow.silence_s = 0.0
         flow.pending.clear()
+    pids = list[int]()
     if case == "sleep":
         pids = net.processes_in([moved[0].name])
         for pid in pids:

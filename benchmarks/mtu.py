@@ -143,24 +143,15 @@ def _run(command: str, script: str = "") -> None:
     subprocess.run(command.split(), input=script.encode(), check=True)
 
 
-def apply(spec: LabSpec, step: Step) -> None:
-    """Make the way as a step says."""
-    nodes, hub = nodes_of(spec), f"{spec.name}-net"
-    for node in nodes:
-        port = f"n{node.number}u0"
-        _run(f"ip -n {node.name} link set up0 mtu {step.uplink}")
-        _run(f"ip -n {hub} link set {port} mtu {step.hop or step.cable}")
-    # The first table is for a router, which sends fragments itself: only behind it can they be dropped.
-    ports = ", ".join(f"n{node.number}u0" for node in nodes)
+def prepare(spec: LabSpec) -> None:
+    """Have fragments dropped on the way, and let a router be there: see `apply`."""
+    hub, ports = f"{spec.name}-net", [f"n{node.number}u0" for node in nodes_of(spec)]
+    # The first table is for a router, which makes fragments itself: only behind it can they be dropped.
     _run(
         f"ip netns exec {hub} nft -f -",
-        f"""table netdev fragments
-        delete table netdev fragments
-        table bridge fragments
-        delete table bridge fragments
-        table netdev fragments {{
+        f"""table netdev fragments {{
             chain leaving {{
-                type filter hook egress devices = {{ {ports} }} priority 0; policy accept;
+                type filter hook egress devices = {{ {", ".join(ports)} }} priority 0; policy accept;
                 ip frag-off & 0x3fff != 0 counter drop
             }}
         }}
@@ -172,26 +163,29 @@ def apply(spec: LabSpec, step: Step) -> None:
         }}
         """,
     )
-    _route(spec, bool(step.hop))
+    for port in ports:
+        for name in (f"ipv4.conf.{port}.proxy_arp", f"ipv4.conf.{port}.forwarding"):
+            _run(f"ip netns exec {hub} sysctl -qw net.{name}=1")
 
 
-def _route(spec: LabSpec, routed: bool) -> None:
-    """Have a router between the nodes instead of a bridge, or a bridge again. It answers for each node at the
-    other's cable (proxy ARP, RFC 1027), so the nodes keep their addresses."""
-    hub = f"{spec.name}-net"
+def apply(spec: LabSpec, step: Step) -> None:
+    """Make the way as a step says, in as few commands as can be: while they run there may be none. A router
+    answers for each node at the other's cable (proxy ARP, RFC 1027), so the nodes keep their addresses."""
+    lines = list[str]()
     for node in nodes_of(spec):
-        port, host = f"n{node.number}u0", f"{node.address(0)}/32"
-        if routed:
-            _run(f"ip -n {hub} link set {port} nomaster")
-            for name in (f"ipv4.conf.{port}.proxy_arp", f"ipv4.conf.{port}.forwarding"):
-                _run(f"ip netns exec {hub} sysctl -qw net.{name}=1")
-            _run(f"ip -n {hub} address replace 10.201.0.254/32 dev {port}")
-            _run(f"ip -n {hub} route replace {host} dev {port}")
+        port = f"n{node.number}u0"
+        lines.append(f"link set {port} mtu {step.hop or step.cable}")
+        if step.hop:
+            lines += [
+                f"link set {port} nomaster",
+                f"address replace 10.201.0.254/32 dev {port}",
+                f"route replace {node.address(0)}/32 dev {port}",
+            ]
         else:
-            _run(f"ip -n {hub} link set {port} master seg0")
-            _run(f"ip -n {hub} address flush dev {port}")
+            lines += [f"address flush dev {port}", f"link set {port} master seg0"]
+    _run(f"ip -n {spec.name}-net -batch -", "\n".join(lines))
     for node in nodes_of(spec):
-        _run(f"ip -n {node.name} neighbour flush dev up0")
+        _run(f"ip -n {node.name} -batch -", f"link set up0 mtu {step.uplink}\nneighbour flush dev up0\n")
 
 
 @contextmanager
@@ -268,6 +262,7 @@ async def one_round(spec: LabSpec, steps: Sequence[Step], watch: float) -> list[
         async with up.running(spec):
             first, second = nodes_of(spec)
             status = (await view_of(second)).status
+            prepare(spec)
             with machine_behind(spec, first) as behind, ExitStack() as started:
 
                 def start(name: str, command: Sequence[str]) -> None:

@@ -107,9 +107,11 @@ class LinkSection(msgspec.Struct, frozen=True):
 
 class NatSection(msgspec.Struct, frozen=True):
     """How this node finds out where it is reached. `discover`: by the host's own addresses and by what other
-    members see of it, beside `node.endpoints`."""
+    members see of it, beside `node.endpoints`. `portmap`: whether it asks the gateway to open its ports (PCP,
+    NAT-PMP; UPnP with the extra of that name)."""
 
     discover: Switch = True
+    portmap: Annotated[Literal["auto", "off"], Meta(description='"auto" or "off"')] = "auto"
 
 
 class RelaySection(msgspec.Struct, frozen=True):

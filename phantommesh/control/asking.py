@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from math import inf
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -29,6 +30,7 @@ from phantommesh.trust.revocations import Revocations
 FETCH_QUEUE: Final = 512
 FETCHES_PER_SOURCE: Final = 32  # that wait at one time: what one member can make us look for
 FETCH_BATCH: Final = 64  # records asked for over one channel
+QUICK: Final = 0.5  # s for a first question at an address that no record names: there may be a NAT
 PAUSES: Final = (0.0, 0.2, 0.4, 0.8)  # s before each round of questions for a record
 MAX_UNLINKED: Final = 16  # records asked for at once where there is no channel
 MAX_COMPARED: Final = 64  # questions in which parts two sets of revocations differ, in one conversation
@@ -197,6 +199,7 @@ class CallUnlinked(NamedTuple):
 
     address: Address
     hashes: Sequence[bytes]
+    patience: float = inf  # s that it may take
 
 
 class Pause(NamedTuple):
@@ -224,6 +227,11 @@ def look_for(
     """
     first = [member for one in batch if (member := member_at(one.source)) is not None]
     owners = {NodeId(one.node) for one in batch} - set(first)
+    sources = list(dict.fromkeys(one.source for one in batch))
+    unknown = [source for source in sources if isinstance(source, Address)]
+    if not first and (wanted := missing(batch, roster)):
+        for address in unknown[:1]:  # the others may have moved too, and let questions wait
+            yield CallUnlinked(address, wanted[:MAX_UNLINKED], QUICK)
     for pause in PAUSES[:-1]:
         if pause:
             yield Pause(pause)
@@ -232,8 +240,7 @@ def look_for(
             if not (wanted := missing(batch, roster)):
                 return
             yield Call(member, fetch(wanted))
-    sources = list(dict.fromkeys(one.source for one in batch))
-    for address in (source for source in sources if isinstance(source, Address)):
+    for address in unknown:
         if not (wanted := missing(batch, roster)):
             return
         yield CallUnlinked(address, wanted[:MAX_UNLINKED])

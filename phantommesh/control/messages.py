@@ -397,10 +397,12 @@ class Frame(msgspec.Struct, frozen=True, tag="frame"):
 
 class Meet(msgspec.Struct, frozen=True, tag="meet"):
     """Ask to knock at each other's WireGuard ports in these dimensions (`routing.punching`), and to begin
-    when so many milliseconds are over. The answer is `Done`."""
+    when so many milliseconds are over. ``turn`` says who is first where (`routing.search.Ask`). The answer
+    is `Done`."""
 
     dimensions: Dimensions
     in_ms: Annotated[int, msgspec.Meta(ge=0, le=2000)]
+    turn: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -42,6 +42,7 @@ ROAMED: Final = 180.0  # s since a handshake within which an endpoint is where t
 MAX_WITNESSES: Final = 16  # whose sightings are kept
 MAX_OWN: Final = 8  # candidates of the host's own
 MAX_SEEN: Final = 4  # candidates that members see
+MAX_MAPPED: Final = 2  # candidates that gateways have mapped
 ASKED: Final = 4  # witnesses in one round
 SOON: Final = (0.3, 1.5, 5.0, 15.0)  # s after a change at which witnesses are asked
 EVERY: Final = 60.0  # s between rounds when all is quiet
@@ -64,6 +65,16 @@ class Seen:
     control: Place | None
     wireguard: tuple[Place | None, ...]
     voices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A gateway forwards from ``place`` to the control port of this host's address ``own``, and from
+    ``ports`` at the same address to the ports of the dimensions; `UNKNOWN_PORT` where it does not."""
+
+    own: IpAddress
+    place: Place
+    ports: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,7 @@ class Whereabouts:
 
     def __init__(self, port: int) -> None:
         self.own: tuple[HostAddress, ...] = ()
+        self.mapped: tuple[Mapped, ...] = ()
         self.dropped: Counter[str] = Counter()
         self._port, self._since = port, -inf
         self._hints = Bucket(*HINTS, 0.0)
@@ -190,7 +202,9 @@ class Whereabouts:
         return tuple(format_endpoint(str(one.address), self._port) for one in best[:MAX_CONTROL_ENDPOINTS])
 
     def candidates(self, now: float) -> tuple[Candidate, ...]:
-        """The candidates for the record: what members see first, then the host's own."""
+        """The candidates for the record: what a gateway has mapped first, which takes no punching; then what
+        members see, then the host's own. A gateway's word on an address at which no member sees this node
+        comes after what they see: a gateway behind another NAT does not know."""
         uplinks = {index: turn for turn, index in enumerate(dict.fromkeys(one.index for one in self.own))}
         own = [
             Candidate.of(Kind.OWN, one.address, self._port, uplink=min(uplinks[one.index], 255))
@@ -202,7 +216,17 @@ class Whereabouts:
             for place, ports in self.agreed(now)
             if place.address not in here or place.port != self._port
         ]
-        return (*seen, *own)[:MAX_CANDIDATES]
+        mapped = [
+            Candidate.of(Kind.MAPPED, one.place.address, one.place.port, one.ports, here.get(one.own, 0))
+            for one in self.mapped[:MAX_MAPPED]
+            if special(one.place.address) is None and not of_a_site(one.place.address)
+        ]
+        public = self.public(now)
+        sure = [one for one in mapped if not public or one.ip in public]
+        unsure = [one for one in mapped if one not in sure]
+        open_at = {(one.address, one.port) for one in mapped if all(one.wg_ports)}
+        seen = [one for one in seen if (one.address, one.port) not in open_at]
+        return (*sure, *seen, *unsure, *own)[:MAX_CANDIDATES]
 
     def agreed(self, now: float) -> list[tuple[Place, tuple[int, ...]]]:
         """Places of the control port on which enough witnesses agree, each with the ports of the dimensions

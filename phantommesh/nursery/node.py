@@ -191,6 +191,7 @@ class Node:
             "guard": parts.guarding.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
+            "port-mapping": parts.mapping.run,
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,

@@ -58,6 +58,7 @@ from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.links import LinkDriver
+from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
@@ -142,6 +143,7 @@ class Parts:
     ways: Ways
     peers: Peers
     finding: Finding
+    mapping: Mapping
     changes: Changes
     calm: Calm
     wiring: Wiring
@@ -223,6 +225,11 @@ def make_parts(
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
         publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
     )  # fmt: skip
+    mapping = Mapping(
+        on=finding.on and config.nat.portmap == "auto",
+        ports=lambda: (config.control.port, own.wg_keys.ports(wireguard.base_port, wireguard.port_choices)),
+        changed=lambda: finding.mapped(mapping.mapped()),
+    )
     own.found = lambda: finding.found
     places.public = finding.public
 
@@ -234,6 +241,7 @@ def make_parts(
         await reconciler.resend()
         paths.rouse()
         gossip.rouse()
+        mapping.moved()
 
     def moved() -> None:
         finding.moved()
@@ -380,6 +388,7 @@ def make_parts(
         ways=ways,
         peers=peers,
         finding=finding,
+        mapping=mapping,
         changes=changes,
         calm=calm,
         wiring=Wiring(
@@ -481,8 +490,9 @@ def _sight(
 
 
 def _seen_at(finding: Finding, gossip: GossipDriver, peer: NodeId) -> Iterator[Address]:
-    """Yield where a member was seen itself."""
-    for address, _ in (*gossip.gossip.seen(peer, trio.current_time()), *finding.heard(peer)):
+    """Yield where a member has shown that it gets what is sent there: a source is easily forged."""
+    proved = gossip.membership.proved_at(peer, trio.current_time())
+    for address, _ in (*finding.heard(peer), *(() if proved is None else (proved,))):
         yield address
 
 

@@ -31,6 +31,7 @@ BUDGET: Final = (
 COUNT: Final = 0.25  # s between two counts of what probing fast would take
 SLOW_BUDGET: Final = 20.0  # slow ones
 SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
+SLOT: Final = 1.0  # s between the moments at which slow probes leave: a wake-up costs more than a probe
 ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of as many
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
@@ -268,7 +269,7 @@ class Paths:
             if path.next_probe <= now:
                 number = path.ping(now, max(self._interval, path.quality.timeout))
                 effects.append(self._probe(peer, path, number, pong=False, now=now))
-                path.next_probe = now + self._spread(pause)
+                path.next_probe = self._next(peer, now, pause)
             self._schedule(path)
         return effects
 
@@ -315,6 +316,17 @@ class Paths:
         if any(map(_new, peer.paths)) or now < peer.roused:
             return self._interval
         return peer.pace.pause(self._interval) if peer.pace.busy(now) else 0.0
+
+    def _next(self, peer: _Peer, now: float, pause: float) -> float:
+        """When to probe a path again after a pause. Slow probes of different peers leave in one wake-up, and
+        those of one peer at different moments."""
+        moment = now + self._spread(pause)
+        if pause < SLOW:
+            return moment
+        slot = round(moment / SLOT)
+        slots = [around * SLOT for around in (slot, slot - 1, slot + 1, slot + 2, slot - 2)]
+        taken = {path.next_probe for path in peer.paths}
+        return next((free for free in slots if free not in taken and free > now), moment)
 
     def _spread(self, pause: float) -> float:
         return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)

@@ -25,7 +25,9 @@ from phantommesh.dimensions import ALL, DIMENSIONS, bits, has, only, without
 # s in which nothing answers until the peer is called. Less than `psk.DIAL_AFTER`: WireGuard repeats an
 # attempt after 5 s only, and so the responder's first one finds the frames in place.
 GRACE: Final = 2.2
-HURRY: Final = 0.1  # the same where the handshake itself had to go over TCP
+UDP_LATELY: Final = 3.5  # s for which a datagram by UDP speaks against a call: this node may just be slow
+PATIENCE: Final = 6.0  # s of silence after which it does no more: the control port passes, and no other one
+HURRY: Final = 0.1  # the same as `GRACE` where the handshake itself had to go over TCP
 STAGGER: Final = 0.5  # s that the higher node id waits for the other end's call
 HOLD: Final = 3.0  # s for which WireGuard waits for the frames where the handshake had to go over TCP
 AGAIN: Final = 2.0  # s between two calls, doubled with each that fails
@@ -104,7 +106,6 @@ class _Peer:
     next_trial: float = inf
     fails: int = 0  # trials in a row that failed
     turn: int = 0
-    udp: float = -inf  # when a datagram last came by UDP
     bare: float = inf  # since when no dimension is framed though there is a connection
     due: float = inf
 
@@ -115,6 +116,7 @@ class LastWay:
     def __init__(self, me: bytes) -> None:
         self._me = me
         self._peers: dict[bytes, _Peer] = {}
+        self._udp: dict[bytes, float] = {}  # when a datagram of each peer last came by UDP
 
     # What is wanted.
 
@@ -153,6 +155,7 @@ class LastWay:
         effects: list[Effect] = [Close(node_id) for node_id in gone if self._peers[node_id].connected]
         for node_id in gone:
             del self._peers[node_id]
+        self._udp = {node_id: when for node_id, when in self._udp.items() if node_id in peers}
         return effects
 
     def over_tcp(self, peer: bytes, now: float) -> None:
@@ -163,12 +166,12 @@ class LastWay:
 
     def udp_heard(self, peer: bytes, now: float) -> None:
         """A datagram of this peer came to the control port by UDP."""
-        known = self._peers.get(peer)
+        known, before = self._peers.get(peer), self._udp.get(peer, -inf)
+        self._udp[peer] = now
         if known is None or not known.connected:
             return
-        if now >= known.udp + HEARD_AGAIN:
+        if before < known.made or now >= before + HEARD_AGAIN:
             known.fails, known.next_trial, known.due = 0, min(known.next_trial, now), now
-        known.udp = now
 
     def connected(self, peer: bytes, now: float, *, ours: bool) -> list[Effect]:
         """There is a connection: another one than before, if there was one. ``ours``: this end made it."""
@@ -236,10 +239,14 @@ class LastWay:
         if peer.framed:  # `aside` was cleared when the connection broke
             begin = peer.lost if peer.ours else peer.lost + OTHERS
         elif peer.silent is not None:
-            grace = HURRY if peer.hurry > -inf else GRACE
-            begin = peer.silent + grace + (STAGGER if self._me > node_id else 0.0)
+            begin = peer.silent + GRACE
+            if peer.hurry > -inf:
+                begin = peer.silent + HURRY
+            elif (heard := self._udp.get(node_id)) is not None:
+                begin = max(begin, min(heard + UDP_LATELY, peer.silent + PATIENCE))
+            begin += STAGGER if self._me > node_id else 0.0
         else:
-            peer.due, peer.tries, peer.not_before, peer.ours, peer.udp = inf, 0, -inf, False, -inf
+            peer.due, peer.tries, peer.not_before, peer.ours = inf, 0, -inf, False
             peer.turn, peer.fails, peer.next_trial, peer.bare, peer.made = 0, 0, inf, inf, -inf
             return []
         begin = max(begin, peer.not_before)

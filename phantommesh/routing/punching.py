@@ -9,6 +9,8 @@ ANSWER to a knock of this node proves both directions of the way, and the way is
 A NAT that takes packets to its own ports (Linux does by default) remembers an early packet, and then gives
 the other end's packets another port: both ends fail, for as long as anybody goes on. So the first knock at an
 address outside goes no further than `OPENING_HOPS`: it opens this end's NAT and does not come to the peer's.
+Where no router is between the two NATs it does. So one end is first in half of the dimensions, and the other
+in the rest; the next round has it the other way round. The end whose NAT remembers has to be first.
 After a round that failed there is silence for longer than such a memory lasts (30 s on Linux).
 
 Nobody can have this node send much: to each address and port that a member names `KNOCKS` datagrams a round,
@@ -36,11 +38,13 @@ from phantommesh.timers import Timers
 # Tuning.
 OPENING_HOPS: Final = 2  # the NAT at this end, and one router more
 _Steps = tuple[tuple[float, int | None], ...]  # s from the start of a round, and through how many routers
-OPENING: Final[_Steps] = ((0.0, OPENING_HOPS), (0.15, None), (0.3, None), (0.6, None), (1.0, None))
+OPENING: Final[_Steps] = ((0.0, OPENING_HOPS), (0.25, None), (0.4, None), (0.7, None), (1.1, None))
+SECOND: Final = 0.1  # s by which one of two ends behind NATs knocks later: in each dimension the other one
 PLAIN: Final[_Steps] = ((0.0, None), (0.15, None), (0.4, None), (0.9, None))
 BACK: Final[_Steps] = ((0.0, None), (0.1, None), (0.3, None))  # to where a knock came from
 KNOCKS: Final = len(OPENING)  # to one address and port in one round, at most
-LASTS: Final = 1.6  # s from the first knock of a round until what has no answer has failed
+LASTS: Final = 1.8  # s from the first knock of a round until what has no answer has failed
+LONGER: Final = 0.5  # s at least that knocking back to a peer's knock has
 LATE: Final = 2.0  # s that the end with the higher node id lets the other ask first
 GRACE: Final = 2.0  # s that WireGuard has to get through by itself, where it may try
 LOST: Final = 30.0  # s after a question of which nothing was heard
@@ -84,6 +88,7 @@ class _Peer:
     wanted: int = 0
     due: float = inf
     failed: int = 0
+    turn: int = 0
     unagreed: int = 0
     standing: Standing = Standing.IDLE
     why: str = ""
@@ -206,7 +211,8 @@ class Punching:
         found = self._peers.get(peer)
         if found is not None:
             found.unagreed = 0
-            self._begin(peer, found, found.wanted, min(max(start, now), now + MOST_AHEAD), now)
+            start = min(max(start, now), now + MOST_AHEAD)
+            self._begin(peer, found, found.wanted, start, now, turn=found.turn)
 
     def apart(self, peer: bytes, why: str, now: float, *, alone: bool) -> None:
         """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins. Else it
@@ -218,13 +224,14 @@ class Punching:
         pause = UNAGREED[min(found.unagreed, len(UNAGREED) - 1)]
         found.unagreed += 1
         if (alone and found.unagreed == 1) or found.unagreed % BLIND == 0:
-            self._begin(peer, found, found.wanted, now, now)
+            self._begin(peer, found, found.wanted, now, now, turn=0)
         elif found.wanted:
             found.due = now + self._spread(pause)
         self._schedule(peer, found)
 
-    def asked(self, peer: bytes, dimensions: int, ahead: float, now: float) -> str:
-        """The peer asks to begin a round in so many seconds. Return why not; empty: this end will."""
+    def asked(self, peer: bytes, dimensions: int, ahead: float, turn: int, now: float) -> str:
+        """The peer asks to begin a round in so many seconds, ``turn`` as in `Ask`. Return why not; empty:
+        this end will."""
         found = self._peers.get(peer)
         if found is None:
             return "there is no link"
@@ -234,16 +241,21 @@ class Punching:
             return "it was tried a moment ago"
         for dimension, won in found.won.items():
             won.doubtful |= has(dimensions, dimension)
-        self._begin(peer, found, dimensions | found.wanted, now + min(ahead, MOST_AHEAD), now)
+        start = now + min(ahead, MOST_AHEAD)
+        self._begin(peer, found, dimensions | found.wanted, start, now, turn=turn)
         return ""
 
-    def _begin(self, peer: bytes, found: _Peer, dimensions: int, start: float, now: float) -> None:
+    def _begin(
+        self, peer: bytes, found: _Peer, dimensions: int, start: float, now: float, *, turn: int
+    ) -> None:
         if found.trying or not dimensions:
             return
         found.due = inf
         for dimension, targets in enumerate(self._targets(peer)):
+            second = (self._me < peer) != ((dimension + turn) % 2 == 0)
             for target in targets[:MAX_TARGETS] if has(dimensions, dimension) else ():
-                steps = [(start + after, hops) for after, hops in (OPENING if target.opening else PLAIN)]
+                at = start + (SECOND if second and target.opening else 0.0)
+                steps = [(at + after, hops) for after, hops in (OPENING if target.opening else PLAIN)]
                 found.tries.setdefault((dimension, target.address), _Try(target.rank, steps))
         found.trying, found.ends = dimensions, start + LASTS
         if not found.tries:
@@ -295,7 +307,8 @@ class Punching:
             found.due = now + found.rounds.wait(now)
             return []
         found.standing = Standing.AGREEING
-        return [Ask(peer, found.wanted)]
+        found.turn = found.failed % 2
+        return [Ask(peer, found.wanted, found.turn)]
 
     def _knock(self, found: _Peer, now: float) -> list[Effect]:
         effects = list[Effect]()
@@ -364,12 +377,14 @@ class Punching:
             return self._drop("knock-rate")
         answer = knocks.encode(Kind.ANSWER, dimension, nonce, keys, source)
         effects: list[Effect] = [Send(dimension, source, answer)]
-        won = found.won.get(dimension)
-        known = (dimension, source) in found.tries or (won is not None and won.address == source)
-        if not known:  # a NAT's mapping for this node alone, or a round that this end does not know of
+        won, one = found.won.get(dimension), found.tries.get((dimension, source))
+        proved = (one is not None and one.answered) or (won is not None and won.address == source)
+        if not proved and (one is None or not one.steps):
+            # A NAT's mapping for this node alone, or a round that this end does not know of or is done with.
             if not found.strays.take(now):
                 return [*effects, *self._drop("knock-stray")]
-            found.tries[dimension, source] = _Try(STRAY, [(now + after, hops) for after, hops in BACK])
-            found.ends = min(found.ends, now + LASTS)
+            one = found.tries.setdefault((dimension, source), _Try(STRAY, []))
+            one.steps = [(now + after, hops) for after, hops in BACK]
+            found.ends = now + LASTS if found.ends == inf else max(found.ends, now + LONGER)
             effects += self._knock(found, now)
         return effects

@@ -57,10 +57,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask the peer to begin a round in these dimensions, a bitmap; then call `agreed` or `apart`."""
+    """Ask the peer to begin a round in these dimensions, a bitmap; then call `agreed` or `apart`. The lower
+    node id is first in the even dimensions where ``turn`` is 0, and in the odd ones where it is 1."""
 
     peer: bytes
     dimensions: int
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import trio
 
+from phantommesh.nursery.host.marking import FIRST_TABLE, SEGMENTS
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S, make_spec
@@ -135,4 +136,7 @@ async def test_a_tcp_flow_goes_on_when_its_way_shrinks_below_what_ipv6_needs(pai
         sink.stdout.close()
         assert (source.wait(), sink.wait()) == (0, 0)
         six = run_in(nodes[0], "ip", "-6", "route", "show", "dev", "pm")
-        assert not six or ("mtu 1280" in six and "advmss 1156" in six)
+        if six:
+            assert "mtu lock 1280" in six and "advmss 1156" in six
+            only_tcp = run_in(nodes[0], "ip", "-6", "route", "show", "table", str(FIRST_TABLE + SEGMENTS))
+            assert "mtu lock 1216" in only_tcp

@@ -160,7 +160,7 @@ def knock(*, late: float, opening: bool = True, hosts: dict[str, str] = OUTSIDE)
 
 @pytest.mark.parametrize("takes_a", [ACCEPTS, DROPS])
 @pytest.mark.parametrize("takes_b", [ACCEPTS, DROPS])
-@pytest.mark.parametrize("late", [0.08, -0.08])
+@pytest.mark.parametrize("late", [0.05, -0.05])
 def test_nats_that_keep_ports_let_both_ends_through(takes_a: str, takes_b: str, late: float) -> None:
     become(NAT_A, takes_a)
     become(NAT_B, takes_b)

@@ -63,7 +63,7 @@ class Asker:
         process, sim = self.process, self.process.sim
         target, question = sim.by_address.get(step.address), process.news.question(step)
         if target is None or question is None or not sim.network.begins(process.machine.index, target.index):
-            sim.at_process(process, CONNECT, done)
+            sim.at_process(process, min(CONNECT, step.patience), done)
             return
 
         def arrive() -> None:

@@ -26,7 +26,7 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.gossip.envelope import FORMAT, REQUEST, Envelope
-from phantommesh.gossip.machine import AskKeys, Datagram, Gossip
+from phantommesh.gossip.machine import AskKeys, Datagram, Gossip, Hinted
 from phantommesh.gossip.machine import Effect as GossipEffect
 from phantommesh.link.copies import Copies
 from phantommesh.link.effects import Alarm, Enrolment, Install, Opened, Send, Sign
@@ -39,7 +39,7 @@ from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.node.groupkeys import Change, HeldKeys
 from phantommesh.node.news import News, Take, agreement
 from phantommesh.node.peers import Peers, generation_of
-from phantommesh.node.whereabouts import sighting
+from phantommesh.node.whereabouts import Whereabouts, sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.node import REFRESH
 from phantommesh.records.roster import Entry, Roster
@@ -90,6 +90,8 @@ class Process:
             self.keys.restore(disk["keyring"], self.now, self.wall)
         self.ring = self.keys.ring
         self.sessions = Sessions()
+        self.whereabouts = Whereabouts(51_800)
+        self.hints: list[tuple[float, str]] = []  # places at which members say it is, worth asking about
         self.keeper = Keeper(self)
         self.linked: set[bytes] | None = set() if sim.large else None
         me = self.roster.get(self.me)
@@ -245,6 +247,9 @@ class Process:
                 case FetchRecord() | Sync() | AskKeys():
                     if self.news.wish(effect, self.now, self.wall):
                         self.sim.later(0.0, self.asker.pump)
+                case Hinted(_, place):
+                    if self.whereabouts.hinted(place, self.now):
+                        self.hints.append((self.now, place))
                 case Persist(generation):
                     self.machine.leap = generation - self.machine.generation
 

@@ -61,6 +61,27 @@ def behind_a_nat(seed: int, nodes: int) -> Simulation:
     return sim
 
 
+def told_of_its_nat(seed: int, nodes: int) -> Simulation:
+    """A node behind a NAT hears within few probes where others find it, and again after the NAT was started
+    anew: nothing else would tell it. Nodes at home hear nothing."""
+    sim = mesh(seed, nodes)
+    last = nodes - 1
+    nat = Nat("203.0.113.1", {last})
+    sim.network.nats.append(nat)
+
+    def told(port: int) -> bool:
+        process = sim.machines[last].process
+        return process is not None and any(place.endswith(f":{port}") for _, place in process.hints)
+
+    assert sim.run(10, lambda: told(40_000), every=0.1)
+    sim.run(60)  # however often: few hints in a row are followed
+    nat.reboot()
+    assert sim.run(5, lambda: told(40_001), every=0.1)
+    others = [process for process in sim.running() if process.machine.index != last]
+    assert not any(process.hints for process in others)
+    return sim
+
+
 def two_behind_nats(seed: int, nodes: int) -> Simulation:
     """Two nodes behind NATs of their own reach each other by way of the others, and others as themselves."""
     sim = mesh(seed, nodes)
@@ -228,6 +249,6 @@ QUICK = 20.0  # s: WireGuard itself waits 15 s until it begins a session anew th
 
 SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
     "behind-a-nat": (behind_a_nat, 6), "two-behind-nats": (two_behind_nats, 6), "blocked": (blocked, 6),
-    "restarted": (restarted, 5), "ipv6": (ipv6, 5), "ipv6-leads-nowhere": (broken_from_the_start, 5),
-    "carried": (carried, 3), "home-dies": (home_dies, 4),
+    "told-of-its-nat": (told_of_its_nat, 5), "restarted": (restarted, 5), "ipv6": (ipv6, 5),
+    "ipv6-leads-nowhere": (broken_from_the_start, 5), "carried": (carried, 3), "home-dies": (home_dies, 4),
 }  # fmt: skip

@@ -137,6 +137,8 @@ class Framed:
         if opened.at is None or opened.invite:
             return
         self._seen[opened.peer] = opened.at._replace(transport="tcp")
+        if opened.at.transport == "udp":
+            self.last.udp_heard(opened.peer, trio.current_time())
         if opened.at.transport == "tcp" and self._nursery is not None:
             self.last.over_tcp(opened.peer, trio.current_time())
             self._look(opened.peer)  # at once: the reconciler must not give WireGuard an endpoint before
@@ -149,9 +151,10 @@ class Framed:
 
     def udp_heard(self, member: NodeId) -> None:
         """Gossip of this member came by UDP."""
-        if member in self._lines:
+        if self._peers.get(member) is not None:
             self.last.udp_heard(member, trio.current_time())
-            self._bell.ring()
+            if member in self._lines:
+                self._bell.ring()
 
     def retain(self, peers: Container[bytes]) -> None:
         """Forget all other peers."""

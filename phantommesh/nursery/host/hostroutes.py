@@ -85,6 +85,24 @@ def read_routes(rtnl: NetlinkSocket, family: int) -> Iterator[KernelRoute]:
         yield KernelRoute(family, prefix, table, protocol, kind, bool(flags & _CLONED), fields)
 
 
+def read_gateways() -> list[IPv4Address]:
+    """The gateways of the IPv4 default routes, one an interface, that of the least metric first. Raises
+    BackendError."""
+    found = dict[int, tuple[int, IPv4Address]]()
+    try:
+        with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
+            for route in read_routes(rtnl, socket.AF_INET):
+                if route.kind != UNICAST or route.prefix != 0:
+                    continue
+                for index, gateway in route.hops():
+                    if index and isinstance(gateway, IPv4Address):
+                        way = route.metric, gateway
+                        found[index] = min(found.get(index, way), way)
+    except OSError as error:
+        raise failed("(all)", "reading the routes", error) from error
+    return [gateway for _, gateway in sorted(found.values())]
+
+
 def read_host() -> HostNetworks:
     """Read the routes of every table. Raises BackendError.
 

@@ -21,7 +21,8 @@ from phantommesh.config.sections import Config
 from phantommesh.control import messages
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.errors import PhantomMeshError
-from phantommesh.node.whereabouts import Found, Pace, Rounds, Whereabouts
+from phantommesh.faults import Fault, FaultKind
+from phantommesh.node.whereabouts import Found, Mapped, Pace, Rounds, Whereabouts
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.host.hostaddresses import read_addresses
 from phantommesh.nursery.members.calling import Caller
@@ -30,6 +31,8 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Bucket
 from phantommesh.reachable import HostAddress, IpAddress, Reach, all_loopback
 from phantommesh.trust.identity import NodeId, format_node_id
+
+ADDRESS_MISSING = FaultKind("address-missing", "medium")
 
 # Tuning.
 READS: Final = 1 / 5, 6  # readings of the host's addresses and routes a second, and at once
@@ -75,6 +78,7 @@ class Finding:
         self.whereabouts = Whereabouts(port)
         self.dropped = self.whereabouts.dropped
         self.found = Found()
+        self._configured = bool(config.node.endpoints)
         self.on = config.nat.discover and not local
         self._names, self._caller = frozenset(names), caller
         self._refresh, self._reach, self._home = refresh, reach, home
@@ -94,6 +98,11 @@ class Finding:
         if self.on:
             self._dirty = True
             self._news.ring()
+
+    def mapped(self, found: tuple[Mapped, ...]) -> None:
+        """Gateways forward this to this node."""
+        self.whereabouts.mapped = found
+        self._news.ring()
 
     def hinted(self, place: str) -> None:
         """A member says unasked that this node is there: see `Whereabouts.hinted`."""
@@ -137,6 +146,14 @@ class Finding:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._ask)
             nursery.start_soon(self._watch_clocks)
+
+    def faults(self) -> Iterator[Fault]:
+        """Return what is wrong with where this node is reached."""
+        if self.on and not self._configured and not self.found.candidates:
+            yield ADDRESS_MISSING.fault(
+                "this host has no address by which others could reach this node",
+                "connect it to a network, or name an address in node.endpoints",
+            )
 
     def public(self) -> frozenset[IpAddress]:
         """The addresses at which others see this node."""

@@ -356,8 +356,12 @@ class GossipDriver:
         question, address = self.news.question(step), step.address
         if question is None:
             return
-        async with framing.connect(address.host, address.port) as framed:
-            answer = await channels.ask_records(framed, question)
+        answer = b""
+        with trio.move_on_after(step.patience):
+            async with framing.connect(address.host, address.port) as framed:
+                answer = await channels.ask_records(framed, question)
+        if not answer:
+            return
         kept = self.news.answered(step, question, answer)
         if kept is not None:
             await self._keeper.take(kept.records, address, unasked=kept.unasked)

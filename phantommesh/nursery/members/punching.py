@@ -136,7 +136,7 @@ class PunchDriver:
         if not self._ports.able:
             return messages.Refused(NO_SOCKET)
         ahead, now = request.in_ms / 1000, trio.current_time()
-        refused = self.punching.asked(peer, request.dimensions, ahead, now)
+        refused = self.punching.asked(peer, request.dimensions, ahead, request.turn, now)
         self._settle()
         return messages.Refused(refused) if refused else messages.Done()
 
@@ -203,16 +203,18 @@ class PunchDriver:
 
     async def _ask_each(self, nursery: trio.Nursery) -> None:
         async for ask in self._asking.clone():
-            nursery.start_soon(self._ask, NodeId(ask.peer), ask.dimensions)
+            nursery.start_soon(self._ask, NodeId(ask.peer), ask)
 
-    async def _ask(self, peer: NodeId, dimensions: int) -> None:
+    async def _ask(self, peer: NodeId, ask: Ask) -> None:
         told, why = format_node_id(peer), "it gave no answer"
         with left_out(self._dropped, "meet-broken", BROKEN, peer=told):
             try:
                 with trio.fail_after(PATIENCE):
                     async with self._caller.call(peer) as client:
                         asked = trio.current_time()
-                        answer = await client.ask(messages.Meet(dimensions, round(AHEAD * 1000)))
+                        answer = await client.ask(
+                            messages.Meet(ask.dimensions, round(AHEAD * 1000), ask.turn)
+                        )
                         now = trio.current_time()
                 if isinstance(answer, messages.Done):  # it took the question half of the time ago
                     self.punching.agreed(peer, (asked + now) / 2 + AHEAD, now)

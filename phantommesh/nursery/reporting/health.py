@@ -135,6 +135,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.wgports.faults()
     yield from parts.lending.faults()
     yield from parts.borrower.faults()
+    yield from parts.finding.faults()
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)

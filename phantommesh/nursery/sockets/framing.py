@@ -6,16 +6,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
 import trio
 
 from phantommesh.endpoint import Address
+from phantommesh.nursery.sockets import proxy as proxies
 
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
+HEAD_START = 0.7  # s that a direct connection is waited for before the environment's proxy is asked
 # s until the kernel asks, s between two questions, and how many in vain end the connection.
 # A NAT that started anew has forgotten a lent connection, and its member is out of reach until then.
 ALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
@@ -85,15 +87,16 @@ class FramedStream:
 
 @asynccontextmanager
 async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
-    """Connect to a control port over TCP. Raises `StreamError`, also for a name: what it resolves to has to
-    be judged before it is used (`places`)."""
+    """Connect to a control port over TCP: directly, or by the environment's proxy where that does not answer
+    soon. Raises `StreamError`, also for a name: what it resolves to has to be judged before it is used
+    (`places`)."""
     try:
         ip_address(host)
     except ValueError as error:
         raise StreamError(f"{host} is a name, not an address") from error
     try:
         with trio.fail_after(CONNECT):
-            stream = await trio.open_tcp_stream(host, port)
+            stream = await _open(host, port)
     except (OSError, UnicodeError, trio.TooSlowError) as error:
         raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
     async with stream:
@@ -101,7 +104,44 @@ async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
             framed = FramedStream(stream)
         except OSError as error:
             raise StreamError("the connection broke") from error
+        framed.address = Address(host, port, "tcp")  # not the proxy's
         yield framed
+
+
+async def _open(host: str, port: int) -> trio.SocketStream:
+    """Connect directly, and by the environment's proxy a little later; the first that works is taken. Raises
+    OSError as the direct attempt did."""
+    proxy = proxies.environment_proxy(host)
+    if proxy is None:
+        return await trio.open_tcp_stream(host, port)
+    found, failures, failed = list[trio.SocketStream](), list[OSError](), trio.Event()
+
+    async def directly() -> None:
+        try:
+            found.append(await trio.open_tcp_stream(host, port))
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    async def by_proxy() -> None:
+        with trio.move_on_after(HEAD_START):
+            await failed.wait()
+        with suppress(proxies.ProxyError):
+            found.append(await proxies.connect_by(proxy, host, port))
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(directly)
+            nursery.start_soon(by_proxy)
+    finally:
+        for late in found[1:]:
+            await trio.aclose_forcefully(late)
+    if not found:
+        raise failures[0] if failures else OSError("nothing answers")
+    return found[0]
 
 
 def _reason(error: BaseException) -> str:

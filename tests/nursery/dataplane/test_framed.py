@@ -67,9 +67,9 @@ async def got(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
 @asynccontextmanager
 async def two(at: Path) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes, with frames between them."""
-    state = make_authority(at / "alpha")
+    make_authority(at / "alpha")
     async with serving(at / "alpha", frames=True) as alpha:
-        await join(at / "beta", make_invite(state if alpha is None else alpha.parts.state), "beta")
+        await join(at / "beta", make_invite(alpha.parts.state), "beta")
         async with serving(at / "beta", frames=True) as beta:
             await until(lambda: connected(alpha, beta) and connected(beta, alpha))
             yield alpha, beta

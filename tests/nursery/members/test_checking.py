@@ -7,7 +7,6 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import trio
 from msgspec import structs
 
 from phantommesh.control import messages
@@ -35,8 +34,7 @@ def test_only_endpoints_of_the_record_where_the_node_was_seen_are_tried() -> Non
 def linked(node: Node) -> bool:
     parts = node.parts
     return bool(parts.caller.callable()) and all(
-        list(parts.gossip.gossip.seen(entry.member.node_id, trio.current_time()))
-        for entry in parts.peers.entries
+        list(parts.finding.heard(entry.member.node_id)) for entry in parts.peers.entries
     )
 
 

@@ -256,6 +256,20 @@ async def test_a_nat_that_changes_is_found_out_when_a_member_says_so(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_host_without_an_address_is_a_fault_until_it_has_one(
+    host: Host, autojump_clock: object
+) -> None:
+    host.addresses = ()
+    async with trio.open_nursery() as nursery:
+        await running(host, nursery)
+        assert [fault.code for fault in host.finding.faults()] == ["address-missing"]
+        host.addresses = [SECOND]
+        host.finding.moved()
+        await trio.sleep(6)
+        assert not list(host.finding.faults())
+        nursery.cancel_scope.cancel()
+
+
 async def test_addresses_that_cannot_be_read_leave_what_was_known(host: Host, autojump_clock: object) -> None:
     async with trio.open_nursery() as nursery:
         await running(host, nursery)

@@ -46,6 +46,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "relay.quota": ("1000000000", 1_000_000_000),
     "relay.members": ("db,web", ("db", "web")),
     "relay.use": ("false", False),
+    "nat.portmap": ("off", "off"),
     "gossip.preset": ("wan", "wan"),
     "gossip.seeds": ("192.0.2.9:51800", ("192.0.2.9:51800",)),
     "scatter.mode": ("off", "off"),

@@ -13,6 +13,7 @@ from phantommesh.control.asking import (
     FETCHES_PER_SOURCE,
     MAX_UNLINKED,
     PAUSES,
+    QUICK,
     AskingError,
     Call,
     CallUnlinked,
@@ -73,8 +74,15 @@ def test_a_member_that_moved_is_asked_where_it_speaks_before_where_it_was() -> N
     a, c, there = A.node_id, C.node_id, Address("192.0.2.9", 51800)
     found = steps(roster(a, c), [wanted(c, there)], [c])
     asked = [step for step in found if not isinstance(step, Pause)]
-    assert asked == [CallUnlinked(there, [b"h" * 16]), c]
-    assert found.index(asked[0]) < found.index(Pause(PAUSES[-1]))
+    assert asked == [CallUnlinked(there, [b"h" * 16], QUICK), CallUnlinked(there, [b"h" * 16]), c]
+    assert found.index(asked[1]) < found.index(Pause(PAUSES[-1]))
+
+
+def test_nobody_else_is_asked_before_whoever_speaks_from_an_unknown_address() -> None:
+    """The others may have moved too."""
+    there = Address("192.0.2.9", 51800)
+    found = steps(roster(A.node_id, B.node_id), [wanted(C.node_id, there)], [A.node_id, B.node_id])
+    assert found[0] == CallUnlinked(there, [b"h" * 16], QUICK)
 
 
 def test_it_ends_as_soon_as_the_records_are_here() -> None:
@@ -93,7 +101,8 @@ def test_it_ends_as_soon_as_the_records_are_here() -> None:
 def test_without_any_link_whoever_spoke_is_asked_for_a_few() -> None:
     many = [wanted(NodeId(bytes([i]) * 16), HOME, bytes([i]) * 16) for i in range(40)]
     found = [step for step in steps(roster(), many, []) if not isinstance(step, Pause)]
-    assert found == [CallUnlinked(HOME, [one.record_hash for one in many[:MAX_UNLINKED]])]
+    few = [one.record_hash for one in many[:MAX_UNLINKED]]
+    assert found == [CallUnlinked(HOME, few, QUICK), CallUnlinked(HOME, few)]
 
 
 def test_a_later_record_than_the_one_wanted_is_as_good() -> None:

@@ -26,6 +26,7 @@ from phantommesh.node.whereabouts import (
     RECORDS,
     ROAMED,
     SOON,
+    Mapped,
     Pace,
     Place,
     Rounds,
@@ -60,6 +61,39 @@ def there() -> Whereabouts:
 
 def seen(found: Whereabouts, now: float) -> list[Candidate]:
     return [one for one in found.candidates(now) if one.kind == Kind.SEEN]
+
+
+# What gateways map.
+
+
+def mapped(host: str = PUBLIC, port: int = 51_800, ports: tuple[int, ...] = PORTS) -> Mapped:
+    return Mapped(HOME.address, Place(ip_address(host), port), ports)
+
+
+def test_a_mapped_port_comes_first_and_needs_no_witness() -> None:
+    found = there()
+    found.mapped = (mapped(),)
+    first, *rest = found.candidates(1.0)
+    assert first == Candidate.of(Kind.MAPPED, ip_address(PUBLIC), 51_800, PORTS)
+    assert [one.kind for one in rest] == [Kind.OWN]
+    for number in (1, 2):
+        found.told(member(number), word(port=51_800), 1.0, authority=False)
+    assert [one.kind for one in found.candidates(1.0)] == [Kind.MAPPED, Kind.OWN]  # the same place
+
+
+@pytest.mark.parametrize("host", ["192.168.0.7", "100.64.0.9", "127.0.0.1", "0.0.0.0", "169.254.169.254"])
+def test_a_gateway_behind_another_nat_opens_nothing(host: str) -> None:
+    found = there()
+    found.mapped = (mapped(host),)
+    assert [one.kind for one in found.candidates(1.0)] == [Kind.OWN]
+
+
+def test_what_members_see_comes_before_a_gateways_other_word() -> None:
+    found = there()
+    found.mapped = (mapped("198.51.100.1"),)
+    for number in (1, 2):
+        found.told(member(number), word(), 1.0, authority=False)
+    assert [one.kind for one in found.candidates(1.0)] == [Kind.SEEN, Kind.MAPPED, Kind.OWN]
 
 
 # What witnesses say.

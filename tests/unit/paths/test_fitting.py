@@ -22,7 +22,7 @@ from phantommesh.paths.fitting import (
     Fitting,
 )
 from phantommesh.paths.machine import Paths
-from phantommesh.paths.pmtu import BASE, ceiling
+from phantommesh.paths.pmtu import BASE, OVER_IP4, OVER_IP6, ceiling
 from phantommesh.paths.probe import ON_WIRE, OVER, SIZE, Probe, decode_probe_untrusted
 from phantommesh.paths.sized import HEADERS, SizedProbe, is_sized
 from phantommesh.paths.weights import FULL
@@ -167,6 +167,22 @@ def test_a_silent_hop_is_found_by_both_ends_within_seconds(carries: int) -> None
         (hole,) = end.fitting.holes()
         assert (hole.dimensions, hole.size, hole.top, hole.narrow) == (ALL, end.fit, LARGEST, False)
         assert str(end.fit) in hole.fault("bee").text and str(end.fit + 60) in hole.fault("bee").fix
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_what_the_fault_says_to_do_ends_it(ipv6: bool) -> None:
+    world = busy(carries=1300)
+    (hole,) = world.a.fitting.holes()
+    fix = hole.fault("bee").fix
+    mtu = hole.size + (OVER_IP6 if ipv6 else OVER_IP4)
+    assert f"{mtu} " in fix
+    own = ceiling(mtu, ipv6=ipv6, largest=LARGEST)
+    for end in (world.a, world.b):
+        for dimension in range(DIMENSIONS):
+            world.carry_out(end, end.fitting.way(end.peer, dimension, "way", own, world.now))
+    world.run(5)
+    assert list(world.a.fitting.holes()) == list(world.b.fitting.holes()) == []
+    assert world.a.fit == world.b.fit == 1296  # as before, and now known to both kernels
 
 
 def test_a_way_that_shrinks_under_traffic_is_left_in_a_second_and_a_half() -> None:

@@ -192,6 +192,25 @@ def test_a_word_by_udp_is_a_reason_to_try_at_once_and_only_once() -> None:
     assert trials <= 6  # 0, 30, 90, 210 s and so on: words by UDP that lead to nothing change no more
 
 
+def test_a_slow_node_that_hears_its_peer_by_udp_waits_longer_and_not_for_ever() -> None:
+    world = World()
+    world.udp = False  # of WireGuard's ports only
+    while world.now < 5.5:
+        for end in world.ends:
+            end.last.udp_heard(end.peer, world.now)
+        world.step()
+        assert not any(end.calls for end in world.ends)
+    world.run(2.0)
+    assert world.framed == [ALL, ALL]
+    world = World()
+    world.run(5.0)
+    for end in world.ends:
+        end.last.udp_heard(end.peer, world.now)
+    world.udp = False
+    world.run(1.0 + lastway.UDP_LATELY)  # what answered until a second ago answers
+    assert world.framed == [ALL, ALL]
+
+
 def test_frames_are_left_where_something_better_is_offered() -> None:
     world = blocked()
     world.otherwise = 0b101

@@ -28,7 +28,6 @@ from phantommesh.routing.punching import (
     KNOCKS,
     LASTS,
     LATE,
-    OPENING_HOPS,
     PAUSES,
     PROVES,
     ROUNDS,
@@ -57,12 +56,17 @@ class Nat:
     out: dict[tuple[int, Address | None], int] = field(default_factory=dict)
     back: dict[tuple[int, Address | None], int] = field(default_factory=dict)
     taken: dict[tuple[int, Address], float] = field(default_factory=dict)
+    used: dict[tuple[int, Address | None], float] = field(default_factory=dict)
 
     def leaves(self, port: int, to: Address, now: float) -> Address:
         """Where a packet from a port inside seems to come from."""
         if self.kind == "public":
             return Address(self.host, port)
         who = None if self.kind == "cone" else to
+        forgets = self.kind != "cone" and now - self.used.get((port, who), now) >= REMEMBERS
+        self.used[port, who] = now
+        if forgets:
+            del self.back[self.out.pop((port, who)), who]
         if (port, who) not in self.out:
             outside = port
             if self.kind != "keeps" or now - self.taken.get((port, to), -inf) < REMEMBERS:
@@ -90,7 +94,7 @@ class Net:
         self.won: dict[bytes, dict[int, Address]] = {A: {}, B: {}}
         self.sent: Counter[tuple[bytes, int, Address]] = Counter()
         self.answers = 0
-        self.channel = True
+        self.channel, self.routers = True, True
         self._number, self._events = count(), list[tuple[float, int, str, tuple[object, ...]]]()
         self.ends = {
             me: Punching(
@@ -118,8 +122,8 @@ class Net:
             match effect:
                 case Send(dimension, to, datagram, hops):
                     self.send(me, dimension, to, datagram, hops)
-                case Ask(peer, dimensions):
-                    self.at(self.now + self.delay, "meet", peer, dimensions, self.now)
+                case Ask(peer, dimensions, turn):
+                    self.at(self.now + self.delay, "meet", peer, dimensions, turn, self.now)
                 case Won(_, dimension, address):
                     self.won[me][dimension] = address
                 case Lost(_, dimension):
@@ -131,7 +135,7 @@ class Net:
             self.sent[me, dimension, to] += 1
         number = sum(self.sent.values()) + self.answers
         self.answers += datagram[4] == Kind.ANSWER
-        if (hops is None or hops > OPENING_HOPS) and number not in self.lose:
+        if (hops is None or not self.routers) and number not in self.lose:
             self.at(self.now + self.delay, "datagram", source, to, datagram)
 
     def run(self, until: float) -> None:
@@ -156,10 +160,10 @@ class Net:
                 if port is not None and port in range(FIRST, FIRST + DIMENSIONS):
                     self.carry_out(me, self.ends[me].receive(port - FIRST, source, datagram, self.now))
 
-    def meet(self, peer: bytes, dimensions: int, asked: float) -> None:
+    def meet(self, peer: bytes, dimensions: int, turn: int, asked: float) -> None:
         refused = "nobody in common"
         if self.channel:
-            refused = self.ends[peer].asked(other(peer), dimensions, 0.25, self.now)
+            refused = self.ends[peer].asked(other(peer), dimensions, 0.25, turn, self.now)
         self.at(self.now + self.delay, "met", other(peer), asked, refused)
 
     def met(self, me: bytes, asked: float, refused: str) -> None:
@@ -223,6 +227,21 @@ def test_losses_are_made_up_for_in_later_rounds(
     assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
 
 
+@pytest.mark.parametrize("answers", [(True, False), (False, True)])
+def test_without_a_router_between_the_nats_the_one_that_remembers_is_first_in_some_dimensions(
+    answers: tuple[bool, bool],
+) -> None:
+    net = Net(("keeps", answers[0]), ("keeps", answers[1]), 0.0001)
+    net.routers = False
+    net.want(A)
+    net.want(B)
+    net.run(3.0)
+    first = [set(won) for won in net.won.values()]
+    assert first[0] == first[1] and 3 <= len(first[0]) <= 4
+    net.run(PAUSES[0] * 1.2 + 2 * LASTS)  # the other way round
+    assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
+
+
 def test_a_round_that_failed_is_followed_by_silence() -> None:
     net = Net(("random", True), ("random", True), 0.01)
     net.want(A)
@@ -273,7 +292,7 @@ def test_a_way_that_goes_dark_is_lost_and_found_again() -> None:
     assert net.won[A]  # WireGuard has its time
     net.run(PROVES + 5.0)
     for nat in net.nats.values():  # both have forgotten everything
-        nat.out, nat.back = {}, {}
+        nat.out, nat.back, nat.used = {}, {}, {}
     net.carry_out(A, net.ends[A].want(B, ALL, net.now, soon=True))
     assert not net.won[A]
     net.run(net.now + 2.0)
@@ -369,9 +388,9 @@ class Victim(RuleBasedStateMachine):
     def anew(self) -> None:
         self.end.anew(B, self.now)
 
-    @rule(dimensions=st.integers(0, ALL), ahead=st.floats(0, 100))
-    def asked(self, dimensions: int, ahead: float) -> None:
-        self.end.asked(B, dimensions, ahead, self.now)
+    @rule(dimensions=st.integers(0, ALL), ahead=st.floats(0, 100), turn=st.integers(0, 1))
+    def asked(self, dimensions: int, ahead: float, turn: int) -> None:
+        self.end.asked(B, dimensions, ahead, turn, self.now)
 
     @rule(alone=st.booleans())
     def apart(self, alone: bool) -> None:

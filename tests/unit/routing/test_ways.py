@@ -69,3 +69,13 @@ def test_a_direct_way_that_was_lost_leaves_silence_while_the_peer_is_held_and_ha
     assert ways.quiet(A) == 0b01
     ways.hold(A, 0)
     assert ways.quiet(A) == 0
+
+
+def test_what_one_kind_holds_another_does_not_let_go() -> None:
+    ways = Ways()
+    assert ways.hold(A, 0b011)
+    assert ways.hold(A, 0b110, by=Kind.FRAMED)
+    assert ways.held(A) == 0b111
+    assert ways.hold(A, 0, by=Kind.FRAMED)
+    assert not ways.hold(A, 0, by=Kind.FRAMED)
+    assert ways.held(A) == 0b011

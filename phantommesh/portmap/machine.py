@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asks one gateway to map ports, and keeps the mappings: PCP first, then NAT-PMP, then UPnP. Sans-I/O.
+
+Nothing is asked for more than one port before the gateway has shown that it answers at all. Most do not, and
+are tried again seldom. A mapping is renewed at half of its life (RFC 6887, section 11.2.1), and at once where
+the gateway's clock shows that it was started anew.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from math import inf
+from random import Random
+from typing import Final
+
+from phantommesh.portmap import natpmp, pcp
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.values import Granted, Method, PortMapError, Wanted
+
+# Tuning.
+LIFETIME: Final = 1800  # s that are asked for
+LONGEST: Final = 7200.0  # s that a grant is taken to last at most
+SOONEST: Final = 30.0  # s between a grant and its renewal at least: a gateway may say that it lasts a second
+FIRST: Final = 0.25  # s until a question is asked again, then twice as long each time (RFC 6886, section 3.1)
+TRIES: Final = 4  # questions without an answer until the next method, or the next renewal
+AGAIN: Final = 600.0  # s until a gateway that grants nothing is asked again
+REFUSED: Final = 300.0  # s until a port that was refused is asked for again
+MAX_WANTED: Final = 32  # ports
+RESTARTED: Final = 2  # s that a gateway's clock may be behind what it should be (RFC 6887, section 8.5)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One port. ``due``: when to ask next. ``granted`` holds until ``until``."""
+
+    nonce: bytes
+    wish: int
+    due: float
+    tries: int = 0
+    granted: Granted | None = None
+    until: float = inf
+    result: int = 0
+
+
+class Mapper:
+    """The mappings of one gateway for the host's address ``own``. ``now`` is seconds on a clock that only
+    goes forward. ``upnp``: whether its driver can do UPnP."""
+
+    def __init__(self, own: IPv4Address, *, random: Random, now: float, upnp: bool = False) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.method: Method | None = None  # by which the gateway answers
+        self._own, self._random = own, random
+        self._methods = [Method.PCP, Method.NAT_PMP, *([Method.UPNP] if upnp else [])]
+        self._trying = 0
+        self._jobs: dict[Wanted, _Job] = {}
+        self._wait = -inf  # until when nothing is asked
+        self._address: IPv4Address | None = None  # NAT-PMP's
+        self._upnp_asked = False
+        self._epoch: tuple[float, int] | None = None
+
+    # --- what is wanted, and what there is ---
+
+    def granted(self, now: float) -> dict[Wanted, Granted]:
+        """The mappings that hold."""
+        return {
+            wanted: job.granted
+            for wanted, job in self._jobs.items()
+            if job.granted is not None and now < job.until
+        }
+
+    @property
+    def refused(self) -> int:
+        """The latest result code of a refusal; 0 for none."""
+        return next((job.result for job in self._jobs.values() if job.result), 0)
+
+    def want(self, wanted: Iterable[Wanted], now: float) -> list[Effect]:
+        """Have these ports mapped, the most important first, and no others."""
+        ports = list(dict.fromkeys(wanted))[:MAX_WANTED]
+        effects = list[Effect]()
+        for gone in [one for one in self._jobs if one not in ports]:
+            effects += self._end(gone, self._jobs.pop(gone))
+        before = self._jobs
+        self._jobs = {
+            one: before.get(one) or _Job(self._random.randbytes(pcp.NONCE_BYTES), one.port, now)
+            for one in ports
+        }
+        return effects + self.tick(now)
+
+    def again(self, now: float) -> list[Effect]:
+        """The gateway may be another one, or may have been started anew: ask it now."""
+        self._trying, self._wait, self._address, self._epoch = 0, -inf, None, None
+        self.method, self._upnp_asked = None, False
+        for job in self._jobs.values():
+            job.due, job.tries = now, 0
+        return self.tick(now)
+
+    def close(self) -> list[Effect]:
+        """End all mappings; one datagram each."""
+        jobs, self._jobs = self._jobs, {}
+        return [effect for wanted, job in jobs.items() for effect in self._end(wanted, job)]
+
+    def _end(self, wanted: Wanted, job: _Job) -> list[Effect]:
+        if job.granted is None:
+            return []
+        match self.method:
+            case Method.PCP:
+                return [Send(self._pcp(wanted, job, lifetime=0, external=0))]
+            case Method.NAT_PMP:
+                return [Send(natpmp.ask(wanted.protocol, wanted.port, 0, 0))]
+            case _:
+                return []  # of UPnP its driver knows the mappings
+
+    # --- time ---
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` next has something to do."""
+        dues = [max(job.due, self._wait) for job in self._asked()]
+        ends = [job.until for job in self._jobs.values() if job.granted is not None]
+        return min([*dues, *ends], default=inf)
+
+    def _asked(self) -> list[_Job]:
+        """The jobs that may be asked for: one only, until the gateway has answered."""
+        if self._upnp_asked:
+            return []
+        jobs = list(self._jobs.values())
+        return jobs if self.method is not None else jobs[:1]
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask what is due, and forget what is over."""
+        effects = list[Effect]()
+        for job in self._jobs.values():
+            if job.granted is not None and now >= job.until:
+                job.granted, job.until = None, inf
+                effects.append(Changed())
+        asked = self._asked()
+        for wanted, job in list(self._jobs.items()):
+            if job not in asked or now < max(job.due, self._wait):
+                continue
+            if job.tries >= TRIES:
+                if self.method is None:
+                    return effects + self._next_method(now)
+                self._silent(job, now)
+                continue
+            if self._methods[self._trying] is Method.UPNP:
+                return [*effects, self._ask_upnp()]
+            effects.append(Send(self._question(wanted, job)))
+            job.due, job.tries = now + FIRST * 2**job.tries, job.tries + 1
+        return effects
+
+    def _silent(self, job: _Job, now: float) -> None:
+        """The gateway answered before and does not now."""
+        left = 0.0 if job.granted is None else job.until - now
+        job.due, job.tries = now + max(SOONEST, left / 2), 0
+        if job.granted is None:
+            self.method, self._trying = None, 0  # all is to be found anew
+
+    def _next_method(self, now: float) -> list[Effect]:
+        self._trying += 1
+        for job in self._jobs.values():
+            job.due, job.tries = now, 0
+        if self._trying < len(self._methods):
+            return self.tick(now)
+        self._trying, self._wait = 0, now + AGAIN
+        return []
+
+    def _question(self, wanted: Wanted, job: _Job) -> bytes:
+        if self._methods[self._trying] is Method.PCP:
+            return self._pcp(wanted, job, lifetime=LIFETIME, external=self._wish(wanted, job))
+        if self._address is None:
+            return natpmp.ASK_ADDRESS
+        return natpmp.ask(wanted.protocol, wanted.port, self._wish(wanted, job), LIFETIME)
+
+    def _wish(self, wanted: Wanted, job: _Job) -> int:
+        """The external port to ask for: the one that there is; for TCP the one that UDP has."""
+        if job.granted is not None:
+            return job.granted.port
+        twins = (j.granted.port for w, j in self._jobs.items() if w.port == wanted.port and j.granted)
+        return next(twins, job.wish)
+
+    def _pcp(self, wanted: Wanted, job: _Job, *, lifetime: int, external: int) -> bytes:
+        return pcp.MapRequest(job.nonce, self._own, wanted.protocol, wanted.port, external, lifetime).encode()
+
+    # --- answers ---
+
+    def receive(self, datagram: bytes, now: float) -> list[Effect]:
+        """Take a datagram that came from the gateway. Never raises."""
+        method = self._methods[self._trying]
+        try:
+            if method is Method.PCP:
+                if pcp.other_version(datagram):
+                    return self._next_method(now) if self.method is None else []
+                return self._take_pcp(pcp.decode_untrusted(datagram), now)
+            if method is Method.NAT_PMP:
+                return self._take_natpmp(natpmp.decode_untrusted(datagram), now)
+        except PortMapError:
+            pass
+        self.dropped["portmap-malformed"] += 1
+        return []
+
+    def _take_pcp(self, answer: pcp.MapAnswer, now: float) -> list[Effect]:
+        found = [
+            (wanted, job)
+            for wanted, job in self._jobs.items()
+            if (wanted.protocol, wanted.port, job.nonce) == (answer.protocol, answer.internal, answer.nonce)
+        ]
+        if not found:
+            self.dropped["portmap-unasked"] += 1
+            return []
+        self._answers(Method.PCP, answer.epoch, now)
+        granted = Granted(answer.address, answer.external, float(answer.lifetime))
+        return self._settle(found[0][1], granted, answer.result, now)
+
+    def _take_natpmp(self, answer: natpmp.AddressAnswer | natpmp.MapAnswer, now: float) -> list[Effect]:
+        if isinstance(answer, natpmp.AddressAnswer):
+            if answer.result != natpmp.SUCCESS or self._address is not None:
+                return []
+            self._address = answer.address
+            self._answers(Method.NAT_PMP, answer.epoch, now)
+            for job in self._jobs.values():
+                job.due, job.tries = now, 0
+            return self.tick(now)
+        asked = self._jobs.get(Wanted(answer.protocol, answer.internal))
+        if asked is None or self._address is None or not asked.tries:
+            self.dropped["portmap-unasked"] += 1
+            return []
+        self._answers(Method.NAT_PMP, answer.epoch, now)
+        granted = Granted(self._address, answer.external, float(answer.lifetime))
+        return self._settle(asked, granted, answer.result, now)
+
+    def _settle(self, job: _Job, granted: Granted, result: int, now: float) -> list[Effect]:
+        before, job.tries, job.result = job.granted, 0, result
+        if result or not granted.port or granted.lifetime <= 0:
+            job.due = now + REFUSED
+            return self.tick(now)
+        life = min(granted.lifetime, LONGEST)
+        job.granted, job.until = granted, now + life
+        job.due = now + max(SOONEST, life / 2 * self._random.uniform(0.9, 1.0))
+        changed = before is None or (before.address, before.port) != (granted.address, granted.port)
+        return [*([Changed()] if changed else []), *self.tick(now)]
+
+    def _answers(self, method: Method, epoch: int, now: float) -> None:
+        """The gateway answers. Where its clock is behind, it has lost all mappings."""
+        self.method = method
+        if self._epoch is not None:
+            then, before = self._epoch
+            if epoch < before + (now - then) * 7 / 8 - RESTARTED:
+                self._address = None
+                for job in self._jobs.values():
+                    job.due, job.tries = min(job.due, now), 0
+        self._epoch = now, epoch
+
+    # --- UPnP ---
+
+    def _ask_upnp(self) -> AskUpnp:
+        self._upnp_asked = True
+        return AskUpnp(
+            tuple((wanted, self._wish(wanted, job)) for wanted, job in self._jobs.items()), LIFETIME
+        )
+
+    def upnp(self, granted: Mapping[Wanted, Granted], now: float) -> list[Effect]:
+        """The driver has asked by UPnP; empty where nobody answered or nothing was granted."""
+        self._upnp_asked = False
+        if not granted:
+            for job in self._jobs.values():
+                job.tries = TRIES
+                job.due = now
+            self.method = None
+            return self.tick(now)
+        self.method, effects = Method.UPNP, list[Effect]()
+        for wanted, job in self._jobs.items():
+            if wanted in granted:
+                effects += self._settle(job, granted[wanted], 0, now)
+            else:
+                job.due = now + REFUSED
+        return effects

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A mapper and gateways of several kinds: what is asked, how often, and what holds in the end."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from math import inf
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.portmap import machine
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.machine import AGAIN, LIFETIME, MAX_WANTED, SOONEST, TRIES, Mapper
+from phantommesh.portmap.values import Granted, Method, Protocol, Wanted
+
+OWN, PUBLIC = IPv4Address("192.168.1.5"), IPv4Address("203.0.113.7")
+CONTROL, TCP, WG = Wanted(Protocol.UDP, 51800), Wanted(Protocol.TCP, 51800), Wanted(Protocol.UDP, 51820)
+ALL = (CONTROL, TCP, WG)
+
+
+@dataclass
+class Gateway:
+    """A model of one: ``kind`` is pcp, nat-pmp or none. ``off``: added to the port that is wished for."""
+
+    kind: str = "pcp"
+    off: int = 0
+    result: int = 0
+    lifetime: int = LIFETIME
+    started: float = 0.0
+    deaf: bool = False
+    table: dict[tuple[int, int], int] = field(default_factory=dict)
+    asked: list[bytes] = field(default_factory=list)
+
+    def answer(self, data: bytes, now: float) -> bytes | None:
+        self.asked.append(data)
+        epoch = int(now - self.started)
+        if self.deaf or self.kind == "none":
+            return None
+        if data[0] == 2:
+            if self.kind == "nat-pmp":
+                return struct.pack("!BBHI", 0, 129, 1, epoch)
+            _, _, _, lifetime, _ = struct.unpack_from("!BBHI16s", data)
+            nonce, protocol, internal, external, _ = struct.unpack_from("!12sB3xHH16s", data, 24)
+            port = self._map(protocol, internal, external, lifetime)
+            address = bytes(10) + b"\xff\xff" + PUBLIC.packed
+            return struct.pack(
+                "!BBBBII12s12sB3xHH16s", 2, 129, 0, self.result, self.lifetime, epoch, bytes(12), nonce,
+                protocol, internal, port, address,
+            )  # fmt: skip
+        if data == b"\0\0":
+            return struct.pack("!BBHI4s", 0, 128, 0, epoch, PUBLIC.packed)
+        _, opcode, _, internal, external, lifetime = struct.unpack("!BBHHHI", data)
+        port = self._map({1: 17, 2: 6}[opcode], internal, external, lifetime)
+        return struct.pack("!BBHIHHI", 0, 128 + opcode, self.result, epoch, internal, port, self.lifetime)
+
+    def _map(self, protocol: int, internal: int, external: int, lifetime: int) -> int:
+        if self.result:
+            return 0
+        if not lifetime:
+            self.table.pop((protocol, internal), None)
+            return 0
+        return self.table.setdefault((protocol, internal), external + self.off)
+
+
+class Rig:
+    """A mapper, a gateway and a clock."""
+
+    def __init__(self, gateway: Gateway, *, upnp: bool = False) -> None:
+        self.gateway, self.now = gateway, 0.0
+        self.mapper = Mapper(OWN, random=Random(1), now=0.0, upnp=upnp)
+        self.changes, self.upnp = 0, list[AskUpnp]()
+
+    def carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(datagram):
+                    answer = self.gateway.answer(datagram, self.now)
+                    if answer is not None:
+                        self.carry(self.mapper.receive(answer, self.now))
+                case AskUpnp():
+                    self.upnp.append(effect)
+                case Changed():
+                    self.changes += 1
+
+    def want(self, *wanted: Wanted) -> None:
+        self.carry(self.mapper.want(wanted, self.now))
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.mapper.deadline <= end:
+            self.now = max(self.now, self.mapper.deadline)
+            self.carry(self.mapper.tick(self.now))
+        self.now = end
+
+    @property
+    def ports(self) -> dict[Wanted, int]:
+        return {wanted: one.port for wanted, one in self.mapper.granted(self.now).items()}
+
+
+@pytest.mark.parametrize("kind", ["pcp", "nat-pmp"])
+def test_all_ports_are_mapped_and_stay_so(kind: str) -> None:
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    assert rig.ports == {one: one.port for one in ALL}
+    assert rig.mapper.method is Method(kind)
+    assert {one.address for one in rig.mapper.granted(rig.now).values()} == {PUBLIC}
+    asked = len(rig.gateway.asked)
+    rig.run(LIFETIME * 10)
+    assert rig.ports == {one: one.port for one in ALL}
+    assert len(rig.gateway.asked) - asked <= 3 * 10 * 2.5  # at half of their life
+    assert rig.changes == 3
+
+
+@pytest.mark.parametrize("kind", ["pcp", "nat-pmp"])
+def test_another_external_port_is_taken_and_kept(kind: str) -> None:
+    rig = Rig(Gateway(kind, off=1000))
+    rig.want(*ALL)
+    rig.run(LIFETIME * 3)
+    assert rig.ports[CONTROL] == 52800 and rig.ports[WG] == 52820
+
+
+@pytest.mark.parametrize("kind", ["pcp", "nat-pmp"])
+def test_ports_are_given_back(kind: str) -> None:
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    rig.want(CONTROL)
+    assert rig.gateway.table.keys() == {(17, 51800)}
+    rig.carry(rig.mapper.close())
+    assert not rig.gateway.table and not rig.ports
+
+
+def test_a_gateway_that_does_not_answer_is_asked_a_few_times_and_seldom() -> None:
+    rig = Rig(Gateway("none"))
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    assert len(rig.gateway.asked) == 2 * TRIES
+    rig.run(AGAIN * 10)
+    assert len(rig.gateway.asked) <= 12 * 2 * TRIES
+    assert not rig.ports and not rig.changes
+
+
+def test_it_is_found_again_when_it_answers_later() -> None:
+    rig = Rig(Gateway("pcp", deaf=True))
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    rig.gateway.deaf = False
+    rig.run(AGAIN)
+    assert len(rig.ports) == 3
+
+
+def test_a_gateway_that_was_started_anew_gets_all_again() -> None:
+    rig = Rig(Gateway())
+    rig.want(*ALL)
+    rig.run(100.0)
+    rig.gateway.table.clear()
+    rig.gateway.started = rig.now
+    rig.run(LIFETIME / 2)  # the first renewal shows it
+    assert rig.gateway.table.keys() == {(w.protocol, w.port) for w in ALL}
+
+
+def test_after_a_move_the_next_gateway_is_asked_at_once() -> None:
+    rig = Rig(Gateway())
+    rig.want(*ALL)
+    rig.gateway = Gateway("nat-pmp", off=7)
+    rig.run(10.0)
+    rig.carry(rig.mapper.again(rig.now))
+    assert rig.ports == {one: one.port + 7 for one in ALL}
+
+
+def test_a_mapping_that_is_not_renewed_ends() -> None:
+    rig = Rig(Gateway())
+    rig.want(*ALL)
+    rig.gateway.deaf = True
+    rig.run(LIFETIME - 1)
+    assert len(rig.ports) == 3
+    changes = rig.changes
+    rig.run(2.0)
+    assert not rig.ports and rig.changes == changes + 3
+
+
+@pytest.mark.parametrize("kind", ["pcp", "nat-pmp"])
+def test_a_refusal_is_not_asked_again_soon(kind: str) -> None:
+    rig = Rig(Gateway(kind, result=2))
+    rig.want(*ALL)
+    asked = len(rig.gateway.asked)
+    rig.run(machine.REFUSED - 1)
+    assert len(rig.gateway.asked) == asked
+    assert rig.mapper.refused == 2 and not rig.ports
+
+
+def test_a_life_of_a_second_makes_no_storm() -> None:
+    rig = Rig(Gateway(lifetime=1))
+    rig.want(*ALL)
+    rig.run(600.0)
+    assert len(rig.gateway.asked) <= 3 * (600 / SOONEST + 2)
+
+
+def test_upnp_is_the_last_resort() -> None:
+    rig = Rig(Gateway("none"), upnp=True)
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    assert len(rig.upnp) == 1 and [one for one, _ in rig.upnp[0].wanted] == list(ALL)
+    granted = {one: Granted(PUBLIC, one.port, float(LIFETIME)) for one in ALL[:2]}
+    rig.carry(rig.mapper.upnp(granted, rig.now))
+    assert rig.ports == {CONTROL: 51800, TCP: 51800} and rig.mapper.method is Method.UPNP
+    rig.run(LIFETIME / 2)
+    assert len(rig.upnp) == 2  # renewed
+    rig.carry(rig.mapper.upnp({}, rig.now))
+    rig.run(AGAIN / 2)
+    assert len(rig.gateway.asked) >= 2 * TRIES
+
+
+def test_no_more_ports_than_a_node_has_are_asked_for() -> None:
+    rig = Rig(Gateway())
+    rig.want(*(Wanted(Protocol.UDP, port) for port in range(1, 100)))
+    assert len(rig.ports) == MAX_WANTED
+
+
+@given(st.lists(st.tuples(st.binary(max_size=80), st.floats(0.0, 400.0)), max_size=20), st.booleans())
+def test_whatever_comes_from_a_gateway(said: list[tuple[bytes, float]], genuine: bool) -> None:
+    rig = Rig(Gateway("pcp" if genuine else "none"))
+    rig.want(*ALL)
+    for data, pause in said:
+        for form in (data, b"\x02\x81\0\0" + data, b"\0\x80\0\0" + data, b"\0\x81\0\0" + data):
+            rig.carry(rig.mapper.receive(form, rig.now))
+        rig.run(pause)
+    assert len(rig.gateway.asked) <= 40 + 30 * len(said)
+    assert rig.mapper.deadline > rig.now or rig.mapper.deadline == inf
