@@ -37,16 +37,19 @@ def four() -> Iterator[LabSpec]:
     trio.run(partial(up.down, spec.name))
 
 
-def over(node: LabNode, relay: LabNode) -> int:
-    """How many dimensions of a node go over a relay."""
-    return sum(view.endpoint == f"{relay.address(0)}:{PORT}" for view in paths_of(node))
+def over(node: LabNode, peer: LabNode, relay: LabNode) -> int:
+    """How many dimensions to a peer go over a relay. A lease with a tag has a port of its own."""
+    here = f"{relay.address(0)}:"
+    return sum(view.peer == peer.name and (view.endpoint or "").startswith(here) for view in paths_of(node))
 
 
-async def goes(node: LabNode, relays: Sequence[LabNode], wanted: Collection[Sequence[int]]) -> None:
-    """Wait until so many dimensions of a node go over each of the relays."""
+async def goes(
+    node: LabNode, peer: LabNode, relays: Sequence[LabNode], wanted: Collection[Sequence[int]]
+) -> None:
+    """Wait until so many dimensions to a peer go over each of the relays."""
 
     def so() -> bool:
-        return [over(node, relay) for relay in relays] in [list(each) for each in wanted]
+        return [over(node, peer, relay) for relay in relays] in [list(each) for each in wanted]
 
     await until(so)
 
@@ -102,8 +105,8 @@ async def test_a_pair_without_a_direct_way_talks_over_two_relays(four: LabSpec) 
     async with open_traffic([flow], 0.01) as traffic:
         await answered(traffic, trio.current_time(), PATIENCE_S)
         with apart(one, two):
-            for node in (one, two):
-                await goes(node, (first, second), [(3, 4), (4, 3)])
+            for node, peer in ((one, two), (two, one)):
+                await goes(node, peer, (first, second), [(3, 4), (4, 3)])
             await answered(traffic, trio.current_time(), PATIENCE_S)
             print("longest silence until relayed", flow.silence_s)
 
@@ -118,15 +121,15 @@ async def test_a_pair_without_a_direct_way_talks_over_two_relays(four: LabSpec) 
             subprocess.run(["ip", "-n", first.name, "link", "set", "up0", "down"], check=True)
             await answered(traffic, trio.current_time() + 2.0, PATIENCE_S)
             print("longest silence after the end of a relay", flow.silence_s)
-            for node in (one, two):
-                await goes(node, (first, second), [(0, 7)])
+            for node, peer in ((one, two), (two, one)):
+                await goes(node, peer, (first, second), [(0, 7)])
             subprocess.run(["ip", "-n", first.name, "link", "set", "up0", "up"], check=True)
             await answered(traffic, trio.current_time(), PATIENCE_S)
 
         print("a direct way is open again")
         flow.silence_s = 0.0
-        for node in (one, two):
-            await goes(node, (first, second), [(0, 0)])
+        for node, peer in ((one, two), (two, one)):
+            await goes(node, peer, (first, second), [(0, 0)])
         await answered(traffic, trio.current_time(), PATIENCE_S)
         print("longest silence back to direct ways", flow.silence_s)
 
@@ -135,7 +138,7 @@ async def test_a_relay_forwards_for_a_revoked_member_no_more(four: LabSpec) -> N
     await up.up(four)
     first, second, one, two = nodes_of(four)
     with apart(one, two):
-        await goes(one, (first, second), [(3, 4), (4, 3)])
+        await goes(one, two, (first, second), [(3, 4), (4, 3)])
         await phantommesh(first, "revoke", two.name, "--yes")
         for relay in (first, second):
             await until(partial(forgotten, relay, two))
