@@ -100,28 +100,18 @@ async def test_two_members_that_nobody_can_call_have_a_link_and_a_channel(
             )
         )
         assert beta.parts.links.scatter(id_of(gamma)) is not None
-
-
-async def test_a_home_is_lent_a_connection_again_after_it_broke(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
-        await until(lambda: linked(beta, gamma))
-        lent = alpha.parts.caller._lent
+        # A connection that broke is lent anew.
         for scope in list(beta.parts.attending.live.values()):
             scope.cancel()
         await until(lambda: id_of(alpha) not in beta.parts.attending.live)
-        await until(lambda: id_of(beta) in lent and beta.parts.carrying.homes == [id_of(alpha)])
-
-
-async def test_what_goes_to_a_member_that_is_no_home_is_dropped_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
-        await until(lambda: linked(beta, gamma))
-        way = by_way_of(format_node_id(id_of(gamma)), format_node_id(id_of(alpha)))
-        beta.parts.carrying.send(bytes(64), way)
-        await until(lambda: beta.parts.carrying.dropped["carry-unsent"] == 1)
+        await until(lambda: beta.parts.carrying.homes == [id_of(alpha)])
+        await until(lambda: id_of(beta) in alpha.parts.caller._lent)
+        # What goes to a member that is no home is dropped and counted.
+        before = beta.parts.carrying.dropped["carry-unsent"]
+        beta.parts.carrying.send(
+            bytes(64), by_way_of(format_node_id(id_of(gamma)), format_node_id(id_of(alpha)))
+        )
+        await until(lambda: beta.parts.carrying.dropped["carry-unsent"] == before + 1)
         with pytest.raises(StreamError):
             await beta.parts.carrying.tell(NodeId(b"?" * 16), messages.Look())
 
@@ -134,7 +124,7 @@ async def test_a_member_gets_no_more_of_others_by_floods_and_forgeries(
     async with apart(tmp_path, monkeypatch) as (alpha, beta, gamma):
         await until(lambda: linked(beta, gamma) and linked(gamma, beta))
         real = wire.CookieRequest(wire.Mode.MEMBER, b"12345678", id_of(alpha)).encode(b"k" * 32)
-        before = gamma.parts.links.drops["mac"]
+        before, began = gamma.parts.links.drops["mac"], trio.current_time()
         async with beta.parts.caller.dial_direct(id_of(alpha)) as client:
             for _ in range(40):
                 flood = messages.Carry(id_of(gamma), (real,) * 30 + (b"junk", b"\x02" * 64))
@@ -150,10 +140,11 @@ async def test_a_member_gets_no_more_of_others_by_floods_and_forgeries(
                 passed = await client.ask(messages.Pass(id_of(gamma), bytes(8), frame))
                 assert passed == messages.Frame(b"")
         dropped = alpha.parts.carrying.dropped
-        assert dropped["carry-malformed"] == 80 and dropped["carry-rate"] > 700
+        assert dropped["carry-malformed"] == 80 and dropped["carry-rate"] > 0
         assert dropped["carried-standing"] == 1 and dropped["carry-nowhere"] == 1
         assert alpha.parts.links.drops["mac"] == 1
-        assert gamma.parts.links.drops["mac"] - before <= PAIR[1] // EACH
+        most = PAIR[1] + PAIR[0] * (trio.current_time() - began)
+        assert gamma.parts.links.drops["mac"] - before <= most / EACH
         assert gamma.parts.carrying.dropped["line-refused"] == 4
         assert linked(gamma, beta) and linked(gamma, alpha)
         await alpha.reporter.revoke("gamma", force=True, dry_run=False)
