@@ -51,7 +51,8 @@ class Carrying:
 
     def attended_by(self, member: NodeId) -> bool:
         """Whether a member has lent this node a connection that stands."""
-        process, other = self.process, self.process.sim.by_id[member].process
+        process, machine = self.process, self.process.sim.by_id.get(member)  # some members are records only
+        other = None if machine is None else machine.process
         return other is not None and other.carrying.live.get(process.me) == process.life
 
     def ways(self, peer: bytes) -> list[Address]:

@@ -276,7 +276,7 @@ async def inline(call: Callable[..., object], *arguments: object) -> object:
     return call(*arguments)
 
 
-def test_a_port_that_somebody_has_is_passed_over(
+async def test_a_port_that_somebody_has_is_passed_over(
     mesh: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = {51823 + 7, 51823 + 14}
