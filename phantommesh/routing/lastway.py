@@ -232,7 +232,9 @@ class LastWay:
         """There is no connection: make one if need be."""
         better = facts.answers & (facts.otherwise | without(ALL, facts.at_frame))
         if peer.framed and (better or now >= peer.lost + KEEP):
-            peer.framed, peer.lost = 0, inf
+            peer.framed = 0
+        if not peer.framed:
+            peer.lost = inf
         if peer.dialling:
             peer.due = min(peer.lost + KEEP, peer.hurry + HOLD if self._holds(peer, now) else inf)
             return []

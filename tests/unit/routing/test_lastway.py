@@ -112,7 +112,9 @@ class World:
                     self.sent += 1
                     self.lost += not self.passes(end, i)
         for end in self.ends:
-            self.carry_out(end, end.last.look(end.peer, self.facts(end), self.now))
+            effects = end.last.look(end.peer, self.facts(end), self.now)
+            assert effects or end.last.deadline > self.now  # or its driver would not rest
+            self.carry_out(end, effects)
 
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds / STEP)):
@@ -209,6 +211,17 @@ def test_a_slow_node_that_hears_its_peer_by_udp_waits_longer_and_not_for_ever() 
     world.udp = False
     world.run(1.0 + lastway.UDP_LATELY)  # what answered until a second ago answers
     assert world.framed == [ALL, ALL]
+
+
+def test_udp_may_be_blocked_again_and_again() -> None:
+    world = World()
+    for i in range(1, 4):
+        world.udp = False
+        world.run(10.0)
+        assert world.framed == [ALL, ALL]
+        world.udp = True
+        world.run(90.0)
+        assert world.framed == [0, 0] and sum(end.calls for end in world.ends) == i
 
 
 def test_frames_are_left_where_something_better_is_offered() -> None:
