@@ -236,7 +236,8 @@ class Borrowing:
         peer.offers.pop(relay, None)
         for _, leg in peer.all_legs():
             if leg.relay == relay:  # it may have begun anew, and know no lease
-                leg.ask_at = leg.bind_at = now
+                leg.ask_at = now
+                leg.bind_at = now if leg.ticket else inf
         if self._own < peer_id:
             peer.cost_at = min(peer.cost_at, now + HURRY)
         return self._choose(peer_id, peer, now)

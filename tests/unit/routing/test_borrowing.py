@@ -248,3 +248,13 @@ def test_relays_are_not_asked_all_the_time_for_a_peer_that_none_reaches() -> Non
             if isinstance(effect, AskCost):
                 net.ends[A].cost(effect.relay, B, None, float(second))
     assert asked <= 3 * (30 + 600 / COST_EVERY)
+
+
+def test_a_leg_without_a_ticket_is_not_bound_where_its_relay_fails() -> None:
+    machine = Borrowing(A)
+    machine.set_relays({P: 0.01}, 0.0)
+    machine.want(B, (0, 1), 0.0)
+    machine.tick(0.0)
+    assert machine.cost(P, B, 0.01, 0.0) == [AskLease(P, B, 0), AskLease(P, B, 1)]
+    effects = machine.failed(P, B, 0.1) + machine.tick(0.2)
+    assert effects and not [one for one in effects if isinstance(one, SendFromPort)]
