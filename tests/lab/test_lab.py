@@ -130,8 +130,9 @@ def test_both_ends_hold_the_same_psk_on_every_interface(mesh: up.LabResult, spec
 
 def answered_by(node: LabNode, peer: LabNode, *options: str) -> list[tuple[str, int]]:
     """The way of each dimension and how many of two pings it answers."""
-    done = run_in(node, "phantommesh", "ping", peer.name, "-c", "2", "--json", *options)
-    return [(one["way"], one["received"]) for one in json.loads(done)["dimensions"]]
+    done = try_in(node, "phantommesh", "ping", peer.name, "-c", "2", "--json", *options)
+    assert done.stdout, done.stderr
+    return [(one["way"], one["received"]) for one in json.loads(done.stdout)["dimensions"]]
 
 
 async def test_every_dimension_answers_a_ping_on_a_direct_way(mesh: up.LabResult, spec: LabSpec) -> None:
