@@ -139,6 +139,6 @@ async def test_a_relay_forwards_for_a_revoked_member_no_more(four: LabSpec) -> N
     first, second, one, two = nodes_of(four)
     with apart(one, two):
         await goes(one, two, (first, second), [(3, 4), (4, 3)])
-        await phantommesh(first, "revoke", two.name, "--yes")
+        await phantommesh(first, "revoke", two.name)
         for relay in (first, second):
             await until(partial(forgotten, relay, two))
