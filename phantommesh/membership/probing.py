@@ -142,7 +142,7 @@ class Probing:
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
-        helped = thorough and core.reach.leans(target)
+        helped = thorough and core.reach.leans(target) and not core.signs.fresh(target, core.clock)
         ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
         probe = Probe(target, ends, spacing, thorough, scored)
         self._ping(probe)
@@ -209,6 +209,8 @@ class Probing:
 
     def _ask_relays(self, probe: Probe) -> None:
         core, doubted, target = self._core, self.verdicts.doubted, probe.target
+        if core.reach.leans(target) and core.signs.fresh(target, core.clock):
+            return  # one question by way of others is dozens of datagrams, where NATs part most pairs
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
         relays = core.reach.helpers(target, core.clock, core.table.down)
         wanted = core.params.indirect - len(relays)
@@ -226,7 +228,7 @@ class Probing:
         core = self._core
         probe.done = True
         core.at(core.clock + MEMORY, self._forget, probe.nonces)
-        if probe.carried:
+        if probe.carried or (core.reach.leans(probe.target) and core.signs.fresh(probe.target, core.clock)):
             self._weigh(probe.target, direct=False)
             return
         if probe.thorough and probe.scored and core.params.lifeguard:

@@ -29,6 +29,7 @@ KEPT: Final = (
 )
 PROVED: Final = 150.0  # s for which a proved address is used without another proof
 SIGN: Final = 30.0  # s for which a sign of life counts, of a member whose control port does not answer
+FRESH: Final = 10.0  # s for which a sign spares the questions by way of others: a probe in a resting path
 RETURN: Final = 2.0  # s after the first sign of life of a dead member until another one brings it back
 LINGER: Final = 15.0  # s after a goodbye in which a member may still show that it lives
 
@@ -187,6 +188,10 @@ class Signs:
     def rely(self, node: bytes) -> None:
         """A sign has come while the member was suspected."""
         self._misses.setdefault(node, 0)
+
+    def fresh(self, node: bytes, now: float) -> bool:
+        """Whether a member gave a sign of life a moment ago."""
+        return now - self._last.get(node, -inf) <= FRESH
 
     def lives(self, node: bytes, now: float) -> bool:
         """Whether signs speak for a member whose control port does not answer."""
