@@ -220,13 +220,14 @@ class Reach:
         """The addresses of this host by which others may reach it, those of one interface together.
 
         Interfaces of default routes count, and those whose network holds an address that the operator has
-        named, here or as a seed. If there is no such interface, all count that are not of an inward kind.
+        named, here or as a seed, or at which this host was before. If there is no such interface, all count
+        that are not of an inward kind.
         """
         usable = [one for one in found if self._common(one.address)]
         homes = self._homes() | {
             index
             for network, index in self.host.connected
-            if any(_within(told, (network,)) for told in self.told)
+            if any(_within(named, (network,)) for named in (*self.told, *self.home))
         }
         chosen = [one for one in usable if one.index in homes]
         return chosen or [one for one in usable if one.kind not in INWARD]

@@ -319,6 +319,13 @@ def test_the_network_of_a_seed_counts_beside_the_uplinks() -> None:
     assert seeded.offers([BRIDGE, HOME]) == [HOME]
 
 
+def test_the_next_address_in_the_network_of_an_endpoint_counts() -> None:
+    """The endpoint that the operator named is this host's no more, and another interface has a default route."""
+    named = frozenset({ip_address("192.168.1.77")})
+    moved = Reach((OVERLAY,), reach(uplinks=frozenset({9})).host, home=named)
+    assert moved.offers([BRIDGE, HOME]) == [HOME]
+
+
 @pytest.mark.parametrize(
     "bad", ["127.0.0.1", "169.254.3.4", "fe80::1", "100.64.0.9", "::ffff:100.64.0.9", "0.0.0.0", "::1"]
 )
