@@ -63,6 +63,7 @@ ASK_AGAIN: Final = 2.0  # s between two checks whether a dead member is back
 MANY: Final = 100  # members, from which on not all of them ask an accused at once
 SEARCH: Final = 3.0  # shortest suspicions for which a badly placed node looks for a way that another has
 UNPROVED: Final = 60.0  # s for which a word that the accused is alive counts: by then there is a proof of it
+STREAMS: Final = 4  # members at once that are asked over a stream when they are suspected
 FRESH: Final = 0.6  # s that a failed check counts for in a verdict: a stalled member may be back since then
 
 
@@ -244,6 +245,8 @@ class Verdicts:
             case.checked = True
         if case.failed is None:
             self.unreachable += 1
+            if params.verify and len(self.cases) <= STREAMS:
+                core.out.append(Sync(node))  # perhaps no UDP passes; an answer over TCP is a sign of life
             if core.reach.badly_placed(node):
                 # Few reach this node, and their rumours may all be lost: after the shortest time it asks.
                 soonest = case.started + case.least - params.probe_interval / 2
