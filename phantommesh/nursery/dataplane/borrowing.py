@@ -52,7 +52,7 @@ MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
-UNHEARD: Final = 2  # requests without an answer until other addresses of the relay are tried in every second one
+UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
 ALONE: Final = 10.0  # s without any relay on offer until that is a fault
 
 log = structlog.get_logger("phantommesh.borrowing")
@@ -130,7 +130,8 @@ class Borrower:
         self.machine.forget(members)
         self._tickets = {t: f for t, f in self._tickets.items() if f[0] in members and f[1] in members}
         self._heard_from = {f: h for f, h in self._heard_from.items() if f[0] in members and f[1] in members}
-        self._unheard = Counter({f: n for f, n in self._unheard.items() if f[0] in members and f[1] in members})
+        for found in self._unheard.keys() - self._heard_from.keys():
+            del self._unheard[found]
 
     def offered(self, relay: NodeId, word: messages.OfferRelay) -> None:
         """Take a relay's word that a peer of ours has asked it for leases."""
@@ -381,7 +382,8 @@ class Borrower:
             self._heard_from = {
                 f: host for f, host in self._heard_from.items() if not _left(f, relay, request)
             }
-            self._unheard = Counter({f: n for f, n in self._unheard.items() if not _left(f, relay, request)})
+            for found in self._unheard.keys() - self._heard_from.keys():
+                del self._unheard[found]
             return
         if not isinstance(answer, messages.Relayed):
             if not request.dimensions:
