@@ -37,6 +37,10 @@ AGAIN: Final = 1.0  # s between two requests for a lease that does not forward y
 PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
 STALE: Final = 12.0  # s after which a leg that never forwarded gives way to one that does
 FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is not chosen for the pair
+SHUNNED: Final = (
+    30.0,
+    960.0,
+)  # s for which the end that follows does not leave another relay for one that failed it
 LINGER: Final = 5.0  # s that the lease before is kept after a move: the ends move one after the other
 HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when this end has need of it too
 
@@ -119,6 +123,9 @@ class _Peer:
     pause: float = HURRY
     awaited: set[NodeId] = field(default_factory=set)  # relays whose answers the first choice waits for,
     decide_at: float = inf  # until then
+    # Of the end that follows: the relay whose place another took, and relays that failed it then, until when.
+    last: dict[int, NodeId] = field(default_factory=dict)
+    shunned: dict[NodeId, tuple[float, float]] = field(default_factory=dict)  # and for how long
 
     def all_legs(self) -> list[tuple[int, _Leg]]:
         return [*self.legs.items(), *self.before.items()]
@@ -200,9 +207,16 @@ class Borrowing:
                 self._hints[peer_id, dimension] = relay, now
                 continue
             leg = peer.legs.get(dimension)
-            if leg is None or leg.relay != relay:
+            if leg is None or (leg.relay != relay and not self._shuns(peer, relay, leg, now)):
                 effects += self._begin(peer_id, peer, dimension, relay, now)
         return effects
+
+    @staticmethod
+    def _shuns(peer: _Peer, relay: NodeId, leg: _Leg, now: float) -> bool:
+        """Whether a relay's word is no reason to leave a leg at another one: any member may say that it
+        relays."""
+        until, _ = peer.shunned.get(relay, (-inf, 0.0))
+        return until > now and peer.failed.get(leg.relay, -inf) <= now
 
     def granted(
         self, relay: NodeId, peer_id: NodeId, dimension: int, port: int, tag: int, ticket: bytes, key: Secret,
@@ -240,7 +254,30 @@ class Borrowing:
                 leg.bind_at = now if leg.ticket else inf
         if self._own < peer_id:
             peer.cost_at = min(peer.cost_at, now + HURRY)
-        return self._choose(peer_id, peer, now)
+            return self._choose(peer_id, peer, now)
+        return self._go_back(peer_id, peer, relay, now)
+
+    def _go_back(self, peer_id: NodeId, peer: _Peer, relay: NodeId, now: float) -> list[Effect]:
+        """This end followed a relay's word, and nothing comes through: it may be the word of that relay
+        alone. So the relay before is asked again."""
+        effects, came = list[Effect](), False
+        for dimension, leg in list(peer.legs.items()):
+            old = peer.before.get(dimension)
+            to = peer.last.get(dimension) if old is None else old.relay
+            if leg.relay != relay or to is None or to == relay or to not in self._relays:
+                continue
+            if peer.failed.get(to, -inf) > now:
+                continue
+            came = True
+            effects += self._begin(peer_id, peer, dimension, to, now)
+            if old is not None and old.used:
+                leg.ends = now + LINGER
+                effects.append(Use(peer_id, dimension, old.relay, old.port, old.tag))
+        if came:
+            _, pause = peer.shunned.get(relay, (now, SHUNNED[0] / 2))
+            pause = min(SHUNNED[1], 2 * pause)
+            peer.shunned[relay] = now + pause, pause
+        return effects
 
     def receive(
         self, relay: NodeId, peer_id: NodeId, dimension: int, datagram: bytes, now: float
@@ -285,6 +322,8 @@ class Borrowing:
             effects += self._choose(peer_id, peer, now)
             for dimension, leg in peer.all_legs():
                 if leg.ends <= now:
+                    if self._own > peer_id:
+                        peer.last[dimension] = leg.relay
                     effects += self._drop(peer_id, peer, dimension, leg, told=self._own < peer_id)
                     continue
                 effects += self._keep(peer_id, peer, dimension, leg, now)

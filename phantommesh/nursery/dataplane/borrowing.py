@@ -52,6 +52,7 @@ MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
+UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
 ALONE: Final = 10.0  # s without any relay on offer until that is a fault
 
 log = structlog.get_logger("phantommesh.borrowing")
@@ -101,6 +102,7 @@ class Borrower:
         self._relays: dict[NodeId, _Relay] = {}
         self._tickets: dict[bytes, tuple[NodeId, NodeId, int]] = {}  # to relay, peer and dimension
         self._heard_from: dict[tuple[NodeId, NodeId, int], str] = {}
+        self._unheard = Counter[tuple[NodeId, NodeId, int]]()  # requests since
         self._tagged: dict[tuple[NodeId, int], tuple[Tagged, Way]] = {}  # by peer and dimension
         self._installed: frozenset[Tagged] = frozenset()
         self._untagged: NftError | None = None
@@ -128,6 +130,8 @@ class Borrower:
         self.machine.forget(members)
         self._tickets = {t: f for t, f in self._tickets.items() if f[0] in members and f[1] in members}
         self._heard_from = {f: h for f, h in self._heard_from.items() if f[0] in members and f[1] in members}
+        for found in self._unheard.keys() - self._heard_from.keys():
+            del self._unheard[found]
 
     def offered(self, relay: NodeId, word: messages.OfferRelay) -> None:
         """Take a relay's word that a peer of ours has asked it for leases."""
@@ -253,7 +257,8 @@ class Borrower:
             return
         hosts = self._hosts(relay, found[1])
         known = self._heard_from.get(found)
-        if known in hosts:
+        self._unheard[found] += told.kind is binding.Kind.ASK
+        if known in hosts and (self._unheard[found] <= UNHEARD or self._unheard[found] % 2):
             host = known
         elif hosts:
             turns = self._relays.setdefault(relay, _Relay())
@@ -293,9 +298,10 @@ class Borrower:
             )  # fmt: skip
             if use.tag:
                 relay = Address(host, use.port)
-                alias = self._alias(use.relay, use.port, use.tag)
+                own = self._own_ports()[use.dimension]
+                alias = self._alias(use.relay, relay, own, use.tag)
                 way = Way(Kind.RELAYED, Endpoint(host, alias), relay=use.relay)
-                self._tagged[key] = Tagged(self._own_ports()[use.dimension], relay, use.tag, alias), way
+                self._tagged[key] = Tagged(own, relay, use.tag, alias), way
             else:
                 way = Way(Kind.RELAYED, Endpoint(host, use.port), relay=use.relay)
                 changed = self._ways.offer(use.peer, use.dimension, way)
@@ -304,11 +310,15 @@ class Borrower:
         if changed:
             self._changed(use.peer)
 
-    def _alias(self, relay: NodeId, port: int, tag: int) -> int:
-        """A port that stands for a lease with a tag: none that the relay's node itself has."""
+    def _alias(self, relay: NodeId, at: Address, own: int, tag: int) -> int:
+        """A port that stands for a lease with a tag: none that the relay's node itself has, nor one that
+        stands for another lease in this WireGuard port. Two relays may have one address: behind one NAT."""
         entry = self._peers.get(relay)
-        taken = {port} if entry is None else {port, *entry.record.wg_ports}
-        return next(p for p in range(ALIASES + tag, 65536, 256) if p not in taken)
+        taken = {at.port} if entry is None else {at.port, *entry.record.wg_ports}
+        for other, _ in self._tagged.values():
+            if other.relay.host == at.host and other.own == own:
+                taken |= {other.alias, other.relay.port}
+        return next((p for p in range(ALIASES + tag, 65536, 256) if p not in taken), ALIASES + tag)
 
     def _receive(self, dimension: int, source: Address, datagram: bytes) -> None:
         """Take a datagram that came to a WireGuard port and has a relay's magic."""
@@ -323,8 +333,12 @@ class Borrower:
         before = self._heard_from.get(found)
         self._heard_from[found] = source.host
         effects = self.machine.receive(relay, peer, dimension, datagram, trio.current_time())
-        if not effects and before is None:
+        if effects:
+            self._unheard.pop(found, None)
+        elif before is None:
             del self._heard_from[found]
+        else:
+            self._heard_from[found] = before  # this one may be forged
         self._do(effects)
 
     # Questions.
@@ -368,6 +382,8 @@ class Borrower:
             self._heard_from = {
                 f: host for f, host in self._heard_from.items() if not _left(f, relay, request)
             }
+            for found in self._unheard.keys() - self._heard_from.keys():
+                del self._unheard[found]
             return
         if not isinstance(answer, messages.Relayed):
             if not request.dimensions:
@@ -386,7 +402,12 @@ class Borrower:
                 self._do(self.machine.refused(relay, peer, i, now))
                 continue
             which = (relay, peer, i)
-            if self._tickets.get(leg.ticket) != which:
+            if self._tickets.get(leg.ticket, which) != which:
+                # Another lease has this ticket. A relay that has seen it on the way would take that one over.
+                self.dropped["relay-ticket-taken"] += 1
+                self._do(self.machine.refused(relay, peer, i, now))
+                continue
+            if leg.ticket not in self._tickets:
                 self._tickets = {t: f for t, f in self._tickets.items() if f != which}
                 self._tickets[leg.ticket] = which
             key = Secret(leg.key)

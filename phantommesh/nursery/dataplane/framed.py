@@ -304,8 +304,7 @@ class Framed:
         if edge is not None and not framed and line is None:
             del self._edges[peer]
             self._owned.discard(edge.endpoint)
-            edge.scope.cancel()
-            edge.socket.close()
+            edge.scope.cancel()  # `_read` closes the socket: it may have to run once more
         self._note(peer, framed)
 
     def _note(self, peer: bytes, framed: int) -> None:
@@ -391,7 +390,8 @@ class Framed:
                 return "frame-ended"
             except (channel.ChannelError, FrameError):
                 return "frame-malformed"
-            if (debt := bucket.owe(trio.current_time(), count)) > 0.0:
+            # An empty batch costs as much as a frame.
+            if (debt := bucket.owe(trio.current_time(), max(1, count))) > 0.0:
                 await trio.sleep(debt)
 
     def _deliver(self, peer: NodeId, line: _Line, batch: bytes) -> int:
@@ -415,7 +415,7 @@ class Framed:
 
     async def _read(self, peer: bytes, edge: _Edge) -> None:
         """Put what this host's WireGuards send to a peer into frames."""
-        with edge.scope:
+        with edge.scope, edge.socket:
             while True:
                 await trio.lowlevel.wait_readable(edge.socket)
                 kinds = {(HOST, port): i for i, port in enumerate(self._ports())}

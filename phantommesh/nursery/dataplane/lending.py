@@ -47,8 +47,9 @@ RELAY_BLOCKED: Final = FaultKind("relay-blocked", "medium")
 SETTLE: Final = 1.0  # s between looks at the host's addresses
 RETRY: Final = 30.0  # s between attempts at a port that is taken
 ANSWER: Final = 5.0  # s that a member has to take the word of a lease
-AT_ONCE: Final = 8  # members that are told at once
+AT_ONCE: Final = 32  # members that are told at once
 QUEUE: Final = 256  # members that wait to be told; the relay says it again when its asker asks again
+WORDS: Final = 256  # askers of which one member waits to be told
 
 log = structlog.get_logger("phantommesh.lending")
 
@@ -93,7 +94,9 @@ class Lending:
         self.relaying: Relaying | None = None
         self.problem: PhantomMeshError | None = None
         self._bell = Bell()
-        self._telling, self._told = trio.open_memory_channel[tuple[NodeId, messages.OfferRelay]](QUEUE)
+        self._telling, self._told = trio.open_memory_channel[NodeId](QUEUE)
+        # To whom, then of which asker: the dimensions. A member is in it while it waits or is being told.
+        self._words = dict[NodeId, dict[bytes, int]]()
         self._dropped = Counter[str]()
 
     @property
@@ -207,10 +210,24 @@ class Lending:
     # Telling the other end.
 
     def _to_tell(self, member: NodeId, word: messages.OfferRelay) -> None:
+        """Have a member told. One that is slow to answer holds up no other: it has one turn at a time."""
+        words = self._words.get(member)
+        if words is None:
+            if not self._queue(member):
+                return
+            words = self._words[member] = {}
+        if word.peer not in words and len(words) >= WORDS:
+            self._dropped["relay-untold"] += 1
+            return
+        words[word.peer] = words.get(word.peer, 0) | word.dimensions
+
+    def _queue(self, member: NodeId) -> bool:
         try:
-            self._telling.send_nowait((member, word))
+            self._telling.send_nowait(member)
         except trio.WouldBlock:
             self._dropped["relay-untold"] += 1
+            return False
+        return True
 
     async def _tell_all(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -219,7 +236,15 @@ class Lending:
 
     async def _tell_some(self) -> None:
         while True:
-            await self._tell(*await self._told.receive())
+            member = await self._told.receive()
+            more = False
+            try:
+                peer = next(iter(words := self._words[member]))
+                await self._tell(member, messages.OfferRelay(peer, words.pop(peer)))
+                more = bool(words) and self._queue(member)
+            finally:
+                if not more:
+                    del self._words[member]
 
     async def _tell(self, member: NodeId, word: messages.OfferRelay) -> None:
         told = format_node_id(member)

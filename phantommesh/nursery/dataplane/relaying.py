@@ -24,6 +24,7 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
+from phantommesh.rates import Bucket
 from phantommesh.routing import forwarding
 from phantommesh.routing.binding import Challenger
 from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, OPENED, PASSED, Frame
@@ -33,6 +34,7 @@ from phantommesh.routing.leases import Forward, Leases
 COUNT: float = 5.0  # s between two readings of the counters
 IDLE: float = 60.0  # s without a lease in force until the rules are taken away
 SURELY: int = 10  # packets that came between two readings, of which none has left
+CHANGES: tuple[float, float] = 5.0, 20.0  # changes a second, and at once: each takes processes
 RETRY: float = 1.0  # s between attempts at what failed
 
 log = structlog.get_logger("phantommesh.relay")
@@ -133,6 +135,7 @@ class Relaying:
     async def _apply(self) -> None:
         """Make the kernel's maps as they should be, again and again."""
         installed, idle = False, 0.0
+        changes = Bucket(*CHANGES, trio.current_time())
         while True:
             now = trio.current_time()
             self.leases.tick(now)
@@ -147,6 +150,11 @@ class Relaying:
                 with trio.move_on_at(min(self.leases.deadline, max(idle, now) if installed else inf)):
                     await self._bell.wait()
                 continue
+            if (pause := changes.owe(now)) > 0.0:  # a member may bind its legs to ever other ports
+                await trio.sleep(pause)
+                now = trio.current_time()
+                self.leases.tick(now)
+                wanted = self.leases.forwards(now)
             try:
                 if installed:
                     if self.forwarded - wanted:  # their counters are about to go

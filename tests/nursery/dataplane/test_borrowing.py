@@ -24,6 +24,7 @@ from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.routing.binding import Challenger
+from phantommesh.routing.borrowing import Use
 from phantommesh.routing.leases import Leases, Terms
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId
@@ -203,3 +204,60 @@ async def test_what_does_not_belong_to_a_lease_is_dropped_and_counted(
         assert world.ends[A].dropped == {"relay-ticket": 1, "relay-source": 1, "relay-offer": 1}
         assert world.over(A, B) == before
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_forged_or_repeated_from_another_address_of_a_relay_ends_no_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world, other = World(), "198.51.100.9"
+    del world.relays[Q]
+    end, repeated = world.ends[A], dict[int, bytes]()
+    send, take = end._ports.send, world.handles[A]
+    end._where = lambda entry: [Address(HOSTS[entry.member.node_id], 1), Address(other, 1)]
+    cast("Any", end._ports).send = lambda i, to, data: to.host == other or send(i, to, data)
+
+    def noted(dimension: int, source: Address, data: bytes) -> None:
+        repeated[dimension] = data if data[4] == 2 else repeated[dimension]  # a CHALLENGE
+        take(dimension, source, data)
+
+    world.handles[A] = noted
+    async with trio.open_nursery() as nursery:
+        for each in world.ends.values():
+            nursery.start_soon(each.run)
+        world.doubt()
+        for genuine in (False, True):
+            await trio.sleep(5.0)
+            assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
+            for ticket, (_, _, i) in end._tickets.items():
+                data = repeated[i] if genuine else b"PMR1\x04" + ticket + bytes(51)
+                take(i, Address(other, 51810), data)
+            await trio.sleep(150.0)
+        assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_relay_does_not_take_over_the_ticket_of_another_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        for each in world.ends.values():
+            nursery.start_soon(each.run)
+        world.doubt()
+        await trio.sleep(2.0)
+        end = world.ends[A]
+        ticket, which = next((t, which) for t, which in end._tickets.items() if which[0] == P)
+        legs = (messages.Leg(which[2], 0, ticket, bytes(32), False),)
+        asked = messages.AskRelay(B, 1 << which[2], tagging=True)
+        end._answered(Q, B, asked, messages.Relayed(51810, 1, legs))
+        assert end._tickets[ticket] == which
+        assert end.dropped["relay-ticket-taken"] == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_relays_at_one_address_have_no_alias_in_common() -> None:
+    end, peers = World().ends[A], (B, NodeId(bytes((3,)) * 16))
+    for peer, relay, port in zip(peers, (P, Q), (51810, 51811), strict=True):
+        end._heard_from[relay, peer, 0] = "192.0.2.11"
+        end._take(Use(peer, 0, relay, port, 1))
+    assert len({tagged.alias for tagged, _ in end._tagged.values()}) == 2

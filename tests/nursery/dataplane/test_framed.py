@@ -5,12 +5,15 @@ which carry nothing: so no path ever answers, and the nodes call each other."""
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from phantommesh.control import messages
 from phantommesh.dimensions import ALL, DIMENSIONS
@@ -21,7 +24,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
 from phantommesh.routing.frames import MAX_BATCH, frame
-from phantommesh.routing.ways import Kind
+from phantommesh.routing.ways import Kind, Ways
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
 from tests.support.loopback import PATIENCE, join, make_authority, make_invite, serving, until
@@ -215,3 +218,54 @@ async def test_a_newcomer_and_a_passed_on_channel_get_no_frames(tmp_path: Path) 
         client.framed = object()  # type: ignore[assignment]
         with pytest.raises(StreamError, match="passes"):
             await alpha.parts.framed._carry(id_of(alpha), client, ours=False)
+
+
+def alone(ports: Sequence[int], taken: list[bytes]) -> Framed:
+    """The driver without a node."""
+    paths = SimpleNamespace(set_aside=lambda *told: [])
+    return Framed(
+        NodeId(bytes(16)), ways=Ways(),
+        peers=cast("Any", SimpleNamespace(get=lambda peer: None)),
+        links=cast("Any", None), caller=cast("Any", None),
+        paths=cast("Any", SimpleNamespace(paths=paths, carry_out=lambda effects: None)),
+        gossip=cast("Any", SimpleNamespace(receive_framed=lambda data, *by: taken.append(data))),
+        ports=lambda: ports, tell=lambda news: None,
+    )  # fmt: skip
+
+
+async def test_a_local_socket_that_is_given_up_while_a_datagram_waits_ends_no_service() -> None:
+    peer = NodeId(bytes((1,)) * 16)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wireguard:
+        wireguard.bind((HOST, 0))
+        framed = alone([wireguard.getsockname()[1]] * DIMENSIONS, [])
+        async with trio.open_nursery() as framed._nursery:
+            for _ in range(20):  # either task may run first
+                framed.last.connected(peer, trio.current_time(), ours=False)
+                framed._sync(peer)
+                held = framed._edges[peer]
+                with held.socket.dup() as beside:
+                    await trio.testing.wait_all_tasks_blocked()
+                    wireguard.sendto(b"x", (HOST, held.endpoint.port))
+                    await trio.lowlevel.wait_readable(beside)
+                    framed.last.retain(())
+                    framed._sync(peer)
+                    await trio.testing.wait_all_tasks_blocked()
+                assert held.socket.fileno() == -1 and not framed._edges and not framed._owned
+
+
+async def test_empty_batches_are_held_to_a_rate(autojump_clock: trio.testing.MockClock) -> None:
+    read = 0
+
+    class Empty:
+        async def receive(self, limit: int) -> bytes:
+            nonlocal read
+            read += 1
+            await trio.lowlevel.checkpoint()
+            if trio.current_time() > began or read > 2 * module.FRAMES_BURST:
+                raise StreamError
+            return b""
+
+    line = SimpleNamespace(framed=Empty(), sealed=SimpleNamespace(open=lambda frame: b""), address=None)
+    began = trio.current_time()
+    await alone(range(DIMENSIONS), [])._receive(NodeId(bytes(16)), cast("Any", line))
+    assert read <= module.FRAMES_BURST + 2

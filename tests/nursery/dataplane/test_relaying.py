@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from math import inf
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 
+from phantommesh.config.sections import RelaySection
+from phantommesh.control import messages
 from phantommesh.endpoint import Address
+from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.relaying import COUNT, IDLE, Relaying
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.routing import binding
@@ -226,3 +233,71 @@ async def test_a_member_binds_its_leg_over_the_relays_socket() -> None:
             assert told.seen == Address(*sock.getsockname())
             await until(world.relaying, 2)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_leg_that_moves_all_the_time_costs_few_processes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    changes = 0
+
+    async def install(text: str) -> None:
+        nonlocal changes
+        changes += 1
+        await trio.sleep(0.01)
+
+    async def counters(name: str) -> dict[int, tuple[int, int]]:
+        return {}
+
+    def forwards(now: float) -> frozenset[Forward]:
+        return frozenset({Forward(1, 0, Address("192.0.2.1", moved), Address("192.0.2.2", 1))})
+
+    moved, leases = 1, SimpleNamespace(
+        tick=lambda now: None, forwards=forwards, begun=lambda numbers: None, deadline=inf,
+        account=lambda counted, now: [],
+    )  # fmt: skip
+    rules = SimpleNamespace(install=install, counters=counters)
+    frame = Frame("pm", 51810, None, None, 1_000_000)
+    relaying = Relaying(cast("Any", leases), frame, rules=cast("Any", rules))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relaying._apply)
+        for _ in range(1000):
+            await trio.sleep(0.01)
+            moved += 1
+            relaying._bell.ring()
+        nursery.cancel_scope.cancel()
+    assert 20 <= changes <= 20 + 5 * 10 + 1
+
+
+async def test_a_member_that_does_not_answer_keeps_no_other_from_being_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    mute, other, asker = (NodeId(bytes((n,)) * 16) for n in (1, 2, 3))
+    told = list[tuple[NodeId, messages.OfferRelay]]()
+
+    @asynccontextmanager
+    async def call(member: NodeId) -> AsyncIterator[object]:
+        async def ask(word: messages.OfferRelay) -> None:
+            await trio.sleep(3600.0 if member == mute else 0.01)
+            told.append((member, word))
+
+        yield SimpleNamespace(ask=ask)
+
+    config = SimpleNamespace(
+        relay=RelaySection(offer=True), wireguard=SimpleNamespace(prefix="pm"),
+        node=SimpleNamespace(endpoints=()), control=SimpleNamespace(port=1),
+    )  # fmt: skip
+    lending = Lending(
+        cast("Any", config), NodeId(bytes(16)), cast("Any", None), cast("Any", None),
+        cast("Any", SimpleNamespace(call=call)), far=lambda peer: 0.01, publish=lambda: None,
+    )  # fmt: skip
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lending._tell_all)
+        for _ in range(240):  # as often as one member may ask
+            lending._to_tell(mute, messages.OfferRelay(asker, 1))
+            await trio.sleep(0.25)
+        lending._to_tell(other, messages.OfferRelay(asker, 1))
+        lending._to_tell(other, messages.OfferRelay(asker, 6))
+        lending._to_tell(other, messages.OfferRelay(mute, 8))
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+    assert told == [(other, messages.OfferRelay(asker, 7)), (other, messages.OfferRelay(mute, 8))]

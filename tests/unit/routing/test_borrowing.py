@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.endpoint import Address
-from phantommesh.routing.binding import Challenger
+from phantommesh.routing.binding import Challenger, Datagram, Kind, encode
 from phantommesh.routing.borrowing import (
     COST_EVERY,
     PATIENCE,
@@ -24,6 +24,7 @@ from phantommesh.routing.borrowing import (
     Use,
 )
 from phantommesh.routing.leases import BOUND, Grant, Leases, Terms
+from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from tests.unit.routing.test_leases import counting
 
@@ -258,3 +259,41 @@ def test_a_leg_without_a_ticket_is_not_bound_where_its_relay_fails() -> None:
     assert machine.cost(P, B, 0.01, 0.0) == [AskLease(P, B, 0), AskLease(P, B, 1)]
     effects = machine.failed(P, B, 0.1) + machine.tick(0.2)
     assert effects and not [one for one in effects if isinstance(one, SendFromPort)]
+
+
+class Lying(Net):
+    """Q offers to nobody. But it tells B of leases that A has not asked for, and that it forwards them."""
+
+    def do(self, end: NodeId, effects: list[Effect]) -> None:
+        for effect in effects:
+            if effect.relay != Q or isinstance(effect, Use):
+                super().do(end, [effect])
+            elif isinstance(effect, AskCost):
+                super().do(end, self.ends[end].cost(Q, effect.peer, None, self.now))
+            elif isinstance(effect, AskLease):
+                key = Secret(bytes(32))
+                args = (Q, effect.peer, effect.dimension, 1, 0, bytes(8), key, self.now)
+                super().do(end, self.ends[end].granted(*args))
+            elif isinstance(effect, SendFromPort) and self.now % 100 <= 20:
+                seen = Address("192.0.2.2", 1)
+                word = encode(Datagram(Kind.BOUND, bytes(8), seen=seen, forwarding=True), Secret(bytes(32)))
+                super().do(end, self.ends[end].receive(Q, effect.peer, effect.dimension, word, self.now))
+
+
+def test_a_member_that_says_that_it_relays_parts_no_pair_for_long() -> None:
+    net, dark, worked = Lying({P: 0.01, Q: 0.01}), 0.0, 0
+    net.start(0)
+    net.run(2.0)
+    for step in range(8 * 900):
+        net.now = 2.0 + step / 4
+        if net.works(0):
+            dark, worked = net.now, worked + 1
+        elif net.now > dark + 3.0 and net.now % 1 == 0.0:  # what both drivers then report
+            for end, peer in ((A, B), (B, A)):
+                if 0 in net.used[end]:
+                    net.do(end, net.ends[end].failed(net.used[end][0], peer, net.now))
+        if net.now % 100 == 6.0:
+            net.do(B, net.ends[B].offered(Q, A, (0,), net.now))
+        for end, machine in net.ends.items():
+            net.do(end, machine.tick(net.now))
+    assert worked > 0.95 * 8 * 900
