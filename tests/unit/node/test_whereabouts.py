@@ -33,7 +33,7 @@ from phantommesh.node.whereabouts import (
     Whereabouts,
     sighting,
 )
-from phantommesh.reachable import HostAddress, HostNetworks, Reach
+from phantommesh.reachable import HostAddress, HostNetworks, Reach, Why
 from phantommesh.records.candidate import Candidate, Kind, flaw
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS
 from phantommesh.secret import Secret
@@ -325,6 +325,14 @@ def test_the_network_of_a_seed_counts_beside_the_uplinks() -> None:
 def test_addresses_that_no_other_may_use_are_not_offered(bad: str) -> None:
     one = HostAddress(ip_address(bad), 2, "eth0")
     assert reach(uplinks=frozenset({2})).offers([one, HOME]) == [HOME]
+
+
+@pytest.mark.parametrize("bad", ["192.0.0.1", "192.0.0.4"])
+def test_the_ipv4_of_a_host_on_ipv6_alone_is_not_offered(bad: str) -> None:
+    """Each host with a translator (464XLAT) has the same, on an interface with the default route of IPv4."""
+    clat = HostAddress(ip_address(bad), 7, "clat", "tun")
+    assert reach(uplinks=frozenset({2, 7})).offers([clat, HOME]) == [HOME]
+    assert reach().refuses(bad, seen=True) is Why.TRANSLATOR
 
 
 # A witness's side.
