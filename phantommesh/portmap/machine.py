@@ -17,7 +17,7 @@ from random import Random
 from typing import Final
 
 from phantommesh.portmap import natpmp, pcp
-from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
 from phantommesh.portmap.values import Granted, Method, PortMapError, Wanted
 
 # Tuning.
@@ -98,7 +98,7 @@ class Mapper:
         return self.tick(now)
 
     def close(self) -> list[Effect]:
-        """End all mappings; one datagram each."""
+        """End all mappings; one effect each."""
         jobs, self._jobs = self._jobs, {}
         return [effect for wanted, job in jobs.items() for effect in self._end(wanted, job)]
 
@@ -110,8 +110,10 @@ class Mapper:
                 return [Send(self._pcp(wanted, job, lifetime=0, external=0))]
             case Method.NAT_PMP:
                 return [Send(natpmp.ask(wanted.protocol, wanted.port, 0, 0))]
-            case _:
-                return []  # of UPnP its driver knows the mappings
+            case Method.UPNP:
+                return [EndUpnp(wanted, job.granted)]
+            case None:
+                return []
 
     # --- time ---
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.portmap import machine
-from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
 from phantommesh.portmap.machine import AGAIN, LIFETIME, MAX_WANTED, SOONEST, TRIES, Mapper
 from phantommesh.portmap.values import Granted, Method, Protocol, Wanted
 
@@ -73,7 +73,7 @@ class Rig:
     def __init__(self, gateway: Gateway, *, upnp: bool = False) -> None:
         self.gateway, self.now = gateway, 0.0
         self.mapper = Mapper(OWN, random=Random(1), now=0.0, upnp=upnp)
-        self.changes, self.upnp = 0, list[AskUpnp]()
+        self.changes, self.upnp, self.ended = 0, list[AskUpnp](), list[EndUpnp]()
 
     def carry(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -84,6 +84,8 @@ class Rig:
                         self.carry(self.mapper.receive(answer, self.now))
                 case AskUpnp():
                     self.upnp.append(effect)
+                case EndUpnp():
+                    self.ended.append(effect)
                 case Changed():
                     self.changes += 1
 
@@ -213,6 +215,19 @@ def test_upnp_is_the_last_resort() -> None:
     rig.carry(rig.mapper.upnp({}, rig.now))
     rig.run(AGAIN / 2)
     assert len(rig.gateway.asked) >= 2 * TRIES
+
+
+def test_a_port_by_upnp_that_is_of_no_more_use_is_given_back() -> None:
+    """Some gateways know no lifetimes: each key that takes WireGuard's other port would leave one open."""
+    rig = Rig(Gateway("none"), upnp=True)
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    granted = {one: Granted(PUBLIC, one.port + 16, float(LIFETIME)) for one in ALL}
+    rig.carry(rig.mapper.upnp(granted, rig.now))
+    rig.want(CONTROL, TCP)
+    assert rig.ended == [EndUpnp(WG, granted[WG])]
+    rig.carry(rig.mapper.close())
+    assert {one.wanted for one in rig.ended} == set(ALL)
 
 
 def test_no_more_ports_than_a_node_has_are_asked_for() -> None:
