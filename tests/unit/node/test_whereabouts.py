@@ -81,6 +81,17 @@ def test_a_mapped_port_comes_first_and_needs_no_witness() -> None:
     assert [one.kind for one in found.candidates(1.0)] == [Kind.MAPPED, Kind.OWN]  # the same place
 
 
+def test_other_ports_that_members_see_at_a_mapped_place_are_told_too() -> None:
+    """A gateway that lists a mapping and forwards nothing leaves the node to its NAT's own ports."""
+    found, own = there(), tuple(port + 1000 for port in PORTS)
+    found.mapped = (mapped(),)
+    for number in (1, 2):
+        found.told(member(number), word(port=51_800, ports=own), 1.0, authority=False)
+    first, second, _ = found.candidates(1.0)
+    assert (first.kind, first.wg_ports) == (Kind.MAPPED, PORTS)
+    assert (second.kind, second.wg_ports) == (Kind.SEEN, own)
+
+
 @pytest.mark.parametrize("host", ["192.168.0.7", "100.64.0.9", "127.0.0.1", "0.0.0.0", "169.254.169.254"])
 def test_a_gateway_behind_another_nat_opens_nothing(host: str) -> None:
     found = there()
