@@ -37,6 +37,7 @@ class Why(Enum):
     RESERVED = "reserved", "a reserved address"
     BROADCAST = "broadcast", "a broadcast address of this host's own network"
     METADATA = "metadata", "a cloud's metadata service"
+    TRANSLATOR = "translator", "an address that each host with a translator to IPv6 has"
     OWN = "own", "an address of this host itself"
     OVERLAY = "overlay", "an address of the overlay itself"
     HOST_NETWORK = "host-network", "in a network that only this host has, where the peer was never heard"
@@ -59,6 +60,7 @@ _SPECIAL: Final[tuple[tuple[Network, Why], ...]] = tuple(
         ("0.0.0.0/8", Why.UNSPECIFIED),  # RFC 1122, section 3.2.1.3; Linux sends 0.0.0.0 to itself
         ("127.0.0.0/8", Why.LOOPBACK),  # RFC 1122, section 3.2.1.3
         ("169.254.0.0/16", Why.LINK_LOCAL),  # RFC 3927; clouds have their metadata services there
+        ("192.0.0.0/29", Why.TRANSLATOR),  # RFC 7335: the IPv4 of a host on IPv6 alone (464XLAT, DS-Lite)
         ("224.0.0.0/4", Why.MULTICAST),  # RFC 1112
         ("240.0.0.0/4", Why.RESERVED),  # RFC 1112; with 255.255.255.255, RFC 919
         ("::/128", Why.UNSPECIFIED),  # RFC 4291, section 2.5.2
@@ -75,9 +77,14 @@ _SPECIAL: Final[tuple[tuple[Network, Why], ...]] = tuple(
     )
 )
 
+# Many sites have the same: RFC 1918, RFC 6598, RFC 4193; and RFC 2544, of which proxies take an address for
+# an interface with a default route.
 _SITE: Final[tuple[Network, ...]] = tuple(
-    map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
-)  # RFC 1918, RFC 6598, RFC 4193: many sites have the same
+    map(
+        ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7"),
+    )
+)
 
 _LAST_32: Final = tuple(
     IPv6Network(network)

@@ -224,8 +224,8 @@ class Whereabouts:
         public = self.public(now)
         sure = [one for one in mapped if not public or one.ip in public]
         unsure = [one for one in mapped if one not in sure]
-        open_at = {(one.address, one.port) for one in mapped if all(one.wg_ports)}
-        seen = [one for one in seen if (one.address, one.port) not in open_at]
+        said = {(one.address, one.port): one.wg_ports for one in mapped if all(one.wg_ports)}
+        seen = [one for one in seen if not _adds_nothing(one.wg_ports, said.get((one.address, one.port)))]
         return (*sure, *seen, *unsure, *own)[:MAX_CANDIDATES]
 
     def agreed(self, now: float) -> list[tuple[Place, tuple[int, ...]]]:
@@ -335,6 +335,12 @@ class Rounds:
             return
         self._turn += 1
         self.due = max(now, self._start + SOON[self._turn]) if self._turn < len(SOON) else now + EVERY
+
+
+def _adds_nothing(seen: Sequence[int], mapped: Sequence[int] | None) -> bool:
+    """Whether members see no port of the dimensions but those that a gateway says it has mapped. It may say
+    so and let nothing in: then the ports that are seen are those to knock at."""
+    return mapped is not None and all(a in (b, UNKNOWN_PORT) for a, b in zip(seen, mapped, strict=True))
 
 
 def _rank(address: IpAddress) -> tuple[bool, bool]:

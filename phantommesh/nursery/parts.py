@@ -238,6 +238,7 @@ def make_parts(
         scattering.hear()
 
     async def rouse() -> None:
+        borrower.moved()
         await reconciler.resend()
         paths.rouse()
         gossip.rouse()

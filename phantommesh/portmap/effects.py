@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phantommesh.portmap.values import Wanted
+from phantommesh.portmap.values import Granted, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,16 @@ class AskUpnp:
 
 
 @dataclass(frozen=True, slots=True)
+class EndUpnp:
+    """End a mapping that was made by UPnP."""
+
+    wanted: Wanted
+    granted: Granted
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """Other ports are mapped than before."""
 
 
-Effect = Send | AskUpnp | Changed
+Effect = Send | AskUpnp | EndUpnp | Changed

@@ -17,7 +17,7 @@ from random import Random
 from typing import Final
 
 from phantommesh.portmap import natpmp, pcp
-from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
 from phantommesh.portmap.values import Granted, Method, PortMapError, Wanted
 
 # Tuning.
@@ -58,6 +58,7 @@ class Mapper:
         self._jobs: dict[Wanted, _Job] = {}
         self._wait = -inf  # until when nothing is asked
         self._address: IPv4Address | None = None  # NAT-PMP's
+        self._address_at = -inf  # when it was last asked for
         self._upnp_asked = False
         self._epoch: tuple[float, int] | None = None
 
@@ -98,7 +99,7 @@ class Mapper:
         return self.tick(now)
 
     def close(self) -> list[Effect]:
-        """End all mappings; one datagram each."""
+        """End all mappings; one effect each."""
         jobs, self._jobs = self._jobs, {}
         return [effect for wanted, job in jobs.items() for effect in self._end(wanted, job)]
 
@@ -110,8 +111,10 @@ class Mapper:
                 return [Send(self._pcp(wanted, job, lifetime=0, external=0))]
             case Method.NAT_PMP:
                 return [Send(natpmp.ask(wanted.protocol, wanted.port, 0, 0))]
-            case _:
-                return []  # of UPnP its driver knows the mappings
+            case Method.UPNP:
+                return [EndUpnp(wanted, job.granted)]
+            case None:
+                return []
 
     # --- time ---
 
@@ -147,7 +150,7 @@ class Mapper:
                 continue
             if self._methods[self._trying] is Method.UPNP:
                 return [*effects, self._ask_upnp()]
-            effects.append(Send(self._question(wanted, job)))
+            effects += map(Send, self._questions(wanted, job, now))
             job.due, job.tries = now + FIRST * 2**job.tries, job.tries + 1
         return effects
 
@@ -167,12 +170,16 @@ class Mapper:
         self._trying, self._wait = 0, now + AGAIN
         return []
 
-    def _question(self, wanted: Wanted, job: _Job) -> bytes:
+    def _questions(self, wanted: Wanted, job: _Job, now: float) -> list[bytes]:
+        """What is asked for a port. NAT-PMP's mappings do not say at which address they are, and the gateway
+        may have another since: it is asked for that too, now and then."""
         if self._methods[self._trying] is Method.PCP:
-            return self._pcp(wanted, job, lifetime=LIFETIME, external=self._wish(wanted, job))
-        if self._address is None:
-            return natpmp.ASK_ADDRESS
-        return natpmp.ask(wanted.protocol, wanted.port, self._wish(wanted, job), LIFETIME)
+            return [self._pcp(wanted, job, lifetime=LIFETIME, external=self._wish(wanted, job))]
+        asked = [natpmp.ask(wanted.protocol, wanted.port, self._wish(wanted, job), LIFETIME)]
+        if self._address is not None and now < self._address_at + LIFETIME / 2:
+            return asked
+        first, self._address_at = self._address is None, now
+        return [natpmp.ASK_ADDRESS] if first else [natpmp.ASK_ADDRESS, *asked]
 
     def _wish(self, wanted: Wanted, job: _Job) -> int:
         """The external port to ask for: the one that there is; for TCP the one that UDP has."""
@@ -216,10 +223,12 @@ class Mapper:
 
     def _take_natpmp(self, answer: natpmp.AddressAnswer | natpmp.MapAnswer, now: float) -> list[Effect]:
         if isinstance(answer, natpmp.AddressAnswer):
-            if answer.result != natpmp.SUCCESS or self._address is not None:
+            if answer.result != natpmp.SUCCESS:
                 return []
-            self._address = answer.address
+            before, self._address = self._address, answer.address
             self._answers(Method.NAT_PMP, answer.epoch, now)
+            if before is not None:
+                return self._at(answer.address, now) if before != answer.address else []
             for job in self._jobs.values():
                 job.due, job.tries = now, 0
             return self.tick(now)
@@ -230,6 +239,14 @@ class Mapper:
         self._answers(Method.NAT_PMP, answer.epoch, now)
         granted = Granted(self._address, answer.external, float(answer.lifetime))
         return self._settle(asked, granted, answer.result, now)
+
+    def _at(self, address: IPv4Address, now: float) -> list[Effect]:
+        """The gateway has another address, and its mappings with it."""
+        held = [job for job in self._jobs.values() if job.granted is not None and now < job.until]
+        for job in held:
+            if job.granted is not None:
+                job.granted = job.granted._replace(address=address)
+        return [Changed()] if held else []
 
     def _settle(self, job: _Job, granted: Granted, result: int, now: float) -> list[Effect]:
         before, job.tries, job.result = job.granted, 0, result

@@ -82,6 +82,12 @@ def known_by_itself(record: NodeRecord) -> frozenset[str]:
     return frozenset(format_endpoint(one.host, one.port) for one in record.candidates)
 
 
+def _written(record: NodeRecord) -> set[str]:
+    """The hosts of the endpoints that an operator has written down."""
+    found = known_by_itself(record)
+    return {parse_endpoint(endpoint)[0] for endpoint in record.control if endpoint not in found}
+
+
 def callable_at(record: NodeRecord) -> tuple[str, ...]:
     """The endpoints at which a newcomer may call a record's node: where others see it, then its own."""
     seen = [
@@ -95,12 +101,21 @@ def wg_ports_at(record: NodeRecord, host: str) -> tuple[int, ...]:
     down is reached at the ports of the record."""
     if not record.candidates:
         return record.wg_ports
-    found = known_by_itself(record)
-    written = {parse_endpoint(endpoint)[0] for endpoint in record.control if endpoint not in found}
     here = next((one for one in record.candidates if one.host == host), None)
-    if here is None or host in written:
+    if here is None or host in _written(record):
         return record.wg_ports
     return tuple(here.wg_port(i, own) for i, own in enumerate(record.wg_ports))
+
+
+def each_wg_ports_at(record: NodeRecord, host: str) -> list[tuple[int, ...]]:
+    """All that a record says of the ports of the seven dimensions at an address, the likeliest first: what a
+    gateway has mapped may let nothing in, while the ports that members see do."""
+    first, own = wg_ports_at(record, host), record.wg_ports
+    if host in _written(record):
+        return [first]
+    here = [one for one in record.candidates if one.host == host and one.wg_ports]
+    others = (tuple(one.wg_port(i, port) for i, port in enumerate(own)) for one in here)
+    return list(dict.fromkeys((first, *others)))
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -279,10 +279,28 @@ class Borrowing:
             peer.shunned[relay] = now + pause, pause
         return effects
 
+    def moved(self, now: float) -> list[Effect]:
+        """This node may be at another address: bind all legs anew, or what it sends is a stranger's."""
+        effects = list[Effect]()
+        for peer in self._peers.values():
+            for dimension, leg in peer.all_legs():
+                if leg.ticket:
+                    effects += self._bind(leg, dimension, now)
+        return effects
+
     def receive(
-        self, relay: NodeId, peer_id: NodeId, dimension: int, datagram: bytes, now: float
+        self,
+        relay: NodeId,
+        peer_id: NodeId,
+        dimension: int,
+        datagram: bytes,
+        now: float,
+        *,
+        elsewhere: bool = False,
     ) -> list[Effect]:
-        """Take a datagram that came from a relay to the WireGuard port of a dimension."""
+        """Take a datagram that came from a relay to the WireGuard port of a dimension. ``elsewhere``: from
+        another address than the dimension uses. A relay that has moved keeps its leases, and forwards by
+        their addresses there from then on."""
         peer, leg = self._peers.get(peer_id), self._leg(relay, peer_id, dimension)
         if peer is None or leg is None or not leg.ticket:
             return []
@@ -293,7 +311,8 @@ class Borrowing:
             return []
         leg.heard, leg.bind_at = now, now + REBIND
         if leg.used:
-            return []
+            here = elsewhere and leg is peer.legs.get(dimension)
+            return [Use(peer_id, dimension, relay, leg.port, leg.tag)] if here else []
         leg.used = True
         if leg is peer.before.get(dimension):  # the other end has chosen this one after all
             peer.before[dimension], peer.legs[dimension] = peer.legs[dimension], leg

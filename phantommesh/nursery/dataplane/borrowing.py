@@ -103,6 +103,9 @@ class Borrower:
         self._tickets: dict[bytes, tuple[NodeId, NodeId, int]] = {}  # to relay, peer and dimension
         self._heard_from: dict[tuple[NodeId, NodeId, int], str] = {}
         self._unheard = Counter[tuple[NodeId, NodeId, int]]()  # requests since
+        self._used_at: dict[
+            tuple[NodeId, int], tuple[NodeId, str]
+        ] = {}  # relay and host, by peer and dimension
         self._tagged: dict[tuple[NodeId, int], tuple[Tagged, Way]] = {}  # by peer and dimension
         self._installed: frozenset[Tagged] = frozenset()
         self._untagged: NftError | None = None
@@ -143,6 +146,11 @@ class Borrower:
         self._set_relays()
         dimensions = [i for i in range(DIMENSIONS) if has(word.dimensions, i)]
         self._do(self.machine.offered(relay, peer, dimensions, trio.current_time()))
+
+    def moved(self) -> None:
+        """This node may be at another address."""
+        self._do(self.machine.moved(trio.current_time()))
+        self._bell.ring()
 
     async def run(self) -> None:
         """Borrow until cancelled; then nothing goes over relays any more."""
@@ -285,6 +293,7 @@ class Borrower:
     def _take(self, use: Use) -> None:
         key, changed = (use.peer, use.dimension), False
         before = self._tagged.pop(key, None)
+        self._used_at.pop(key, None)
         if use.relay is None:
             changed = self._ways.withdraw(use.peer, use.dimension, Kind.RELAYED)
             log.info("a dimension goes over no relay", peer=format_node_id(use.peer), dimension=use.dimension)
@@ -292,6 +301,7 @@ class Borrower:
             host = self._heard_from.get((use.relay, use.peer, use.dimension))
             if host is None:
                 return
+            self._used_at[key] = use.relay, host
             log.info(
                 "a dimension goes over a relay", peer=format_node_id(use.peer), dimension=use.dimension,
                 relay=format_node_id(use.relay), tag=use.tag,
@@ -332,7 +342,11 @@ class Borrower:
             return
         before = self._heard_from.get(found)
         self._heard_from[found] = source.host
-        effects = self.machine.receive(relay, peer, dimension, datagram, trio.current_time())
+        used = self._used_at.get((peer, dimension))
+        effects = self.machine.receive(
+            relay, peer, dimension, datagram, trio.current_time(),
+            elsewhere=used is not None and used[0] == relay and used[1] != source.host,
+        )  # fmt: skip
         if effects:
             self._unheard.pop(found, None)
         elif before is None:

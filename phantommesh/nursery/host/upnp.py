@@ -16,7 +16,12 @@ NAME: Final = "phantommesh"  # as the gateway lists the mapping
 
 # Tuning.
 DISCOVERY_MS: Final = 1000  # for which answers are waited for
-OTHERS: Final = 3  # external ports that are tried where the one beside is taken
+OTHERS: Final = 3  # external ports that are tried where the one beside is taken, each
+APART: Final = 16  # further: another node behind the gateway has the fifteen of its own in a row
+FOR_GOOD: Final = 0  # the lifetime of a mapping that only its deletion ends
+
+# What a gateway says that knows no other lifetime, as the library words it: code 725, and some say 402.
+_NO_LIFETIME: Final = ("OnlyPermanentLeasesSupported", "Invalid Args")
 
 
 def available() -> bool:
@@ -28,32 +33,47 @@ def open_ports(
     own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime: int
 ) -> dict[Wanted, Granted]:
     """Have the gateway in the network of the host's address ``own`` forward these ports, each from the
-    external port beside it or one of the next. Empty where there is none, or where it does not."""
+    external port beside it or one of a few others. Empty where there is none, or where it does not. Where it
+    knows no lifetimes the ports stay open until `close_ports`."""
     found = dict[Wanted, Granted]()
     try:
         gateway = _gateway(own)
         address = IPv4Address(gateway.externalipaddress())
     except Exception:  # the library raises bare Exceptions, and AddressValueError is one
         return {}
+    life = lifetime
     for one, external in wanted:
-        for port in range(external, min(external + OTHERS, 65535) + 1):
-            try:
-                gateway.addportmapping(port, one.protocol.name, str(own), one.port, NAME, "", str(lifetime))
-            except Exception:  # noqa: S112  # as above: taken, or it is not allowed
-                continue
-            found[one] = Granted(address, port, float(lifetime))
-            break
+        for port in range(external, min(external + OTHERS * APART, 65535) + 1, APART):
+            answer = _ask(gateway, own, one, port, life)
+            if answer in _NO_LIFETIME and life != FOR_GOOD:
+                life = FOR_GOOD
+                answer = _ask(gateway, own, one, port, life)
+            if not answer:
+                found[one] = Granted(address, port, float(lifetime))
+                break
     return found
+
+
+def _ask(gateway: Any, own: IPv4Address, one: Wanted, port: int, life: int) -> str:
+    """Have the gateway forward one port. Return why it does not, empty where it does."""
+    try:
+        gateway.addportmapping(port, one.protocol.name, str(own), one.port, NAME, "", str(life))
+    except Exception as error:  # as above: taken, or it is not allowed
+        return str(error) or "refused"
+    return ""
 
 
 def close_ports(own: IPv4Address, granted: Mapping[Wanted, Granted]) -> None:
     """Have the gateway forward these no more."""
     try:
         gateway = _gateway(own)
-        for one, at in granted.items():
-            gateway.deleteportmapping(at.port, one.protocol.name, "")
     except Exception:
         return  # their lifetime ends them
+    for one, at in granted.items():
+        try:
+            gateway.deleteportmapping(at.port, one.protocol.name, "")
+        except Exception:  # noqa: S112  # it has ended, or the gateway has lost it: the others may be there
+            continue
 
 
 def _gateway(own: IPv4Address) -> Any:

@@ -135,9 +135,10 @@ async def converged(
     return links_between(nodes, views)
 
 
-async def flows_between(nodes: Sequence[LabNode]) -> list[Flow]:
-    """Return a flow of pings over the overlay for every pair."""
-    addresses = {node.name: (await view_of(node)).status.ip4 for node in nodes}
+async def flows_between(nodes: Sequence[LabNode], patience_s: float = 60.0) -> list[Flow]:
+    """Return a flow of pings over the overlay for every pair. Waits for nodes that are still starting; raises
+    LabError for one that is not there after ``patience_s`` seconds."""
+    addresses = {node.name: (await answering(node, patience_s)).status.ip4 for node in nodes}
     return [Flow(a.name, b.name, addresses[b.name]) for i, a in enumerate(nodes) for b in nodes[i + 1 :]]
 
 

@@ -229,7 +229,9 @@ async def _up(spec: LabSpec, say: Say, *, pairs: bool = True) -> LabResult:
     if pairs:
         say("waiting until every pair is keyed in all dimensions")
     links, apart = (
-        await (_hindered(nodes) if spec.underlay.hinders else _plain(nodes, spec)) if pairs else ([], [])
+        await (_hindered(nodes, spec) if spec.underlay.hinders else _plain(nodes, spec))
+        if pairs
+        else ([], [])
     )
     return LabResult(
         name=spec.name,
@@ -245,14 +247,14 @@ async def _up(spec: LabSpec, say: Say, *, pairs: bool = True) -> LabResult:
 
 async def _plain(nodes: Sequence[LabNode], spec: LabSpec) -> tuple[list[LabLink], list[tuple[str, str]]]:
     links = await converged(nodes, spec.patience_s)
-    async with open_traffic(await flows_between(nodes), POLL_S) as traffic:
+    async with open_traffic(await flows_between(nodes, spec.patience_s), POLL_S) as traffic:
         await answered(traffic, -1.0, spec.patience_s)
     return links, []
 
 
-async def _hindered(nodes: Sequence[LabNode]) -> tuple[list[LabLink], list[tuple[str, str]]]:
+async def _hindered(nodes: Sequence[LabNode], spec: LabSpec) -> tuple[list[LabLink], list[tuple[str, str]]]:
     """Wait until every pair answers, but not for ever, and return the pairs that do not."""
-    flows = await flows_between(nodes)
+    flows = await flows_between(nodes, spec.patience_s)
     async with open_traffic(flows, POLL_S) as traffic:
         with trio.move_on_after(_APART_S):
             async with trio.open_nursery() as nursery:

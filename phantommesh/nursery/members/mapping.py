@@ -24,10 +24,10 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.host import upnp
 from phantommesh.nursery.host.hostroutes import read_gateways
-from phantommesh.portmap.effects import AskUpnp, Changed, Effect, Send
+from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
 from phantommesh.portmap.machine import Mapper
 from phantommesh.portmap.pcp import MAX_DATAGRAM
-from phantommesh.portmap.values import SERVER_PORT, Method, Protocol, Wanted
+from phantommesh.portmap.values import SERVER_PORT, Granted, Method, Protocol, Wanted
 from phantommesh.reachable import of_a_site
 from phantommesh.records.candidate import UNKNOWN_PORT
 
@@ -155,6 +155,7 @@ class _Gateway:
         self._due = Due(lambda: self.mapper.deadline)
         self._socket: socket.socket | None = None
         self._upnp: AskUpnp | None = None
+        self._over: dict[Wanted, Granted] = {}  # by UPnP, and of no more use
         self._asked = Bell()
 
     def follow(self, *, again: bool) -> None:
@@ -201,6 +202,7 @@ class _Gateway:
 
     async def _ask_upnp(self) -> None:
         while True:
+            await self._end_upnp()
             asked, self._upnp = self._upnp, None
             if asked is None:
                 await self._asked.wait()
@@ -210,12 +212,15 @@ class _Gateway:
             )
             self._carry_out(self.mapper.upnp(granted, trio.current_time()))
 
+    async def _end_upnp(self) -> None:
+        over, self._over = self._over, {}
+        if over:
+            await trio.to_thread.run_sync(upnp.close_ports, self.own, over, abandon_on_cancel=True)
+
     async def _end(self) -> None:
-        granted, by = self.mapper.granted(trio.current_time()), self.mapper.method
         self._carry_out(self.mapper.close())
-        if by is Method.UPNP and granted:
-            with trio.CancelScope(deadline=trio.current_time() + ENDING, shield=True):
-                await trio.to_thread.run_sync(upnp.close_ports, self.own, granted, abandon_on_cancel=True)
+        with trio.CancelScope(deadline=trio.current_time() + ENDING, shield=True):
+            await self._end_upnp()
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -224,6 +229,9 @@ class _Gateway:
                     self._send(datagram)
                 case AskUpnp():
                     self._upnp = effect
+                    self._asked.ring()
+                case EndUpnp(wanted, granted):
+                    self._over[wanted] = granted
                     self._asked.ring()
                 case Changed():
                     method = self.mapper.method

@@ -27,7 +27,7 @@ from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.state import PathState
-from phantommesh.records.record import NodeRecord, wg_ports_at
+from phantommesh.records.record import NodeRecord, each_wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.routing.knocks import MAGIC, Keys
 from phantommesh.routing.punching import Punching
@@ -150,9 +150,17 @@ class PunchDriver:
         entry = self._peers.get(peer)
         if entry is None:
             return ()
-        found = [(*each, wg_ports_at(entry.record, each[0])) for each in self._places.targets(entry)]
+        found = [
+            (host, rank, opening, ports)
+            for host, rank, opening in self._places.targets(entry)
+            for ports in each_wg_ports_at(entry.record, host)
+        ]
         return [
-            [Target(Address(host, ports[i]), rank, opening) for host, rank, opening, ports in found]
+            list(
+                dict.fromkeys(
+                    Target(Address(host, ports[i]), rank, opening) for host, rank, opening, ports in found
+                )
+            )
             for i in range(DIMENSIONS)
         ]
 

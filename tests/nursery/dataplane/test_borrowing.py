@@ -50,6 +50,7 @@ class World:
         }
         self.random = iter(range(1, 10_000))
         self.direct = False
+        self.hosts = dict(HOSTS)
         self.ends: dict[NodeId, Borrower] = {}
         self.ways = {A: Ways(), B: Ways()}
         self.handles: dict[NodeId, Callable[[int, Address, bytes], None]] = {}
@@ -94,8 +95,10 @@ class World:
             yield SimpleNamespace(ask=ask)
 
         def send(dimension: int, to: Address, datagram: bytes) -> bool:
-            relay = next(m for m, host in HOSTS.items() if host == to.host)
-            place = Address(HOSTS[me], 51820 + dimension)
+            relay = next((m for m, host in self.hosts.items() if host == to.host), None)
+            if relay is None:
+                return True  # nobody is there any more
+            place = Address(self.hosts[me], 51820 + dimension)
             heard = self.challengers[relay].receive(datagram, place, trio.current_time())
             if heard.answer is not None and relay in self.relays:
                 self.handles[me](dimension, to, heard.answer)
@@ -109,7 +112,7 @@ class World:
             peers=cast("Any", peers), ways=self.ways[me], caller=cast("Any", SimpleNamespace(call=call)),
             ports=cast("Any", SimpleNamespace(listen=listen, send=send)),
             record=lambda: self.records[me], own_ports=lambda: range(51820, 51827),
-            where=lambda entry: [Address(HOSTS[entry.member.node_id], 1)],
+            where=lambda entry: [Address(self.hosts[entry.member.node_id], 1)],
             views=lambda member: [self._view(me, member, i) for i in range(DIMENSIONS)],
             down=lambda member: False, keyed=lambda member: ALL, changed=lambda member: None,
         )  # fmt: skip
@@ -120,7 +123,10 @@ class World:
         way = self.ways[me].chosen(member, dimension)
         if way is None:
             return UP if self.direct else DARK
-        return UP if way.kind is Kind.DIRECT or way.relay in self.relays else DARK
+        if way.kind is Kind.DIRECT:
+            return UP
+        relay = NodeId(way.relay)
+        return UP if relay in self.relays and way.endpoint.host == self.hosts[relay] else DARK
 
     def over(self, me: NodeId, peer: NodeId) -> list[bytes]:
         chosen = (self.ways[me].chosen(peer, i) for i in range(DIMENSIONS))
@@ -147,6 +153,45 @@ async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
         world.doubt()
         await trio.sleep(3.0)
         assert world.over(A, B) == world.over(B, A) == [Q] * DIMENSIONS
+        nursery.cancel_scope.cancel()
+
+
+async def test_dimensions_follow_a_relay_that_has_another_address(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its leases go on there, so nothing begins anew: there is no other relay."""
+    world = World()
+    del world.relays[Q]
+    async with trio.open_nursery() as nursery:
+        for end in world.ends.values():
+            nursery.start_soon(end.run)
+        world.doubt()
+        await trio.sleep(8.0)
+        assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
+        world.hosts[P] = "192.0.2.111"
+        world.doubt()
+        await trio.sleep(8.0)
+        for me, peer in ((A, B), (B, A)):
+            ways = [world.ways[me].chosen(peer, i) for i in range(DIMENSIONS)]
+            assert {way.endpoint.host for way in ways if way is not None} == {"192.0.2.111"}
+            assert None not in ways
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_has_moved_binds_its_legs_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """To the relay it is a stranger until then, in all dimensions."""
+    world = World()
+    async with trio.open_nursery() as nursery:
+        for end in world.ends.values():
+            nursery.start_soon(end.run)
+        world.doubt()
+        await trio.sleep(8.0)
+        world.hosts[A] = "192.0.2.99"
+        world.ends[A].moved()
+        await trio.sleep(0.05)
+        now = trio.current_time()
+        known = {one.source.host for leases in world.leases.values() for one in leases.forwards(now)}
+        assert known == {"192.0.2.99", HOSTS[B]}
         nursery.cancel_scope.cancel()
 
 

@@ -33,7 +33,7 @@ from phantommesh.node.whereabouts import (
     Whereabouts,
     sighting,
 )
-from phantommesh.reachable import HostAddress, HostNetworks, Reach
+from phantommesh.reachable import HostAddress, HostNetworks, Reach, Why
 from phantommesh.records.candidate import Candidate, Kind, flaw
 from phantommesh.records.record import MAX_CONTROL_ENDPOINTS
 from phantommesh.secret import Secret
@@ -79,6 +79,17 @@ def test_a_mapped_port_comes_first_and_needs_no_witness() -> None:
     for number in (1, 2):
         found.told(member(number), word(port=51_800), 1.0, authority=False)
     assert [one.kind for one in found.candidates(1.0)] == [Kind.MAPPED, Kind.OWN]  # the same place
+
+
+def test_other_ports_that_members_see_at_a_mapped_place_are_told_too() -> None:
+    """A gateway that lists a mapping and forwards nothing leaves the node to its NAT's own ports."""
+    found, own = there(), tuple(port + 1000 for port in PORTS)
+    found.mapped = (mapped(),)
+    for number in (1, 2):
+        found.told(member(number), word(port=51_800, ports=own), 1.0, authority=False)
+    first, second, _ = found.candidates(1.0)
+    assert (first.kind, first.wg_ports) == (Kind.MAPPED, PORTS)
+    assert (second.kind, second.wg_ports) == (Kind.SEEN, own)
 
 
 @pytest.mark.parametrize("host", ["192.168.0.7", "100.64.0.9", "127.0.0.1", "0.0.0.0", "169.254.169.254"])
@@ -332,6 +343,14 @@ def test_the_next_address_in_the_network_of_an_endpoint_counts() -> None:
 def test_addresses_that_no_other_may_use_are_not_offered(bad: str) -> None:
     one = HostAddress(ip_address(bad), 2, "eth0")
     assert reach(uplinks=frozenset({2})).offers([one, HOME]) == [HOME]
+
+
+@pytest.mark.parametrize("bad", ["192.0.0.1", "192.0.0.4"])
+def test_the_ipv4_of_a_host_on_ipv6_alone_is_not_offered(bad: str) -> None:
+    """Each host with a translator (464XLAT) has the same, on an interface with the default route of IPv4."""
+    clat = HostAddress(ip_address(bad), 7, "clat", "tun")
+    assert reach(uplinks=frozenset({2, 7})).offers([clat, HOME]) == [HOME]
+    assert reach().refuses(bad, seen=True) is Why.TRANSLATOR
 
 
 # A witness's side.

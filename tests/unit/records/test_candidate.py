@@ -20,6 +20,7 @@ from phantommesh.records.record import (
     NodeRecord,
     RecordError,
     RelayOffer,
+    each_wg_ports_at,
     open_record,
     sign_record,
 )
@@ -121,3 +122,15 @@ def test_an_offer_of_a_relay_is_read_and_a_record_without_one_too() -> None:
     assert open_record(mesh.root, signed, NOW)[1].relay == RelayOffer(51_810, 3)
     earlier = msgspec.msgpack.decode(signed.body)[:8]
     assert msgspec.convert(earlier, NodeRecord, from_attributes=False).relay is None
+
+
+def test_all_ports_that_are_told_of_an_address_are_tried_the_mapped_ones_first() -> None:
+    seen = tuple(port + 1000 for port in PORTS)
+    mapped = Candidate.of(Kind.MAPPED, GOOD.ip, 51_800, PORTS)
+    both = (mapped, Candidate.of(Kind.SEEN, GOOD.ip, 40_000, (0, *seen[1:])))
+    record = structs.replace(plain_record(identity("a")), control=("192.0.2.1:51800",), candidates=both)
+    own = record.wg_ports
+    assert each_wg_ports_at(record, GOOD.host) == [PORTS, (own[0], *seen[1:])]
+    assert each_wg_ports_at(record, "192.0.2.1") == [own]  # an operator has written it down
+    written = structs.replace(record, control=(f"{GOOD.host}:51801",))
+    assert each_wg_ports_at(written, GOOD.host) == [own]

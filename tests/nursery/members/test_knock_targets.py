@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""At which ports of a peer's address it is knocked."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+from msgspec import structs
+
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.nursery.members.punching import PunchDriver
+from phantommesh.records.candidate import Candidate, Kind
+from tests.support.makemesh import identity, plain_record
+
+PUBLIC = ip_address("203.0.113.7")
+MAPPED, SEEN = (tuple(range(first, first + DIMENSIONS)) for first in (51_820, 40_001))
+
+
+def test_a_mapping_does_not_hide_the_ports_of_the_nat() -> None:
+    """Some gateways list and renew a mapping, and forward nothing by it."""
+    both = (
+        Candidate.of(Kind.MAPPED, PUBLIC, 51_800, MAPPED),
+        Candidate.of(Kind.SEEN, PUBLIC, 40_000, SEEN),
+    )
+    record = structs.replace(plain_record(identity("a")), control=("192.168.1.5:51800",), candidates=both)
+    driver: Any = SimpleNamespace(
+        _peers={b"a": SimpleNamespace(record=record)},
+        _places=SimpleNamespace(targets=lambda entry: [(str(PUBLIC), 2, True)]),
+    )
+    knocked = PunchDriver._targets(driver, b"a")
+    assert [[target.address.port for target in each] for each in knocked] == [
+        [mapped, seen] for mapped, seen in zip(MAPPED, SEEN, strict=True)
+    ]
