@@ -87,7 +87,8 @@ def _reached(now: Status) -> list[str]:
         by.setdefault(witness.endpoint, []).append(witness.peer)
     for endpoint, peers in by.items():
         more = f" and {len(peers) - _SEERS} more" if len(peers) > _SEERS else ""
-        lines.append(f"{endpoint}, as {', '.join(peers[:_SEERS])}{more} see it")
+        see = "sees" if len(peers) == 1 else "see"
+        lines.append(f"{endpoint}, as {', '.join(peers[:_SEERS])}{more} {see} it")
     return lines
 
 

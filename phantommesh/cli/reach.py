@@ -93,8 +93,8 @@ def _ms(seconds: float | None) -> str | None:
 def _silent(result: PingResult) -> CliError:
     if not any(one.sent for one in result.dimensions):
         return CliError(
-            f"nothing could be sent to {result.peer}: no keys are agreed in any dimension",
-            fix="see `phantommesh links` for why there is no link yet",
+            f"nothing could be sent to {result.peer}: no dimension has both keys and an address to send to",
+            fix="see WHY above, `phantommesh status`, and `phantommesh links` for the keys",
         )
     large = f"; packets of {result.size} bytes may be too large: leave --size out" if result.size else ""
     return CliError(

@@ -295,8 +295,9 @@ def partly_reachable(through: Sequence[tuple[str, Sequence[str]]], control_port:
         yield PARTLY_REACHABLE.fault(
             f"peer {name} is partly reachable: its node answers by way of {', '.join(via)}, not from here, "
             "and nobody carries traffic",
-            f"check that its control port {control_port} and its WireGuard ports are reachable by UDP from "
-            "here, and ours from there; or have a member that both reach relay: set relay.offer = true there",
+            "see WHY in `phantommesh paths`. Where NATs are between the two, have a member that both reach "
+            "relay: set relay.offer = true and open its relay.port there. Else let UDP through, both ways, "
+            f"to control port {control_port} and the WireGuard ports",
             subject=name,
         )
     if len(through) > MAX_NAMED:
@@ -312,7 +313,14 @@ def _is_dark(path: PathView) -> bool:
 
 
 def _keyed(link: LinkView) -> str:
-    return "has no keys agreed with this node" if link.state == "none" else f"is {link.state}"
+    """What keeps anything from being sent to a peer all of whose dimensions are closed."""
+    match link.state:
+        case "none":
+            return "has no keys agreed with this node"
+        case "fresh" | "unsure":  # closed all the same: WireGuard has no address to send to
+            return "has keys agreed with this node, and no address at which it is reached"
+        case _:
+            return f"is {link.state}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -53,6 +53,7 @@ SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
 UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
+NAMED: Final = 3  # relays that a fault names
 ALONE: Final = 10.0  # s without any relay on offer until that is a fault
 
 log = structlog.get_logger("phantommesh.borrowing")
@@ -170,16 +171,33 @@ class Borrower:
         now = trio.current_time()
         for peer, since in self._alone.items():
             entry = self._peers.get(peer)
-            if entry is not None and now - since >= ALONE:
+            if entry is None or now - since < ALONE:
+                continue
+            name, by = entry.member.name, self._offering(peer)
+            if by:  # with these the fix is not to have another one
+                named = ", ".join(by[:NAMED]) + (f" and {len(by) - NAMED} more" if len(by) > NAMED else "")
                 yield NO_RELAY.fault(
-                    f"no way to {entry.member.name}: no direct way is found, and no member relays",
+                    f"no way to {name}: no direct way is found, and none of the members that relay forwards "
+                    f"for the two yet: {named}",
+                    f"see that {name} runs, that both ends reach the relay.port of one of these by UDP, and "
+                    "that its relay.members leaves out neither",
+                    subject=name,
+                )
+            else:
+                yield NO_RELAY.fault(
+                    f"no way to {name}: no direct way is found, and no member relays",
                     "set relay.offer = true on a node that both reach, and open its relay.port",
-                    subject=entry.member.name,
+                    subject=name,
                 )
         if self._untagged is not None:
             yield TAGS_UNSET.fault(
                 f"some peers are not reached over relays: {self._untagged}", self._untagged.fix
             )
+
+    def _offering(self, peer: NodeId) -> list[str]:
+        """The names of the members that offer to relay, in a family of addresses that serves for the peer."""
+        offering = (e.member for e in self._peers.entries if not self._down(e.member.node_id))
+        return sorted(m.name for m in offering if self._family(m.node_id, peer) is not None)
 
     # Looking.
 
@@ -296,15 +314,15 @@ class Borrower:
         self._used_at.pop(key, None)
         if use.relay is None:
             changed = self._ways.withdraw(use.peer, use.dimension, Kind.RELAYED)
-            log.info("a dimension goes over no relay", peer=format_node_id(use.peer), dimension=use.dimension)
+            log.info("a dimension goes over no relay", peer=self._name(use.peer), dimension=use.dimension)
         else:
             host = self._heard_from.get((use.relay, use.peer, use.dimension))
             if host is None:
                 return
             self._used_at[key] = use.relay, host
             log.info(
-                "a dimension goes over a relay", peer=format_node_id(use.peer), dimension=use.dimension,
-                relay=format_node_id(use.relay), tag=use.tag,
+                "a dimension goes over a relay", peer=self._name(use.peer), dimension=use.dimension,
+                relay=self._name(use.relay), tag=use.tag,
             )  # fmt: skip
             if use.tag:
                 relay = Address(host, use.port)
@@ -319,6 +337,11 @@ class Borrower:
             self._tags.ring()
         if changed:
             self._changed(use.peer)
+
+    def _name(self, member: NodeId) -> str:
+        """What a member is called in the log: its name, or its node id where it is in the roster no more."""
+        entry = self._peers.get(member)
+        return format_node_id(member) if entry is None else entry.member.name
 
     def _alias(self, relay: NodeId, at: Address, own: int, tag: int) -> int:
         """A port that stands for a lease with a tag: none that the relay's node itself has, nor one that

@@ -193,17 +193,22 @@ class PunchDriver:
                     if self._ways.offer(peer, dimension, way):
                         changed[peer] = None
                     log.info(
-                        "direct way", peer=format_node_id(NodeId(peer)), dimension=dimension, at=str(address)
+                        "direct way", peer=self._name(NodeId(peer)), dimension=dimension, at=str(address)
                     )
                 case Lost(peer, dimension):
                     if self._ways.withdraw(peer, dimension, Kind.DIRECT):
                         changed[peer] = None
-                    log.info("direct way lost", peer=format_node_id(NodeId(peer)), dimension=dimension)
+                    log.info("direct way lost", peer=self._name(NodeId(peer)), dimension=dimension)
                 case _:
                     assert_never(effect)
         for peer in changed:
             self._tell(WayChanged(peer))
         self._settle()
+
+    def _name(self, member: NodeId) -> str:
+        """What a member is called in the log: its name, or its node id where it is in the roster no more."""
+        entry = self._peers.get(member)
+        return format_node_id(member) if entry is None else entry.member.name
 
     def _settle(self) -> None:
         self._ports.keep("punching", self.punching.busy)

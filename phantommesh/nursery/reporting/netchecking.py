@@ -100,7 +100,7 @@ class NetChecks:
     def _udp(self) -> ReachedView:
         now = trio.current_time()
         by = self._names(self._parts.finding.whereabouts.witnesses(now))
-        why = "members see datagrams of this node" if by else "no member has said that it sees this node"
+        why = "members see datagrams of this node" if by else "no member has said yet that it sees this node"
         return ReachedView(transport="udp", reached=True if by else None, by=by, why=why)
 
     async def _tcp(self) -> ReachedView:
@@ -161,7 +161,7 @@ def said(kind: NatKind) -> str:
         case "random":
             return "each member sees another port, so none can tell others where to send"
         case "unknown":
-            return "no member has said where it sees this node"
+            return "no member has said yet where it sees this node"
         case _:
             assert_never(kind)
 

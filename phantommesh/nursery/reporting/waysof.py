@@ -18,6 +18,7 @@ from phantommesh.routing.ways import Kind, Way
 from phantommesh.wireguard.device import Endpoint
 
 _KINDS: Final[dict[Kind, WayKind]] = {Kind.DIRECT: "direct", Kind.RELAYED: "relayed", Kind.FRAMED: "tcp"}
+_RECORD: Final = "address of its record"
 _SOURCES: Final[dict[int, str]] = {
     Source.OWN: "address of its host",
     Source.MAPPED: "mapped at its router",
@@ -97,14 +98,20 @@ def _chosen(way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpo
         return "UDP does not pass"
     if way.kind == "relayed":
         return f"no direct way: {found}" if (found := searched(search)) else "no direct way answers"
-    if offered is not None:
-        return "found by NAT traversal"
+    known = _known(record, endpoint)
+    if known in (_RECORD, _SOURCES[Source.OWN]):  # so it is, by whichever way it was tried first
+        return known
+    return known if offered is None else "found by NAT traversal"
+
+
+def _known(record: NodeRecord, endpoint: Endpoint) -> str:
+    """How an address of the peer is known."""
     own = known_by_itself(record)
     if endpoint.host in {parse_endpoint(text)[0] for text in record.control if text not in own}:
-        return "address of its record"
+        return _RECORD
     source = next((one.kind for one in record.candidates if one.host == endpoint.host), None)
     if source is not None:
-        return _SOURCES.get(source, "address of its record")
+        return _SOURCES.get(source, _RECORD)
     if endpoint.host in {parse_endpoint(text)[0] for text in record.control}:
-        return "address of its record"
+        return _RECORD
     return "address that its packets come from"

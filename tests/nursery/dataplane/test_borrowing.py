@@ -223,9 +223,23 @@ async def test_a_peer_without_any_way_is_a_fault_until_somebody_relays(
         world.doubt()
         await trio.sleep(ALONE + 2.0)
         assert [fault.code for fault in world.ends[A].faults()] == ["no-relay"]
+        assert "and no member relays" in next(world.ends[A].faults()).text
         world.direct = True
         await trio.sleep(2.0)
         assert not list(world.ends[A].faults())
+        nursery.cancel_scope.cancel()
+
+
+async def test_where_members_relay_the_fault_names_them(autojump_clock: trio.testing.MockClock) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.ends[A].run)  # the other end does not follow
+        world.doubt()
+        await trio.sleep(ALONE + 2.0)
+        (fault,) = world.ends[A].faults()
+        assert fault.code == "no-relay" and fault.fix is not None
+        assert "no member relays" not in fault.text and "set relay.offer" not in fault.fix
+        assert all(name in fault.text for name in ("11", "12"))
         nursery.cancel_scope.cancel()
 
 

@@ -100,7 +100,12 @@ def test_a_direct_way_says_how_the_address_is_known(of: NodeRecord, expected: st
 
 def test_the_other_ways_say_why_there_is_no_better_one() -> None:
     of = record("203.0.113.7:51800")
-    assert reason(DIRECT, AT, path(), of) == "found by NAT traversal"
+    assert reason(DIRECT, AT, path(), of) == "address of its record"  # a knock there proves no NAT
+    own = record("198.51.100.9:1", found=(Candidate.of(Source.OWN, ip_address(AT.host), 9),))
+    assert reason(DIRECT, AT, path(), own) == "address of its host"
+    seen = record("192.168.1.5:1", found=(Candidate.of(Source.SEEN, ip_address(AT.host), 9),))
+    assert reason(DIRECT, AT, path(), seen) == "found by NAT traversal"
+    assert reason(DIRECT, AT, path(), record("192.168.1.5:1")) == "found by NAT traversal"
     assert reason(RELAYED, RELAYED.endpoint, path(), of) == "no direct way answers"
     silent = State(Standing.SILENT, failed=3)
     assert reason(RELAYED, RELAYED.endpoint, path(), of, search=silent) == (

@@ -57,7 +57,9 @@ def closed(one: PeerSeen, since: float, **link: object) -> PeerSeen:
     none = {"state": "closed", "since_s": since, "answers": False, "answered_s": None, "heard_s": None}
     paths = [msgspec.structs.replace(p, **none, opened_s=None) for p in one.paths]
     return replace(
-        one, paths=paths, link=msgspec.structs.replace(one.link, state="none", dimensions=0, **link)
+        one,
+        paths=paths,
+        link=msgspec.structs.replace(one.link, **({"state": "none", "dimensions": 0} | link)),
     )
 
 
@@ -307,3 +309,10 @@ def test_a_peer_is_up_by_a_probe_alone_and_what_has_stopped_is_told(
     assert not told_of & (quiet - loud)
     assert any(f.code == "traffic-stopped" for f in faults) <= ("up" not in flows)
     assert all(fault.text and fault.fix for fault in faults)
+
+
+@pytest.mark.parametrize("state", ["fresh", "unsure"])
+def test_a_peer_with_keys_and_no_address_is_not_called_fresh(state: LinkState) -> None:
+    (fault,) = judge(HERE, [peer(1), closed(peer(2), LONG, state=state)])
+    assert fault.code == "link-incomplete"
+    assert "has keys agreed with this node, and no address" in fault.text and "is fresh" not in fault.text
