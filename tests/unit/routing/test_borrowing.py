@@ -277,7 +277,8 @@ class Lying(Net):
             elif isinstance(effect, SendFromPort) and self.now % 100 <= 20:
                 seen = Address("192.0.2.2", 1)
                 word = encode(Datagram(Kind.BOUND, bytes(8), seen=seen, forwarding=True), Secret(bytes(32)))
-                super().do(end, self.ends[end].receive(Q, effect.peer, effect.dimension, word, self.now))
+                peer = B if end is A else A
+                super().do(end, self.ends[end].receive(Q, peer, effect.dimension, word, self.now))
 
 
 def test_a_member_that_says_that_it_relays_parts_no_pair_for_long() -> None:
