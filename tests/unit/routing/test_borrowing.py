@@ -265,19 +265,19 @@ class Lying(Net):
     """Q offers to nobody. But it tells B of leases that A has not asked for, and that it forwards them."""
 
     def do(self, end: NodeId, effects: list[Effect]) -> None:
+        peer = B if end is A else A
         for effect in effects:
             if effect.relay != Q or isinstance(effect, Use):
                 super().do(end, [effect])
             elif isinstance(effect, AskCost):
-                super().do(end, self.ends[end].cost(Q, effect.peer, None, self.now))
+                super().do(end, self.ends[end].cost(Q, peer, None, self.now))
             elif isinstance(effect, AskLease):
                 key = Secret(bytes(32))
-                args = (Q, effect.peer, effect.dimension, 1, 0, bytes(8), key, self.now)
+                args = (Q, peer, effect.dimension, 1, 0, bytes(8), key, self.now)
                 super().do(end, self.ends[end].granted(*args))
             elif isinstance(effect, SendFromPort) and self.now % 100 <= 20:
                 seen = Address("192.0.2.2", 1)
                 word = encode(Datagram(Kind.BOUND, bytes(8), seen=seen, forwarding=True), Secret(bytes(32)))
-                peer = B if end is A else A
                 super().do(end, self.ends[end].receive(Q, peer, effect.dimension, word, self.now))
 
 
