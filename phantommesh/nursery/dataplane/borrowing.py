@@ -459,9 +459,11 @@ class Borrower:
             rules = frozenset(tagged for tagged, _ in wanted.values())
             try:
                 if rules != self._installed:
-                    await Table(tagging.FAMILY, tagging.table_name(self._device)).install(
-                        tagging.render(self._device, rules)
-                    )
+                    table = Table(tagging.FAMILY, tagging.table_name(self._device))
+                    if rules:
+                        await table.install(tagging.render(self._device, rules))
+                    else:
+                        await table.remove()  # an empty one would stay after the node's end
                     self._installed, self._untagged = rules, None
             except NftError as error:
                 self._untagged = error
