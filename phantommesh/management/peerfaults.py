@@ -270,7 +270,9 @@ def _up(here: Here, peer: PeerSeen) -> Iterator[Fault]:
             "check the uplink, and the UDP ports at both ends",
             subject=name,
         )
-    if (peer.standing == "dead" or peer.reached == "traffic") and not peer.through:
+    silent = peer.standing == "dead" or peer.reached == "traffic"
+    # Where traffic goes over TCP, no UDP passes, and `udp-blocked` says so.
+    if silent and not peer.through and not any(path.way == "tcp" for path in peer.paths):
         yield CONTROL_SILENT.fault(
             f"traffic flows with peer {name}, but its control port does not answer: new keys and news get "
             "through late or not at all",

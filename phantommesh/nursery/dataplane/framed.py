@@ -52,7 +52,7 @@ ALIVE = 15.0  # s without a frame to send after which an empty batch is sent
 SILENCE = 45.0  # s without a batch after which the other end is taken for gone
 FRAMES, FRAMES_BURST = 20_000.0, 40_000.0  # frames of one peer, a second and at once: more of them wait
 TAKEN, TAKEN_BURST = 0.5, 6.0  # connections of one peer that are taken, a second and at once
-MAX_FAULTS = 8  # peers named in `status`
+NAMED = 5  # peers named in `status`
 
 log = structlog.get_logger("phantommesh.framed")
 
@@ -179,20 +179,20 @@ class Framed:
             line.put(GOSSIP, datagram)
 
     def faults(self) -> Iterator[Fault]:
-        """What an operator is told of peers that are reached over TCP alone."""
+        """What an operator is told of peers that are reached over TCP alone: one cause, so one fault."""
         lowest, highest = min(self._ports()), max(self._ports())
-        for peer in sorted(self._told)[:MAX_FAULTS]:
-            if (entry := self._peers.get(peer)) is None:
-                continue
-            theirs = sorted(entry.record.wg_ports)
-            yield UDP_BLOCKED.fault(
-                f"peer {entry.member.name} is reached over TCP alone, which is slow: no UDP passes between "
-                "the two nodes",
-                f"let UDP pass between this host's ports {lowest} to {highest} and ports {theirs[0]} to "
-                f"{theirs[-1]} of {entry.member.name}, and between the control ports of both; nothing has to "
-                "be restarted",
-                subject=entry.member.name,
-            )
+        entries = [entry for peer in self._told if (entry := self._peers.get(peer)) is not None]
+        if not entries:
+            return
+        names = sorted(entry.member.name for entry in entries)
+        named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        theirs = [port for entry in entries for port in entry.record.wg_ports]
+        yield UDP_BLOCKED.fault(
+            f"reached over TCP alone, which is slow: {named}; no UDP passes between those and this node",
+            f"let UDP pass between this host's ports {lowest} to {highest} and their ports {min(theirs)} to "
+            f"{max(theirs)}, and between the control ports; nothing has to be restarted",
+            subject=names[0] if len(names) == 1 else "",
+        )
 
     # The services.
 

@@ -124,6 +124,8 @@ def test_a_peer_that_lives_by_its_traffic_alone_is_silent_and_not_gone() -> None
     mute = replace(peer(control_s=LONG), reached="traffic")
     assert flow(mute) == "up" and told(mute) == [("control-silent", "pm-1")]
     assert told(replace(mute, through=["pm-2"])) == []
+    over_tcp = [msgspec.structs.replace(path, way="tcp") for path in mute.paths]
+    assert told(replace(mute, paths=over_tcp)) == []  # `udp-blocked` says it
     stopped = replace(dark(mute, since=LONG), standing="alive")
     assert told(stopped) == [("peer-dark", "pm-1")]
     assert told(replace(stopped, standing="dead")) == [("peer-gone", "pm-1")]  # nothing answers on any way
