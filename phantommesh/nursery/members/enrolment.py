@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,10 @@ class JoinError(PhantomMeshError):
     """The machine could not be enrolled."""
 
 
+class Unanswered(framing.StreamError):
+    """There is something that took the connection, and no answer to the handshake in time."""
+
+
 async def join(
     state_dir: Path,
     config_path: Path,
@@ -69,7 +74,9 @@ async def join(
     invite = Invite.parse_untrusted(token)
     invite.check_expiry(time())
     failures = []
-    for endpoint, address in await _addresses(invite, endpoints):
+    to_try = deque((endpoint, address, False) for endpoint, address in await _addresses(invite, endpoints))
+    while to_try:
+        endpoint, address, again = to_try.popleft()
         if isinstance(address, str):
             failures.append(f"{endpoint}: {address}")
             continue
@@ -88,7 +95,10 @@ async def join(
                     _finish(state_dir, config_path, draft, settings, invite, enrolled)
                 )
         except framing.StreamError as error:
-            failures.append(f"{endpoint}: {error}")
+            if isinstance(error, Unanswered) and not again:
+                to_try.append((endpoint, address, True))  # many may join at once, and the authority be busy
+            else:
+                failures.append(f"{endpoint}: {error}")
     raise JoinError(
         "no authority could be reached: " + "; ".join(failures),
         fix="check that the inviting node is running and that its control port is open for TCP from here",
@@ -175,7 +185,7 @@ async def shake_hands(
     terms: tuple[bytes, Secret],
 ) -> sessions.Session | None:
     """The handshake of a node without a certificate. ``terms`` are the invite's id and its secret. None where
-    the authority does not know them. Raises `StreamError` where nothing there answers like an authority."""
+    the authority does not know them. Raises `Unanswered` where nothing there answers like an authority."""
     destination = Address(framed.address.host, framed.address.port, "tcp")
     invite, secret = terms
     newcomer = Newcomer(
@@ -211,7 +221,7 @@ async def shake_hands(
                     effects = newcomer.tick(trio.current_time())
     if newcomer.reached is Stage.INIT:
         return None
-    raise framing.StreamError(
+    raise Unanswered(
         f"what listens there did not answer the handshake ({newcomer.reached.value}); is it the authority?"
     )
 

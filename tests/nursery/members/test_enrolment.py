@@ -2,6 +2,7 @@
 """Joining over the loopback device, at a whole authority."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -469,3 +470,34 @@ async def test_a_spent_invite_does_not_rename_its_node_again_and_again(
         with capture_logs(), pytest.raises(JoinError, match="joined several times just now") as raised:
             await join(tmp_path / "b", invite, "gamma")
         assert raised.value.fix == "try again in 10 min"
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_an_authority_that_was_too_busy_to_answer_is_asked_once_more(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    taken = 0
+    async with serving(tmp_path / "a") as authority, trio.open_nursery() as nursery:
+        control = authority.parts.config.control.port
+
+        async def busy(stream: trio.SocketStream) -> None:
+            """Take the first connection and say nothing; pass the others on."""
+            nonlocal taken
+            taken += 1
+            if taken == 1:
+                await trio.sleep_forever()
+            onward = await trio.open_tcp_stream("127.0.0.1", control)
+            async with onward, trio.open_nursery() as both:
+                both.start_soon(_copy, stream, onward)
+                both.start_soon(_copy, onward, stream)
+
+        (listener, *_) = await nursery.start(partial(trio.serve_tcp, busy, 0, host="127.0.0.1"))
+        there = (f"127.0.0.1:{listener.socket.getsockname()[1]}",)
+        await join(tmp_path / "b", make_invite(state, there), "beta")
+        assert "beta" in names(authority) and taken == 2
+        nursery.cancel_scope.cancel()
+
+
+async def _copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in source:
+            await sink.send_all(data)
