@@ -39,6 +39,7 @@ from phantommesh.wireguard.device import Endpoint
 # Tuning.
 AHEAD: Final = 0.25  # s from the question to the start, so that the answer is back by then
 PATIENCE: Final = 8.0  # s that the question may take
+OTHER: Final = 10  # what is added to the rank of an address of another uplink than the dimension's
 
 NO_SOCKET: Final = "this node has no raw socket"
 BROKEN: Final = "a question to begin was left out after an unexpected error"
@@ -155,10 +156,18 @@ class PunchDriver:
             for host, rank, opening in self._places.targets(entry)
             for ports in each_wg_ports_at(entry.record, host)
         ]
+        # A dimension that was dark for a moment is not to change to another of the peer's uplinks: one uplink
+        # would then show more than its share.
+        uplinks = [frozenset(hosts) for hosts in self._places.uplinks(entry) if hosts]
+        others = [
+            frozenset[str]().union(*uplinks) - uplinks[i % len(uplinks)] if uplinks else frozenset[str]()
+            for i in range(DIMENSIONS)
+        ]
         return [
             list(
                 dict.fromkeys(
-                    Target(Address(host, ports[i]), rank, opening) for host, rank, opening, ports in found
+                    Target(Address(host, ports[i]), rank + (OTHER if host in others[i] else 0), opening)
+                    for host, rank, opening, ports in found
                 )
             )
             for i in range(DIMENSIONS)

@@ -27,9 +27,28 @@ def test_a_mapping_does_not_hide_the_ports_of_the_nat() -> None:
     record = structs.replace(plain_record(identity("a")), control=("192.168.1.5:51800",), candidates=both)
     driver: Any = SimpleNamespace(
         _peers={b"a": SimpleNamespace(record=record)},
-        _places=SimpleNamespace(targets=lambda entry: [(str(PUBLIC), 2, True)]),
+        _places=SimpleNamespace(
+            targets=lambda entry: [(str(PUBLIC), 2, True)], uplinks=lambda entry: [(str(PUBLIC),)]
+        ),
     )
     knocked = PunchDriver._targets(driver, b"a")
     assert [[target.address.port for target in each] for each in knocked] == [
         [mapped, seen] for mapped, seen in zip(MAPPED, SEEN, strict=True)
     ]
+
+
+def test_each_dimension_prefers_its_own_uplink() -> None:
+    """Dimension i goes by uplink i modulo their number; other addresses are for where that uplink fails."""
+    hosts = ("192.0.2.1", "198.51.100.1")
+    control = tuple(f"{host}:51800" for host in hosts)
+    record = structs.replace(plain_record(identity("a")), control=control)
+    driver: Any = SimpleNamespace(
+        _peers={b"a": SimpleNamespace(record=record)},
+        _places=SimpleNamespace(
+            targets=lambda entry: [(host, 2, False) for host in hosts],
+            uplinks=lambda entry: [(host,) for host in hosts],
+        ),
+    )
+    best = [min(each, key=lambda target: target.rank) for each in PunchDriver._targets(driver, b"a")]
+    assert [target.address.host for target in best] == [hosts[i % 2] for i in range(DIMENSIONS)]
+    assert all(len(each) == 2 for each in PunchDriver._targets(driver, b"a"))
