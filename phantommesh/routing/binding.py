@@ -27,24 +27,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.routing.leases import TICKET_SIZE, Leases
+from phantommesh.routing.stamp import MAC_SIZE, mac, pack_host, stamped, unpack_host
 from phantommesh.secret import Secret
 
 # Specification (docs/decisions/0052-relays.md).
 MAGIC: Final = 0x504D5231  # "PMR1"
 CHALLENGE_SIZE: Final = 16
-MAC_SIZE: Final = 16
 SIZE: Final = 64
 PERIOD: Final = 10.0  # s; a challenge is good for one to two of these
 
 _BODY: Final = SIZE - MAC_SIZE
 _NO_CHALLENGE: Final = bytes(CHALLENGE_SIZE)
-_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Kind(IntEnum):
@@ -75,7 +73,7 @@ def encode(datagram: Datagram, key: Secret) -> bytes:
     """Return the datagram's `SIZE` bytes with its MAC."""
     place, port = bytes(16), 0
     if datagram.seen is not None:
-        place, port = _packed(datagram.seen.host), datagram.seen.port
+        place, port = pack_host(datagram.seen.host), datagram.seen.port
     body = b"".join(
         (
             MAGIC.to_bytes(4, "big"),
@@ -87,7 +85,7 @@ def encode(datagram: Datagram, key: Secret) -> bytes:
             bytes((datagram.forwarding,)),
         )
     )
-    return body + _mac(key, body)
+    return body + mac(key, body)
 
 
 def decode_untrusted(data: bytes) -> Datagram:
@@ -106,14 +104,12 @@ def decode_untrusted(data: bytes) -> Datagram:
         return Datagram(kind, ticket, challenge)
     if forwarding > 1 or port == 0:
         raise DecodeError("a relay's datagram with a place that is none")
-    address = IPv6Address(place)
-    host = str(address.ipv4_mapped or address)
-    return Datagram(kind, ticket, challenge, Address(host, port), bool(forwarding))
+    return Datagram(kind, ticket, challenge, Address(unpack_host(place), port), bool(forwarding))
 
 
 def genuine(data: bytes, key: Secret) -> bool:
     """Whether a datagram's MAC is one under this key."""
-    return hmac.compare_digest(data[_BODY:], _mac(key, data[:_BODY]))
+    return stamped(data, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +156,7 @@ class Challenger:
         return Heard(encode(answer, key), bound=True)
 
     def _challenge(self, ticket: bytes, source: Address, period: int) -> bytes:
-        place = _packed(source.host) + source.port.to_bytes(2, "big")
+        place = pack_host(source.host) + source.port.to_bytes(2, "big")
         about = ticket + place + period.to_bytes(8, "big", signed=True)
         return blake2s(about, key=self._secret.reveal(), digest_size=CHALLENGE_SIZE).digest()
 
@@ -182,12 +178,3 @@ def answer(data: bytes, ticket: bytes, key: Secret) -> bytes | Datagram | None:
 def ask(ticket: bytes, key: Secret) -> bytes:
     """The datagram with which a member begins, and begins again before the leg is unbound."""
     return encode(Datagram(Kind.ASK, ticket), key)
-
-
-def _packed(host: str) -> bytes:
-    address = ip_address(host)
-    return address.packed if isinstance(address, IPv6Address) else _MAPPED + address.packed
-
-
-def _mac(key: Secret, body: bytes) -> bytes:
-    return hmac.digest(key.reveal(), body, "sha256")[:MAC_SIZE]

@@ -21,16 +21,15 @@ The magic is no WireGuard message: those begin with 1 to 4. WireGuard drops what
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv6Address, ip_address
 from typing import Final, Self
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.kdf import expand
+from phantommesh.routing.stamp import MAC_SIZE, mac, pack_host, stamped, unpack_host
 from phantommesh.secret import Secret
 
 # Specification (docs/decisions/0054-ways-through-nats.md).
@@ -38,11 +37,9 @@ MAGIC: Final = 0x504D4B31  # "PMK1"
 SIZE: Final = 64
 NAME_SIZE: Final = 8
 NONCE_SIZE: Final = 16
-MAC_SIZE: Final = 16
 
 _BODY: Final = SIZE - MAC_SIZE
 _NOWHERE: Final = bytes(18)
-_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Kind(IntEnum):
@@ -81,10 +78,10 @@ class Knock:
 
 def encode(kind: Kind, dimension: int, nonce: bytes, keys: Keys, seen: Address | None = None) -> bytes:
     """Return the datagram's `SIZE` bytes with its MAC."""
-    place = _NOWHERE if seen is None else _packed(seen.host) + seen.port.to_bytes(2, "big")
+    place = _NOWHERE if seen is None else pack_host(seen.host) + seen.port.to_bytes(2, "big")
     head = MAGIC.to_bytes(4, "big") + bytes((kind, dimension)) + keys.names_out[dimension]
     body = head + nonce + place
-    return body + _mac(keys.out, body)
+    return body + mac(keys.out, body)
 
 
 def decode_untrusted(data: bytes) -> Knock:
@@ -102,15 +99,15 @@ def decode_untrusted(data: bytes) -> Knock:
         raise DecodeError("a knock with a place that it should not have")
     if kind is Kind.KNOCK:
         return Knock(kind, dimension, name, nonce)
-    address, port = IPv6Address(place[:16]), int.from_bytes(place[16:], "big")
+    port = int.from_bytes(place[16:], "big")
     if port == 0:
         raise DecodeError("a knock with a place that is none")
-    return Knock(kind, dimension, name, nonce, Address(str(address.ipv4_mapped or address), port))
+    return Knock(kind, dimension, name, nonce, Address(unpack_host(place[:16]), port))
 
 
 def genuine(data: bytes, keys: Keys) -> bool:
     """Whether a datagram's MAC is the other end's."""
-    return hmac.compare_digest(data[_BODY:], _mac(keys.inward, data[:_BODY]))
+    return stamped(data, keys.inward)
 
 
 def _key(session: Secret) -> Secret:
@@ -120,12 +117,3 @@ def _key(session: Secret) -> Secret:
 def _names(session: Secret) -> tuple[bytes, ...]:
     names = expand(session.reveal(), b"knock names", DIMENSIONS * NAME_SIZE)
     return tuple(names[i : i + NAME_SIZE] for i in range(0, len(names), NAME_SIZE))
-
-
-def _packed(host: str) -> bytes:
-    address = ip_address(host)
-    return address.packed if isinstance(address, IPv6Address) else _MAPPED + address.packed
-
-
-def _mac(key: Secret, body: bytes) -> bytes:
-    return hmac.digest(key.reveal(), body, "sha256")[:MAC_SIZE]
