@@ -48,11 +48,6 @@ class Nat(msgspec.Struct, frozen=True):
     layers: tuple[str, ...] = (PUBLIC,)
     nodes: int = 1
 
-    @property
-    def hides(self) -> bool:
-        """Whether the nodes have private addresses."""
-        return any(KINDS[layer].nat for layer in self.layers)
-
 
 class Regions(msgspec.Struct, frozen=True):
     """Groups of nodes, in the nodes' order. ``delay_ms``: a round trip between any two regions.

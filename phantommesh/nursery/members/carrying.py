@@ -105,12 +105,6 @@ class Carrying:
 
     # What other parts use.
 
-    async def tell(self, member: NodeId, request: messages.Request) -> messages.Answer:
-        """Ask a member something, over whatever connection there is: one that it has lent, one that this node
-        makes, or by way of a home of both. Raises `StreamError`."""
-        async with self._caller.call(member) as client:
-            return await client.ask(request)
-
     @property
     def homes(self) -> list[NodeId]:
         """The members that carry for this node now, the first one first."""

@@ -72,6 +72,12 @@ async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thre
         yield Three(*nodes)
 
 
+async def ask(node: Node, member: NodeId, request: messages.Request) -> messages.Answer:
+    """Ask a member over whatever connection there is."""
+    async with node.parts.caller.call(member) as client:
+        return await client.ask(request)
+
+
 async def test_two_members_that_nobody_can_call_have_a_link_and_a_channel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,13 +87,13 @@ async def test_two_members_that_nobody_can_call_have_a_link_and_a_channel(
         print(f"linked after {trio.current_time() - began:.2f} s")
         assert beta.parts.carrying.homes == gamma.parts.carrying.homes == [id_of(alpha)]
         # A channel of their own, over which alpha reads nothing.
-        answer = await beta.parts.carrying.tell(id_of(gamma), messages.Look())
+        answer = await ask(beta, id_of(gamma), messages.Look())
         assert isinstance(answer, messages.Sighting)
         for request in (messages.Attend(), messages.Carry(id_of(alpha), (b"\x01" * 64,))):
-            refused = await beta.parts.carrying.tell(id_of(gamma), request)
+            refused = await ask(beta, id_of(gamma), request)
             assert refused == messages.Refused("this is not answered by way of others")
         # The member that they have lent a connection to asks over that.
-        assert isinstance(await alpha.parts.carrying.tell(id_of(beta), messages.Look()), messages.Sighting)
+        assert isinstance(await ask(alpha, id_of(beta), messages.Look()), messages.Sighting)
         # The next epoch comes the same way.
         before = beta.parts.links.state(id_of(gamma), trio.current_time()).epoch
         for node in (beta, gamma):
@@ -113,7 +119,7 @@ async def test_two_members_that_nobody_can_call_have_a_link_and_a_channel(
         )
         await until(lambda: beta.parts.carrying.dropped["carry-unsent"] == before + 1)
         with pytest.raises(StreamError):
-            await beta.parts.carrying.tell(NodeId(b"?" * 16), messages.Look())
+            await ask(beta, NodeId(b"?" * 16), messages.Look())
 
 
 async def test_a_member_gets_no_more_of_others_by_floods_and_forgeries(
@@ -152,4 +158,4 @@ async def test_a_member_gets_no_more_of_others_by_floods_and_forgeries(
         await until(lambda: id_of(gamma) in beta.parts.state.revocations)
         assert alpha.parts.carrying.carrier.carry(id_of(gamma), id_of(beta), [real], 0.0) == []
         with pytest.raises(StreamError):
-            await beta.parts.carrying.tell(id_of(gamma), messages.Look())
+            await ask(beta, id_of(gamma), messages.Look())
