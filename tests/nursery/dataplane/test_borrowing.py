@@ -140,14 +140,22 @@ class World:
         self.ends[B].doubt((A,))
 
 
-async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    world = World()
+@asynccontextmanager
+async def running(world: World) -> AsyncIterator[None]:
+    """Both ends run, and look at each other."""
     async with trio.open_nursery() as nursery:
         for end in world.ends.values():
             nursery.start_soon(end.run)
         world.doubt()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with running(world):
         await trio.sleep(2.0)
         assert sorted(map(world.over(A, B).count, (P, Q))) == [3, 4]
         assert world.over(A, B) == world.over(B, A)
@@ -156,7 +164,6 @@ async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
         world.doubt()
         await trio.sleep(3.0)
         assert world.over(A, B) == world.over(B, A) == [Q] * DIMENSIONS
-        nursery.cancel_scope.cancel()
 
 
 async def test_dimensions_follow_a_relay_that_has_another_address(
@@ -165,10 +172,7 @@ async def test_dimensions_follow_a_relay_that_has_another_address(
     """Its leases go on there, so nothing begins anew: there is no other relay."""
     world = World()
     del world.relays[Q]
-    async with trio.open_nursery() as nursery:
-        for end in world.ends.values():
-            nursery.start_soon(end.run)
-        world.doubt()
+    async with running(world):
         await trio.sleep(8.0)
         assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
         world.hosts[P] = "192.0.2.111"
@@ -178,16 +182,12 @@ async def test_dimensions_follow_a_relay_that_has_another_address(
             ways = [world.ways[me].chosen(peer, i) for i in range(DIMENSIONS)]
             assert {way.endpoint.host for way in ways if way is not None} == {"192.0.2.111"}
             assert None not in ways
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_node_that_has_moved_binds_its_legs_at_once(autojump_clock: trio.testing.MockClock) -> None:
     """To the relay it is a stranger until then, in all dimensions."""
     world = World()
-    async with trio.open_nursery() as nursery:
-        for end in world.ends.values():
-            nursery.start_soon(end.run)
-        world.doubt()
+    async with running(world):
         await trio.sleep(8.0)
         world.hosts[A] = "192.0.2.99"
         world.ends[A].moved()
@@ -195,15 +195,11 @@ async def test_a_node_that_has_moved_binds_its_legs_at_once(autojump_clock: trio
         now = trio.current_time()
         known = {one.source.host for leases in world.leases.values() for one in leases.forwards(now)}
         assert known == {"192.0.2.99", HOSTS[B]}
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_direct_way_ends_the_leases_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
     world = World()
-    async with trio.open_nursery() as nursery:
-        for end in world.ends.values():
-            nursery.start_soon(end.run)
-        world.doubt()
+    async with running(world):
         await trio.sleep(2.0)
         for me, peer in ((A, B), (B, A)):
             for i in range(DIMENSIONS):
@@ -214,7 +210,6 @@ async def test_a_direct_way_ends_the_leases_after_a_while(autojump_clock: trio.t
         await trio.sleep(10.0)
         assert not len(world.leases[P]) and not len(world.leases[Q])
         assert not world.ways[A].on_offer(B, Kind.RELAYED)
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_peer_without_any_way_is_a_fault_until_somebody_relays(
@@ -250,10 +245,7 @@ async def test_what_does_not_belong_to_a_lease_is_dropped_and_counted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = World()
-    async with trio.open_nursery() as nursery:
-        for end in world.ends.values():
-            nursery.start_soon(end.run)
-        world.doubt()
+    async with running(world):
         await trio.sleep(2.0)
         handle, before = world.handles[A], world.over(A, B)
         handle(0, Address(HOSTS[P], 51810), bytes(64))
@@ -265,7 +257,6 @@ async def test_what_does_not_belong_to_a_lease_is_dropped_and_counted(
         world.ends[A].offered(P, messages.OfferRelay(b"x" * 16, 1))
         assert world.ends[A].dropped == {"relay-ticket": 1, "relay-source": 1, "relay-offer": 1}
         assert world.over(A, B) == before
-        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_forged_or_repeated_from_another_address_of_a_relay_ends_no_lease(
@@ -283,10 +274,7 @@ async def test_what_is_forged_or_repeated_from_another_address_of_a_relay_ends_n
         take(dimension, source, data)
 
     world.handles[A] = noted
-    async with trio.open_nursery() as nursery:
-        for each in world.ends.values():
-            nursery.start_soon(each.run)
-        world.doubt()
+    async with running(world):
         for genuine in (False, True):
             await trio.sleep(5.0)
             assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
@@ -295,17 +283,13 @@ async def test_what_is_forged_or_repeated_from_another_address_of_a_relay_ends_n
                 take(i, Address(other, 51810), data)
             await trio.sleep(150.0)
         assert world.over(A, B) == world.over(B, A) == [P] * DIMENSIONS
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_relay_does_not_take_over_the_ticket_of_another_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = World()
-    async with trio.open_nursery() as nursery:
-        for each in world.ends.values():
-            nursery.start_soon(each.run)
-        world.doubt()
+    async with running(world):
         await trio.sleep(2.0)
         end = world.ends[A]
         ticket, which = next((t, which) for t, which in end._tickets.items() if which[0] == P)
@@ -314,7 +298,6 @@ async def test_a_relay_does_not_take_over_the_ticket_of_another_one(
         end._answered(Q, B, asked, messages.Relayed(51810, 1, legs))
         assert end._tickets[ticket] == which
         assert end.dropped["relay-ticket-taken"] == 1
-        nursery.cancel_scope.cancel()
 
 
 async def test_two_relays_at_one_address_have_no_alias_in_common() -> None:
