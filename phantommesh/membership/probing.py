@@ -142,7 +142,7 @@ class Probing:
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
-        helped = thorough and core.reach.leans(target) and not core.signs.fresh(target, core.clock)
+        helped = thorough and core.reach.leans(target) and not self._spared(target)
         ends = core.clock + (interval * (1 + helped) if thorough else 3 * spacing)
         probe = Probe(target, ends, spacing, thorough, scored)
         self._ping(probe)
@@ -207,10 +207,16 @@ class Probing:
             following = probe.ends
         core.at(min(following, probe.ends), self._step, probe)
 
+    def _spared(self, target: bytes) -> bool:
+        """Whether a member with helpers is not asked by way of them: it gave a sign of life a moment ago. One
+        such question is dozens of datagrams, where NATs part most pairs."""
+        core = self._core
+        return core.reach.leans(target) and core.signs.fresh(target, core.clock)
+
     def _ask_relays(self, probe: Probe) -> None:
         core, doubted, target = self._core, self.verdicts.doubted, probe.target
-        if core.reach.leans(target) and core.signs.fresh(target, core.clock):
-            return  # one question by way of others is dozens of datagrams, where NATs part most pairs
+        if self._spared(target):
+            return
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
         relays = core.reach.helpers(target, core.clock, core.table.down)
         wanted = core.params.indirect - len(relays)
@@ -228,7 +234,7 @@ class Probing:
         core = self._core
         probe.done = True
         core.at(core.clock + MEMORY, self._forget, probe.nonces)
-        if probe.carried or (core.reach.leans(probe.target) and core.signs.fresh(probe.target, core.clock)):
+        if probe.carried or self._spared(probe.target):
             self._weigh(probe.target, direct=False)
             return
         if probe.thorough and probe.scored and core.params.lifeguard:
