@@ -38,6 +38,7 @@ from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
+from phantommesh.reachable import is_loopback
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -230,7 +231,7 @@ class PathDriver:
 
     def _takes(self, host: str) -> int:
         """The largest overlay packet that our uplink to this host takes whole, in bytes; 0: not known."""
-        if host == "::1" or host.startswith("127."):
+        if is_loopback(host):
             return 0  # a program of this machine passes them on
         now = trio.current_time()
         asked, mtu = self._uplinks.get(host, (float("-inf"), None))

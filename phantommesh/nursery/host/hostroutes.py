@@ -49,6 +49,11 @@ class KernelRoute:
         """Its metric; 0 where it has none."""
         return number(self._fields.get(_RTA_PRIORITY, bytes(4)))
 
+    @property
+    def default(self) -> bool:
+        """Whether all goes by it that no other route leads to."""
+        return self.kind == UNICAST and self.prefix == 0
+
     def hops(self) -> Iterator[tuple[int, IPv4Address | IPv6Address | None]]:
         """The interface (0: none is named) and gateway of each way that it has."""
         yield number(self._fields.get(_RTA_OIF, bytes(4))), _gateway(self._fields)
@@ -92,7 +97,7 @@ def read_gateways() -> list[IPv4Address]:
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             for route in read_routes(rtnl, socket.AF_INET):
-                if route.kind != UNICAST or route.prefix != 0:
+                if not route.default:
                     continue
                 for index, gateway in route.hops():
                     if index and isinstance(gateway, IPv4Address):
@@ -122,7 +127,7 @@ def read_host() -> HostNetworks:
                         own.add(network)
                 elif kind == BROADCAST and isinstance(network.network_address, IPv4Address):
                     broadcast.add(network.network_address)
-                elif kind == UNICAST and network.prefixlen == 0:
+                elif route.default:
                     uplinks |= {index for index, _ in route.hops() if index}
                 elif kind == UNICAST and all(gateway is None for _, gateway in route.hops()):
                     connected |= {(network, index) for index, _ in route.hops() if index}

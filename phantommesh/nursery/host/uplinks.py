@@ -12,7 +12,7 @@ from typing import Final
 from phantommesh.management.netview import Family, UplinkView
 from phantommesh.nursery.host.errors import failed
 from phantommesh.nursery.host.hostaddresses import read_addresses
-from phantommesh.nursery.host.hostroutes import UNICAST, read_routes
+from phantommesh.nursery.host.hostroutes import read_routes
 from phantommesh.nursery.host.netlink import NetlinkSocket
 from phantommesh.reachable import INWARD, special
 
@@ -28,7 +28,7 @@ def read_uplinks(leave_out: Collection[str] = ()) -> list[UplinkView]:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             for family, name in _FAMILIES:
                 for route in read_routes(rtnl, family):
-                    if route.kind == UNICAST and route.network.prefixlen == 0 and not route.cached:
+                    if route.default and not route.cached:
                         for index in {index for index, _ in route.hops() if index}:
                             families = defaults.setdefault(index, [])
                             families += [name] if name not in families else []
