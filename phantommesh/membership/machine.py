@@ -301,6 +301,10 @@ class Membership:
             return State.SUSPECT
         return None if self._core.table.get(node) is None else State.ALIVE
 
+    def gone(self, node: bytes) -> bool:
+        """Whether a member is held for dead, or has left."""
+        return node in self._core.table.down
+
     def member(self, node: bytes) -> MemberView | None:
         """All there is about one member, this node included."""
         claim, state = self._core.table.get(node), self.state(node)

@@ -30,12 +30,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
-from phantommesh.dimensions import DIMENSIONS, has, interface_names, only, without
+from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names, without
 from phantommesh.endpoint import Address
 from phantommesh.link.effects import PeerAuth
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import State
 from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.ways import Ways
@@ -274,15 +273,14 @@ class Peers:
     def _mesh_peer(self, entry: Entry) -> MeshPeer:
         member, record = entry.member, entry.record
         hosts = self._hosts(entry) or ("",) * DIMENSIONS
-        dials = without(self._links.dials(member.node_id), self._ways.held(member.node_id))
-        where = list[tuple[str, int]]()
-        for i, host in enumerate(hosts):
-            way = self._ways.chosen(member.node_id, i)
-            if way is not None:
-                where.append((way.endpoint.host, way.endpoint.port))
-                dials |= self._links.dials(member.node_id) & only(i)
-            else:
-                where.append((host, (wg_ports_at(record, host) if host else record.wg_ports)[i]))
+        ports = {host: wg_ports_at(record, host) if host else record.wg_ports for host in hosts}
+        ways = self._ways.taken(member.node_id)
+        where = [
+            (host, ports[host][i]) if way is None else (way.endpoint.host, way.endpoint.port)
+            for i, (host, way) in enumerate(zip(hosts, ways, strict=True))
+        ]
+        # What is held is the peer's own addresses: a way on offer may be dialled.
+        held = without(self._ways.held(member.node_id), bits(way is not None for way in ways))
         return MeshPeer(
             member.node_id,
             IPv4Network(member.ip4),
@@ -291,7 +289,7 @@ class Peers:
             tuple(port for _, port in where),
             tuple(host for host, _ in where),
             self._links.psks(member.node_id),
-            dials,
+            without(self._links.dials(member.node_id), held),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:
@@ -331,5 +329,4 @@ def generation_of(membership: Membership, peer: bytes) -> int | None:
     """Return how often a member has started, as gossip counts it. None where gossip knows of no start, or
     still holds the member for gone: then the news of a start is on its way."""
     member = membership.member(peer)
-    gone = member is None or member.state in (State.DEAD, State.LEFT)
-    return None if member is None or gone else member.generation
+    return None if member is None or membership.gone(peer) else member.generation

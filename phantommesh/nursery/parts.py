@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from random import Random
@@ -16,24 +16,17 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.config.sections import Config
-from phantommesh.control.messages import Sighting
 from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import all_names, interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
-from phantommesh.kem import provider
-from phantommesh.link.context import Timing
 from phantommesh.link.copies import Copies
-from phantommesh.link.effects import Enrolment
-from phantommesh.link.keys import RETURNING
 from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
-from phantommesh.membership.messages import State
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
-from phantommesh.node.whereabouts import sighting
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
@@ -44,7 +37,6 @@ from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
-from phantommesh.nursery.due import moment
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
@@ -57,6 +49,7 @@ from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.linking import make_links
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
@@ -64,6 +57,7 @@ from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.members.punching import PunchDriver
 from phantommesh.nursery.members.runs import RunWatch
+from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.names.naming import Naming
@@ -94,7 +88,6 @@ from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.ruleset import table_name as scatter_table
-from phantommesh.secret import Secret
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
@@ -205,7 +198,7 @@ def make_parts(
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
     desk = AuthorityDesk(state, keeper, keys)
-    links = _make_links(config, state, own, desk, where)
+    links = make_links(config, state, own, desk, where)
     driver = LinkDriver(
         links,
         state.identity,
@@ -227,7 +220,7 @@ def make_parts(
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
-        ports=lambda: (config.control.port, own.wg_keys.ports(wireguard.base_port, wireguard.port_choices)),
+        ports=lambda: (config.control.port, own.ports),
         changed=lambda: finding.mapped(mapping.mapped()),
     )
     own.found = lambda: finding.found
@@ -317,8 +310,7 @@ def make_parts(
     links.look_elsewhere(gossip.heard_at)
     framed = Framed(
         state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
-        gossip=gossip, tell=tell,
-        ports=lambda: own.wg_keys.ports(wireguard.base_port, wireguard.port_choices),
+        gossip=gossip, tell=tell, ports=lambda: own.ports,
     )  # fmt: skip
     gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(
@@ -355,8 +347,8 @@ def make_parts(
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
-        sight=partial(_sight, names, finding, gossip, peers, reconciler), carry=carrying.answer,
-        check=TcpChecks(sessions, partial(_seen_at, finding, gossip), places.may).check,
+        sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
+        check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
@@ -429,46 +421,6 @@ def make_parts(
     )
 
 
-def _make_links(
-    config: Config, state: NodeState, own: OwnRecord, desk: AuthorityDesk,
-    where: Callable[[NodeId], Sequence[Address]],
-) -> Links:  # fmt: skip
-    settings = config.link
-    enrolment = None
-    if state.authority is not None:
-        enrolment = Enrolment(
-            state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk),
-            lambda node_id: where(NodeId(node_id)),
-        )  # fmt: skip
-    links = Links(
-        node_id=state.identity.node_id,
-        wg_keys=own.wg_keys.public,
-        admission=state.admission.newest,
-        kem=provider(settings.provider),
-        random=os.urandom,
-        now=trio.current_time(),
-        timing=Timing(
-            settings.rotate_seconds,
-            settings.jitter_seconds,
-            settings.stale_alarm_seconds,
-            settings.stale_random_seconds,
-        ),
-        enrolment=enrolment,
-        agree=own.agree,
-    )
-    links.set_admission(state.admission.current, state.admission.replaced)
-    return links
-
-
-def _find_invite(state: NodeState, desk: AuthorityDesk, invite: bytes, node_id: bytes) -> Secret | None:
-    try:
-        if invite == RETURNING:
-            return desk.desk.returning.secret_of(node_id)
-        return state.invites.find(invite, time(), NodeId(node_id)).secret
-    except PhantomMeshError:
-        return None
-
-
 def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:
     """The addresses of a member's control port, as its record names them and as far as they resolve and may
     be used."""
@@ -476,31 +428,9 @@ def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Ad
     return () if entry is None else places.of(entry)
 
 
-def _sight(
-    names: Sequence[str], finding: Finding, gossip: GossipDriver, peers: Peers, reconciler: Reconciler,
-    peer: NodeId,
-) -> Sighting:  # fmt: skip
-    """Say where a member is seen from here."""
-    entry, (now, wall) = peers.get(peer), moment()
-    states = []
-    if entry is not None:
-        devices = map(reconciler.actual.get, names)
-        keys = peers.wg_keys_of(entry)
-        states = [None if d is None else d.peers.get(key) for d, key in zip(devices, keys, strict=True)]
-    return sighting((*gossip.gossip.seen(peer, now), *finding.heard(peer)), states, now, wall)
-
-
-def _seen_at(finding: Finding, gossip: GossipDriver, peer: NodeId) -> Iterator[Address]:
-    """Yield where a member has shown that it gets what is sent there: a source is easily forged."""
-    proved = gossip.membership.proved_at(peer, trio.current_time())
-    for address, _ in (*finding.heard(peer), *(() if proved is None else (proved,))):
-        yield address
-
-
 def _usable(sessions: Sessions, gossip: GossipDriver, member: NodeId) -> bool:
     """Whether a member may be called: there is a link, and the member is not known to be gone."""
-    gone = gossip.membership.state(member) in (State.DEAD, State.LEFT)
-    return sessions.newest(member) is not None and not gone
+    return sessions.newest(member) is not None and not gossip.membership.gone(member)
 
 
 def _homes_changed(links: Links, driver: LinkDriver) -> None:
@@ -523,6 +453,6 @@ def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
         own.addresses(),
         overlay.routed,
         config.control.port,
-        own.wg_keys.ports(wireguard.base_port, wireguard.port_choices),
+        own.ports,
         config.guard.forward,
     )

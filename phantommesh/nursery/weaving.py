@@ -128,10 +128,9 @@ class Weaving:
     def _arrange(self) -> None:
         """Make the interfaces anew: the peers, or our own end, have changed."""
         parts = self._parts
-        settings, keys = parts.config.wireguard, parts.own.wg_keys
         own = OwnSide(
-            keys.private,
-            keys.ports(settings.base_port, settings.port_choices),
+            parts.own.wg_keys.private,
+            parts.own.ports,
             parts.own.member,
             tuple(parts.overlay.routed),
         )

@@ -59,6 +59,10 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
 
+    def taken(self, peer: bytes) -> list[Way | None]:
+        """The ways to take, by dimension."""
+        return [self.chosen(peer, i) for i in range(DIMENSIONS)]
+
     def on_offer(self, peer: bytes, kind: Kind) -> int:
         """The dimensions, as a bitmap, for which there is a way of this kind."""
         return bits(kind in self._offers.get(peer, {}).get(i, {}) for i in range(DIMENSIONS))

@@ -49,7 +49,7 @@ class Desk:
         return process.requests.seal_answer(sealed, messages.encode(messages.Records(tuple(found))))
 
     def find_invite(self, invite: bytes, node_id: bytes) -> Secret | None:
-        """`parts._find_invite`: the secret of an invite that this node may use."""
+        """`linking._find_invite`: the secret of an invite that this node may use."""
         if invite == RETURNING:
             return self.desk.returning.secret_of(node_id)
         found = self.process.machine.invites.get(invite)

@@ -218,11 +218,11 @@ class Borrower:
             entry, paths = self._peers.get(peer), self._views(peer)
             wanted = 0
             if entry is not None and paths and not self._down(peer):
-                ways = self._ways_to(peer)
+                ways = self._ways.taken(peer)
                 wanted = lacking.look(self._keyed(peer), paths, ways, now)
                 for relay in lacking.gone(paths, ways, now):
                     self._do(self.machine.failed(NodeId(relay), peer, now))
-            if wanted and not any(path.answers for path in paths) and not any(self._ways_to(peer)):
+            if wanted and not any(path.answers for path in paths) and not any(self._ways.taken(peer)):
                 alone.add(peer)
             self._do(self.machine.want(peer, [i for i in range(DIMENSIONS) if has(wanted, i)], now))
             if not wanted and (entry is None or self._down(peer) or lacking.settled):
@@ -230,9 +230,6 @@ class Borrower:
         if self.machine.deadline <= now:
             self._do(self.machine.tick(now))
         self._alone = {peer: self._alone.get(peer, now) for peer in alone}
-
-    def _ways_to(self, peer: NodeId) -> list[Way | None]:
-        return [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
 
     def _set_relays(self) -> None:
         self._measured = trio.current_time()
@@ -243,7 +240,7 @@ class Borrower:
                 if entry.record.relay is None or self._down(relay):
                     continue
                 paths = self._views(relay)
-                trip = round_trip(paths, self._ways_to(relay)) if paths else None
+                trip = round_trip(paths, self._ways.taken(relay)) if paths else None
                 if trip is not None:
                     near[relay] = trip
         self._relays = {relay: known for relay, known in self._relays.items() if relay in near or known.busy}

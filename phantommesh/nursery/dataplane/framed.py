@@ -248,7 +248,7 @@ class Framed:
     def _facts(self, peer: bytes) -> Facts:
         measured, edge = self._paths.paths, self._edges.get(peer)
         found = [measured.path(peer, i) for i in range(DIMENSIONS)]
-        ways = [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
+        ways = self._ways.taken(peer)
         at = self._at.get(peer, (None,) * DIMENSIONS)
         return Facts(
             keyed=self._links.bound(peer),

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import trio
 
 from phantommesh.config.sections import Config
-from phantommesh.dimensions import DIMENSIONS, master_name
+from phantommesh.dimensions import master_name
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import State
 from phantommesh.node.lacking import round_trip
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.dataplane.borrowing import Borrower
@@ -41,27 +40,20 @@ def make_relays(
         return paths.paths.view(peer, trio.current_time())
 
     def far(peer: NodeId) -> float | None:
-        return round_trip(views(peer), [ways.chosen(peer, i) for i in range(DIMENSIONS)])
+        return round_trip(views(peer), ways.taken(peer))
 
     def record() -> NodeRecord | None:
         entry = keeper.roster.get(me)
         return None if entry is None else entry.record
 
-    def down(peer: NodeId) -> bool:
-        member = membership.member(peer)
-        return member is not None and member.state in (State.DEAD, State.LEFT)
-
     def keyed(peer: NodeId) -> int:
         return 0 if peers.get(peer) is None else links.bound(peer)
-
-    def own_ports() -> Sequence[int]:
-        return own.wg_keys.ports(config.wireguard.base_port, config.wireguard.port_choices)
 
     lending = Lending(config, me, peers, places, caller, far=far, publish=own.publish)
     borrower = Borrower(
         me, config.relay, master_name(config.wireguard.prefix),
-        peers=peers, ways=ways, caller=caller, ports=ports, record=record, own_ports=own_ports,
-        where=places.of, views=views, down=down, keyed=keyed, changed=changed,
+        peers=peers, ways=ways, caller=caller, ports=ports, record=record, own_ports=lambda: own.ports,
+        where=places.of, views=views, down=membership.gone, keyed=keyed, changed=changed,
     )  # fmt: skip
     own.relays = lambda: lending.offer
     return lending, borrower

@@ -78,6 +78,12 @@ class OwnRecord:
         )  # fmt: skip
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        """The UDP ports of this node's WireGuards now, by dimension."""
+        settings = self._config.wireguard
+        return self.wg_keys.ports(settings.base_port, settings.port_choices)
+
+    @property
     def member(self) -> Member:
         """This node, as its certificate describes it."""
         return self.word.member

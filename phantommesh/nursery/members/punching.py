@@ -125,7 +125,7 @@ class PunchDriver:
         states = [None if (p := paths.path(peer, i)) is None else p.state for i in range(DIMENSIONS)]
         up = bits(state is PathState.UP for state in states)
         dark = bits(state is PathState.DARK for state in states)
-        chosen = [self._ways.chosen(peer, i) for i in range(DIMENSIONS)]
+        chosen = self._ways.taken(peer)
         detour = bits(way is not None and way.kind is not Kind.DIRECT for way in chosen)
         keyed = bits(any(key) for key in self._peers.wg_keys_of(entry))
         wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)

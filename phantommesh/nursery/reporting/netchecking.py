@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from phantommesh.control import messages
-from phantommesh.dimensions import all_names, master_name
+from phantommesh.dimensions import all_names
 from phantommesh.endpoint import format_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault
@@ -52,8 +52,7 @@ class NetChecks:
     async def look(self, name: str, faults: list[Fault]) -> NetCheck:
         """Look at the host, and ask members for their word. ``name`` is this node's."""
         parts, unknown = self._parts, list[str]()
-        prefix = parts.config.wireguard.prefix
-        ours = {*all_names(prefix), master_name(prefix)}
+        ours = all_names(parts.config.wireguard.prefix)
         uplinks: list[UplinkView] = []
         try:
             uplinks = await trio.to_thread.run_sync(read_uplinks, ours)
@@ -129,12 +128,10 @@ class NetChecks:
 def nats_of(parts: Parts, uplinks: Sequence[UplinkView] = ()) -> list[tuple[Family, Nat]]:
     """The NATs before this node, for each family of which it has an address or a witness."""
     known, now = parts.finding.whereabouts, trio.current_time()
-    settings = parts.config.wireguard
-    ports = parts.own.wg_keys.ports(settings.base_port, settings.port_choices)
     own, seen = {one.address for one in known.own}, list(known.witnesses(now).values())
     found = []
     for version, family in _VERSIONS:
-        nat = nat_of(own, parts.config.control.port, ports, seen, version)
+        nat = nat_of(own, parts.config.control.port, parts.own.ports, seen, version)
         held = any((":" in text) is (version == 6) for uplink in uplinks for text in uplink.addresses)
         if held or nat.kind != "unknown":
             found.append((family, nat))

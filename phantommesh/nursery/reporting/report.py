@@ -120,7 +120,7 @@ class Reporter(Rows):
             return []
         if life == "aside":  # its interfaces are down: that no peer answers is no fault of theirs
             return list(health.own_faults(parts, self.local))
-        ports = parts.own.wg_keys.ports(parts.config.wireguard.base_port, parts.config.wireguard.port_choices)
+        ports = parts.own.ports
         here = Here(
             parts.config.control.port,
             f"{min(ports)} to {max(ports)}",
