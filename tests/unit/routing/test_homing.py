@@ -136,7 +136,7 @@ def test_an_uplink_that_comes_and_goes_is_left_alone_for_longer_each_time() -> N
         end.lose()
         left = end.now
         end.back()
-        while end.way != OWN:
+        while end.way != OWN and end.now < left + 1000.0:
             end.punching.anew(PEER, end.now)
             end.run(end.now + 1.0)
         stays.append(end.now - left)
