@@ -16,7 +16,7 @@ from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.wire import Fragment, Kind, Mode
 
 # Tuning.
-UNMET = 3  # failures in a row of a link that never was until they are an alarm: a newcomer's NAT takes a while
+UNMET = 3  # failures in a row until a link that never was is an alarm: a newcomer's NAT takes a while
 BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0  # s between attempts that fail
 
 

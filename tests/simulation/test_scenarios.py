@@ -283,7 +283,7 @@ def test_a_node_that_never_comes_back_is_reported_and_closed() -> None:
 
 @pytest.mark.parametrize("apart", [2.0, 5.5, 9.0])
 def test_a_newcomer_that_is_reached_a_little_later_is_no_alarm(apart: float) -> None:
-    """Behind a NAT a newcomer is reached once members carry for it: the first attempt at its address fails."""
+    """A newcomer behind a NAT is reached once members carry for it; the first attempt at it fails."""
     sim = Simulation()
     sim.network.block = set(Kind)
     sim.run(apart)
