@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from math import inf
 from random import Random
@@ -335,6 +336,26 @@ def test_the_next_address_in_the_network_of_an_endpoint_counts() -> None:
     named = frozenset({ip_address("192.168.1.77")})
     moved = Reach((OVERLAY,), reach(uplinks=frozenset({5})).host, home=named)
     assert moved.offers([BRIDGE, HOME]) == [BRIDGE, HOME]
+
+
+UPLINKS = [HostAddress(ip_address(f"10.201.{i}.2"), 10 + i, f"up{i}") for i in range(3)]
+
+
+def with_uplinks(*there: int, default: frozenset[int] = frozenset()) -> Reach:
+    """A host that has these of three uplinks, and was found at some of them."""
+    connected = frozenset((ip_network(f"10.201.{i}.0/24"), 10 + i) for i in there)
+    return Reach((OVERLAY,), HostNetworks(connected=connected, uplinks=default))
+
+
+def test_an_uplink_without_a_default_route_that_comes_back_is_offered_again() -> None:
+    found = frozenset(one.address for one in UPLINKS[1:])
+    back = replace(with_uplinks(0, 1, 2), found=found)
+    assert back.offers(UPLINKS) == UPLINKS
+
+
+def test_a_network_at_which_this_host_was_counts_beside_the_default_route() -> None:
+    both = replace(with_uplinks(0, 1, 2, default=frozenset({12})), found=frozenset({UPLINKS[0].address}))
+    assert both.offers(UPLINKS) == [UPLINKS[0], UPLINKS[2]]
 
 
 @pytest.mark.parametrize(
