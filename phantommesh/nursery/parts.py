@@ -91,6 +91,7 @@ from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.insisting import Insisting
 
 
 @dataclass(slots=True)
@@ -259,6 +260,7 @@ def make_parts(
         log=structlog.get_logger("phantommesh.node"),
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
+        insisting=Insisting(ways.leads),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
