@@ -114,10 +114,14 @@ class Caller:
         if session is None or self._keeper.roster.get(member) is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
-        for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
-            opened = False
+        left = sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2])
+        while left:
+            at, opened = "", False
             try:
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect_first(left) as framed:
+                    # Somebody else may be there, where an address is a private one.
+                    at, reached = f"{framed.address}: ", framed.address[:2]
+                    left = [address for address in left if address[:2] != reached]
                     client = await channels.Client.open(framed, session)
                     opened = True
                     yield client
@@ -125,7 +129,9 @@ class Caller:
             except framing.StreamError as error:
                 if opened:
                     raise
-                failure = framing.StreamError(f"{address}: {error}")
+                failure = framing.StreamError(f"{at}{error}")
+                if not at:
+                    break
         raise failure
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> messages.Renewed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
@@ -17,6 +17,7 @@ from phantommesh.nursery.sockets import proxy as proxies
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
+STAGGER = 0.25  # s between attempts at two addresses of one host (RFC 8305, section 5)
 HEAD_START = 0.7  # s that a direct connection is waited for before the environment's proxy is asked
 # s until the kernel asks, s between two questions, and how many in vain end the connection.
 # A NAT that started anew has forgotten a lent connection, and its member is out of reach until then.
@@ -90,15 +91,16 @@ async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
     """Connect to a control port over TCP: directly, or by the environment's proxy where that does not answer
     soon. Raises `StreamError`, also for a name: what it resolves to has to be judged before it is used
     (`places`)."""
-    try:
-        ip_address(host)
-    except ValueError as error:
-        raise StreamError(f"{host} is a name, not an address") from error
-    try:
-        with trio.fail_after(CONNECT):
-            stream = await _open(host, port)
-    except (OSError, UnicodeError, trio.TooSlowError) as error:
-        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
+    async with connect_first((Address(host, port),)) as framed:
+        yield framed
+
+
+@asynccontextmanager
+async def connect_first(addresses: Sequence[Address]) -> AsyncIterator[FramedStream]:
+    """Do as `connect` does, at the first of these addresses that answers; at least one is given. The next one
+    is tried beside the one before after `STAGGER`: a host that has moved does not refuse, it says nothing.
+    Raises `StreamError`."""
+    (host, port, _), stream = await _race(addresses)
     async with stream:
         try:
             framed = FramedStream(stream)
@@ -106,6 +108,47 @@ async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
             raise StreamError("the connection broke") from error
         framed.address = Address(host, port, "tcp")  # not the proxy's
         yield framed
+
+
+async def _race(addresses: Sequence[Address]) -> tuple[Address, trio.SocketStream]:
+    found, failures = list[tuple[Address, trio.SocketStream]](), list[StreamError]()
+
+    async def attempt(address: Address, over: trio.Event) -> None:
+        try:
+            found.append((address, await _connected(address.host, address.port)))
+        except StreamError as error:
+            failures.append(error)
+            over.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    kept = 0
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                over = trio.Event()
+                nursery.start_soon(attempt, address, over)
+                with trio.move_on_after(STAGGER):
+                    await over.wait()
+        kept = 1
+    finally:
+        for _, late in found[kept:]:
+            await trio.aclose_forcefully(late)
+    if not found:
+        raise failures[0] if len(failures) == 1 else StreamError("; ".join(map(str, failures)))
+    return found[0]
+
+
+async def _connected(host: str, port: int) -> trio.SocketStream:
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise StreamError(f"{host} is a name, not an address") from error
+    try:
+        with trio.fail_after(CONNECT):
+            return await _open(host, port)
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
 
 
 async def _open(host: str, port: int) -> trio.SocketStream:
