@@ -165,8 +165,8 @@ class Punching:
 
     def want(self, peer: bytes, dimensions: int, now: float, *, soon: bool) -> list[Effect]:
         """Look for direct ways in these dimensions, a bitmap, and in no others; those that were won and are
-        among them are lost, if WireGuard had its time to take them. ``soon``: WireGuard does not try by
-        itself meanwhile."""
+        among them are lost, if WireGuard had its time to take them. ``soon``: WireGuard does not get
+        through by itself meanwhile."""
         found = self._peers.get(peer)
         if found is None:
             return []
@@ -356,9 +356,7 @@ class Punching:
     def _schedule(self, peer: bytes, found: _Peer) -> None:
         (self._busy.add if found.wanted or found.tries else self._busy.discard)(peer)
         steps = (one.steps[0][0] for one in found.tries.values() if one.steps)
-        self._timers.set(
-            peer, min(found.due, found.ends, found.homing.due, *steps)
-        )
+        self._timers.set(peer, min(found.due, found.ends, found.homing.due, *steps))
 
     def receive(self, dimension: int, source: Address, data: bytes, now: float) -> list[Effect]:
         """Take in a datagram that came to WireGuard's port of a dimension."""

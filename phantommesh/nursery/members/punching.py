@@ -128,7 +128,8 @@ class PunchDriver:
         detour = bits(way is not None and way.kind is not Kind.DIRECT for way in chosen)
         keyed = bits(any(key) for key in self._peers.wg_keys_of(entry))
         wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)
-        soon = bool(self._ways.held(peer))
+        # A dimension that carried packets and fell silent is out of WireGuard's hands.
+        soon = bool(self._ways.held(peer) | (wanted & dark))
         self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon))
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
