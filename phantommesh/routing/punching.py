@@ -79,6 +79,7 @@ class _Won:
     rank: int
     at: float
     doubtful: bool = False  # the peer looks for another
+    carried: bool = False  # packets have passed since
 
 
 @dataclass(slots=True)
@@ -163,14 +164,16 @@ class Punching:
         for name in keys.names_in:
             self._names.pop(name, None)
 
-    def want(self, peer: bytes, dimensions: int, now: float, *, soon: bool) -> list[Effect]:
+    def want(self, peer: bytes, dimensions: int, now: float, *, soon: bool, up: int = 0) -> list[Effect]:
         """Look for direct ways in these dimensions, a bitmap, and in no others; those that were won and are
         among them are lost, if WireGuard had its time to take them. ``soon``: WireGuard does not get
         through by itself meanwhile."""
         found = self._peers.get(peer)
         if found is None:
             return []
-        young = sum(only(i) for i, won in found.won.items() if now < won.at + PROVES)
+        for dimension, won in found.won.items():
+            won.carried |= has(up, dimension)
+        young = sum(only(i) for i, won in found.won.items() if now < won.at + PROVES and not won.carried)
         dimensions = without(dimensions, young)
         lost = [i for i in found.won if has(dimensions, i)]
         for dimension in lost:

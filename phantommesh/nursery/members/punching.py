@@ -130,7 +130,7 @@ class PunchDriver:
         wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)
         # A dimension that carried packets and fell silent is out of WireGuard's hands.
         soon = bool(self._ways.held(peer) | (wanted & dark))
-        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon))
+        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon, up=up))
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""

@@ -64,7 +64,7 @@ def test_a_dimension_that_fell_silent_is_searched_for_at_once(state: PathState, 
     """One that never was is left to WireGuard for a moment."""
     asked: list[tuple[int, bool]] = []
 
-    def want(peer: bytes, dimensions: int, now: float, *, soon: bool) -> list[object]:
+    def want(peer: bytes, dimensions: int, now: float, *, soon: bool, up: int) -> list[object]:
         asked.append((dimensions, soon))
         return []
 

@@ -299,6 +299,16 @@ def test_a_way_that_goes_dark_is_lost_and_found_again() -> None:
     assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
 
 
+def test_a_way_that_carried_and_goes_dark_is_lost_at_once() -> None:
+    net = Net(("public", False), ("public", False), 0.01)
+    net.want(A)
+    net.want(B)
+    net.run(2.0)
+    assert net.ends[A].want(B, ALL, net.now, soon=True) == []  # WireGuard has its time
+    net.ends[A].want(B, 0, net.now, soon=True, up=only(3))
+    assert net.ends[A].want(B, ALL, net.now, soon=True, up=0) == [Lost(B, 3)]
+
+
 def test_wireguard_may_try_first_where_that_does_no_harm() -> None:
     net = Net(("public", True), ("public", True), 0.01)
     net.ends[A].want(B, ALL, 0.0, soon=False)
