@@ -260,7 +260,7 @@ def make_parts(
         log=structlog.get_logger("phantommesh.node"),
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
-        insisting=Insisting(ways.leads),
+        insisting=Insisting(ways.proved),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(

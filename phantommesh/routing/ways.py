@@ -59,10 +59,10 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
 
-    def leads(self, endpoint: Endpoint) -> bool:
-        """Whether some way on offer has this endpoint: then packets have passed there, both ways."""
+    def proved(self) -> set[Endpoint]:
+        """The endpoints of all ways on offer: packets have passed there, both ways."""
         offers = (found for dimensions in self._offers.values() for found in dimensions.values())
-        return any(way.endpoint == endpoint for found in offers for way in found.values())
+        return {way.endpoint for found in offers for way in found.values()}
 
     def taken(self, peer: bytes) -> list[Way | None]:
         """The ways to take, by dimension."""

@@ -13,10 +13,11 @@ where the peer is must stand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from math import inf
 from typing import Final
 
+from phantommesh.rates import Bucket
 from phantommesh.wireguard.device import DeviceState, Endpoint
 from phantommesh.wireguard.diff import DeviceDiff
 
@@ -25,30 +26,35 @@ LASTS: Final = 10.0  # s for which a chosen endpoint is set again
 AGAIN: Final = 0.1  # s between two looks,
 LOOKS: Final = 5  # of them after WireGuard was last found led back; then
 SURE: Final = 1.0  # s
+PASSES: Final = 1.0, 120.0  # looks a second and at once: each reads all interfaces
 
 
 class Insisting:
-    """The endpoints of one node's peers that were chosen a moment ago. ``proved`` says whether packets have
-    passed at an endpoint."""
+    """The endpoints of one node's peers that were chosen a moment ago. ``proved`` gives those at which packets
+    have passed. Peers that lead WireGuard back all the time cost no more looks than `PASSES`."""
 
-    def __init__(self, proved: Callable[[Endpoint], bool] = lambda endpoint: False) -> None:
+    def __init__(self, proved: Callable[[], Container[Endpoint]] = tuple) -> None:
         self._proved = proved
         # By device, peer and the endpoint that was chosen: the one before, and until when.
         self._chosen: dict[tuple[str, bytes, Endpoint], tuple[Endpoint, float]] = {}
         self._looks = 0
+        self._passes = Bucket(*PASSES, 0.0)
 
     def applied(self, changes: Iterable[DeviceDiff], before: Mapping[str, DeviceState], now: float) -> None:
         """These changes are made to what the interfaces had before."""
+        moved = list[tuple[tuple[str, bytes, Endpoint], Endpoint]]()
         for change in changes:
             peers = before[change.name].peers if change.name in before else {}
             for peer in change.peers:
                 had, chosen = peers.get(peer.public_key), peer.endpoint
-                if had is None or had.endpoint is None or chosen is None or had.endpoint == chosen:
+                if had is None or had.endpoint is None or chosen is None or chosen == had.endpoint:
                     continue
-                if self._proved(chosen):
-                    key = change.name, peer.public_key, chosen
-                    self._chosen.setdefault(key, (had.endpoint, now + LASTS))
-                    self._looks = LOOKS
+                moved.append(((change.name, peer.public_key, chosen), had.endpoint))
+        proved = self._proved() if moved else ()
+        for which, left in moved:
+            if which[2] in proved:
+                self._chosen.setdefault(which, (left, now + LASTS))
+                self._looks = LOOKS
 
     def insists(self, device: str, peer: bytes, endpoint: Endpoint, have: Endpoint) -> bool:
         """Whether WireGuard is to send to a peer at an endpoint, and not at the one that it has: that one is
@@ -62,4 +68,4 @@ class Insisting:
         if not self._chosen:
             return inf
         self._looks -= 1
-        return AGAIN if self._looks >= 0 else SURE
+        return AGAIN if self._looks >= 0 and self._passes.take(now) else SURE

@@ -12,7 +12,7 @@ import pytest
 
 from phantommesh.wireguard.device import DeviceState, Endpoint
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
-from phantommesh.wireguard.insisting import AGAIN, LASTS, LOOKS, SURE, Insisting
+from phantommesh.wireguard.insisting import AGAIN, LASTS, LOOKS, PASSES, SURE, Insisting
 from tests.unit.wireguard.test_wireguard import KEYS, NOW, make_device, make_peer, state_of
 
 OLD, NEW = Endpoint("198.51.100.2", 51820), Endpoint("192.0.2.2", 51820)
@@ -54,7 +54,7 @@ def moved(rate: int, delay: float, proved: bool) -> bool:
     """Whether two ends that send some ``rate`` packets a second both send by the new way in the end, where a
     packet takes ``delay`` seconds by either way. Both are told to move within the delay."""
     rng = Random(rate)
-    ends = [End(Insisting(lambda endpoint: proved)) for _ in range(2)]
+    ends = [End(Insisting(lambda: {NEW} if proved else ())) for _ in range(2)]
     ends[0].look_at, ends[1].look_at = 1.0, 1.0 + delay
     for step in range(int((2.0 + LASTS) / STEP)):
         now = step * STEP
@@ -79,14 +79,14 @@ def applied(insisting: Insisting, now: float) -> None:
 
 
 def test_what_was_not_proved_is_left_to_wireguard() -> None:
-    insisting = Insisting(lambda endpoint: endpoint == OLD)
+    insisting = Insisting(lambda: {OLD})
     applied(insisting, 0.0)
     assert not insisting.insists("pm0", KEY, NEW, OLD)
     assert insisting.pause(0.1) == inf
 
 
 def test_an_endpoint_is_set_again_for_a_while_and_no_longer() -> None:
-    insisting = Insisting(lambda endpoint: True)
+    insisting = Insisting(lambda: {OLD, NEW})
     applied(insisting, 0.0)
     assert [insisting.pause(0.0) for _ in range(LOOKS + 2)] == [*[AGAIN] * LOOKS, SURE, SURE]
     assert insisting.insists("pm0", KEY, NEW, OLD)
@@ -97,8 +97,17 @@ def test_an_endpoint_is_set_again_for_a_while_and_no_longer() -> None:
 
 
 def test_a_peer_that_moves_again_is_followed_at_once() -> None:
-    insisting, third = Insisting(lambda endpoint: True), Endpoint("203.0.113.9", 51820)
+    insisting, third = Insisting(lambda: {OLD, NEW}), Endpoint("203.0.113.9", 51820)
     applied(insisting, 0.0)
     want = {"pm0": make_device(make_peer(endpoint=NEW))}
     assert diff(state(OLD), want, now=NOW, applied=want, insists=insisting.insists)
     assert not diff(state(third), want, now=NOW, applied=want, insists=insisting.insists)
+
+
+def test_a_peer_that_leads_back_for_ever_costs_few_looks() -> None:
+    insisting, now, looks = Insisting(lambda: {NEW}), 0.0, 0
+    while now < 1000.0:
+        applied(insisting, now)
+        now += min(insisting.pause(now), SURE)
+        looks += 1
+    assert looks <= PASSES[1] + 1000.0 * (PASSES[0] + 1 / SURE)
