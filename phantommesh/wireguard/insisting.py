@@ -30,8 +30,8 @@ PASSES: Final = 1.0, 120.0  # looks a second and at once: each reads all interfa
 
 
 class Insisting:
-    """The endpoints of one node's peers that were chosen a moment ago. ``proved`` gives those at which packets
-    have passed. Peers that lead WireGuard back all the time cost no more looks than `PASSES`."""
+    """The endpoints of one node's peers that were chosen a moment ago. ``proved`` gives those at which
+    packets have passed. Peers that lead WireGuard back all the time cost no more looks than `PASSES`."""
 
     def __init__(self, proved: Callable[[], Container[Endpoint]] = tuple) -> None:
         self._proved = proved
