@@ -10,7 +10,7 @@ nothing in or out, so that no word of its end comes. A round has a lab of its ow
 
 ``lost`` counts the pings of both directions that were never answered, ``lost_s`` is the time from the event
 to the last of them, ``silence_s`` the longest time between two that were answered. Each ping crosses the mesh
-twice, over a dimension each.
+twice, over a dimension each. ``short`` is how many packets had taken the relays' short way by then.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -36,6 +37,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.lab.ping import Flow, Traffic, open_traffic
+from phantommesh.routing.fastlane import lanes_of
+from phantommesh.routing.forwarding import table_name
 
 PING = 0.01  # s
 WATCH = 8.0  # s that pings are watched after the event, at least
@@ -52,6 +55,7 @@ class Event:
     lost: int
     lost_s: float
     silence_s: float
+    short: int
 
 
 def over(node: LabNode, peer: LabNode, relay: LabNode) -> int:
@@ -123,9 +127,17 @@ async def _spread(one: LabNode, two: LabNode, relays: Sequence[LabNode], wanted:
             await trio.sleep(0.1)
 
 
-async def watch(case: str, traffic: Traffic, act: Callable[[], None]) -> Event:
+def _short(relay: LabNode) -> int:
+    """Packets that have taken the short way through this relay."""
+    argv = ["ip", "netns", "exec", relay.name, "nft", "list", "map", "netdev", table_name("pm"), lanes_of(4)]
+    said = subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+    return sum(int(found) for found in re.findall(r"packets (\d+)", said))
+
+
+async def watch(case: str, traffic: Traffic, relays: Sequence[LabNode], act: Callable[[], None]) -> Event:
     """Do it under pings."""
     await trio.sleep(CALM)
+    short = sum([await trio.to_thread.run_sync(_short, relay) for relay in relays])
     for flow in traffic.flows:
         flow.silence_s = 0.0
         flow.pending.clear()
@@ -135,7 +147,7 @@ async def watch(case: str, traffic: Traffic, act: Callable[[], None]) -> Event:
     end = trio.current_time()
     lost = [at for flow in traffic.flows for at in flow.pending.values() if at < end - 1.0]
     silence = max(max(flow.silence_s, end - 1.0 - flow.last_answered) for flow in traffic.flows)
-    return Event(case, len(lost), max(lost, default=began) - began, silence)
+    return Event(case, len(lost), max(lost, default=began) - began, silence, short)
 
 
 async def measure(backend: str) -> list[Event]:
@@ -150,11 +162,11 @@ async def measure(backend: str) -> list[Event]:
             with ExitStack() as blocked:
                 blocked.enter_context(apart(one, two))
                 await _spread(one, two, (first, second), DIMENSIONS)
-                found.append(await watch("direct", traffic, blocked.close))
+                found.append(await watch("direct", traffic, (first, second), blocked.close))
             await _spread(one, two, (first, second), 0)
             with apart(one, two):
                 await _spread(one, two, (first, second), DIMENSIONS)
-                found.append(await watch("killed", traffic, lambda: kill(first)))
+                found.append(await watch("killed", traffic, (first, second), lambda: kill(first)))
         if os.environ.get("KEEP_LOGS"):
             for node in (one, two):
                 print(f"==== {node.name}\n", node.log.read_text()[-30000:], file=sys.stderr)
@@ -176,7 +188,7 @@ def main() -> None:
             for one in some:
                 print(
                     f"{one.case}: {one.lost} pings lost, the last {one.lost_s:.2f} s after it; "
-                    f"longest silence {one.silence_s:.2f} s",
+                    f"longest silence {one.silence_s:.2f} s; {one.short} packets went the short way before",
                     flush=True,
                 )
     except PhantomMeshError as error:
