@@ -66,8 +66,10 @@ class FastLane:
         self._rules = Table(fastlane.FAMILY, frame.table) if rules is None else rules
         self._made: tuple[int, tuple[str, ...]] | None = None  # longest packet and interfaces of the table
         self._lanes: frozenset[Lane] = frozenset()
-        self._read_at, self._shut = -inf, -inf
-        self._found: Found = {}, ()
+        self._lock = trio.Lock()  # nobody changes what another one reads
+        self._read_at, self._shut, self._again = -inf, -inf, inf
+        self._ways: dict[str, Hop] = {}
+        self._there: Collection[str] = ()
         self._asked = set[str]()
         self._bytes = Counter[int]()
         # As the kernel's counters stood: bytes by number, dropped packets by key.
@@ -85,11 +87,15 @@ class FastLane:
         self._read_at = -inf
 
     def due(self) -> float:
-        """When the routes have to be read again; inf where nothing is forwarded."""
-        return self._read_at + LOOK if self._lanes else inf
+        """When `follow` has something to do by itself; inf where it has nothing."""
+        return min(self._read_at + LOOK if self._lanes else inf, self._again)
 
     async def close(self) -> None:
         """Take it all away. Raises NftError."""
+        async with self._lock:
+            await self._close()
+
+    async def _close(self) -> None:
         self._lanes, self._made = frozenset(), None
         self._last.clear()
         self._over.clear()
@@ -101,41 +107,53 @@ class FastLane:
         left = frozenset(lane for lane in self._lanes if lane.forward in kept)
         if left == self._lanes:
             return
-        try:
-            await self._alter(left)
-        except NftError:
-            await self.close()
+        async with self._lock:
+            try:
+                await self._alter(left)
+            except NftError:
+                await self._close()
 
     async def follow(self, forwards: frozenset[Forward], now: float) -> None:
         """Have lanes for all of these that can have one. Raises NftError where the short way can be neither
         set nor closed."""
+        async with self._lock:
+            await self._follow(forwards, now)
+
+    async def _follow(self, forwards: frozenset[Forward], now: float) -> None:
+        self._again = self._shut if forwards and now < self._shut else inf
         if not forwards or now < self._shut:
             if self._made is not None:
-                await self.close()
+                await self._close()
             return
         targets = {each.target.host for each in forwards}
         try:
-            if now >= self._read_at + LOOK or not targets <= self._asked:
-                self._found = await self._hops(targets, RELAY_MARK)
-                self._asked, self._read_at = targets, now
-            hops, there = self._found
-            mtu, lanes = fastlane.choose(forwards, hops)
-            interfaces = tuple(name for name in self._interfaces if name in there)
+            if now >= self._read_at + LOOK:
+                self._ways, self._asked, self._read_at = {}, set(), now
+            if more := targets - self._asked:  # a leg that moves all the time costs a look-up each time
+                found, self._there = await self._hops(more, RELAY_MARK)
+                self._ways |= found
+                self._asked |= more
+            mtu, lanes = fastlane.choose(forwards, self._ways)
+            interfaces = tuple(name for name in self._interfaces if name in self._there)
             if not lanes or not interfaces:
                 if self._made is not None:
-                    await self.close()
+                    await self._close()
             elif self._made == (mtu, interfaces):
                 await self._alter(lanes)
             else:
                 await self._make(mtu, interfaces, lanes)
         except PhantomMeshError as error:
             log.info("what is relayed takes the long way through the kernel", error=str(error))
-            self._shut = now + AGAIN
-            await self.close()
+            self._shut = self._again = now + AGAIN
+            await self._close()
 
     async def read(self) -> dict[int, int]:
         """Bytes that went the short way so far, by number of `Forward`. Closes it where the table is not as
         it was left. Raises NftError."""
+        async with self._lock:
+            return await self._count()
+
+    async def _count(self) -> dict[int, int]:
         if self._made is None:
             return dict(self._bytes)
         held, over = dict[bytes, tuple[int, int]](), dict[bytes, tuple[int, int]]()
@@ -144,7 +162,7 @@ class FastLane:
                 over |= await self._rules.counters_by_key(fastlane.leased(version))
                 held |= await self._rules.counters_by_key(fastlane.lanes_of(version))
         except NftError:
-            held = {}
+            held, over = {}, {}
         self.over_rate += sum(max(0, n - self._over.get(key, 0)) for key, (n, _) in over.items())
         self._over = {key: n for key, (n, _) in over.items()}
         for lane in self._lanes:
@@ -154,7 +172,7 @@ class FastLane:
                 self._bytes[number] += found[1] - before if found[1] >= before else found[1]
                 self._last[number] = found[1]
         if not {fastlane.key_of(lane.forward) for lane in self._lanes} <= held.keys():
-            await self.close()  # somebody has edited it: it is made anew
+            await self._close()  # somebody has edited it: it is made anew
         return dict(self._bytes)
 
     def begun(self, numbers: Collection[int]) -> None:
@@ -168,7 +186,7 @@ class FastLane:
             del self._bytes[number]
 
     async def _make(self, mtu: int, interfaces: tuple[str, ...], lanes: frozenset[Lane]) -> None:
-        await self.read()
+        await self._count()
         await self._rules.commit(fastlane.whole(self._frame, interfaces, mtu, lanes))
         self._made, self._lanes = (mtu, interfaces), lanes
         self._last.clear()
@@ -179,7 +197,7 @@ class FastLane:
             return
         gone = self._lanes - lanes
         if gone:
-            await self.read()
+            await self._count()
             if self._made is None:
                 raise NftError("the relay's short way was edited by somebody else")
         await self._rules.commit(fastlane.alter(self._frame, self._lanes, lanes))

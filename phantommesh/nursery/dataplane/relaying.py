@@ -77,7 +77,7 @@ class Relaying:
         self._challenger = Challenger(leases, random)
         self._rules = Table(FAMILY, frame.table) if rules is None else rules
         self._forbids, self._bell, self._whole = forbids, Bell(), False
-        self._settled = Bell()
+        self._settled, self._stirred = Bell(), False
         self._there = False  # the rules forward something
         self._drops = Counter[str]()
         self.blocked = False  # what is to be forwarded does not leave this host
@@ -96,12 +96,17 @@ class Relaying:
         now = trio.current_time()
         self.leases.recheck(now)
         self.leases.tick(now)
+        self._stir()
+
+    def _stir(self) -> None:
+        """Have `_apply` look again. It may be busy with something else now."""
+        self._stirred = True
         self._bell.ring()
 
     def moved(self) -> None:
         """This host's links, addresses or routes may be others than before."""
         self._fast.moved()
-        self._bell.ring()
+        self._stir()
 
     @property
     def useful(self) -> bool:
@@ -156,7 +161,7 @@ class Relaying:
         if heard.dropped:
             self.dropped[heard.dropped] += 1
         if heard.bound:
-            self._bell.ring()
+            self._stir()
         if heard.answer is not None:
             port.send(heard.answer, source)
 
@@ -165,6 +170,7 @@ class Relaying:
         installed, idle = False, 0.0
         changes = Bucket(*CHANGES, trio.current_time())
         while True:
+            self._stirred = False
             now = trio.current_time()
             self.leases.tick(now)
             wanted = self.leases.forwards(now)
@@ -175,7 +181,7 @@ class Relaying:
                 await self._end()
                 installed = False
             if wanted == self.forwarded and (installed or not wanted):
-                if not await self._shorten(now):
+                if not await self._shorten(now) or self._stirred:
                     continue
                 until = min(self.leases.deadline, max(idle, now) if installed else inf, self._fast.due())
                 with trio.move_on_at(until):
@@ -241,11 +247,11 @@ class Relaying:
                 there = frozenset()
             if not {each.number for each in self.forwarded} <= there:
                 self._whole = True  # somebody has deleted the table, or flushed the ruleset
-                self._bell.ring()
+                self._stir()
             if self.frame.opened and switches.forwards(4):
                 # Another program wants this host to forward: what it forwards is not ours to drop.
                 self.frame, self._whole = replace(self.frame, opened=()), True
-                self._bell.ring()
+                self._stir()
 
     async def _read(self) -> frozenset[int]:
         """Take in the counters; return the numbers that have one. Raises NftError."""
@@ -259,7 +265,7 @@ class Relaying:
         self.dropped += Counter({forwarding.reason(Drop.RATE): self._fast.over_rate - self._over_rate})
         self._over_rate = self._fast.over_rate
         if self.leases.account(size, trio.current_time()):
-            self._bell.ring()
+            self._stir()
         return frozenset(counted)
 
     def _compare(self, counted: dict[int, int], passed: int) -> None:
@@ -281,7 +287,7 @@ class Relaying:
         if useful != self.useful:
             self._told()
         if was != (self.blocked, self._leaves):
-            self._bell.ring()
+            self._stir()
 
     async def _end(self) -> None:
         """Take the rules away, and give the uplinks back what they were."""

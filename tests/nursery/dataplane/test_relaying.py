@@ -428,7 +428,7 @@ async def test_a_leg_that_moves_all_the_time_costs_few_processes(
         for _ in range(1000):
             await trio.sleep(0.01)
             moved += 1
-            relaying._bell.ring()
+            relaying._stir()
         nursery.cancel_scope.cancel()
     assert 20 <= changes <= 20 + 5 * 10 + 1
 
