@@ -241,6 +241,7 @@ def make_parts(
     def moved() -> None:
         finding.moved()
         paths.uplinks_changed()
+        lending.moved()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
