@@ -37,7 +37,7 @@ AGAIN: Final = 1.0  # s between two requests for a lease that does not forward y
 DOUBT: Final = 2.0  # s the same for one that has forwarded, and nothing comes through
 PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
 STALE: Final = 12.0  # s after which a leg that never forwarded gives way to one that does
-FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is not chosen for the pair
+FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is chosen only if no other offers
 SHUNNED: Final = (
     30.0,
     960.0,
@@ -191,7 +191,7 @@ class Borrowing:
         if peer is None or near is None:
             return []
         peer.awaited.discard(relay)
-        if far is None or peer.failed.get(relay, -inf) > now:
+        if far is None:
             peer.offers.pop(relay, None)
         else:
             peer.offers[relay], peer.pause = (Offer(relay, near, far), now), HURRY
@@ -379,7 +379,8 @@ class Borrowing:
                 return self._drop(peer_id, peer, dimension, leg)
             effects += self._unused(peer_id, dimension, leg, now)
         hurried = now - leg.since < PATIENCE
-        if not leg.used and not hurried and leg.relay in peer.offers and len(peer.offers) > 1:
+        better = any(r != leg.relay and peer.failed.get(r, -inf) <= now for r in peer.offers)
+        if not leg.used and not hurried and leg.relay in peer.offers and better:
             effects += self.failed(leg.relay, peer_id, now)
             if peer.legs.get(dimension) is not leg:
                 return effects
@@ -403,8 +404,10 @@ class Borrowing:
         offers = [
             offer for relay, (offer, _) in peer.offers.items() if relay in self._relays and relay != peer_id
         ]
+        # It may be the peer that was away: a relay that failed is better than none.
+        good = [offer for offer in offers if peer.failed.get(offer.relay, -inf) <= now]
         effects = list[Effect]()
-        for dimension, relay in peer.choice.decide(peer.wanted, offers, now).items():
+        for dimension, relay in peer.choice.decide(peer.wanted, good or offers, now).items():
             leg = peer.legs.get(dimension)
             if leg is None or leg.relay != relay:
                 effects += self._begin(peer_id, peer, dimension, relay, now)

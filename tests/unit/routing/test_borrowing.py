@@ -158,6 +158,19 @@ def test_an_end_that_starts_anew_finds_the_relay_again(end: NodeId) -> None:
     assert net.works(0) and net.works(1)
 
 
+def test_the_only_relay_is_used_though_it_failed_a_moment_ago() -> None:
+    """It was the peer that was away, perhaps."""
+    net = Net(costs={P: 0.01})
+    net.start(0)
+    net.run(2.0)
+    for end, peer in ((A, B), (B, A)):
+        net.do(end, net.ends[end].failed(P, peer, net.now))
+    net.run(1.0)
+    net.start(0, 1)
+    net.run(4.0)
+    assert net.works(0) and net.works(1)
+
+
 def test_a_relay_that_starts_anew_may_give_another_tag() -> None:
     net = Net(costs={P: 0.01})
     net.start(0, 1)
