@@ -34,8 +34,9 @@ RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
 HURRY: Final = 0.25  # s between two attempts at what has not worked yet
 AGAIN: Final = 1.0  # s between two requests for a lease that does not forward yet
-DOUBT: Final = 2.0  # s the same for one that has forwarded, and nothing comes through
-PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
+DOUBT: Final = 4.0  # s the same for one that has forwarded and nothing comes through, or after `PATIENCE`
+PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are `AGAIN` apart,
+SLOW: Final = 30.0  # s of these; then they are as far apart as a renewal
 STALE: Final = 12.0  # s after which a leg that never forwarded gives way to one that does
 FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is chosen only if no other offers
 SHUNNED: Final = (
@@ -231,7 +232,8 @@ class Borrowing:
         leg = self._leg(relay, peer_id, dimension)
         if leg is None:
             return []
-        leg.ask_at = now + (RENEW if leg.used or now - leg.since >= PATIENCE else AGAIN)
+        age = now - leg.since
+        leg.ask_at = now + (RENEW if leg.used or age >= SLOW else AGAIN if age < PATIENCE else DOUBT)
         if (leg.port, leg.tag, leg.ticket) == (port, tag, ticket):
             return []
         effects = self._unused(
@@ -270,7 +272,7 @@ class Borrowing:
         for _, leg in peer.all_legs():
             # The relay may have begun anew, or the other end: both hear of the lease by this question.
             if leg.relay == relay and (not known or now - leg.asked >= DOUBT):
-                leg.ask_at, leg.since = now, now
+                leg.ask_at = now
                 leg.bind_at = now if leg.ticket else inf
         if known:
             return []
@@ -387,7 +389,9 @@ class Borrowing:
         both = (peer.legs.get(dimension), peer.before.get(dimension))
         if not leg.used and now - leg.since >= STALE and any(o is not None and o.used for o in both):
             return effects + self._drop(peer_id, peer, dimension, leg, told=False)
-        pause = HURRY if hurried else RENEW
+        # The other end may take a while to start, to be keyed and to hear of the lease.
+        slow = not leg.used and now - leg.since < SLOW
+        pause = HURRY if hurried else AGAIN if slow else RENEW
         if leg.ask_at <= now:
             leg.asked = now
             leg.ask_at = now + (RENEW if leg.ticket else pause)

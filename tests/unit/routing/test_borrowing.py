@@ -154,7 +154,7 @@ def test_an_end_that_starts_anew_finds_the_relay_again(end: NodeId) -> None:
     net.dark(4)  # while it is away
     net.do(end, net.ends[end].set_relays(net.costs, net.now))
     net.do(end, net.ends[end].want(peer, (0, 1), net.now))
-    net.dark(4)
+    net.dark(6)
     assert net.works(0) and net.works(1)
 
 
@@ -169,6 +169,18 @@ def test_the_only_relay_is_used_though_it_failed_a_moment_ago() -> None:
     net.start(0, 1)
     net.run(4.0)
     assert net.works(0) and net.works(1)
+
+
+def test_an_end_that_is_slow_to_hear_of_a_lease_is_not_waited_for_much_longer() -> None:
+    net = Net(costs={P: 0.01})
+    net.do(A, net.ends[A].set_relays(net.costs, 0.0))
+    net.do(A, net.ends[A].want(B, (0,), 0.0))
+    net.run(12.0)  # B is not keyed yet
+    net.do(B, net.ends[B].set_relays(net.costs, net.now))
+    net.do(B, net.ends[B].want(A, (0,), net.now))
+    net.do(B, net.ends[B].offered(P, A, (0,), net.now))
+    net.run(2.0)
+    assert net.works(0)
 
 
 def test_a_relay_that_starts_anew_may_give_another_tag() -> None:
