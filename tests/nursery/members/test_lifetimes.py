@@ -168,7 +168,7 @@ async def test_a_member_that_does_not_measure_is_not_asked_all_the_time(
 
     async with mesh(tmp_path, behind=True) as (one, two):
 
-        async def refuse(*_: object) -> messages.Answer:
+        async def refuse(node: Node, request: messages.Echo) -> messages.Answer:
             nonlocal asked
             asked += 1
             if asked % 2:
