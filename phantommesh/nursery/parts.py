@@ -49,6 +49,7 @@ from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
 from phantommesh.nursery.members.linking import make_links
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
@@ -134,6 +135,7 @@ class Parts:
     lending: Lending
     borrower: Borrower
     punching: PunchDriver
+    lifetimes: LifetimeDriver
     ways: Ways
     peers: Peers
     finding: Finding
@@ -211,7 +213,7 @@ def make_parts(
     ways = Ways()
     peers = Peers(
         state.identity.node_id, links, wireguard, config.scatter,
-        where=places.of, uplinks=places.uplinks, ways=ways,
+        where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
         config, all_names(wireguard.prefix), caller,
@@ -347,12 +349,16 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    lifetimes = make_lifetimes(
+        config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
+        lambda: reconciler.actual, changed=peers_changed,
+    )  # fmt: skip
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
-        meet=punching.meet, relay=lending.relay, offered=borrower.offered,
+        meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -381,6 +387,7 @@ def make_parts(
         lending=lending,
         borrower=borrower,
         punching=punching,
+        lifetimes=lifetimes,
         ways=ways,
         peers=peers,
         finding=finding,

@@ -206,13 +206,15 @@ class Places:
 
     def hidden_from(self, entry: Entry) -> bool:
         """Whether a member and this node are surely behind different NATs, so that an early packet may spoil
-        the member's. What an operator has written down counts as reached."""
+        the member's. What an operator has written down counts as reached. A node that has just started, and
+        has private addresses alone, counts as behind a NAT until a member has said where it is seen."""
         seen = _hosts(entry.record, Kind.SEEN)
         if self._own or not seen or set(entry.record.control) - known_by_itself(entry.record):
             return False
         own, mine = _hosts(entry.record, Kind.OWN), frozenset(self.public())
-        both = _behind_nat(own, seen) and _behind_nat(frozenset(self._found), mine)
-        return both and seen.isdisjoint(mine)
+        found = frozenset(self._found)
+        here = _behind_nat(found, mine) if mine else bool(found) and all(map(of_a_site, found))
+        return here and _behind_nat(own, seen) and seen.isdisjoint(mine)
 
     def _apart(self, seen: frozenset[IpAddress]) -> bool:
         mine = self.public()

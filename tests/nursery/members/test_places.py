@@ -288,7 +288,12 @@ def test_wireguard_is_held_back_where_both_are_surely_behind_nats_of_their_own()
         it.live_at(["192.168.1.2"])
     assert away.hidden_from(behind_nat())
     assert not home.hidden_from(behind_nat())  # one NAT
-    assert not at().hidden_from(behind_nat())  # nobody has said where this node is seen
+    assert not at().hidden_from(behind_nat())  # nothing is known of this node
+    fresh = at()
+    fresh.live_at(["192.168.1.2"])
+    assert fresh.hidden_from(behind_nat())  # it has just started: its first packet may be the early one
+    fresh.live_at(["192.168.1.2", "2a00::2"])
+    assert not fresh.hidden_from(behind_nat())
     assert not away.hidden_from(behind_nat("vpn.example:51800"))  # an operator's word
     away.live_at(["198.51.100.1"])
     assert not away.hidden_from(behind_nat())  # this node is in the open
