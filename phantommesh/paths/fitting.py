@@ -21,6 +21,7 @@ from phantommesh.paths.effects import Effect, Fit, Send, Turned
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
+from phantommesh.paths.restraint import Allowance, Restraint
 from phantommesh.paths.sized import SizedProbe, decode_sized_untrusted
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
@@ -55,6 +56,8 @@ class _Peer:
     ways: list[object] = field(default_factory=lambda: [None] * DIMENSIONS)
     own: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
     whole: list[bool] = field(default_factory=lambda: [False] * DIMENSIONS)
+    restraints: list[Restraint] = field(default_factory=lambda: [Restraint() for _ in range(DIMENSIONS)])
+    allowance: Allowance = field(default_factory=Allowance)
     answers: Bucket = field(default_factory=lambda: Bucket(ANSWERS, ANSWERS_BURST, 0.0))
     reserve: Bucket = field(default_factory=lambda: Bucket(RESERVE, RESERVE_BURST, 0.0))
 
@@ -133,6 +136,7 @@ class Fitting:
                 self._random.getrandbits(32),
                 own=peer.own[dimension],
                 whole=peer.whole[dimension],
+                restraint=peer.restraints[dimension],
             )
             known.begin(now + self._random.uniform(0.0, len(self._peers) * DIMENSIONS / BUDGET))
         elif effect.after is PathState.DARK:
@@ -272,8 +276,9 @@ class Fitting:
             return effects
         if self._budget is None:
             self._budget = Bucket(BUDGET, BUDGET, now)
-        if not self._budget.take(now):
-            path.put_off(now + PUT_OFF * self._random.uniform(0.5, 1.5))
+        wait = peer.allowance.take(now, self._watch(peer) if peer.rate else NEVER)
+        if wait or not self._budget.take(now):
+            path.put_off(now + max(wait, PUT_OFF) * self._random.uniform(1.0, 2.0))
             return effects
         probe = SizedProbe(False, dimension, path.sent(), size)
         return [*effects, self._send(node_id, peer, probe)]

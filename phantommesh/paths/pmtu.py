@@ -22,6 +22,7 @@ from math import ceil, log
 from typing import Final
 
 from phantommesh.paths.probe import OVER
+from phantommesh.paths.restraint import Restraint
 
 # Specification (docs/protocol.md, "Sized probes").
 BASE: Final = 1200  # bytes; BASE_PLPMTU (RFC 8899, section 5.1.2), and what IPv6's 1280 leave WireGuard
@@ -98,6 +99,7 @@ class PathMtu:
     lost: int = 0  # bytes of probes that had no answer, as WireGuard counts them, since this was asked last
     raise_at: float = NEVER
     whole: bool = False  # this way has no limit of its own, so there is nothing to ask
+    restraint: Restraint = field(default_factory=Restraint)  # when searches that others bring about may begin
     _raising: bool = False
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
@@ -131,15 +133,15 @@ class PathMtu:
     # --- what is known without a probe ---
 
     def begin(self, at: float) -> None:
-        """There are keys, or another way: ask for the most from ``at`` on. What was proved was of the way
-        before."""
+        """There are keys, or another way: ask for the most from ``at`` on, or as soon as `restraint` allows.
+        What was proved was of the way before."""
         self._forget()
         self.proved, self.refused, self.narrow, self._raising = 0, None, False, False
         self.size, self.raise_at = min(self.size, self.top), NEVER
         if self.whole:
             self._be_whole()
         else:
-            self._ask(self.top, at)
+            self._ask(self.top, self.restraint.begin(at))
 
     def pause(self) -> None:
         """The path is dark: nothing that it swallows says anything of sizes."""
@@ -150,7 +152,7 @@ class PathMtu:
         """It answers again, maybe over another way: see whether the size still holds, then whether a larger
         one does, or go on searching."""
         if not self.asked and not self.whole:
-            self.narrow = False
+            self.narrow, at = False, self.restraint.begin(at)
             self._ask(self.size if self.proved else self.top, at)
             self.raise_at = at
 
@@ -170,6 +172,8 @@ class PathMtu:
         if self.next_at != NEVER:
             self._forget()
             self._next(now)
+            if self.asked:
+                self.next_at = self.restraint.begin(now)
 
     def take_whole(self, now: float, whole: bool) -> None:
         """Say whether this way has no limit of its own. Then it carries all that both ends take."""
