@@ -91,6 +91,7 @@ from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.fits import short_segments
 
 
 @dataclass(slots=True)
@@ -276,6 +277,9 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    guarding = Guarding(
+        partial(_guard, config, own, overlay, peers), beside=scatter_table(master), flushed=scattering.kick
+    )
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -283,6 +287,7 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
+            guarding.kick()
 
     paths = PathDriver(
         measured,
@@ -395,9 +400,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
-        guarding=Guarding(
-            partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
-        ),
+        guarding=guarding,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -444,7 +447,7 @@ def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
     return (*places.seeds(), *peers.seeds())
 
 
-def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
+def _guard(config: Config, own: OwnRecord, overlay: Overlay, peers: Peers) -> Guard:
     """The guard as it should be now."""
     wireguard = config.wireguard
     return Guard(
@@ -455,4 +458,5 @@ def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
         config.control.port,
         own.ports,
         config.guard.forward,
+        short_segments(peers.fits) if config.guard.forward else (),
     )
