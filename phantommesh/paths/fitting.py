@@ -54,6 +54,7 @@ class _Peer:
     fit: int = 0  # as told last; 0: nothing was told
     rate: float = 0.0  # bytes a second that the watch is for
     ways: list[object] = field(default_factory=lambda: [None] * DIMENSIONS)
+    since: list[float] = field(default_factory=lambda: [0.0] * DIMENSIONS)  # when its way, or keys, were new
     own: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
     whole: list[bool] = field(default_factory=lambda: [False] * DIMENSIONS)
     restraints: list[Restraint] = field(default_factory=lambda: [Restraint() for _ in range(DIMENSIONS)])
@@ -131,6 +132,7 @@ class Fitting:
             peer.paths[dimension] = None
             self._timers.cancel((effect.peer, dimension))
         elif known is None:
+            peer.since[dimension] = now
             known = peer.paths[dimension] = PathMtu(
                 self.largest,
                 self._random.getrandbits(32),
@@ -165,6 +167,8 @@ class Fitting:
         if peer is None or known == (way, own, whole):
             return []
         moved = peer.ways[dimension] not in (None, way) and way is not None
+        if moved:
+            peer.since[dimension] = now
         peer.ways[dimension], peer.own[dimension] = way or peer.ways[dimension], own
         peer.whole[dimension] = whole
         path = peer.paths[dimension]
@@ -248,9 +252,12 @@ class Fitting:
 
     def _ask(self, node_id: bytes, peer: _Peer, dimension: int, path: PathMtu, now: float) -> list[Effect]:
         small = self._paths.path(node_id, dimension)
-        if small is None or not small.sizes:
-            # Nothing was heard of it yet, or its version answers none.
-            path.next_at = now + (UNHEARD if small is None or small.answered_at is None else OTHERWISE)
+        if small is None or small.latest < peer.since[dimension]:
+            # Nobody has answered by this way yet. Its address may be one that the peer merely names.
+            path.next_at = now + UNHEARD
+            return []
+        if not small.sizes:
+            path.next_at = now + OTHERWISE  # its version answers none
             return []
         asked, missed, narrow = path.asked, path.missed, path.narrow
         size = path.tick(

@@ -17,7 +17,7 @@ from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.paths.restraint import CALM, FIRST, MOST, PROBES, REFILL, WATCHED, Allowance, Restraint
 from phantommesh.paths.sized import HEADERS, SizedProbe, decode_sized_untrusted, is_sized
 from phantommesh.paths.state import PathState
-from tests.unit.paths.test_fitting import A, B, World
+from tests.unit.paths.test_fitting import A, B, End, World, answer
 
 LARGEST = 1420
 OUTSIDE = 60  # bytes that WireGuard, UDP and IPv4 add
@@ -114,22 +114,28 @@ def test_what_an_insider_has_others_send_in_a_minute_is_bounded(
     assert insider.bytes <= most * (LARGEST + OUTSIDE)
 
 
-@pytest.mark.parametrize("answers", [0.0, 1.0])
-def test_a_peer_that_moves_without_pause_is_searched_less_and_less_often(answers: float) -> None:
+def move(world: World, end: End, way: str) -> None:
+    """As the driver does it: small probes go out at once."""
+    for dimension in range(DIMENSIONS):
+        world.carry_out(end, end.fitting.way(end.peer, dimension, way, 0, world.now))
+    end.paths.rouse(end.peer, ALL, world.now)
+
+
+@pytest.mark.parametrize("carries", [1000, LARGEST])
+def test_a_peer_that_moves_without_pause_is_searched_less_and_less_often(carries: int) -> None:
     world = World()
     world.run(5)
     before = world.a.sized
     assert before == DIMENSIONS
-    if not answers:
-        world.carries = [1000] * DIMENSIONS  # all is swallowed but small probes
-    for step in range(600):
-        for dimension in range(DIMENSIONS):
-            world.carry_out(world.a, world.a.fitting.way(B, dimension, f"way {step}", 0, world.now))
-        world.run(0.1)
+    world.carries = [carries] * DIMENSIONS  # small probes always pass
+    for step in range(120):
+        move(world, world.a, f"way {step}")
+        world.run(0.5)
     searches = 7  # in a minute: at once, and after 1, 2, 4, 8, 16 and 32 s
-    assert before + 3 * DIMENSIONS <= world.a.sized <= before + searches * DIMENSIONS * (1 if answers else 6)
-    if answers:
-        world.run(MOST)
+    most = searches * DIMENSIONS * (1 if carries == LARGEST else 6)
+    assert before + 3 * DIMENSIONS <= world.a.sized <= before + most
+    if carries == LARGEST:
+        world.run(MOST + 1)
         assert world.a.fitting.settled(B) == ALL  # by the last way
 
 
@@ -139,11 +145,24 @@ def test_the_first_move_is_followed_at_once_and_so_is_one_after_a_calm() -> None
     for pause in (1.0, 2.0, 4.0, 8.0, MOST + CALM):
         world.run(pause)
         before = world.a.sized
-        for dimension in range(DIMENSIONS):
-            world.carry_out(world.a, world.a.fitting.way(B, dimension, f"way {pause}", 0, world.now))
-        world.run(0.1)
+        move(world, world.a, f"way {pause}")
+        world.run(0.5)
         assert world.a.sized == before + DIMENSIONS
         assert world.a.fitting.settled(B) == ALL
+
+
+def test_where_nobody_has_answered_no_sized_probe_goes() -> None:
+    """An address that a peer merely names gets small probes, and they end."""
+    world = World()
+    world.run(5)
+    before, world.cut = world.a.sized, ALL
+    for name in ("a way", "another", "a third"):
+        move(world, world.a, name)
+        world.run(20)
+        assert world.a.sized == before
+    world.cut = 0
+    world.run(20)
+    assert before < world.a.sized <= before + 2 * DIMENSIONS
 
 
 @pytest.mark.parametrize("what", ["keys", "dark"])
@@ -151,16 +170,16 @@ def test_a_path_that_comes_back_again_and_again_is_restrained_too(what: str) -> 
     paths = Paths(random=random.Random(1), interval=0.1)
     fitting = Fitting(paths, random=random.Random(1), largest=LARGEST)
     fitting.set_peers([B])
+    paths.set_peers({B: ALL}, 0.0)
     sent, closed = 0, PathState.CLOSED if what == "keys" else PathState.DARK
-    for step in range(600):
-        now, there = step / 10, step // 5 % 2 == 0
-        if step % 5 == 0:
-            paths.set_peers({B: ALL}, now)
+    for step in range(1200):
+        now, there = step / 20, step // 10 % 2 == 0
+        if step % 10 == 0:
+            paths.rouse(B, ALL, now)
             for i in range(DIMENSIONS):
-                paths.receive(Probe(False, i, step).encode(), B, i, now)
-                fitting.turned(
-                    Turned(B, i, *((closed, PathState.UP) if there else (PathState.UP, closed))), now
-                )
+                before, after = (closed, PathState.UP) if there else (PathState.UP, closed)
+                fitting.turned(Turned(B, i, before, after), now)
+        answer(paths, now)
         sent += sum(isinstance(effect, Send) for effect in fitting.tick(now))
     assert 3 * DIMENSIONS <= sent <= 6 * DIMENSIONS * 6  # six searches, and none of them is answered
 
@@ -189,7 +208,6 @@ def test_both_ends_still_find_what_the_way_carries_after_many_changes() -> None:
     for carries in (1380, 1300, 1400, 1216, 1320):
         world.carries = [carries] * DIMENSIONS
         for end in (world.a, world.b):
-            for dimension in range(DIMENSIONS):
-                world.carry_out(end, end.fitting.way(end.peer, dimension, f"way {carries}", 0, world.now))
+            move(world, end, f"way {carries}")
         world.run(40)
         assert world.a.fitting.fit(B) == world.b.fitting.fit(A) == carries // 16 * 16
