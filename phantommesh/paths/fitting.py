@@ -17,7 +17,7 @@ from typing import Final
 from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.paths.effects import Effect, Fit, Send, Turned
+from phantommesh.paths.effects import AskHops, Effect, Fit, Send, Turned
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
@@ -230,7 +230,7 @@ class Fitting:
         if path is not None:
             path.limit(now, theirs=max(BASE, probe.ceiling) if probe.ceiling else self.largest)
             if path.settled:
-                self._settle(node_id, peer, path, now)
+                effects += self._settle(node_id, peer, dimension, path, now)
             self._schedule(node_id, peer, dimension)
             if path.narrow is not narrow:
                 effects += self._paths.set_narrow(node_id, dimension, path.narrow)
@@ -278,7 +278,7 @@ class Fitting:
             if asked and not missed and asked <= path.size:
                 self._doubt(node_id, peer, now)
         if path.settled:
-            self._settle(node_id, peer, path, now)
+            effects += self._settle(node_id, peer, dimension, path, now)
         if size is None:
             return effects
         if self._budget is None:
@@ -305,14 +305,16 @@ class Fitting:
                 path.confirm(now)
                 self._schedule(node_id, peer, dimension)
 
-    def _settle(self, node_id: bytes, peer: _Peer, path: PathMtu, now: float) -> None:
-        """A path's size was found or confirmed: say when to look again."""
+    def _settle(self, node_id: bytes, peer: _Peer, dimension: int, path: PathMtu, now: float) -> list[Effect]:
+        """A path's size was found or confirmed: say when to look again, and at the end of a search have the
+        hops asked whether they cut what arrives."""
         for other in peer.paths:
             if other is not None and other is not path:
                 other.hint = path.size
         rate = peer.rate = self._paths.rate(node_id, now)
         if rate:
             path.confirm(now + DIMENSIONS * self._watch(peer) * self._random.uniform(0.85, 1.15))
+        return [AskHops(node_id, dimension, path.size)] if path.take_found(now) else []
 
     def _watch(self, peer: _Peer) -> float:
         """The seconds between two looks at a busy peer's MTU, over all of its dimensions."""

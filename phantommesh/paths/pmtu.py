@@ -100,6 +100,8 @@ class PathMtu:
     raise_at: float = NEVER
     whole: bool = False  # this way has no limit of its own, so there is nothing to ask
     restraint: Restraint = field(default_factory=Restraint)  # when searches that others bring about may begin
+    searched: bool = False  # a search has begun since `take_found` told of one
+    hops_at: float = NEVER
     _raising: bool = False
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
@@ -142,6 +144,7 @@ class PathMtu:
             self._be_whole()
         else:
             self._ask(self.top, self.restraint.begin(at))
+            self.searched = True
 
     def pause(self) -> None:
         """The path is dark: nothing that it swallows says anything of sizes."""
@@ -154,7 +157,7 @@ class PathMtu:
         if not self.asked and not self.whole:
             self.narrow, at = False, self.restraint.begin(at)
             self._ask(self.size if self.proved else self.top, at)
-            self.raise_at = at
+            self.raise_at, self.searched = at, True
 
     def limit(self, now: float, *, own: int | None = None, theirs: int | None = None) -> None:
         """One end's uplink takes packets of this size whole, and no larger ones. If that is another than
@@ -173,7 +176,7 @@ class PathMtu:
             self._forget()
             self._next(now)
             if self.asked:
-                self.next_at = self.restraint.begin(now)
+                self.next_at, self.searched = self.restraint.begin(now), True
 
     def take_whole(self, now: float, whole: bool) -> None:
         """Say whether this way has no limit of its own. Then it carries all that both ends take."""
@@ -184,6 +187,13 @@ class PathMtu:
     def _be_whole(self) -> None:
         self._forget()
         self.asked, self.next_at, self.size, self.proved = 0, NEVER, self.top, self.top
+
+    def take_found(self, now: float) -> bool:
+        """Whether a search has ended of which this has not told, or `RAISE` has passed since it told."""
+        if not self.settled or not (self.searched or now >= self.hops_at):
+            return False
+        self.searched, self.hops_at = False, now + RAISE
+        return True
 
     def confirm(self, at: float) -> None:
         """Ask no later than ``at`` whether the size still holds, or for a larger one if that is due."""

@@ -146,7 +146,7 @@ def _rules(rtnl: IPRoute, family: int, ways: Set[int]) -> bool:
 
 def _is_right(rule: fibmsg, way: int) -> bool:
     """Whether a rule sends all the packets of a mark, or of our own TCP, to their table, and no others."""
-    want = {
+    want: dict[str, object] = {
         "FRA_PRIORITY": FIRST_TABLE + way,
         "FRA_TABLE": FIRST_TABLE + way,
         "FRA_PROTOCOL": ROUTE_PROTOCOL,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.dimensions import ALL, DIMENSIONS
-from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
+from phantommesh.paths.effects import AskHops, Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import (
     ALL_ANSWERS,
     ANSWERS,
@@ -40,6 +40,7 @@ class End:
         self.paths = Paths(random=chance, interval=0.1)
         self.fitting = Fitting(self.paths, random=chance, largest=LARGEST)
         self.fits: list[tuple[float, int]] = []
+        self.hops: list[tuple[int, int]] = []
         self.scores: tuple[float, ...] = FULL
         self.sized = 0
         self.sent = [0] * DIMENSIONS
@@ -78,6 +79,8 @@ class World:
                     self.carry_out(end, end.fitting.rescored(peer, scores))
                 case Fit(_, mtu):
                     end.fits.append((self.now, mtu))
+                case AskHops(_, dimension, size):
+                    end.hops.append((dimension, size))
                 case Turned():
                     self.carry_out(end, end.fitting.turned(effect, self.now))
 
@@ -251,6 +254,22 @@ def test_a_peer_of_another_version_is_asked_nothing() -> None:
     world = World(old=True)
     world.run(60)
     assert world.a.sized == 0 and world.a.fit == LARGEST and list(world.a.fitting.holes()) == []
+
+
+def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> None:
+    world = World(carries=1300)
+    world.run(8)
+    assert sorted(world.a.hops) == [(dimension, 1296) for dimension in range(DIMENSIONS)]
+    world.rate = 50_000.0
+    world.run(300)
+    assert len(world.a.hops) == DIMENSIONS
+    world.run(400)
+    assert len(world.a.hops) == 2 * DIMENSIONS
+    world.cut = ALL
+    for dimension in range(DIMENSIONS):
+        world.carry_out(world.a, world.a.fitting.way(B, dimension, "another", 0, world.now))
+    world.run(700)
+    assert len(world.a.hops) == 2 * DIMENSIONS  # nobody answers there
 
 
 def test_sized_probes_are_no_traffic_and_few() -> None:

@@ -60,8 +60,8 @@ class Insider:
         else:
             probe = decode_probe_untrusted(datagram)
             if not probe.pong and self.chance.random() < self.small:
-                pong = Probe(True, dimension, probe.number).encode()
-                self._carry_out(self.paths.receive(pong, B, dimension, self.now))
+                answer = Probe(True, dimension, probe.number)
+                self._carry_out(self.paths.receive(answer.encode(), B, dimension, self.now))
 
     def _ceiling(self) -> int:
         return self.chance.randrange(1200, 1500)
