@@ -46,8 +46,8 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class AskHops:
-    """Packets of ``size`` bytes, as they are inside the overlay, reach the peer by this path. Find out
-    whether a hop cuts them: send one datagram as long as they are outside that may not be cut."""
+    """The peer has answered by this path. Find out whether a hop cuts packets of ``size`` bytes, as they are
+    inside the overlay: send one datagram as long as they are outside that may not be cut."""
 
     peer: bytes
     dimension: int

@@ -307,14 +307,14 @@ class Fitting:
 
     def _settle(self, node_id: bytes, peer: _Peer, dimension: int, path: PathMtu, now: float) -> list[Effect]:
         """A path's size was found or confirmed: say when to look again, and at the end of a search have the
-        hops asked whether they cut what arrives."""
+        hops asked whether they cut what both ends take."""
         for other in peer.paths:
             if other is not None and other is not path:
                 other.hint = path.size
         rate = peer.rate = self._paths.rate(node_id, now)
         if rate:
             path.confirm(now + DIMENSIONS * self._watch(peer) * self._random.uniform(0.85, 1.15))
-        return [AskHops(node_id, dimension, path.size)] if path.take_found(now) else []
+        return [AskHops(node_id, dimension, path.top)] if path.take_found(now) else []
 
     def _watch(self, peer: _Peer) -> float:
         """The seconds between two looks at a busy peer's MTU, over all of its dimensions."""

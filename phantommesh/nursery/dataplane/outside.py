@@ -44,8 +44,8 @@ class Outside:
         return 0 if mtu is None else ceiling(mtu, ipv6=":" in host, largest=self._largest)
 
     def ask_hops(self, endpoint: Endpoint, size: int) -> None:
-        """Have a hop that cuts packets say so: WireGuard's may be cut, and then all sizes arrive. ``size`` is
-        that of an overlay packet which has just arrived there, in bytes. IPv6's hops cut nothing."""
+        """Have a hop that cuts overlay packets of ``size`` bytes say so: WireGuard's may be cut, and then all
+        sizes arrive, or their fragments vanish. A peer has just answered there. IPv6's hops cut nothing."""
         host, now = endpoint.host, trio.current_time()
         if self._uncut is None or ":" in host or is_loopback(host):
             return

@@ -229,8 +229,8 @@ class PathDriver:
         return rung(self.fitting.largest - way.room, self.fitting.largest)
 
     def _ask_hops(self, peer: bytes, dimension: int, size: int) -> None:
-        """Find out whether a hop cuts what this size arrives by. The peer has just answered from there, so
-        nobody else is sent anything. A relay would count what is no packet of its leases."""
+        """Find out whether a hop cuts packets of this size. The peer has just answered from there, so nobody
+        else is sent anything. A relay would count what is no packet of its leases."""
         endpoint, way = self._endpoints.get(peer, _NOWHERE)[dimension], self._way(peer, dimension)
         if endpoint is not None and (way is None or way.kind is Kind.DIRECT):
             self._outside.ask_hops(endpoint, size)

@@ -259,7 +259,7 @@ def test_a_peer_of_another_version_is_asked_nothing() -> None:
 def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> None:
     world = World(carries=1300)
     world.run(8)
-    assert sorted(world.a.hops) == [(dimension, 1296) for dimension in range(DIMENSIONS)]
+    assert sorted(world.a.hops) == [(dimension, LARGEST) for dimension in range(DIMENSIONS)]
     world.rate = 50_000.0
     world.run(300)
     assert len(world.a.hops) == DIMENSIONS
