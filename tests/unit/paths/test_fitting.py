@@ -260,7 +260,6 @@ def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> Non
     world = World(carries=1300)
     world.run(8)
     assert sorted(world.a.hops) == [(dimension, LARGEST) for dimension in range(DIMENSIONS)]
-    world.rate = 50_000.0
     world.run(300)
     assert len(world.a.hops) == DIMENSIONS
     world.run(400)
@@ -268,7 +267,7 @@ def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> Non
     world.cut = ALL
     for dimension in range(DIMENSIONS):
         world.carry_out(world.a, world.a.fitting.way(B, dimension, "another", 0, world.now))
-    world.run(700)
+    world.run(100)
     assert len(world.a.hops) == 2 * DIMENSIONS  # nobody answers there
 
 
