@@ -254,10 +254,10 @@ class Fitting:
         small = self._paths.path(node_id, dimension)
         if small is None or small.latest < peer.since[dimension]:
             # Nobody has answered by this way yet. Its address may be one that the peer merely names.
-            path.next_at = now + UNHEARD
+            path.hold(now + UNHEARD)
             return []
         if not small.sizes:
-            path.next_at = now + OTHERWISE  # its version answers none
+            path.hold(now + OTHERWISE)  # its version answers none
             return []
         asked, missed, narrow = path.asked, path.missed, path.narrow
         size = path.tick(

@@ -229,6 +229,11 @@ class PathMtu:
         self._waiting.pop(self.number, None)
         self.next_at = at
 
+    def hold(self, at: float) -> None:
+        """Go on at ``at``: until then no probe may be sent, and those under way say nothing."""
+        self._forget()
+        self.next_at = at
+
     def sent(self) -> int:
         """The number of the probe that `tick` returned."""
         number = self.number

@@ -165,6 +165,19 @@ def test_where_nobody_has_answered_no_sized_probe_goes() -> None:
     assert before < world.a.sized <= before + 2 * DIMENSIONS
 
 
+def test_a_peer_that_answers_no_sized_probes_any_more_has_nobody_look_at_once_again_and_again() -> None:
+    world = World(carries=1000)
+    while not world.a.sized:
+        world.run(0.01)  # the first sized probes are under way, and nobody will answer them
+    for dimension in range(DIMENSIONS):
+        ping = Probe(False, dimension, 7, sizes=False).encode()
+        world.carry_out(world.a, world.a.paths.receive(ping, B, dimension, world.now))
+    for _ in range(3 * DIMENSIONS):
+        world.now = max(world.now, world.a.fitting.deadline)
+        world.carry_out(world.a, world.a.fitting.tick(world.now))
+        assert world.a.fitting.deadline > world.now
+
+
 @pytest.mark.parametrize("what", ["keys", "dark"])
 def test_a_path_that_comes_back_again_and_again_is_restrained_too(what: str) -> None:
     paths = Paths(random=random.Random(1), interval=0.1)
