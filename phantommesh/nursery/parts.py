@@ -287,7 +287,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
-            guarding.kick()
+            if config.guard.forward:
+                guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
         measured,

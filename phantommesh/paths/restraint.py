@@ -18,9 +18,7 @@ from phantommesh.rates import Bucket
 FIRST: Final = 1.0  # s from one search's begin to the next at least, doubled with each that follows
 MOST: Final = 32.0  # s, the longest of these pauses
 CALM: Final = 60.0  # s without a search after a pause, from which on the next change is followed at once
-PROBES: Final = (
-    200.0  # sized probes in a row to one peer: a search in all dimensions has fewer where few are lost
-)
+PROBES: Final = 200.0  # sized probes in a row to one peer: more than a search in all dimensions has
 REFILL: Final = 2.0  # sized probes a second and peer, beside those that its traffic has watched
 WATCHED: Final = 2.0  # sized probes to one that watching takes: the second answers where one was lost
 
