@@ -93,6 +93,7 @@ from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.insisting import Insisting
+from phantommesh.wireguard.fits import short_segments
 
 
 @dataclass(slots=True)
@@ -281,6 +282,9 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    guarding = Guarding(
+        partial(_guard, config, own, overlay, peers), beside=scatter_table(master), flushed=scattering.kick
+    )
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -288,6 +292,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
+            if config.guard.forward:
+                guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
         measured,
@@ -405,9 +411,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
-        guarding=Guarding(
-            partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
-        ),
+        guarding=guarding,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -454,7 +458,7 @@ def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
     return (*places.seeds(), *peers.seeds())
 
 
-def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
+def _guard(config: Config, own: OwnRecord, overlay: Overlay, peers: Peers) -> Guard:
     """The guard as it should be now."""
     wireguard = config.wireguard
     return Guard(
@@ -465,4 +469,5 @@ def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
         config.control.port,
         own.ports,
         config.guard.forward,
+        short_segments(peers.fits) if config.guard.forward else (),
     )
