@@ -44,7 +44,9 @@ UDP_BLOCKED = FaultKind("udp-blocked", "medium")
 HOST = "127.0.0.1"
 
 # Tuning.
-BATCH = 64  # datagrams read in a row before other tasks have their turn
+BATCH = 64  # datagrams read in a row, or taken out of a connection, before other tasks have their turn
+# Bytes that the kernel holds for a local socket (some fifty packets): what waits there gets old unseen.
+EDGE_BUFFER = 64 * 1024
 MOST = 128  # peers with a connection, each of which takes two descriptors
 CALLS = 16  # connections that are being made at once
 OPENING = 10.0  # s that this may take
@@ -72,7 +74,7 @@ class _Line:
         self.address = framed.address
 
     def put(self, kind: int, datagram: bytes) -> None:
-        self.queue.put(kind, datagram)
+        self.queue.put(kind, datagram, trio.current_time())
         self.bell.ring()
 
 
@@ -82,6 +84,7 @@ class _Edge:
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EDGE_BUFFER)
             self.socket.bind((HOST, 0))
         except BaseException:
             self.socket.close()
@@ -345,6 +348,7 @@ class Framed:
         if not isinstance(framed, FramedStream):
             raise StreamError("another member passes this channel on")
         framed.keep_alive()
+        framed.hold_little()
         line = _Line(client, framed, self.dropped)
         before, self._lines[peer] = self._lines.get(peer), line
         if before is not None:
@@ -370,10 +374,13 @@ class Framed:
         framed, sealed = line.framed, line.sealed
         try:
             while True:
+                alive = False
                 if not line.queue:
-                    with trio.move_on_after(ALIVE):
+                    with trio.move_on_after(ALIVE) as silence:
                         await line.bell.wait()
-                await framed.send(sealed.seal(line.queue.take()))
+                    alive = silence.cancelled_caught
+                if (batch := line.queue.take(trio.current_time())) or alive:
+                    await framed.send(sealed.seal(batch))
         except StreamError:
             life.cancel()
 
@@ -384,14 +391,16 @@ class Framed:
         while True:
             try:
                 with trio.fail_after(SILENCE):
-                    frame = await framed.receive(channel.MAX_REQUEST)
-                count = self._deliver(peer, line, sealed.open(frame))
+                    frame: bytes | None = await framed.receive(channel.MAX_REQUEST)
+                count = 0
+                while frame is not None:  # an empty batch costs as much as a frame
+                    count += max(1, self._deliver(peer, line, sealed.open(frame)))
+                    frame = framed.arrived(channel.MAX_REQUEST) if count < BATCH else None
             except (StreamError, trio.TooSlowError):
                 return "frame-ended"
             except (channel.ChannelError, FrameError):
                 return "frame-malformed"
-            # An empty batch costs as much as a frame.
-            if (debt := bucket.owe(trio.current_time(), max(1, count))) > 0.0:
+            if (debt := bucket.owe(trio.current_time(), count)) > 0.0:
                 await trio.sleep(debt)
 
     def _deliver(self, peer: NodeId, line: _Line, batch: bytes) -> int:
@@ -419,7 +428,7 @@ class Framed:
             while True:
                 await trio.lowlevel.wait_readable(edge.socket)
                 kinds = {(HOST, port): i for i, port in enumerate(self._ports())}
-                line = self._lines.get(peer)
+                line, now = self._lines.get(peer), trio.current_time()
                 for _ in range(BATCH):
                     try:
                         datagram, source = edge.socket.recvfrom(MAX_WIREGUARD + 1)
@@ -433,6 +442,6 @@ class Framed:
                     elif line is None:
                         self.dropped["frame-unsent"] += 1
                     else:
-                        line.queue.put(kind, datagram)
+                        line.queue.put(kind, datagram, now)
                 if line is not None:
                     line.bell.ring()

@@ -22,8 +22,8 @@ from phantommesh.nursery.dataplane import framed as module
 from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.channels import Client
-from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
-from phantommesh.routing.frames import MAX_BATCH, frame
+from phantommesh.nursery.sockets.framing import RECEIVE, FramedStream, StreamError, connect
+from phantommesh.routing.frames import GOSSIP, MAX_BATCH, frame
 from phantommesh.routing.ways import Kind, Ways
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
@@ -105,6 +105,13 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 stranger.sendto(b"x", (to.host, to.port))
                 await until(lambda: alpha.parts.framed.dropped["frame-source"] == 1)
+        # Nothing waits for long in the kernel, which doubles what is asked for (socket(7)).
+        for node, other in ((alpha, beta), (beta, alpha)):
+            framed = node.parts.framed
+            kept = framed._lines[id_of(other)].framed._stream.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert cast("int", kept) <= 2 * RECEIVE
+            held = framed._edges[id_of(other)].socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert held <= 2 * module.EDGE_BUFFER
         [fault] = [fault for fault in alpha.parts.framed.faults() if fault.code == UDP_BLOCKED.code]
         assert fault.subject == "beta"
 
@@ -265,7 +272,38 @@ async def test_empty_batches_are_held_to_a_rate(autojump_clock: trio.testing.Moc
                 raise StreamError
             return b""
 
+        def arrived(self, limit: int) -> bytes | None:
+            return None
+
     line = SimpleNamespace(framed=Empty(), sealed=SimpleNamespace(open=lambda frame: b""), address=None)
     began = trio.current_time()
     await alone(range(DIMENSIONS), [])._receive(NodeId(bytes(16)), cast("Any", line))
     assert read <= module.FRAMES_BURST + 2
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[tuple[FramedStream, FramedStream]]:
+    """The two ends of a connection on loopback."""
+    [listener] = await trio.open_tcp_listeners(0, host=HOST)
+    async with listener:
+        one = await trio.open_tcp_stream(HOST, listener.socket.getsockname()[1])
+        other = await listener.accept()
+        async with one, other:
+            yield FramedStream(one), FramedStream(other)
+
+
+async def test_batches_that_came_together_take_few_turns_of_the_event_loop() -> None:
+    """On a busy machine a turn takes long: one batch a turn let small ones wait for half a minute."""
+    peer, count, taken, rounds = NodeId(bytes((1,)) * 16), 640, list[bytes](), 0
+    async with connection() as (here, there):
+        for i in range(count):
+            await there.send(frame(GOSSIP, b"%d" % i))
+        line = SimpleNamespace(framed=here, sealed=SimpleNamespace(open=lambda batch: batch), address=None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone(range(DIMENSIONS), taken)._receive, peer, cast("Any", line))
+            while len(taken) < count:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+            nursery.cancel_scope.cancel()
+    assert taken == [b"%d" % i for i in range(count)]
+    assert rounds < 4 * count / module.BATCH + 20
