@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
@@ -17,7 +17,9 @@ from phantommesh.nursery.sockets import proxy as proxies
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
-HEAD_START = 0.7  # s that a direct connection is waited for before the environment's proxy is asked
+HEAD_START = (
+    0.7  # s that the control port is waited for before further ports and the environment's proxy are tried
+)
 # Bytes that a connection of datagrams takes in ahead: what waits there only gets old. By themselves kernels
 # let that grow to 6 MB. The other direction is bounded by trio, which sets TCP_NOTSENT_LOWAT to 16 KiB.
 RECEIVE = 128 * 1024
@@ -104,56 +106,74 @@ class FramedStream:
 
 
 @asynccontextmanager
-async def connect(host: str, port: int) -> AsyncIterator[FramedStream]:
-    """Connect to a control port over TCP: directly, or by the environment's proxy where that does not answer
-    soon. Raises `StreamError`, also for a name: what it resolves to has to be judged before it is used
-    (`places`)."""
+async def connect(host: str, port: int, further: Sequence[int] = ()) -> AsyncIterator[FramedStream]:
+    """Connect to a control port over TCP: directly, and where that does not answer soon at the ``further``
+    ports of its node and by the environment's proxy. Raises `StreamError`, also for a name: what it resolves
+    to has to be judged before it is used (`places`)."""
     try:
         ip_address(host)
     except ValueError as error:
         raise StreamError(f"{host} is a name, not an address") from error
+    refused = list[str]()
     try:
         with trio.fail_after(CONNECT):
-            stream = await _open(host, port)
+            stream = await _open(host, (port, *further), refused)
     except (OSError, UnicodeError, trio.TooSlowError) as error:
-        raise StreamError(f"cannot connect to {host} port {port}: {_reason(error)}") from error
+        reasons = [f"cannot connect to {host} port {port}: {_reason(error)}"]
+        reasons += [f"the environment's proxy: {why}" for why in refused[:1]]
+        raise StreamError("; ".join(reasons)) from error
     async with stream:
         try:
             framed = FramedStream(stream)
         except OSError as error:
             raise StreamError("the connection broke") from error
-        framed.address = Address(host, port, "tcp")  # not the proxy's
+        framed.address = Address(host, port, "tcp")  # neither the proxy's nor a further port's
         yield framed
 
 
-async def _open(host: str, port: int) -> trio.SocketStream:
-    """Connect directly, and by the environment's proxy a little later; the first that works is taken. Raises
-    OSError as the direct attempt did."""
-    proxy = proxies.environment_proxy(host)
-    if proxy is None:
-        return await trio.open_tcp_stream(host, port)
+async def _open(host: str, ports: Sequence[int], refused: list[str]) -> trio.SocketStream:
+    """Connect directly to the first port, and a little later to the others and by the environment's proxy;
+    the first that works is taken. Raises OSError as the first attempt did. ``refused`` gets what the proxy
+    had against it."""
+    first, *further = ports
+    by_proxy = [(p, found) for p in ports if (found := proxies.environment_proxy(host, p)) is not None]
+    if not further and not by_proxy:
+        return await trio.open_tcp_stream(host, first)
     found, failures, failed = list[trio.SocketStream](), list[OSError](), trio.Event()
+
+    def take(stream: trio.SocketStream) -> None:
+        found.append(stream)
+        nursery.cancel_scope.cancel()
 
     async def directly() -> None:
         try:
-            found.append(await trio.open_tcp_stream(host, port))
+            take(await trio.open_tcp_stream(host, first))
         except OSError as error:
             failures.append(error)
             failed.set()
-        else:
-            nursery.cancel_scope.cancel()
 
-    async def by_proxy() -> None:
+    async def later() -> None:
         with trio.move_on_after(HEAD_START):
             await failed.wait()
-        with suppress(proxies.ProxyError):
-            found.append(await proxies.connect_by(proxy, host, port))
-            nursery.cancel_scope.cancel()
+        for port in further:
+            nursery.start_soon(elsewhere, port)
+        for port, proxy in by_proxy:  # many proxies connect to port 443 alone
+            nursery.start_soon(proxied, proxy, port)
+
+    async def elsewhere(port: int) -> None:
+        with suppress(OSError):
+            take(await trio.open_tcp_stream(host, port))
+
+    async def proxied(proxy: proxies.Proxy, port: int) -> None:
+        try:
+            take(await proxies.connect_by(proxy, host, port))
+        except proxies.ProxyError as error:
+            refused.append(str(error))
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(directly)
-            nursery.start_soon(by_proxy)
+            nursery.start_soon(later)
     finally:
         for late in found[1:]:
             await trio.aclose_forcefully(late)
