@@ -76,6 +76,7 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
@@ -300,6 +301,7 @@ def make_parts(
         generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree,
+        further=lambda address: tcp.callable.get(address, ()),
     )  # fmt: skip
     gossip.hinted = finding.hinted
     runs = RunWatch(
@@ -351,6 +353,20 @@ def make_parts(
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, relay=lending.relay, offered=borrower.offered,
     )  # fmt: skip
+    further = FurtherPorts(config.control.tcp_ports, own.publish)
+    own.tcp_ports = lambda: further.open
+    tcp = TcpPort(
+        config.control.port,
+        sessions=sessions,
+        dispatch=driver.receive,
+        serve=server.serve,
+        standing=keeper.answer_standing,
+        records=gossip.answer_records,
+        runs=runs.answer,
+        lent=lent,
+        carry=framed.take,
+        further=further,
+    )
     return Parts(
         settings=Settings(config),
         state=state,
@@ -407,17 +423,7 @@ def make_parts(
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         server=server,
-        tcp=TcpPort(
-            config.control.port,
-            sessions=sessions,
-            dispatch=driver.receive,
-            serve=server.serve,
-            standing=keeper.answer_standing,
-            records=gossip.answer_records,
-            runs=runs.answer,
-            lent=lent,
-            carry=framed.take,
-        ),
+        tcp=tcp,
     )
 
 

@@ -111,13 +111,14 @@ class Caller:
         the others where it is one of them. Raises `StreamError`, also inside the block where the channel
         breaks."""
         session = self.sessions.newest(member)
-        if session is None or self._keeper.roster.get(member) is None:
+        entry = self._keeper.roster.get(member)
+        if session is None or entry is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
         for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
             opened = False
             try:
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect(address.host, address.port, entry.record.tcp_ports) as framed:
                     client = await channels.Client.open(framed, session)
                     opened = True
                     yield client
@@ -225,13 +226,15 @@ async def ask_standing(
                     keeper.dropped, "standing-broken", "an answer on this node's standing was left out",
                     source=str(address),
                 ):  # fmt: skip
-                    await _ask_standing_at(node, keeper, address)
+                    await _ask_standing_at(node, keeper, address, entry.record.tcp_ports)
 
 
-async def _ask_standing_at(node: NodeState, keeper: RosterKeeper, address: Address) -> None:
+async def _ask_standing_at(
+    node: NodeState, keeper: RosterKeeper, address: Address, further: Sequence[int]
+) -> None:
     answer = b""
     with suppress(framing.StreamError):
-        async with framing.connect(address.host, address.port) as framed:
+        async with framing.connect(address.host, address.port, further) as framed:
             answer = await channels.ask_standing(framed, node.identity.node_id, node.revocations.plea())
     if answer:
         with suppress(PhantomMeshError):

@@ -136,7 +136,7 @@ async def _open(host: str, ports: Sequence[int], refused: list[str]) -> trio.Soc
     the first that works is taken. Raises OSError as the first attempt did. ``refused`` gets what the proxy
     had against it."""
     first, *further = ports
-    by_proxy = [(p, found) for p in ports if (found := proxies.environment_proxy(host, p)) is not None]
+    by_proxy = [(p, named) for p in ports if (named := proxies.environment_proxy(host, p)) is not None]
     if not further and not by_proxy:
         return await trio.open_tcp_stream(host, first)
     found, failures, failed = list[trio.SocketStream](), list[OSError](), trio.Event()

@@ -109,7 +109,7 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
         for node, other in ((alpha, beta), (beta, alpha)):
             framed = node.parts.framed
             kept = framed._lines[id_of(other)].framed._stream.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            assert cast("int", kept) <= 2 * RECEIVE
+            assert kept <= 2 * RECEIVE
             held = framed._edges[id_of(other)].socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
             assert held <= 2 * module.EDGE_BUFFER
         [fault] = [fault for fault in alpha.parts.framed.faults() if fault.code == UDP_BLOCKED.code]
