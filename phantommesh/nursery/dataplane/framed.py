@@ -310,8 +310,12 @@ class Framed:
             edge.scope.cancel()  # `_read` closes the socket: it may have to run once more
         self._note(peer, framed)
 
+    def _name_of(self, peer: bytes) -> str:
+        entry = self._peers.get(peer)
+        return format_node_id(NodeId(peer)) if entry is None else entry.member.name
+
     def _note(self, peer: bytes, framed: int) -> None:
-        told = format_node_id(NodeId(peer))
+        told = self._name_of(peer)
         if framed and peer in self._lines and peer not in self._told:
             self._told.add(peer)
             log.warning(
@@ -324,7 +328,7 @@ class Framed:
     # Connections.
 
     async def _dial(self, peer: NodeId) -> None:
-        told, carried = format_node_id(peer), False
+        told, carried = self._name_of(peer), False
         with left_out(self.dropped, "frame-broken", "a connection for frames broke", peer=told):
             try:
                 with trio.move_on_after(OPENING) as opening:

@@ -26,7 +26,7 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import Role, TrustError
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 MAX_REASON = 512  # characters of a member's refusal that are kept, told and logged
@@ -62,6 +62,11 @@ class Caller:
         """The members that can be called, in the order of `asking.whom`."""
         ordered = asking.whom(self._keeper.roster, self._node.identity.node_id, list(first), _RNG)
         return [member for member in ordered if self.sessions.newest(member) is not None]
+
+    def name_of(self, member: NodeId) -> str:
+        """A member as logs and errors name it: by its name, or by its node id where there is none."""
+        entry = self._keeper.roster.get(member)
+        return format_node_id(member) if entry is None else entry.member.name
 
     def linked(self, member: NodeId, at: Address | None, role: LinkRole) -> None:
         """A handshake with a member finished: ``at`` an address, or (None) carried by another member."""

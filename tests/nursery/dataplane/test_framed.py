@@ -21,6 +21,7 @@ from phantommesh.endpoint import Address
 from phantommesh.nursery.dataplane import framed as module
 from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.reporting import netchecking
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import RECEIVE, FramedStream, StreamError, connect
 from phantommesh.routing.frames import GOSSIP, MAX_BATCH, frame
@@ -117,8 +118,13 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
 
 
 @pytest.mark.usefixtures("quick")
-async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
+async def test_gossip_goes_by_frames_while_udp_is_mute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netchecking, "LATELY", 2.0)
     async with two(tmp_path) as (alpha, beta):
+        udp = alpha.reporter._checks._udp
+        await until(lambda: udp().reached is True and udp().by == ["beta"])
         for node in (alpha, beta):
             node.parts.udp.forbids = lambda host: True
         began = trio.current_time()
@@ -128,6 +134,8 @@ async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
             return silence is not None and trio.current_time() - silence > began + 3.0
 
         await until(lambda: heard(alpha, beta) and heard(beta, alpha))
+        await until(lambda: udp().reached is False)  # at once, and not when a witness's word has run out
+        assert "by TCP members are heard" in udp().why and udp().by == ["beta"]
         # On a connection a member speaks for itself alone.
         taken, impostors = alpha.parts.gossip.receive_framed, list[bytes]()
 
@@ -138,6 +146,10 @@ async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
         alpha.parts.gossip.receive_framed = catch  # type: ignore[method-assign]
         await until(lambda: len(impostors) > 1)
         assert alpha.parts.gossip.dropped["gossip-impostor"] == 1
+
+        for node in (alpha, beta):
+            node.parts.udp.forbids = node.parts.places.forbids
+        await until(lambda: udp().reached is True)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ other."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +58,9 @@ async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thre
             send(self, datagram, to)
 
     @asynccontextmanager
-    async def connect_unless_hidden(host: str, port: int) -> AsyncIterator[FramedStream]:
+    async def connect_unless_hidden(
+        host: str, port: int, further: Sequence[int] = ()
+    ) -> AsyncIterator[FramedStream]:
         if port in hidden:
             raise StreamError("nobody can call it")
         async with connect(host, port) as framed:
