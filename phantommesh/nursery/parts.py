@@ -35,7 +35,7 @@ from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
-from phantommesh.nursery.dataplane.relays import make_relays
+from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
@@ -44,6 +44,7 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
+from phantommesh.nursery.members.bridging import Bridging
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
@@ -126,6 +127,7 @@ class Parts:
     caller: Caller
     attending: Attending
     carrying: Carrying
+    bridging: Bridging
     naming: Naming
     copies: Copies
     links: Links
@@ -312,7 +314,7 @@ def make_parts(
     links.look_elsewhere(gossip.heard_at)
     framed = Framed(
         state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
-        gossip=gossip, tell=tell, ports=lambda: own.ports,
+        gossip=gossip, tell=tell, ports=lambda: own.ports, homes=lambda: carrying.homes,
     )  # fmt: skip
     gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(
@@ -352,7 +354,9 @@ def make_parts(
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, relay=lending.relay, offered=borrower.offered,
+        bridged=framed.prompted,
     )  # fmt: skip
+    bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
     own.tcp_ports = lambda: further.open
     tcp = TcpPort(
@@ -366,6 +370,7 @@ def make_parts(
         lent=lent,
         carry=framed.take,
         further=further,
+        join=bridging.join,
     )
     return Parts(
         settings=Settings(config),
@@ -386,6 +391,7 @@ def make_parts(
         caller=caller,
         attending=attending,
         carrying=carrying,
+        bridging=bridging,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,

@@ -52,6 +52,7 @@ _Dial = tuple[Address, _Sender, _Receiver]
 Dispatch = Callable[[bytes, Address], None]
 Serve = Callable[["Session", messages.Request, Address], Awaitable[messages.Answer]]
 Carry = Callable[[Client], Awaitable[None]]
+Join = Callable[[Client, bytes], Awaitable[None]]
 
 
 log = structlog.get_logger("phantommesh.streams")
@@ -78,11 +79,13 @@ class TcpPort:
         lent: Lent | None = None,
         carry: Carry | None = None,
         further: FurtherPorts | None = None,
+        join: Join | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
         answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
         bounds the connections that are taken; ``lent`` gets those that members lend, ``carry`` those on which
-        a member asks for frames, until they are over. ``further`` has more ports at which this is served."""
+        a member asks for frames, until they are over; ``join`` those on which it asks for another member's.
+        ``further`` has more ports at which this is served."""
         self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
@@ -93,7 +96,7 @@ class TcpPort:
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._seats = Seats() if seats is None else seats
         self._lent = Lent() if lent is None else lent
-        self._carry = carry
+        self._carry, self._join = carry, join
         self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
@@ -283,6 +286,9 @@ class TcpPort:
                 if isinstance(request, messages.Frames) and self._carry is not None and not session.invite:
                     await self._carry(Client(framed, sealed, session))
                     raise StreamError("it carried frames, and does no more")
+                if isinstance(request, messages.Bridge) and self._join is not None and not session.invite:
+                    await self._join(Client(framed, sealed, session), request.to)
+                    raise StreamError("it was joined with another, and does no more")
                 await self._answer_in_turn(framed, session, sealed, request)
             finally:
                 self._seats.done(seat)

@@ -44,8 +44,8 @@ def linked(one: Node, other: Node) -> bool:
 
 
 @asynccontextmanager
-async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
-    """Three nodes that run, as said above."""
+async def apart(at: Path, monkeypatch: pytest.MonkeyPatch, *, frames: bool = False) -> AsyncIterator[Three]:
+    """Three nodes that run, as said above. ``frames``: beta and gamma use frames over TCP."""
     authority = make_authority(at / "alpha")
     async with serving(at / "alpha"):
         for name in ("beta", "gamma"):
@@ -70,7 +70,10 @@ async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thre
     monkeypatch.setattr(framing, "connect", connect_unless_hidden)
     monkeypatch.setattr(tcp, "connect", connect_unless_hidden)
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(serving(at / n)) for n in ("alpha", "beta", "gamma")]
+        nodes = [
+            await stack.enter_async_context(serving(at / name, frames=frames and name != "alpha"))
+            for name in ("alpha", "beta", "gamma")
+        ]
         yield Three(*nodes)
 
 
