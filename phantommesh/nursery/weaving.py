@@ -106,7 +106,7 @@ class Weaving:
         parts.finding.retain(parts.peers.standing)
         parts.framed.retain(parts.peers.standing)
         auths, effects = parts.wiring.link(now, wall)
-        parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
+        parts.tcp.callable = parts.peers.tcp_ports({peer: auth.endpoints for peer, auth in auths.items()})
         parts.driver.carry_out(effects)
         parts.guarding.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])

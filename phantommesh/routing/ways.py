@@ -32,8 +32,8 @@ class Kind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Way:
     """``endpoint`` is what WireGuard gets for the peer. ``relay`` is the node id of the member that forwards
-    (`Kind.RELAYED`). ``room``: the bytes that this way takes away from what the packets may have, for
-    frames."""
+    (`Kind.RELAYED`), or that joins two connections (`Kind.FRAMED`). ``room``: the bytes that this way takes
+    away from what the packets may have, for frames."""
 
     kind: Kind
     endpoint: Endpoint

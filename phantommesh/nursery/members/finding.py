@@ -30,7 +30,7 @@ from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Bucket
 from phantommesh.reachable import HostAddress, IpAddress, Reach, all_loopback
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 ADDRESS_MISSING = FaultKind("address-missing", "medium")
 
@@ -227,7 +227,7 @@ class Finding:
                 nursery.start_soon(self._question, witness, witness in authorities)
 
     async def _question(self, witness: NodeId, authority: bool) -> None:
-        asked, told = trio.current_time(), format_node_id(witness)
+        asked, told = trio.current_time(), self._caller.name_of(witness)
         with left_out(self.dropped, "sighting-broken", "a sighting was left out", peer=told):
             answer: messages.Answer | None = None
             try:

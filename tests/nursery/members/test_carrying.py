@@ -44,8 +44,8 @@ def linked(one: Node, other: Node) -> bool:
 
 
 @asynccontextmanager
-async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
-    """Three nodes that run, as said above."""
+async def apart(at: Path, monkeypatch: pytest.MonkeyPatch, *, frames: bool = False) -> AsyncIterator[Three]:
+    """Three nodes that run, as said above. ``frames``: beta and gamma use frames over TCP."""
     authority = make_authority(at / "alpha")
     async with serving(at / "alpha"):
         for name in ("beta", "gamma"):
@@ -58,7 +58,9 @@ async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thre
             send(self, datagram, to)
 
     @asynccontextmanager
-    async def connect_unless_hidden(addresses: Sequence[Address]) -> AsyncIterator[FramedStream]:
+    async def connect_unless_hidden(
+        addresses: Sequence[Address], further: Sequence[int] = ()
+    ) -> AsyncIterator[FramedStream]:
         if not (found := [address for address in addresses if address.port not in hidden]):
             raise StreamError("nobody can call it")
         async with connect_first(found) as framed:
@@ -67,7 +69,10 @@ async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Thre
     monkeypatch.setattr(UdpPort, "send", send_unless_apart)
     monkeypatch.setattr(framing, "connect_first", connect_unless_hidden)
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(serving(at / n)) for n in ("alpha", "beta", "gamma")]
+        nodes = [
+            await stack.enter_async_context(serving(at / name, frames=frames and name != "alpha"))
+            for name in ("alpha", "beta", "gamma")
+        ]
         yield Three(*nodes)
 
 

@@ -545,7 +545,7 @@ async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
         listener = (await trio.open_tcp_listeners(0, host=HERE))[0]
         async with listener:
             there = Address(HERE, listener.socket.getsockname()[1], "tcp")
-            served.port.callable = frozenset({there})
+            served.port.callable = {there: ()}
             served.port.send(DATAGRAM, there)
             async with await listener.accept() as stream:
                 framed = FramedStream(stream)
@@ -605,7 +605,7 @@ async def test_one_port_may_connect_to_two_addresses_of_ours() -> None:
 
 async def test_datagrams_go_both_ways_over_one_connection() -> None:
     async with serving() as caller, serving() as called:
-        caller.port.callable = frozenset({called.address})
+        caller.port.callable = {called.address: ()}
         caller.port.send(DATAGRAM + b"1", called.address)
         caller.port.send(DATAGRAM + b"2", called.address)
         await until(lambda: len(called.datagrams) == 2)
@@ -628,7 +628,7 @@ async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:
     async with serving() as served:
         number = free_port()
         closed = Address(HERE, number, "tcp")
-        served.port.callable = frozenset({closed})
+        served.port.callable = {closed: ()}
         served.port.send(DATAGRAM, closed)
         await served.ended("stream-unreachable")
         arrived = trio.Event()
@@ -647,7 +647,7 @@ async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:
 
 async def test_a_full_queue_drops_and_counts() -> None:
     async with serving() as served, serving() as other:
-        served.port.callable = frozenset({other.address})
+        served.port.callable = {other.address: ()}
         for _ in range(tcp.QUEUE + 5):
             served.port.send(DATAGRAM, other.address)
         assert served.port.dropped["stream-unsent"] == 5
