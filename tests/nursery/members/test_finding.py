@@ -43,6 +43,9 @@ class Members:
     def callable(self) -> list[NodeId]:
         return list(self.there)
 
+    def name_of(self, member: NodeId) -> str:
+        return member.hex()
+
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[Members]:
         self.asked.append((member, trio.current_time()))
