@@ -223,7 +223,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",

@@ -68,8 +68,7 @@ class Weaving:
             case ReadBack():
                 self._read_back(news)
             case CopyGone():
-                parts.links.rotate(None, trio.current_time())
-                parts.driver.wake()
+                parts.driver.anew()
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)
