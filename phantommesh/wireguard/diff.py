@@ -94,7 +94,7 @@ def diff(
     WireGuard's own roaming, which is left alone, or out of date. WireGuard follows a peer to wherever its
     packets come from, so also into the overlay: what roamed to an endpoint that ``forbids`` is put back, and
     where there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard
-    has no other way to forget an endpoint.
+    has no other way to forget an endpoint. What roamed to an endpoint that was left is put back, too.
     """
     applied = applied or {}
     changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
@@ -156,7 +156,7 @@ def _diff_peers(
         if before is None:
             yield _new_peer(peer)
             continue
-        astray = before.endpoint is not None and forbids(before.endpoint)
+        astray = before.endpoint is not None and (forbids(before.endpoint) or _went_back(before, peer))
         if astray and peer.endpoint is None:
             yield PeerDiff(key, remove=True)
             continue
@@ -186,6 +186,10 @@ def _new_peer(peer: PeerConfig) -> PeerDiff:
         replace_allowed_ips=True,
         config=peer,
     )
+
+
+def _went_back(have: PeerState, want: PeerConfig) -> bool:
+    return want.endpoint is not None and have.endpoint == want.left != want.endpoint
 
 
 def _new_endpoint(

@@ -19,7 +19,7 @@ import trio
 
 from phantommesh.config.sections import RelaySection
 from phantommesh.control import messages
-from phantommesh.dimensions import DIMENSIONS, has
+from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.lacking import Lacking, family, round_trip
@@ -51,6 +51,7 @@ SELDOM: Final = 1.0  # s between them later on
 MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
+NUDGE: Final = 1.0  # s between looks whether WireGuard goes back to a relay that it has left
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
 UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
 NAMED: Final = 3  # relays that a fault names
@@ -111,7 +112,8 @@ class Borrower:
         self._installed: frozenset[Tagged] = frozenset()
         self._untagged: NftError | None = None
         self._alone: dict[NodeId, float] = {}  # since when no relay offers, by peer
-        self._doubted = self._measured = -inf
+        self._doubted = self._measured = self._nudged = -inf
+        self._back: dict[NodeId, int] = {}  # dimensions that were seen to go over a relay that was left
         self._bell, self._asking, self._tags = Bell(), Bell(), Bell()
         if self._use:
             ports.listen(binding.MAGIC, self._receive)
@@ -147,6 +149,14 @@ class Borrower:
         self._set_relays()
         dimensions = [i for i in range(DIMENSIONS) if has(word.dimensions, i)]
         self._do(self.machine.offered(relay, peer, dimensions, trio.current_time()))
+
+    def located(self, peer: NodeId, endpoints: Sequence[Endpoint | None]) -> None:
+        """Take a reading of where WireGuard sends to, by dimension."""
+        if peer in self._lacking:
+            left = [self._ways.left(peer, i) for i in range(DIMENSIONS)]
+            self._back[peer] = self._back.get(peer, 0) | bits(
+                here is not None and here == there for here, there in zip(left, endpoints, strict=True)
+            )
 
     def moved(self) -> None:
         """This node may be at another address."""
@@ -211,7 +221,7 @@ class Borrower:
                 await self._bell.wait()
 
     def _look(self, now: float) -> None:
-        alone = set[NodeId]()
+        alone, nudge = set[NodeId](), now - self._nudged >= NUDGE
         if now - self._measured >= MEASURE:
             self._set_relays()
         for peer, lacking in list(self._lacking.items()):
@@ -219,7 +229,10 @@ class Borrower:
             wanted = 0
             if entry is not None and paths and not self._down(peer):
                 ways = self._ways.taken(peer)
-                wanted = lacking.look(self._keyed(peer), paths, ways, now)
+                wanted = lacking.look(self._keyed(peer), paths, ways, now, self._back.pop(peer, 0))
+                if nudge and any(self._ways.left(peer, i) for i in range(DIMENSIONS)):
+                    self._nudged = now
+                    self._changed(peer)
                 for relay in lacking.gone(paths, ways, now):
                     self._do(self.machine.failed(NodeId(relay), peer, now))
             if wanted and not any(path.answers for path in paths) and not any(self._ways.taken(peer)):
@@ -227,6 +240,7 @@ class Borrower:
             self._do(self.machine.want(peer, [i for i in range(DIMENSIONS) if has(wanted, i)], now))
             if not wanted and (entry is None or self._down(peer) or lacking.settled):
                 del self._lacking[peer]
+                self._back.pop(peer, None)
         if self.machine.deadline <= now:
             self._do(self.machine.tick(now))
         self._alone = {peer: self._alone.get(peer, now) for peer in alone}
