@@ -23,9 +23,10 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import trio
 
@@ -41,7 +42,7 @@ from phantommesh.routing.fastlane import lanes_of
 from phantommesh.routing.forwarding import table_name
 
 PING = 0.01  # s
-WATCH = 8.0  # s that pings are watched after the event, at least
+WATCH = 10.0  # s that pings are watched after it: a lease ends 5 s after its dimension is direct
 CALM = 10.0  # s of undisturbed pings before an event
 PATIENCE = 120.0  # s
 _PORTS = "51820-51840"
@@ -134,8 +135,14 @@ def _short(relay: LabNode) -> int:
     return sum(int(found) for found in re.findall(r"packets (\d+)", said))
 
 
-async def watch(case: str, traffic: Traffic, relays: Sequence[LabNode], act: Callable[[], None]) -> Event:
-    """Do it under pings."""
+async def watch(
+    case: str,
+    traffic: Traffic,
+    relays: Sequence[LabNode],
+    act: Callable[[], None],
+    settled: Callable[[], Awaitable[None]],
+) -> Event:
+    """Do it under pings, and wait until its effects have `settled`."""
     await trio.sleep(CALM)
     short = sum([await trio.to_thread.run_sync(_short, relay) for relay in relays])
     for flow in traffic.flows:
@@ -143,6 +150,7 @@ async def watch(case: str, traffic: Traffic, relays: Sequence[LabNode], act: Cal
         flow.pending.clear()
     began = trio.current_time()
     await trio.to_thread.run_sync(act)
+    await settled()
     await trio.sleep(WATCH)
     end = trio.current_time()
     lost = [at for flow in traffic.flows for at in flow.pending.values() if at < end - 1.0]
@@ -162,11 +170,15 @@ async def measure(backend: str) -> list[Event]:
             with ExitStack() as blocked:
                 blocked.enter_context(apart(one, two))
                 await _spread(one, two, (first, second), DIMENSIONS)
-                found.append(await watch("direct", traffic, (first, second), blocked.close))
-            await _spread(one, two, (first, second), 0)
+                direct = partial(_spread, one, two, (first, second), 0)
+                found.append(await watch("direct", traffic, (first, second), blocked.close, direct))
             with apart(one, two):
                 await _spread(one, two, (first, second), DIMENSIONS)
-                found.append(await watch("killed", traffic, (first, second), lambda: kill(first)))
+                found.append(
+                    await watch(
+                        "killed", traffic, (first, second), partial(kill, first), trio.lowlevel.checkpoint
+                    )
+                )
         if os.environ.get("KEEP_LOGS"):
             for node in (one, two):
                 print(f"==== {node.name}\n", node.log.read_text()[-30000:], file=sys.stderr)

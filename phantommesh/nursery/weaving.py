@@ -174,6 +174,7 @@ class Weaving:
             parts.paths.locate(seen.peer, seen.reading.endpoints)
             parts.punching.watch(seen.peer)
             parts.framed.located(seen.peer, seen.reading.endpoints)
+            parts.borrower.located(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))

@@ -54,6 +54,12 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
 
+    def left(self, peer: bytes, dimension: int) -> Endpoint | None:
+        """A relay's endpoint that is on offer yet, though a better way is taken: packets of the peer may come
+        from there for a while, and WireGuard would follow them back."""
+        relayed = self._offers.get(peer, {}).get(dimension, {}).get(Kind.RELAYED)
+        return None if relayed is None or self.chosen(peer, dimension) is relayed else relayed.endpoint
+
     def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
         """The way on offer that has this endpoint, the best if there are several."""
         offers = self._offers.get(peer, {}).get(dimension, {})

@@ -190,11 +190,11 @@ def test_a_relay_opens_the_short_way_by_itself_and_closes_it() -> None:
             rig.send(a, rig.message())
             b.recv(2000)
             assert relay.stdout.readline() == "short\n"
-            before = lanes()
+            before = counted("lanes4")
             for sender, receiver in ((a, b), (b, a)):
                 rig.send(sender, rig.message())
                 receiver.recv(2000)
-            assert lanes() == before + 2
+            assert counted("lanes4") == before + 2
             print(file=relay.stdin, flush=True)
             assert relay.stdout.readline() == "withdrawn\n"
             rig.send(a, rig.message())
