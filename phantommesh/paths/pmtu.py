@@ -37,6 +37,7 @@ GAP: Final = 0.1  # s between probes of one question
 PATIENCE: Final = 0.2  # s at least that an answer may take
 UNSURE: Final = 1.0  # s until the question is put again, where small probes had no answer either
 RAISE: Final = 600.0  # s until a larger size is tried again (PMTU_RAISE_TIMER, RFC 8899, section 5.1.1)
+TOLD: Final = 300.0  # s for which hops are not asked again; an idle path is looked at every `RAISE` only
 KEPT: Final = 32  # unanswered probes that a late answer is still recognised for
 
 NEVER: Final = float("inf")
@@ -100,7 +101,7 @@ class PathMtu:
     raise_at: float = NEVER
     whole: bool = False  # this way has no limit of its own, so there is nothing to ask
     restraint: Restraint = field(default_factory=Restraint)  # when searches that others bring about may begin
-    searched: bool = False  # a search has begun since `take_found` told of one
+    searched: bool = False  # the size has to be found or confirmed before `take_found` tells of it
     hops_at: float = NEVER
     _raising: bool = False
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
@@ -172,11 +173,12 @@ class PathMtu:
             return
         self.size, self.proved = min(self.size, self.top), min(self.proved, self.top)
         self.refused, self._raising = None, False  # somebody changed the way, or mended it
+        self.searched = True
         if self.next_at != NEVER:
             self._forget()
             self._next(now)
             if self.asked:
-                self.next_at, self.searched = self.restraint.begin(now), True
+                self.next_at = self.restraint.begin(now)
 
     def take_whole(self, now: float, whole: bool) -> None:
         """Say whether this way has no limit of its own. Then it carries all that both ends take."""
@@ -189,10 +191,10 @@ class PathMtu:
         self.asked, self.next_at, self.size, self.proved = 0, NEVER, self.top, self.top
 
     def take_found(self, now: float) -> bool:
-        """Whether a search has ended of which this has not told, or `RAISE` has passed since it told."""
+        """Whether a size was found of which this has not told, or `TOLD` has passed since it told."""
         if not self.settled or not (self.searched or now >= self.hops_at):
             return False
-        self.searched, self.hops_at = False, now + RAISE
+        self.searched, self.hops_at = False, now + TOLD
         return True
 
     def confirm(self, at: float) -> None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import errno
 import socket
+from contextlib import suppress
 from typing import Self
 
 from phantommesh.wireguard.device import OUTER_MARK
@@ -53,14 +53,8 @@ class Uncut:
 
     def send(self, host: str, port: int, length: int) -> None:
         """Send one datagram of zeros, ``length`` bytes with its headers. One that cannot go is left out."""
-        datagram = bytes(length - _HEADERS)
-        for _ in range(2):
-            try:
-                self._socket.sendto(datagram, (host, port))
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMSGSIZE, errno.ECONNREFUSED, errno.EHOSTUNREACH):
-                    return  # those are words on the datagram before: the socket is told of them first
+        with suppress(OSError):
+            self._socket.sendto(bytes(length - _HEADERS), (host, port))
 
 
 def _mark(sock: socket.socket) -> None:

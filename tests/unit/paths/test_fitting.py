@@ -260,6 +260,11 @@ def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> Non
     world = World(carries=1300)
     world.run(8)
     assert sorted(world.a.hops) == [(dimension, LARGEST) for dimension in range(DIMENSIONS)]
+    for dimension in range(DIMENSIONS):
+        world.carry_out(world.a, world.a.fitting.way(B, dimension, "way", 1296, world.now))
+    world.run(1)
+    assert sorted(world.a.hops[DIMENSIONS:]) == [(dimension, 1296) for dimension in range(DIMENSIONS)]
+    del world.a.hops[DIMENSIONS:]
     world.run(300)
     assert len(world.a.hops) == DIMENSIONS
     world.run(400)
