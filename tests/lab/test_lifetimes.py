@@ -42,6 +42,17 @@ table ip lab {
 }
 """
 
+WALL = """
+table ip wall
+delete table ip wall
+table ip wall {{
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        {rule}
+    }}
+}}
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def net() -> Iterator[None]:
@@ -151,15 +162,8 @@ def test_the_kernels_nat_is_found_to_keep_what_is_idle_for_as_long_as_it_was_tol
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_strangers_datagrams_come_in_unless_a_firewall_drops_them(drops: bool) -> None:
-    rules = 'iifname "up0" ct state new udp dport 51820-51830 drop' if drops else ""
-    chain = f"type filter hook input priority filter; policy accept; {rules}"
-    run(
-        THERE,
-        "nft",
-        "-f",
-        "-",
-        script=f"table ip wall\ndelete table ip wall\ntable ip wall {{ chain input {{ {chain} }} }}",
-    )
+    rule = 'iifname "up0" ct state new udp dport 51820-51830 drop' if drops else ""
+    run(THERE, "nft", "-f", "-", script=WALL.format(rule=rule))
     came = set[int]()
 
     def take(ports: WireguardPorts, dimension: int, source: Address, data: bytes) -> None:
