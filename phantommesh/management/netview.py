@@ -41,12 +41,28 @@ class NatView(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class PortmapView(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the router has opened ports for this node. ``endpoint``: the control port as it is mapped."""
+class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
+    """A router that is asked to open ports. ``private``: it did, at an address that others do not reach.
+    ``method``: the protocol by which it answers; ``ports``: how many it has mapped, TCP's among them."""
 
-    state: Literal["off", "none", "mapped", "unknown"]
+    address: str
+    state: Literal["mapped", "private", "refused", "silent"]
+    method: Literal["pcp", "nat-pmp", "upnp"] | None = None
+    endpoint: str | None = None
+    ports: int = 0
+    why: str
+    fix: str = ""
+
+
+class PortmapView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a router has opened ports for this node. ``endpoint``: the control port as it is mapped.
+    ``none``: no router answers, or none is asked."""
+
+    state: Literal["off", "none", "refused", "private", "mapped", "unknown"]
     endpoint: str | None = None
     why: str = ""
+    fix: str = ""
+    gateways: list[GatewayView] = []
 
 
 class RelayView(msgspec.Struct, frozen=True, kw_only=True):
