@@ -290,6 +290,7 @@ class Peers:
             tuple(host for host, _ in where),
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
+            tuple(self._ways.outdone(member.node_id, i) for i in range(DIMENSIONS)),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -63,6 +63,14 @@ class Ways:
         """The ways to take, by dimension."""
         return [self.chosen(peer, i) for i in range(DIMENSIONS)]
 
+    def outdone(self, peer: bytes, dimension: int) -> frozenset[Endpoint]:
+        """Where else ways on offer lead while a direct one is taken. The ends move one after the other, and
+        WireGuard follows what the other end still sends: so both may stay at what they have left."""
+        offers = self._offers.get(peer, {}).get(dimension, {})
+        if Kind.DIRECT not in offers:
+            return frozenset()
+        return frozenset(way.endpoint for way in offers.values()) - {offers[Kind.DIRECT].endpoint}
+
     def on_offer(self, peer: bytes, kind: Kind) -> int:
         """The dimensions, as a bitmap, for which there is a way of this kind."""
         return bits(kind in self._offers.get(peer, {}).get(i, {}) for i in range(DIMENSIONS))

@@ -34,7 +34,7 @@ class MeshPeer:
     modulo their number, and nowhere if that is empty. ``dials`` is a bitmap of dimensions: on the others the
     peer gets no endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so
     it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
-    (`node.peers.usable_keys`); it has no part in that dimension then."""
+    (`node.peers.usable_keys`); it has no part in that dimension then. ``outdone``: see `PeerConfig`."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -44,6 +44,7 @@ class MeshPeer:
     hosts: tuple[str, ...]
     psks: tuple[Secret, ...]
     dials: int
+    outdone: tuple[frozenset[Endpoint], ...] = (frozenset(),) * DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
         endpoint,
         frozenset({peer.ip4, peer.ip6}),
         keepalive if dials else 0,
+        peer.outdone[dimension],
     )
 
 

@@ -195,6 +195,7 @@ def _new_endpoint(
         return None
     chosen_anew = applied is not None and applied.endpoint != want.endpoint
     age = have.age(now)
-    if have.endpoint is None or chosen_anew or age is None or age > ROAM_SECONDS:
+    astray = have.endpoint is None or have.endpoint in want.outdone
+    if astray or chosen_anew or age is None or age > ROAM_SECONDS:
         return want.endpoint
     return None

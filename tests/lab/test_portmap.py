@@ -195,7 +195,7 @@ async def _a_node(gateway: Gateway, node: LabNode) -> None:
     assert found.endpoint == f"{PUBLIC}:51800"
     assert [(one.method, one.ports) for one in found.gateways] == [("pcp", len(PORTS))]
     reached = status_of(node).whereabouts.candidates
-    assert ("mapped", f"{PUBLIC}:51800") in {(one.kind, one.endpoint) for one in reached}
+    assert ("mapped", f"{PUBLIC}:51800") in {(one.found, one.endpoint) for one in reached}
     gateway.stop()
     gateway.start()
     await until(lambda: gateway.mapped == PORTS)

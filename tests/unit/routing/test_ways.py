@@ -26,6 +26,18 @@ def test_the_best_way_on_offer_is_taken() -> None:
     assert ways.chosen(B, 3) is None
 
 
+def test_only_a_direct_way_outdoes_others() -> None:
+    ways = Ways()
+    ways.offer(A, 3, RELAYED)
+    ways.offer(A, 3, FRAMED)
+    assert ways.outdone(A, 3) == frozenset()  # the other end may have no relay any more
+    ways.offer(A, 3, DIRECT)
+    assert ways.outdone(A, 3) == {RELAYED.endpoint, FRAMED.endpoint}
+    assert ways.outdone(A, 2) == ways.outdone(B, 3) == frozenset()
+    ways.withdraw(A, 3, Kind.RELAYED)
+    assert ways.outdone(A, 3) == {FRAMED.endpoint}
+
+
 def test_an_offer_takes_the_place_of_the_one_before() -> None:
     ways, moved = Ways(), Way(Kind.DIRECT, Endpoint("192.0.2.1", 40000))
     ways.offer(A, 0, DIRECT)

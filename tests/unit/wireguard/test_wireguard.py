@@ -186,6 +186,15 @@ def test_roaming_is_left_alone_while_the_handshake_is_fresh(age: float) -> None:
     assert diff(actual, {"pm0": config}, now=NOW, applied={"pm0": config}) == []
 
 
+def test_what_roamed_to_a_way_that_is_outdone_is_put_back() -> None:
+    """The ends of a pair leave a relay one after the other, and WireGuard follows a late packet back there."""
+    peer = replace(make_peer(), outdone=frozenset({ENDPOINTS[1]}))
+    config = make_device(peer)
+    actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW)}
+    [change] = diff(actual, {"pm0": config}, now=NOW, applied={"pm0": config})
+    assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=peer),)
+
+
 def test_the_endpoint_is_set_again_when_the_handshake_is_old() -> None:
     config = make_device(make_peer())
     actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW - ROAM_SECONDS - 1)}
