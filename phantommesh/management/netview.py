@@ -17,6 +17,7 @@ NatKind = Literal["none", "port-preserving", "other-port", "random", "unknown"]
 """What lies between this node and the members that see it. ``none``: they see this host's own address.
 ``port-preserving``: another address with this node's own ports. ``other-port``: one other port, the same for
 all. ``random``: another port for each member."""
+PortmapMethod = Literal["pcp", "nat-pmp", "upnp"]
 NAT_KINDS: Final[tuple[NatKind, ...]] = ("none", "port-preserving", "other-port", "random", "unknown")
 
 
@@ -47,7 +48,7 @@ class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str
     state: Literal["mapped", "private", "refused", "silent"]
-    method: Literal["pcp", "nat-pmp", "upnp"] | None = None
+    method: PortmapMethod | None = None
     endpoint: str | None = None
     ports: int = 0
     why: str

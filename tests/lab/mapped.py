@@ -45,7 +45,9 @@ async def _hear() -> None:
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
         await sock.bind(("0.0.0.0", PORT))
         while True:
-            print("heard", (await sock.recv(100)).decode("ascii"), flush=True)
+            heard = await sock.recv(2000)  # the node outside still sends to the one that was here
+            if heard.isascii():
+                print("heard", heard.decode("ascii"), flush=True)
 
 
 if __name__ == "__main__":

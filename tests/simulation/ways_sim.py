@@ -13,6 +13,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from functools import cache, partial
 
 from phantommesh.control import messages
 from phantommesh.dimensions import ALL, DIMENSIONS, bits, has, only
@@ -40,6 +41,7 @@ HOSTS = {A: "192.0.2.1", B: "192.0.2.2", P: "192.0.2.11", Q: "192.0.2.12"}
 FRAME = Endpoint("127.0.0.1", 40000)
 PORT = 51810  # of the relays
 NOTICED = 1.5  # s until an end's paths to a relay that is gone are dark
+RULES = 0.1  # s until a relay's rules are what its leases say
 POLL = 2.0  # s between passes of the reconciler
 SIZE = 1400  # bytes of a packet of traffic
 DELAY = 0.01  # s that a datagram takes to the next node
@@ -72,7 +74,9 @@ class End:
     def read(self) -> None:
         """A pass of the reconciler: WireGuard's counters are read, and where it sends is put right."""
         for i in range(DIMENSIONS):
-            if self.at[i] in self.ways.outdone(self.peer, i):
+            # The local socket ends with the connection, and then the filter of endpoints refuses it.
+            closed = self.world.line is None and not self.last.framed(self.peer) and self.at[i] == FRAME
+            if closed or self.at[i] in self.ways.outdone(self.peer, i):
                 self.at[i] = self.given[i]
         self.paths.read(self.peer, list(zip(self.sent, self.received, strict=True)), self.world.now)
         self.world.later(POLL, self.read)
@@ -82,7 +86,7 @@ class End:
         moved = 0
         for i, way in enumerate(self.ways.taken(self.peer)):
             held = has(self.ways.held(self.peer) | self.ways.quiet(self.peer), i)
-            own = None if held else Endpoint(HOSTS[self.peer], 51820 + i)
+            own = None if held else endpoint(self.peer, i)
             wanted = own if way is None else way.endpoint
             if wanted is not None and wanted != self.given[i]:
                 moved |= only(i) if self.at[i] not in (None, wanted) else 0
@@ -98,7 +102,7 @@ class End:
                 case Send(_, dimension, datagram):
                     self.world.transmit(self, dimension, datagram)
                 case Rescore(_, scores):
-                    self.world.later(0.005, lambda scores=scores: self._apply(scores))
+                    self.world.later(0.005, partial(self._apply, scores))
                 case _:
                     pass
 
@@ -150,11 +154,12 @@ class End:
                     self._ask(relay, messages.LeaveRelay(peer, 1 << dimension))
                 case borrowing.SendFromPort(relay, _, dimension, datagram):
                     self.world.to_relay(self, relay, dimension, datagram)
-                case borrowing.Use(_, dimension, None):
-                    self.ways.withdraw(self.peer, dimension, Kind.RELAYED)
-                case borrowing.Use(_, dimension, relay):
-                    way = Way(Kind.RELAYED, Endpoint(HOSTS[relay], PORT), relay=relay)
-                    self.ways.offer(self.peer, dimension, way)
+                case borrowing.Use():
+                    if effect.relay is None:
+                        self.ways.withdraw(self.peer, effect.dimension, Kind.RELAYED)
+                        continue
+                    way = Way(Kind.RELAYED, endpoint(effect.relay), relay=effect.relay)
+                    self.ways.offer(self.peer, effect.dimension, way)
         self.point()
 
     def _ask(self, relay: NodeId, request: messages.AskRelay | messages.LeaveRelay) -> None:
@@ -230,7 +235,7 @@ class World:
     """The event loop and the network. ``direct``: packets pass between the two ends; ``no_udp``: the nodes
     whose UDP is blocked; ``tcp``: whether control ports are reached. ``rate``: packets a second each way."""
 
-    def __init__(self, seed: int = 0, *, relays: tuple[NodeId, ...] = (P, Q), rate: float = 100.0) -> None:
+    def __init__(self, seed: int = 0, *, relays: tuple[NodeId, ...] = (P, Q), rate: float = 50.0) -> None:
         self.rng, self.now, self.rate = random.Random(seed), 1000.0, rate
         self.direct, self.tcp, self.no_udp = False, True, set[NodeId]()
         self.revoked = set[NodeId]()
@@ -239,23 +244,25 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.line: End | None = None  # the end that made the connection for frames
-        self.leases = {relay: self._leases(relay) for relay in relays}
-        self.challengers = {
-            one: Challenger(leases, self.rng.randbytes) for one, leases in self.leases.items()
-        }
-        self.relays = {relay: self._relay(relay) for relay in relays}
+        self._rules = dict[NodeId, tuple[float, set[tuple[Address, Address]]]]()
+        self.leases = dict[NodeId, Leases]()
+        self.challengers = dict[NodeId, Challenger]()
+        self.relays = dict[NodeId, Relay]()
+        for relay in relays:
+            self.start_relay(relay)
         self.ends = {A: End(self, A, B, seed), B: End(self, B, A, seed + 1)}
         for end in self.ends.values():
             self.later(self.rng.uniform(0.0, 0.3), end.start)
         self.later(0.0, self._traffic)
 
-    def _leases(self, relay: NodeId) -> Leases:
+    def start_relay(self, relay: NodeId) -> None:
+        """Start a relay, which knows of no lease. Taking it out of ``relays`` ends it."""
         lends = Lends(relay, lambda: {A, B}, frozenset, None)
-        return Leases(Terms(rate=1 << 20, quota=1 << 40), lends, lambda place: False, self.rng.randbytes)
-
-    def _relay(self, relay: NodeId) -> Relay:
-        return Relay(
-            self.leases[relay], PORT,
+        terms = Terms(rate=1 << 20, quota=1 << 40)
+        leases = self.leases[relay] = Leases(terms, lends, lambda place: False, self.rng.randbytes)
+        self.challengers[relay] = Challenger(leases, self.rng.randbytes)
+        self.relays[relay] = Relay(
+            leases, PORT,
             far=lambda peer: None if peer in self.no_udp else 0.02,
             tell=lambda to, word: self.later(DELAY, lambda: self._told(relay, to, word)),
             changed=lambda: None,
@@ -287,10 +294,17 @@ class World:
         relay = next((one for one in self.relays if HOSTS[one] == at.host), None)
         if relay is None:
             own = self.direct and at.host == HOSTS[other.me]
-            return Endpoint(HOSTS[end.me], 51820 + dimension) if own else None
-        ways = {(each.source, each.target) for each in self.leases[relay].forwards(self.now)}
+            return endpoint(end.me, dimension) if own else None
         leg = place(end.me, dimension), place(other.me, dimension)
-        return Endpoint(HOSTS[relay], PORT) if leg in ways else None
+        return endpoint(relay) if leg in self._forwards(relay) else None
+
+    def _forwards(self, relay: NodeId) -> set[tuple[Address, Address]]:
+        """What a relay's kernel forwards: its rules follow its leases a moment later."""
+        at, ways = self._rules.get(relay, (-1.0, set[tuple[Address, Address]]()))
+        if self.now - at > RULES:
+            ways = {(each.source, each.target) for each in self.leases[relay].forwards(self.now)}
+            self._rules[relay] = self.now, ways
+        return ways
 
     def transmit(self, end: End, dimension: int, datagram: bytes | None) -> None:
         """WireGuard sends a probe, or a packet of traffic (None)."""
@@ -337,7 +351,7 @@ class World:
                 self.sent += 1
                 before = self.arrived
                 self.transmit(end, dimension, None)
-                self.later(3 * DELAY, lambda before=before: self._note(before))
+                self.later(3 * DELAY, partial(self._note, before))
         self.later(1 / self.rate, self._traffic)
 
     def _note(self, before: int) -> None:
@@ -377,6 +391,13 @@ class World:
         return all(end.kinds == [kind] * DIMENSIONS for end in self.ends.values())
 
 
+@cache
 def place(member: NodeId, dimension: int) -> Address:
     """Where a relay sees a WireGuard port."""
     return Address(HOSTS[member], 51820 + dimension)
+
+
+@cache
+def endpoint(member: NodeId, dimension: int | None = None) -> Endpoint:
+    """A WireGuard port, or a relay's port (None)."""
+    return Endpoint(HOSTS[member], PORT if dimension is None else 51820 + dimension)

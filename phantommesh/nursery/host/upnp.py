@@ -54,7 +54,7 @@ def open_ports(own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime:
     except Exception as error:
         found.refused = _said(error)
         return found
-    life = lifetime
+    life, answer = lifetime, ""
     for one, external in wanted:
         for port in range(external, min(external + OTHERS * APART, 65535) + 1, APART):
             answer = _ask(gateway, own, one, port, life)

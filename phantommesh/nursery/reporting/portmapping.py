@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from phantommesh.endpoint import format_endpoint
-from phantommesh.management.netview import GatewayView, PortmapView
+from phantommesh.management.netview import GatewayView, PortmapMethod, PortmapView
 from phantommesh.nursery.members.mapping import GatewayState
 from phantommesh.portmap.refusals import explain, name
 from phantommesh.portmap.values import Method
 from phantommesh.reachable import of_a_site
 
+_METHODS: Final[dict[Method, PortmapMethod]] = {
+    Method.PCP: "pcp",
+    Method.NAT_PMP: "nat-pmp",
+    Method.UPNP: "upnp",
+}
 _TURN_ON: Final = "turn on PCP, NAT-PMP or UPnP in the router's settings, or forward the node's ports there"
 _NO_LIBRARY: Final = "; UPnP is not tried, since miniupnpc is not installed (phantommesh[portmap])"
 _SECOND: Final = "open the same ports at the router in front, or have one of the two pass all traffic on"
@@ -40,7 +45,7 @@ def _view(state: GatewayState) -> GatewayView:
         hint = "" if Method.UPNP in state.tried else _NO_LIBRARY
         said = f"router {address} does not answer {spoken}{hint}"
         return GatewayView(address=address, state="silent", why=said, fix=_TURN_ON)
-    speaks, method = name(state.method), state.method.value
+    speaks, method = name(state.method), _METHODS[state.method]
     ports = f"{state.open} of {state.wanted} ports"
     why, fix = ("", "") if state.refused is None else explain(state.refused)
     if state.control is None:

@@ -68,7 +68,7 @@ class Session:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> Gateway:
-    monkeypatch.setitem(sys.modules, upnp.LIBRARY, gateway)  # type: ignore[arg-type]  # its one class
+    monkeypatch.setitem(sys.modules, upnp.LIBRARY, gateway)  # the library's one class
     return gateway
 
 

@@ -187,7 +187,7 @@ def test_roaming_is_left_alone_while_the_handshake_is_fresh(age: float) -> None:
 
 
 def test_what_roamed_to_a_way_that_is_outdone_is_put_back() -> None:
-    """The ends of a pair leave a relay one after the other, and WireGuard follows a late packet back there."""
+    """The ends leave a relay one after the other, and WireGuard follows a late packet back there."""
     peer = replace(make_peer(), outdone=frozenset({ENDPOINTS[1]}))
     config = make_device(peer)
     actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW)}
