@@ -51,5 +51,5 @@ async def _hear() -> None:
 
 
 if __name__ == "__main__":
-    machine.LIFETIME, machine.SOONEST, machine.FIRST = 4, 1.0, 0.01  # type: ignore[misc]
+    machine.LIFETIME, machine.SOONEST, machine.FIRST = 4, 1.0, 0.1  # type: ignore[misc]
     trio.run(main)
