@@ -81,7 +81,7 @@ def test_frames_over_tcp_take_the_place_of_the_last_relay_until_it_is_back(
     assert gap < 0.5 and world.both(Kind.RELAYED) and world.line is None
 
 
-@pytest.mark.parametrize(("seed", "blocked"), [(0, {B}), (1, {B}), (0, {A, B})])
+@pytest.mark.parametrize(("seed", "blocked"), [(0, {B}), (0, {A, B})])
 def test_udp_that_is_blocked_and_freed(seed: int, blocked: set[NodeId]) -> None:
     """At one end, or everywhere: no relay serves, so frames do; afterwards relays do again."""
     world = relayed(seed)
@@ -121,10 +121,10 @@ def switch(world: World, relay: NodeId) -> None:
         world.start_relay(relay)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happened_before_a_pair_finds_its_ways_again(seed: int) -> None:
     world, chance = relayed(seed), random.Random(seed)
-    for _ in range(8):
+    for _ in range(6):
         match chance.randrange(4):
             case 0:
                 switch(world, chance.choice([P, Q]))
@@ -142,5 +142,5 @@ def test_whatever_happened_before_a_pair_finds_its_ways_again(seed: int) -> None
     world.tcp = True
     world.no_udp.clear()
     world.revoked.clear()
-    world.run(80.0)
+    world.run(60.0)
     relays_carry(world)
