@@ -2,8 +2,8 @@
 """Two nodes that no direct way joins, relays, and frames over TCP, under a virtual clock.
 
 What decides is real: `Paths`, `Lacking`, `Borrowing`, `LastWay`, `Ways` and `Insisting` at both ends,
-`Relay`, `Leases` and `Challenger` at the relays. The network is a model, and so are WireGuard (which sends to one
-endpoint, and roams to the source of what comes in), the channels, and how the drivers
+`Relay`, `Leases` and `Challenger` at the relays. The network is a model, and so are WireGuard (which sends to
+one endpoint, and roams to the source of what comes in), the channels, and how the drivers
 `nursery/dataplane/borrowing.py` and `nursery/dataplane/framed.py` join the parts. Same seed, same run.
 """
 
