@@ -112,10 +112,12 @@ class LinkSection(msgspec.Struct, frozen=True):
 class NatSection(msgspec.Struct, frozen=True):
     """How this node finds out where it is reached. `discover`: by the host's own addresses and by what other
     members see of it, beside `node.endpoints`. `portmap`: whether it asks the gateway to open its ports (PCP,
-    NAT-PMP; UPnP with the extra of that name)."""
+    NAT-PMP; UPnP with the extra of that name). `measure`: whether it finds out how often a NAT or firewall
+    needs keepalives; until that is known, and where it is off, `wireguard.keepalive` is the pace."""
 
     discover: Switch = True
     portmap: Annotated[Literal["auto", "off"], Meta(description='"auto" or "off"')] = "auto"
+    measure: Switch = True
 
 
 class RelaySection(msgspec.Struct, frozen=True):

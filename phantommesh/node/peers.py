@@ -107,7 +107,8 @@ class Peers:
 
     ``where`` gives the addresses of a member's control port, as far as they may be used, the likeliest first;
     ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name); ``ways`` has what
-    is to be taken instead. Call `look` when the
+    is to be taken instead; ``keepalive`` gives the seconds between keepalives to a host (None: as
+    configured). Call `look` when the
     roster, a revocation, a resolved name or the time may have changed who the peers are; give the links
     `auths`; then call `arrange`. Call `keyed` for each `Install` of the links: it costs the same in a mesh of
     any size.
@@ -122,6 +123,7 @@ class Peers:
         where: Where,
         uplinks: Uplinks | None = None,
         ways: Ways | None = None,
+        keepalive: Callable[[str], int] | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
@@ -133,6 +135,7 @@ class Peers:
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
         self._uplinks = (lambda entry: [(a.host,) for a in where(entry)]) if uplinks is None else uplinks
         self._ways = Ways() if ways is None else ways
+        self._keepalive = keepalive
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
@@ -302,6 +305,7 @@ class Peers:
             tuple(host for host, _ in where),
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
+            () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -51,6 +51,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Carried: (400.0, 8000),
     messages.Bridged: (1.0, 20),  # each has a connection made
     messages.Meet: (0.5, 20),  # fewer are granted: see `routing.punching`
+    messages.Echo: (0.2, 10),  # fewer are granted: see `routing.echoes`
     messages.Pass: (20.0, 200),
     messages.Passed: (100.0, 1000),
 }
@@ -123,7 +124,17 @@ class Meeting:
     request: messages.Meet
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting
+@dataclass(frozen=True, slots=True)
+class Echoing:
+    """Answer a member's datagrams for a while. The result is the answer."""
+
+    entry: Entry
+    request: messages.Echo
+
+
+ServingStep = (
+    Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting | Echoing
+)
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -243,6 +254,9 @@ class Serving:
             case messages.Meet():
                 met: messages.Answer = yield Meeting(peer, request)
                 return met
+            case messages.Echo():
+                echoed: messages.Answer = yield Echoing(entry, request)
+                return echoed
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Frames():  # `TcpPort` has taken it where it can carry frames

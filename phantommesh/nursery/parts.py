@@ -50,6 +50,7 @@ from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
 from phantommesh.nursery.members.linking import make_links
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
@@ -93,6 +94,8 @@ from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.fits import short_segments
+from phantommesh.wireguard.insisting import Insisting
 
 
 @dataclass(slots=True)
@@ -136,6 +139,7 @@ class Parts:
     lending: Lending
     borrower: Borrower
     punching: PunchDriver
+    lifetimes: LifetimeDriver
     ways: Ways
     peers: Peers
     finding: Finding
@@ -213,13 +217,13 @@ def make_parts(
     ways = Ways()
     peers = Peers(
         state.identity.node_id, links, wireguard, config.scatter,
-        where=places.of, uplinks=places.uplinks, ways=ways,
+        where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
@@ -243,6 +247,7 @@ def make_parts(
     def moved() -> None:
         finding.moved()
         paths.uplinks_changed()
+        lending.moved()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -262,6 +267,7 @@ def make_parts(
         log=structlog.get_logger("phantommesh.node"),
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
+        insisting=Insisting(ways.proved),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
@@ -279,6 +285,9 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    guarding = Guarding(
+        partial(_guard, config, own, overlay, peers), beside=scatter_table(master), flushed=scattering.kick
+    )
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -286,6 +295,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
+            if config.guard.forward:
+                guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
         measured,
@@ -348,12 +359,16 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    lifetimes = make_lifetimes(
+        config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
+        lambda: reconciler.actual, changed=peers_changed,
+    )  # fmt: skip
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
-        meet=punching.meet, relay=lending.relay, offered=borrower.offered,
+        meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
         bridged=framed.prompted,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
@@ -400,6 +415,7 @@ def make_parts(
         lending=lending,
         borrower=borrower,
         punching=punching,
+        lifetimes=lifetimes,
         ways=ways,
         peers=peers,
         finding=finding,
@@ -417,9 +433,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
-        guarding=Guarding(
-            partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
-        ),
+        guarding=guarding,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -456,7 +470,7 @@ def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
     return (*places.seeds(), *peers.seeds())
 
 
-def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
+def _guard(config: Config, own: OwnRecord, overlay: Overlay, peers: Peers) -> Guard:
     """The guard as it should be now."""
     wireguard = config.wireguard
     return Guard(
@@ -467,4 +481,5 @@ def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
         config.control.port,
         own.ports,
         config.guard.forward,
+        short_segments(peers.fits) if config.guard.forward else (),
     )

@@ -68,8 +68,7 @@ class Weaving:
             case ReadBack():
                 self._read_back(news)
             case CopyGone():
-                parts.links.rotate(None, trio.current_time())
-                parts.driver.wake()
+                parts.driver.anew()
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)
@@ -175,6 +174,7 @@ class Weaving:
             parts.paths.locate(seen.peer, seen.reading.endpoints)
             parts.punching.watch(seen.peer)
             parts.framed.located(seen.peer, seen.reading.endpoints)
+            parts.borrower.located(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))

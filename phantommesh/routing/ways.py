@@ -54,10 +54,21 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
 
+    def left(self, peer: bytes, dimension: int) -> Endpoint | None:
+        """A relay's endpoint that is on offer yet, though a better way is taken: packets of the peer may come
+        from there for a while, and WireGuard would follow them back."""
+        relayed = self._offers.get(peer, {}).get(dimension, {}).get(Kind.RELAYED)
+        return None if relayed is None or self.chosen(peer, dimension) is relayed else relayed.endpoint
+
     def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
         """The way on offer that has this endpoint, the best if there are several."""
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
+    def proved(self) -> set[Endpoint]:
+        """The endpoints of all ways on offer: packets have passed there, both ways."""
+        offers = (found for dimensions in self._offers.values() for found in dimensions.values())
+        return {way.endpoint for found in offers for way in found.values()}
 
     def taken(self, peer: bytes) -> list[Way | None]:
         """The ways to take, by dimension."""

@@ -120,10 +120,14 @@ class Caller:
         if session is None or entry is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
-        for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
-            opened = False
+        left = sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2])
+        while left:
+            at, opened = "", False
             try:
-                async with framing.connect(address.host, address.port, entry.record.tcp_ports) as framed:
+                async with framing.connect_first(left, entry.record.tcp_ports) as framed:
+                    # Somebody else may be there, where an address is a private one.
+                    at, reached = f"{framed.address}: ", framed.address[:2]
+                    left = [address for address in left if address[:2] != reached]
                     client = await channels.Client.open(framed, session)
                     opened = True
                     yield client
@@ -131,7 +135,9 @@ class Caller:
             except framing.StreamError as error:
                 if opened:
                     raise
-                failure = framing.StreamError(f"{address}: {error}")
+                failure = framing.StreamError(f"{at}{error}")
+                if not at:
+                    break
         raise failure
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> messages.Renewed:

@@ -26,6 +26,7 @@ from phantommesh.management.netview import (
     RelayView,
     UplinkView,
 )
+from phantommesh.node.lifetimes import NEVER, Scope
 from phantommesh.node.natkind import SURE, Nat, nat_of
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.host.features import read_features
@@ -61,11 +62,13 @@ class NetChecks:
             unknown.append(f"uplinks: {error}")
         features = await trio.to_thread.run_sync(read_features)
         tcp = await self._tcp()
-        nats = [_nat_view(family, nat) for family, nat in nats_of(parts, uplinks)]
+        nats = [_nat_view(family, nat, parts) for family, nat in nats_of(parts, uplinks)]
         unknown += [f"NAT for {nat.family}: {nat.why}" for nat in nats if nat.kind == "unknown"]
         reached = [self._udp(), tcp]
         unknown += [f"{one.transport.upper()}: {one.why}" for one in reached if one.reached is None]
-        unknown.append("hairpin: not tried")
+        hairpin = _hairpin(parts)
+        if hairpin is None:
+            unknown.append("hairpin: not tried yet, or there is no NAT")
         ahead, members = parts.gossip.news.clocks.ahead(moment())
         if ahead is None:
             unknown.append("clock: no member has said what time it is")
@@ -75,6 +78,7 @@ class NetChecks:
             uplinks=uplinks,
             nat=nats,
             portmap=_portmap(parts),
+            hairpin=hairpin,
             overlay_mtu=parts.config.wireguard.mtu,
             least_mtu=min(fits, default=None),
             relays=_relays(parts),
@@ -152,12 +156,30 @@ def nats_of(parts: Parts, uplinks: Sequence[UplinkView] = ()) -> list[tuple[Fami
     return found
 
 
-def _nat_view(family: Family, nat: Nat) -> NatView:
+def _hairpin(parts: Parts) -> bool | None:
+    """Whether this node reached itself at its public address, if it was measured in a network that it is
+    in."""
+    found = [known.hairpin for _, known in parts.lifetimes.known() if known is not None]
+    return next((one for one in found if one is not None), None)
+
+
+def _nat_view(family: Family, nat: Nat, parts: Parts) -> NatView:
     public = [format_endpoint(str(place.address), place.port) for place in nat.public]
     why = said(nat.kind)
     if nat.kind == "other-port" and nat.witnesses < SURE:
         why = "one member sees another port; a second one would show whether it is the same for all"
-    return NatView(family=family, kind=nat.kind, public=public, witnesses=nat.witnesses, why=why)
+    scope = Scope(4 if family == "ipv4" else 6, beside=False)
+    known, keepalive = parts.lifetimes.lifetimes.known(scope), parts.lifetimes.lifetimes.keepalive(scope)
+    return NatView(
+        family=family,
+        kind=nat.kind,
+        public=public,
+        witnesses=nat.witnesses,
+        why=why,
+        open=None if known is None else known.open,
+        lives_s=None if known is None or known.open else known.good,
+        keepalive_s=keepalive if 0 < keepalive < NEVER else None,
+    )
 
 
 def said(kind: NatKind) -> str:

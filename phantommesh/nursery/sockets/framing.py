@@ -17,6 +17,7 @@ from phantommesh.nursery.sockets import proxy as proxies
 # Tuning.
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
+STAGGER = 0.25  # s between attempts at two addresses of one host (RFC 8305, section 5)
 HEAD_START = (
     0.7  # s that the control port is waited for before further ports and the environment's proxy are tried
 )
@@ -110,18 +111,18 @@ async def connect(host: str, port: int, further: Sequence[int] = ()) -> AsyncIte
     """Connect to a control port over TCP: directly, and where that does not answer soon at the ``further``
     ports of its node and by the environment's proxy. Raises `StreamError`, also for a name: what it resolves
     to has to be judged before it is used (`places`)."""
-    try:
-        ip_address(host)
-    except ValueError as error:
-        raise StreamError(f"{host} is a name, not an address") from error
-    refused = list[str]()
-    try:
-        with trio.fail_after(CONNECT):
-            stream = await _open(host, (port, *further), refused)
-    except (OSError, UnicodeError, trio.TooSlowError) as error:
-        reasons = [f"cannot connect to {host} port {port}: {_reason(error)}"]
-        reasons += [f"the environment's proxy: {why}" for why in refused[:1]]
-        raise StreamError("; ".join(reasons)) from error
+    async with connect_first((Address(host, port),), further) as framed:
+        yield framed
+
+
+@asynccontextmanager
+async def connect_first(
+    addresses: Sequence[Address], further: Sequence[int] = ()
+) -> AsyncIterator[FramedStream]:
+    """Do as `connect` does, at the first of these addresses that answers; at least one is given. The next one
+    is tried beside the one before after `STAGGER`: a host that has moved does not refuse, it says nothing.
+    Raises `StreamError`."""
+    (host, port, _), stream = await _race(addresses, further)
     async with stream:
         try:
             framed = FramedStream(stream)
@@ -129,6 +130,51 @@ async def connect(host: str, port: int, further: Sequence[int] = ()) -> AsyncIte
             raise StreamError("the connection broke") from error
         framed.address = Address(host, port, "tcp")  # neither the proxy's nor a further port's
         yield framed
+
+
+async def _race(addresses: Sequence[Address], further: Sequence[int]) -> tuple[Address, trio.SocketStream]:
+    found, failures = list[tuple[Address, trio.SocketStream]](), list[StreamError]()
+
+    async def attempt(address: Address, over: trio.Event) -> None:
+        try:
+            found.append((address, await _connected(address, further)))
+        except StreamError as error:
+            failures.append(error)
+            over.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    kept = 0
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                over = trio.Event()
+                nursery.start_soon(attempt, address, over)
+                with trio.move_on_after(STAGGER):
+                    await over.wait()
+        kept = 1
+    finally:
+        for _, late in found[kept:]:
+            await trio.aclose_forcefully(late)
+    if not found:
+        raise failures[0] if len(failures) == 1 else StreamError("; ".join(map(str, failures)))
+    return found[0]
+
+
+async def _connected(address: Address, further: Sequence[int]) -> trio.SocketStream:
+    host, port, _ = address
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise StreamError(f"{host} is a name, not an address") from error
+    refused = list[str]()
+    try:
+        with trio.fail_after(CONNECT):
+            return await _open(host, (port, *further), refused)
+    except (OSError, UnicodeError, trio.TooSlowError) as error:
+        reasons = [f"cannot connect to {host} port {port}: {_reason(error)}"]
+        reasons += [f"the environment's proxy: {why}" for why in refused[:1]]
+        raise StreamError("; ".join(reasons)) from error
 
 
 async def _open(host: str, ports: Sequence[int], refused: list[str]) -> trio.SocketStream:

@@ -96,6 +96,40 @@ async def pair() -> AsyncIterator[tuple[trio.SocketStream, FramedStream]]:
             yield one, FramedStream(two)
 
 
+@asynccontextmanager
+async def silent_host() -> AsyncIterator[Address]:
+    """An address at which nobody answers and nobody refuses: its listener has no room, and is not asked."""
+    with socket.socket() as listener:
+        listener.bind((HERE, 0))
+        listener.listen(0)
+        address = Address(HERE, listener.getsockname()[1], "tcp")
+        async with AsyncExitStack() as callers:
+            for _ in range(2):
+                with trio.move_on_after(0.5):
+                    await callers.enter_async_context(await trio.open_tcp_stream(HERE, address.port))
+            yield address
+
+
+async def test_an_address_that_says_nothing_does_not_keep_the_next_one_waiting() -> None:
+    asked: list[Address] = []
+    async with silent_host() as silent, serving() as served:
+        with pytest.raises(StreamError, match="no answer"):
+            async with connect(silent.host, silent.port):
+                raise AssertionError("somebody answered")
+        with trio.fail_after(framing.CONNECT):  # less than the silent one alone takes
+            async with framing.connect_first((silent, served.address)) as framed:
+                asked.append(framed.address)
+    assert asked == [served.address]
+
+
+async def test_a_failure_names_all_addresses() -> None:
+    both = Address(HERE, free_port()), Address(HERE, free_port())
+    with pytest.raises(StreamError) as caught:
+        async with framing.connect_first(both):
+            raise AssertionError("somebody answered")
+    assert all(str(address.port) in str(caught.value) for address in both)
+
+
 async def test_frames_come_out_however_they_were_cut() -> None:
     async with pair() as (raw, framed):
         for frame in (b"", b"x", b"y" * 100_000):

@@ -41,6 +41,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "link.stale_random_seconds": ("400", 400.0),
     "link.provider": ("liboqs", "liboqs"),
     "nat.discover": ("false", False),
+    "nat.measure": ("false", False),
     "relay.offer": ("true", True),
     "relay.port": ("5001", 5001),
     "relay.rate": ("1000000", 1_000_000),
