@@ -36,10 +36,14 @@ class NodeSection(msgspec.Struct, frozen=True):
 
 
 class ControlSection(msgspec.Struct, frozen=True):
-    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys."""
+    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys. `tcp_ports`: further ports at which
+    it takes TCP, for peers in networks that let nothing else out."""
 
     port: Port = 51800
     tcp: Switch = True
+    tcp_ports: Annotated[
+        tuple[Port, ...], Meta(max_length=2, description="at most 2 TCP ports, e.g. [443]")
+    ] = ()
 
 
 class WireguardSection(msgspec.Struct, frozen=True):

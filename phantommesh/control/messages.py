@@ -417,6 +417,20 @@ class Echo(msgspec.Struct, frozen=True, tag="echo"):
     unasked: Literal[0, 4, 6] = 0
 
 
+class Bridge(msgspec.Struct, frozen=True, tag="bridge"):
+    """Ask a common member to join this connection with one on which ``to`` asks for the asker. After the
+    answer, `Done`, each frame that comes by either goes out by the other as it is."""
+
+    to: Peer
+
+
+class Bridged(msgspec.Struct, frozen=True, tag="bridged"):
+    """The common member's word that ``origin`` waits to be joined with the other end. The answer is `Done`,
+    whatever the other end does about it."""
+
+    origin: Peer
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -430,6 +444,7 @@ Request = (
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
     | Meet | Frames | CheckTcp | Echo
+    | Bridge | Bridged
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

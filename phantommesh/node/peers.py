@@ -24,7 +24,7 @@ which:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -51,6 +51,7 @@ Uplinks = Callable[[Entry], Sequence[Sequence[str]]]
 
 # Tuning.
 TURN = 12.0  # s that a dark dimension keeps to an address: WireGuard tries it twice, 5 s apart
+MOST_TCP_PORTS = 4  # further TCP ports that are tried at one address, however many members name it
 
 
 class Reached(NamedTuple):
@@ -187,6 +188,17 @@ class Peers:
                 addresses + tuple(address._replace(transport="tcp") for address in addresses),
             )
         return peers
+
+    def tcp_ports(self, where: Mapping[bytes, Iterable[Address]]) -> dict[Address, tuple[int, ...]]:
+        """The addresses of peers, as ``where`` gives them by node id, each with further TCP ports to try:
+        those of the records of all peers that name it, up to `MOST_TCP_PORTS`."""
+        found: dict[Address, tuple[int, ...]] = {}
+        for peer, addresses in where.items():
+            ports = () if (entry := self.get(peer)) is None else entry.record.tcp_ports
+            for address in addresses:
+                both = dict.fromkeys((*found.get(address, ()), *ports))
+                found[address] = tuple(both)[:MOST_TCP_PORTS]
+        return found
 
     def seeds(self) -> Iterator[Address]:
         """Yield the addresses at which the mesh is found again: the authorities', also where a certificate

@@ -32,7 +32,7 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay`` and ``offered`` see `serving.Serving`."""
+    connects to it there. For ``relay``, ``offered`` and ``bridged`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class ControlServer:
         carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
         meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
         echo: Callable[[Entry, messages.Echo], messages.Answer] | None = None,
+        bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
@@ -58,7 +59,7 @@ class ControlServer:
         self._check, self._echo = check, echo
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
-            proofs=proving is not None, relay=relay, offered=offered,
+            proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
         )  # fmt: skip
 
     async def serve(

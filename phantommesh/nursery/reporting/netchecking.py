@@ -39,6 +39,7 @@ from phantommesh.trust.identity import NodeId
 _VERSIONS: Final[tuple[tuple[int, Family], ...]] = ((4, "ipv4"), (6, "ipv6"))
 
 # Tuning.
+LATELY: Final = 10.0  # s since a member's datagram within which UDP passes
 KEPT: Final = 60.0  # s that members' words on TCP are kept: each member checks once a minute
 
 
@@ -101,10 +102,23 @@ class NetChecks:
         return feature
 
     def _udp(self) -> ReachedView:
-        now = trio.current_time()
-        by = self._names(self._parts.finding.whereabouts.witnesses(now))
-        why = "members see datagrams of this node" if by else "no member has said yet that it sees this node"
-        return ReachedView(transport="udp", reached=True if by else None, by=by, why=why)
+        """By this node's own ears: members' datagrams come every second, a witness's word once a minute."""
+        parts, now = self._parts, trio.current_time()
+        ages = {
+            entry.member.node_id: now - when
+            for entry in parts.peers.entries
+            for address, when in parts.gossip.gossip.seen(entry.member.node_id, now)
+            if address.transport == "udp"
+        }
+        if lately := [member for member, age in ages.items() if age <= LATELY]:
+            why = "members' datagrams come in"
+            return ReachedView(transport="udp", reached=True, by=self._names(lately), why=why)
+        if parts.gossip.quiet():
+            return ReachedView(transport="udp", reached=None, by=[], why="no member is heard at all")
+        silence = f"for {min(ages.values()):.0f} s" if ages else "yet"
+        others = self._names(ages or [entry.member.node_id for entry in parts.peers.entries])
+        why = f"no datagram of a member has come in by UDP {silence}, and by TCP members are heard"
+        return ReachedView(transport="udp", reached=False, by=others, why=why)
 
     async def _tcp(self) -> ReachedView:
         parts = self._parts

@@ -23,6 +23,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "node.endpoints": ("192.0.2.1, vpn.example.net:4000", ("192.0.2.1", "vpn.example.net:4000")),
     "control.port": ("4000", 4000),
     "control.tcp": ("false", False),
+    "control.tcp_ports": ("443, 8443", (443, 8443)),
     "wireguard.backend": ("userspace", "userspace"),
     "wireguard.prefix": ("wg-", "wg-"),
     "wireguard.base_port": ("5000", 5000),
