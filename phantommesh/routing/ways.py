@@ -32,8 +32,8 @@ class Kind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Way:
     """``endpoint`` is what WireGuard gets for the peer. ``relay`` is the node id of the member that forwards
-    (`Kind.RELAYED`). ``room``: the bytes that this way takes away from what the packets may have, for
-    frames."""
+    (`Kind.RELAYED`), or that joins two connections (`Kind.FRAMED`). ``room``: the bytes that this way takes
+    away from what the packets may have, for frames."""
 
     kind: Kind
     endpoint: Endpoint
@@ -64,6 +64,11 @@ class Ways:
         """The way on offer that has this endpoint, the best if there are several."""
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
+    def proved(self) -> set[Endpoint]:
+        """The endpoints of all ways on offer: packets have passed there, both ways."""
+        offers = (found for dimensions in self._offers.values() for found in dimensions.values())
+        return {way.endpoint for found in offers for way in found.values()}
 
     def taken(self, peer: bytes) -> list[Way | None]:
         """The ways to take, by dimension."""

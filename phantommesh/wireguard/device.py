@@ -86,8 +86,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """A peer as it should be. ``keepalive`` is in seconds, 0 for none, at most 65535. ``left``: an endpoint
-    that packets of the peer may come from for a while, and to which nothing is to be sent any more.
+    """A peer as it should be. ``keepalive`` is in seconds, 0 for none, at most 65535.
 
     Raises ValueError for a PSK of zero bytes: WireGuard takes it for "no PSK", and a link without a finished
     handshake must hold a random one instead.
@@ -98,7 +97,6 @@ class PeerConfig:
     endpoint: Endpoint | None
     allowed_ips: frozenset[Network]
     keepalive: int = 0
-    left: Endpoint | None = None
 
     def __post_init__(self) -> None:
         if len(self.public_key) != KEY_SIZE or self.public_key == NO_KEY:

@@ -51,7 +51,6 @@ SELDOM: Final = 1.0  # s between them later on
 MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
-NUDGE: Final = 1.0  # s between looks whether WireGuard goes back to a relay that it has left
 ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
 UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
 NAMED: Final = 3  # relays that a fault names
@@ -112,7 +111,7 @@ class Borrower:
         self._installed: frozenset[Tagged] = frozenset()
         self._untagged: NftError | None = None
         self._alone: dict[NodeId, float] = {}  # since when no relay offers, by peer
-        self._doubted = self._measured = self._nudged = -inf
+        self._doubted = self._measured = -inf
         self._back: dict[NodeId, int] = {}  # dimensions that were seen to go over a relay that was left
         self._bell, self._asking, self._tags = Bell(), Bell(), Bell()
         if self._use:
@@ -221,7 +220,7 @@ class Borrower:
                 await self._bell.wait()
 
     def _look(self, now: float) -> None:
-        alone, nudge = set[NodeId](), now - self._nudged >= NUDGE
+        alone = set[NodeId]()
         if now - self._measured >= MEASURE:
             self._set_relays()
         for peer, lacking in list(self._lacking.items()):
@@ -230,9 +229,6 @@ class Borrower:
             if entry is not None and paths and not self._down(peer):
                 ways = self._ways.taken(peer)
                 wanted = lacking.look(self._keyed(peer), paths, ways, now, self._back.pop(peer, 0))
-                if nudge and any(self._ways.left(peer, i) for i in range(DIMENSIONS)):
-                    self._nudged = now
-                    self._changed(peer)
                 for relay in lacking.gone(paths, ways, now):
                     self._do(self.machine.failed(NodeId(relay), peer, now))
             if wanted and not any(path.answers for path in paths) and not any(self._ways.taken(peer)):

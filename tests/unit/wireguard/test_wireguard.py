@@ -193,17 +193,6 @@ def test_the_endpoint_is_set_again_when_the_handshake_is_old() -> None:
     assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=make_peer()),)
 
 
-def test_what_roamed_back_to_an_endpoint_that_was_left_is_put_back() -> None:
-    """Two ends that leave a relay one after the other: a late packet over the relay takes WireGuard back."""
-    peer = replace(make_peer(), left=ENDPOINTS[1])
-    config = make_device(peer)
-    actual = {"pm0": state_of(config, endpoint=ENDPOINTS[1], last_handshake=NOW)}
-    [change] = diff(actual, {"pm0": config}, now=NOW, applied={"pm0": config})
-    assert change.peers == (PeerDiff(KEYS[0], endpoint=ENDPOINTS[0], config=peer),)
-    nowhere = make_device(replace(peer, endpoint=None))
-    assert diff(actual, {"pm0": nowhere}, now=NOW, applied={"pm0": nowhere}) == []
-
-
 def test_what_roamed_to_where_it_may_not_is_put_back_or_forgotten() -> None:
     """WireGuard follows a peer anywhere: a packet through the tunnel, from an overlay address, is enough."""
 
