@@ -105,7 +105,7 @@ def rates(nodes: list[LabNode], spec: LabSpec) -> dict[str, dict[str, float]]:
 
 
 def own_ends(node: LabNode) -> set[str]:
-    """The loopback endpoints at which the node itself takes WireGuard's packets, to carry them in frames over TCP.
+    """The loopback endpoints at which the node takes WireGuard's packets, to carry them in frames over TCP.
 
     The silent forger answers over TCP alone, so such ends are right; the kernel tells whose sockets they are.
     """

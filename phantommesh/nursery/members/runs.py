@@ -153,7 +153,7 @@ class RunWatch:
     async def _ask_one(self, entry: Entry, question: bytes) -> Answer | None:
         for address in self._where(entry):
             try:
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect(address.host, address.port, entry.record.tcp_ports) as framed:
                     return Answer.decode_untrusted(await channels.ask_runs(framed, question))
             except (framing.StreamError, RunError):
                 continue
@@ -186,9 +186,8 @@ class RunWatch:
         for member in [m for m in self._unannounced if self._caller.sessions.newest(m) is not None]:
             self._unannounced.discard(member)
             if mine is not None:
-                with suppress(framing.StreamError), trio.move_on_after(framing.CONNECT):
-                    async with self._caller.call(member) as client:
-                        await client.ask(messages.Announce(mine.signed.encode()))
+                with suppress(framing.StreamError):
+                    await self._caller.ask(member, messages.Announce(mine.signed.encode()), framing.CONNECT)
 
     async def push(self, news: bytes) -> None:
         """Tell every member of a proof, as far as each can be reached."""

@@ -52,8 +52,17 @@ def taken(offered: Way | None, endpoint: Endpoint | None, path: PathView) -> Tak
     if path.state is PathState.CLOSED or endpoint is None:
         return NOWHERE
     kind: WayKind = "direct" if offered is None else _KINDS[offered.kind]
-    relay = offered.relay if offered is not None and offered.kind is Kind.RELAYED else b""
+    relay = b"" if offered is None else offered.relay
     return Taken(kind, relay, path.state is not PathState.DARK)
+
+
+def endpoint_of(endpoints: Sequence[str | None], found: Sequence[PathView], record: NodeRecord) -> str | None:
+    """Where WireGuard sends to a peer: in the first dimension that answers, else in the first that has an
+    endpoint. Before WireGuard has any it is the first control endpoint of the peer's record."""
+    states = [one.state for one in found] or [PathState.CLOSED] * len(endpoints)
+    ranked = sorted(zip(states, endpoints, strict=False), key=lambda one: one[0] is not PathState.UP)
+    used = next((endpoint for _, endpoint in ranked if endpoint is not None), None)
+    return used or next(iter(record.control), None)
 
 
 def why(
@@ -94,6 +103,8 @@ def searched(search: State) -> str:
 
 
 def _chosen(way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint, search: State) -> str:
+    if way.kind == "tcp" and way.relay:
+        return "UDP does not pass, and neither end takes TCP from the other"
     if way.kind == "tcp":
         return "UDP does not pass"
     if way.kind == "relayed":

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import cast
 
@@ -17,7 +16,7 @@ from phantommesh.control import messages
 from phantommesh.node.whereabouts import LONGEST, QUIET, SOON
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.members import finding as module
-from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.calling import Answered, Caller
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.reachable import HostAddress, HostNetworks, Reach
@@ -43,16 +42,16 @@ class Members:
     def callable(self) -> list[NodeId]:
         return list(self.there)
 
-    @asynccontextmanager
-    async def call(self, member: NodeId) -> AsyncIterator[Members]:
+    def name_of(self, member: NodeId) -> str:
+        return member.hex()
+
+    async def ask(self, member: NodeId, request: messages.Request, patience: float) -> Answered:
+        await trio.lowlevel.checkpoint()
         self.asked.append((member, trio.current_time()))
         if member in self.deaf:
             raise StreamError("no answer")
-        yield self
-
-    async def ask(self, request: messages.Request) -> messages.Answer:
         assert isinstance(request, messages.Look)
-        return messages.Sighting(f"{self.public}:40000", 0, (f"{self.public}:40001",))
+        return Answered(messages.Sighting(f"{self.public}:40000", 0, (f"{self.public}:40001",)), 0.0)
 
 
 class Host:
@@ -63,6 +62,7 @@ class Host:
         self.reach = UPLINK
         self.reads, self.published, self.lived = 0, list[float](), list[list[str]]()
         self.members, self.slept, self.woken, self.rehomed = Members(), 0.0, 0, list[float]()
+        self.overslept = list[float]()
         patch.setattr(module, "_clock", lambda: trio.current_time() + self.slept)
         self.finding = Finding(
             config,
@@ -74,6 +74,7 @@ class Host:
             authorities=set,
             publish=lambda: self.published.append(trio.current_time()),
             woken=self._wake,
+            overslept=lambda: self.overslept.append(trio.current_time()),
             rehomed=self._rehome,
             read=self._read,
         )
@@ -207,9 +208,12 @@ async def test_after_a_sleep_all_is_looked_at_again(host: Host, autojump_clock: 
         await running(host, nursery)
         host.slept, host.members.public = 600.0, "203.0.113.99"
         await trio.sleep(3)
-        assert host.woken == 1
+        assert host.woken == len(host.overslept) == 1
         assert len(host.rehomed) == 1
         assert host.seen == ["203.0.113.99"]
+        host.slept += 30.0  # no epoch is over in that time
+        await trio.sleep(3)
+        assert (host.woken, len(host.overslept)) == (2, 1)
         nursery.cancel_scope.cancel()
 
 
