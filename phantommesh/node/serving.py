@@ -49,7 +49,9 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
+    messages.Bridged: (1.0, 20),  # each has a connection made
     messages.Meet: (0.5, 20),  # fewer are granted: see `routing.punching`
+    messages.Echo: (0.2, 10),  # fewer are granted: see `routing.echoes`
     messages.Pass: (20.0, 200),
     messages.Passed: (100.0, 1000),
 }
@@ -122,7 +124,17 @@ class Meeting:
     request: messages.Meet
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting
+@dataclass(frozen=True, slots=True)
+class Echoing:
+    """Answer a member's datagrams for a while. The result is the answer."""
+
+    entry: Entry
+    request: messages.Echo
+
+
+ServingStep = (
+    Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting | Echoing
+)
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -130,7 +142,7 @@ class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
-    None: this node uses no relays."""
+    None: this node uses no relays. ``bridged`` takes a member's word that another waits there."""
 
     def __init__(
         self,
@@ -142,9 +154,10 @@ class Serving:
         proofs: bool,
         relay: Relay | None = None,
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
+        bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
     ) -> None:
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
-        self._relay, self._offered = relay, offered
+        self._relay, self._offered, self._bridged = relay, offered, bridged
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
         self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
@@ -241,10 +254,19 @@ class Serving:
             case messages.Meet():
                 met: messages.Answer = yield Meeting(peer, request)
                 return met
+            case messages.Echo():
+                echoed: messages.Answer = yield Echoing(entry, request)
+                return echoed
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Frames():  # `TcpPort` has taken it where it can carry frames
                 return messages.Refused("this connection cannot carry frames")
+            case messages.Bridge():  # `TcpPort` has taken it where it can be joined
+                return messages.Refused("this connection cannot be joined with another")
+            case messages.Bridged():
+                if self._bridged is not None:
+                    self._bridged(peer, request)
+                return messages.Done()
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 
