@@ -95,7 +95,7 @@ class NetChecks:
         if used:
             return msgspec.structs.replace(feature, there=True, why="in use")
         if feature.name == "netdev egress hook" and scattering.problem is None:
-            hooked = scattering.mode == "egress"
+            hooked = scattering.hook == "egress"
             why = "in use" if hooked else "packets are scattered by marks"
             return msgspec.structs.replace(feature, there=True if hooked else feature.there, why=why)
         return feature
