@@ -13,6 +13,7 @@ from phantommesh.errors import PhantomMeshError
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Intent = Literal["speed", "order", "private"]  # what traffic is scattered for
+MAX_REGION_CHARS = 32
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
@@ -25,7 +26,8 @@ class NoConfigError(ConfigError):
 
 
 class NodeSection(msgspec.Struct, frozen=True):
-    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`."""
+    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`.
+    `region`: where it stands, by a name that all nodes nearby have, too. Its record tells the others."""
 
     name: Label
     mesh: Label
@@ -33,6 +35,13 @@ class NodeSection(msgspec.Struct, frozen=True):
         tuple[str, ...],
         Meta(max_length=8, description='at most 8 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
     ] = ()
+    region: Annotated[
+        str,
+        Meta(
+            max_length=MAX_REGION_CHARS,
+            description="up to 32 characters of a-z, 0-9 and '-', with no '-' at either end, or nothing",
+        ),
+    ] = ""
 
 
 class ControlSection(msgspec.Struct, frozen=True):

@@ -68,6 +68,7 @@ class _DeviceCollector(Collector):
         self.samples: tuple[WireGuardSample, ...] = ()
         self.scatter: tuple[ScatterSample, ...] = ()
         self.paths: tuple[PathSample, ...] = ()
+        self.regions: Mapping[str, str] = {}
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -102,6 +103,15 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        region = GaugeMetricFamily(
+            PREFIX + "region_info",
+            "Always 1; where each member, this node among them, stands by its own word.",
+            labels=["peer", "region"],
+        )
+        for peer, stands in self.regions.items():
+            region.add_metric([peer, stands], 1)
+        yield region
 
         rtt = GaugeMetricFamily(
             PREFIX + "path_rtt_seconds",
@@ -360,6 +370,10 @@ class Metrics:
     def set_paths(self, samples: Iterable[PathSample]) -> None:
         """Replace what is known of the paths."""
         self._devices.paths = tuple(samples)
+
+    def set_regions(self, regions: Mapping[str, str]) -> None:
+        """Replace what members say of where they stand, by name."""
+        self._devices.regions = dict(regions)
 
     def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
         """Replace what is known of the scatter of each peer."""

@@ -64,6 +64,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = True
     """As /readyz says."""
     whereabouts: Whereabouts = Whereabouts()
+    region: str = ""
+    """Where this node stands, by `node.region`; empty: it does not say."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +111,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: list[DimensionView]
     rx_bytes: int
     tx_bytes: int
+    region: str = ""
+    """Where it stands, by its own word; empty: it does not say."""
 
 
 class LinkView(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,7 @@ def make_record(
         wg_proofs=wg_keys.proofs(identity.node_id),
         candidates=candidates,
         relay=relay,
+        region=config.node.region,
     )
 
 

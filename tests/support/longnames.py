@@ -45,6 +45,7 @@ NAMES: Final = (
     LONGEST,
 )
 MEMBERSHIP: Final[tuple[MemberState, ...]] = ("alive", "alive", "suspect", "dead", "alive", "left")
+REGIONS: Final = ("eu-north", "", "ap-southeast-with-32-characters1", "", "eu-north", "")
 HEX: Final = "abcdefghijklmnopqrstuvwxyz234567"
 IPV6: Final = "fd5e:9f3b:1c2d:3e4f:a1b2:c3d4:e5f6:{:04x}"
 ENDPOINTS: Final = (
@@ -102,6 +103,7 @@ class LongNames(FakeNode):
             version="0.1.0",
             uptime_s=273_000.0,
             backend="userspace (wireguard-go)",
+            region="eu-north",
             role="authority",
             ip4="100.127.201.114",
             ip6=IPV6.format(0xFFFF),
@@ -136,6 +138,7 @@ class LongNames(FakeNode):
                     rx_bytes=0, tx_bytes=0, psk_age_s=None,
                 )
             ],
+            region=REGIONS[number],
             rx_bytes=3 ** (6 * number),
             tx_bytes=2 ** (9 * number),
         )  # fmt: skip

@@ -240,6 +240,9 @@ class Recorder:
             for i, _, peer in self._reporter.devices(entry)
             if peer is not None
         )
+        regions = {entry.member.name: entry.record.region for entry in entries}
+        regions[parts.own.name()] = parts.config.node.region
+        self._metrics.set_regions({name: region for name, region in regions.items() if region})
         paths = self._reporter.measured()
         self._metrics.set_paths(
             PathSample(view.peer, view.dimension, view.rtt_s, view.loss, view.mtu)

@@ -92,6 +92,7 @@ class Reporter(Rows):
             state=self.life(),
             ready=self.readiness(faults).ready,
             whereabouts=whereabouts(parts),
+            region=parts.config.node.region,
         )
 
     def life(self) -> Life:
