@@ -68,6 +68,7 @@ def _show(now: Status) -> None:
         ("state", now.state if now.ready or now.state != "running" else "not ready"),
         ("certificate", _until(now.certificate_expires)),
     ]
+    rows += [("advice", text) for text in now.advice]
     for fault in now.faults:
         rows += [("degraded", fault.text), *([("  fix", fault.fix)] if fault.fix else [])]
     if not now.faults:  # a node of an older version says it in one line

@@ -223,6 +223,13 @@ class Metrics:
             ["way"],
             registry=self.registry,
         )
+        self._advice = Gauge(
+            PREFIX + "topology_advice",
+            "What is weak about the mesh now, by kind; 0 once there was one.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._advice_kinds: set[str] = set()
         self.relay_leases = Gauge(
             PREFIX + "relay_leases", "Leases that this node has given as a relay.", registry=self.registry
         )
@@ -342,6 +349,12 @@ class Metrics:
         self._fault_kinds.update(by_kind)
         for kind in self._fault_kinds:
             self._faults.labels(*kind).set(by_kind.get(kind, 0))
+
+    def set_advice(self, by_kind: Mapping[str, int]) -> None:
+        """Set how much advice of each kind there is. One seen before and absent now becomes 0."""
+        self._advice_kinds.update(by_kind)
+        for kind in self._advice_kinds:
+            self._advice.labels(kind).set(by_kind.get(kind, 0))
 
     def set_state(self, now: Life, *, ready: bool) -> None:
         """Set the node's state, and whether it is ready."""

@@ -13,6 +13,7 @@ import msgspec
 from phantommesh.faults import Fault
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
 
@@ -66,6 +67,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     whereabouts: Whereabouts = Whereabouts()
     region: str = ""
     """Where this node stands, by `node.region`; empty: it does not say."""
+    advice: list[str] = []
+    """What is weak about the mesh, the worst first: see `topology`."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -376,6 +379,10 @@ class NodePort(Protocol):
 
     async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
         """Ping one peer, by node id, inside each dimension; ``size`` is that of each ping in bytes."""
+        ...
+
+    async def topology(self) -> TopologyView:
+        """The mesh as its members measure it, and what is weak about it."""
         ...
 
     async def netcheck(self) -> NetCheck:

@@ -60,6 +60,7 @@ from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
+from phantommesh.nursery.members.surveying import Surveying
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -86,6 +87,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.neighbours import link_of
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
@@ -151,6 +153,7 @@ class Parts:
     runs: RunWatch
     proving: Proving
     succession: Succession
+    surveying: Surveying
     server: ControlServer
     tcp: TcpPort
 
@@ -344,12 +347,19 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    surveying = Surveying(
+        state.identity.node_id, caller, lambda: peers.entries,
+        lambda: keeper.roster.get(state.identity.node_id), gossip.membership.gone,
+        look=lambda peer: link_of(measured.view(peer, trio.current_time()), ways.taken(peer)),
+        path=state.state.path / directory.TOPOLOGY,
+    )  # fmt: skip
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, relay=lending.relay, offered=borrower.offered,
+        neighbours=surveying.answer,
     )  # fmt: skip
     return Parts(
         settings=Settings(config),
@@ -406,6 +416,7 @@ def make_parts(
         runs=runs,
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
+        surveying=surveying,
         server=server,
         tcp=TcpPort(
             config.control.port,

@@ -32,7 +32,7 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay`` and ``offered`` see `serving.Serving`."""
+    connects to it there. For ``relay``, ``offered`` and ``neighbours`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class ControlServer:
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
         carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
         meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
+        neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
@@ -57,7 +58,7 @@ class ControlServer:
         self._check = check
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
-            proofs=proving is not None, relay=relay, offered=offered,
+            proofs=proving is not None, relay=relay, offered=offered, neighbours=neighbours,
         )  # fmt: skip
 
     async def serve(

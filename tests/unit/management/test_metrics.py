@@ -42,6 +42,7 @@ NAMES = {
     "phantommesh_peers_traffic",
     "phantommesh_ready",
     "phantommesh_region_info",
+    "phantommesh_topology_advice",
 }
 
 
@@ -69,6 +70,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.service_restarts.labels(service="udp").inc()
     metrics.loop_lag_seconds.observe(0.001)
     metrics.set_faults({("peer-dark", "high"): 2})
+    metrics.set_advice({"cut-member": 2})
     metrics.set_state("running", ready=True)
     metrics.set_traffic({"up": 1, "dark": 2})
     return metrics
