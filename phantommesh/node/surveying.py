@@ -31,6 +31,7 @@ PERIOD: Final = 600.0  # s from one sweep to the next,
 PERIOD_EACH: Final = 20.0  # and s for each member: so a member is asked by all others once in so long
 HEARD: Final = 0.5  # of the members, without which nothing is analysed
 
+_NONE: Final[Mapping[NodeId, NodeId]] = {}
 _MOST_US: Final = 60_000_000
 
 
@@ -93,9 +94,12 @@ class Sweep:
                 tuple(NodeId(relay) for relay in said.relays),
             )  # fmt: skip
 
-    def survey(self, stations: Mapping[NodeId, Station], wall: float, before: Summary | None) -> Survey:
+    def survey(
+        self, stations: Mapping[NodeId, Station], wall: float, before: Summary | None,
+        held: Mapping[NodeId, NodeId] = _NONE,
+    ) -> Survey:  # fmt: skip
         """Return what there is to analyse."""
-        return Survey(stations, self.words, self.possible, wall, before)
+        return Survey(stations, self.words, self.possible, wall, before, self._me, held)
 
 
 def answer(

@@ -15,6 +15,7 @@ from enum import IntEnum
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from phantommesh.routing.choice import hop, latency
 from phantommesh.routing.drift import Summary, drifted, summary
 from phantommesh.routing.neighbours import Link, Pair, Word, by_both, pair
 from phantommesh.routing.ways import Kind
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 LEAST: Final = 3  # members, below which nothing can come between two
 MOST: Final = 64  # findings of one kind
 NAMED: Final = 4  # members that a sentence names
-PIVOTS: Final = 32  # members from which betweenness is counted
+WHOLE: Final = 200  # members, up to which betweenness is counted from all of them,
+PIVOTS: Final = 8  # else from so many: it is most of the work
 PLACES: Final = 256  # places whose loss is tried
 BUSY_PAIRS: Final = 4  # relayed pairs, from which on
 BUSY_SHARE: Final = 0.75  # of them by one relay is too much
@@ -43,14 +45,15 @@ class Weakness(IntEnum):
     SHARED_RELAY_PLACE = 4
     BUSY_RELAY = 5
     WEAK_CUT = 6
-    DRIFT = 7
+    DETOUR = 7
+    DRIFT = 8
 
     @property
     def text(self) -> str:
         """As an operator reads it."""
         return (
             "split", "cut-member", "shared-place", "bridge", "shared-relay-place", "busy-relay", "weak-cut",
-            "drift",
+            "detour", "drift",
         )[self]  # fmt: skip
 
 
@@ -86,6 +89,9 @@ class Survey:
     possible: float
     at: float
     before: Summary | None = None
+    me: NodeId | None = None
+    held: Mapping[NodeId, NodeId] = field(default_factory=dict)
+    """The relays by which peers were found to cost less than directly, by peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,7 @@ class Analysis:
     findings: tuple[Finding, ...] = ()
     between: Mapping[NodeId, float] = field(default_factory=dict)
     summary: Summary | None = None
+    detours: Mapping[NodeId, NodeId] = field(default_factory=dict)
 
 
 def analyse(survey: Survey) -> Analysis:
@@ -111,7 +118,7 @@ def analyse(survey: Survey) -> Analysis:
         if link.kind is not Kind.RELAYED:
             graph.add_edge(one, two, rtt=link.rtt)
     now = summary(edges, survey.possible, survey.at)
-    findings = list[Finding]()
+    findings, detours = list[Finding](), dict[NodeId, NodeId]()
     if len(graph) >= LEAST:
         say = _Sayer(survey.stations)
         cut_members = _bounded(_cut_members(graph, say))
@@ -122,13 +129,15 @@ def analyse(survey: Survey) -> Analysis:
         findings += _bounded(_relays_at_one_place(edges, survey.stations, say))
         findings += _bounded(_busy_relays(edges, survey.stations, say))
         findings += _bounded(_weak_cuts(graph, say))
+        detours = _detours(survey, edges)
+        findings += _bounded(_slow_ways(survey, edges, detours, say))
         if survey.before is not None:
             findings += _bounded(_drifts(survey.before, now, say))
     between: dict[NodeId, float] = {}
     if len(graph) >= LEAST:
-        pivots = None if len(graph) <= PIVOTS else PIVOTS
+        pivots = None if len(graph) <= WHOLE else PIVOTS
         between = nx.betweenness_centrality(graph, k=pivots, weight="rtt", seed=1)
-    return Analysis(edges, tuple(sorted(findings, key=lambda f: f.kind)), between, now)
+    return Analysis(edges, tuple(sorted(findings, key=lambda f: f.kind)), between, now, detours)
 
 
 class _Sayer:
@@ -185,10 +194,12 @@ def _cut_members(graph: nx.Graph[NodeId], say: _Sayer) -> Iterator[Finding]:
     for member in sorted(nx.articulation_points(graph)):
         home = nx.node_connected_component(graph, member)
         parts = _sides(graph.subgraph(home), [member])
-        cut = tuple(sorted(set().union(*parts[1:])))
+        even = len(parts[0]) == len(parts[1])  # then none is the rest of the mesh
+        cut = tuple(sorted(set().union(*(parts if even else parts[1:]))))
+        off = "cut off from each other" if even else "cut off"
         yield Finding(
             Weakness.CUT_MEMBER, (member,),
-            f"without {say.name(member)}, {say.some(cut)} would be cut off",
+            f"without {say.name(member)}, {say.some(cut)} would be {off}",
             "have another member be reached from there: open its ports, or set relay.offer = true on it",
             cut,
         )  # fmt: skip
@@ -328,6 +339,41 @@ def _cut_links(graph: nx.Graph[NodeId]) -> Iterator[list[Pair]]:
     for number, links in sorted(numbers.items(), key=lambda found: min(found[1])):
         if number and len(links) > 1:
             yield sorted(links)
+
+
+def _detours(survey: Survey, edges: Mapping[Pair, Link]) -> dict[NodeId, NodeId]:
+    """The peers of this node that cost less by a relay than directly."""
+    me, found = survey.me, dict[NodeId, NodeId]()
+    if me is None:
+        return found
+    costs = {ends: latency(link) for ends, link in edges.items() if link.kind is Kind.DIRECT}
+    relays = [one for one, station in survey.stations.items() if station.relay and one != me]
+    near = {relay: costs[ends] for relay in relays if (ends := pair(me, relay)) in costs}
+    for peer in survey.stations:
+        if (ends := pair(me, peer)) not in costs:
+            continue
+        far = {relay: costs[leg] for relay in near if (leg := pair(relay, peer)) in costs}
+        relay, _ = hop(costs[ends], near, far, survey.held.get(peer))
+        if relay is not None:
+            found[peer] = relay
+    return found
+
+
+def _slow_ways(
+    survey: Survey, edges: Mapping[Pair, Link], detours: Mapping[NodeId, NodeId], say: _Sayer
+) -> Iterator[Finding]:
+    me = survey.me
+    for peer, relay in sorted(detours.items()):
+        if me is None:
+            return
+        direct = edges[pair(me, peer)]
+        around = edges[pair(me, relay)].rtt + edges[pair(relay, peer)].rtt
+        yield Finding(
+            Weakness.DETOUR, (peer, relay),
+            f"{say.name(peer)} is {1000 * direct.rtt:.0f} ms away directly, {1000 * around:.0f} ms by way of "
+            f"{say.name(relay)}",
+            "see which way the provider's network takes (`phantommesh ping`, traceroute)",
+        )  # fmt: skip
 
 
 def _drifts(before: Summary, after: Summary, say: _Sayer) -> Iterator[Finding]:

@@ -152,7 +152,8 @@ class Surveying:
         own, wall = self.own(), time()
         entries = [entry for entry in self.entries() if entry.member.node_id in sweep.members]
         there = surveying.stations([*entries, *([] if own is None else [own])])
-        survey = sweep.survey(there, wall, drift.yesterday(self._days, wall))
+        held = {} if self.known is None else self.known.analysis.detours
+        survey = sweep.survey(there, wall, drift.yesterday(self._days, wall), held)
         swept = trio.current_time()
         found = await trio.to_thread.run_sync(analyse, survey, abandon_on_cancel=True)
         now = trio.current_time()
