@@ -21,7 +21,6 @@ test: setup lint
 # what does not touch the kernel: the lab command itself, other WireGuards and most of a node's life.
 test-kernel:
 	scripts/setup kernel
-	$(BIN)/python -m compileall -q phantommesh tests # the VM cannot write there, and is slow at compiling
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel scripts/kernel-vm --prefer-host \
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root" \
 	    -p no:cacheprovider -p no:hypothesispytest --durations=8 tests/kernel tests/lab/test_backends.py tests/lab/test_lab.py \
