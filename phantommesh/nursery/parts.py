@@ -27,6 +27,7 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.regions import nearness
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
@@ -302,7 +303,7 @@ def make_parts(
         state, keeper, keys, caller, udp,
         generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
-        look=reconciler.kick, agree=own.agree,
+        look=reconciler.kick, agree=own.agree, near=nearness(config.node.region, keeper.roster.get),
     )  # fmt: skip
     gossip.hinted = finding.hinted
     runs = RunWatch(

@@ -58,12 +58,10 @@ def hop(
     """Return the relay by which a peer costs least, None for the direct way, and the cost. ``near`` are costs
     from here to relays, ``far`` from relays to the peer. The way that is ``held`` is left for one that costs
     less by `MARGIN` and by `SHARE` of it; one that is there no more, at once."""
-    best, least = None, inf
-    for relay in far if len(far) < len(near) else near:
-        if relay in near and relay in far:
-            cost = near[relay] + far[relay]
-            if cost < least:
-                best, least = relay, cost
+    best, least, rest = None, inf, far.get
+    for relay, here in near.items():
+        if here < least and (cost := here + rest(relay, inf)) < least:
+            best, least = relay, cost
     now = direct
     if held is not None and held in near and held in far:
         now = near[held] + far[held]
