@@ -45,7 +45,7 @@ def surveying(at: Path, others: Sequence[Entry]) -> tuple[Surveying, list[NodeId
     me = state.identity.node_id
     part = Surveying(
         me, caller, lambda: others, lambda: keeper.roster.get(me), lambda member: False,
-        look=looked.append, path=at / "topology.bin",  # type: ignore[func-returns-value]
+        look=looked.append, path=at / "topology.bin",
     )  # fmt: skip
     return part, looked
 
