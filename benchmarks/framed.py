@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Frames over TCP against WireGuard over UDP: bytes a second and round trips, in one run.
+"""Frames over TCP against WireGuard over UDP and against one plain TCP connection: bytes a second and round
+trips, in one run.
 
-    python -m benchmarks.framed [--seconds S] [--backend B] [--json] [--quick]
+    python -m benchmarks.framed [--seconds S] [--rate MBIT] [--nodes N] [--burn K] [--backend B] [--json]
+                                [--quick]
 
-Two nodes in namespaces, one cable. A TCP flow of S seconds through the overlay, then 200 pings, by UDP. Then
-nftables drops all UDP between the nodes; ``blocked_to_framed_s`` is the time until a ping is answered again.
-The same flow and the same pings go by frames. Then UDP passes again, under a ping of 20 a second: ``left_s``
-is the time until no WireGuard sends to a local socket, and ``lost`` the pings that were lost meanwhile.
+Nodes in namespaces, one cable. For UDP and then for frames: a TCP flow of S seconds from node 1 to node 2
+through the overlay, 200 pings without a flow, and 200 during one. ``plain_mb_s`` is the flow beside the
+overlay. ``shaped`` has the same for frames, and the plain flow, where both nodes send at no more than MBIT
+(``tc tbf``).
+
+nftables drops all UDP of node 1 under a ping of 100 a second: ``blocked_gap_s`` is the longest time without
+an answer. Then UDP passes again under the same ping: ``left_s`` is the time until no WireGuard sends to a
+local socket, and ``lost`` the pings that were lost until 5 s later.
+
+``starved_ping_ms``: with N nodes, and K processes a core that do nothing but compute, the round trips from
+node 1, whose UDP is blocked, to all others at once.
 """
 
 from __future__ import annotations
@@ -18,6 +27,7 @@ import re
 import signal
 import subprocess
 from functools import partial
+from itertools import pairwise
 
 import trio
 
@@ -66,8 +76,11 @@ def framed(node: LabNode) -> int:
 
 
 def flow(nodes: list[LabNode], seconds: float) -> float:
-    """MB/s of one TCP flow from the first node to the second."""
-    peer = overlay(nodes[1])
+    """MB/s of one TCP flow through the overlay from the first node to the second."""
+    return _flow(nodes, overlay(nodes[1]), seconds)
+
+
+def _flow(nodes: list[LabNode], peer: str, seconds: float) -> float:
     sink = subprocess.Popen(nodes[1].inside(["python3", "-c", SINK, peer]), stdout=subprocess.PIPE, text=True)
     for _ in range(50):
         if ":7777" in _run(nodes[1], "ss", "-Hltn"):
@@ -77,13 +90,45 @@ def flow(nodes: list[LabNode], seconds: float) -> float:
     return round(float(sink.communicate(timeout=PATIENCE)[0]) / 1e6, 2)
 
 
-def pings(nodes: list[LabNode]) -> dict[str, float]:
-    """Round trips in ms of 200 pings, 50 a second."""
-    shown = _run(nodes[0], "ping", "-q", "-i", "0.02", "-c", "200", overlay(nodes[1]), check=False)
-    found = re.search(r"= ([\d.]+)/([\d.]+)/([\d.]+)/", shown)
-    loss = re.search(r"([\d.]+)% packet loss", shown)
-    least, mean, most = map(float, found.groups()) if found else (0.0, 0.0, 0.0)
-    return {"least": least, "mean": mean, "most": most, "loss_percent": float(loss[1]) if loss else 100.0}
+def flow_beside(nodes: list[LabNode], seconds: float) -> float:
+    """MB/s of one TCP flow that takes no tunnel."""
+    return _flow(nodes, nodes[1].address(0), seconds)
+
+
+def pings(node: LabNode, peer: str, count: int = 200) -> dict[str, float]:
+    """Round trips in ms of so many pings, 50 a second."""
+    command = ("ping", "-i", "0.02", "-c", str(count), "-W", "2", peer)
+    shown = _run(node, *command, check=False)
+    times = sorted(float(found) for found in re.findall(r"time=([\d.]+) ms", shown))
+    if not times:
+        return {"median": 0.0, "p95": 0.0, "most": 0.0, "lost": count}
+    at = times[len(times) // 2], times[len(times) * 95 // 100], times[-1]
+    return dict(zip(("median", "p95", "most", "lost"), (*at, count - len(times)), strict=True))
+
+
+async def under_load(nodes: list[LabNode], seconds: float) -> dict[str, object]:
+    """A flow, pings without one, and pings during one."""
+    peer, during = overlay(nodes[1]), dict[str, float]()
+    idle = await trio.to_thread.run_sync(pings, nodes[0], peer)
+
+    async def ping() -> None:
+        await trio.sleep(1.0)
+        during.update(await trio.to_thread.run_sync(pings, nodes[0], peer, int((seconds - 2.0) * 50)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ping)
+        speed = await trio.to_thread.run_sync(flow, nodes, seconds)
+    ratio = round(during["median"] / idle["median"], 1) if idle["median"] else None
+    return {"mb_s": speed, "idle_ms": idle, "loaded_ms": during, "loaded_to_idle": ratio}
+
+
+def shape(nodes: list[LabNode], mbit: float | None) -> None:
+    """Have nodes send at no more than so many Mbit/s, with 50 ms of queue; None: as fast as they can."""
+    for node in nodes:
+        what = ("del", "root") if mbit is None else (
+            "replace", "root", "tbf", "rate", f"{mbit}mbit", "burst", "32k", "latency", "50ms",
+        )  # fmt: skip
+        _run(node, "tc", "qdisc", what[0], "dev", "up0", *what[1:])
 
 
 def _answered(nodes: list[LabNode], peer: str) -> bool:
@@ -91,7 +136,20 @@ def _answered(nodes: list[LabNode], peer: str) -> bool:
 
 
 def _ping(node: LabNode, peer: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(node.inside(["ping", "-i", "0.05", peer]), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(node.inside(["ping", "-i", "0.01", peer]), stdout=subprocess.PIPE, text=True)
+
+
+def _gaps(ping: subprocess.Popen[str]) -> tuple[int, int]:
+    """End a ping: how many were lost, and the most in a row."""
+    ping.send_signal(signal.SIGINT)
+    said = ping.communicate()[0]
+    came = sorted({int(number) for number in re.findall(r"icmp_seq=(\d+) ", said)})
+    sent = re.search(r"(\d+) packets transmitted", said)
+    ends = [0, *came, 1 + (int(sent[1]) if sent else 0)]
+    runs = [after - before - 1 for before, after in pairwise(ends)]
+    # The last one may have been under way still.
+    runs[-1] = max(0, runs[-1] - 1)
+    return sum(runs), max(runs)
 
 
 async def _until(seen: partial[bool]) -> float:
@@ -102,38 +160,79 @@ async def _until(seen: partial[bool]) -> float:
     return round(trio.current_time() - began, 1)
 
 
-async def measure(backend: str, seconds: float) -> dict[str, object]:
+async def measure(backend: str, seconds: float, rate: float, nodes: int, burn: int) -> dict[str, object]:
     """One run."""
-    spec = LabSpec(f"b{os.getpid()}", nodes=2, uplinks=1, backend=backend, patience_s=PATIENCE)
+    spec = LabSpec(f"b{os.getpid()}", nodes=nodes, uplinks=1, backend=backend, patience_s=PATIENCE)
     async with up.running(spec):
-        nodes = list(nodes_of(spec))
-        peer = overlay(nodes[1])
-        found: dict[str, object] = {"udp_mb_s": flow(nodes, seconds), "udp_ping_ms": pings(nodes)}
-        for node in nodes:
-            _run(node, "nft", "-f", "-", script=BLOCK)
-        found["blocked_to_framed_s"] = await _until(partial(_answered, nodes, peer))
-        await _until(partial(lambda: all(framed(node) == 7 for node in nodes)))
+        all_nodes = list(nodes_of(spec))
+        first, pair = all_nodes[0], all_nodes[:2]
+        peer = overlay(all_nodes[1])
+        found: dict[str, object] = {"plain_mb_s": await trio.to_thread.run_sync(flow_beside, pair, seconds)}
+        found["udp"] = await under_load(pair, seconds)
+        ping = _ping(first, peer)
+        await trio.sleep(1.0)
+        _run(first, "nft", "-f", "-", script=BLOCK)
+        await trio.sleep(0.5)
+        await _until(partial(_answered, pair, peer))
+        await _until(partial(lambda: framed(first) == 7 * (nodes - 1)))
+        await trio.sleep(2.0)
+        found["blocked_gap_s"] = round(_gaps(ping)[1] * 0.01, 2)
+        found["framed"] = await under_load(pair, seconds)
+        shape(pair, rate)
+        found["shaped"] = {
+            "mbit_s": rate,
+            "plain_mb_s": await trio.to_thread.run_sync(flow_beside, pair, seconds),
+            **await under_load(pair, seconds),
+        }
+        shape(pair, None)
+        if burn:
+            found["starved_ping_ms"] = await starved(all_nodes, burn)
+        ping = _ping(first, peer)
+        await trio.sleep(1.0)
+        _run(first, "nft", "delete table inet blocked")
+        found["left_s"] = await _until(partial(lambda: not any(framed(node) for node in all_nodes)))
         await trio.sleep(5.0)
-        found |= {"framed_mb_s": flow(nodes, seconds), "framed_ping_ms": pings(nodes)}
-        ping = _ping(nodes[0], peer)
-        for node in nodes:
-            _run(node, "nft", "delete table inet blocked")
-        found["left_s"] = await _until(partial(lambda: not any(framed(node) for node in nodes)))
-        ping.send_signal(signal.SIGINT)
-        shown = re.search(r"(\d+) packets transmitted, (\d+) received", ping.communicate()[0])
-        found["lost"] = None if shown is None else int(shown[1]) - int(shown[2])
+        found["lost"] = _gaps(ping)[0]
         return found
+
+
+def _burner() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["python3", "-c", "while True: pass"])
+
+
+async def starved(nodes: list[LabNode], burn: int) -> dict[str, object]:
+    """Round trips to all others while processes take all there is of the processors."""
+    told = dict[str, object]()
+    burners = [_burner() for _ in range(burn * (os.cpu_count() or 1))]
+
+    async def ping(node: LabNode) -> None:
+        told[node.name] = await trio.to_thread.run_sync(pings, nodes[0], overlay(node), 500)
+
+    try:
+        await trio.sleep(2.0)
+        async with trio.open_nursery() as nursery:
+            for node in nodes[1:]:
+                nursery.start_soon(ping, node)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    return told
 
 
 def main() -> None:
     """Run it, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rate", type=float, default=20.0)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--burn", type=int, default=0)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    found = trio.run(measure, options.backend, 3.0 if options.quick else options.seconds)
+    seconds = 4.0 if options.quick else options.seconds
+    found = trio.run(measure, options.backend, seconds, options.rate, options.nodes, options.burn)
     if options.json:
         print(json.dumps({"machine": describe(), **found}))
         return

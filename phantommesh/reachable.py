@@ -180,14 +180,16 @@ class Reach:
     """The addresses that this node may send to.
 
     ``overlay``: the mesh's networks. ``home``: this node's own endpoints, as addresses: the networks of the
-    interfaces that hold one are where others reach it, like those of the default routes. ``told``: addresses
-    that the operator has named as seeds. ``loopback``: this node's endpoints are all loopback addresses, so
-    its peers' may be.
+    interfaces that hold one are where others reach it, like those of the default routes. ``found``: the same
+    of addresses that nobody has named, and at which this node was found to be, now or before. ``told``:
+    addresses that the operator has named as seeds. ``loopback``: this node's endpoints are all loopback
+    addresses, so its peers' may be.
     """
 
     overlay: tuple[Network, ...] = ()
     host: HostNetworks = HostNetworks()
     home: frozenset[IpAddress] = frozenset()
+    found: frozenset[IpAddress] = frozenset()
     told: frozenset[IpAddress] = frozenset()
     loopback: bool = False
 
@@ -227,17 +229,23 @@ class Reach:
         """The addresses of this host by which others may reach it, those of one interface together.
 
         Interfaces of default routes count, and those whose network holds an address that the operator has
-        named, here or as a seed, or at which this host was before. If there is no such interface, all count
-        that are not of an inward kind.
+        named, here or as a seed; beside them those whose network holds an address at which this host was
+        before. If there is none of the former, all count that are not of an inward kind: an uplink that was
+        out for a while is no lesser one than those that stayed.
         """
         usable = [one for one in found if self._common(one.address)]
-        homes = self._homes() | {
-            index
-            for network, index in self.host.connected
-            if any(_within(named, (network,)) for named in (*self.told, *self.home))
-        }
-        chosen = [one for one in usable if one.index in homes]
-        return chosen or [one for one in usable if one.kind not in INWARD]
+        named = self.host.uplinks | self._around((*self.told, *self.home))
+        before = self._around(self.found)
+        if any(one.index in named for one in usable):
+            return [one for one in usable if one.index in named | before]
+        return [one for one in usable if one.kind not in INWARD or one.index in before]
+
+    def _around(self, addresses: Iterable[IpAddress]) -> frozenset[int]:
+        """The interfaces whose networks hold one of these addresses."""
+        around = list(addresses)
+        return frozenset(
+            index for network, index in self.host.connected if any(_within(one, (network,)) for one in around)
+        )
 
     def _common(self, address: IpAddress) -> bool:
         """Whether an address may be another host's destination at all."""
@@ -258,7 +266,5 @@ class Reach:
 
     def _homes(self) -> frozenset[int]:
         """The interfaces by which this node is itself reached."""
-        here = [address for address in self.home if _within(address, self.host.own)]
-        return self.host.uplinks | {
-            index for network, index in self.host.connected if any(_within(a, (network,)) for a in here)
-        }
+        here = (one for one in (*self.home, *self.found) if _within(one, self.host.own))
+        return self.host.uplinks | self._around(here)

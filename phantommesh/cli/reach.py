@@ -22,7 +22,7 @@ from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.netview import NetCheck, PortmapView, RelayView
+    from phantommesh.management.netview import NatView, NetCheck, PortmapView, RelayView
     from phantommesh.management.pingview import PingDimension, PingResult
 
 DEFAULT_PINGS = 4
@@ -174,7 +174,7 @@ def _show_netcheck(found: NetCheck) -> None:
         rows.append(("uplink", "none was found"))
     for nat in found.nat:
         at = f" ({_first(nat.public)}; {_members(nat.witnesses)})" if nat.witnesses and nat.public else ""
-        rows.append((f"NAT {nat.family}", f"{nat.kind}: {nat.why}{at}"))
+        rows.append((f"NAT {nat.family}", f"{nat.kind}: {nat.why}{at}{_holes(nat)}"))
     rows.append(("port mapping", _portmap(found.portmap)))
     rows.append(("hairpin", _yes(found.hairpin)))
     if found.node is not None:
@@ -191,6 +191,17 @@ def _show_netcheck(found: NetCheck) -> None:
     rows += [("not known", text) for text in found.unknown]
     for key, value in rows:
         field(key, value, WIDE)
+
+
+def _holes(nat: NatView) -> str:
+    """How long holes stay open, as far as it was measured."""
+    if nat.open:
+        return "; UDP comes in unasked, so no keepalives are needed"
+    if nat.lives_s is None:
+        return ""
+    lives = f"for {nat.lives_s:g} s at least" if nat.lives_s else "for less than 20 s"
+    every = "" if nat.keepalive_s is None else f", so keepalives go out every {nat.keepalive_s} s"
+    return f"; idle holes stay open {lives}{every}"
 
 
 def _first(items: Iterable[str], most: int = 4) -> str:

@@ -83,7 +83,9 @@ def _value(text: str, kind: Any) -> Any:
         except (ValueError, RecursionError):
             return text
     if origin is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts, of = [part.strip() for part in text.split(",") if part.strip()], get_args(kind)[0]
+        numbers = get_origin(of) is Annotated and get_args(of)[0] is int
+        return [_value(part, of) for part in parts] if numbers else parts
     if origin is dict:
         pairs = (part.partition("=") for part in text.split(",") if part.strip())
         return {name.strip(): value.strip() for name, _, value in pairs}

@@ -196,6 +196,14 @@ def _check(config: Config) -> None:
             f"({wireguard.base_port} to {last_port})",
             fix="set control.port or wireguard.base_port to another port",
         )
+    if config.control.tcp_ports and not config.control.tcp:
+        raise ConfigError(
+            "control.tcp_ports names ports, and control.tcp is off", fix="set control.tcp to true"
+        )
+    if config.control.port in config.control.tcp_ports:
+        raise ConfigError(
+            f"control.tcp_ports names {config.control.port}, which is control.port", fix="take it out"
+        )
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")

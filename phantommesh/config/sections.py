@@ -45,10 +45,14 @@ class NodeSection(msgspec.Struct, frozen=True):
 
 
 class ControlSection(msgspec.Struct, frozen=True):
-    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys."""
+    """The control port, UDP and (`tcp`) TCP, outside the tunnels it keys. `tcp_ports`: further ports at which
+    it takes TCP, for peers in networks that let nothing else out."""
 
     port: Port = 51800
     tcp: Switch = True
+    tcp_ports: Annotated[
+        tuple[Port, ...], Meta(max_length=2, description="at most 2 TCP ports, e.g. [443]")
+    ] = ()
 
 
 class WireguardSection(msgspec.Struct, frozen=True):
@@ -117,10 +121,12 @@ class LinkSection(msgspec.Struct, frozen=True):
 class NatSection(msgspec.Struct, frozen=True):
     """How this node finds out where it is reached. `discover`: by the host's own addresses and by what other
     members see of it, beside `node.endpoints`. `portmap`: whether it asks the gateway to open its ports (PCP,
-    NAT-PMP; UPnP with the extra of that name)."""
+    NAT-PMP; UPnP with the extra of that name). `measure`: whether it finds out how often a NAT or firewall
+    needs keepalives; until that is known, and where it is off, `wireguard.keepalive` is the pace."""
 
     discover: Switch = True
     portmap: Annotated[Literal["auto", "off"], Meta(description='"auto" or "off"')] = "auto"
+    measure: Switch = True
 
 
 class RelaySection(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ newcomer may send, and raise `ControlError` for what is not one of these message
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -407,6 +407,32 @@ class Meet(msgspec.Struct, frozen=True, tag="meet"):
     turn: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
 
 
+class Echo(msgspec.Struct, frozen=True, tag="echo"):
+    """Ask to answer the datagrams that this token marks (`routing.echoes`), at once and again after so many
+    milliseconds, by the number of the asker's socket; 0: at once only. ``unasked``: send some to the asker's
+    WireGuard ports by this version of IP, where it was seen itself; 0: send none. The answer is `Done`."""
+
+    token: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    after_ms: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=200_000)], ...], msgspec.Meta(max_length=8)
+    ]
+    unasked: Literal[0, 4, 6] = 0
+
+
+class Bridge(msgspec.Struct, frozen=True, tag="bridge"):
+    """Ask a common member to join this connection with one on which ``to`` asks for the asker. After the
+    answer, `Done`, each frame that comes by either goes out by the other as it is."""
+
+    to: Peer
+
+
+class Bridged(msgspec.Struct, frozen=True, tag="bridged"):
+    """The common member's word that ``origin`` waits to be joined with the other end. The answer is `Done`,
+    whatever the other end does about it."""
+
+    origin: Peer
+
+
 class AskNeighbours(msgspec.Struct, frozen=True, tag="ask-neighbours"):
     """Ask for the links that the answerer has, as it measures them (`routing.neighbours`): a sample of the
     pairs by ``salt`` and ``share``, and those with the members in ``about``."""
@@ -447,7 +473,8 @@ Request = (
     | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
-    | Meet | Frames | CheckTcp | AskNeighbours
+    | Meet | Frames | CheckTcp | Echo
+    | Bridge | Bridged | AskNeighbours
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations

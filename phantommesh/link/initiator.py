@@ -16,6 +16,7 @@ from phantommesh.link.handshake import HandshakeError, Initiator
 from phantommesh.link.wire import Fragment, Kind, Mode
 
 # Tuning.
+UNMET = 3  # failures in a row until a link that never was is an alarm: a newcomer's NAT takes a while
 BACKOFF_FIRST, BACKOFF_MAX = 0.5, 20.0  # s between attempts that fail
 
 
@@ -106,7 +107,7 @@ class Starter:
         if reached is Stage.AUTH and peer.psk.staged is not None:
             peer.psk.doubt(now)
             effects.append(Install(peer.node_id))
-        if peer.failures == 1:
+        if peer.failures == (UNMET if peer.psk.committed is None else 1):
             effects.append(Alarm(peer.node_id, "failed", peer.last_error))
         return effects
 

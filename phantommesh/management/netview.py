@@ -32,13 +32,19 @@ class UplinkView(msgspec.Struct, frozen=True, kw_only=True):
 
 class NatView(msgspec.Struct, frozen=True, kw_only=True):
     """What members see of this node in one family of addresses. ``public``: the places of its control port
-    that are not this host's own, as they see it; ``witnesses``: how many members say so."""
+    that are not this host's own, as they see it; ``witnesses``: how many members say so. ``open``: strangers'
+    datagrams come in at WireGuard's ports; ``lives_s``: for how long a mapping surely lives that nobody uses;
+    None: not measured. ``keepalive_s``: seconds between keepalives to peers outside, None where there are
+    none."""
 
     family: Family
     kind: NatKind
     public: list[str]
     witnesses: int
     why: str
+    open: bool | None = None
+    lives_s: float | None = None
+    keepalive_s: int | None = None
 
 
 class PortmapView(msgspec.Struct, frozen=True, kw_only=True):

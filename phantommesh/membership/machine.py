@@ -125,8 +125,9 @@ class Membership:
             core.drops["sender"] += 1
             return core.flush()
         core.received[kind] += 1
-        if usable and core.table.get(sender) is not None:
-            core.places.heard(sender, source, core.clock)
+        known = usable and core.table.get(sender) is not None
+        if known and core.places.heard(sender, source, core.clock) and core.params.verify:
+            probing.check(sender, False)
         if kind == messages.GOSSIP:
             # The records that a member can have us look for are counted by its name, which others could write
             # too.

@@ -29,6 +29,7 @@ MISSING_AT_ONCE: Final = 8  # records asked for again per retry
 YOUNG: Final = 60.0  # s from the start in which after a sync that found a difference
 HASTY: Final = 3  # more follow
 HASTE: Final = 0.3  # after this share of the usual time
+RETRIERS: Final = 8  # members that try a dead one again in one interval, together: it may not be able to call
 SLICE: Final = 512  # events of a sync taken in at once, some 20 ms
 SLICE_PAUSE: Final = 0.01  # s until the next
 
@@ -120,7 +121,8 @@ class Merging:
         core.at(core.clock + params.retry_interval * (0.75 + 0.5 * core.rng.random()), self._retry)
         down = core.table.down
         failed = [node for node, gone in down.items() if gone.state is State.DEAD]
-        if failed and core.rng.random() < len(failed) / max(1, core.table.live):
+        few = RETRIERS if params.verify else 1
+        if failed and core.rng.random() < max(few, len(failed)) / max(1, core.table.live):
             node = failed[int(core.rng.random() * len(failed))]
             if params.verify:
                 down[node].retried = True

@@ -20,6 +20,7 @@ from typing import Final
 
 from phantommesh.endpoint import Address
 from phantommesh.membership.reach import IN_A_ROW
+from phantommesh.rates import Bucket
 
 # Tuning.
 MAX_HEARD: Final = 3  # addresses of one member that were heard and not proved; the oldest makes room
@@ -27,6 +28,8 @@ QUESTIONS: Final = 3  # that a datagram from such an address is good for, and th
 KEPT: Final = (
     300.0  # s for which such an address is asked at most; NATs keep a mapping for minutes (RFC 4787)
 )
+PROMPT: Final = 5.0  # s between two questions out of turn to one member, and
+PROMPTS: Final = 5.0, 20.0  # to all, a second and at once
 PROVED: Final = 150.0  # s for which a proved address is used without another proof
 SIGN: Final = 30.0  # s for which a sign of life counts, of a member whose control port does not answer
 FRESH: Final = 10.0  # s for which a sign spares the questions by way of others: a probe in a resting path
@@ -55,15 +58,16 @@ class _Heard:
 
 
 class _Place:
-    """Where one member was heard. ``home``: its record's addresses answered last. ``since_home``: probes that
-    were answered from elsewhere alone since then."""
+    """Where one member was heard. ``prompt``: until when it is not asked out of turn again. ``home``: its
+    record's addresses answered last. ``since_home``: probes that were answered from elsewhere alone since
+    then."""
 
-    __slots__ = ("heard", "home", "proved", "proved_at", "since_home", "turn")
+    __slots__ = ("heard", "home", "prompt", "proved", "proved_at", "since_home", "turn")
 
     def __init__(self) -> None:
         self.heard: dict[Address, _Heard] = {}
         self.proved: Address | None = None
-        self.proved_at = -inf
+        self.proved_at = self.prompt = -inf
         self.home = False
         self.since_home = 0
         self.turn = 0
@@ -75,16 +79,22 @@ class Whereabouts:
     def __init__(self) -> None:
         self._places: dict[bytes, _Place] = {}
         self._proved: dict[Address, bytes] = {}
+        self._prompts = Bucket(*PROMPTS, 0.0)
 
-    def heard(self, node: bytes, address: Address, now: float) -> None:
-        """A datagram in this member's name came from there."""
+    def heard(self, node: bytes, address: Address, now: float) -> bool:
+        """A datagram in this member's name came from there. Return whether to ask the member at once: it may
+        be there since a moment ago, and does not know it itself, if it is behind a NAT."""
         place = self._places.setdefault(node, _Place())
         if address == place.proved:
-            return
-        place.heard.pop(address, None)
+            return False
+        news = place.heard.pop(address, None) is None
         place.heard[address] = _Heard(now)
         if len(place.heard) > MAX_HEARD:
             del place.heard[next(iter(place.heard))]
+        if not news or now < place.prompt or not self._prompts.take(now):
+            return False
+        place.prompt = now + PROMPT
+        return True
 
     def ask(self, node: bytes, now: float) -> list[Address]:
         """The addresses to ask now: the proved one, and in turn one of those that are not."""

@@ -8,6 +8,7 @@ marks and numbers are in nf_tables' registers. Nothing here does I/O.
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from phantommesh.nlattr import (
     ACK,
@@ -40,9 +41,17 @@ _NAME, _HANDLE = 1, 4  # NFTA_TABLE_NAME, NFTA_TABLE_HANDLE
 _RULE_TABLE, _RULE_HANDLE = 1, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _ITEM, _VALUE = 1, 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE
-_KEY, _DATA, _EXPRESSION = 1, 2, 7  # NFTA_SET_ELEM_*
+_KEY, _DATA, _EXPRESSION, _EXPRESSIONS = 1, 2, 7, 11  # NFTA_SET_ELEM_*
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+
+
+class Change(NamedTuple):
+    """One message of a transaction: its type within nf_tables, its flags, its attributes."""
+
+    kind: int
+    flags: int
+    body: bytes
 
 
 def _message(kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0) -> bytes:
@@ -54,7 +63,9 @@ def _text(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode("ascii") + b"\0")
 
 
-def _transaction(messages: Sequence[tuple[int, int, bytes]], family: int, sequence: int) -> bytes:
+def _transaction(
+    messages: Sequence[Change] | Sequence[tuple[int, int, bytes]], family: int, sequence: int
+) -> bytes:
     """Wrap (type, flags, body) in a batch. Only the last asks for an acknowledgement, so either that comes or
     errors do."""
     packed = [_message(_BATCH_BEGIN, 0, sequence, 0, b"", 10)]
@@ -81,6 +92,12 @@ def encode_replace(
             some = b"".join(items[start : start + ELEMENTS_PER_MESSAGE])
             messages.append((_NEW_ELEMENTS, _CREATE, head + attribute(_LIST_ELEMENTS | NESTED, some)))
     return _transaction(messages, family, sequence), sequence + len(messages)
+
+
+def encode_transaction(changes: Sequence[Change], family: int, *, sequence: int) -> tuple[bytes, int]:
+    """All of these or none. Returns the bytes and the number of the message whose acknowledgement says that
+    it is done."""
+    return _transaction(changes, family, sequence), sequence + len(changes)
 
 
 def _element(key: int, value: int) -> bytes:
@@ -190,12 +207,28 @@ def decode_counters(payloads: Iterable[bytes]) -> dict[int, tuple[int, int]]:
         expression = dict(attributes(element.get(_EXPRESSION, b"")))
         if expression.get(_EXPRESSION_NAME) != b"counter\0":
             raise NetlinkFormatError("an element without a counter")
-        fields = dict(attributes(expression.get(_EXPRESSION_DATA, b"")))
-        counters[_word(element.get(_KEY, b""))] = (
-            int.from_bytes(fields.get(_COUNTER_PACKETS, b""), "big"),
-            int.from_bytes(fields.get(_COUNTER_BYTES, b""), "big"),
-        )
+        counters[_word(element.get(_KEY, b""))] = _counter(expression.get(_EXPRESSION_DATA, b""))
     return counters
+
+
+def decode_counters_by_key(payloads: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+    """Read the elements of a set of bytes, with counters: (packets, bytes) by key. Other expressions of an
+    element are left out."""
+    counters = {}
+    for element in _elements(payloads):
+        key = dict(attributes(element.get(_KEY, b""))).get(_VALUE, b"")
+        one = [element[_EXPRESSION]] if _EXPRESSION in element else []
+        for expression in [*one, *(value for _, value in attributes(element.get(_EXPRESSIONS, b"")))]:
+            parts = dict(attributes(expression))
+            if parts.get(_EXPRESSION_NAME) == b"counter\0":
+                counters[key] = _counter(parts.get(_EXPRESSION_DATA, b""))
+    return counters
+
+
+def _counter(data: bytes) -> tuple[int, int]:
+    fields = dict(attributes(data))
+    packets, size = fields.get(_COUNTER_PACKETS, b""), fields.get(_COUNTER_BYTES, b"")
+    return int.from_bytes(packets, "big"), int.from_bytes(size, "big")
 
 
 def changes_rules(messages: bytes, table: bytes) -> bool:

@@ -39,9 +39,13 @@ class Lacking:
         self._dimensions = [_Dimension() for _ in range(DIMENSIONS)]
         self._dark: dict[bytes, float] = {}  # since when, by relay
 
-    def look(self, keyed: int, paths: Sequence[PathView], ways: Sequence[Way | None], now: float) -> int:
+    def look(
+        self, keyed: int, paths: Sequence[PathView], ways: Sequence[Way | None], now: float, back: int = 0
+    ) -> int:
         """Return the dimensions, as a bitmap, that are to go over relays now. ``keyed`` is the bitmap of
-        those whose PSK both ends have; ``paths`` and ``ways`` are as they are now, by dimension."""
+        those whose PSK both ends have; ``paths`` and ``ways`` are as they are now, by dimension. ``back``:
+        those in which WireGuard was seen to go over the relay again since the last look, though a better way
+        is taken."""
         for i, (known, path, way) in enumerate(zip(self._dimensions, paths, ways, strict=True)):
             if not has(keyed, i):
                 known.lacks, known.works, known.wanted = None, None, False
@@ -51,7 +55,7 @@ class Lacking:
                 known.wanted |= now - known.lacks >= (LACK if path.state in _DOWN else UNPROVED)
             else:
                 known.lacks = None
-                known.works = now if known.works is None else known.works
+                known.works = now if known.works is None or has(back, i) else known.works
                 known.wanted &= now - known.works < KEEP
         return bits(known.wanted for known in self._dimensions)
 

@@ -24,7 +24,7 @@ which:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -51,6 +51,7 @@ Uplinks = Callable[[Entry], Sequence[Sequence[str]]]
 
 # Tuning.
 TURN = 12.0  # s that a dark dimension keeps to an address: WireGuard tries it twice, 5 s apart
+MOST_TCP_PORTS = 4  # further TCP ports that are tried at one address, however many members name it
 
 
 class Reached(NamedTuple):
@@ -106,7 +107,8 @@ class Peers:
 
     ``where`` gives the addresses of a member's control port, as far as they may be used, the likeliest first;
     ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name); ``ways`` has what
-    is to be taken instead. Call `look` when the
+    is to be taken instead; ``keepalive`` gives the seconds between keepalives to a host (None: as
+    configured). Call `look` when the
     roster, a revocation, a resolved name or the time may have changed who the peers are; give the links
     `auths`; then call `arrange`. Call `keyed` for each `Install` of the links: it costs the same in a mesh of
     any size.
@@ -121,6 +123,7 @@ class Peers:
         where: Where,
         uplinks: Uplinks | None = None,
         ways: Ways | None = None,
+        keepalive: Callable[[str], int] | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
@@ -132,6 +135,7 @@ class Peers:
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
         self._uplinks = (lambda entry: [(a.host,) for a in where(entry)]) if uplinks is None else uplinks
         self._ways = Ways() if ways is None else ways
+        self._keepalive = keepalive
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
@@ -184,6 +188,17 @@ class Peers:
                 addresses + tuple(address._replace(transport="tcp") for address in addresses),
             )
         return peers
+
+    def tcp_ports(self, where: Mapping[bytes, Iterable[Address]]) -> dict[Address, tuple[int, ...]]:
+        """The addresses of peers, as ``where`` gives them by node id, each with further TCP ports to try:
+        those of the records of all peers that name it, up to `MOST_TCP_PORTS`."""
+        found: dict[Address, tuple[int, ...]] = {}
+        for peer, addresses in where.items():
+            ports = () if (entry := self.get(peer)) is None else entry.record.tcp_ports
+            for address in addresses:
+                both = dict.fromkeys((*found.get(address, ()), *ports))
+                found[address] = tuple(both)[:MOST_TCP_PORTS]
+        return found
 
     def seeds(self) -> Iterator[Address]:
         """Yield the addresses at which the mesh is found again: the authorities', also where a certificate
@@ -290,6 +305,7 @@ class Peers:
             tuple(host for host, _ in where),
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
+            () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -100,9 +100,11 @@ class Relay:
                     refusals.append(refusal)
         if dimensions and not legs:
             return messages.Refused(refusals[0].text, refusals[0].fix)
-        waiting = [leg.dimension for leg in legs if leg.waiting]
-        if waiting:
-            self._tell(peer, messages.OfferRelay(asker, bits(d in waiting for d in range(DIMENSIONS))))
+        # The end that chooses asks again where nothing comes through: the other one may have started anew,
+        # and know nothing of a lease that it seems to hold here.
+        told = [leg.dimension for leg in legs if leg.waiting or asker < peer]
+        if told:
+            self._tell(peer, messages.OfferRelay(asker, bits(d in told for d in range(DIMENSIONS))))
         refused = refusals[0].label if refusals else ""
         return messages.Relayed(self._port, min(MOST_FAR, round(far * 1e6)), tuple(legs), refused)
 

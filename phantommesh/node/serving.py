@@ -50,7 +50,9 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
+    messages.Bridged: (1.0, 20),  # each has a connection made
     messages.Meet: (0.5, 20),  # fewer are granted: see `routing.punching`
+    messages.Echo: (0.2, 10),  # fewer are granted: see `routing.echoes`
     messages.Pass: (20.0, 200),
     messages.Passed: (100.0, 1000),
 }
@@ -123,7 +125,17 @@ class Meeting:
     request: messages.Meet
 
 
-ServingStep = Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting
+@dataclass(frozen=True, slots=True)
+class Echoing:
+    """Answer a member's datagrams for a while. The result is the answer."""
+
+    entry: Entry
+    request: messages.Echo
+
+
+ServingStep = (
+    Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting | Echoing
+)
 ServingWork = Generator[ServingStep, Any, T]
 
 
@@ -131,7 +143,8 @@ class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
-    None: this node uses no relays. ``neighbours`` says what links this node has."""
+    None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
+    ``neighbours`` says what links this node has."""
 
     def __init__(
         self,
@@ -143,11 +156,12 @@ class Serving:
         proofs: bool,
         relay: Relay | None = None,
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
+        bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
     ) -> None:
         self._neighbours = neighbours
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
-        self._relay, self._offered = relay, offered
+        self._relay, self._offered, self._bridged = relay, offered, bridged
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
         self.rates[messages.Announce] = verifications
         self._others, self._refusals = Rates[bytes](*OTHERS), Rates[bytes](*REFUSALS)
@@ -244,6 +258,9 @@ class Serving:
             case messages.Meet():
                 met: messages.Answer = yield Meeting(peer, request)
                 return met
+            case messages.Echo():
+                echoed: messages.Answer = yield Echoing(entry, request)
+                return echoed
             case messages.AskNeighbours():
                 if self._neighbours is None:
                     return messages.Refused("this node measures no links")
@@ -252,6 +269,12 @@ class Serving:
                 return messages.Refused("this connection cannot be lent")
             case messages.Frames():  # `TcpPort` has taken it where it can carry frames
                 return messages.Refused("this connection cannot carry frames")
+            case messages.Bridge():  # `TcpPort` has taken it where it can be joined
+                return messages.Refused("this connection cannot be joined with another")
+            case messages.Bridged():
+                if self._bridged is not None:
+                    self._bridged(peer, request)
+                return messages.Done()
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

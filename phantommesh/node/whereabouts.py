@@ -44,7 +44,7 @@ MAX_OWN: Final = 8  # candidates of the host's own
 MAX_SEEN: Final = 4  # candidates that members see
 MAX_MAPPED: Final = 2  # candidates that gateways have mapped
 ASKED: Final = 4  # witnesses in one round
-SOON: Final = (0.3, 1.5, 5.0, 15.0)  # s after a change at which witnesses are asked
+SOON: Final = (0.15, 0.6, 1.5, 5.0, 15.0)  # s after a change at which witnesses are asked
 EVERY: Final = 60.0  # s between rounds when all is quiet
 HINTS: Final = 1 / 20, 3  # hints of members that are followed a second, and at once: anybody could send more
 

@@ -222,6 +222,7 @@ class Node:
             services["relay"] = parts.lending.run
             services["relays"] = parts.borrower.run
             services["punching"] = parts.punching.run
+            services["nat-lifetimes"] = parts.lifetimes.run
         if parts.config.control.tcp:
             services["tcp"] = parts.tcp.run
         return services

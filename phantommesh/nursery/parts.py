@@ -36,7 +36,7 @@ from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
-from phantommesh.nursery.dataplane.relays import make_relays
+from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
@@ -45,11 +45,13 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
+from phantommesh.nursery.members.bridging import Bridging
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
 from phantommesh.nursery.members.linking import make_links
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
@@ -78,6 +80,7 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
@@ -94,6 +97,8 @@ from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.fits import short_segments
+from phantommesh.wireguard.insisting import Insisting
 
 
 @dataclass(slots=True)
@@ -128,6 +133,7 @@ class Parts:
     caller: Caller
     attending: Attending
     carrying: Carrying
+    bridging: Bridging
     naming: Naming
     copies: Copies
     links: Links
@@ -136,6 +142,7 @@ class Parts:
     lending: Lending
     borrower: Borrower
     punching: PunchDriver
+    lifetimes: LifetimeDriver
     ways: Ways
     peers: Peers
     finding: Finding
@@ -214,13 +221,13 @@ def make_parts(
     ways = Ways()
     peers = Peers(
         state.identity.node_id, links, wireguard, config.scatter,
-        where=places.of, uplinks=places.uplinks, ways=ways,
+        where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
@@ -244,6 +251,7 @@ def make_parts(
     def moved() -> None:
         finding.moved()
         paths.uplinks_changed()
+        lending.moved()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -263,6 +271,7 @@ def make_parts(
         log=structlog.get_logger("phantommesh.node"),
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
+        insisting=Insisting(ways.proved),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
@@ -280,6 +289,9 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    guarding = Guarding(
+        partial(_guard, config, own, overlay, peers), beside=scatter_table(master), flushed=scattering.kick
+    )
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -287,6 +299,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
+            if config.guard.forward:
+                guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
         measured,
@@ -304,6 +318,7 @@ def make_parts(
         generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree, near=nearness(config.node.region, keeper.roster.get),
+        further=lambda address: tcp.callable.get(address, ()),
     )  # fmt: skip
     gossip.hinted = finding.hinted
     runs = RunWatch(
@@ -314,7 +329,7 @@ def make_parts(
     links.look_elsewhere(gossip.heard_at)
     framed = Framed(
         state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
-        gossip=gossip, tell=tell, ports=lambda: own.ports,
+        gossip=gossip, tell=tell, ports=lambda: own.ports, homes=lambda: carrying.homes,
     )  # fmt: skip
     gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(
@@ -354,14 +369,34 @@ def make_parts(
         look=lambda peer: link_of(measured.view(peer, trio.current_time()), ways.taken(peer)),
         path=state.state.path / directory.TOPOLOGY,
     )  # fmt: skip
+    lifetimes = make_lifetimes(
+        config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
+        lambda: reconciler.actual, changed=peers_changed,
+    )  # fmt: skip
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
-        meet=punching.meet, relay=lending.relay, offered=borrower.offered,
-        neighbours=surveying.answer,
+        meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
+        bridged=framed.prompted, neighbours=surveying.answer,
     )  # fmt: skip
+    bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
+    further = FurtherPorts(config.control.tcp_ports, own.publish)
+    own.tcp_ports = lambda: further.open
+    tcp = TcpPort(
+        config.control.port,
+        sessions=sessions,
+        dispatch=driver.receive,
+        serve=server.serve,
+        standing=keeper.answer_standing,
+        records=gossip.answer_records,
+        runs=runs.answer,
+        lent=lent,
+        carry=framed.take,
+        further=further,
+        join=bridging.join,
+    )
     return Parts(
         settings=Settings(config),
         state=state,
@@ -381,6 +416,7 @@ def make_parts(
         caller=caller,
         attending=attending,
         carrying=carrying,
+        bridging=bridging,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
         links=links,
@@ -389,6 +425,7 @@ def make_parts(
         lending=lending,
         borrower=borrower,
         punching=punching,
+        lifetimes=lifetimes,
         ways=ways,
         peers=peers,
         finding=finding,
@@ -406,9 +443,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
-        guarding=Guarding(
-            partial(_guard, config, own, overlay), beside=scatter_table(master), flushed=scattering.kick
-        ),
+        guarding=guarding,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -419,17 +454,7 @@ def make_parts(
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         surveying=surveying,
         server=server,
-        tcp=TcpPort(
-            config.control.port,
-            sessions=sessions,
-            dispatch=driver.receive,
-            serve=server.serve,
-            standing=keeper.answer_standing,
-            records=gossip.answer_records,
-            runs=runs.answer,
-            lent=lent,
-            carry=framed.take,
-        ),
+        tcp=tcp,
     )
 
 
@@ -456,7 +481,7 @@ def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
     return (*places.seeds(), *peers.seeds())
 
 
-def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
+def _guard(config: Config, own: OwnRecord, overlay: Overlay, peers: Peers) -> Guard:
     """The guard as it should be now."""
     wireguard = config.wireguard
     return Guard(
@@ -467,4 +492,5 @@ def _guard(config: Config, own: OwnRecord, overlay: Overlay) -> Guard:
         config.control.port,
         own.ports,
         config.guard.forward,
+        short_segments(peers.fits) if config.guard.forward else (),
     )

@@ -68,8 +68,7 @@ class Weaving:
             case ReadBack():
                 self._read_back(news)
             case CopyGone():
-                parts.links.rotate(None, trio.current_time())
-                parts.driver.wake()
+                parts.driver.anew()
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)
@@ -106,7 +105,7 @@ class Weaving:
         parts.finding.retain(parts.peers.standing)
         parts.framed.retain(parts.peers.standing)
         auths, effects = parts.wiring.link(now, wall)
-        parts.tcp.callable = frozenset(address for auth in auths.values() for address in auth.endpoints)
+        parts.tcp.callable = parts.peers.tcp_ports({peer: auth.endpoints for peer, auth in auths.items()})
         parts.driver.carry_out(effects)
         parts.guarding.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
@@ -175,6 +174,7 @@ class Weaving:
             parts.paths.locate(seen.peer, seen.reading.endpoints)
             parts.punching.watch(seen.peer)
             parts.framed.located(seen.peer, seen.reading.endpoints)
+            parts.borrower.located(seen.peer, seen.reading.endpoints)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))

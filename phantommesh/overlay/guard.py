@@ -76,7 +76,8 @@ class Guard:
     """The addresses, ports and interfaces to guard. ``device`` and ``names`` are the mesh's interfaces,
     ``own`` this node's overlay addresses, ``networks`` whose traffic is the mesh's (both families),
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
-    the mesh through this node."""
+    the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
+    route over IPv6 cannot say it."""
 
     device: str
     names: tuple[str, ...]
@@ -85,6 +86,7 @@ class Guard:
     control: int
     wireguard: tuple[int, ...]
     forward: tuple[str, ...] = ()
+    short: tuple[tuple[IPv6Address, int], ...] = ()
 
     @property
     def table(self) -> str:
@@ -238,12 +240,15 @@ def _clamping(guard: Guard) -> list[str]:
     if not guard.forward:
         return []
     ours = _names((guard.device, *guard.names))
-    fit = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-    return chain_block(
-        "clamping",
-        "type filter hook forward priority mangle; policy accept;",
-        *(f"{way} {ours} {fit}" for way in ("oifname", "iifname")),
-    )
+    fit = "tcp flags & (syn | rst) == syn tcp option maxseg size set"
+    rules = [f"{way} {ours} {fit} rt mtu" for way in ("oifname", "iifname")]
+    if guard.short:
+        sizes = anonymous(f"{host} : {size}" for host, size in guard.short)
+        rules += [
+            f"{way} {ours} {fit} ip6 {end} map {sizes}"
+            for way, end in (("oifname", "daddr"), ("iifname", "saddr"))
+        ]
+    return chain_block("clamping", "type filter hook forward priority mangle; policy accept;", *rules)
 
 
 def _entering(guard: Guard) -> str:

@@ -44,7 +44,17 @@ class Fit:
     mtu: int
 
 
-Effect = Send | Rescore | Turned | Fit
+@dataclass(frozen=True, slots=True)
+class AskHops:
+    """The peer has answered by this path. Find out whether a hop cuts packets of ``size`` bytes, as they are
+    inside the overlay: send one datagram as long as they are outside that may not be cut."""
+
+    peer: bytes
+    dimension: int
+    size: int
+
+
+Effect = Send | Rescore | Turned | Fit | AskHops
 
 
 @dataclass(frozen=True, slots=True)

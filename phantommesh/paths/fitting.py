@@ -17,10 +17,11 @@ from typing import Final
 from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.paths.effects import Effect, Fit, Send, Turned
+from phantommesh.paths.effects import AskHops, Effect, Fit, Send, Turned
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.pmtu import BASE, NEVER, OVER_IP4, OVER_IP6, PATIENCE, PathMtu, misses_needed
 from phantommesh.paths.probe import ON_WIRE, OVER
+from phantommesh.paths.restraint import Allowance, Restraint
 from phantommesh.paths.sized import SizedProbe, decode_sized_untrusted
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
@@ -53,8 +54,11 @@ class _Peer:
     fit: int = 0  # as told last; 0: nothing was told
     rate: float = 0.0  # bytes a second that the watch is for
     ways: list[object] = field(default_factory=lambda: [None] * DIMENSIONS)
+    since: list[float] = field(default_factory=lambda: [0.0] * DIMENSIONS)  # when its way, or keys, were new
     own: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)
     whole: list[bool] = field(default_factory=lambda: [False] * DIMENSIONS)
+    restraints: list[Restraint] = field(default_factory=lambda: [Restraint() for _ in range(DIMENSIONS)])
+    allowance: Allowance = field(default_factory=Allowance)
     answers: Bucket = field(default_factory=lambda: Bucket(ANSWERS, ANSWERS_BURST, 0.0))
     reserve: Bucket = field(default_factory=lambda: Bucket(RESERVE, RESERVE_BURST, 0.0))
 
@@ -128,11 +132,13 @@ class Fitting:
             peer.paths[dimension] = None
             self._timers.cancel((effect.peer, dimension))
         elif known is None:
+            peer.since[dimension] = now
             known = peer.paths[dimension] = PathMtu(
                 self.largest,
                 self._random.getrandbits(32),
                 own=peer.own[dimension],
                 whole=peer.whole[dimension],
+                restraint=peer.restraints[dimension],
             )
             known.begin(now + self._random.uniform(0.0, len(self._peers) * DIMENSIONS / BUDGET))
         elif effect.after is PathState.DARK:
@@ -161,6 +167,8 @@ class Fitting:
         if peer is None or known == (way, own, whole):
             return []
         moved = peer.ways[dimension] not in (None, way) and way is not None
+        if moved:
+            peer.since[dimension] = now
         peer.ways[dimension], peer.own[dimension] = way or peer.ways[dimension], own
         peer.whole[dimension] = whole
         path = peer.paths[dimension]
@@ -222,7 +230,7 @@ class Fitting:
         if path is not None:
             path.limit(now, theirs=max(BASE, probe.ceiling) if probe.ceiling else self.largest)
             if path.settled:
-                self._settle(node_id, peer, path, now)
+                effects += self._settle(node_id, peer, dimension, path, now)
             self._schedule(node_id, peer, dimension)
             if path.narrow is not narrow:
                 effects += self._paths.set_narrow(node_id, dimension, path.narrow)
@@ -244,9 +252,12 @@ class Fitting:
 
     def _ask(self, node_id: bytes, peer: _Peer, dimension: int, path: PathMtu, now: float) -> list[Effect]:
         small = self._paths.path(node_id, dimension)
-        if small is None or not small.sizes:
-            # Nothing was heard of it yet, or its version answers none.
-            path.next_at = now + (UNHEARD if small is None or small.answered_at is None else OTHERWISE)
+        if small is None or small.latest < peer.since[dimension]:
+            # Nobody has answered by this way yet. Its address may be one that the peer merely names.
+            path.hold(now + UNHEARD)
+            return []
+        if not small.sizes:
+            path.hold(now + OTHERWISE)  # its version answers none
             return []
         asked, missed, narrow = path.asked, path.missed, path.narrow
         size = path.tick(
@@ -267,13 +278,14 @@ class Fitting:
             if asked and not missed and asked <= path.size:
                 self._doubt(node_id, peer, now)
         if path.settled:
-            self._settle(node_id, peer, path, now)
+            effects += self._settle(node_id, peer, dimension, path, now)
         if size is None:
             return effects
         if self._budget is None:
             self._budget = Bucket(BUDGET, BUDGET, now)
-        if not self._budget.take(now):
-            path.put_off(now + PUT_OFF * self._random.uniform(0.5, 1.5))
+        wait = peer.allowance.take(now, self._watch(peer) if peer.rate else NEVER)
+        if wait or not self._budget.take(now):
+            path.put_off(now + max(wait, PUT_OFF) * self._random.uniform(1.0, 2.0))
             return effects
         probe = SizedProbe(False, dimension, path.sent(), size)
         return [*effects, self._send(node_id, peer, probe)]
@@ -293,14 +305,16 @@ class Fitting:
                 path.confirm(now)
                 self._schedule(node_id, peer, dimension)
 
-    def _settle(self, node_id: bytes, peer: _Peer, path: PathMtu, now: float) -> None:
-        """A path's size was found or confirmed: say when to look again."""
+    def _settle(self, node_id: bytes, peer: _Peer, dimension: int, path: PathMtu, now: float) -> list[Effect]:
+        """A path's size was found or confirmed: say when to look again, and at the end of a search have the
+        hops asked whether they cut what both ends take."""
         for other in peer.paths:
             if other is not None and other is not path:
                 other.hint = path.size
         rate = peer.rate = self._paths.rate(node_id, now)
         if rate:
             path.confirm(now + DIMENSIONS * self._watch(peer) * self._random.uniform(0.85, 1.15))
+        return [AskHops(node_id, dimension, path.top)] if path.take_found(now) else []
 
     def _watch(self, peer: _Peer) -> float:
         """The seconds between two looks at a busy peer's MTU, over all of its dimensions."""

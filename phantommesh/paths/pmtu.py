@@ -22,6 +22,7 @@ from math import ceil, log
 from typing import Final
 
 from phantommesh.paths.probe import OVER
+from phantommesh.paths.restraint import Restraint
 
 # Specification (docs/protocol.md, "Sized probes").
 BASE: Final = 1200  # bytes; BASE_PLPMTU (RFC 8899, section 5.1.2), and what IPv6's 1280 leave WireGuard
@@ -36,6 +37,7 @@ GAP: Final = 0.1  # s between probes of one question
 PATIENCE: Final = 0.2  # s at least that an answer may take
 UNSURE: Final = 1.0  # s until the question is put again, where small probes had no answer either
 RAISE: Final = 600.0  # s until a larger size is tried again (PMTU_RAISE_TIMER, RFC 8899, section 5.1.1)
+TOLD: Final = 300.0  # s for which hops are not asked again; an idle path is looked at every `RAISE` only
 KEPT: Final = 32  # unanswered probes that a late answer is still recognised for
 
 NEVER: Final = float("inf")
@@ -98,6 +100,9 @@ class PathMtu:
     lost: int = 0  # bytes of probes that had no answer, as WireGuard counts them, since this was asked last
     raise_at: float = NEVER
     whole: bool = False  # this way has no limit of its own, so there is nothing to ask
+    restraint: Restraint = field(default_factory=Restraint)  # when searches that others bring about may begin
+    searched: bool = False  # the size has to be found or confirmed before `take_found` tells of it
+    hops_at: float = NEVER
     _raising: bool = False
     _waiting: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     _late: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
@@ -131,15 +136,16 @@ class PathMtu:
     # --- what is known without a probe ---
 
     def begin(self, at: float) -> None:
-        """There are keys, or another way: ask for the most from ``at`` on. What was proved was of the way
-        before."""
+        """There are keys, or another way: ask for the most from ``at`` on, or as soon as `restraint` allows.
+        What was proved was of the way before."""
         self._forget()
         self.proved, self.refused, self.narrow, self._raising = 0, None, False, False
         self.size, self.raise_at = min(self.size, self.top), NEVER
         if self.whole:
             self._be_whole()
         else:
-            self._ask(self.top, at)
+            self._ask(self.top, self.restraint.begin(at))
+            self.searched = True
 
     def pause(self) -> None:
         """The path is dark: nothing that it swallows says anything of sizes."""
@@ -150,9 +156,9 @@ class PathMtu:
         """It answers again, maybe over another way: see whether the size still holds, then whether a larger
         one does, or go on searching."""
         if not self.asked and not self.whole:
-            self.narrow = False
+            self.narrow, at = False, self.restraint.begin(at)
             self._ask(self.size if self.proved else self.top, at)
-            self.raise_at = at
+            self.raise_at, self.searched = at, True
 
     def limit(self, now: float, *, own: int | None = None, theirs: int | None = None) -> None:
         """One end's uplink takes packets of this size whole, and no larger ones. If that is another than
@@ -167,9 +173,12 @@ class PathMtu:
             return
         self.size, self.proved = min(self.size, self.top), min(self.proved, self.top)
         self.refused, self._raising = None, False  # somebody changed the way, or mended it
+        self.searched = True
         if self.next_at != NEVER:
             self._forget()
             self._next(now)
+            if self.asked:
+                self.next_at = self.restraint.begin(now)
 
     def take_whole(self, now: float, whole: bool) -> None:
         """Say whether this way has no limit of its own. Then it carries all that both ends take."""
@@ -180,6 +189,13 @@ class PathMtu:
     def _be_whole(self) -> None:
         self._forget()
         self.asked, self.next_at, self.size, self.proved = 0, NEVER, self.top, self.top
+
+    def take_found(self, now: float) -> bool:
+        """Whether a size was found of which this has not told, or `TOLD` has passed since it told."""
+        if not self.settled or not (self.searched or now >= self.hops_at):
+            return False
+        self.searched, self.hops_at = False, now + TOLD
+        return True
 
     def confirm(self, at: float) -> None:
         """Ask no later than ``at`` whether the size still holds, or for a larger one if that is due."""
@@ -213,6 +229,11 @@ class PathMtu:
     def put_off(self, at: float) -> None:
         """The probe that `tick` returned cannot be sent yet."""
         self._waiting.pop(self.number, None)
+        self.next_at = at
+
+    def hold(self, at: float) -> None:
+        """Go on at ``at``: until then no probe may be sent, and those under way say nothing."""
+        self._forget()
         self.next_at = at
 
     def sent(self) -> int:

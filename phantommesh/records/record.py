@@ -32,6 +32,7 @@ CONTEXT: Final = b"phantommesh record v1"
 KEY_BYTES: Final = 32  # X25519
 NO_KEY: Final = bytes(KEY_BYTES)
 MAX_CONTROL_ENDPOINTS: Final = 8
+MAX_TCP_PORTS: Final = 2
 MAX_VERSION_CHARS: Final = 32
 MAX_BODY_BYTES: Final = 4_096
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
@@ -64,8 +65,9 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     `control` holds up to 8 ``host:port``, one per uplink, for UDP and TCP alike. `wg_keys` (X25519 public
     keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
     dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
-    which the node may be reached, the likeliest first. `relay`: it forwards for others. `region`: where it
-    stands, a label of up to 32 characters, or empty. Earlier versions know of none of the three.
+    which the node may be reached, the likeliest first. `relay`: it forwards for others. `tcp_ports`: up to 2
+    more ports at which each of its addresses takes TCP. `region`: where it stands, a label of up to 32
+    characters, or empty. Earlier versions know of none of these.
     """
 
     node_id: bytes
@@ -77,6 +79,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     wg_proofs: tuple[bytes, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     relay: RelayOffer | None = None
+    tcp_ports: tuple[int, ...] = ()
     region: str = ""
 
 
@@ -246,6 +249,8 @@ def _check(record: NodeRecord) -> None:
     relay = record.relay
     if relay is not None and (not 1 <= relay.port <= 65535 or not 1 <= relay.families <= 3):
         raise RecordError("the record offers a relay whose port or families are out of range")
+    if len(record.tcp_ports) > MAX_TCP_PORTS or any(not 1 <= port <= 65535 for port in record.tcp_ports):
+        raise RecordError("the record has too many TCP ports, or one that is out of range")
     if record.region:
         _check_region(record.region)
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():

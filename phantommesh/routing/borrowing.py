@@ -34,9 +34,11 @@ RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
 HURRY: Final = 0.25  # s between two attempts at what has not worked yet
 AGAIN: Final = 1.0  # s between two requests for a lease that does not forward yet
-PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are as far apart as a renewal
+DOUBT: Final = 4.0  # s the same for one that has forwarded and nothing comes through, or after `PATIENCE`
+PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are `AGAIN` apart,
+SLOW: Final = 30.0  # s of these; then they are as far apart as a renewal
 STALE: Final = 12.0  # s after which a leg that never forwarded gives way to one that does
-FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is not chosen for the pair
+FAILED: Final = 30.0  # s for which a relay that did not forward for a pair is chosen only if no other offers
 SHUNNED: Final = (
     30.0,
     960.0,
@@ -100,6 +102,7 @@ class _Leg:
     relay: NodeId
     since: float
     ask_at: float
+    asked: float = -inf  # when it was asked for last
     port: int = 0
     tag: int = 0
     ticket: bytes = b""
@@ -189,7 +192,7 @@ class Borrowing:
         if peer is None or near is None:
             return []
         peer.awaited.discard(relay)
-        if far is None or peer.failed.get(relay, -inf) > now:
+        if far is None:
             peer.offers.pop(relay, None)
         else:
             peer.offers[relay], peer.pause = (Offer(relay, near, far), now), HURRY
@@ -207,7 +210,10 @@ class Borrowing:
                 self._hints[peer_id, dimension] = relay, now
                 continue
             leg = peer.legs.get(dimension)
-            if leg is None or (leg.relay != relay and not self._shuns(peer, relay, leg, now)):
+            if leg is not None and leg.relay == relay:
+                if now - leg.heard > DOUBT and now - leg.asked >= AGAIN:
+                    leg.ask_at = now  # the lease may be another one than this end knows of
+            elif leg is None or not self._shuns(peer, relay, leg, now):
                 effects += self._begin(peer_id, peer, dimension, relay, now)
         return effects
 
@@ -226,11 +232,27 @@ class Borrowing:
         leg = self._leg(relay, peer_id, dimension)
         if leg is None:
             return []
-        leg.ask_at = now + (RENEW if leg.used or now - leg.since >= PATIENCE else AGAIN)
+        age = now - leg.since
+        leg.ask_at = now + (RENEW if leg.used or age >= SLOW else AGAIN if age < PATIENCE else DOUBT)
         if (leg.port, leg.tag, leg.ticket) == (port, tag, ticket):
             return []
+        effects = self._unused(
+            peer_id, dimension, leg, now
+        )  # the relay has begun anew, or the lease had ended
         leg.port, leg.tag, leg.ticket, leg.key = port, tag, ticket, key
-        return self._bind(leg, dimension, now)
+        return effects + self._bind(leg, dimension, now)
+
+    def _unused(self, peer_id: NodeId, dimension: int, leg: _Leg, now: float) -> list[Effect]:
+        """A leg that forwarded does so no more as it was: it is bound anew in a hurry, and used again when
+        the relay says that it forwards."""
+        if not leg.used:
+            return []
+        leg.used, leg.since, leg.bind_at = False, now, now
+        both = (self._peers[peer_id].legs.get(dimension), self._peers[peer_id].before.get(dimension))
+        other = next((one for one in both if one is not None and one is not leg and one.used), None)
+        if other is None:
+            return [Use(peer_id, dimension)]
+        return [Use(peer_id, dimension, other.relay, other.port, other.tag)] if leg is both[0] else []
 
     def refused(self, relay: NodeId, peer_id: NodeId, dimension: int, now: float) -> list[Effect]:
         """Take a relay's refusal of a lease: the relay counts as one that does not offer, until it is asked
@@ -244,14 +266,18 @@ class Borrowing:
     def failed(self, relay: NodeId, peer_id: NodeId, now: float) -> list[Effect]:
         """Nothing comes through to a peer by this relay any more. Another is chosen where there is one."""
         peer = self._peers.get(peer_id)
-        if peer is None or peer.failed.get(relay, -inf) > now:
+        if peer is None:
+            return []
+        known = peer.failed.get(relay, -inf) > now
+        for _, leg in peer.all_legs():
+            # The relay may have begun anew, or the other end: both hear of the lease by this question.
+            if leg.relay == relay and (not known or now - leg.asked >= DOUBT):
+                leg.ask_at = now
+                leg.bind_at = now if leg.ticket else inf
+        if known:
             return []
         peer.failed[relay] = now + FAILED
         peer.offers.pop(relay, None)
-        for _, leg in peer.all_legs():
-            if leg.relay == relay:  # it may have begun anew, and know no lease
-                leg.ask_at = now
-                leg.bind_at = now if leg.ticket else inf
         if self._own < peer_id:
             peer.cost_at = min(peer.cost_at, now + HURRY)
             return self._choose(peer_id, peer, now)
@@ -353,20 +379,21 @@ class Borrowing:
         if leg.used and now - leg.heard >= BOUND:
             if leg is not peer.legs.get(dimension):
                 return self._drop(peer_id, peer, dimension, leg)
-            leg.used, leg.since, leg.bind_at = False, now, now
-            old = peer.before.get(dimension)
-            if old is None or not old.used:
-                effects.append(Use(peer_id, dimension))
+            effects += self._unused(peer_id, dimension, leg, now)
         hurried = now - leg.since < PATIENCE
-        if not leg.used and not hurried and leg.relay in peer.offers and len(peer.offers) > 1:
+        better = any(r != leg.relay and peer.failed.get(r, -inf) <= now for r in peer.offers)
+        if not leg.used and not hurried and leg.relay in peer.offers and better:
             effects += self.failed(leg.relay, peer_id, now)
             if peer.legs.get(dimension) is not leg:
                 return effects
         both = (peer.legs.get(dimension), peer.before.get(dimension))
         if not leg.used and now - leg.since >= STALE and any(o is not None and o.used for o in both):
             return effects + self._drop(peer_id, peer, dimension, leg, told=False)
-        pause = HURRY if hurried else RENEW
+        # The other end may take a while to start, to be keyed and to hear of the lease.
+        slow = not leg.used and now - leg.since < SLOW
+        pause = HURRY if hurried else AGAIN if slow else RENEW
         if leg.ask_at <= now:
+            leg.asked = now
             leg.ask_at = now + (RENEW if leg.ticket else pause)
             effects.append(AskLease(leg.relay, peer_id, dimension))
         if leg.bind_at <= now:
@@ -381,8 +408,10 @@ class Borrowing:
         offers = [
             offer for relay, (offer, _) in peer.offers.items() if relay in self._relays and relay != peer_id
         ]
+        # It may be the peer that was away: a relay that failed is better than none.
+        good = [offer for offer in offers if peer.failed.get(offer.relay, -inf) <= now]
         effects = list[Effect]()
-        for dimension, relay in peer.choice.decide(peer.wanted, offers, now).items():
+        for dimension, relay in peer.choice.decide(peer.wanted, good or offers, now).items():
             leg = peer.legs.get(dimension)
             if leg is None or leg.relay != relay:
                 effects += self._begin(peer_id, peer, dimension, relay, now)
@@ -407,7 +436,7 @@ class Borrowing:
             peer.before[dimension] = leg
         elif leg is not None:
             effects += self._end(peer_id, dimension, leg)
-        peer.legs[dimension] = _Leg(relay, now, now + HURRY)
+        peer.legs[dimension] = _Leg(relay, now, now + HURRY, now)
         return [*effects, AskLease(relay, peer_id, dimension)]
 
     def _end(self, peer_id: NodeId, dimension: int, leg: _Leg) -> list[Effect]:

@@ -104,6 +104,16 @@ class Frame:
         return tuple((header, address, number) for header, address, number in both if address is not None)
 
 
+def reason(drop: Drop) -> str:
+    """The word of a reason to drop."""
+    return _REASONS[drop]
+
+
+def burst(rate: int) -> int:
+    """The bytes that may come at once, of a rate in bytes a second."""
+    return min(_MOST_BURST, max(_LEAST_BURST, int(rate * _BURST)))
+
+
 def render(frame: Frame, forwards: Collection[Forward]) -> str:
     """The whole ruleset. It takes the place of what the table held before, in one transaction."""
     table = f"{FAMILY} {frame.table}"
@@ -179,8 +189,7 @@ def read_drops(counters: Mapping[int, tuple[int, int]]) -> dict[str, int]:
 
 def _relay(frame: Frame, header: str, here: IPv4Address | IPv6Address, version: int) -> list[str]:
     """The rules for a packet to the relay's port, in one family."""
-    burst = min(_MOST_BURST, max(_LEAST_BURST, int(frame.rate * _BURST)))
-    limit = f"limit rate over {frame.rate} bytes/second burst {burst} bytes"
+    limit = f"limit rate over {frame.rate} bytes/second burst {burst(frame.rate)} bytes"
     fragment = "ip frag-off & 0x3fff != 0" if version == 4 else "exthdr frag exists"
     return [
         "notrack",

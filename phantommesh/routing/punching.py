@@ -31,8 +31,9 @@ from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.rates import Bucket
 from phantommesh.routing import knocks
+from phantommesh.routing.homing import Homing
 from phantommesh.routing.knocks import NONCE_SIZE, Keys, Kind
-from phantommesh.routing.search import Ask, Effect, Lost, Send, Standing, State, Target, Won
+from phantommesh.routing.search import OTHER, Ask, Effect, Lost, Send, Standing, State, Target, Won
 from phantommesh.timers import Timers
 
 # Tuning.
@@ -54,6 +55,7 @@ UNAGREED: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 60.0)  # s after it could not be a
 BLIND: Final = 4  # questions in vain
 SPREAD: Final = 0.1  # of a pause at most is added to it, so that two ends do not meet in lockstep
 ROUNDS: Final = 1 / 30, 5.0  # of one peer, a second and at once
+SPARE: Final = 2.0  # of these are left for dimensions that have no way, when others try their own uplink
 ANSWERS: Final = 20.0, 400.0  # to one peer, a second and at once: a round is 7 dimensions x 8 addresses x 5
 STRAYS: Final = 1.0, 21.0  # addresses of one peer that its knocks came from and no record names
 MOST_AHEAD: Final = 2.0  # s until the agreed moment, at most
@@ -77,6 +79,7 @@ class _Won:
     rank: int
     at: float
     doubtful: bool = False  # the peer looks for another
+    carried: bool = False  # packets have passed since
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class _Peer:
     ends: float = inf
     tries: dict[tuple[int, Address], _Try] = field(default_factory=dict)
     won: dict[int, _Won] = field(default_factory=dict)
+    homing: Homing = field(default_factory=Homing)
 
 
 class Punching:
@@ -160,14 +164,16 @@ class Punching:
         for name in keys.names_in:
             self._names.pop(name, None)
 
-    def want(self, peer: bytes, dimensions: int, now: float, *, soon: bool) -> list[Effect]:
+    def want(self, peer: bytes, dimensions: int, now: float, *, soon: bool, up: int = 0) -> list[Effect]:
         """Look for direct ways in these dimensions, a bitmap, and in no others; those that were won and are
-        among them are lost, if WireGuard had its time to take them. ``soon``: WireGuard does not try by
-        itself meanwhile."""
+        among them are lost, if WireGuard had its time to take them. ``soon``: WireGuard does not get
+        through by itself meanwhile."""
         found = self._peers.get(peer)
         if found is None:
             return []
-        young = sum(only(i) for i, won in found.won.items() if now < won.at + PROVES)
+        for dimension, won in found.won.items():
+            won.carried |= has(up, dimension)
+        young = sum(only(i) for i, won in found.won.items() if now < won.at + PROVES and not won.carried)
         dimensions = without(dimensions, young)
         lost = [i for i in found.won if has(dimensions, i)]
         for dimension in lost:
@@ -185,10 +191,15 @@ class Punching:
     def anew(self, peer: bytes, now: float) -> None:
         """This end or the peer is at other addresses than before."""
         found = self._peers.get(peer)
-        if found is not None and found.wanted:
+        if found is None:
+            return
+        settle = SETTLE + (0.0 if self._me < peer else LATE)
+        if found.won:
+            found.homing.anew(now, settle)
+        if found.wanted:
             found.failed = found.unagreed = 0
-            found.due = min(found.due, now + SETTLE + (0.0 if self._me < peer else LATE))
-            self._schedule(peer, found)
+            found.due = min(found.due, now + settle)
+        self._schedule(peer, found)
 
     def state(self, peer: bytes) -> State:
         """What the search for ways to this peer is at."""
@@ -212,7 +223,7 @@ class Punching:
         if found is not None:
             found.unagreed = 0
             start = min(max(start, now), now + MOST_AHEAD)
-            self._begin(peer, found, found.wanted, start, now, turn=found.turn)
+            self._begin(peer, found, found.wanted | found.homing.away, start, now, turn=found.turn)
 
     def apart(self, peer: bytes, why: str, now: float, *, alone: bool) -> None:
         """The peer could not be asked. ``alone``: an early packet does no harm, so this end begins. Else it
@@ -220,11 +231,14 @@ class Punching:
         found = self._peers.get(peer)
         if found is None:
             return
-        found.standing, found.why = Standing.APART, why
+        if found.wanted:
+            found.standing, found.why = Standing.APART, why
+        elif found.homing.away:
+            found.homing.tried(found.homing.away, now)
         pause = UNAGREED[min(found.unagreed, len(UNAGREED) - 1)]
         found.unagreed += 1
         if (alone and found.unagreed == 1) or found.unagreed % BLIND == 0:
-            self._begin(peer, found, found.wanted, now, now, turn=0)
+            self._begin(peer, found, found.wanted | found.homing.away, now, now, turn=0)
         elif found.wanted:
             found.due = now + self._spread(pause)
         self._schedule(peer, found)
@@ -262,7 +276,8 @@ class Punching:
             found.standing = Standing.NOWHERE
         self._schedule(peer, found)
 
-    def _end(self, found: _Peer, now: float) -> None:
+    def _end(self, peer: bytes, found: _Peer, now: float) -> None:
+        found.homing.tried(self._away(peer, found), now)
         tried, found.trying, found.ends = found.trying, 0, inf
         silent = without(tried & found.wanted, sum(map(only, found.won)))
         if found.tries and tried:
@@ -289,26 +304,45 @@ class Punching:
             found = self._peers[peer]
             effects += self._knock(found, now)
             if now >= found.ends:
-                self._end(found, now)
-            if now >= found.due:
+                self._end(peer, found, now)
+            if now >= min(found.due, found.homing.due):
                 effects += self._ask(peer, found, now)
             self._schedule(peer, found)
         return effects
 
     def _ask(self, peer: bytes, found: _Peer, now: float) -> list[Effect]:
-        found.due = inf
-        if not found.wanted:
+        if now >= found.homing.due:
+            found.homing.due = inf
+            if not found.trying:  # else this is told at the end of the round
+                found.homing.away = self._away(peer, found)
+        found.due, searched = inf, found.wanted | found.homing.away
+        if not searched:
             return []
-        if found.trying:
-            found.due = found.ends
+        spare = 0.0 if found.wanted else SPARE
+        wait = found.ends - now if found.trying else found.rounds.wait(now, 1.0 + spare)
+        asks = wait <= 0.0 and found.rounds.take(now)
+        again = now + (LOST if asks else wait)  # where nothing is heard of a question, it is asked again
+        found.due = again if found.wanted else inf
+        if found.homing.away and found.homing.due == inf:
+            found.homing.due = again
+        if not asks:
             return []
-        found.due = now + LOST  # else what was asked is over before
-        if not found.rounds.take(now):
-            found.due = now + found.rounds.wait(now)
-            return []
-        found.standing = Standing.AGREEING
+        if found.wanted:
+            found.standing = Standing.AGREEING
         found.turn = found.failed % 2
-        return [Ask(peer, found.wanted, found.turn)]
+        return [Ask(peer, searched, found.turn)]
+
+    def _away(self, peer: bytes, found: _Peer) -> int:
+        """The dimensions, as a bitmap, that go by another of the peer's uplinks than their own."""
+        away = 0
+        for dimension, targets in enumerate(self._targets(peer) if found.won else ()):
+            if (won := found.won.get(dimension)) is None:
+                continue
+            ranks = {target.address: target.rank for target in reversed(targets)}
+            won.rank = ranks.get(won.address, won.rank)  # by a record that is newer than the way
+            if won.rank >= OTHER > min(ranks.values(), default=OTHER):
+                away |= only(dimension)
+        return away
 
     def _knock(self, found: _Peer, now: float) -> list[Effect]:
         effects = list[Effect]()
@@ -325,9 +359,7 @@ class Punching:
     def _schedule(self, peer: bytes, found: _Peer) -> None:
         (self._busy.add if found.wanted or found.tries else self._busy.discard)(peer)
         steps = (one.steps[0][0] for one in found.tries.values() if one.steps)
-        self._timers.set(
-            peer, min(found.due, found.ends, *steps) if found.tries else min(found.due, found.ends)
-        )
+        self._timers.set(peer, min(found.due, found.ends, found.homing.due, *steps))
 
     def receive(self, dimension: int, source: Address, data: bytes, now: float) -> list[Effect]:
         """Take in a datagram that came to WireGuard's port of a dimension."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from phantommesh.dimensions import without
 from phantommesh.endpoint import Address
 
+OTHER: Final = 10  # what is added to the rank of an address of another uplink than the dimension's own
+
 
 class Target(NamedTuple):
-    """An address at which a peer may be in one dimension. ``rank``: the lower, the better the way.
+    """An address at which a peer may be in one dimension. ``rank``: the lower, the better the way; from
+    `OTHER` on it is one of another uplink of the peer than the dimension's own.
     ``opening``: it may be behind a NAT that remembers early packets."""
 
     address: Address

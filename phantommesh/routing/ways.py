@@ -32,8 +32,8 @@ class Kind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Way:
     """``endpoint`` is what WireGuard gets for the peer. ``relay`` is the node id of the member that forwards
-    (`Kind.RELAYED`). ``room``: the bytes that this way takes away from what the packets may have, for
-    frames."""
+    (`Kind.RELAYED`), or that joins two connections (`Kind.FRAMED`). ``room``: the bytes that this way takes
+    away from what the packets may have, for frames."""
 
     kind: Kind
     endpoint: Endpoint
@@ -54,10 +54,21 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension)
         return None if not offers else offers[min(offers)]
 
+    def left(self, peer: bytes, dimension: int) -> Endpoint | None:
+        """A relay's endpoint that is on offer yet, though a better way is taken: packets of the peer may come
+        from there for a while, and WireGuard would follow them back."""
+        relayed = self._offers.get(peer, {}).get(dimension, {}).get(Kind.RELAYED)
+        return None if relayed is None or self.chosen(peer, dimension) is relayed else relayed.endpoint
+
     def at(self, peer: bytes, dimension: int, endpoint: Endpoint) -> Way | None:
         """The way on offer that has this endpoint, the best if there are several."""
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
+    def proved(self) -> set[Endpoint]:
+        """The endpoints of all ways on offer: packets have passed there, both ways."""
+        offers = (found for dimensions in self._offers.values() for found in dimensions.values())
+        return {way.endpoint for found in offers for way in found.values()}
 
     def taken(self, peer: bytes) -> list[Way | None]:
         """The ways to take, by dimension."""

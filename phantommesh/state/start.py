@@ -108,9 +108,11 @@ def make_record(
     found: Sequence[str] = (),
     candidates: tuple[Candidate, ...] = (),
     relay: RelayOffer | None = None,
+    tcp_ports: tuple[int, ...] = (),
 ) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
-    where the configuration names none; ``relay`` says that this node relays."""
+    where the configuration names none; ``relay`` says that this node relays; ``tcp_ports`` are further ports
+    at which it takes TCP."""
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
@@ -123,6 +125,7 @@ def make_record(
         wg_proofs=wg_keys.proofs(identity.node_id),
         candidates=candidates,
         relay=relay,
+        tcp_ports=tcp_ports,
         region=config.node.region,
     )
 

@@ -34,7 +34,8 @@ class MeshPeer:
     modulo their number, and nowhere if that is empty. ``dials`` is a bitmap of dimensions: on the others the
     peer gets no endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so
     it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
-    (`node.peers.usable_keys`); it has no part in that dimension then."""
+    (`node.peers.usable_keys`); it has no part in that dimension then. ``keepalives`` are seconds by
+    dimension; none: as configured."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -44,6 +45,7 @@ class MeshPeer:
     hosts: tuple[str, ...]
     psks: tuple[Secret, ...]
     dials: int
+    keepalives: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Desired:
         self._held[peer.node_id], self._made = peer, None
         for i, peers in enumerate(self._peers):
             if any(peer.wg_keys[i]):
-                peers[peer.wg_keys[i]] = _peer(peer, i, self._settings.keepalive)
+                keepalive = peer.keepalives[i] if peer.keepalives else self._settings.keepalive
+                peers[peer.wg_keys[i]] = _peer(peer, i, keepalive)
 
     def fit(self, fits: frozenset[Fitted]) -> bool:
         """Keep packets to what the peers' paths carry. Return whether that is another than before."""

@@ -7,6 +7,7 @@ message about it could reset its sessions. Nothing here does I/O.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import (
@@ -86,6 +87,7 @@ def diff(
     now: float,
     applied: Mapping[str, DeviceConfig] | None = None,
     forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
+    insists: Callable[[str, bytes, Endpoint, Endpoint], bool] = lambda device, peer, endpoint, have: False,
 ) -> list[DeviceDiff]:
     """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
 
@@ -94,12 +96,13 @@ def diff(
     WireGuard's own roaming, which is left alone, or out of date. WireGuard follows a peer to wherever its
     packets come from, so also into the overlay: what roamed to an endpoint that ``forbids`` is put back, and
     where there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard
-    has no other way to forget an endpoint.
+    has no other way to forget an endpoint. Where ``insists`` says so of a device, a peer, the endpoint that
+    is desired and the one that WireGuard has roamed to, the former is set again.
     """
     applied = applied or {}
     changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
     for name, want in desired.items():
-        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids)
+        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids, insists)
         if change != DeviceDiff(name):
             changes.append(change)
     return changes
@@ -111,6 +114,7 @@ def _diff_device(
     applied: DeviceConfig | None,
     now: float,
     forbids: Callable[[Endpoint], bool],
+    insists: Callable[[str, bytes, Endpoint, Endpoint], bool],
 ) -> DeviceDiff:
     if have is None:
         return DeviceDiff(
@@ -138,7 +142,16 @@ def _diff_device(
         remove_addresses=have.addresses - want.addresses,
         add_routes=want.routes - have.routes,
         remove_routes=have.routes - want.routes,
-        peers=tuple(_diff_peers(have.peers, want.peers, applied.peers if applied else {}, now, forbids)),
+        peers=tuple(
+            _diff_peers(
+                have.peers,
+                want.peers,
+                applied.peers if applied else {},
+                now,
+                forbids,
+                partial(insists, want.name),
+            )
+        ),
     )
 
 
@@ -148,6 +161,7 @@ def _diff_peers(
     applied: Mapping[bytes, PeerConfig],
     now: float,
     forbids: Callable[[Endpoint], bool],
+    insists: Callable[[bytes, Endpoint, Endpoint], bool],
 ) -> Iterator[PeerDiff]:
     for key in sorted(have.keys() - want.keys()):
         yield PeerDiff(key, remove=True)
@@ -166,7 +180,7 @@ def _diff_peers(
         change = PeerDiff(
             key,
             psk=peer.psk if before.psk != peer.psk else None,
-            endpoint=peer.endpoint if astray else _new_endpoint(before, peer, applied.get(key), now),
+            endpoint=peer.endpoint if astray else _new_endpoint(before, peer, applied.get(key), now, insists),
             keepalive=peer.keepalive if before.keepalive != peer.keepalive else None,
             allowed_ips=networks if added or removed else None,
             replace_allowed_ips=bool(removed),
@@ -189,11 +203,16 @@ def _new_peer(peer: PeerConfig) -> PeerDiff:
 
 
 def _new_endpoint(
-    have: PeerState, want: PeerConfig, applied: PeerConfig | None, now: float
+    have: PeerState,
+    want: PeerConfig,
+    applied: PeerConfig | None,
+    now: float,
+    insists: Callable[[bytes, Endpoint, Endpoint], bool],
 ) -> Endpoint | None:
     if want.endpoint is None or want.endpoint == have.endpoint:
         return None
     chosen_anew = applied is not None and applied.endpoint != want.endpoint
+    chosen_anew |= have.endpoint is not None and insists(want.public_key, want.endpoint, have.endpoint)
     age = have.age(now)
     if have.endpoint is None or chosen_anew or age is None or age > ROAM_SECONDS:
         return want.endpoint

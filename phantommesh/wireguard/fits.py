@@ -55,9 +55,16 @@ def segment_routes(
     networks: Iterable[Network], metric: int, largest: int, fits: Iterable[Fitted]
 ) -> frozenset[Route]:
     """The routes for TCP over IPv6 to peers that may be sent less than `IPV6_LEAST`, and to no others. Linux
-    refuses other packets by such routes, so they belong in a table that only TCP uses."""
+    refuses other packets by such routes, and forwards none of 1280 bytes, so they belong in a table that only
+    this node's own TCP uses."""
     found = fitted_routes((n for n in networks if n.version == 6), metric, largest, fits)
     return frozenset(replace(route, mtu=route.advmss + TCP_OVER_IP6) for route in found if route.advmss)
+
+
+def short_segments(fits: Iterable[Fitted]) -> tuple[tuple[IPv6Address, int], ...]:
+    """The peers, by overlay address, that may be sent less than `IPV6_LEAST`, and how many bytes of TCP over
+    IPv6 a segment to each may have: no route says that for packets that are forwarded."""
+    return tuple(sorted((fit.ip6, fit.mtu - TCP_OVER_IP6) for fit in fits if fit.mtu < IPV6_LEAST))
 
 
 def narrowest_routes(

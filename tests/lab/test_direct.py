@@ -37,7 +37,7 @@ async def test_two_nodes_behind_nats_talk_directly_in_all_dimensions() -> None:
         _, one, two = nodes_of(spec)
         with trio.fail_after(PATIENCE_S):
             for node, peer in ((one, two), (two, one)):
-                # A relay may carry a dimension first; the peer's NAT has this address outside, and keeps the ports.
+                # A relay may be there first. The peer's NAT has this address outside, and keeps the ports.
                 direct = {("up", peer.address(0))}
                 while True:
                     found = await trio.to_thread.run_sync(paths, node, peer)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
+from time import time
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import crash, start
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.state.start import load_node
 from tests.attacks.rig import status_of
 from tests.lab.conftest import PATIENCE_S, make_spec
 from tests.lab.test_lab import run_in, try_in
@@ -24,6 +26,10 @@ pytestmark = pytest.mark.lab
 BLOCK = """table inet blocked {
   chain coming { type filter hook input priority -500; iifname != { "lo", "pm*" } udp dport 1-65535 drop; }
   chain going { type filter hook output priority -500; oifname != { "lo", "pm*" } udp dport 1-65535 drop; }
+}
+"""
+ONLY_443 = """table inet only_443 {
+  chain coming { type filter hook input priority -500; tcp dport 51800 tcp flags & (syn | ack) == syn drop; }
 }
 """
 
@@ -92,9 +98,17 @@ async def test_wireguard_goes_over_tcp_while_udp_is_blocked_and_leaves_it_withou
         await until(lambda: not any("udp-blocked" in codes(node) for node in nodes))
         assert not any("member dead" in node.log.read_text(encoding="utf-8") for node in nodes)
 
-        # A node that starts where UDP is blocked.
+        # A node that starts where UDP is blocked, and TCP to all ports but 443.
+        await crash(nodes[0])
+        text = nodes[0].config.read_text(encoding="utf-8")
+        assert "tcp_ports = []" in text
+        nodes[0].config.write_text(text.replace("tcp_ports = []", "tcp_ports = [443]"), encoding="utf-8")
+        await start(nodes[0])
+        await until(lambda: any(one.record.tcp_ports for one in load_node(nodes[1].state_dir, time()).roster))
         await crash(nodes[1])
         block(nodes)
+        for node in nodes:
+            nft(node, ONLY_443)
         await start(nodes[1])
         await until(lambda: all(framed(node) == DIMENSIONS for node in nodes))
         await until(passes)

@@ -192,6 +192,10 @@ def test_a_tables_routes_follow_what_its_ways_carry_and_tcp_over_ipv6_has_a_tabl
     bare = there(space, "-6")
     assert space.call("fit") == "done"
     assert mtu_to(space, "mark", "1") == 1280 and mtu_to(space, "ipproto", "tcp") == 1216
+    # What is forwarded goes by the main table, which has nothing here: Linux would forward no packet of 1280
+    # bytes by a route that says less.
+    forwarded = ("from", "fd00:6e::1", "iif", "w2", "ipproto", "tcp")
+    assert "unreachable" in space.tried("-6", "route", "get", "fd00:6d::9", *forwarded).stderr
     whole = there(space, "-6")
     rule = ["priority", str(FIRST_TABLE + 15), "protocol", str(ROUTE_PROTOCOL)]
     space.ip("-6", "rule", "del", *rule)

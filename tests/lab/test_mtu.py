@@ -37,6 +37,26 @@ def swallow(spec: LabSpec, mtu: int) -> None:
         subprocess.run(f"ip -n {spec.name}-net link set n{node.number}u0 mtu {mtu}".split(), check=True)
 
 
+def route(spec: LabSpec, mtu: int) -> None:
+    """Put a router between the nodes, which sends what is longer in fragments. It answers for each node at
+    the other's cable (proxy ARP, RFC 1027), so the nodes keep their addresses."""
+    lines = list[str]()
+    for node in nodes_of(spec):
+        port = f"n{node.number}u0"
+        for name in ("proxy_arp", "forwarding"):
+            switch = f"ip netns exec {spec.name}-net sysctl -qw net.ipv4.conf.{port}.{name}=1"
+            subprocess.run(switch.split(), check=True)
+        lines += [
+            f"link set {port} mtu {mtu}",
+            f"link set {port} nomaster",
+            f"address replace 10.201.0.254/32 dev {port}",
+            f"route replace {node.address(0)}/32 dev {port}",
+        ]
+    subprocess.run(f"ip -n {spec.name}-net -batch -".split(), input="\n".join(lines), text=True, check=True)
+    for node in nodes_of(spec):
+        run_in(node, "ip", "neighbour", "flush", "dev", "up0")
+
+
 def overlay(node: LabNode) -> str:
     shown = json.loads(run_in(node, "ip", "-4", "-j", "address", "show", "dev", "pm"))
     return str(shown[0]["addr_info"][0]["local"])
@@ -110,6 +130,14 @@ async def test_what_is_sent_follows_what_the_way_carries(pair: LabSpec) -> None:
             run_in(node, "ip", "link", "set", "up0", "mtu", "1500")
         await limited(nodes, LARGEST)
         assert pings(nodes[0], peer, LARGEST, "-M", "do") == 10
+
+        # A hop that cuts packets lets all sizes pass. It is asked at the end of a search.
+        route(pair, 1380)
+        for node in nodes:
+            run_in(node, "ip", "link", "set", "up0", "mtu", "1450")
+        await limited(nodes, 1312)
+        assert pings(nodes[0], peer, 1312, "-M", "do") == 10
+        assert "path-black-hole" not in codes(nodes[0])
 
 
 async def test_a_tcp_flow_goes_on_when_its_way_shrinks_below_what_ipv6_needs(pair: LabSpec) -> None:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import trio
 
-from benchmarks.failover import paths_of
+from benchmarks.relayed import apart, over
 from phantommesh.config.sections import RelaySection
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import answered, phantommesh
@@ -37,12 +36,6 @@ def four() -> Iterator[LabSpec]:
     trio.run(partial(up.down, spec.name))
 
 
-def over(node: LabNode, peer: LabNode, relay: LabNode) -> int:
-    """How many dimensions to a peer go over a relay. A lease with a tag has a port of its own."""
-    here = f"{relay.address(0)}:"
-    return sum(view.peer == peer.name and (view.endpoint or "").startswith(here) for view in paths_of(node))
-
-
 async def goes(
     node: LabNode, peer: LabNode, relays: Sequence[LabNode], wanted: Collection[Sequence[int]]
 ) -> None:
@@ -57,29 +50,6 @@ async def goes(
 def forgotten(relay: LabNode, node: LabNode) -> bool:
     """Whether a relay's rules name no address of a node."""
     return f"{node.address(0)} ." not in run_in(relay, "nft", "list", "ruleset")
-
-
-@contextmanager
-def apart(one: LabNode, two: LabNode) -> Iterator[None]:
-    """Let nothing through between the WireGuard ports of two nodes; their control ports still meet."""
-    nft = ["ip", "netns", "exec", one.name, "nft", "-f", "-"]
-    ports = "51820-51840"
-    script = f"""table inet apart {{
-        chain input {{
-            type filter hook prerouting priority -400; policy accept;
-            ip saddr {two.address(0)} udp dport {ports} drop
-        }}
-        chain output {{
-            type filter hook output priority -400; policy accept;
-            ip daddr {two.address(0)} udp dport {ports} drop
-        }}
-    }}
-    """
-    subprocess.run(nft, input=script.encode(), check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(nft, input=b"delete table inet apart\n", check=True)
 
 
 def captured(node: LabNode, run: list[str]) -> list[bytes]:

@@ -168,6 +168,8 @@ class Worker:
                 return messages.TcpChecked(False, why="nothing connects in the simulator")
             case serving.Meeting():
                 raise AssertionError("nobody has a raw socket, so nobody asks to meet")
+            case serving.Echoing():
+                raise AssertionError("nobody has WireGuard's ports, so nobody measures")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

@@ -153,3 +153,15 @@ def test_a_member_that_really_started_again_is_not_damped() -> None:
         assert sim.run(8, lambda: all(sim.state(i, 4) is State.DEAD for i in range(10) if i != 4))
         sim.start(4, seeds=(sim.nodes[0].address,))
         assert sim.run(8, sim.agreed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_member_that_all_behind_nats_hold_for_dead_is_back_soon(seed: int) -> None:
+    """All reach node 0 alone, and a newcomer among them is not dead: it cannot call those that think so."""
+    sim = Simulation(6, seed=seed, network=scenarios.bad_network())
+    sim.start_all()
+    sim.network.cut = lambda a, b: 0 not in (a, b)
+    sim.run(40)
+    for viewer in range(1, 5):
+        sim.bury(viewer, [5])
+    assert sim.run(20, lambda: all(sim.state(viewer, 5) is State.ALIVE for viewer in range(1, 5)))

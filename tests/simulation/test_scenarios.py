@@ -281,6 +281,31 @@ def test_a_node_that_never_comes_back_is_reported_and_closed() -> None:
     assert not set(old) & set(a.kernel.psks[b.identity.node_id])
 
 
+@pytest.mark.parametrize("apart", [2.0, 5.5, 9.0])
+def test_a_newcomer_that_is_reached_a_little_later_is_no_alarm(apart: float) -> None:
+    """A newcomer behind a NAT is reached once members carry for it; the first attempt at it fails."""
+    sim = Simulation()
+    sim.network.block = set(Kind)
+    sim.run(apart)
+    sim.network.block = set()
+    sim.run(30)
+    whole(sim)
+    assert not [alarm for node in sim.nodes for alarm in node.alarms]
+
+
+def test_a_member_that_is_never_reached_is_one_alarm_and_one_that_falls_silent_another() -> None:
+    sim = Simulation()
+    sim.network.block = set(Kind)
+    sim.run(120)
+    assert {"failed"} == {alarm.kind for node in sim.nodes for alarm in node.alarms}
+    assert all([alarm.kind for alarm in node.alarms] in ([], ["failed"]) for node in sim.nodes)
+    sim = Simulation()
+    sim.run(10)
+    sim.network.block = set(Kind)
+    sim.run(140)
+    assert ["failed"] in [[alarm.kind for alarm in node.alarms] for node in sim.nodes]
+
+
 def test_a_control_port_blocked_for_400_seconds() -> None:
     sim = Simulation()
     sim.run(10)

@@ -249,7 +249,7 @@ class FakeNode:
             ],
             overlay_mtu=1420,
             least_mtu=1376,
-            reached=[ReachedView(transport="udp", reached=True, by=["pm-1"], why="members see datagrams")],
+            reached=[ReachedView(transport="udp", reached=True, by=["pm-1"], why="datagrams come in")],
             clock=ClockView(ahead_s=0.2, members=2),
             features=[FeatureView(name="nft", there=True, why="guards and scatters")],
             faults=self.faults,

@@ -244,7 +244,7 @@ class LongNames(FakeNode):
             relays=RelayView(port=51810, leases=14, offered=list(NAMES[:5])),
             reached=[
                 ReachedView(
-                    transport="udp", reached=True, by=list(NAMES), why="members see datagrams of this node"
+                    transport="udp", reached=True, by=list(NAMES), why="members' datagrams come in"
                 ),
                 ReachedView(
                     transport="tcp", reached=False, by=[LONGEST],

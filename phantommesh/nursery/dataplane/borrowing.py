@@ -19,7 +19,7 @@ import trio
 
 from phantommesh.config.sections import RelaySection
 from phantommesh.control import messages
-from phantommesh.dimensions import DIMENSIONS, has
+from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.lacking import Lacking, family, round_trip
@@ -112,6 +112,7 @@ class Borrower:
         self._untagged: NftError | None = None
         self._alone: dict[NodeId, float] = {}  # since when no relay offers, by peer
         self._doubted = self._measured = -inf
+        self._back: dict[NodeId, int] = {}  # dimensions that were seen to go over a relay that was left
         self._bell, self._asking, self._tags = Bell(), Bell(), Bell()
         if self._use:
             ports.listen(binding.MAGIC, self._receive)
@@ -147,6 +148,14 @@ class Borrower:
         self._set_relays()
         dimensions = [i for i in range(DIMENSIONS) if has(word.dimensions, i)]
         self._do(self.machine.offered(relay, peer, dimensions, trio.current_time()))
+
+    def located(self, peer: NodeId, endpoints: Sequence[Endpoint | None]) -> None:
+        """Take a reading of where WireGuard sends to, by dimension."""
+        if peer in self._lacking:
+            left = [self._ways.left(peer, i) for i in range(DIMENSIONS)]
+            self._back[peer] = self._back.get(peer, 0) | bits(
+                here is not None and here == there for here, there in zip(left, endpoints, strict=True)
+            )
 
     def moved(self) -> None:
         """This node may be at another address."""
@@ -219,7 +228,7 @@ class Borrower:
             wanted = 0
             if entry is not None and paths and not self._down(peer):
                 ways = self._ways.taken(peer)
-                wanted = lacking.look(self._keyed(peer), paths, ways, now)
+                wanted = lacking.look(self._keyed(peer), paths, ways, now, self._back.pop(peer, 0))
                 for relay in lacking.gone(paths, ways, now):
                     self._do(self.machine.failed(NodeId(relay), peer, now))
             if wanted and not any(path.answers for path in paths) and not any(self._ways.taken(peer)):
@@ -227,6 +236,7 @@ class Borrower:
             self._do(self.machine.want(peer, [i for i in range(DIMENSIONS) if has(wanted, i)], now))
             if not wanted and (entry is None or self._down(peer) or lacking.settled):
                 del self._lacking[peer]
+                self._back.pop(peer, None)
         if self.machine.deadline <= now:
             self._do(self.machine.tick(now))
         self._alone = {peer: self._alone.get(peer, now) for peer in alone}

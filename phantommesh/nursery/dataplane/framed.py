@@ -26,6 +26,7 @@ from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.paths import PathDriver
+from phantommesh.nursery.members.bridging import bridged
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.news import Tell, WayChanged
 from phantommesh.nursery.sockets.channels import Client
@@ -36,6 +37,7 @@ from phantommesh.rates import Bucket, Rates
 from phantommesh.routing.frames import GOSSIP, MAX_WIREGUARD, FrameError, Queue, unpack_untrusted
 from phantommesh.routing.lastway import Close, Dial, Effect, Facts, LastWay
 from phantommesh.routing.ways import Kind, Way, Ways
+from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
 
@@ -44,10 +46,14 @@ UDP_BLOCKED = FaultKind("udp-blocked", "medium")
 HOST = "127.0.0.1"
 
 # Tuning.
-BATCH = 64  # datagrams read in a row before other tasks have their turn
+BATCH = 64  # datagrams read in a row, or taken out of a connection, before other tasks have their turn
+# Bytes that the kernel holds for a local socket (some fifty packets): what waits there gets old unseen.
+EDGE_BUFFER = 64 * 1024
 MOST = 128  # peers with a connection, each of which takes two descriptors
 CALLS = 16  # connections that are being made at once
 OPENING = 10.0  # s that this may take
+DIRECT = 5.0  # s for a direct one where there are members to try as well
+CARRIERS = 3  # members by way of which a peer is called
 ALIVE = 15.0  # s without a frame to send after which an empty batch is sent
 SILENCE = 45.0  # s without a batch after which the other end is taken for gone
 FRAMES, FRAMES_BURST = 20_000.0, 40_000.0  # frames of one peer, a second and at once: more of them wait
@@ -64,16 +70,25 @@ class Gossiping(Protocol):
 
 
 class _Line:
-    """One connection. ``address`` is its other end's."""
+    """One connection. ``address`` is its other end's; ``carrier`` the member that joins it with the peer's,
+    or empty."""
 
-    def __init__(self, client: Client, framed: FramedStream, dropped: Counter[str]) -> None:
+    def __init__(
+        self, client: Client, framed: FramedStream, dropped: Counter[str], carrier: bytes = b""
+    ) -> None:
         self.framed, self.sealed, self.queue, self.bell = framed, client.sealed, Queue(dropped), Bell()
         self.scope = trio.CancelScope()
-        self.address = framed.address
+        self.address, self.carrier = framed.address, carrier
 
     def put(self, kind: int, datagram: bytes) -> None:
-        self.queue.put(kind, datagram)
+        self.queue.put(kind, datagram, trio.current_time())
         self.bell.ring()
+
+
+class _Call:
+    """A call to a peer. ``carried``: frames have been carried by it."""
+
+    carried = False
 
 
 class _Edge:
@@ -82,6 +97,7 @@ class _Edge:
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EDGE_BUFFER)
             self.socket.bind((HOST, 0))
         except BaseException:
             self.socket.close()
@@ -91,7 +107,8 @@ class _Edge:
 
 
 class Framed:
-    """Runs one `LastWay`. ``ports`` gives the UDP ports of this node's WireGuards by dimension."""
+    """Runs one `LastWay`. ``ports`` gives the UDP ports of this node's WireGuards by dimension, ``homes`` the
+    members that carry for this node: they may join it with a peer that takes no connection."""
 
     def __init__(
         self,
@@ -105,8 +122,9 @@ class Framed:
         gossip: Gossiping,
         ports: Callable[[], Sequence[int]],
         tell: Tell,
+        homes: Callable[[], Sequence[NodeId]] = tuple,
     ) -> None:
-        self.last = LastWay(me)
+        self.last, self._me, self._homes = LastWay(me), me, homes
         self.dropped: Counter[str] = Counter()
         self._ways, self._peers, self._links, self._paths = ways, peers, links, paths
         self._caller, self._gossip, self._ports, self._tell = caller, gossip, ports, tell
@@ -118,7 +136,8 @@ class Framed:
         self._told: set[bytes] = set()  # peers of which the log says that they are reached over TCP
         self._stirred: dict[bytes, None] = {}
         self._bell, self._calls = Bell(), 0
-        self._taken = Rates[bytes](TAKEN, TAKEN_BURST)
+        self._taken, self._prompts = Rates[bytes](TAKEN, TAKEN_BURST), Rates[bytes](TAKEN, TAKEN_BURST)
+        self._joining: set[tuple[bytes, bytes]] = set()  # peers that are called, by way of whom
         self._nursery: trio.Nursery | None = None
 
     # What the node tells it.
@@ -219,8 +238,9 @@ class Framed:
             for peer in list(self._edges):
                 self._sync(peer)
 
-    async def take(self, client: Client) -> None:
-        """A member asks for frames on its connection. Return when they are over. Raises `StreamError`."""
+    async def take(self, client: Client, carrier: bytes = b"") -> None:
+        """A member asks for frames on its connection, or on one that ``carrier`` joins. Return when they are
+        over. Raises `StreamError`."""
         peer, now = NodeId(client.session.peer), trio.current_time()
         full = peer not in self._lines and len(self._lines) >= MOST
         refused = "this node carries no frames for this member now"
@@ -232,9 +252,22 @@ class Framed:
             answer = messages.Done()
         await client.framed.send(client.sealed.seal(messages.encode(answer)))
         if isinstance(answer, messages.Done):
-            await self._carry(peer, client, ours=False)
+            await self._carry(peer, client, ours=False, carrier=carrier)
         else:
             self.dropped["frame-refused"] += 1
+
+    def prompted(self, carrier: NodeId, word: messages.Bridged) -> None:
+        """A member says that a peer waits there for a connection of this node's to be joined with."""
+        peer = NodeId(word.origin)
+        full = self._calls >= CALLS or (peer not in self._lines and len(self._lines) >= MOST)
+        known = self._peers.get(peer) is not None and self._peers.get(carrier) is not None
+        if (peer, carrier) in self._joining:
+            return  # this node waits there already
+        if self._nursery is None or full or not known or not self._prompts.allow(peer, trio.current_time()):
+            self.dropped["frame-prompt"] += 1
+            return
+        self._calls += 1
+        self._nursery.start_soon(self._dial, peer, carrier)
 
     # Deciding.
 
@@ -292,9 +325,10 @@ class Framed:
             else:
                 self._owned.add(edge.endpoint)
                 self._nursery.start_soon(self._read, peer, edge)
+        carrier = b"" if line is None else line.carrier
         for i in range(DIMENSIONS):
             if edge is not None and has(framed, i):
-                changed |= self._ways.offer(peer, i, Way(Kind.FRAMED, edge.endpoint))
+                changed |= self._ways.offer(peer, i, Way(Kind.FRAMED, edge.endpoint, carrier))
             else:
                 changed |= self._ways.withdraw(peer, i, Kind.FRAMED)
         changed |= self._ways.hold(peer, self.last.held(peer, now), by=Kind.FRAMED)
@@ -307,8 +341,12 @@ class Framed:
             edge.scope.cancel()  # `_read` closes the socket: it may have to run once more
         self._note(peer, framed)
 
+    def _name_of(self, peer: bytes) -> str:
+        entry = self._peers.get(peer)
+        return format_node_id(NodeId(peer)) if entry is None else entry.member.name
+
     def _note(self, peer: bytes, framed: int) -> None:
-        told = format_node_id(NodeId(peer))
+        told = self._name_of(peer)
         if framed and peer in self._lines and peer not in self._told:
             self._told.add(peer)
             log.warning(
@@ -320,32 +358,80 @@ class Framed:
 
     # Connections.
 
-    async def _dial(self, peer: NodeId) -> None:
-        told, carried = format_node_id(peer), False
+    async def _dial(self, peer: NodeId, carrier: NodeId | None = None) -> None:
+        """Call a peer for frames: directly, else by way of a member. ``carrier``: by way of that one only."""
+        told, call = self._name_of(peer), _Call()
         with left_out(self.dropped, "frame-broken", "a connection for frames broke", peer=told):
             try:
-                with trio.move_on_after(OPENING) as opening:
-                    async with self._caller.dial_direct(peer, self._seen.get(peer)) as client:
-                        if isinstance(await client.ask(messages.Frames()), messages.Done):
-                            opening.deadline, carried = float("inf"), True
-                            self._calls -= 1
-                            await self._carry(peer, client, ours=True)
-            except StreamError as error:
-                log.debug("no frames with a peer", peer=told, error=str(error))
+                carriers = self._carriers(peer) if carrier is None else [carrier]
+                for way in [None, *carriers] if carrier is None else carriers:
+                    opening = trio.CancelScope(
+                        deadline=trio.current_time() + (OPENING if way or not carriers else DIRECT)
+                    )
+                    try:
+                        with opening:
+                            await self._call(peer, way, call, opening)
+                    except StreamError as error:
+                        by = {} if way is None else {"by": self._name_of(way)}
+                        log.debug("no frames with a peer", peer=told, error=str(error), **by)
+                    if call.carried:
+                        break
             finally:
-                if not carried:
+                if not call.carried:
                     self._calls -= 1
-                    self.last.failed(peer, trio.current_time())
-                    self.stir(peer)
+                    if carrier is None:
+                        self.last.failed(peer, trio.current_time())
+                        self.stir(peer)
 
-    async def _carry(self, peer: NodeId, client: Client, *, ours: bool) -> None:
+    async def _call(self, peer: NodeId, way: NodeId | None, call: _Call, opening: trio.CancelScope) -> None:
+        """Call a peer, and carry frames until the connection ends. Raises `StreamError`."""
+
+        def opened() -> None:
+            opening.deadline, call.carried = float("inf"), True
+            self._calls -= 1
+
+        if way is None:
+            async with self._caller.dial_direct(peer, self._seen.get(peer)) as client:
+                if isinstance(await client.ask(messages.Frames()), messages.Done):
+                    opened()
+                    await self._carry(peer, client, ours=True)
+            return
+        if (peer, way) in self._joining:
+            raise StreamError("it is being called by way of this member")
+        self._joining.add((peer, way))
+        try:
+            await self._call_by(way, peer, opened)
+        finally:
+            self._joining.discard((peer, way))
+
+    async def _call_by(self, way: NodeId, peer: NodeId, opened: Callable[[], None]) -> None:
+        async with bridged(self._caller, self._me, way, peer) as (client, ours):
+            self._joining.discard((peer, way))
+            opened()
+            if ours:
+                await self._carry(peer, client, ours=True, carrier=way)
+            else:
+                self.last.failed(peer, trio.current_time())  # the peer made it
+                await self.take(client, way)
+
+    def _carriers(self, peer: NodeId) -> list[NodeId]:
+        """The members to try as a way to a peer that takes no connection, in an order that all share: those
+        that relay, the authorities first, then this node's homes."""
+        relays = [e.member for e in self._peers.entries if e.record.relay is not None]
+        relays.sort(key=lambda member: (member.role is not Role.AUTHORITY, member.node_id))
+        found = dict.fromkeys((*(member.node_id for member in relays), *self._homes()))
+        there = [one for one in found if one != peer and self._caller.sessions.newest(one) is not None]
+        return there[:CARRIERS]
+
+    async def _carry(self, peer: NodeId, client: Client, *, ours: bool, carrier: bytes = b"") -> None:
         """Carry frames over a connection until it ends. It takes the place of the one before. Raises
         `StreamError` for a channel that is no connection of its own."""
         framed = client.framed
         if not isinstance(framed, FramedStream):
             raise StreamError("another member passes this channel on")
         framed.keep_alive()
-        line = _Line(client, framed, self.dropped)
+        framed.hold_little()
+        line = _Line(client, framed, self.dropped, carrier)
         before, self._lines[peer] = self._lines.get(peer), line
         if before is not None:
             self.dropped["frame-displaced"] += 1
@@ -370,10 +456,13 @@ class Framed:
         framed, sealed = line.framed, line.sealed
         try:
             while True:
+                alive = False
                 if not line.queue:
-                    with trio.move_on_after(ALIVE):
+                    with trio.move_on_after(ALIVE) as silence:
                         await line.bell.wait()
-                await framed.send(sealed.seal(line.queue.take()))
+                    alive = silence.cancelled_caught
+                if (batch := line.queue.take(trio.current_time())) or alive:
+                    await framed.send(sealed.seal(batch))
         except StreamError:
             life.cancel()
 
@@ -384,14 +473,16 @@ class Framed:
         while True:
             try:
                 with trio.fail_after(SILENCE):
-                    frame = await framed.receive(channel.MAX_REQUEST)
-                count = self._deliver(peer, line, sealed.open(frame))
+                    frame: bytes | None = await framed.receive(channel.MAX_REQUEST)
+                count = 0
+                while frame is not None:  # an empty batch costs as much as a frame
+                    count += max(1, self._deliver(peer, line, sealed.open(frame)))
+                    frame = framed.arrived(channel.MAX_REQUEST) if count < BATCH else None
             except (StreamError, trio.TooSlowError):
                 return "frame-ended"
             except (channel.ChannelError, FrameError):
                 return "frame-malformed"
-            # An empty batch costs as much as a frame.
-            if (debt := bucket.owe(trio.current_time(), max(1, count))) > 0.0:
+            if (debt := bucket.owe(trio.current_time(), count)) > 0.0:
                 await trio.sleep(debt)
 
     def _deliver(self, peer: NodeId, line: _Line, batch: bytes) -> int:
@@ -419,7 +510,7 @@ class Framed:
             while True:
                 await trio.lowlevel.wait_readable(edge.socket)
                 kinds = {(HOST, port): i for i, port in enumerate(self._ports())}
-                line = self._lines.get(peer)
+                line, now = self._lines.get(peer), trio.current_time()
                 for _ in range(BATCH):
                     try:
                         datagram, source = edge.socket.recvfrom(MAX_WIREGUARD + 1)
@@ -433,6 +524,6 @@ class Framed:
                     elif line is None:
                         self.dropped["frame-unsent"] += 1
                     else:
-                        line.queue.put(kind, datagram)
+                        line.queue.put(kind, datagram, now)
                 if line is not None:
                     line.bell.ring()

@@ -107,7 +107,7 @@ class Lending:
     @property
     def offer(self) -> RelayOffer | None:
         """What the record says of it."""
-        if self.relaying is None:
+        if self.relaying is None or not self.relaying.useful:
             return None
         frame = self.relaying.frame
         families = (RELAYS_IPV4 if frame.here4 else 0) | (RELAYS_IPV6 if frame.here6 else 0)
@@ -117,6 +117,12 @@ class Lending:
         """Members, what they may, or this host's addresses may be others than before."""
         if self.relaying is not None:
             self.relaying.changed()
+        self._bell.ring()
+
+    def moved(self) -> None:
+        """This host's links, addresses or routes may be others than before."""
+        if self.relaying is not None:
+            self.relaying.moved()
         self._bell.ring()
 
     async def run(self) -> None:
@@ -151,7 +157,9 @@ class Lending:
     async def _serve(self, frame: Frame) -> None:
         """Relay at these addresses until they change, or for as long as the port can be had."""
         self._rest()
-        self.relaying = relaying = Relaying(self.leases, frame, forbids=self._places.forbids)
+        self.relaying = relaying = Relaying(
+            self.leases, frame, forbids=self._places.forbids, told=self._publish
+        )
         async with trio.open_nursery() as nursery:
 
             async def relay() -> None:

@@ -24,21 +24,20 @@ from phantommesh.dimensions import ALL, DIMENSIONS, bits
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.dataplane.outside import Outside
 from phantommesh.nursery.due import Due
-from phantommesh.nursery.host import uplinkmtu
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.burst import Burst, Tally
-from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
+from phantommesh.paths.effects import AskHops, Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
-from phantommesh.paths.pmtu import ceiling, rung
+from phantommesh.paths.pmtu import rung
 from phantommesh.paths.probe import SIZE
 from phantommesh.paths.sized import HEADERS, MAX_DATAGRAM, is_sized
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
-from phantommesh.reachable import is_loopback
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.plan import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -50,12 +49,12 @@ _FREEBIND, _PKTINFO = 15, 8  # IP_FREEBIND, IP_PKTINFO: linux/in.h
 # IP_MTU_DISCOVER, IP_PMTUDISC_PROBE: never in fragments, up to the interface's MTU, whatever a route says.
 _MTU_DISCOVER, _PROBE = 10, 3
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
+_NOWHERE: tuple[Endpoint | None, ...] = (None,) * DIMENSIONS
 _ONLY_FIRST = (1.0,) + (0.0,) * (DIMENSIONS - 1)
 
 # Tuning.
 BATCH = 256  # probes read in a row before other tasks have their turn
 RETRY = 1.0  # s between attempts at what failed
-UPLINKS_KEPT = 5.0  # s that an uplink's MTU is taken for what it was, unless the kernel says that one changed
 FOLLOW = 0.3  # s between two looks at the uplinks, however fast the kernel's words come
 BURSTS = 1.0, 10  # bursts of pings that operators may ask for, a second and at once
 
@@ -129,7 +128,7 @@ class PathDriver:
         """By peer and dimension: why the kernel did not take the newest probe. What it takes has no entry."""
         self._dropped: Counter[str] = Counter()
         self._turned, self._refitted, self._way = turned, refitted, way
-        self._uplinks: dict[str, tuple[float, int | None]] = {}  # by host: when asked, and its MTU
+        self._outside = Outside(fitting.largest)
         self._scatterer, self._port, self._names, self._address = scatterer, port, names, address
         self._addresses: dict[bytes, str] = {}
         self._sources: dict[str, bytes] = {}
@@ -194,7 +193,7 @@ class PathDriver:
 
     def locate(self, node_id: bytes, endpoints: Sequence[Endpoint | None]) -> None:
         """The reconciler has read where WireGuard sends to a peer, by dimension."""
-        before = self._endpoints.get(node_id, (None,) * DIMENSIONS)
+        before = self._endpoints.get(node_id, _NOWHERE)
         if node_id in self._addresses:
             self._endpoints[node_id] = endpoints
         effects = list[Effect]()
@@ -203,7 +202,7 @@ class PathDriver:
                 way = self._way(node_id, dimension)
                 framed = way is not None and way.kind is Kind.FRAMED and way.endpoint == endpoint
                 # TCP cuts what frames carry to what its way takes.
-                own = self._frame(way) if way is not None and framed else self._takes(endpoint.host)
+                own = self._frame(way) if way is not None and framed else self._outside.takes(endpoint.host)
                 effects += self.fitting.way(
                     node_id, dimension, endpoint, own, trio.current_time(), whole=framed
                 )
@@ -222,24 +221,19 @@ class PathDriver:
 
     def uplinks_changed(self) -> None:
         """A link, an address or a way out of this host is another: look what the uplinks take now."""
-        self._uplinks.clear()
+        self._outside.changed()
         self._follow_now.set()
 
     def _frame(self, way: Way) -> int:
         """The largest overlay packet in bytes that a way over TCP takes."""
         return rung(self.fitting.largest - way.room, self.fitting.largest)
 
-    def _takes(self, host: str) -> int:
-        """The largest overlay packet that our uplink to this host takes whole, in bytes; 0: not known."""
-        if is_loopback(host):
-            return 0  # a program of this machine passes them on
-        now = trio.current_time()
-        asked, mtu = self._uplinks.get(host, (float("-inf"), None))
-        if now - asked >= UPLINKS_KEPT:
-            self._uplinks = {h: kept for h, kept in self._uplinks.items() if now - kept[0] < UPLINKS_KEPT}
-            mtu = uplinkmtu.read(host)
-            self._uplinks[host] = now, mtu
-        return 0 if mtu is None else ceiling(mtu, ipv6=":" in host, largest=self.fitting.largest)
+    def _ask_hops(self, peer: bytes, dimension: int, size: int) -> None:
+        """Find out whether a hop cuts packets of this size. The peer has just answered from there, so nobody
+        else is sent anything. A relay would count what is no packet of its leases."""
+        endpoint, way = self._endpoints.get(peer, _NOWHERE)[dimension], self._way(peer, dimension)
+        if endpoint is not None and (way is None or way.kind is Kind.DIRECT):
+            self._outside.ask_hops(endpoint, size)
 
     def leave(self, dimensions: int) -> None:
         """Take these dimensions, a bitmap, out of use at both ends, and give the others back."""
@@ -280,6 +274,7 @@ class PathDriver:
     async def run(self) -> None:
         """Probe until cancelled. A socket that cannot be had is logged once and tried again."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._outside.run)
             nursery.start_soon(self._apply)
             nursery.start_soon(self._follow)
             while True:
@@ -359,6 +354,8 @@ class PathDriver:
                 case Fit(peer, mtu):
                     log.info("path MTU", peer=format_node_id(NodeId(peer)), bytes=mtu)
                     self._refitted()
+                case AskHops(peer, dimension, size):
+                    self._ask_hops(peer, dimension, size)
                 case Turned(peer, dimension, before, after):
                     level = log.info if PathState.DARK in (before, after) else log.debug
                     level(

@@ -22,6 +22,7 @@ from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, without_ipv6
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
+from phantommesh.wireguard.insisting import Insisting
 
 INTERFACES_MISSING = FaultKind("interfaces-missing", "critical")
 
@@ -61,6 +62,7 @@ class Reconciler:
         log: FilteringBoundLogger,
         forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
         calm: Calm | None = None,
+        insisting: Insisting | None = None,
     ) -> None:
         self.failures = 0
         self.problems: dict[str, Problem] = {}
@@ -72,6 +74,7 @@ class Reconciler:
         self._forbids = forbids
         self._backend = backend
         self._interval, self._calm = interval, calm
+        self._insisting = Insisting() if insisting is None else insisting
         self._on_actual = on_actual
         self._log = log
         self._applied: dict[str, DeviceConfig] = {}
@@ -147,7 +150,7 @@ class Reconciler:
             if not started:
                 task_status.started()
                 started = True
-            await self._rest(delay)
+            await self._rest(min(delay, self._insisting.pause(trio.current_time())))
 
     async def _rest(self, seconds: float) -> None:
         """Wait for so long, or for a kick. Meanwhile see whether traffic begins, as often as there would be a
@@ -198,7 +201,14 @@ class Reconciler:
     def _differences(
         self, actual: Mapping[str, DeviceState], desired: Mapping[str, DeviceConfig]
     ) -> list[DeviceDiff]:
-        return diff(actual, desired, now=time(), applied=self._applied, forbids=self._forbids)
+        return diff(
+            actual,
+            desired,
+            now=time(),
+            applied=self._applied,
+            forbids=self._forbids,
+            insists=self._insisting.insists,
+        )
 
     def _note(self, desired: Mapping[str, DeviceConfig], failed: set[str]) -> None:
         """Remember what was applied, which the interfaces that failed have not."""
@@ -252,6 +262,8 @@ class Reconciler:
             await self._backend.apply([change for change in changes if change.name not in failures])
         except ApplyError as error:
             failures.update(error.failures)
+        made = [change for change in changes if change.name not in failures]
+        self._insisting.applied(made, self.actual, trio.current_time())
         for change in changes:
             if change.name not in failures:
                 self._log.debug("interface changed", interface=change.name, peers=len(change.peers))

@@ -11,12 +11,15 @@ from phantommesh.config.sections import Config
 from phantommesh.dimensions import master_name
 from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
+from phantommesh.node.bridging import Bridges
 from phantommesh.node.lacking import round_trip
 from phantommesh.node.peers import Peers
+from phantommesh.node.relaying import Named
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members.bridging import Bridging
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
@@ -57,3 +60,11 @@ def make_relays(
     )  # fmt: skip
     own.relays = lambda: lending.offer
     return lending, borrower
+
+
+def make_bridging(config: Config, me: NodeId, peers: Peers, caller: Caller, lending: Lending) -> Bridging:
+    """Make what joins connections for others: a node that relays does."""
+    section = config.relay
+    among = Named(section.members, peers) if section.members else None
+    bridges = Bridges(me, lambda: peers.standing, among, section.rate, section.quota)
+    return Bridging(bridges, caller, lambda: lending.offer is not None)

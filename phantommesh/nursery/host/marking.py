@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Policy rules that send marked packets to a dimension, for a kernel that cannot forward on a device's
-egress; and one for TCP over IPv6 where a peer's paths carry less than IPv6 allows a route to say.
+egress; and one for this node's TCP over IPv6 where a peer's paths carry less than IPv6 allows a route to say.
 
 A mark's low four bits choose a routing table, and each table has the overlay's routes over one interface.
 Rules and routes carry the routing protocol number that marks ours; other people's marks find no route there
@@ -27,10 +27,13 @@ from phantommesh.wireguard.device import Network, Route
 FIRST_TABLE = 11200  # and the rules' priority: before the main table's, after an administrator's usual ones
 AFTER = FIRST_TABLE + 16  # from here on a rule's priority is not one of these
 METRIC = 1  # of the tables' routes
-SEGMENTS = 15  # the table of TCP over IPv6, and its rule: after those of marks
+SEGMENTS = 15  # the table of this node's own TCP over IPv6, and its rule: after those of marks
 _MASK = 15
 _WAYS = range(1, STRANDED + 1)
 _OURS = (*_WAYS, SEGMENTS)
+# In a rule, packets that this node sends itself. The kernel refuses to forward 1280 bytes by a route that
+# says less, and the error that it sends says less than its receiver takes at its word (RFC 8201, section 4).
+_OWN = "lo"
 _SCOPE_NOWHERE = 255  # fits every route where one is taken out
 # linux/fib_rules.h: FIB_RULE_INVERT, FR_ACT_TO_TBL; and the prefix length of a rule that suppresses no route.
 _INVERT, _TO_TABLE, _SUPPRESS_NOTHING = 2, 1, 0xFFFFFFFF
@@ -127,7 +130,9 @@ def _rules(rtnl: IPRoute, family: int, ways: Set[int]) -> bool:
         for _ in range(0 if way in right else count):
             rtnl.rule("del", family=family, priority=FIRST_TABLE + way, protocol=ROUTE_PROTOCOL)
     for way in ways - right:
-        which = {"ip_proto": socket.IPPROTO_TCP} if way == SEGMENTS else {"fwmark": way, "fwmask": _MASK}
+        which: dict[str, object] = {"fwmark": way, "fwmask": _MASK}
+        if way == SEGMENTS:
+            which = {"ip_proto": socket.IPPROTO_TCP, "iifname": _OWN}
         rtnl.rule(
             "add",
             family=family,
@@ -140,14 +145,14 @@ def _rules(rtnl: IPRoute, family: int, ways: Set[int]) -> bool:
 
 
 def _is_right(rule: fibmsg, way: int) -> bool:
-    """Whether a rule sends all the packets of a mark, or of TCP, to their table, and no others."""
-    want = {
+    """Whether a rule sends all the packets of a mark, or of our own TCP, to their table, and no others."""
+    want: dict[str, object] = {
         "FRA_PRIORITY": FIRST_TABLE + way,
         "FRA_TABLE": FIRST_TABLE + way,
         "FRA_PROTOCOL": ROUTE_PROTOCOL,
     }
     if way == SEGMENTS:
-        want |= {"FRA_IP_PROTO": socket.IPPROTO_TCP}
+        want |= {"FRA_IP_PROTO": socket.IPPROTO_TCP, "FRA_IIFNAME": _OWN}
     else:
         want |= {"FRA_FWMARK": way, "FRA_FWMASK": _MASK}
     more = {"FRA_SUPPRESS_PREFIXLEN": _SUPPRESS_NOTHING}

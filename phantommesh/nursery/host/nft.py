@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,15 +86,23 @@ class Table:
         """Make these the elements of these maps, in one transaction."""
 
         def run(netlink: NetlinkSocket) -> None:
-            _commit(netlink, *messages.encode_replace(self._number, self.name, maps, sequence=1))
+            commit(netlink, *messages.encode_replace(self._number, self.name, maps, sequence=1))
 
         await self._run("replacing the maps", run)
+
+    async def commit(self, changes: Sequence[messages.Change]) -> None:
+        """Carry these out, in one transaction. Nothing has changed when it fails."""
+
+        def run(netlink: NetlinkSocket) -> None:
+            commit(netlink, *messages.encode_transaction(changes, self._number, sequence=1))
+
+        await self._run("changing it", run)
 
     async def remove(self) -> None:
         """Remove the table; that it is gone already is fine."""
 
         def run(netlink: NetlinkSocket) -> None:
-            _commit(netlink, *messages.encode_delete_table(self._number, self.name, sequence=1))
+            commit(netlink, *messages.encode_delete_table(self._number, self.name, sequence=1))
 
         try:
             await self._run("removing", run)
@@ -123,6 +131,13 @@ class Table:
         """Read a set's counters: (packets, bytes) by element."""
         return await self._run(
             "reading the counters", lambda netlink: messages.decode_counters(self._elements(netlink, name))
+        )
+
+    async def counters_by_key(self, name: str) -> dict[bytes, tuple[int, int]]:
+        """Read the counters of a set whose keys are bytes, and whose elements may have more expressions."""
+        return await self._run(
+            f"reading the counters of {name}",
+            lambda netlink: messages.decode_counters_by_key(self._elements(netlink, name)),
         )
 
     async def elements(self, name: str) -> dict[int, int]:
@@ -177,7 +192,7 @@ async def list_tables() -> list[tuple[str, str]]:
         ) from error
 
 
-def _commit(netlink: NetlinkSocket, batch: bytes, last: int) -> None:
+def commit(netlink: NetlinkSocket, batch: bytes, last: int) -> None:
     """Send a batch and wait until its last message is acknowledged, or any is refused. Raises OSError."""
     netlink.send(batch)
     while True:

@@ -15,7 +15,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 QUEUE = 256  # members that wait to be called; one that finds no place says so again
 
@@ -60,7 +60,7 @@ class Attending:
                 nursery.start_soon(self._attend, peer, answer)
 
     async def _attend(self, peer: NodeId, answer: Callable[[Client], Awaitable[None]]) -> None:
-        told, taken = format_node_id(peer), False
+        told, taken = self._caller.name_of(peer), False
         with left_out(self.dropped, "attend-broken", "a member's questions were left out", peer=told):
             try:
                 async with self._caller.dial_direct(peer) as client:

@@ -26,7 +26,7 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import Role, TrustError
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 MAX_REASON = 512  # characters of a member's refusal that are kept, told and logged
@@ -62,6 +62,11 @@ class Caller:
         """The members that can be called, in the order of `asking.whom`."""
         ordered = asking.whom(self._keeper.roster, self._node.identity.node_id, list(first), _RNG)
         return [member for member in ordered if self.sessions.newest(member) is not None]
+
+    def name_of(self, member: NodeId) -> str:
+        """A member as logs and errors name it: by its name, or by its node id where there is none."""
+        entry = self._keeper.roster.get(member)
+        return format_node_id(member) if entry is None else entry.member.name
 
     def linked(self, member: NodeId, at: Address | None, role: LinkRole) -> None:
         """A handshake with a member finished: ``at`` an address, or (None) carried by another member."""
@@ -111,13 +116,18 @@ class Caller:
         the others where it is one of them. Raises `StreamError`, also inside the block where the channel
         breaks."""
         session = self.sessions.newest(member)
-        if session is None or self._keeper.roster.get(member) is None:
+        entry = self._keeper.roster.get(member)
+        if session is None or entry is None:
             raise framing.StreamError("there is no link with this member")
         failure = framing.StreamError("its record names no address that may be used and is known")
-        for address in sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2]):
-            opened = False
+        left = sorted(self._where(member), key=lambda address: address[:2] != (first or ())[:2])
+        while left:
+            at, opened = "", False
             try:
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect_first(left, entry.record.tcp_ports) as framed:
+                    # Somebody else may be there, where an address is a private one.
+                    at, reached = f"{framed.address}: ", framed.address[:2]
+                    left = [address for address in left if address[:2] != reached]
                     client = await channels.Client.open(framed, session)
                     opened = True
                     yield client
@@ -125,7 +135,9 @@ class Caller:
             except framing.StreamError as error:
                 if opened:
                     raise
-                failure = framing.StreamError(f"{address}: {error}")
+                failure = framing.StreamError(f"{at}{error}")
+                if not at:
+                    break
         raise failure
 
     async def renew(self, csr: bytes, evidence: bytes = b"") -> messages.Renewed:
@@ -225,13 +237,15 @@ async def ask_standing(
                     keeper.dropped, "standing-broken", "an answer on this node's standing was left out",
                     source=str(address),
                 ):  # fmt: skip
-                    await _ask_standing_at(node, keeper, address)
+                    await _ask_standing_at(node, keeper, address, entry.record.tcp_ports)
 
 
-async def _ask_standing_at(node: NodeState, keeper: RosterKeeper, address: Address) -> None:
+async def _ask_standing_at(
+    node: NodeState, keeper: RosterKeeper, address: Address, further: Sequence[int]
+) -> None:
     answer = b""
     with suppress(framing.StreamError):
-        async with framing.connect(address.host, address.port) as framed:
+        async with framing.connect(address.host, address.port, further) as framed:
             answer = await channels.ask_standing(framed, node.identity.node_id, node.revocations.plea())
     if answer:
         with suppress(PhantomMeshError):

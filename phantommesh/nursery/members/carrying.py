@@ -252,7 +252,7 @@ class Carrying:
             except StreamError as error:
                 if opened:
                     raise
-                failure = StreamError(f"{format_node_id(home)}: {error}")
+                failure = StreamError(f"{self._caller.name_of(home)}: {error}")
         raise failure
 
     # The services.
@@ -310,7 +310,7 @@ class Carrying:
     async def _carry(self, kind: str, member: NodeId) -> None:
         """Send what waits for a member, until nothing comes for a while."""
         key = kind, bytes(member)
-        waiting, told = self._out.get(key), format_node_id(member)
+        waiting, told = self._out.get(key), self._caller.name_of(member)
         if waiting is None:
             return
         with left_out(self.dropped, "carry-broken", "what was carried was left out", peer=told):

@@ -30,7 +30,7 @@ from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Bucket
 from phantommesh.reachable import HostAddress, IpAddress, Reach, all_loopback
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 ADDRESS_MISSING = FaultKind("address-missing", "medium")
 
@@ -41,6 +41,7 @@ ANSWER: Final = 5.0  # s that a witness has
 MUTE: Final = 300.0  # s for which a member that gives no answer is not asked again
 BEAT: Final = 1.0  # s between looks at the clock
 SLEPT: Final = 5.0  # s that a beat is late after a sleep
+LONG: Final = 60.0  # s of sleep after which the links' keys may be of an epoch that is over for others
 
 log = structlog.get_logger("phantommesh.finding")
 
@@ -51,8 +52,9 @@ class Finding:
 
     ``refresh`` reads the host's networks anew, ``reach`` judges by them, ``home`` hears which own addresses
     count; ``authorities`` are the members that are one. ``publish`` has the record follow; ``rehomed`` is
-    called when this node may be somewhere else, or has slept, ``woken`` before that if it slept; ``read``
-    gives the host's addresses but those of the interfaces with these names.
+    called when this node may be somewhere else, or has slept, ``woken`` before that if it slept, and
+    ``overslept`` too if it slept for long; ``read`` gives the host's addresses but those of the interfaces
+    with these names.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Finding:
         publish: Callable[[], None],
         rehomed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         woken: Callable[[], None] = lambda: None,
+        overslept: Callable[[], None] = lambda: None,
         read: Callable[[Collection[str]], Awaitable[Sequence[HostAddress]]] = partial(
             trio.to_thread.run_sync, read_addresses
         ),
@@ -83,6 +86,7 @@ class Finding:
         self._names, self._caller = frozenset(names), caller
         self._refresh, self._reach, self._home = refresh, reach, home
         self._authorities, self._publish, self._woken = authorities, publish, woken
+        self._overslept = overslept
         self._read, self._rehomed, self._ways = read, rehomed, frozenset[int]()
         self._pace, self._rounds, self._reads = Pace(now), Rounds(now), Bucket(*READS, now)
         self._mute: dict[NodeId, float] = {}
@@ -227,7 +231,7 @@ class Finding:
                 nursery.start_soon(self._question, witness, witness in authorities)
 
     async def _question(self, witness: NodeId, authority: bool) -> None:
-        asked, told = trio.current_time(), format_node_id(witness)
+        asked, told = trio.current_time(), self._caller.name_of(witness)
         with left_out(self.dropped, "sighting-broken", "a sighting was left out", peer=told):
             answer: messages.Answer | None = None
             try:
@@ -257,6 +261,8 @@ class Finding:
                 self._due.ring()
                 self.moved()
                 self._woken()
+                if slept > LONG:
+                    self._overslept()
                 await self._rehomed()
 
 

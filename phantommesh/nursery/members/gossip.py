@@ -93,16 +93,17 @@ class GossipDriver:
         learned: Callable[[float], None],
         look: Callable[[], None],
         agree: Callable[[int, bytes], bytes | None],
+        further: Callable[[Address], Sequence[int]] = lambda address: (),
         near: Callable[[bytes], bool] | None = None,
     ) -> None:
         """``generation`` is the number of this start; no rumour changes the number of the next start.
         ``where`` gives the addresses of a member's record that may be used, ``seeds`` those to try for ever;
         ``may`` says whether a member, or somebody, may be spoken to at an address; ``look`` has the
-        interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys. For ``near`` see
-        `Membership`."""
+        interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys; ``further`` gives more
+        TCP ports of an address. For ``near`` see `Membership`."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._where, self._changed, self._look = where, changed, look
-        self._may, self._agree_on = may, agree
+        self._may, self._agree_on, self._further = may, agree, further
         self._mine, self._seeds = node.identity.node_id, seeds
         me = node.roster.get(self._mine)
         self._start, self._leap = generation, load_leap(node.state)
@@ -361,7 +362,8 @@ class GossipDriver:
             return
         answer = b""
         with trio.move_on_after(step.patience):
-            async with framing.connect(address.host, address.port) as framed:
+            further = self._further(address._replace(transport="tcp"))
+            async with framing.connect(address.host, address.port, further) as framed:
                 answer = await channels.ask_records(framed, question)
         if not answer:
             return

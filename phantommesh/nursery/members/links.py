@@ -58,6 +58,11 @@ class LinkDriver:
         """Look at the deadlines again: something may be due earlier than was known."""
         self._due.look()
 
+    def anew(self) -> None:
+        """Begin a new epoch with all peers: their keys with this node may not be what it thinks."""
+        self.links.rotate(None, trio.current_time())
+        self.wake()
+
     def carry_out(self, effects: list[Effect]) -> None:
         """Do what the protocol asked for."""
         install = dict[bytes, None]()

@@ -54,7 +54,8 @@ log = structlog.get_logger("phantommesh.own")
 class OwnRecord:
     """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
     that an authority gave: `GroupKeys.merge`. ``found`` says where this node is reached, beside the
-    configured endpoints; ``relays``, whether it forwards for others."""
+    configured endpoints; ``relays``, whether it forwards for others; ``tcp_ports``, at which further ports it
+    takes TCP."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class OwnRecord:
         self._config, self._state, self._keeper, self._merge = config, state, keeper, merge
         self.found: Callable[[], Found] = Found
         self.relays: Callable[[], RelayOffer | None] = lambda: None
+        self.tcp_ports: Callable[[], tuple[int, ...]] = tuple
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         self.word = Own(state, certified, state.wg_keys, self._words)
@@ -75,6 +77,7 @@ class OwnRecord:
         return make_record(
             self._state.identity, keys, self._config, seq,
             found=found.endpoints, candidates=found.candidates, relay=self.relays(),
+            tcp_ports=self.tcp_ports(),
         )  # fmt: skip
 
     @property

@@ -32,6 +32,7 @@ ADDRESS_FORBIDDEN = FaultKind("address-forbidden", "medium")
 # Tuning.
 MAX_JUDGED = 8192  # hosts whose verdict is remembered; any stranger can make us judge one
 MAX_SEEN = 16  # hosts from which a member is remembered to have been heard
+MAX_FORMER = 16  # addresses of its own at which this node is remembered to have been
 MAX_FAULTS = 8  # members named in `status`
 
 log = structlog.get_logger("phantommesh.places")
@@ -51,6 +52,7 @@ class Places:
         self._own = [parse_endpoint(e, port) for e in config.node.endpoints]
         self._seeds = [parse_endpoint(e, port) for e in config.gossip.seeds]
         self._found: tuple[IpAddress, ...] = ()
+        self._former: dict[IpAddress, None] = {}  # these and those of before, the latest last
         self._lookup = lookup
         self.public: Callable[[], Collection[IpAddress]] = tuple
         self.reach = Reach(tuple(overlay), loopback=all_loopback(host for host, _ in self._own))
@@ -69,6 +71,11 @@ class Places:
     def live_at(self, own: Sequence[str]) -> None:
         """These are addresses of this host by which others reach it, beside the configured ones."""
         self._found = tuple(map(ip_address, own))
+        for one in self._found:
+            self._former.pop(one, None)
+            self._former[one] = None
+        for one in list(self._former)[: -max(MAX_FORMER, len(self._found))]:
+            del self._former[one]
         self.judge_by(self.reach)
 
     async def refresh(self) -> None:
@@ -83,7 +90,7 @@ class Places:
     def judge_by(self, reach: Reach) -> None:
         """Judge by this from now on, with what the operator's own endpoints and seeds say today."""
         home, told = self._addresses(self._own), self._addresses(self._seeds, names=False)
-        reach = replace(reach, home=frozenset((*home, *self._found)), told=frozenset(told))
+        reach = replace(reach, home=frozenset(home), found=frozenset(self._former), told=frozenset(told))
         if reach != self.reach:
             self.reach = reach
             self._judged.clear()
@@ -199,13 +206,15 @@ class Places:
 
     def hidden_from(self, entry: Entry) -> bool:
         """Whether a member and this node are surely behind different NATs, so that an early packet may spoil
-        the member's. What an operator has written down counts as reached."""
+        the member's. What an operator has written down counts as reached. A node that has just started, and
+        has private addresses alone, counts as behind a NAT until a member has said where it is seen."""
         seen = _hosts(entry.record, Kind.SEEN)
         if self._own or not seen or set(entry.record.control) - known_by_itself(entry.record):
             return False
         own, mine = _hosts(entry.record, Kind.OWN), frozenset(self.public())
-        both = _behind_nat(own, seen) and _behind_nat(frozenset(self._found), mine)
-        return both and seen.isdisjoint(mine)
+        found = frozenset(self._found)
+        here = _behind_nat(found, mine) if mine else bool(found) and all(map(of_a_site, found))
+        return here and _behind_nat(own, seen) and seen.isdisjoint(mine)
 
     def _apart(self, seen: frozenset[IpAddress]) -> bool:
         mine = self.public()

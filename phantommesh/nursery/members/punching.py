@@ -31,7 +31,7 @@ from phantommesh.records.record import NodeRecord, each_wg_ports_at
 from phantommesh.records.roster import Entry
 from phantommesh.routing.knocks import MAGIC, Keys
 from phantommesh.routing.punching import Punching
-from phantommesh.routing.search import Ask, Effect, Lost, Send, State, Target, Won, missing
+from phantommesh.routing.search import OTHER, Ask, Effect, Lost, Send, State, Target, Won, missing
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
@@ -39,7 +39,6 @@ from phantommesh.wireguard.device import Endpoint
 # Tuning.
 AHEAD: Final = 0.25  # s from the question to the start, so that the answer is back by then
 PATIENCE: Final = 8.0  # s that the question may take
-OTHER: Final = 10  # what is added to the rank of an address of another uplink than the dimension's
 
 NO_SOCKET: Final = "this node has no raw socket"
 BROKEN: Final = "a question to begin was left out after an unexpected error"
@@ -129,8 +128,9 @@ class PunchDriver:
         detour = bits(way is not None and way.kind is not Kind.DIRECT for way in chosen)
         keyed = bits(any(key) for key in self._peers.wg_keys_of(entry))
         wanted = missing(keyed, up=up, dark=dark, direct=direct, detour=detour)
-        soon = bool(self._ways.held(peer))
-        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon))
+        # A dimension that carried packets and fell silent is out of WireGuard's hands.
+        soon = bool(self._ways.held(peer) | (wanted & dark))
+        self._carry_out(self.punching.want(peer, wanted, trio.current_time(), soon=soon, up=up))
 
     def meet(self, peer: NodeId, request: messages.Meet) -> messages.Answer:
         """Answer a member that asks to knock at one moment."""
@@ -164,11 +164,12 @@ class PunchDriver:
             for i in range(DIMENSIONS)
         ]
         return [
-            list(
+            sorted(
                 dict.fromkeys(
                     Target(Address(host, ports[i]), rank + (OTHER if host in others[i] else 0), opening)
                     for host, rank, opening, ports in found
-                )
+                ),
+                key=lambda target: target.rank,
             )
             for i in range(DIMENSIONS)
         ]

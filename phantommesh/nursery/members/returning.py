@@ -68,17 +68,20 @@ async def _ask_witnesses(node: NodeState, keeper: RosterKeeper, where: Where, au
         async with trio.open_nursery() as nursery:
             for entry in chosen:
                 for address in where(entry.member.node_id):
-                    nursery.start_soon(_ask_witness, node, keeper, address, authority)
+                    further = entry.record.tcp_ports
+                    nursery.start_soon(_ask_witness, node, keeper, address, further, authority)
 
 
-async def _ask_witness(node: NodeState, keeper: RosterKeeper, address: Address, authority: NodeId) -> None:
+async def _ask_witness(
+    node: NodeState, keeper: RosterKeeper, address: Address, further: Sequence[int], authority: NodeId
+) -> None:
     with (
         left_out(
             keeper.dropped, "standing-broken", "an answer on an authority was left out", of=str(address)
         ),
         suppress(framing.StreamError, PhantomMeshError),
     ):
-        async with framing.connect(address.host, address.port) as framed:
+        async with framing.connect(address.host, address.port, further) as framed:
             answer = await channels.ask_standing(framed, authority, node.revocations.plea())
         if answer:
             keeper.take_standing(answer, authority)
@@ -92,7 +95,7 @@ async def _ask(
     for address in addresses:
         try:
             with trio.fail_after(PATIENCE):
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect(address.host, address.port, entry.record.tcp_ports) as framed:
                     answer = await _ask_at(node, entry.member.node_id, framed, request)
             if answer is not None:
                 return answer

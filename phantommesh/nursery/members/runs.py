@@ -153,7 +153,7 @@ class RunWatch:
     async def _ask_one(self, entry: Entry, question: bytes) -> Answer | None:
         for address in self._where(entry):
             try:
-                async with framing.connect(address.host, address.port) as framed:
+                async with framing.connect(address.host, address.port, entry.record.tcp_ports) as framed:
                     return Answer.decode_untrusted(await channels.ask_runs(framed, question))
             except (framing.StreamError, RunError):
                 continue

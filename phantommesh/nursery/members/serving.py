@@ -32,7 +32,8 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay``, ``offered`` and ``neighbours`` see `serving.Serving`."""
+    connects to it there. For ``relay``, ``offered``, ``bridged`` and ``neighbours`` see
+    `serving.Serving`."""
 
     def __init__(
         self,
@@ -50,15 +51,18 @@ class ControlServer:
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
         carry: Callable[[Entry, messages.Request], Awaitable[messages.Answer]] | None = None,
         meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
+        echo: Callable[[Entry, messages.Echo], messages.Answer] | None = None,
+        bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
-        self._check = check
+        self._check, self._echo = check, echo
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
-            proofs=proving is not None, relay=relay, offered=offered, neighbours=neighbours,
+            proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
+            neighbours=neighbours,
         )  # fmt: skip
 
     async def serve(
@@ -92,6 +96,10 @@ class ControlServer:
                 if self._meet is None:
                     return messages.Refused("this node knocks at nobody's ports")
                 return self._meet(peer, request)
+            case serving.Echoing(entry, request):
+                if self._echo is None:
+                    return messages.Refused("this node answers no echoes")
+                return self._echo(entry, request)
             case steps.Told(part="roster", fields=fields):
                 return await self._worker.carry_out(replace(step, fields={**fields, "source": str(source)}))
             case _:

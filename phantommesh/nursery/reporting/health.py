@@ -132,6 +132,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _shared(parts)
     yield from _equivocations(parts)
     yield from parts.places.faults()
+    yield from parts.tcp.further.faults()
     yield from parts.wgports.faults()
     yield from parts.lending.faults()
     yield from parts.borrower.faults()

@@ -26,6 +26,7 @@ from phantommesh.management.netview import (
     RelayView,
     UplinkView,
 )
+from phantommesh.node.lifetimes import NEVER, Scope
 from phantommesh.node.natkind import SURE, Nat, nat_of
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.host.features import read_features
@@ -38,6 +39,7 @@ from phantommesh.trust.identity import NodeId
 _VERSIONS: Final[tuple[tuple[int, Family], ...]] = ((4, "ipv4"), (6, "ipv6"))
 
 # Tuning.
+LATELY: Final = 10.0  # s since a member's datagram within which UDP passes
 KEPT: Final = 60.0  # s that members' words on TCP are kept: each member checks once a minute
 
 
@@ -60,11 +62,13 @@ class NetChecks:
             unknown.append(f"uplinks: {error}")
         features = await trio.to_thread.run_sync(read_features)
         tcp = await self._tcp()
-        nats = [_nat_view(family, nat) for family, nat in nats_of(parts, uplinks)]
+        nats = [_nat_view(family, nat, parts) for family, nat in nats_of(parts, uplinks)]
         unknown += [f"NAT for {nat.family}: {nat.why}" for nat in nats if nat.kind == "unknown"]
         reached = [self._udp(), tcp]
         unknown += [f"{one.transport.upper()}: {one.why}" for one in reached if one.reached is None]
-        unknown.append("hairpin: not tried")
+        hairpin = _hairpin(parts)
+        if hairpin is None:
+            unknown.append("hairpin: not tried yet, or there is no NAT")
         ahead, members = parts.gossip.news.clocks.ahead(moment())
         if ahead is None:
             unknown.append("clock: no member has said what time it is")
@@ -74,6 +78,7 @@ class NetChecks:
             uplinks=uplinks,
             nat=nats,
             portmap=_portmap(parts),
+            hairpin=hairpin,
             overlay_mtu=parts.config.wireguard.mtu,
             least_mtu=min(fits, default=None),
             relays=_relays(parts),
@@ -97,10 +102,23 @@ class NetChecks:
         return feature
 
     def _udp(self) -> ReachedView:
-        now = trio.current_time()
-        by = self._names(self._parts.finding.whereabouts.witnesses(now))
-        why = "members see datagrams of this node" if by else "no member has said yet that it sees this node"
-        return ReachedView(transport="udp", reached=True if by else None, by=by, why=why)
+        """By this node's own ears: members' datagrams come every second, a witness's word once a minute."""
+        parts, now = self._parts, trio.current_time()
+        ages = {
+            entry.member.node_id: now - when
+            for entry in parts.peers.entries
+            for address, when in parts.gossip.gossip.seen(entry.member.node_id, now)
+            if address.transport == "udp"
+        }
+        if lately := [member for member, age in ages.items() if age <= LATELY]:
+            why = "members' datagrams come in"
+            return ReachedView(transport="udp", reached=True, by=self._names(lately), why=why)
+        if parts.gossip.quiet():
+            return ReachedView(transport="udp", reached=None, by=[], why="no member is heard at all")
+        silence = f"for {min(ages.values()):.0f} s" if ages else "yet"
+        others = self._names(ages or [entry.member.node_id for entry in parts.peers.entries])
+        why = f"no datagram of a member has come in by UDP {silence}, and by TCP members are heard"
+        return ReachedView(transport="udp", reached=False, by=others, why=why)
 
     async def _tcp(self) -> ReachedView:
         parts = self._parts
@@ -138,12 +156,30 @@ def nats_of(parts: Parts, uplinks: Sequence[UplinkView] = ()) -> list[tuple[Fami
     return found
 
 
-def _nat_view(family: Family, nat: Nat) -> NatView:
+def _hairpin(parts: Parts) -> bool | None:
+    """Whether this node reached itself at its public address, if it was measured in a network that it is
+    in."""
+    found = [known.hairpin for _, known in parts.lifetimes.known() if known is not None]
+    return next((one for one in found if one is not None), None)
+
+
+def _nat_view(family: Family, nat: Nat, parts: Parts) -> NatView:
     public = [format_endpoint(str(place.address), place.port) for place in nat.public]
     why = said(nat.kind)
     if nat.kind == "other-port" and nat.witnesses < SURE:
         why = "one member sees another port; a second one would show whether it is the same for all"
-    return NatView(family=family, kind=nat.kind, public=public, witnesses=nat.witnesses, why=why)
+    scope = Scope(4 if family == "ipv4" else 6, beside=False)
+    known, keepalive = parts.lifetimes.lifetimes.known(scope), parts.lifetimes.lifetimes.keepalive(scope)
+    return NatView(
+        family=family,
+        kind=nat.kind,
+        public=public,
+        witnesses=nat.witnesses,
+        why=why,
+        open=None if known is None else known.open,
+        lives_s=None if known is None or known.open else known.good,
+        keepalive_s=keepalive if 0 < keepalive < NEVER else None,
+    )
 
 
 def said(kind: NatKind) -> str:

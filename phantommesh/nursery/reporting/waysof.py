@@ -52,7 +52,7 @@ def taken(offered: Way | None, endpoint: Endpoint | None, path: PathView) -> Tak
     if path.state is PathState.CLOSED or endpoint is None:
         return NOWHERE
     kind: WayKind = "direct" if offered is None else _KINDS[offered.kind]
-    relay = offered.relay if offered is not None and offered.kind is Kind.RELAYED else b""
+    relay = b"" if offered is None else offered.relay
     return Taken(kind, relay, path.state is not PathState.DARK)
 
 
@@ -94,6 +94,8 @@ def searched(search: State) -> str:
 
 
 def _chosen(way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint, search: State) -> str:
+    if way.kind == "tcp" and way.relay:
+        return "UDP does not pass, and neither end takes TCP from the other"
     if way.kind == "tcp":
         return "UDP does not pass"
     if way.kind == "relayed":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -28,6 +28,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS, Client
 from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.runs import MAX_QUESTION
@@ -51,6 +52,7 @@ _Dial = tuple[Address, _Sender, _Receiver]
 Dispatch = Callable[[bytes, Address], None]
 Serve = Callable[["Session", messages.Request, Address], Awaitable[messages.Answer]]
 Carry = Callable[[Client], Awaitable[None]]
+Join = Callable[[Client, bytes], Awaitable[None]]
 
 
 log = structlog.get_logger("phantommesh.streams")
@@ -76,21 +78,25 @@ class TcpPort:
         seats: Seats | None = None,
         lent: Lent | None = None,
         carry: Carry | None = None,
+        further: FurtherPorts | None = None,
+        join: Join | None = None,
     ) -> None:
         """``standing`` answers how a node stands (`RosterKeeper.answer_standing`); ``records`` the sealed
         answer to a sealed question; ``runs`` which runs of a node are known (`node.runs.Witness`). ``seats``
         bounds the connections that are taken; ``lent`` gets those that members lend, ``carry`` those on which
-        a member asks for frames, until they are over."""
+        a member asks for frames, until they are over; ``join`` those on which it asks for another member's.
+        ``further`` has more ports at which this is served."""
         self._port, self._standing, self._records, self._runs = port, standing, records, runs
         self._channels: dict[trio.CancelScope, Session] = {}
         self._sessions, self._dispatch, self._serve = sessions, dispatch, serve
         self._listeners: list[trio.SocketListener] = []
-        self.callable: frozenset[Address] = frozenset()
+        self.further = FurtherPorts() if further is None else further
+        self.callable: Mapping[Address, Sequence[int]] = {}  # with the further ports of each one's node
         self._outgoing: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._dial, self._to_dial = trio.open_memory_channel[_Dial](MAX_DIALS)
         self._seats = Seats() if seats is None else seats
         self._lent = Lent() if lent is None else lent
-        self._carry = carry
+        self._carry, self._join = carry, join
         self._lives: dict[Seat, trio.CancelScope] = {}  # the connections taken
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
@@ -120,6 +126,7 @@ class TcpPort:
                 f"cannot listen on TCP port {self._port}: {error.strerror or error}",
                 fix="stop what uses the port, or set control.port in the config",
             ) from None
+        await self.further.listen()
 
     async def run(self) -> None:
         """Accept until cancelled. Takes the port first if need be: raises as `listen` does."""
@@ -128,13 +135,15 @@ class TcpPort:
         listeners, self._listeners = self._listeners, []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, self._handle, listeners)
+            nursery.start_soon(self.further.run, self._handle)
             async for destination, queue, waiting in self._to_dial.clone():
                 nursery.start_soon(self._call, destination, queue, waiting)
 
     async def _call(self, destination: Address, queue: _Sender, waiting: _Receiver) -> None:
         """Carry a handshake over a connection of our own, until it falls silent."""
         try:
-            async with connect(destination.host, destination.port) as framed:
+            further = self.callable.get(destination, ())
+            async with connect(destination.host, destination.port, further) as framed:
                 await self._converse(framed, queue, waiting, trio.CancelScope(), None)
         except StreamError:
             self.dropped["stream-unreachable"] += 1
@@ -277,6 +286,9 @@ class TcpPort:
                 if isinstance(request, messages.Frames) and self._carry is not None and not session.invite:
                     await self._carry(Client(framed, sealed, session))
                     raise StreamError("it carried frames, and does no more")
+                if isinstance(request, messages.Bridge) and self._join is not None and not session.invite:
+                    await self._join(Client(framed, sealed, session), request.to)
+                    raise StreamError("it was joined with another, and does no more")
                 await self._answer_in_turn(framed, session, sealed, request)
             finally:
                 self._seats.done(seat)

@@ -21,9 +21,10 @@ from phantommesh.endpoint import Address
 from phantommesh.nursery.dataplane import framed as module
 from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.reporting import netchecking
 from phantommesh.nursery.sockets.channels import Client
-from phantommesh.nursery.sockets.framing import FramedStream, StreamError, connect
-from phantommesh.routing.frames import MAX_BATCH, frame
+from phantommesh.nursery.sockets.framing import RECEIVE, FramedStream, StreamError, connect
+from phantommesh.routing.frames import GOSSIP, MAX_BATCH, frame
 from phantommesh.routing.ways import Kind, Ways
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
@@ -67,6 +68,19 @@ async def got(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
     return sock.recvfrom(65536)
 
 
+async def through(
+    sender: socket.socket, edge: Endpoint, datagram: bytes, to: socket.socket, back: Endpoint
+) -> None:
+    """Send until it comes: a datagram that waits for long is dropped, and this machine may be busy."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            sender.sendto(datagram, (edge.host, edge.port))
+            with trio.move_on_after(1.0):
+                while await got(to) != (datagram, (back.host, back.port)):
+                    pass
+                return
+
+
 @asynccontextmanager
 async def two(at: Path) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes, with frames between them."""
@@ -90,10 +104,8 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
         with wireguards(alpha) as here, wireguards(beta) as there:
             to, back = edge(alpha, beta), edge(beta, alpha)
             for i in range(DIMENSIONS):
-                here[i].sendto(b"to dimension %d" % i, (to.host, to.port))
-                assert await got(there[i]) == (b"to dimension %d" % i, (back.host, back.port))
-                there[i].sendto(bytes(1452), (back.host, back.port))
-                assert await got(here[i]) == (bytes(1452), (to.host, to.port))
+                await through(here[i], to, b"to dimension %d" % i, there[i], back)
+                await through(there[i], back, bytes(1452), here[i], to)
             # The reconciler takes the endpoint, which is loopback's, and no other one of loopback.
             name = alpha.parts.names[0]
             await until(
@@ -105,13 +117,25 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 stranger.sendto(b"x", (to.host, to.port))
                 await until(lambda: alpha.parts.framed.dropped["frame-source"] == 1)
+        # Nothing waits for long in the kernel, which doubles what is asked for (socket(7)).
+        for node, other in ((alpha, beta), (beta, alpha)):
+            framed = node.parts.framed
+            kept = framed._lines[id_of(other)].framed._stream.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert kept <= 2 * RECEIVE
+            held = framed._edges[id_of(other)].socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert held <= 2 * module.EDGE_BUFFER
         [fault] = [fault for fault in alpha.parts.framed.faults() if fault.code == UDP_BLOCKED.code]
         assert fault.subject == "beta"
 
 
 @pytest.mark.usefixtures("quick")
-async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
+async def test_gossip_goes_by_frames_while_udp_is_mute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netchecking, "LATELY", 2.0)
     async with two(tmp_path) as (alpha, beta):
+        udp = alpha.reporter._checks._udp
+        await until(lambda: udp().reached is True and udp().by == ["beta"])
         for node in (alpha, beta):
             node.parts.udp.forbids = lambda host: True
         began = trio.current_time()
@@ -121,6 +145,8 @@ async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
             return silence is not None and trio.current_time() - silence > began + 3.0
 
         await until(lambda: heard(alpha, beta) and heard(beta, alpha))
+        await until(lambda: udp().reached is False)  # at once, and not when a witness's word has run out
+        assert "by TCP members are heard" in udp().why and udp().by == ["beta"]
         # On a connection a member speaks for itself alone.
         taken, impostors = alpha.parts.gossip.receive_framed, list[bytes]()
 
@@ -131,6 +157,10 @@ async def test_gossip_goes_by_frames_while_udp_is_mute(tmp_path: Path) -> None:
         alpha.parts.gossip.receive_framed = catch  # type: ignore[method-assign]
         await until(lambda: len(impostors) > 1)
         assert alpha.parts.gossip.dropped["gossip-impostor"] == 1
+
+        for node in (alpha, beta):
+            node.parts.udp.forbids = node.parts.places.forbids
+        await until(lambda: udp().reached is True)
 
 
 @asynccontextmanager
@@ -265,7 +295,38 @@ async def test_empty_batches_are_held_to_a_rate(autojump_clock: trio.testing.Moc
                 raise StreamError
             return b""
 
+        def arrived(self, limit: int) -> bytes | None:
+            return None
+
     line = SimpleNamespace(framed=Empty(), sealed=SimpleNamespace(open=lambda frame: b""), address=None)
     began = trio.current_time()
     await alone(range(DIMENSIONS), [])._receive(NodeId(bytes(16)), cast("Any", line))
     assert read <= module.FRAMES_BURST + 2
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[tuple[FramedStream, FramedStream]]:
+    """The two ends of a connection on loopback."""
+    [listener] = await trio.open_tcp_listeners(0, host=HOST)
+    async with listener:
+        one = await trio.open_tcp_stream(HOST, listener.socket.getsockname()[1])
+        other = await listener.accept()
+        async with one, other:
+            yield FramedStream(one), FramedStream(other)
+
+
+async def test_batches_that_came_together_take_few_turns_of_the_event_loop() -> None:
+    """On a busy machine a turn takes long: one batch a turn let small ones wait for half a minute."""
+    peer, count, taken, rounds = NodeId(bytes((1,)) * 16), 640, list[bytes](), 0
+    async with connection() as (here, there):
+        for i in range(count):
+            await there.send(frame(GOSSIP, b"%d" % i))
+        line = SimpleNamespace(framed=here, sealed=SimpleNamespace(open=lambda batch: batch), address=None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone(range(DIMENSIONS), taken)._receive, peer, cast("Any", line))
+            while len(taken) < count:
+                await trio.lowlevel.checkpoint()
+                rounds += 1
+            nursery.cancel_scope.cancel()
+    assert taken == [b"%d" % i for i in range(count)]
+    assert rounds < 4 * count / module.BATCH + 20

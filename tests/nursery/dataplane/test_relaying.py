@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from math import inf
@@ -18,10 +18,13 @@ import trio
 from phantommesh.config.sections import RelaySection
 from phantommesh.control import messages
 from phantommesh.endpoint import Address
+from phantommesh.nftables.messages import Change
+from phantommesh.nursery.dataplane.fastlane import AGAIN, FastLane
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.relaying import COUNT, IDLE, Relaying
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.routing import binding
+from phantommesh.routing.fastlane import Hop, key_of
 from phantommesh.routing.forwarding import COUNTED, PASSED, RELAY_MARK, Frame
 from phantommesh.routing.leases import Forward, Grant, Leases, Terms
 from phantommesh.trust.identity import NodeId
@@ -69,6 +72,41 @@ class Model:
         return {number: (self.came, size) for number, size in self.held.items()} if name == COUNTED else {}
 
 
+class Lanes:
+    """The short way's table, as a model: what is in it, with bytes."""
+
+    def __init__(self) -> None:
+        self.there, self.refused = False, False
+        self.held: dict[bytes, int] = {}
+        self.changes = list[Change]()
+
+    def hold(self, forwards: Collection[Forward]) -> None:
+        """Hold these, without a packet."""
+        self.held = {key_of(each): 0 for each in forwards}
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.refused:
+            raise NftError("not supported")
+        self.there = True
+        self.changes += changes
+
+    async def remove(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.there = False
+
+    async def counters_by_key(self, name: str) -> Mapping[bytes, tuple[int, int]]:
+        await trio.lowlevel.checkpoint()
+        if not self.there:
+            raise NftError("no such table")
+        return {key: (1, size) for key, size in self.held.items()} if name == "lanes4" else {}
+
+
+async def hops(targets: Collection[str], mark: int) -> tuple[dict[str, Hop], frozenset[str]]:
+    await trio.lowlevel.checkpoint()
+    return {target: Hop("192.0.2.254", 2, 1500) for target in targets}, frozenset({"up0"})
+
+
 def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
@@ -85,10 +123,15 @@ class World:
             lambda place: False,
             lambda size: next(self.random).to_bytes(size, "big"),
         )
-        self.random = iter(range(1, 1000))
+        self.random, self.told = iter(range(1, 1000)), 0
         self.port = free_port()
         frame = Frame("pm", self.port, IPv4Address("127.0.0.1"), None, 1_000_000)
-        self.relaying = Relaying(self.leases, frame, rules=self.model)
+        self.lanes = Lanes()
+        fast = FastLane(frame, ["up0"], rules=self.lanes, hops=hops)
+        self.relaying = Relaying(self.leases, frame, rules=self.model, fast=fast, told=self.tell)
+
+    def tell(self) -> None:
+        self.told += 1
 
     def bind(self) -> None:
         now = trio.current_time()
@@ -184,6 +227,127 @@ async def test_a_host_that_drops_what_is_relayed_is_noticed(autojump_clock: trio
         nursery.cancel_scope.cancel()
 
 
+async def test_a_relay_whose_host_drops_does_not_offer_but_tries_again_ever_more_seldom(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+
+    def useful() -> bool:
+        return world.relaying.useful
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        for pause in (300, 600):
+            world.model.came += 50
+            await trio.sleep(COUNT + 0.1)
+            assert not useful()
+            await trio.sleep(pause - 2 * COUNT)
+            assert not useful()
+            world.bind()
+            await trio.sleep(3 * COUNT)
+            assert useful()
+            assert world.relaying.blocked
+        world.model.passed = 1
+        await trio.sleep(COUNT + 0.1)
+        assert useful()
+        assert not world.relaying.blocked
+        assert world.told == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_data_takes_the_short_way_once_it_is_seen_to_leave(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        await trio.sleep(COUNT + 0.1)
+        assert not world.relaying.short  # nothing has left yet
+        world.model.passed = 1
+        await trio.sleep(COUNT + 0.1)
+        assert world.relaying.short == world.relaying.forwarded
+        world.lanes.hold(world.relaying.forwarded)
+        world.model.came += 10  # a firewall drops what takes the long way
+        await trio.sleep(COUNT + 0.1)
+        assert world.relaying.blocked
+        assert not world.relaying.short
+        assert not world.lanes.there
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_leaves_the_short_way_before_the_long_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        world.model.passed = 1
+        await trio.sleep(COUNT + 0.1)
+        world.lanes.hold(world.relaying.forwarded)
+        assert world.relaying.short
+        seen = list[int]()
+        install = world.model.install
+
+        async def watch(text: str) -> None:
+            seen.append(len(world.relaying.short))
+            await install(text)
+
+        world.model.install = watch  # type: ignore[method-assign]
+        world.out.add(A)
+        world.relaying.changed()
+        await until(world.relaying, 0)
+        assert seen == [0]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_kernel_without_a_short_way_relays_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    world.lanes.refused = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        world.model.passed = 1
+        await trio.sleep(COUNT + 0.1)
+        assert not world.relaying.short
+        assert world.relaying.problem is None
+        assert world.counted == of(2)
+        world.lanes.refused = False
+        await trio.sleep(AGAIN + COUNT)
+        assert world.relaying.short == world.relaying.forwarded
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_quota_counts_both_ways_through_the_kernel(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(quota=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.relaying.run)
+        world.bind()
+        await until(world.relaying, 2)
+        world.model.passed = 1
+        await trio.sleep(COUNT + 0.1)
+        assert world.model.held is not None
+        one, two = sorted(world.relaying.forwarded, key=lambda each: each.number)
+        world.lanes.held = {key_of(one): 40, key_of(two): 0}
+        world.model.held[1], world.model.passed = 40, 2
+        await trio.sleep(COUNT + 0.1)
+        assert len(world.relaying.forwarded) == 2
+        world.lanes.held[key_of(two)] = 20
+        await trio.sleep(COUNT + 0.1)
+        assert world.relaying.forwarded == frozenset[Forward]()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_spent_quota_ends_the_lease(autojump_clock: trio.testing.MockClock) -> None:
     world = World(quota=100)
     async with trio.open_nursery() as nursery:
@@ -257,13 +421,14 @@ async def test_a_leg_that_moves_all_the_time_costs_few_processes(
     )  # fmt: skip
     rules = SimpleNamespace(install=install, counters=counters)
     frame = Frame("pm", 51810, None, None, 1_000_000)
-    relaying = Relaying(cast("Any", leases), frame, rules=cast("Any", rules))
+    fast = FastLane(frame, [], rules=Lanes(), hops=hops)
+    relaying = Relaying(cast("Any", leases), frame, rules=cast("Any", rules), fast=fast)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relaying._apply)
         for _ in range(1000):
             await trio.sleep(0.01)
             moved += 1
-            relaying._bell.ring()
+            relaying._stir()
         nursery.cancel_scope.cancel()
     assert 20 <= changes <= 20 + 5 * 10 + 1
 

@@ -5,7 +5,7 @@ other."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from phantommesh.link import wire
 from phantommesh.link.psk import PskPhase
 from phantommesh.node.carrying import EACH, PAIR
 from phantommesh.nursery.node import Node
-from phantommesh.nursery.sockets import framing, tcp
+from phantommesh.nursery.sockets import framing
 from phantommesh.nursery.sockets.framing import FramedStream, StreamError
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.trust.identity import NodeId, format_node_id
@@ -44,31 +44,35 @@ def linked(one: Node, other: Node) -> bool:
 
 
 @asynccontextmanager
-async def apart(at: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Three]:
-    """Three nodes that run, as said above."""
+async def apart(at: Path, monkeypatch: pytest.MonkeyPatch, *, frames: bool = False) -> AsyncIterator[Three]:
+    """Three nodes that run, as said above. ``frames``: beta and gamma use frames over TCP."""
     authority = make_authority(at / "alpha")
     async with serving(at / "alpha"):
         for name in ("beta", "gamma"):
             await join(at / name, make_invite(authority), name)
     hidden = {load(at / name / "pm.toml").control.port for name in ("beta", "gamma")}
-    send, connect = UdpPort.send, framing.connect
+    send, connect_first = UdpPort.send, framing.connect_first
 
     def send_unless_apart(self: UdpPort, datagram: bytes, to: Address) -> None:
         if not {self.port, to.port} <= hidden:
             send(self, datagram, to)
 
     @asynccontextmanager
-    async def connect_unless_hidden(host: str, port: int) -> AsyncIterator[FramedStream]:
-        if port in hidden:
+    async def connect_unless_hidden(
+        addresses: Sequence[Address], further: Sequence[int] = ()
+    ) -> AsyncIterator[FramedStream]:
+        if not (found := [address for address in addresses if address.port not in hidden]):
             raise StreamError("nobody can call it")
-        async with connect(host, port) as framed:
+        async with connect_first(found) as framed:
             yield framed
 
     monkeypatch.setattr(UdpPort, "send", send_unless_apart)
-    monkeypatch.setattr(framing, "connect", connect_unless_hidden)
-    monkeypatch.setattr(tcp, "connect", connect_unless_hidden)
+    monkeypatch.setattr(framing, "connect_first", connect_unless_hidden)
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(serving(at / n)) for n in ("alpha", "beta", "gamma")]
+        nodes = [
+            await stack.enter_async_context(serving(at / name, frames=frames and name != "alpha"))
+            for name in ("alpha", "beta", "gamma")
+        ]
         yield Three(*nodes)
 
 

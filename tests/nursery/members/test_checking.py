@@ -52,7 +52,9 @@ async def test_a_member_says_whether_tcp_reaches_this_node(
             assert word == messages.TcpChecked(True, f"127.0.0.1:{port}")
 
             found = await beta.reporter.netcheck()
-            assert found.node == "beta" and "hairpin: not tried" in found.unknown
+            assert found.node == "beta" and found.hairpin is None
+            udp = next(one for one in found.reached if one.transport == "udp")
+            assert (udp.reached, udp.by) == (True, ["alpha"])
             tcp = next(one for one in found.reached if one.transport == "tcp")
             assert (tcp.reached, tcp.by, tcp.why) == (True, ["alpha"], f"at 127.0.0.1:{port}")
             assert {feature.name for feature in found.features} >= {"nft", "CAP_NET_RAW"}

@@ -43,6 +43,9 @@ class Members:
     def callable(self) -> list[NodeId]:
         return list(self.there)
 
+    def name_of(self, member: NodeId) -> str:
+        return member.hex()
+
     @asynccontextmanager
     async def call(self, member: NodeId) -> AsyncIterator[Members]:
         self.asked.append((member, trio.current_time()))
@@ -63,6 +66,7 @@ class Host:
         self.reach = UPLINK
         self.reads, self.published, self.lived = 0, list[float](), list[list[str]]()
         self.members, self.slept, self.woken, self.rehomed = Members(), 0.0, 0, list[float]()
+        self.overslept = list[float]()
         patch.setattr(module, "_clock", lambda: trio.current_time() + self.slept)
         self.finding = Finding(
             config,
@@ -74,6 +78,7 @@ class Host:
             authorities=set,
             publish=lambda: self.published.append(trio.current_time()),
             woken=self._wake,
+            overslept=lambda: self.overslept.append(trio.current_time()),
             rehomed=self._rehome,
             read=self._read,
         )
@@ -207,9 +212,12 @@ async def test_after_a_sleep_all_is_looked_at_again(host: Host, autojump_clock: 
         await running(host, nursery)
         host.slept, host.members.public = 600.0, "203.0.113.99"
         await trio.sleep(3)
-        assert host.woken == 1
+        assert host.woken == len(host.overslept) == 1
         assert len(host.rehomed) == 1
         assert host.seen == ["203.0.113.99"]
+        host.slept += 30.0  # no epoch is over in that time
+        await trio.sleep(3)
+        assert (host.woken, len(host.overslept)) == (2, 1)
         nursery.cancel_scope.cancel()
 
 

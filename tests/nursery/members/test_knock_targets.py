@@ -7,11 +7,16 @@ from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import trio
 from msgspec import structs
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.members.punching import PunchDriver
+from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Candidate, Kind
+from phantommesh.routing.ways import Ways
+from phantommesh.trust.identity import NodeId
 from tests.support.makemesh import identity, plain_record
 
 PUBLIC = ip_address("203.0.113.7")
@@ -52,3 +57,28 @@ def test_each_dimension_prefers_its_own_uplink() -> None:
     best = [min(each, key=lambda target: target.rank) for each in PunchDriver._targets(driver, b"a")]
     assert [target.address.host for target in best] == [hosts[i % 2] for i in range(DIMENSIONS)]
     assert all(len(each) == 2 for each in PunchDriver._targets(driver, b"a"))
+
+
+@pytest.mark.parametrize(("state", "soon"), [(PathState.DARK, True), (PathState.CLOSED, False)])
+def test_a_dimension_that_fell_silent_is_searched_for_at_once(state: PathState, soon: bool) -> None:
+    """One that never was is left to WireGuard for a moment."""
+    asked: list[tuple[int, bool]] = []
+
+    def want(peer: bytes, dimensions: int, now: float, *, soon: bool, up: int) -> list[object]:
+        asked.append((dimensions, soon))
+        return []
+
+    states = [state, *[PathState.UP] * (DIMENSIONS - 1)]
+    entry = SimpleNamespace(record=plain_record(identity("a")))
+    driver: Any = SimpleNamespace(
+        _peers=SimpleNamespace(get=lambda peer: entry, wg_keys_of=lambda found: found.record.wg_keys),
+        _ports=SimpleNamespace(able=True), _places=SimpleNamespace(whereabouts=tuple), _own=(),
+        _paths=lambda: SimpleNamespace(path=lambda peer, i: SimpleNamespace(state=states[i])),
+        _ways=Ways(), _carry_out=list, punching=SimpleNamespace(want=want),
+    )  # fmt: skip
+
+    async def watch() -> None:
+        PunchDriver.watch(driver, NodeId(b"a" * 16))
+
+    trio.run(watch)
+    assert asked == [(1, soon)]

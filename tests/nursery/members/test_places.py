@@ -12,8 +12,8 @@ from phantommesh.config.sections import Config, GossipSection, NodeSection
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.hostroutes import read_host
 from phantommesh.nursery.members import places
-from phantommesh.nursery.members.places import MAX_JUDGED, MAX_SEEN, Places
-from phantommesh.reachable import HostNetworks
+from phantommesh.nursery.members.places import MAX_FORMER, MAX_JUDGED, MAX_SEEN, Places
+from phantommesh.reachable import HostAddress, HostNetworks
 from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.records.record import callable_at, wg_ports_at
 from phantommesh.records.roster import Entry
@@ -40,6 +40,35 @@ def test_the_kernel_says_what_is_the_hosts_own() -> None:
     host = read_host()
     assert ip_network("127.0.0.0/8") in host.own
     assert not any(network.prefixlen == 0 for network, _ in host.connected)
+
+
+def test_an_uplink_that_comes_back_is_one_by_which_this_node_is_reached() -> None:
+    """Without a default route, the addresses at which a node was found say which uplinks are its own."""
+    it, both = make(), {"10.8.0.2": 3, "192.168.7.2": 4}
+
+    def host(*there: str) -> HostNetworks:
+        return HostNetworks(
+            own=frozenset(ip_network(f"{one}/32") for one in there),
+            connected=frozenset((ip_network(f"{one}/24", strict=False), both[one]) for one in there),
+        )
+
+    it.judge_by(replace(it.reach, host=host(*both)))
+    it.live_at([*both])
+    it.judge_by(replace(it.reach, host=host("10.8.0.2")))
+    it.live_at(["10.8.0.2"])
+    assert not it.reach.beside(ip_address("192.168.7.9"))
+    it.judge_by(replace(it.reach, host=host(*both)))
+    offered = [HostAddress(ip_address(one), index, f"up{index}") for one, index in both.items()]
+    assert it.reach.beside(ip_address("192.168.7.9"))
+    assert it.reach.offers(offered) == offered
+
+
+def test_no_more_former_addresses_are_remembered_than_a_host_has() -> None:
+    it = make()
+    for number in range(3 * MAX_FORMER):
+        it.live_at([f"10.8.0.{number + 1}"])
+    assert len(it.reach.found) == MAX_FORMER
+    assert ip_address(f"10.8.0.{3 * MAX_FORMER}") in it.reach.found
 
 
 def test_a_name_of_ours_opens_the_network_that_it_is_in_once_it_is_known() -> None:
@@ -259,7 +288,12 @@ def test_wireguard_is_held_back_where_both_are_surely_behind_nats_of_their_own()
         it.live_at(["192.168.1.2"])
     assert away.hidden_from(behind_nat())
     assert not home.hidden_from(behind_nat())  # one NAT
-    assert not at().hidden_from(behind_nat())  # nobody has said where this node is seen
+    assert not at().hidden_from(behind_nat())  # nothing is known of this node
+    fresh = at()
+    fresh.live_at(["192.168.1.2"])
+    assert fresh.hidden_from(behind_nat())  # it has just started: its first packet may be the early one
+    fresh.live_at(["192.168.1.2", "2a00::2"])
+    assert not fresh.hidden_from(behind_nat())
     assert not away.hidden_from(behind_nat("vpn.example:51800"))  # an operator's word
     away.live_at(["198.51.100.1"])
     assert not away.hidden_from(behind_nat())  # this node is in the open

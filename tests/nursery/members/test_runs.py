@@ -42,8 +42,12 @@ async def test_a_witness_that_takes_connections_and_says_nothing_holds_no_answer
             return Address("127.0.0.1", listeners[0].socket.getsockname()[1])
 
         places = [[await port(honest)], [await port(honest)], [await port(silent) for _ in range(8)]]
+        record = SimpleNamespace(tcp_ports=())
         entries = [
-            cast("Entry", SimpleNamespace(member=SimpleNamespace(node_id=bytes([i]) * 16), places=at))
+            cast(
+                "Entry",
+                SimpleNamespace(member=SimpleNamespace(node_id=bytes([i]) * 16), record=record, places=at),
+            )
             for i, at in enumerate(places)
         ]
         watch = object.__new__(RunWatch)

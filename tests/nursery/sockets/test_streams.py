@@ -96,6 +96,40 @@ async def pair() -> AsyncIterator[tuple[trio.SocketStream, FramedStream]]:
             yield one, FramedStream(two)
 
 
+@asynccontextmanager
+async def silent_host() -> AsyncIterator[Address]:
+    """An address at which nobody answers and nobody refuses: its listener has no room, and is not asked."""
+    with socket.socket() as listener:
+        listener.bind((HERE, 0))
+        listener.listen(0)
+        address = Address(HERE, listener.getsockname()[1], "tcp")
+        async with AsyncExitStack() as callers:
+            for _ in range(2):
+                with trio.move_on_after(0.5):
+                    await callers.enter_async_context(await trio.open_tcp_stream(HERE, address.port))
+            yield address
+
+
+async def test_an_address_that_says_nothing_does_not_keep_the_next_one_waiting() -> None:
+    asked: list[Address] = []
+    async with silent_host() as silent, serving() as served:
+        with pytest.raises(StreamError, match="no answer"):
+            async with connect(silent.host, silent.port):
+                raise AssertionError("somebody answered")
+        with trio.fail_after(framing.CONNECT):  # less than the silent one alone takes
+            async with framing.connect_first((silent, served.address)) as framed:
+                asked.append(framed.address)
+    assert asked == [served.address]
+
+
+async def test_a_failure_names_all_addresses() -> None:
+    both = Address(HERE, free_port()), Address(HERE, free_port())
+    with pytest.raises(StreamError) as caught:
+        async with framing.connect_first(both):
+            raise AssertionError("somebody answered")
+    assert all(str(address.port) in str(caught.value) for address in both)
+
+
 async def test_frames_come_out_however_they_were_cut() -> None:
     async with pair() as (raw, framed):
         for frame in (b"", b"x", b"y" * 100_000):
@@ -511,7 +545,7 @@ async def test_no_channel_is_opened_on_a_connection_of_our_own() -> None:
         listener = (await trio.open_tcp_listeners(0, host=HERE))[0]
         async with listener:
             there = Address(HERE, listener.socket.getsockname()[1], "tcp")
-            served.port.callable = frozenset({there})
+            served.port.callable = {there: ()}
             served.port.send(DATAGRAM, there)
             async with await listener.accept() as stream:
                 framed = FramedStream(stream)
@@ -571,7 +605,7 @@ async def test_one_port_may_connect_to_two_addresses_of_ours() -> None:
 
 async def test_datagrams_go_both_ways_over_one_connection() -> None:
     async with serving() as caller, serving() as called:
-        caller.port.callable = frozenset({called.address})
+        caller.port.callable = {called.address: ()}
         caller.port.send(DATAGRAM + b"1", called.address)
         caller.port.send(DATAGRAM + b"2", called.address)
         await until(lambda: len(called.datagrams) == 2)
@@ -594,7 +628,7 @@ async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:
     async with serving() as served:
         number = free_port()
         closed = Address(HERE, number, "tcp")
-        served.port.callable = frozenset({closed})
+        served.port.callable = {closed: ()}
         served.port.send(DATAGRAM, closed)
         await served.ended("stream-unreachable")
         arrived = trio.Event()
@@ -613,7 +647,7 @@ async def test_an_unreachable_peer_is_counted_and_called_again_later() -> None:
 
 async def test_a_full_queue_drops_and_counts() -> None:
     async with serving() as served, serving() as other:
-        served.port.callable = frozenset({other.address})
+        served.port.callable = {other.address: ()}
         for _ in range(tcp.QUEUE + 5):
             served.port.send(DATAGRAM, other.address)
         assert served.port.dropped["stream-unsent"] == 5

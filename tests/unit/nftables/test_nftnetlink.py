@@ -11,6 +11,7 @@ from phantommesh.nftables.messages import (
     ELEMENTS_PER_MESSAGE,
     FAMILIES,
     decode_counters,
+    decode_counters_by_key,
     decode_map,
     decode_rules,
     decode_table,
@@ -105,6 +106,23 @@ def test_counters_are_read(counters: dict[int, tuple[int, int]]) -> None:
     assert decode_counters([payload]) == counters
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@given(st.dictionaries(st.binary(min_size=1, max_size=40), st.tuples(words, words), max_size=40))
+def test_counters_of_longer_keys_are_read_beside_other_expressions(
+    beside: bool, counters: dict[bytes, tuple[int, int]]
+) -> None:
+    def element(key: bytes, packets: int, size: int) -> bytes:
+        fields = attribute(1, struct.pack(">Q", size)) + attribute(2, struct.pack(">Q", packets))
+        own = attribute(1, b"counter\0") + attribute(2, fields)
+        limit = attribute(1, b"limit\0") + attribute(2, attribute(1, bytes(8)))
+        held = attribute(11, attribute(1, limit) + attribute(1, own)) if beside else attribute(7, own)
+        return attribute(1, attribute(1, attribute(1, key)) + held)
+
+    listed = b"".join(element(key, *counted) for key, counted in counters.items())
+    payload = bytes(4) + attribute(1, b"t\0") + attribute(3, listed)
+    assert decode_counters_by_key([payload]) == counters
+
+
 def test_an_element_without_a_counter_is_refused() -> None:
     element = attribute(1, attribute(1, attribute(1, bytes(4))))
     with pytest.raises(NetlinkFormatError):
@@ -134,6 +152,10 @@ def test_nonsense_is_one_kind_of_error(junk: bytes) -> None:
         try:
             decode_map([payload])
             decode_counters([payload])
+        except NetlinkFormatError:
+            pass
+        try:
+            decode_counters_by_key([payload])
             decode_rules([payload], "t")
             decode_table(payload)
             decode_tables([payload])

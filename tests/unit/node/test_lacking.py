@@ -29,6 +29,18 @@ DIRECT = Way(Kind.DIRECT, Endpoint("192.0.2.2", 51820))
 NONE: list[Way | None] = [None] * DIMENSIONS
 
 
+def test_a_lease_is_kept_while_wireguard_goes_back_to_it() -> None:
+    lacking = Lacking()
+    lacking.look(1, [DARK] * 7, NONE, 0.0)
+    lacking.look(1, [DARK] * 7, NONE, 1.0)
+    direct = [DIRECT, *NONE[1:]]
+    assert lacking.look(1, [UP] * 7, direct, 2.0) == 1
+    for now in (2.0 + KEEP - 0.1, 2.0 + 2 * KEEP - 0.2):
+        assert lacking.look(1, [UP] * 7, direct, now, back=1) == 1
+    assert lacking.look(1, [UP] * 7, direct, now + KEEP - 0.1, back=2) == 1
+    assert lacking.look(1, [UP] * 7, direct, now + KEEP) == 0
+
+
 @pytest.mark.parametrize(("path", "after"), [(DARK, LACK), (CLOSED, LACK), (FRESH, UNPROVED)])
 def test_a_dimension_without_a_direct_way_goes_over_a_relay_after_a_while(
     path: PathView, after: float

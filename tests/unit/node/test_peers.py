@@ -24,7 +24,7 @@ from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
-from phantommesh.node.peers import TURN, Peers
+from phantommesh.node.peers import MOST_TCP_PORTS, TURN, Peers
 from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
@@ -121,6 +121,25 @@ def test_a_link_is_tried_by_udp_and_then_by_tcp() -> None:
     (auth,) = World(entry(1)).peers.auths(50.0, NOW + 10.0).values()
     assert auth.endpoints == (Address("192.0.2.1", 51800), Address("192.0.2.1", 51800, "tcp"))
     assert auth.valid_until == 50.0 + 1e6 - 10.0
+
+
+def test_further_tcp_ports_go_with_each_address_that_a_record_names() -> None:
+    def naming(number: int, *ports: int) -> Entry:
+        one = entry(number)
+        return replace(one, record=structs.replace(one.record, tcp_ports=ports))
+
+    world = World(naming(1, 443), entry(2), naming(3, 1, 2), naming(4, 3, 443))
+    mine, other, shared = (Address(f"192.0.2.{n}", 51800, "tcp") for n in (1, 2, 9))
+    ids = [one.member.node_id for one in map(entry, (1, 2, 3, 4))]
+    where: dict[bytes, tuple[Address, ...]] = {
+        ids[0]: (mine, shared),
+        ids[1]: (other, shared),
+        ids[2]: (shared,),
+        ids[3]: (shared,),
+    }
+    found = world.peers.tcp_ports({**where, b"?": (other,)})
+    assert found == {mine: (443,), other: (), shared: (443, 1, 2, 3)}
+    assert len(found[shared]) <= MOST_TCP_PORTS
 
 
 def test_the_loser_of_an_address_keeps_its_link_and_leaves_the_interfaces() -> None:

@@ -42,7 +42,8 @@ class World:
         return self.relay.answer(asker, messages.AskRelay(peer, dimensions, tagging=True), 0.0)
 
 
-def test_the_other_end_hears_of_a_lease_until_it_has_asked_too() -> None:
+def test_the_other_end_hears_of_each_question_of_the_end_that_chooses() -> None:
+    """It may have started anew, and not know of a lease that it seems to hold."""
     world = World()
     first = world.ask(A, B)
     assert isinstance(first, messages.Relayed)
@@ -53,7 +54,7 @@ def test_the_other_end_hears_of_a_lease_until_it_has_asked_too() -> None:
     assert second.legs[0].ticket != first.legs[0].ticket
     assert len(world.told) == 1
     world.ask(A, B)
-    assert world.told[1:] == [(B, messages.OfferRelay(A, 0b10))]
+    assert world.told[1:] == [(B, messages.OfferRelay(A, 0b11))]
 
 
 def test_a_question_for_the_cost_makes_no_lease() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from math import inf
 from random import Random
@@ -337,6 +338,26 @@ def test_the_next_address_in_the_network_of_an_endpoint_counts() -> None:
     assert moved.offers([BRIDGE, HOME]) == [BRIDGE, HOME]
 
 
+UPLINKS = [HostAddress(ip_address(f"10.201.{i}.2"), 10 + i, f"up{i}") for i in range(3)]
+
+
+def with_uplinks(*there: int, default: frozenset[int] = frozenset()) -> Reach:
+    """A host that has these of three uplinks, and was found at some of them."""
+    connected = frozenset((ip_network(f"10.201.{i}.0/24"), 10 + i) for i in there)
+    return Reach((OVERLAY,), HostNetworks(connected=connected, uplinks=default))
+
+
+def test_an_uplink_without_a_default_route_that_comes_back_is_offered_again() -> None:
+    found = frozenset(one.address for one in UPLINKS[1:])
+    back = replace(with_uplinks(0, 1, 2), found=found)
+    assert back.offers(UPLINKS) == UPLINKS
+
+
+def test_a_network_at_which_this_host_was_counts_beside_the_default_route() -> None:
+    both = replace(with_uplinks(0, 1, 2, default=frozenset({12})), found=frozenset({UPLINKS[0].address}))
+    assert both.offers(UPLINKS) == [UPLINKS[0], UPLINKS[2]]
+
+
 @pytest.mark.parametrize(
     "bad", ["127.0.0.1", "169.254.3.4", "fe80::1", "100.64.0.9", "::ffff:100.64.0.9", "0.0.0.0", "::1"]
 )
@@ -400,7 +421,7 @@ def test_few_members_are_all_asked() -> None:
 
 def test_witnesses_are_asked_soon_after_a_change_and_then_seldom() -> None:
     rounds, now, asked = Rounds(0.0), 0.0, []
-    for _ in range(6):
+    for _ in range(len(SOON) + 2):
         now = rounds.due
         asked.append(now)
         rounds.asked(now, now)
@@ -408,9 +429,9 @@ def test_witnesses_are_asked_soon_after_a_change_and_then_seldom() -> None:
     rounds.again(500.0)
     rounds.asked(499.0, 501.0)  # it began before
     assert rounds.due == 500.0 + SOON[0]
-    rounds.asked(501.0, 501.1)
-    rounds.soon(501.2)
-    assert rounds.due == 501.2 + SOON[0]
+    rounds.asked(500.2, 500.3)
+    rounds.soon(500.3)
+    assert rounds.due == 500.3 + SOON[0]
 
 
 def test_a_change_is_told_when_it_is_quiet() -> None:

@@ -58,6 +58,17 @@ def test_segments_of_machines_behind_this_one_fit_the_route() -> None:
     assert all('"pm", "pm0"' in rule and rule.endswith("maxseg size set rt mtu") for rule in rules)
 
 
+def test_segments_fit_ways_of_which_no_route_over_ipv6_can_say_what_they_carry() -> None:
+    short = (IPv6Address("fd00::2"), 1156), (IPv6Address("fd00::3"), 1140)
+    assert chains(render(replace(GUARD, short=short))) == chains(render(GUARD))
+    rules = chains(render(replace(GUARD, forward=("docker0",), short=short)))["clamping"][3:]
+    assert [rule.partition(" ")[0] for rule in rules] == ["oifname", "iifname"]
+    sizes = "map { fd00::2 : 1156, fd00::3 : 1140 }"
+    assert [rule.partition("size set ")[2] for rule in rules] == [
+        f"ip6 {end} {sizes}" for end in ("daddr", "saddr")
+    ]
+
+
 def test_all_networks_are_guarded_in_both_directions() -> None:
     narrow = replace(GUARD, networks=(IPv4Network("100.64.0.1/32"), IPv4Network("100.64.0.2/32")))
     there = chains(render(narrow))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.dimensions import ALL, DIMENSIONS
-from phantommesh.paths.effects import Effect, Fit, Rescore, Send, Turned
+from phantommesh.paths.effects import AskHops, Effect, Fit, Rescore, Send, Turned
 from phantommesh.paths.fitting import (
     ALL_ANSWERS,
     ANSWERS,
@@ -40,6 +40,7 @@ class End:
         self.paths = Paths(random=chance, interval=0.1)
         self.fitting = Fitting(self.paths, random=chance, largest=LARGEST)
         self.fits: list[tuple[float, int]] = []
+        self.hops: list[tuple[int, int]] = []
         self.scores: tuple[float, ...] = FULL
         self.sized = 0
         self.sent = [0] * DIMENSIONS
@@ -78,6 +79,8 @@ class World:
                     self.carry_out(end, end.fitting.rescored(peer, scores))
                 case Fit(_, mtu):
                     end.fits.append((self.now, mtu))
+                case AskHops(_, dimension, size):
+                    end.hops.append((dimension, size))
                 case Turned():
                     self.carry_out(end, end.fitting.turned(effect, self.now))
 
@@ -131,6 +134,14 @@ def busy(seed: int = 0, carries: int = LARGEST) -> World:
     world.rate = 200_000.0
     world.run(8)
     return world
+
+
+def answer(paths: Paths, now: float) -> None:
+    """Have the small probes that are due come back at once."""
+    for effect in paths.tick(now):
+        if isinstance(effect, Send):
+            pong = Probe(True, effect.dimension, decode_probe_untrusted(effect.datagram).number)
+            paths.receive(pong.encode(), effect.peer, effect.dimension, now)
 
 
 def test_where_all_pass_each_path_is_asked_once_and_nothing_is_changed() -> None:
@@ -245,6 +256,26 @@ def test_a_peer_of_another_version_is_asked_nothing() -> None:
     assert world.a.sized == 0 and world.a.fit == LARGEST and list(world.a.fitting.holes()) == []
 
 
+def test_hops_are_asked_at_the_end_of_each_search_and_every_ten_minutes() -> None:
+    world = World(carries=1300)
+    world.run(8)
+    assert sorted(world.a.hops) == [(dimension, LARGEST) for dimension in range(DIMENSIONS)]
+    for dimension in range(DIMENSIONS):
+        world.carry_out(world.a, world.a.fitting.way(B, dimension, "way", 1296, world.now))
+    world.run(1)
+    assert sorted(world.a.hops[DIMENSIONS:]) == [(dimension, 1296) for dimension in range(DIMENSIONS)]
+    del world.a.hops[DIMENSIONS:]
+    world.run(300)
+    assert len(world.a.hops) == DIMENSIONS
+    world.run(400)
+    assert len(world.a.hops) == 2 * DIMENSIONS
+    world.cut = ALL
+    for dimension in range(DIMENSIONS):
+        world.carry_out(world.a, world.a.fitting.way(B, dimension, "another", 0, world.now))
+    world.run(100)
+    assert len(world.a.hops) == 2 * DIMENSIONS  # nobody answers there
+
+
 def test_sized_probes_are_no_traffic_and_few() -> None:
     world = World()
     world.run(300)
@@ -270,13 +301,13 @@ def test_many_peers_share_a_budget() -> None:
     for effect in paths.set_peers(peers, 0.0):
         if isinstance(effect, Turned):
             fitting.turned(effect, 0.0)
-    for node_id, dimension in itertools.product(peers, range(DIMENSIONS)):
-        paths.receive(Probe(False, dimension, 1).encode(), node_id, dimension, 0.0)
+    answer(paths, 0.0)
     sent, now = 0, 0.0
     while now < 30.0:
         now = max(now, fitting.deadline)
         sent += sum(isinstance(effect, Send) for effect in fitting.tick(now))
         assert sent <= BUDGET * (now + 1) + 1
+    assert sent >= BUDGET * 7
 
 
 def test_a_reflector_is_not_to_be_had_and_strangers_are_counted() -> None:

@@ -115,6 +115,24 @@ def test_a_relay_that_nobody_could_use_is_refused(offer: RelayOffer) -> None:
         )
 
 
+@pytest.mark.parametrize("ports", [(443, 80, 22), (0,), (65536,), (-1,)])
+def test_tcp_ports_that_nobody_could_use_are_refused(ports: tuple[int, ...]) -> None:
+    mesh, me = make_mesh(), identity("a")
+    with pytest.raises(RecordError, match="TCP ports"):
+        sign_record(
+            me, structs.replace(plain_record(me), tcp_ports=ports), mesh.certify(me, "a"), mesh.authority.der
+        )
+
+
+def test_tcp_ports_are_read_and_a_record_without_them_too() -> None:
+    mesh, me = make_mesh(), identity("a")
+    naming = structs.replace(plain_record(me), tcp_ports=(443, 8443))
+    signed = sign_record(me, naming, mesh.certify(me, "a"), mesh.authority.der)
+    assert open_record(mesh.root, signed, NOW)[1].tcp_ports == (443, 8443)
+    earlier = msgspec.to_builtins(naming)[:-1]
+    assert msgspec.convert(earlier, NodeRecord, from_attributes=False).tcp_ports == ()
+
+
 def test_an_offer_of_a_relay_is_read_and_a_record_without_one_too() -> None:
     mesh, me = make_mesh(), identity("a")
     offering = structs.replace(plain_record(me), relay=RelayOffer(51_810, 3))

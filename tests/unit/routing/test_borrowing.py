@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ class Net:
     def __post_init__(self) -> None:
         self.ends = {A: Borrowing(A), B: Borrowing(B)}
         self.used: dict[NodeId, dict[int, NodeId]] = {A: {}, B: {}}
+        self.tags: dict[tuple[NodeId, int], int] = {}
         self.leases = {
             relay: Leases(Terms(rate=1, quota=1), lambda one, two: True, lambda place: False, counting())
             for relay in self.costs
@@ -66,6 +68,7 @@ class Net:
                     del self.used[end][effect.dimension]
                 else:
                     self.used[end][effect.dimension] = effect.relay
+                    self.tags[end, effect.dimension] = effect.tag
                 continue
             relay = effect.relay
             if relay in self.down or (self.lose and self.lose.popleft()):
@@ -78,7 +81,7 @@ class Net:
                 case AskLease(dimension=dimension):
                     grant = self.leases[relay].ask(end, peer, dimension, self.now, tagging=True)
                     assert isinstance(grant, Grant)
-                    if grant.waiting:
+                    if grant.waiting or end < peer:
                         self.do(peer, self.ends[peer].offered(relay, end, (dimension,), self.now))
                     self.do(end, machine.granted(
                         relay, peer, dimension, 51700, grant.tag, grant.ticket, grant.key, self.now
@@ -107,8 +110,20 @@ class Net:
         relay = self.used[A].get(dimension)
         if relay is None or relay in self.down or self.used[B].get(dimension) != relay:
             return False
+        tags = self.tags[A, dimension], self.tags[B, dimension]
         place = Address("192.0.2.1", 40000 + dimension)
-        return place in {each.source for each in self.leases[relay].forwards(self.now)}
+        found = [each for each in self.leases[relay].forwards(self.now) if each.source == place]
+        return [each.tag for each in found] == [tags[0]] and tags[0] == tags[1]
+
+    def dark(self, seconds: int) -> None:
+        """Let some time pass in which both ends see once a second that nothing comes through, where that is
+        so."""
+        for _ in range(seconds):
+            for end, peer in ((A, B), (B, A)):
+                for relay in set(self.used[end].values()):
+                    if not all(self.works(i) for i in self.used[end]):
+                        self.do(end, self.ends[end].failed(relay, peer, self.now))
+            self.run(1.0)
 
 
 def test_a_pair_goes_over_the_two_nearest_relays_within_two_seconds() -> None:
@@ -126,6 +141,59 @@ def test_leases_are_kept_for_hours() -> None:
     for _ in range(100):
         net.run(60.0)
         assert net.works(0) and net.works(1)
+
+
+@pytest.mark.parametrize("end", [A, B])
+def test_an_end_that_starts_anew_finds_the_relay_again(end: NodeId) -> None:
+    """The relay still holds its lease, so it seems to know of it."""
+    net = Net(costs={P: 0.01})
+    net.start(0, 1)
+    net.run(30.0)
+    peer = B if end is A else A
+    net.ends[end], net.used[end] = Borrowing(end), {}
+    net.dark(4)  # while it is away
+    net.do(end, net.ends[end].set_relays(net.costs, net.now))
+    net.do(end, net.ends[end].want(peer, (0, 1), net.now))
+    net.dark(6)
+    assert net.works(0) and net.works(1)
+
+
+def test_the_only_relay_is_used_though_it_failed_a_moment_ago() -> None:
+    """It was the peer that was away, perhaps."""
+    net = Net(costs={P: 0.01})
+    net.start(0)
+    net.run(2.0)
+    for end, peer in ((A, B), (B, A)):
+        net.do(end, net.ends[end].failed(P, peer, net.now))
+    net.run(1.0)
+    net.start(0, 1)
+    net.run(4.0)
+    assert net.works(0) and net.works(1)
+
+
+def test_an_end_that_is_slow_to_hear_of_a_lease_is_not_waited_for_much_longer() -> None:
+    net = Net(costs={P: 0.01})
+    net.do(A, net.ends[A].set_relays(net.costs, 0.0))
+    net.do(A, net.ends[A].want(B, (0,), 0.0))
+    net.run(12.0)  # B is not keyed yet
+    net.do(B, net.ends[B].set_relays(net.costs, net.now))
+    net.do(B, net.ends[B].want(A, (0,), net.now))
+    net.do(B, net.ends[B].offered(P, A, (0,), net.now))
+    net.run(2.0)
+    assert net.works(0)
+
+
+def test_a_relay_that_starts_anew_may_give_another_tag() -> None:
+    net = Net(costs={P: 0.01})
+    net.start(0, 1)
+    net.run(30.0)
+    leases = Leases(Terms(rate=1, quota=1), lambda one, two: True, lambda place: False, counting())
+    net.leases[P], net.challengers[P] = leases, Challenger(leases, counting())
+    for dimension in (0, 1):
+        leases.ask(A, Q, dimension, net.now, tagging=True)  # another pair is first this time
+    net.dark(5)
+    assert net.works(0) and net.works(1)
+    assert net.tags[A, 0] != 0
 
 
 def test_a_relay_that_ends_is_replaced() -> None:

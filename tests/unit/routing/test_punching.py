@@ -34,7 +34,7 @@ from phantommesh.routing.punching import (
     STRAYS,
     Punching,
 )
-from phantommesh.routing.search import Ask, Effect, Lost, Send, Standing, State, Target, Won, missing
+from phantommesh.routing.search import OTHER, Ask, Effect, Lost, Send, Standing, State, Target, Won, missing
 from phantommesh.secret import Secret
 
 A, B = b"a" * 16, b"b" * 16
@@ -299,6 +299,16 @@ def test_a_way_that_goes_dark_is_lost_and_found_again() -> None:
     assert all(set(won) == set(range(DIMENSIONS)) for won in net.won.values())
 
 
+def test_a_way_that_carried_and_goes_dark_is_lost_at_once() -> None:
+    net = Net(("public", False), ("public", False), 0.01)
+    net.want(A)
+    net.want(B)
+    net.run(2.0)
+    assert net.ends[A].want(B, ALL, net.now, soon=True) == []  # WireGuard has its time
+    net.ends[A].want(B, 0, net.now, soon=True, up=only(3))
+    assert net.ends[A].want(B, ALL, net.now, soon=True, up=0) == [Lost(B, 3)]
+
+
 def test_wireguard_may_try_first_where_that_does_no_harm() -> None:
     net = Net(("public", True), ("public", True), 0.01)
     net.ends[A].want(B, ALL, 0.0, soon=False)
@@ -358,7 +368,8 @@ class Victim(RuleBasedStateMachine):
         self.now, self.start = 0.0, 0.0
         self.victim = Address("203.0.113.66", 53)
         self.sent, self.genuine, self.strays = Counter[str](), 0, set[tuple[int, Address]]()
-        targets = [[Target(self.victim, 2, True)] for _ in range(DIMENSIONS)]
+        another = Address("203.0.113.68", 53)  # on another uplink than the dimension's
+        targets = [[Target(self.victim, 2, True), Target(another, OTHER + 2)] for _ in range(DIMENSIONS)]
         self.end = Punching(
             A, targets=lambda peer: targets, may=lambda peer, host: not host.startswith("10."),
             random=rng.randbytes, chance=rng,
@@ -398,7 +409,7 @@ class Victim(RuleBasedStateMachine):
 
     @rule(
         dimension=st.integers(0, DIMENSIONS - 1),
-        host=st.sampled_from(["203.0.113.66", "203.0.113.67", "10.0.0.1"]),
+        host=st.sampled_from(["203.0.113.66", "203.0.113.67", "203.0.113.68", "10.0.0.1"]),
         port=st.integers(1, 65535), nonce=st.binary(min_size=16, max_size=16), kind=st.sampled_from(Kind),
     )  # fmt: skip
     def hear(self, dimension: int, host: str, port: int, nonce: bytes, kind: Kind) -> None:
@@ -428,8 +439,8 @@ class Victim(RuleBasedStateMachine):
         passed = self.now - self.start
         rounds = ROUNDS[1] + passed * ROUNDS[0] + 1
         strays = STRAYS[1] + passed * STRAYS[0] + 1
-        asked = sum(number for what, number in self.sent.items() if what.startswith("knock"))
-        assert asked <= rounds * DIMENSIONS * KNOCKS + strays * len(BACK)
+        for what, number in self.sent.items():
+            assert what.startswith("answer") or number <= rounds * DIMENSIONS * KNOCKS + strays * len(BACK)
         answers = sum(number for what, number in self.sent.items() if what.startswith("answer"))
         assert answers <= min(self.genuine, ANSWERS[1] + passed * ANSWERS[0])
 

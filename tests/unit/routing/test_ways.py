@@ -26,6 +26,19 @@ def test_the_best_way_on_offer_is_taken() -> None:
     assert ways.chosen(B, 3) is None
 
 
+def test_a_relay_is_left_once_a_better_way_is_taken_and_as_long_as_it_is_on_offer() -> None:
+    ways = Ways()
+    ways.offer(A, 3, RELAYED)
+    ways.offer(A, 3, FRAMED)
+    assert ways.left(A, 3) is None
+    ways.offer(A, 3, DIRECT)
+    assert ways.left(A, 3) == RELAYED.endpoint
+    assert ways.left(A, 2) is None
+    assert ways.left(B, 3) is None
+    ways.withdraw(A, 3, Kind.RELAYED)
+    assert ways.left(A, 3) is None
+
+
 def test_an_offer_takes_the_place_of_the_one_before() -> None:
     ways, moved = Ways(), Way(Kind.DIRECT, Endpoint("192.0.2.1", 40000))
     ways.offer(A, 0, DIRECT)

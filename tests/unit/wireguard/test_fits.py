@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.wireguard.device import Route
-from phantommesh.wireguard.fits import Fitted, fitted_routes, narrowest_routes, segment_routes
+from phantommesh.wireguard.fits import Fitted, fitted_routes, narrowest_routes, segment_routes, short_segments
 
 FOUR, SIX = ip_network("100.64.0.0/10"), ip_network("fd00:1::/48")
 LARGEST = 1420
@@ -49,6 +49,7 @@ def test_tcp_over_ipv6_has_routes_below_1280_and_no_others() -> None:
         Route(ip_network("fd00:1::2/128"), 1, 1216, 1156)
     }
     assert segment_routes([FOUR, SIX], 1, LARGEST, [peer(1, 1200)]) == {Route(SIX, 1, 1200, 1140)}
+    assert short_segments(fits) == ((IPv6Address("fd00:1::2"), 1156),)
     assert segment_routes([FOUR], 1, LARGEST, [peer(1, 1200)]) == frozenset()
     assert segment_routes([FOUR, SIX], 1, 1280, [peer(1, 1200)]) == {Route(SIX, 1, 1200, 1140)}
 
