@@ -23,6 +23,7 @@ from phantommesh.cli.proofs import proofs
 from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
 from phantommesh.cli.setup import init, invite, join, run
+from phantommesh.cli.topology import topology
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,8 +64,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, scatter, proofs,
-    events, rotate, revoke, rename, identity, config, lab,
+    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
+    proofs, events, rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

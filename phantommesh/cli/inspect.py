@@ -60,6 +60,7 @@ def _show(now: Status) -> None:
         ("node", f"{now.node} ({now.role})"),
         ("node id", now.node_id),
         ("addresses", f"{now.ip4}  {now.ip6}"),
+        *([("region", now.region)] if now.region else []),
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         *(("reached at", text) for text in _reached(now)),
         ("backend", now.backend),
@@ -67,6 +68,7 @@ def _show(now: Status) -> None:
         ("state", now.state if now.ready or now.state != "running" else "not ready"),
         ("certificate", _until(now.certificate_expires)),
     ]
+    rows += [("advice", text) for text in now.advice]
     for fault in now.faults:
         rows += [("degraded", fault.text), *([("  fix", fault.fix)] if fault.fix else [])]
     if not now.faults:  # a node of an older version says it in one line

@@ -88,6 +88,7 @@ def _peer(peer: PeerView) -> Sequence[Sequence[object]]:
         (
             peer.name,
             peer.role,
+            peer.region or None,
             _standing(peer),
             peer.state,
             peer.ip4,
@@ -194,9 +195,9 @@ def _plain(value: object) -> str:
 
 PEERS: Listing[PeerView] = Listing(
     "/v1/peers", "PeerView",
-    ("NAME", "ROLE", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"),
+    ("NAME", "ROLE", "REGION", "NODE", "LINK", "IPV4", "IPV6", "ENDPOINT", "HANDSHAKE", "RX", "TX"),
     _peer, lambda peer: peer.name,
-    ("NAME", "NODE", "LINK", "HANDSHAKE", "IPV4", "ROLE"),
+    ("NAME", "NODE", "LINK", "HANDSHAKE", "IPV4", "ROLE", "REGION"),
     "no peers yet: `phantommesh invite` on an authority prints the line with which another machine joins",
 )  # fmt: skip
 LINKS: Listing[LinkView] = Listing(

@@ -20,6 +20,7 @@ import msgspec
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
     NameResult,
@@ -137,6 +138,9 @@ class NodeClient:
 
     def status(self) -> Status:
         return self.get("/v1/status", Status)
+
+    def topology(self) -> TopologyView:
+        return self.get("/v1/topology", TopologyView)
 
     def netcheck(self) -> NetCheck:
         return self.get("/v1/netcheck", NetCheck)

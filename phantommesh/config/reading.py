@@ -153,6 +153,8 @@ def _check(config: Config) -> None:
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not _LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
+    if node.region and not _LABEL.fullmatch(node.region):
+        raise _bad("node.region", node.region, _kind(NodeSection, "region"))
     for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             try:

@@ -14,6 +14,7 @@ Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-',
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
 GOALS: Final = '"auto", "throughput", "order" or "private"'
+MAX_REGION_CHARS = 32
 Switch = Annotated[bool, Meta(description="true or false")]
 
 RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
@@ -31,7 +32,8 @@ class NoConfigError(ConfigError):
 
 
 class NodeSection(msgspec.Struct, frozen=True):
-    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`."""
+    """This node. `endpoints`: where others reach its control port; the port may be left to `control.port`.
+    `region`: where it stands, by a name that all nodes nearby have, too. Its record tells the others."""
 
     name: Label
     mesh: Label
@@ -39,6 +41,13 @@ class NodeSection(msgspec.Struct, frozen=True):
         tuple[str, ...],
         Meta(max_length=8, description='at most 8 endpoints, e.g. ["192.0.2.7:51800", "vpn.example.net"]'),
     ] = ()
+    region: Annotated[
+        str,
+        Meta(
+            max_length=MAX_REGION_CHARS,
+            description="up to 32 characters of a-z, 0-9 and '-', with no '-' at either end, or nothing",
+        ),
+    ] = ""
 
 
 class ControlSection(msgspec.Struct, frozen=True):

@@ -27,6 +27,8 @@ MAX_PASSED = 56 * 1024  # bytes of a frame that is passed on; less than `channel
 LINE_SIZE = 8  # bytes of the name of a line
 MAX_MOMENT = 253_402_300_799  # Unix seconds: the last one of the year 9999
 MAX_AGE_MS = 600_000  # a sighting that is older is none
+MAX_ABOUT = 64  # members that one question names
+MAX_NEIGHBOURS = 128  # links of one answer, at most 70 bytes each
 _MAX_PLACE = 64  # characters of an address with its port
 _AROUND = 256  # bytes around what an answer holds
 
@@ -431,6 +433,34 @@ class Bridged(msgspec.Struct, frozen=True, tag="bridged"):
     origin: Peer
 
 
+class AskNeighbours(msgspec.Struct, frozen=True, tag="ask-neighbours"):
+    """Ask for the links that the answerer has, as it measures them (`routing.neighbours`): a sample of the
+    pairs by ``salt`` and ``share``, and those with the members in ``about``."""
+
+    salt: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    share: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
+    about: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=MAX_ABOUT)] = ()
+
+
+class Neighbour(msgspec.Struct, frozen=True, array_like=True):
+    """One link: round trip and jitter in microseconds, loss in parts of 10,000, capacity in kilobytes a
+    second or 0, the number of its `routing.ways.Kind`, and the relays that it goes by."""
+
+    peer: Peer
+    rtt: Microseconds
+    jitter: Microseconds
+    loss: Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+    capacity: Annotated[int, msgspec.Meta(ge=0, le=2**32)]
+    kind: Annotated[int, msgspec.Meta(ge=0, le=2)]
+    relays: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=2)] = ()
+
+
+class NeighboursAre(msgspec.Struct, frozen=True, tag="neighbours"):
+    """The answer to `AskNeighbours`."""
+
+    links: Annotated[tuple[Neighbour, ...], msgspec.Meta(max_length=MAX_NEIGHBOURS)]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The request was understood and not granted."""
 
@@ -444,12 +474,12 @@ Request = (
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
     | Meet | Frames | CheckTcp | Echo
-    | Bridge | Bridged
+    | Bridge | Bridged | AskNeighbours
 )  # fmt: skip
 Answer = (
     Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
-    | Frame | TcpChecked
+    | Frame | TcpChecked | NeighboursAre
 )  # fmt: skip
 
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

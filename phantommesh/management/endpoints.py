@@ -20,6 +20,7 @@ from phantommesh.management.bodies import (
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.scopes import Scope
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     Event,
     IdentityResult,
@@ -194,6 +195,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     _list("links", LinkView, "The post-quantum links."),
     _list("paths", PathView, "Every dimension of every peer, as measured."),
+    Endpoint(
+        name="topology", method="GET", path="/v1/topology",
+        summary="The mesh as its members measure it, which they are asked, and what is weak about it.",
+        scope=Scope.READ, answer=TopologyView,
+    ),
     Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",
         summary="This host's network, and how members reach it, which they are asked.",

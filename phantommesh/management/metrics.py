@@ -68,6 +68,7 @@ class _DeviceCollector(Collector):
         self.samples: tuple[WireGuardSample, ...] = ()
         self.scatter: tuple[ScatterSample, ...] = ()
         self.paths: tuple[PathSample, ...] = ()
+        self.regions: Mapping[str, str] = {}
         self.psk_ages: tuple[float, Mapping[str, float]] = (0.0, {})
 
     def feed_psk_ages(self, ages: Mapping[str, float]) -> None:
@@ -102,6 +103,15 @@ class _DeviceCollector(Collector):
             handshake.add_metric([sample.peer, dimension], sample.last_handshake)
         yield moved
         yield handshake
+
+        region = GaugeMetricFamily(
+            PREFIX + "region_info",
+            "Always 1; where each member, this node among them, stands by its own word.",
+            labels=["peer", "region"],
+        )
+        for peer, stands in self.regions.items():
+            region.add_metric([peer, stands], 1)
+        yield region
 
         rtt = GaugeMetricFamily(
             PREFIX + "path_rtt_seconds",
@@ -213,6 +223,13 @@ class Metrics:
             ["way"],
             registry=self.registry,
         )
+        self._advice = Gauge(
+            PREFIX + "topology_advice",
+            "What is weak about the mesh now, by kind; 0 once there was one.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._advice_kinds: set[str] = set()
         self.relay_leases = Gauge(
             PREFIX + "relay_leases", "Leases that this node has given as a relay.", registry=self.registry
         )
@@ -333,6 +350,12 @@ class Metrics:
         for kind in self._fault_kinds:
             self._faults.labels(*kind).set(by_kind.get(kind, 0))
 
+    def set_advice(self, by_kind: Mapping[str, int]) -> None:
+        """Set how much advice of each kind there is. One seen before and absent now becomes 0."""
+        self._advice_kinds.update(by_kind)
+        for kind in self._advice_kinds:
+            self._advice.labels(kind).set(by_kind.get(kind, 0))
+
     def set_state(self, now: Life, *, ready: bool) -> None:
         """Set the node's state, and whether it is ready."""
         for state in LIVES:
@@ -360,6 +383,10 @@ class Metrics:
     def set_paths(self, samples: Iterable[PathSample]) -> None:
         """Replace what is known of the paths."""
         self._devices.paths = tuple(samples)
+
+    def set_regions(self, regions: Mapping[str, str]) -> None:
+        """Replace what members say of where they stand, by name."""
+        self._devices.regions = dict(regions)
 
     def set_scatter(self, samples: Iterable[ScatterSample]) -> None:
         """Replace what is known of the scatter of each peer."""

@@ -13,6 +13,7 @@ import msgspec
 from phantommesh.faults import Fault
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
 
@@ -64,6 +65,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = True
     """As /readyz says."""
     whereabouts: Whereabouts = Whereabouts()
+    region: str = ""
+    """Where this node stands, by `node.region`; empty: it does not say."""
+    advice: list[str] = []
+    """What is weak about the mesh, the worst first: see `topology`."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +116,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: list[DimensionView]
     rx_bytes: int
     tx_bytes: int
+    region: str = ""
+    """Where it stands, by its own word; empty: it does not say."""
 
 
 class LinkView(msgspec.Struct, frozen=True, kw_only=True):
@@ -374,6 +381,10 @@ class NodePort(Protocol):
 
     async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
         """Ping one peer, by node id, inside each dimension; ``size`` is that of each ping in bytes."""
+        ...
+
+    async def topology(self) -> TopologyView:
+        """The mesh as its members measure it, and what is weak about it."""
         ...
 
     async def netcheck(self) -> NetCheck:

@@ -32,6 +32,7 @@ from phantommesh.membership.presets import Params
 from phantommesh.membership.reach import Reach
 from phantommesh.membership.signs import Signs, Whereabouts
 from phantommesh.membership.table import Table
+from phantommesh.membership.vicinity import Vicinity
 from phantommesh.timers import Timers
 
 #: How late a timer may be, as a share of the probe interval, before this node knows that it was stalled.
@@ -58,7 +59,7 @@ class Core:
     __slots__ = (
         "_gossip_armed", "_last_gossip", "_offset", "_timers", "clock", "drops", "generation",
         "health", "heard", "incarnation", "leaving", "node", "out", "own", "params", "places", "queue",
-        "reach", "received", "record", "rng", "rtt", "sent", "signs", "table", "traffic",
+        "reach", "received", "record", "rng", "rtt", "sent", "signs", "table", "traffic", "vicinity",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +71,9 @@ class Core:
         rng: Random,
         table: Table,
         now: float,
+        near: Callable[[bytes], bool] | None = None,
     ) -> None:
+        self.vicinity = Vicinity(near)
         self.node = node
         self.generation = generation
         self.incarnation = 0
@@ -213,12 +216,21 @@ class Core:
         if self._gossip_armed:
             self.at(self.clock + self.params.gossip_interval, self._gossip)
 
-    def peer(self) -> bytes | None:
+    def next_probe(self) -> bytes | None:
+        """Return the next member of the round of probes; it may be this node itself."""
+        if self.vicinity.split(self.table, self.node, self.clock):
+            return self.vicinity.next(self.table, self.rng)
+        return self.table.next_probe(self.rng)
+
+    def peer(self, *, wide: bool = False) -> bytes | None:
         """Return some other member that is not down and that this node reaches itself, or None if the draw
-        missed."""
+        missed. It is of this node's region as a rule; ``wide``: of all alike."""
         if near := self._near():
             return self.rng.choice(near)
-        node = self.table.random(self.rng)
+        if not wide and self.vicinity.split(self.table, self.node, self.clock):
+            node = self.vicinity.draw(self.table, self.rng)
+        else:
+            node = self.table.random(self.rng)
         return None if node == self.node or node in self.reach.partly else node
 
     def _near(self) -> list[bytes]:
@@ -229,16 +241,19 @@ class Core:
             return []
         return [node for node in self.table if node != self.node and node not in away and node not in down]
 
-    def peers(self, count: int, without: Callable[[bytes], bool]) -> list[bytes]:
-        """Draw up to ``count`` different members that this node reaches itself, not down nor ruled out."""
+    def peers(self, count: int, without: Callable[[bytes], bool], *, about: bytes = b"") -> list[bytes]:
+        """Draw up to ``count`` different members that this node reaches itself, not down nor ruled out.
+        ``about``: the member that they are to reach, which is asked after in all regions if it is in another
+        one."""
         if near := self._near():
             fit = [node for node in near if not without(node)]
             return self.rng.sample(fit, min(count, len(fit)))
         found: list[bytes] = []
+        wide = bool(about) and self.vicinity.beyond(about)
         for _ in range(4 * count + 8):
             if len(found) == count:
                 break
-            node = self.peer()
+            node = self.peer(wide=wide)
             if node is not None and node not in found and not without(node):
                 found.append(node)
         return found

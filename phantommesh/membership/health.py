@@ -29,22 +29,24 @@ class Awareness:
 
 
 class RoundTrips:
-    """RFC 6298's smoothed round-trip time and variation, of each member that answered and of all together."""
+    """RFC 6298's smoothed round-trip time and variation, of each member that answered, of all of this
+    node's region together, and of all ``beyond`` it."""
 
     __slots__ = ("_all", "_each")
 
     def __init__(self) -> None:
-        self._all: tuple[float, float] | None = None
+        self._all: dict[bool, tuple[float, float]] = {}
         self._each: dict[bytes, tuple[float, float]] = {}
 
-    def measured(self, node: bytes, seconds: float) -> None:
+    def measured(self, node: bytes, seconds: float, *, beyond: bool = False) -> None:
         """Take a sample in. A sample belongs to one nonce, so a repeated ping does not blur it (Karn)."""
-        self._all = _smooth(self._all, seconds)
+        self._all[beyond] = _smooth(self._all.get(beyond), seconds)
         self._each[node] = _smooth(self._each.get(node), seconds)
 
-    def timeout(self, node: bytes, least: float, most: float) -> float:
-        """How long to wait for this member: its mean and four deviations; of all members if it is new."""
-        known = self._each.get(node) or self._all
+    def timeout(self, node: bytes, least: float, most: float, *, beyond: bool = False) -> float:
+        """How long to wait for this member: its mean and four deviations; those of all on its side of the
+        region's border if it is new."""
+        known = self._each.get(node) or self._all.get(beyond)
         if known is None:
             return most
         return min(max(least, known[0] + 4 * known[1]), most)

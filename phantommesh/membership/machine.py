@@ -9,7 +9,7 @@ records and says so with `verified`: only then does a node become a member.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -65,8 +65,9 @@ class Membership:
     ``generation`` is greater than at any start before. ``rng`` also makes the nonces: give it
     ``random.SystemRandom()`` outside of simulations. ``known`` are members from the last run, ``goodbyes``
     the last words of those that had left. ``seeds`` are addresses to try for ever. ``agree`` is what proofs
-    are made and checked with, see `carrying.Agree`: without it no member is reached by way of others. Nothing
-    is sent before the first `tick`.
+    are made and checked with, see `carrying.Agree`: without it no member is reached by way of others.
+    ``near`` says whether a member is in this node's region (`vicinity`). Nothing is sent before the first
+    `tick`.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class Membership:
         params: Params = LAN, known: Snapshot = EMPTY, goodbyes: Iterable[bytes] = (),
         seeds: Sequence[Address] = (),
         agree: Agree = lambda node, draw: None,
+        near: Callable[[bytes], bool] | None = None,
     ) -> None:  # fmt: skip
         """Raises ValueError for numbers that the wire cannot carry."""
         if not 0 <= generation <= MAX_GENERATION:
             raise ValueError("the generation needs 48 bits")
         record = _record(record_seq, record_hash)
-        self._core = core = Core(node, generation, record, params, rng, Table(known), now)
+        self._core = core = Core(node, generation, record, params, rng, Table(known), now, near)
         self._probing = probing = Probing(core, agree)
         self._rumours = probing.rumours
         for raw in goodbyes:

@@ -119,9 +119,9 @@ class Probing:
         core = self._core
         interval = core.params.probe_interval * core.health.scale
         core.at(core.clock + interval, self.tick)
-        target = core.table.next_probe(core.rng)
+        target = core.next_probe()
         if target == core.node:  # ourselves: once a round
-            target = core.table.next_probe(core.rng)
+            target = core.next_probe()
         if target is not None and target != core.node:
             self._begin(target, interval, thorough=True)
 
@@ -138,7 +138,8 @@ class Probing:
         core = self._core
         scale = core.health.scale
         if core.params.adaptive:
-            spacing = scale * core.rtt.timeout(target, MIN_TIMEOUT, core.params.probe_timeout)
+            beyond = core.vicinity.beyond(target)
+            spacing = scale * core.rtt.timeout(target, MIN_TIMEOUT, core.params.probe_timeout, beyond=beyond)
             spacing = min(spacing, interval / 4)
         else:
             spacing = core.params.probe_timeout * scale
@@ -220,7 +221,7 @@ class Probing:
         wait_ms = max(1, int(600 * (probe.ends - core.clock)))
         relays = core.reach.helpers(target, core.clock, core.table.down)
         wanted = core.params.indirect - len(relays)
-        relays += core.peers(wanted, lambda n: n == target or n in relays or doubted(n))
+        relays += core.peers(wanted, lambda n: n == target or n in relays or doubted(n), about=target)
         question = core.nonce()
         errand = Errand(core.node, question, MAX_HOPS).encode()
         for relay in relays:
@@ -298,7 +299,9 @@ class Probing:
                 core.drops["impostor"] += 1
                 return
             del self._waiting[message.nonce]
-            core.rtt.measured(probe.target, core.clock - waiting.asked)
+            core.rtt.measured(
+                probe.target, core.clock - waiting.asked, beyond=core.vicinity.beyond(probe.target)
+            )
             core.places.at_home(probe.target)
             probe.answered = True
             if not probe.done:
@@ -335,7 +338,7 @@ class Probing:
             core.drops["proof"] += 1
             return
         del self._waiting[nonce]
-        core.rtt.measured(target, core.clock - waiting.asked)
+        core.rtt.measured(target, core.clock - waiting.asked, beyond=core.vicinity.beyond(target))
         core.places.prove(target, waiting.at, core.clock, first=not probe.answered)
         if not probe.answered and core.places.unsettled(target):
             core.at(core.clock + SETTLE, self._settle, target)

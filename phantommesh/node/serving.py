@@ -45,6 +45,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
     messages.Look: (1.0, 20),
+    messages.AskNeighbours: (0.2, 20),  # each looks at all peers
     messages.CheckTcp: (1 / 60, 2),  # each has a connection made
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
@@ -142,7 +143,8 @@ class Serving:
     """Answers the requests of others. ``verifications`` limits how much each member may have this node
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
-    None: this node uses no relays. ``bridged`` takes a member's word that another waits there."""
+    None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
+    ``neighbours`` says what links this node has."""
 
     def __init__(
         self,
@@ -155,7 +157,9 @@ class Serving:
         relay: Relay | None = None,
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
+        neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
     ) -> None:
+        self._neighbours = neighbours
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self._relay, self._offered, self._bridged = relay, offered, bridged
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
@@ -257,6 +261,10 @@ class Serving:
             case messages.Echo():
                 echoed: messages.Answer = yield Echoing(entry, request)
                 return echoed
+            case messages.AskNeighbours():
+                if self._neighbours is None:
+                    return messages.Refused("this node measures no links")
+                return self._neighbours(request)
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Frames():  # `TcpPort` has taken it where it can carry frames

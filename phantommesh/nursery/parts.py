@@ -27,6 +27,7 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.regions import nearness
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
@@ -63,6 +64,7 @@ from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
+from phantommesh.nursery.members.surveying import Surveying
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -90,6 +92,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.neighbours import link_of
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
@@ -160,6 +163,7 @@ class Parts:
     runs: RunWatch
     proving: Proving
     succession: Succession
+    surveying: Surveying
     server: ControlServer
     tcp: TcpPort
 
@@ -315,7 +319,7 @@ def make_parts(
         state, keeper, keys, caller, udp,
         generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
-        look=reconciler.kick, agree=own.agree,
+        look=reconciler.kick, agree=own.agree, near=nearness(config.node.region, keeper.roster.get),
         further=lambda address: tcp.callable.get(address, ()),
     )  # fmt: skip
     gossip.hinted = finding.hinted
@@ -361,6 +365,12 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    surveying = Surveying(
+        state.identity.node_id, caller, lambda: peers.entries,
+        lambda: keeper.roster.get(state.identity.node_id), gossip.membership.gone,
+        look=lambda peer: link_of(measured.view(peer, trio.current_time()), ways.taken(peer)),
+        path=state.state.path / directory.TOPOLOGY,
+    )  # fmt: skip
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
         lambda: reconciler.actual, changed=peers_changed,
@@ -371,7 +381,7 @@ def make_parts(
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
-        bridged=framed.prompted,
+        bridged=framed.prompted, neighbours=surveying.answer,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
@@ -445,6 +455,7 @@ def make_parts(
         runs=runs,
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
+        surveying=surveying,
         server=server,
         tcp=tcp,
     )

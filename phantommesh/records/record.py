@@ -8,6 +8,7 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from phantommesh.config.sections import MAX_REGION_CHARS
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -17,6 +18,8 @@ from phantommesh.records.candidate import Kind as CandidateKind
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
+    TrustError,
+    check_label,
     verify_chain,
 )
 from phantommesh.trust.identity import NODE_ID_BYTES, Identity
@@ -63,7 +66,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     keys, 32 bytes), `wg_ports` (UDP) and `wg_proofs` (`possession.prove`, 64 bytes) have one entry per
     dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
     which the node may be reached, the likeliest first. `relay`: it forwards for others. `tcp_ports`: up to 2
-    more ports at which each of its addresses takes TCP. Earlier versions know of none of these.
+    more ports at which each of its addresses takes TCP. `region`: where it stands, a label of up to 32
+    characters, or empty. Earlier versions know of none of these.
     """
 
     node_id: bytes
@@ -76,6 +80,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     candidates: tuple[Candidate, ...] = ()
     relay: RelayOffer | None = None
     tcp_ports: tuple[int, ...] = ()
+    region: str = ""
 
 
 def known_by_itself(record: NodeRecord) -> frozenset[str]:
@@ -246,8 +251,19 @@ def _check(record: NodeRecord) -> None:
         raise RecordError("the record offers a relay whose port or families are out of range")
     if len(record.tcp_ports) > MAX_TCP_PORTS or any(not 1 <= port <= 65535 for port in record.tcp_ports):
         raise RecordError("the record has too many TCP ports, or one that is out of range")
+    if record.region:
+        _check_region(record.region)
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():
         raise RecordError("the record's version is not a short text")
+
+
+def _check_region(region: str) -> None:
+    if len(region) > MAX_REGION_CHARS:
+        raise RecordError(f"the record's region has more than {MAX_REGION_CHARS} characters")
+    try:
+        check_label("the record's region", region)
+    except TrustError as error:
+        raise RecordError(str(error), fix=error.fix) from None
 
 
 def _check_possession(record: NodeRecord, whose: str) -> None:

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+from phantommesh.routing.neighbours import Link
 from phantommesh.trust.identity import NodeId
 
 # Tuning.
 WAYS: Final = 2  # relays of one pair, where there are two
 MARGIN: Final = 0.010  # s of round trip that a change has to save,
 SHARE: Final = 0.2  # and the share of the round trip
+JITTERS: Final = 2.0  # times its jitter that a packet may be late
+RESEND: Final = 0.2  # s until a lost packet is sent again, at least: RFC 6298 rule 2.4 as Linux has it
 HOLD: Final = 30.0  # s from any change of relays to the next one for cost's sake
 
 
@@ -41,6 +44,34 @@ class Offer:
         """The round trip by way of this relay in seconds. What the relay says cannot make it less than what
         this node measures."""
         return self.near + max(0.0, self.far)
+
+
+def latency(link: Link) -> float:
+    """Return what a link costs traffic that waits for answers, in seconds: its round trip, its jitter, and
+    for what is lost the time until it is sent again."""
+    return link.rtt + JITTERS * link.jitter + link.loss * (RESEND + link.rtt)
+
+
+def hop(
+    direct: float, near: Mapping[NodeId, float], far: Mapping[NodeId, float], held: NodeId | None = None
+) -> tuple[NodeId | None, float]:
+    """Return the relay by which a peer costs least, None for the direct way, and the cost. ``near`` are costs
+    from here to relays, ``far`` from relays to the peer. The way that is ``held`` is left for one that costs
+    less by `MARGIN` and by `SHARE` of it; one that is there no more, at once."""
+    best, least, rest = None, inf, far.get
+    for relay, here in near.items():
+        if here < least and (cost := here + rest(relay, inf)) < least:
+            best, least = relay, cost
+    now = direct
+    if held is not None and held in near and held in far:
+        now = near[held] + far[held]
+        if direct < least:
+            best, least = None, direct
+    else:
+        held = None
+    if least < now and (now == inf or now - least > max(MARGIN, SHARE * now)):
+        return best, least
+    return held, now
 
 
 class Choice:

@@ -126,6 +126,7 @@ def make_record(
         candidates=candidates,
         relay=relay,
         tcp_ports=tcp_ports,
+        region=config.node.region,
     )
 
 

@@ -95,6 +95,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("ping nas --count 51"),
     ],
     # Without a node it shows this machine's own interfaces.
+    "topology": [Case("topology"), Case("topology --dot"), Case("topology --dot --json")],
     "netcheck": [Case("netcheck"), Case("netcheck --socket none.sock", kept=False)],
     "scatter": [Case("scatter"), Case(f"scatter {ALONE}")],
     "proofs": [
@@ -349,6 +350,7 @@ ASKING: Final = (
     "paths",
     "ping",
     "netcheck",
+    "topology",
     "scatter",
     "proofs",
     "events",

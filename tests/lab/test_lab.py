@@ -152,6 +152,23 @@ async def test_every_dimension_answers_a_ping_on_a_direct_way(mesh: up.LabResult
     assert try_in(first, "phantommesh", "ping", "nobody").returncode == 1
 
 
+async def test_members_tell_each_other_their_links_and_nothing_is_weak(
+    mesh: up.LabResult, spec: LabSpec
+) -> None:
+    nodes = nodes_of(spec)
+    await converged(nodes, PATIENCE_S)
+    names = {node.name for node in nodes}
+
+    def known() -> bool:
+        found = json.loads(run_in(nodes[0], "phantommesh", "topology", "--json"))
+        return (found["asked"], found["heard"], found["links_total"], found["advice"]) == (2, 2, 3, []) and {
+            end for link in found["links"] for end in (link["one"], link["two"])
+        } == names
+
+    await until(known)
+    assert run_in(nodes[0], "phantommesh", "topology", "--dot").count(" -- ") == 3
+
+
 async def test_rotation_changes_every_psk_and_loses_no_ping(mesh: up.LabResult, spec: LabSpec) -> None:
     nodes = nodes_of(spec)
     before = read_psks(spec)

@@ -23,7 +23,7 @@ from zlib import crc32
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import Changed, Effect, FetchRecord, Persist, Send, Sync
 from phantommesh.membership.machine import Membership
-from phantommesh.membership.messages import KEY, GossipError, State
+from phantommesh.membership.messages import ENVELOPE_OVERHEAD, KEY, GossipError, State
 from phantommesh.membership.presets import LAN, Params
 from phantommesh.membership.table import EMPTY, Down, Snapshot
 
@@ -39,6 +39,13 @@ class Network:
     duplicate: float = 0.0
     delay: tuple[float, float] = (0.005, 0.04)
     cut: Callable[[int, int], bool] | None = None
+    regions: int = 1
+    between: float = 0.0
+    """Seconds more one way between two regions; nodes are in them in turn."""
+
+    def region(self, index: int) -> int:
+        """The region of a node."""
+        return index % self.regions
 
 
 def node_id(index: int) -> bytes:
@@ -94,6 +101,8 @@ class Tally:
     bytes: int = 0
     streams: int = 0
     stream_bytes: int = 0
+    crossing: int = 0
+    """Bytes of all kinds from one region to another."""
     events: int = field(default=0)
 
 
@@ -101,8 +110,11 @@ class Simulation:
     """The event loop. `on_change` hears of every change of view: node index, effect, time."""
 
     def __init__(
-        self, nodes: int, *, seed: int = 0, params: Params = LAN, network: Network | None = None
-    ) -> None:
+        self, nodes: int, *, seed: int = 0, params: Params = LAN, network: Network | None = None,
+        flat: bool = False,
+    ) -> None:  # fmt: skip
+        """``flat``: the nodes do not know of the network's regions."""
+        self._flat = flat
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 1000.0
@@ -138,10 +150,16 @@ class Simulation:
             node=node.id, generation=node.generation, record_seq=node.seq,
             record_hash=record_hash(index, node.seq), rng=random.Random(self.rng.getrandbits(64)),
             now=self.now + node.offset, params=node.params, known=known, seeds=node.seeds,
-            agree=partial(agree, node.id),
+            agree=partial(agree, node.id), near=self._vicinity(index),
         )  # fmt: skip
         node.wake = NEVER
         self._schedule(node)
+
+    def _vicinity(self, index: int) -> Callable[[bytes], bool] | None:
+        if self._flat or self.network.regions == 1:
+            return None
+        region, own = self.network.region, self.network.region(index)
+        return lambda node: region(self.index[node]) == own
 
     def restart_from(self, kept: dict[int, list[bytes]], *, within: float, roster: bool = False) -> None:
         """Start nodes again at random times, each with the claims it kept and node 0's address.
@@ -358,8 +376,13 @@ class Simulation:
                 if (loss and rng.random() < loss) or (cut is not None and cut(index, target)):
                     continue
                 self._serial += 1
+                far = 0.0
+                if network.regions > 1 and network.region(index) != network.region(target):
+                    far = network.between
+                    tally.crossing += len(datagram) + ENVELOPE_OVERHEAD
                 heapq.heappush(
-                    heap, (self.now + low + spread * rng.random(), self._serial, target, datagram, index)
+                    heap,
+                    (self.now + far + low + spread * rng.random(), self._serial, target, datagram, index),
                 )
                 if network.duplicate and rng.random() < network.duplicate:
                     self._serial += 1
@@ -433,6 +456,8 @@ class Simulation:
 
         def carry(message: bytes, to: Node, step: Callable[[Membership, float], list[Effect]]) -> None:
             self.tally.stream_bytes += len(message)
+            if self.network.region(node.index) != self.network.region(peer.index):
+                self.tally.crossing += len(message)
             self.later(self._hop(), lambda: there(step, to))
 
         def answer(member: Membership, now: float) -> list[Effect]:

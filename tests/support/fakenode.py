@@ -18,6 +18,7 @@ from phantommesh.management.netview import (
     UplinkView,
 )
 from phantommesh.management.pingview import PingDimension, PingResult
+from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
     DimensionView,
     IdentityResult,
@@ -253,6 +254,33 @@ class FakeNode:
             features=[FeatureView(name="nft", there=True, why="guards and scatters")],
             faults=self.faults,
             unknown=["hairpin: not tried"],
+        )  # fmt: skip
+
+    async def topology(self) -> TopologyView:
+        members = [
+            StationView(
+                name=view.name,
+                node_id=view.node_id,
+                region=view.region,
+                relay=not n,
+                nat=bool(n),
+                links=2,
+                between=0.25,
+            )
+            for n, view in enumerate(self.peers())
+        ]
+        link = MeasuredLink(
+            one="pm-1", two="pm-2", way="direct", rtt_s=0.01, jitter_s=0.001, loss=0.0, capacity=0
+        )
+        cut = Advice(
+            kind="cut-member",
+            members=["pm-1"],
+            text="without pm-1, pm-2 would be cut off",
+            fix="have another member be reached from there",
+            cut=["pm-2"],
+        )
+        return TopologyView(
+            age_s=1.0, asked=2, heard=2, members=members, links=[link], links_total=1, advice=[cut]
         )  # fmt: skip
 
     def scatter(self) -> list[ScatterView]:

@@ -18,6 +18,7 @@ from phantommesh.management.netview import (
     RelayView,
     UplinkView,
 )
+from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
     DimensionView,
     LinkView,
@@ -45,6 +46,7 @@ NAMES: Final = (
     LONGEST,
 )
 MEMBERSHIP: Final[tuple[MemberState, ...]] = ("alive", "alive", "suspect", "dead", "alive", "left")
+REGIONS: Final = ("eu-north", "", "ap-southeast-with-32-characters1", "", "eu-north", "")
 HEX: Final = "abcdefghijklmnopqrstuvwxyz234567"
 IPV6: Final = "fd5e:9f3b:1c2d:3e4f:a1b2:c3d4:e5f6:{:04x}"
 ENDPOINTS: Final = (
@@ -102,6 +104,7 @@ class LongNames(FakeNode):
             version="0.1.0",
             uptime_s=273_000.0,
             backend="userspace (wireguard-go)",
+            region="eu-north",
             role="authority",
             ip4="100.127.201.114",
             ip6=IPV6.format(0xFFFF),
@@ -110,6 +113,7 @@ class LongNames(FakeNode):
             members={"alive": 3, "suspect": 1, "dead": 1, "left": 1},
             partly_reachable=1,
             degraded=[fault.line for fault in self.faults],
+            advice=[f"without {NAMES[0]}, {NAMES[4]} and {NAMES[5]} would be cut off"],
             faults=self.faults,
             certificate_expires="2030-01-13T06:00:00Z",
         )
@@ -136,6 +140,7 @@ class LongNames(FakeNode):
                     rx_bytes=0, tx_bytes=0, psk_age_s=None,
                 )
             ],
+            region=REGIONS[number],
             rx_bytes=3 ** (6 * number),
             tx_bytes=2 ** (9 * number),
         )  # fmt: skip
@@ -181,6 +186,37 @@ class LongNames(FakeNode):
             mtu=1420 - 44 * (dimension % 3) if up else None,
             why=WHYS[dimension % 3] if up else "no answer from 3 addresses",
         )
+
+    async def topology(self) -> TopologyView:
+        return TopologyView(
+            age_s=0.2, asked=5, heard=4, sweep_s=3.25, analysis_s=0.031,
+            members=[
+                StationView(
+                    name=name, node_id=node_id(number), region=REGIONS[number], relay=number == 0,
+                    nat=number > 2, links=number, between=number / 10,
+                )
+                for number, name in enumerate(NAMES)
+            ],
+            links=[
+                MeasuredLink(
+                    one=NAMES[0], two=NAMES[1], way="direct", rtt_s=0.0123, jitter_s=0.001, loss=0.01,
+                    capacity=0,
+                ),
+                MeasuredLink(
+                    one=NAMES[1], two=NAMES[4], way="relayed", rtt_s=0.2, jitter_s=0.001, loss=0.0,
+                    capacity=0, via=[NAMES[0]],
+                ),
+            ],
+            links_total=2,
+            advice=[
+                Advice(
+                    kind="shared-relay-place", members=list(NAMES[:2]), cut=[],
+                    text=f"{NAMES[1]} with {NAMES[4]} use relays that share an address: {NAMES[0]} and "
+                    f"{NAMES[3]}",
+                    fix="set relay.offer = true on a member elsewhere",
+                ),
+            ],
+        )  # fmt: skip
 
     async def netcheck(self) -> NetCheck:
         return NetCheck(

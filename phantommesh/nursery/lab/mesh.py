@@ -183,9 +183,11 @@ def endpoints(spec: LabSpec, node: LabNode) -> list[str]:
 
 def configure(spec: LabSpec, node: LabNode) -> None:
     """Set in the configuration that ``init`` or ``join`` wrote what a user would set with an editor."""
-    config = load(node.config)
+    config, regions = load(node.config), spec.underlay.regions
+    region = "" if regions is None else f"region-{regions.of(node.number, spec.nodes) + 1}"
     config = msgspec.structs.replace(
         config,
+        node=msgspec.structs.replace(config.node, region=region),
         wireguard=msgspec.structs.replace(config.wireguard, backend=spec.backend),
         api=msgspec.structs.replace(config.api, socket=str(node.socket)),
         link=spec.link or config.link,

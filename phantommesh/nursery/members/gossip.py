@@ -94,12 +94,13 @@ class GossipDriver:
         look: Callable[[], None],
         agree: Callable[[int, bytes], bytes | None],
         further: Callable[[Address], Sequence[int]] = lambda address: (),
+        near: Callable[[bytes], bool] | None = None,
     ) -> None:
         """``generation`` is the number of this start; no rumour changes the number of the next start.
         ``where`` gives the addresses of a member's record that may be used, ``seeds`` those to try for ever;
         ``may`` says whether a member, or somebody, may be spoken to at an address; ``look`` has the
         interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys; ``further`` gives more
-        TCP ports of an address."""
+        TCP ports of an address. For ``near`` see `Membership`."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._where, self._changed, self._look = where, changed, look
         self._may, self._agree_on, self._further = may, agree, further
@@ -117,6 +118,7 @@ class GossipDriver:
             known=load_members(node),
             goodbyes=load_goodbyes(node),
             agree=self._agree,
+            near=near,
         )
         self._lost = load_last_addresses(node)
         self.hinted: Callable[[str], None] = lambda place: None  # a member says that this node is there

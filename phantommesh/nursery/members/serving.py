@@ -32,7 +32,8 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay``, ``offered`` and ``bridged`` see `serving.Serving`."""
+    connects to it there. For ``relay``, ``offered``, ``bridged`` and ``neighbours`` see
+    `serving.Serving`."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class ControlServer:
         meet: Callable[[NodeId, messages.Meet], messages.Answer] | None = None,
         echo: Callable[[Entry, messages.Echo], messages.Answer] | None = None,
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
+        neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
@@ -60,6 +62,7 @@ class ControlServer:
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
+            neighbours=neighbours,
         )  # fmt: skip
 
     async def serve(

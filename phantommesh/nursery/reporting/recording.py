@@ -23,6 +23,7 @@ from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
+from phantommesh.routing.graph import Weakness
 from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 
 # Tuning.
@@ -81,6 +82,7 @@ class Recorder:
         self._events = Rates[tuple[str, bytes]](EVENT_RATE, EVENT_BURST)
         self._unsaid: Counter[tuple[str, bytes]] = Counter()
         self._ways, self._relayed = PathNews(), 0
+        self._advised = frozenset[tuple[Weakness, tuple[NodeId, ...]]]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
 
     def opened(self, opened: Opened) -> None:
@@ -160,6 +162,18 @@ class Recorder:
         self._suspected = set(found)
         self._metrics.identity_suspects.set(len(found))
 
+    def _tell_advice(self) -> None:
+        """Say what has become weak about the mesh, and what no longer is."""
+        findings = self._parts.surveying.findings
+        self._metrics.set_advice(Counter(finding.kind.text for finding in findings))
+        now = frozenset((finding.kind, finding.members) for finding in findings)
+        if now == self._advised:
+            return
+        fresh = [f.text for f in findings if (f.kind, f.members) not in self._advised]
+        data = {"new": fresh[:TOLD_REASONS], "mended": len(self._advised - now), "total": len(now)}
+        self._advised = now
+        self._parts.events.publish("topology.advice", None, data)
+
     def _tell_ways(self, paths: Sequence[PathView]) -> None:
         """Say which dimensions take another way, which peers another size of packets, and where members see
         this node otherwise than before."""
@@ -227,6 +241,7 @@ class Recorder:
         """Bring the metrics and events up to what the interfaces and the links say now."""
         self._tell_copies()
         self._tell_health()
+        self._tell_advice()
         parts = self._parts
         entries, now = parts.peers.entries, trio.current_time()
         states = {entry.member.name: parts.links.state(entry.member.node_id, now) for entry in entries}
@@ -240,6 +255,9 @@ class Recorder:
             for i, _, peer in self._reporter.devices(entry)
             if peer is not None
         )
+        regions = {entry.member.name: entry.record.region for entry in entries}
+        regions[parts.own.name()] = parts.config.node.region
+        self._metrics.set_regions({name: region for name, region in regions.items() if region})
         paths = self._reporter.measured()
         self._metrics.set_paths(
             PathSample(view.peer, view.dimension, view.rtt_s, view.loss, view.mtu)

@@ -18,6 +18,7 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
     Life,
@@ -31,7 +32,7 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health, pinging
+from phantommesh.nursery.reporting import health, pinging, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -41,6 +42,7 @@ from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 
 # Tuning.
+ADVICE = 3  # pieces of advice that `status` has
 STARTING = 15.0  # s that the interfaces may take to come up before what is missing is a fault
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
 
@@ -92,6 +94,8 @@ class Reporter(Rows):
             state=self.life(),
             ready=self.readiness(faults).ready,
             whereabouts=whereabouts(parts),
+            region=parts.config.node.region,
+            advice=[finding.text for finding in parts.surveying.findings[:ADVICE]],
         )
 
     def life(self) -> Life:
@@ -153,6 +157,11 @@ class Reporter(Rows):
         entry = find(self._parts.peers.entries, peer, lambda entry: entry.called)
         tallies = await self._parts.paths.ping(entry.member.node_id, count=count, size=size)
         return pinging.result(entry, tallies, self.paths_to(entry), count=count, size=size)
+
+    async def topology(self) -> TopologyView:
+        """The mesh as its members measure it; they are asked now, unless that was just done."""
+        await self._parts.surveying.ask(topology.PATIENCE)
+        return topology.view(self._parts.surveying)
 
     async def netcheck(self) -> NetCheck:
         """This host's network, and how members reach this node."""

@@ -192,6 +192,7 @@ class Rows:
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
+            region=entry.record.region,
         )
 
     def paths(self) -> list[PathView]:

@@ -27,6 +27,7 @@ from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
@@ -300,6 +301,12 @@ async def test_pings_are_sent_to_the_peer_that_is_named() -> None:
         await problem(await ask(node, "POST", "/v1/pings", json={"peer": "pm-1"}), 409)
     ).fix == "try again"
     assert len(node.pinged) == 3
+
+
+async def test_the_topology_is_what_the_node_finds() -> None:
+    node = FakeNode()
+    response = await ask(node, "GET", "/v1/topology")
+    assert msgspec.json.decode(await response.get_data(), type=TopologyView) == await node.topology()
 
 
 async def test_netcheck_is_what_the_node_finds() -> None:

@@ -23,12 +23,13 @@ def test_the_least_configuration_has_the_documented_defaults() -> None:
 
 def test_render_reads_back_equal() -> None:
     text = BASE + (
-        'endpoints = ["192.0.2.1", "[2001:db8::1]:7"]\n[control]\nport = 4\ntcp = false\n'
+        'endpoints = ["192.0.2.1", "[2001:db8::1]:7"]\nregion = "eu"\n[control]\nport = 4\ntcp = false\n'
         '[wireguard]\nprefix = "wg-x_1"\nreconcile_seconds = 3\n[overlay]\ncidr4 = "10.0.0.0/8"\n'
         '[api]\nsocket = "/tmp/a \\"b\\\\.sock"\nlisten = "[::1]:8480"\n[log]\nformat = "json"\n'
         '[scatter.peers]\ndb = "order"\n0-a = "private"\n'
     )
     config = parse(text)
+    assert config.node.region == "eu" and parse(BASE).node.region == ""
     assert config.scatter.peers == {"db": "order", "0-a": "private"}
     assert config.api.listen == "[::1]:8480"
     assert parse(render(config)) == config
@@ -118,6 +119,13 @@ def test_other_errors_say_what(text: str, message: str) -> None:
         parse(text)
     assert message in str(caught.value)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("region", ["7", '"EU"', '"-eu"', f'"{"a" * 33}"', '["eu"]'])
+def test_a_region_that_is_no_label_is_refused_with_its_fix(region: str) -> None:
+    with pytest.raises(ConfigError, match=r"node\.region = ") as caught:
+        parse(f"{BASE}region = {region}\n")
+    assert "up to 32 characters of a-z" in caught.value.fix
 
 
 def test_a_file_error_names_the_file(tmp_path: Path) -> None:

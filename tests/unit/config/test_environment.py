@@ -21,6 +21,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "node.name": ("pm-2", "pm-2"),
     "node.mesh": ("home", "home"),
     "node.endpoints": ("192.0.2.1, vpn.example.net:4000", ("192.0.2.1", "vpn.example.net:4000")),
+    "node.region": ("eu-north", "eu-north"),
     "control.port": ("4000", 4000),
     "control.tcp": ("false", False),
     "control.tcp_ports": ("443, 8443", (443, 8443)),

@@ -41,6 +41,8 @@ NAMES = {
     "phantommesh_node_state",
     "phantommesh_peers_traffic",
     "phantommesh_ready",
+    "phantommesh_region_info",
+    "phantommesh_topology_advice",
 }
 
 
@@ -57,6 +59,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_psk_ages({"pm-2": 4.0})
     metrics.set_wireguard([WireGuardSample("pm-2", 3, 10, 20, 1700000000.0)])
     metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01, 1376), PathSample("pm-2", 4, None, 1.0)])
+    metrics.set_regions({"pm-2": "eu-north"})
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
     metrics.scatter_proofs.labels(result="signed").inc()
     metrics.link_handshake_seconds.observe(0.003)
@@ -67,6 +70,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.service_restarts.labels(service="udp").inc()
     metrics.loop_lag_seconds.observe(0.001)
     metrics.set_faults({("peer-dark", "high"): 2})
+    metrics.set_advice({"cut-member": 2})
     metrics.set_state("running", ready=True)
     metrics.set_traffic({"up": 1, "dark": 2})
     return metrics
@@ -108,6 +112,7 @@ def test_labels_are_those_of_the_interface() -> None:
     assert value(metrics, "phantommesh_path_loss_ratio", peer="pm-2", dimension="4") == 1.0
     assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="3") == 1376
     assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="4") is None
+    assert value(metrics, "phantommesh_region_info", peer="pm-2", region="eu-north") == 1
     assert value(metrics, "phantommesh_path_moves_total", way="direct") == 0
     metrics.set_ways({"direct": 5, "relayed": 2})
     assert [value(metrics, "phantommesh_paths", way=way) for way in WAY_KINDS] == [5, 2, 0, 0]

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.routing.choice import HOLD, WAYS, Choice, Offer
+from phantommesh.routing.choice import HOLD, MARGIN, SHARE, WAYS, Choice, Offer, hop, latency
+from phantommesh.routing.neighbours import Link
+from phantommesh.routing.ways import Kind
 from phantommesh.trust.identity import NodeId
 
 P, Q, R, S = (NodeId(bytes((n,)) * 16) for n in range(1, 5))
@@ -89,3 +92,42 @@ def test_every_dimension_has_a_relay_that_offers_and_shares_differ_by_one(
         assert len(used) == min(WAYS, len(offered), len(dimensions))
         assert not used or max(used.values()) - min(used.values()) <= 1
         assert choice.decide(dimensions, offered, now) == chosen
+
+
+COSTS = st.dictionaries(st.sampled_from([P, Q, R, S]), st.floats(0.001, 1.0))
+
+
+@given(st.floats(0.001, 1.0) | st.just(inf), COSTS, COSTS, st.sampled_from([None, P, Q, R, S]))
+def test_one_hop_is_left_only_for_what_costs_less_by_the_margin(
+    direct: float, near: dict[NodeId, float], far: dict[NodeId, float], held: NodeId | None
+) -> None:
+    costs: dict[NodeId | None, float] = {r: near[r] + far[r] for r in near.keys() & far.keys()}
+    costs[None] = direct
+    chosen, cost = hop(direct, near, far, held)
+    assert costs[chosen] == cost
+    before = held if held in costs else None
+    least = min(costs.values())
+    if chosen == before:
+        assert costs[before] == least or costs[before] - least <= max(MARGIN, SHARE * costs[before])
+    else:
+        assert cost == least
+        assert costs[before] == inf or costs[before] - cost > max(MARGIN, SHARE * costs[before]) * (1 - 1e-9)
+    assert hop(direct, near, far, chosen) == (chosen, cost)  # nothing has changed, so nothing moves
+
+
+def test_noise_moves_no_hop_and_a_slow_link_does() -> None:
+    near, far, held = {P: 0.02, Q: 0.03}, {P: 0.03, Q: 0.03}, None
+    for direct in (0.05, 0.055, 0.06, 0.052, 0.045):
+        held, _ = hop(direct, near, far, held)
+        assert held is None
+    held, _ = hop(0.13, near, far, held)
+    assert held == P
+    for noise in (0.002, -0.002, 0.004):
+        held, _ = hop(0.048, {**near, P: 0.02 + noise}, far, held)
+        assert held == P
+
+
+def test_jitter_and_loss_cost_traffic_that_waits() -> None:
+    quiet = Link(0.05, 0.0, 0.0, Kind.DIRECT)
+    assert latency(quiet) == 0.05
+    assert latency(Link(0.05, 0.02, 0.0, Kind.DIRECT)) > latency(Link(0.05, 0.0, 0.05, Kind.DIRECT)) > 0.05

@@ -48,6 +48,9 @@ def reads(node: NodePort) -> Handlers:
     async def netcheck() -> Response:
         return json(await node.netcheck())
 
+    async def topology() -> Response:
+        return json(await node.topology())
+
     async def export_proofs() -> Response:
         wanted = request.args.get("peer")
         chosen = None
@@ -78,6 +81,7 @@ def reads(node: NodePort) -> Handlers:
         "links": paged(node.links),
         "paths": paged(node.paths),
         "netcheck": netcheck,
+        "topology": topology,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),
         "export_proofs": export_proofs,
