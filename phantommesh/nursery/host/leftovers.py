@@ -83,7 +83,7 @@ async def remove(found: Found) -> None:
 async def _remove(family: str, name: str) -> None:
     """Remove a table. Where it is a relay's, its uplinks are given back first what they were."""
     table = Table(family, name)
-    if name.startswith(forwarding.table_name("")):
+    if family == forwarding.FAMILY and name.startswith(forwarding.table_name("")):
         try:
             close_for(await table.names(forwarding.OPENED))
         except NftError as error:
