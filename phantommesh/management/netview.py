@@ -35,8 +35,8 @@ class NatView(msgspec.Struct, frozen=True, kw_only=True):
     """What members see of this node in one family of addresses. ``public``: the places of its control port
     that are not this host's own, as they see it; ``witnesses``: how many members say so. ``open``: strangers'
     datagrams come in at WireGuard's ports; ``lives_s``: for how long a mapping surely lives that nobody uses;
-    None: not measured. ``keepalive_s``: seconds between keepalives to peers outside, None where there are
-    none."""
+    None: not measured. ``keepalive_s``: seconds between keepalives, None where there are none. These are for
+    peers elsewhere, or, where nothing was measured with one, for peers in a network of this host's."""
 
     family: Family
     kind: NatKind

@@ -185,8 +185,8 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: str
     node_id: str
-    mode: Literal["egress", "mark"]
-    intent: str
+    hook: Literal["egress", "mark"]
+    goal: str
     scheduler: str
     link_epoch: int
     epoch: int

@@ -95,7 +95,7 @@ class NetChecks:
         if used:
             return msgspec.structs.replace(feature, there=True, why="in use")
         if feature.name == "netdev egress hook" and scattering.problem is None:
-            hooked = scattering.mode == "egress"
+            hooked = scattering.hook == "egress"
             why = "in use" if hooked else "packets are scattered by marks"
             return msgspec.structs.replace(feature, there=True if hooked else feature.there, why=why)
         return feature
@@ -167,8 +167,10 @@ def _nat_view(family: Family, nat: Nat, parts: Parts) -> NatView:
     why = said(nat.kind)
     if nat.kind == "other-port" and nat.witnesses < SURE:
         why = "one member sees another port; a second one would show whether it is the same for all"
-    scope = Scope(4 if family == "ipv4" else 6, beside=False)
-    known, keepalive = parts.lifetimes.lifetimes.known(scope), parts.lifetimes.lifetimes.keepalive(scope)
+    lifetimes, version = parts.lifetimes.lifetimes, 4 if family == "ipv4" else 6
+    scopes = [Scope(version, beside) for beside in (False, True)]
+    scope = next((one for one in scopes if lifetimes.known(one) is not None), scopes[0])
+    known, keepalive = lifetimes.known(scope), lifetimes.keepalive(scope)
     return NatView(
         family=family,
         kind=nat.kind,

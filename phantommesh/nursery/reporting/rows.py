@@ -35,7 +35,7 @@ from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records.roster import Entry
-from phantommesh.scatter.intents import intent_of
+from phantommesh.scatter.goals import goal_of
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import PeerState
 
@@ -264,8 +264,8 @@ class Rows:
         return ScatterView(
             peer=entry.member.name,
             node_id=format_node_id(node_id),
-            mode=scattering.mode,
-            intent=intent_of(entry.member.name, self._parts.config.scatter),
+            hook=scattering.hook,
+            goal=goal_of(entry.member.name, self._parts.config.scatter),
             scheduler=now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,
