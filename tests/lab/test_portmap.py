@@ -190,10 +190,13 @@ async def _a_node(gateway: Gateway, node: LabNode) -> None:
     gateway.start()
     await until(lambda: gateway.mapped == PORTS)
     await answering(node, PATIENCE_S)
-    await until(lambda: netcheck(node).portmap.state == "mapped")
-    found = netcheck(node).portmap
-    assert found.endpoint == f"{PUBLIC}:51800"
-    assert [(one.method, one.ports) for one in found.gateways] == [("pcp", len(PORTS))]
+    whole = [("mapped", "pcp", f"{PUBLIC}:51800", len(PORTS))]
+    await until(
+        lambda: (
+            [(one.state, one.method, one.endpoint, one.ports) for one in netcheck(node).portmap.gateways]
+            == whole
+        )
+    )
     reached = status_of(node).whereabouts.candidates
     assert ("mapped", f"{PUBLIC}:51800") in {(one.found, one.endpoint) for one in reached}
     gateway.stop()
