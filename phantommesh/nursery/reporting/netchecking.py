@@ -21,7 +21,6 @@ from phantommesh.management.netview import (
     NatKind,
     NatView,
     NetCheck,
-    PortmapView,
     ReachedView,
     RelayView,
     UplinkView,
@@ -33,7 +32,7 @@ from phantommesh.nursery.host.features import read_features
 from phantommesh.nursery.host.uplinks import read_uplinks
 from phantommesh.nursery.members.checking import ask_others
 from phantommesh.nursery.parts import Parts
-from phantommesh.records.candidate import Kind
+from phantommesh.nursery.reporting.portmapping import portmap_view
 from phantommesh.trust.identity import NodeId
 
 _VERSIONS: Final[tuple[tuple[int, Family], ...]] = ((4, "ipv4"), (6, "ipv6"))
@@ -77,7 +76,7 @@ class NetChecks:
             node=name,
             uplinks=uplinks,
             nat=nats,
-            portmap=_portmap(parts),
+            portmap=portmap_view(parts.mapping.states(), on=parts.mapping.on),
             hairpin=hairpin,
             overlay_mtu=parts.config.wireguard.mtu,
             least_mtu=min(fits, default=None),
@@ -197,14 +196,6 @@ def said(kind: NatKind) -> str:
             return "no member has said yet where it sees this node"
         case _:
             assert_never(kind)
-
-
-def _portmap(parts: Parts) -> PortmapView:
-    """By this node's own candidates: a mapped one is in its record."""
-    mapped = next((one for one in parts.finding.found.candidates if one.kind == Kind.MAPPED), None)
-    if mapped is None:
-        return PortmapView(state="none", why="no router has mapped a port")
-    return PortmapView(state="mapped", endpoint=format_endpoint(mapped.host, mapped.port))
 
 
 def _relays(parts: Parts) -> RelayView:

@@ -184,7 +184,11 @@ class Rows:
             reached=WAYS[self._parts.gossip.membership.way(member.node_id)],
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
-            endpoint=entry.record.control[0] if entry.record.control else None,
+            endpoint=waysof.endpoint_of(
+                [one.endpoint for one in dimensions],
+                self._parts.paths.paths.view(member.node_id, trio.current_time()),
+                entry.record,
+            ),
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
