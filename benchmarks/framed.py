@@ -2,6 +2,7 @@
 """Frames over TCP against WireGuard over UDP and against one plain TCP connection: bytes a second and round
 trips, in one run.
 
+    python -m benchmarks.framed --turns
     python -m benchmarks.framed [--seconds S] [--rate MBIT] [--nodes N] [--burn K] [--backend B] [--json]
                                 [--quick]
 
@@ -14,6 +15,9 @@ nftables drops all UDP of node 1 under a ping of 100 a second: ``blocked_gap_s``
 an answer. Then UDP passes again under the same ping: ``left_s`` is the time until no WireGuard sends to a
 local socket, and ``lost`` the pings that were lost until 5 s later.
 
+``--turns`` measures none of that, and needs no root: 140 small batches a second, for 8 s, to a receiver whose
+event loop has turns of 20 ms. It prints how many came, and how long the last 50 took.
+
 ``starved_ping_ms``: with N nodes, and K processes a core that do nothing but compute, the round trips from
 node 1, whose UDP is blocked, to all others at once.
 """
@@ -25,15 +29,26 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
+import threading
+import time
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, cast
 
 import trio
 
 from benchmarks.machine import describe
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from phantommesh.nursery.sockets.framing import FramedStream
+from phantommesh.routing.frames import GOSSIP, frame
+from phantommesh.trust.identity import NodeId
+from tests.nursery.dataplane.test_framed import alone
 
 PATIENCE = 120.0  # s; a guard
 BLOCK = """table inet blocked {
@@ -220,6 +235,45 @@ async def starved(nodes: list[LabNode], burn: int) -> dict[str, object]:
     return told
 
 
+async def turns() -> dict[str, float]:
+    """See ``--turns``."""
+    ages, count, at = list[float](), 140 * 8, struct.Struct("d")
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    out = socket.create_connection(listener.socket.getsockname())
+    out.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    framed = FramedStream(await listener.accept())
+    framed.hold_little()
+
+    def feed() -> None:
+        with suppress(OSError):
+            for _ in range(count):
+                batch = frame(GOSSIP, at.pack(time.monotonic()))
+                out.sendall(len(batch).to_bytes(4) + batch)
+                time.sleep(1 / 140)
+
+    driver = alone(range(7), [])
+    driver._gossip = cast(
+        "Any",
+        SimpleNamespace(receive_framed=lambda sent, *_: ages.append(time.monotonic() - at.unpack(sent)[0])),
+    )
+    line = SimpleNamespace(framed=framed, sealed=SimpleNamespace(open=lambda batch: batch), address=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver._receive, NodeId(bytes(16)), cast("Any", line))
+        threading.Thread(target=feed, daemon=True).start()
+        end = time.monotonic() + 8.0
+        while time.monotonic() < end:
+            time.sleep(0.02)  # noqa: ASYNC251  # this is the load
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    last = sorted(ages[-50:])
+    return {
+        "taken": len(ages),
+        "of": count,
+        "median_ms": round(last[25] * 1e3),
+        "most_ms": round(last[-1] * 1e3),
+    }
+
+
 def main() -> None:
     """Run it, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -228,11 +282,16 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--burn", type=int, default=0)
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--turns", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     seconds = 4.0 if options.quick else options.seconds
-    found = trio.run(measure, options.backend, seconds, options.rate, options.nodes, options.burn)
+    found: dict[str, object] = {}
+    if options.turns:
+        found |= trio.run(turns)
+    else:
+        found = trio.run(measure, options.backend, seconds, options.rate, options.nodes, options.burn)
     if options.json:
         print(json.dumps({"machine": describe(), **found}))
         return

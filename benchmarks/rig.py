@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +21,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
+from benchmarks.splitter import Ending
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.host.kernel import kernel_has_wireguard
-from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
 from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import public_key_of
@@ -30,6 +33,7 @@ MTU = 1420
 BATCH = 8
 FLOWLET_MS = 60
 QUEUE_MS = 100.0  # an access line's buffer
+WARM_S = 3.0  # that the splitter measures empty paths for
 MASTER = "pm"
 FOUR = (IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2"))
 SIX = (IPv6Address("fd99::1"), IPv6Address("fd99::2"))
@@ -59,6 +63,8 @@ class Rig:
         # A userspace WireGuard's socket is named after its interface, in a directory that all share.
         stem = f"z{os.getpid() % 100000}"
         self.names = tuple([f"{stem}{end}{i}" for i in range(DIMENSIONS)] for end in "ab")
+        self.delays = True  # whether this kernel can make a path slow, or only narrow
+        self._splitters: list[subprocess.Popen[bytes]] = []
 
     def run(self, end: int, *command: str, stdin: str = "") -> str:
         """Run a command in an end's namespace; return what it printed."""
@@ -105,10 +111,17 @@ class Rig:
             f"ip link set {name} mtu {MTU} up",
             f"ip address add 10.98.{i}.{end + 1}/24 dev {name}",
             f"ip address add {FOUR[end]}/32 dev {name}",
+            f"ip route add {FOUR[1 - end]}/32 dev {name} metric {2000 + i}",
         ]
 
     def shape(self, paths: Sequence[PathShape]) -> None:
-        """Give each path its delay, rate and loss. Needs netem."""
+        """Give each path its delay, rate and loss. Without netem in the kernel they get their rate alone, and
+        ``delays`` says so. Raises CalledProcessError for a loss then."""
+        asked = "tc qdisc replace dev up0 root netem limit 1000"
+        self.delays = self.delays and "netem" not in self.run(0, "sh", "-c", f"{asked} 2>&1 || echo no netem")
+        if not self.delays:
+            self._narrow(paths)
+            return
         lines = ["set -e"]
         for i, path in enumerate(paths):
             line = f"tc qdisc replace dev up{i} root netem delay {path.delay_ms}ms limit {path.limit}"
@@ -118,8 +131,26 @@ class Rig:
         for end in (0, 1):
             self.run(end, "sh", stdin="\n".join(lines) + "\n")
 
-    def scatter(self, scheduler: Scheduler, scores: Sequence[float] = (1.0,) * DIMENSIONS) -> None:
-        """Install the rules of a node with one peer, at both ends."""
+    def _narrow(self, paths: Sequence[PathShape]) -> None:
+        lines = ["set -e"]
+        for i, path in enumerate(paths):
+            if path.loss or not path.rate_mbit:
+                raise subprocess.CalledProcessError(1, "tc", stderr="this kernel has no netem")
+            queue = round(path.rate_mbit * 1000.0 * QUEUE_MS / 8.0)
+            lines += [
+                f"tc qdisc replace dev up{i} root handle 1: htb default 1",
+                f"tc class replace dev up{i} parent 1: classid 1:1 htb rate {path.rate_mbit}mbit burst 3000",
+                f"tc qdisc replace dev up{i} parent 1:1 bfifo limit {max(queue, 15000)}",
+            ]
+        for end in (0, 1):
+            self.run(end, "sh", stdin="\n".join(lines) + "\n")
+
+    def scatter(
+        self, scheduler: Scheduler, scores: Sequence[float] = (1.0,) * DIMENSIONS, *, splits: bool = False
+    ) -> None:
+        """Install the rules of a node with one peer, at both ends; with ``splits`` also start what splits
+        flows there."""
+        self._stop_splitters()
         for end in (0, 1):
             links = {
                 link["ifname"]: link["ifindex"] for link in json.loads(self.run(end, "ip", "-j", "link"))
@@ -132,9 +163,33 @@ class Rig:
             committed = cards(scores, keys.noise, SLOTS[scheduler])
             dealt = deal(committed, scheduler, keys.stream, BATCH)
             length = length_of(scheduler, BATCH)
-            peer = PeerMap(1, FOUR[1 - end], SIX[1 - end], scheduler, length, 0, dealt)
+            peer = PeerMap(
+                1, FOUR[1 - end], SIX[1 - end], scheduler, length, 0, dealt,
+                deck=deck_of_split(committed, keys.stream) if splits else None,
+            )  # fmt: skip
             way = ways([links[name] for name in self.names[end]])
             self.run(end, "nft", "-f", "-", stdin=render(frame, way, [peer]))
+            if splits:
+                self._start_splitter(end, (frame.family, frame.table), peer)
+        if splits:
+            time.sleep(WARM_S)
+
+    def _start_splitter(self, end: int, table: tuple[str, str], peer: PeerMap) -> None:
+        ending = Ending(table, peer, tuple(self.names[end]), FOUR[end], FOUR[1 - end], MTU)
+        command = [sys.executable, "-m", "benchmarks.splitter"]
+        started = subprocess.Popen(
+            ["ip", "netns", "exec", self.spaces[end], *command], stdin=subprocess.PIPE, stdout=sys.stderr
+        )
+        assert started.stdin is not None
+        with started.stdin as pipe:
+            pipe.write(pickle.dumps(ending))
+        self._splitters.append(started)
+
+    def _stop_splitters(self) -> None:
+        for started in self._splitters:
+            started.kill()
+            started.wait()
+        self._splitters.clear()
 
     def sent(self, end: int) -> list[int]:
         """Packets that each dimension's WireGuard of an end has sent."""
@@ -177,6 +232,7 @@ class Rig:
 
     def destroy(self) -> None:
         """End the WireGuards and delete the namespaces."""
+        self._stop_splitters()
         for space in self.spaces:
             pids = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
             for pid in pids.stdout.split():

@@ -96,7 +96,7 @@ async def _milliseconds(act: Callable[[], object], rounds: int) -> list[float]:
 async def measure(peers: int, scheduler: Scheduler, rounds: int, packets: int) -> dict[str, float]:
     """Do it all, in the namespace that this process is in."""
     way = ways(_interfaces())
-    table = Table(FAMILY[FRAME.mode], FRAME.table)
+    table = Table(FAMILY[FRAME.hook], FRAME.table)
     maps = [_map(slot, scheduler, 0) for slot in range(1, peers + 1)]
     text = render(FRAME, way, maps)
     await table.install(render(FRAME, way, maps[:1]))

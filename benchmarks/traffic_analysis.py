@@ -6,13 +6,13 @@
 Two nodes, seven uplinks, one a dimension. Real pages are loaded from a web server on one node by a client on
 the other; what is seen on each uplink (times, lengths and directions of WireGuard's packets) is kept and then
 attacked, by attackers that were trained on other loads of the same pages. A condition is a scheduler,
-"private" for the intent, or "plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant"
+"private" for the goal, or "plain" for traffic that takes dimension 0 alone, with "+adaptive" or "+constant"
 for cover traffic and "+mss" for TCP segments of another size in each connection.
 
 Captures are kept in DIR and not made again, so that attackers can be run on them anew.
 ``accuracy_one_path`` and ``accuracy_one_of_seven`` are k-fingerprinting's with lengths. The second is under
-the node's default intent with nothing added; ``overhead_bytes_ratio`` is the bytes of that condition on all
-uplinks over plain's: 1.0 is none. Figures that end in ``_private`` are the same under the intent "private".
+the node's default goal with nothing added; ``overhead_bytes_ratio`` is the bytes of that condition on all
+uplinks over plain's: 1.0 is none. Figures that end in ``_private`` are the same under the goal "private".
 See docs/traffic-analysis.md.
 """
 
@@ -46,11 +46,11 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.net import LabSpec
-from phantommesh.scatter.intents import MANNERS
+from phantommesh.scatter.goals import SCHEDULES
 
 SCHEDULERS = ("packet", "batch", "deck", "flow", "flowlet")
 EXTRAS = frozenset({"adaptive", "constant", "mss"})
-DEFAULT, PRIVATE = MANNERS["speed"].scheduler, "private"
+DEFAULT, PRIVATE = SCHEDULES["throughput"].scheduler, "private"
 NEEDED = ("httpx", "numpy", "sklearn")
 
 # Tuning.
@@ -129,8 +129,8 @@ def parts_of(condition: str) -> tuple[ScatterSection, list[str]]:
             f"no condition {condition!r}: say plain, private or a scheduler, and what is added, as deck+mss"
         )
     if name == "plain":
-        return ScatterSection(mode="off"), extras
-    choice = {"intent": name} if name == PRIVATE else {"scheduler": name}
+        return ScatterSection(hook="off"), extras
+    choice = {"goal": name} if name == PRIVATE else {"scheduler": name}
     return msgspec.convert(choice | {"epoch_seconds": EPOCH_SECONDS}, ScatterSection), extras
 
 

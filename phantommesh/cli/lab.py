@@ -34,7 +34,7 @@ def _spec_options(func: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--regions",
             metavar="2x40",
-            help="Groups of nodes, ms between them: 2x40, or east:3,west:2,delay=40.",
+            help="Groups of nodes, ms between them: 3, 2x40, or east:3,west:2,delay=40.",
         ),
         click.option(
             "--block", metavar="udp[:NODE+...]", help="Drop UDP: that of all nodes but 1, or of these nodes."

@@ -144,7 +144,7 @@ def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
     return [
         (
             view.peer,
-            view.intent,
+            view.goal,
             view.scheduler,
             f"{view.link_epoch}.{view.epoch}",
             age(view.epoch_age_s),
@@ -219,11 +219,11 @@ PATHS: Listing[PathView] = Listing(
 )  # fmt: skip
 SCATTER: Listing[ScatterView] = Listing(
     "/v1/scatter", "ScatterView",
-    ("PEER", "INTENT", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"),
+    ("PEER", "GOAL", "SCHEDULER", "EPOCH", "AGE", "ENTROPY", "WEIGHTS", "PACKETS"),
     _scatter, lambda view: view.peer,
-    ("PEER", "SCHEDULER", "ENTROPY", "EPOCH", "INTENT", "AGE", "PACKETS"),
+    ("PEER", "SCHEDULER", "ENTROPY", "EPOCH", "GOAL", "AGE", "PACKETS"),
     "nothing is scattered: either no peer has keys yet (see `phantommesh links`), or all traffic takes "
-    "dimension 0 (scatter.mode in `phantommesh config show`)",
+    "dimension 0 (scatter.hook in `phantommesh config show`)",
 )  # fmt: skip
 PROOFS: Listing[ProofsView] = Listing(
     "/v1/proofs", "ProofsView",

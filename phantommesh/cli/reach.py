@@ -176,6 +176,8 @@ def _show_netcheck(found: NetCheck) -> None:
         at = f" ({_first(nat.public)}; {_members(nat.witnesses)})" if nat.witnesses and nat.public else ""
         rows.append((f"NAT {nat.family}", f"{nat.kind}: {nat.why}{at}{_holes(nat)}"))
     rows.append(("port mapping", _portmap(found.portmap)))
+    if found.portmap.fix:
+        rows.append(("  fix", found.portmap.fix))
     rows.append(("hairpin", _yes(found.hairpin)))
     if found.node is not None:
         rows.append(("relays", _relays(found.relays)))

@@ -15,7 +15,7 @@ NOT_RELOADED = FaultKind("config-not-reloaded", "high")
 NEEDS_RESTART = FaultKind("config-needs-restart", "low")
 
 AT_ONCE: Final = frozenset(
-    {"log.level", "log.format", "gossip.seeds", "scatter.intent", "scatter.peers", "scatter.scheduler"}
+    {"log.level", "log.format", "gossip.seeds", "scatter.goal", "scatter.peers", "scatter.scheduler"}
     | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
 )
 """The keys that a running node follows."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
-from phantommesh.config.sections import Config, ConfigError
+from phantommesh.config.sections import RENAMED, Config, ConfigError
 from phantommesh.errors import PhantomMeshError
 
 PREFIX: Final = "PHANTOMMESH_"
@@ -42,9 +42,14 @@ def read(environment: Mapping[str, str]) -> Settings:
     that is named like a section's and is none of its keys."""
     known = {name: (section, key, kind) for name, section, key, kind in variables()}
     sections = tuple(f"{PREFIX}{section.name.upper()}_" for section in msgspec.structs.fields(Config))
+    renamed = {variable(*old.split(".")): variable(*new.split(".")) for old, new in RENAMED.items()}
     found: dict[str, dict[str, Any]] = {}
     for name, text in environment.items():
         if name not in known:
+            if name in renamed:
+                raise ConfigError(
+                    f"the variable {name} is called {renamed[name]} now", fix=f"rename it to {renamed[name]}"
+                )
             if name.startswith(sections):
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]}?" if near else "see `phantommesh config show` for the keys"

@@ -18,6 +18,8 @@ from msgspec import Meta
 
 from phantommesh.config import environment
 from phantommesh.config.sections import (
+    RENAMED,
+    RENAMED_GOALS,
     ApiSection,
     Config,
     ConfigError,
@@ -135,6 +137,7 @@ def _value(key: str, kind: Any, given: Any) -> Any:
     try:
         value = msgspec.convert(given, kind)
     except (msgspec.ValidationError, RecursionError):
+        _refuse_renamed_goal(key, given)
         raise _bad(key, given, kind) from None
     if isinstance(value, float) and not math.isfinite(value):
         raise _bad(key, given, kind)
@@ -296,10 +299,23 @@ def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]
 
 def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -> None:
     for key in given:
+        if new := RENAMED.get(prefix + key):
+            raise ConfigError(f"{prefix}{key} is called {new} now", fix=f"rename the key to {new}")
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             fix = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(known)}"
             raise ConfigError(f"unknown key {redact(prefix + key[:64])} = {_show(given[key])}", fix=fix)
+
+
+def _refuse_renamed_goal(key: str, given: Any) -> None:
+    values = given.items() if isinstance(given, dict) else [("", given)]
+    for name, value in values if key in ("scatter.goal", "scatter.peers") else ():
+        if isinstance(value, str) and (new := RENAMED_GOALS.get(value)):
+            where = f"{key}.{name[:64]}" if name else key
+            raise ConfigError(
+                f"{redact(where)} = {_show(value)}: this goal is called {_show(new)} now",
+                fix=f"set {redact(where)} to {_show(new)}",
+            )
 
 
 def _bad(key: str, given: Any, kind: Any) -> ConfigError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The settings: one Struct a section of the configuration, with bounds and defaults."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,9 +12,15 @@ from phantommesh.errors import PhantomMeshError
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
-Intent = Literal["speed", "order", "private"]  # what traffic is scattered for
-MAX_REGION_CHARS = 32
+Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
+GOALS: Final = '"auto", "throughput", "order" or "private"'
+MAX_REGION_CHARS: Final = 32
 Switch = Annotated[bool, Meta(description="true or false")]
+
+RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
+"""Keys of earlier versions, and what they are called now (docs/decisions/0063-one-vocabulary.md)."""
+RENAMED_GOALS: Final = {"speed": "throughput"}
+"""Values of a goal in earlier versions, and what they are called now."""
 
 
 class ConfigError(PhantomMeshError):
@@ -166,19 +172,17 @@ class GossipSection(msgspec.Struct, frozen=True):
 class ScatterSection(msgspec.Struct, frozen=True):
     """How a peer's traffic is spread over the dimensions, and how long one secret map lasts.
 
-    ``intent``: what for (docs/scatter.md says which when); ``peers``: other intents for some peers,
-    by name; ``scheduler``: in place of the intent's. ``mode``: where the kernel is told to; ``batch``:
+    ``goal``: what is wanted (docs/scatter.md says which when); ``peers``: other goals for some peers,
+    by name; ``scheduler``: in place of the goal's. ``hook``: where the kernel is told to; ``batch``:
     packets that the scheduler of that name sends one way in a row; ``flowlet_ms``: the pause after which the
     scheduler ``flowlet`` may send a flow another way.
     """
 
-    mode: Annotated[
+    hook: Annotated[
         Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
     ] = "auto"
-    intent: Annotated[Intent, Meta(description='"speed", "order" or "private"')] = "speed"
-    peers: Annotated[
-        dict[str, Intent], Meta(description='a table of names, each = "speed", "order" or "private"')
-    ] = {}
+    goal: Annotated[Goal, Meta(description=GOALS)] = "throughput"
+    peers: Annotated[dict[str, Goal], Meta(description=f"a table of names, each = {GOALS}")] = {}
     scheduler: Annotated[
         Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],
         Meta(description='"auto", "packet", "batch", "deck", "flow" or "flowlet"'),

@@ -17,6 +17,7 @@ NatKind = Literal["none", "port-preserving", "other-port", "random", "unknown"]
 """What lies between this node and the members that see it. ``none``: they see this host's own address.
 ``port-preserving``: another address with this node's own ports. ``other-port``: one other port, the same for
 all. ``random``: another port for each member."""
+PortmapMethod = Literal["pcp", "nat-pmp", "upnp"]
 NAT_KINDS: Final[tuple[NatKind, ...]] = ("none", "port-preserving", "other-port", "random", "unknown")
 
 
@@ -34,8 +35,8 @@ class NatView(msgspec.Struct, frozen=True, kw_only=True):
     """What members see of this node in one family of addresses. ``public``: the places of its control port
     that are not this host's own, as they see it; ``witnesses``: how many members say so. ``open``: strangers'
     datagrams come in at WireGuard's ports; ``lives_s``: for how long a mapping surely lives that nobody uses;
-    None: not measured. ``keepalive_s``: seconds between keepalives to peers outside, None where there are
-    none."""
+    None: not measured. ``keepalive_s``: seconds between keepalives, None where there are none. These are for
+    peers elsewhere, or, where nothing was measured with one, for peers in a network of this host's."""
 
     family: Family
     kind: NatKind
@@ -47,12 +48,28 @@ class NatView(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: int | None = None
 
 
-class PortmapView(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the router has opened ports for this node. ``endpoint``: the control port as it is mapped."""
+class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
+    """A router that is asked to open ports. ``private``: it did, at an address that others do not reach.
+    ``method``: the protocol by which it answers; ``ports``: how many it has mapped, TCP's among them."""
 
-    state: Literal["off", "none", "mapped", "unknown"]
+    address: str
+    state: Literal["mapped", "private", "refused", "silent"]
+    method: PortmapMethod | None = None
+    endpoint: str | None = None
+    ports: int = 0
+    why: str
+    fix: str = ""
+
+
+class PortmapView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a router has opened ports for this node. ``endpoint``: the control port as it is mapped.
+    ``none``: no router answers, or none is asked."""
+
+    state: Literal["off", "none", "refused", "private", "mapped", "unknown"]
     endpoint: str | None = None
     why: str = ""
+    fix: str = ""
+    gateways: list[GatewayView] = []
 
 
 class RelayView(msgspec.Struct, frozen=True, kw_only=True):

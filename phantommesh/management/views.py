@@ -111,6 +111,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     carried its last answer first."""
     gossip_rtt_s: float | None = None
     endpoint: str | None
+    """Where WireGuard sends in the first dimension that answers. While WireGuard has no endpoint: the first
+    control endpoint of the node's record."""
     dimensions: list[DimensionView]
     rx_bytes: int
     tx_bytes: int
@@ -190,8 +192,8 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: str
     node_id: str
-    mode: Literal["egress", "mark"]
-    intent: str
+    hook: Literal["egress", "mark"]
+    goal: str
     scheduler: str
     link_epoch: int
     epoch: int

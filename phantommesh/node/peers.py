@@ -39,7 +39,7 @@ from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
-from phantommesh.scatter.intents import manner_of
+from phantommesh.scatter.goals import schedule_of
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
@@ -141,7 +141,7 @@ class Peers:
         self._desired = Desired(wireguard)
 
     def scatter_by(self, scatter: ScatterSection) -> None:
-        """Scatter by these intents from the next `arrange` or `keyed` on."""
+        """Scatter for these goals from the next `arrange` or `keyed` on."""
         self._scatter = scatter
 
     def look(
@@ -315,7 +315,7 @@ class Peers:
             member.ip4,
             member.ip6,
             self._links.scatter(member.node_id),
-            manner_of(member.name, self._scatter),
+            schedule_of(member.name, self._scatter),
         )
 
     def _reached(self, entry: Entry) -> Reached:

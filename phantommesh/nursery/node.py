@@ -195,6 +195,7 @@ class Node:
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,
+            "splitting": parts.splitter.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
             "frames": parts.framed.run,

@@ -38,6 +38,7 @@ from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
@@ -152,6 +153,7 @@ class Parts:
     wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
+    splitter: Splitter
     guarding: Guarding
     paths: PathDriver
     framed: Framed
@@ -443,6 +445,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
+        splitter=Splitter(paths, scattering),
         guarding=guarding,
         paths=paths,
         framed=framed,

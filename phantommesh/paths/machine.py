@@ -370,8 +370,10 @@ class Paths:
 
     def scores(self, node_id: bytes) -> tuple[float, ...]:
         """The weights of a peer's dimensions, by capacity and loss; delay does not count. There is always one
-        that is not zero: where no path is up, the likeliest carry the traffic."""
-        return self._peers[node_id].scores
+        that is not zero: where no path is up, the likeliest carry the traffic. An unknown peer has equal
+        ones."""
+        peer = self._peers.get(node_id)
+        return FULL if peer is None else peer.scores
 
     def _rescore(self, node_id: bytes, peer: _Peer) -> list[Effect]:
         scores = weights(peer.paths, self._leaving)

@@ -9,6 +9,8 @@ from itertools import pairwise
 from math import exp, sqrt
 from typing import Final
 
+from phantommesh.paths.standing import Standing
+
 # Specification: RFC 6298 section 2 (smoothed round trip), RFC 3550 section 6.4.1 (jitter).
 ALPHA, BETA, VARIATIONS = 1 / 8, 1 / 4, 4
 JITTER_GAIN: Final = 1 / 16
@@ -39,6 +41,7 @@ class Quality:
     _lost: float = 0.0
     _at: float = float("-inf")  # when the newest of them was settled
     counted: Counted = field(default_factory=lambda: Counted())
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def timeout(self) -> float:
@@ -47,6 +50,7 @@ class Quality:
 
     def answered(self, rtt: float, now: float) -> None:
         """Take in a round trip. The first ones may have waited for a WireGuard handshake."""
+        self.standing.answered(rtt, now)
         if self.rtt is None or (self._sent < YOUNG and rtt < self.rtt / 2):
             self.rtt, self.variation = rtt, rtt / 2
         else:
@@ -59,6 +63,7 @@ class Quality:
 
     def missed(self, now: float) -> None:
         """No answer came in time."""
+        self.standing.missed(now)
         self._outcome(1.0, now)
 
     def came_late(self) -> None:

@@ -3,7 +3,8 @@
 
 Nothing is asked for more than one port before the gateway has shown that it answers at all. Most do not, and
 are tried again seldom. A mapping is renewed at half of its life (RFC 6887, section 11.2.1), and at once where
-the gateway's clock shows that it was started anew.
+the gateway's clock shows that it was started anew. An announcement of the gateway's is a reason to ask for
+one port, and nothing else: everybody in its network can forge one, and the answer has the clock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 
 from phantommesh.portmap import natpmp, pcp
 from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
-from phantommesh.portmap.values import Granted, Method, PortMapError, Wanted
+from phantommesh.portmap.values import Granted, Method, PortMapError, Refusal, Wanted
 
 # Tuning.
 LIFETIME: Final = 1800  # s that are asked for
@@ -29,6 +30,8 @@ TRIES: Final = 4  # questions without an answer until the next method, or the ne
 AGAIN: Final = 600.0  # s until a gateway that grants nothing is asked again
 REFUSED: Final = 300.0  # s until a port that was refused is asked for again
 MAX_WANTED: Final = 32  # ports
+HEEDED: Final = 5.0  # s between announcements that count: a gateway repeats them
+SPREAD: Final = 1.0  # s within which a host asks after an announcement, since all hosts hear it at once
 RESTARTED: Final = 2  # s that a gateway's clock may be behind what it should be (RFC 6887, section 8.5)
 
 
@@ -60,7 +63,9 @@ class Mapper:
         self._address: IPv4Address | None = None  # NAT-PMP's
         self._address_at = -inf  # when it was last asked for
         self._upnp_asked = False
+        self._upnp_refused = ""
         self._epoch: tuple[float, int] | None = None
+        self._announced = -inf  # when the gateway last was heard to announce itself
 
     # --- what is wanted, and what there is ---
 
@@ -73,9 +78,18 @@ class Mapper:
         }
 
     @property
-    def refused(self) -> int:
-        """The latest result code of a refusal; 0 for none."""
-        return next((job.result for job in self._jobs.values() if job.result), 0)
+    def refused(self) -> Refusal | None:
+        """Why the most important port is not mapped that was refused; None where none was."""
+        if self.method is None:
+            return None
+        if self.method is Method.UPNP:
+            return Refusal(Method.UPNP, text=self._upnp_refused) if self._upnp_refused else None
+        return next((Refusal(self.method, job.result) for job in self._jobs.values() if job.result), None)
+
+    @property
+    def tried(self) -> tuple[Method, ...]:
+        """The protocols that the gateway is asked by, in their order."""
+        return tuple(self._methods)
 
     def want(self, wanted: Iterable[Wanted], now: float) -> list[Effect]:
         """Have these ports mapped, the most important first, and no others."""
@@ -97,6 +111,21 @@ class Mapper:
         for job in self._jobs.values():
             job.due, job.tries = now, 0
         return self.tick(now)
+
+    def announced(self, datagram: bytes, now: float) -> list[Effect]:
+        """Take what a gateway says to all hosts: it was started anew (RFC 6887, section 14.1; RFC 6886,
+        section 3.2.1). Never raises."""
+        if not (pcp.announcement(datagram) or natpmp.announcement(datagram)):
+            self.dropped["portmap-malformed"] += 1
+            return []
+        if now < self._announced + HEEDED or not self._jobs:
+            return []
+        self._announced = now
+        if self.method not in (Method.PCP, Method.NAT_PMP):
+            return self.again(now)
+        first = next(iter(self._jobs.values()))
+        first.due, first.tries = min(first.due, now + self._random.uniform(0.0, SPREAD)), 0
+        return []
 
     def close(self) -> list[Effect]:
         """End all mappings; one effect each."""
@@ -278,10 +307,11 @@ class Mapper:
             tuple((wanted, self._wish(wanted, job)) for wanted, job in self._jobs.items()), LIFETIME
         )
 
-    def upnp(self, granted: Mapping[Wanted, Granted], now: float) -> list[Effect]:
-        """The driver has asked by UPnP; empty where nobody answered or nothing was granted."""
-        self._upnp_asked = False
-        if not granted:
+    def upnp(self, granted: Mapping[Wanted, Granted], now: float, *, refused: str = "") -> list[Effect]:
+        """The driver has asked by UPnP. ``refused``: what the gateway says of a port that it does not map.
+        Neither is there where no gateway answers."""
+        self._upnp_asked, self._upnp_refused = False, refused
+        if not granted and not refused:
             for job in self._jobs.values():
                 job.tries = TRIES
                 job.due = now

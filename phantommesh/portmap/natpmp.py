@@ -51,6 +51,11 @@ def ask(protocol: Protocol, internal: int, external: int, lifetime: int) -> byte
     return _REQUEST.pack(VERSION, _OPCODES[protocol], 0, internal, external, lifetime)
 
 
+def announcement(datagram: bytes) -> bool:
+    """Whether a gateway says that it was started anew, or has another address (section 3.2.1)."""
+    return len(datagram) == _ADDRESS.size and datagram.startswith(bytes([VERSION, _ANSWER]))
+
+
 def decode_untrusted(datagram: bytes) -> AddressAnswer | MapAnswer:
     """Read an answer. Raises PortMapError. An error may be shorter than an answer: then the rest is 0."""
     if len(datagram) < _HEAD.size:

@@ -15,7 +15,7 @@ MAX_DATAGRAM: Final = 1100  # bytes of a message at most (section 7)
 NONCE_BYTES: Final = 12
 SUCCESS, UNSUPPORTED_VERSION, NO_RESOURCES = 0, 1, 8  # result codes (section 7.4)
 
-_MAP, _ANSWER = 1, 0x80
+_ANNOUNCE, _MAP, _ANSWER = 0, 1, 0x80
 _REQUEST: Final = struct.Struct("!BBHI16s")  # version, opcode, reserved, lifetime, the client's address
 _REPLY: Final = struct.Struct("!BBBBII12s")  # version, opcode, reserved, result, lifetime, epoch, reserved
 _BODY: Final = struct.Struct("!12sB3xHH16s")  # nonce, protocol, internal port, external port and address
@@ -60,6 +60,12 @@ def other_version(datagram: bytes) -> bool:
     if len(datagram) >= 4 and datagram[0] != VERSION and datagram[1] & _ANSWER:
         return True
     return len(datagram) >= 4 and datagram[1] & _ANSWER != 0 and datagram[3] == UNSUPPORTED_VERSION
+
+
+def announcement(datagram: bytes) -> bool:
+    """Whether a gateway says that it was started anew (section 14.1)."""
+    head = bytes([VERSION, _ANNOUNCE | _ANSWER])
+    return _REPLY.size <= len(datagram) <= MAX_DATAGRAM and datagram.startswith(head)
 
 
 def decode_untrusted(datagram: bytes) -> MapAnswer:

@@ -8,6 +8,8 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 SERVER_PORT = 5351  # of PCP (RFC 6887, section 19.1) and NAT-PMP (RFC 6886, section 3)
+CLIENT_PORT = 5350  # where hosts hear announcements (RFC 6887, section 14.1; RFC 6886, section 3.2.1)
+ALL_HOSTS = IPv4Address("224.0.0.1")  # to which they are sent
 
 
 class Method(Enum):
@@ -38,6 +40,15 @@ class Granted(NamedTuple):
     address: IPv4Address
     port: int
     lifetime: float
+
+
+class Refusal(NamedTuple):
+    """The gateway does not map a port. ``code`` is of the protocol's own list; ``text`` is what UPnP says in
+    its place."""
+
+    method: Method
+    code: int = 0
+    text: str = ""
 
 
 class PortMapError(Exception):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from phantommesh.dimensions import DIMENSIONS, SLOTS
-from phantommesh.scatter.intents import Manner
-from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.goals import Schedule
+from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
 from phantommesh.secret import Secret
 
@@ -68,7 +68,7 @@ class ScatterPeer:
     ip4: IPv4Address
     ip6: IPv6Address
     keying: tuple[int, Secret] | None
-    manner: Manner
+    schedule: Schedule
 
 
 class Numbers:
@@ -96,12 +96,12 @@ class PeerScatter:
         sender: bytes,
         slot: int,
         addresses: tuple[IPv4Address, IPv6Address],
-        manner: Manner,
+        schedule: Schedule,
         batch: int,
         numbers: Numbers,
     ) -> None:
         self._sender, self._batch, self._numbers = sender, batch, numbers
-        self.slot, self.addresses, self.manner = slot, addresses, manner
+        self.slot, self.addresses, self.schedule = slot, addresses, schedule
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
         self.due = 0.0
@@ -109,6 +109,7 @@ class PeerScatter:
         self._parity = 0
         self._stood = [Hits(), Hits()]  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
+        self._split: frozenset[int] = frozenset()
         self._closing: tuple[EpochCounts, int] | None = None
 
     @property
@@ -121,8 +122,8 @@ class PeerScatter:
         """Start the next epoch and return its map. Its date is that at which the epoch before it ends, unless
         the clock was set meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
-        scheduler = self.manner.scheduler
-        keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.manner.unequal)
+        scheduler = self.schedule.scheduler
+        keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
         committed = cards(scores, keys.noise, SLOTS[scheduler])
         dealt = deal(committed, scheduler, keys.stream, self._batch)
         if before is not None and self.live:
@@ -130,14 +131,22 @@ class PeerScatter:
         self._parity ^= 1
         length = length_of(scheduler, self._batch)
         self._map = PeerMap(
-            self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.manner.segments
-        )
+            self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.schedule.segments,
+            deck=deck_of_split(committed, keys.stream) if self.schedule.splits else None, split=self._split,
+        )  # fmt: skip
         started = now.wall if before is None else before.after(now.steady)
         if abs(started - now.wall) >= STEP:
             started = now.wall
         self.current = EpochCounts(
             epoch, scheduler, tuple(scores), committed, Hits(), started, began=now.steady
         )
+        return self._map
+
+    def set_split(self, buckets: frozenset[int]) -> PeerMap:
+        """Split these buckets, in this epoch and those that follow. Return the map of the epoch under way,
+        which goes on. Only after ``open``."""
+        self._split = buckets
+        self._map = replace(self.map, split=buckets)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:

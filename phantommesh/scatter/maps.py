@@ -116,6 +116,12 @@ def deal(cards: Sequence[int], scheduler: Scheduler, stream: Secret, batch: int 
             assert_never(scheduler)
 
 
+def deck_of_split(cards: Sequence[int], stream: Secret) -> tuple[int, ...]:
+    """The dimension of each slot of the deck that split flows are dealt from: the same shares as their
+    buckets have, in an order of its own."""
+    return deal(cards, "deck", Secret(expand(stream.reveal(), b"split", 64)))
+
+
 def _draws(stream: Secret, count: int) -> list[float]:
     """Numbers in [0, 1) of 53 bits, so that no draw is visibly more likely than another."""
     if not count:

@@ -301,10 +301,29 @@ class Plan:
                 continue
             self._open(node_id, found, keying, now)
             rotated.append(node_id)
-            maps[found.map.name] = found.map.elements
-            if found.manner.scheduler == "flowlet":
+            maps |= found.map.maps
+            if found.schedule.scheduler == "flowlet":
                 maps[FLOWLETS] = {}
         return Rotation(maps, rotated, leaving)
+
+    def homes(self, node_id: bytes) -> tuple[str, Sequence[int | None]] | None:
+        """The name of the set that counts the buckets of a peer's flows, and the dimension of each bucket.
+        None for a peer that is not in the table, or whose flows are never split."""
+        found = self._installed.get(node_id)
+        if found is None or not found.live or not found.schedule.splits:
+            return None
+        return found.map.flows, found.map.homes
+
+    def splits(self, node_id: bytes) -> frozenset[int]:
+        """The buckets of a peer's flows that are split in the table."""
+        found = self._installed.get(node_id)
+        return frozenset() if found is None or not found.live else found.map.split
+
+    def split(self, node_id: bytes, buckets: frozenset[int]) -> Mapping[str, Mapping[int, int]]:
+        """Split the flows of these buckets of a peer, for which `homes` is not None; return the map that is
+        to be replaced for it. The epoch under way goes on."""
+        changed = self._installed[node_id].set_split(buckets)
+        return {changed.name: changed.elements}
 
     def close(
         self, rotation: Rotation, counters: Mapping[int, tuple[int, int]], now: Moment
@@ -342,7 +361,7 @@ class Plan:
         return (
             found is not None
             and found.addresses == (known.wanted.ip4, known.wanted.ip6)
-            and found.manner == known.wanted.manner
+            and found.schedule == known.wanted.schedule
         )
 
     def _new(self, known: _Known) -> PeerScatter:
@@ -350,7 +369,7 @@ class Plan:
             self._me,
             next(self._slots),
             (known.wanted.ip4, known.wanted.ip6),
-            known.wanted.manner,
+            known.wanted.schedule,
             self._batch,
             known.numbers,
         )

@@ -21,8 +21,8 @@ from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
 from phantommesh.scatter.maps import Scheduler
 
-Mode = Literal["egress", "mark"]
-FAMILY: Final[dict[Mode, str]] = {"egress": "netdev", "mark": "inet"}
+Hook = Literal["egress", "mark"]
+FAMILY: Final[dict[Hook, str]] = {"egress": "netdev", "mark": "inet"}
 
 UNKNOWN: Final = 0
 """The mark that counts packets to nobody known or keyed, which are dropped."""
@@ -31,7 +31,7 @@ STRANDED: Final = 8
 """The mark that counts packets whose card led nowhere: they take the fallback dimension. Its key in the map
 of ways too."""
 
-_MISSED, _DROPPED = 0, 15  # in a mark's low four bits, where a dimension has its number plus one
+_MISSED, _SPLIT, _DROPPED = 0, 9, 15  # in a mark's low four bits, where a dimension has its number plus one
 _HASHES: Final = 0xFFFFFFFF
 _FLOWLETS: Final = 65535
 _FOUR: Final = ("ip saddr", "ip daddr")
@@ -58,7 +58,7 @@ class Frame:
     ``networks`` the prefixes that they are for, ``own`` this node's overlay addresses, ``seed`` of the flows'
     hash, ``flowlet_ms`` the pause after which a flow may change its way."""
 
-    mode: Mode
+    hook: Hook
     table: str
     device: str
     networks: Sequence[IPv4Network | IPv6Network]
@@ -69,14 +69,16 @@ class Frame:
     @property
     def family(self) -> str:
         """The table's family."""
-        return FAMILY[self.mode]
+        return FAMILY[self.hook]
 
 
 @dataclass(frozen=True, slots=True)
 class PeerMap:
     """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
     ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals; ``segments``:
-    each TCP connection is told a size of segment of its own."""
+    each TCP connection is told a size of segment of its own. ``deck``: the dimensions of the cards that the
+    flows of the buckets in ``split`` are dealt instead of their own (`scatter/splitting.py`); None where no
+    flow is ever split."""
 
     slot: int
     ip4: IPv4Address
@@ -86,12 +88,16 @@ class PeerMap:
     parity: int
     dealt: tuple[int, ...]
     segments: bool = False
+    deck: tuple[int, ...] | None = None
+    split: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 < self.slot < 1 << 24 or self.parity not in (0, 1):
             raise ValueError("a slot is 1 to 2**24 - 1, a parity 0 or 1")
         if self.dealt and len(self.dealt) != self.length:
             raise ValueError(f"{len(self.dealt)} cards for a map of {self.length}")
+        if self.deck is not None and (self.scheduler != "flow" or len(self.deck) != len(self.dealt)):
+            raise ValueError("only flows are split, by a deck as long as their map")
 
     @property
     def name(self) -> str:
@@ -99,9 +105,33 @@ class PeerMap:
         return f"deck_{self.slot}"
 
     @property
+    def deck_name(self) -> str:
+        """The name of the map of cards of split flows."""
+        return f"split_{self.slot}"
+
+    @property
+    def flows(self) -> str:
+        """The name of the set that counts the buckets' traffic, where flows may be split."""
+        return f"flows_{self.slot}"
+
+    @property
     def elements(self) -> dict[int, int]:
         """The map of cards: number to mark."""
-        return {i: self.card(i) for i in range(self.length)}
+        split = self.split if self.dealt else ()
+        return {i: self.slot << 8 | _SPLIT if i in split else self.card(i) for i in range(self.length)}
+
+    @property
+    def maps(self) -> dict[str, dict[int, int]]:
+        """All maps of the peer by name."""
+        if self.deck is None:
+            return {self.name: self.elements}
+        cards = [mark(self.slot, self.parity, i) for i in self.deck] or [self.card(0)] * self.length
+        return {self.name: self.elements, self.deck_name: dict(enumerate(cards))}
+
+    @property
+    def homes(self) -> list[int | None]:
+        """The dimension of each bucket while it is not split; None while all are drained."""
+        return list(self.dealt) or [None] * self.length
 
     def card(self, number: int) -> int:
         """The mark of one card."""
@@ -202,7 +232,11 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
     lines = [
         f"add map {table} {peer.name} {{ {key} ; size {peer.length} ; }}",
         add_elements(table, HITS, [str(slot | bits) for bits in low]),
-        add_elements(table, peer.name, [f"{i} : {value}" for i, value in peer.elements.items()]),
+        *_splitting(table, peer),
+        *(
+            add_elements(table, name, [f"{i} : {value}" for i, value in elements.items()])
+            for name, elements in peer.maps.items()
+        ),
         f"add chain {table} peer_{peer.slot}",
         *(f"add rule {table} peer_{peer.slot} {rule}" for rule in (*_segments(peer), *_deal(frame, peer))),
         f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
@@ -223,6 +257,7 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
         f"flush chain {table} peer_{peer.slot}",
         f"delete chain {table} peer_{peer.slot}",
         f"delete map {table} {peer.name}",
+        *([] if peer.deck is None else [f"delete {which}" for which in _of_split(table, peer)]),
         f"delete element {table} {HITS} {{ {', '.join(str(slot | bits) for bits in low)} }}",
     ]
     return "\n".join(lines) + "\n"
@@ -237,7 +272,16 @@ def _deal(frame: Frame, peer: PeerMap) -> list[str]:
         case "deck" | "batch":
             return [*_fragments(frame, peer), f"meta mark set numgen inc mod {n} {deck} goto out"]
         case "flow":
-            return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
+            if peer.deck is None:
+                return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
+            split = f"meta mark {peer.slot << 8 | _SPLIT}"
+            return [
+                "jump hash_flow",
+                f"meta mark @{peer.flows}",
+                f"meta mark set meta mark & {n - 1} {deck} meta mark & 15 != {_SPLIT} goto out",
+                *(f"{split} {rule}" for rule in _fragments(frame, peer, peer.deck_name)),
+                f"{split} meta mark set numgen inc mod {n} map @{peer.deck_name} goto out",
+            ]
         case "flowlet":
             return [
                 "jump known_flow",
@@ -259,12 +303,29 @@ def _segments(peer: PeerMap) -> list[str]:
     return [f"{full} tcp option maxseg size set numgen random mod {SEGMENT_SIZES} map {{ {sizes} }}"]
 
 
-def _fragments(frame: Frame, peer: PeerMap) -> list[str]:
+def _of_split(table: str, peer: PeerMap) -> list[str]:
+    """The objects of a peer that are there because its flows may be split."""
+    return [f"map {table} {peer.deck_name}", f"set {table} {peer.flows}"]
+
+
+def _splitting(table: str, peer: PeerMap) -> list[str]:
+    """The commands that add those, the counters with their elements."""
+    if peer.deck is None:
+        return []
+    deck, flows = _of_split(table, peer)
+    return [
+        f"add {deck} {{ typeof numgen inc mod 2 : meta mark ; size {peer.length} ; }}",
+        f"add {flows} {{ type mark ; size {peer.length} ; counter ; }}",
+        add_elements(table, peer.flows, [str(bucket) for bucket in range(peer.length)]),
+    ]
+
+
+def _fragments(frame: Frame, peer: PeerMap, cards: str = "") -> list[str]:
     """The rules that keep the fragments of one datagram together. On several ways at once they would be
     interleaved with those of many others, and Linux gives up a datagram when 64 more of the same sender have
     begun before it is whole (ipfrag_max_dist)."""
     return [
-        f"{which} meta mark set {key} map @{peer.name} goto out"
+        f"{which} meta mark set {key} map @{cards or peer.name} goto out"
         for which, key in _fragment(frame, peer.length)
     ]
 
@@ -312,7 +373,7 @@ def _hash(frame: Frame, modulus: int, *fields: str) -> str:
 def _out(frame: Frame) -> list[str]:
     """Count the mark, then send the packet where it says. A packet that has no way takes the fallback, and is
     counted."""
-    match frame.mode:
+    match frame.hook:
         case "egress":
             go = f"fwd to meta mark & 15 map @{WAYS}"
             return [
@@ -330,7 +391,7 @@ def _out(frame: Frame) -> list[str]:
                 "drop",
             ]
         case _:
-            assert_never(frame.mode)
+            assert_never(frame.hook)
 
 
 def _entry(frame: Frame) -> list[str]:
@@ -340,7 +401,7 @@ def _entry(frame: Frame) -> list[str]:
         f"ip6 daddr vmap @{PEERS[1]}",
         f"meta mark @{HITS}",
     ]
-    match frame.mode:
+    match frame.hook:
         case "egress":
             hook = f'type filter hook egress device "{frame.device}" priority 0; policy drop;'
             # Neighbours and routers are none's business here: the kernel asks for them on any IPv6 interface.
@@ -370,4 +431,4 @@ def _entry(frame: Frame) -> list[str]:
                 *chain_block("addressed", *mine),
             ]
         case _:
-            assert_never(frame.mode)
+            assert_never(frame.hook)

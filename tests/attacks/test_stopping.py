@@ -350,10 +350,10 @@ async def test_nothing_leaves_in_clear_when_dimensions_go_one_by_one(host: Host,
 
 
 async def test_nothing_leaves_in_clear_while_nothing_is_scattered(host: Host) -> None:
-    """With scatter.mode = "off" there is no interface but the dimensions'."""
+    """With scatter.hook = "off" there is no interface but the dimensions'."""
     before = host.node.config.read_bytes()
     config = load(host.node.config)
-    off = msgspec.structs.replace(config, scatter=msgspec.structs.replace(config.scatter, mode="off"))
+    off = msgspec.structs.replace(config, scatter=msgspec.structs.replace(config.scatter, hook="off"))
     terminate(host)
     await ended(host)
     host.node.config.write_text(render(off), encoding="ascii")

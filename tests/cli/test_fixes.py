@@ -421,7 +421,7 @@ ROWS: list[Row] = [
     key("node.endpoints", '["224.0.0.1"]', '["192.0.2.1"]', "give the address of a network"),
     key("node.endpoints", '["100.64.1.1"]', '["192.0.2.1"]', "an address of the network beneath the mesh"),
     key("gossip.seeds", '["0.0.0.0"]', "[]", "give the address of a network"),
-    key("scatter.peers", '{"No Name" = "speed"}', "{}", "see `phantommesh peers`"),
+    key("scatter.peers", '{"No Name" = "throughput"}', "{}", "see `phantommesh peers`"),
     key("scatter.epoch_seconds", "0", "0.05", "seconds from 0.05"),
     key("guard.forward", '["eth 0"]', '["eth0"]', "see `ip link`"),
     key("guard.forward", '["pm0"]', '["docker0"]', "name the interfaces of the machines or containers"),

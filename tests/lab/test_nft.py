@@ -15,8 +15,8 @@ import pytest
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS
-from phantommesh.scatter.ruleset import Mode, render, render_peer, render_removal, ways
-from tests.unit.scatter.test_scatter_ruleset import FRAME, MODES, peer
+from phantommesh.scatter.ruleset import Hook, render, render_peer, render_removal, ways
+from tests.unit.scatter.test_scatter_ruleset import FRAME, HOOKS, peer, splitting
 
 pytestmark = pytest.mark.lab
 
@@ -88,16 +88,18 @@ def listed(space: list[str], family: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_kernel_has_what_was_rendered(space: list[str], mode: Mode) -> None:
-    frame, way = replace(FRAME, mode=mode), ways(index_of(space))
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_kernel_has_what_was_rendered(space: list[str], hook: Hook) -> None:
+    frame, way = replace(FRAME, hook=hook), ways(index_of(space))
     peers = [peer(i + 1, scheduler) for i, scheduler in enumerate(SCHEDULERS)]
     peers[1] = replace(peers[1], segments=True)
+    peers.append(splitting(9, 3, 200))
     for _ in range(2):  # the second takes the place of the first
         subprocess.run([*space, "nft", "-f", "-"], input=render(frame, way, peers).encode(), check=True)
     found = listed(space, frame.family)
     for each in peers:
-        assert dict(found[each.name]) == each.elements
+        for name, elements in each.maps.items():
+            assert dict(found[name]) == elements
         assert [str(each.ip4), {"goto": {"target": f"peer_{each.slot}"}}] in found["peers4"]
         assert [str(each.ip6), {"goto": {"target": f"peer_{each.slot}"}}] in found["peers6"]
     names = {i + 1: f"pm{i}" for i in range(DIMENSIONS)} | {8: "pm0"}
@@ -109,13 +111,14 @@ def test_the_kernel_has_what_was_rendered(space: list[str], mode: Mode) -> None:
     assert call(space, frame.family, ["elements", "ways"]) == [{str(k): v for k, v in way.items()}]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_peers_come_and_go_without_a_trace(space: list[str], mode: Mode) -> None:
-    frame, way = replace(FRAME, mode=mode), ways(index_of(space))
+@pytest.mark.parametrize("hook", HOOKS)
+def test_peers_come_and_go_without_a_trace(space: list[str], hook: Hook) -> None:
+    frame, way = replace(FRAME, hook=hook), ways(index_of(space))
     subprocess.run([*space, "nft", "-f", "-"], input=render(frame, way, [peer(1)]).encode(), check=True)
     before = listed(space, frame.family)
-    for i, scheduler in enumerate(SCHEDULERS):
-        made = replace(peer(i + 2, scheduler), segments=bool(i % 2))
+    plain = [peer(i + 2, scheduler) for i, scheduler in enumerate(SCHEDULERS)]
+    for i, each in enumerate((*plain, splitting(9, 3, 200))):
+        made = replace(each, segments=bool(i % 2))
         for text in (render_peer(frame, made), render_removal(frame, made)):
             assert listed(space, frame.family).keys() != {made.name}
             subprocess.run([*space, "nft", "-f", "-"], input=text.encode(), check=True)

@@ -309,7 +309,7 @@ async def test_without_nft_traffic_takes_dimension_0_and_status_says_so(
 
 async def test_marks_and_rules_do_it_too(nodes: list[LabNode]) -> None:
     node = nodes[1]
-    with configured(node, scatter={"mode": "mark"}):
+    with configured(node, scatter={"hook": "mark"}):
         await stop(node)
         await start(node)
         await converged(nodes, PATIENCE_S)
@@ -318,7 +318,7 @@ async def test_marks_and_rules_do_it_too(nodes: list[LabNode]) -> None:
             before = sent_by(node)
             assert await trio.to_thread.run_sync(ping, node, address) == PACKETS
             assert entropy_bits(since(sent_by(node), before)) >= ENTROPY
-        assert {view.mode for view in scatter_of(node).values()} == {"mark"}
+        assert {view.hook for view in scatter_of(node).values()} == {"mark"}
         await stop(node)
         tables = run_in(node, "nft", "list", "tables").splitlines()
         assert all("phantommesh_guard_" in table for table in tables)  # the guard stays
@@ -481,7 +481,7 @@ async def test_a_private_peer_gets_unequal_weights_and_segments_of_many_sizes(ot
         a.name: "batch",
         b.name: "deck",
     }
-    assert (scatter_of(a)[b.name].intent, scatter_of(b)[a.name].intent) == ("private", "speed")
+    assert (scatter_of(a)[b.name].goal, scatter_of(b)[a.name].goal) == ("private", "throughput")
     weights = [dimension.weight for dimension in scatter_of(a)[b.name].dimensions]
     assert max(weights) > 1.4 / DIMENSIONS and min(weights) < 0.6 / DIMENSIONS
     connections = 12

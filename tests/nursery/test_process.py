@@ -78,13 +78,13 @@ async def test_a_reload_takes_over_what_it_can_and_names_the_rest(tmp_path: Path
             tmp_path / "a",
             log={"level": "debug"},
             gossip={"seeds": ("192.0.2.7",)},
-            scatter={"intent": "private", "batch": 16},
+            scatter={"goal": "private", "batch": 16},
             dns={"mode": "off"},
         )
         send(signal.SIGHUP)
         await until(lambda: node.parts.config.log.level == "debug")
         assert [str(seed.host) for seed in node.parts.places.seeds()] == ["192.0.2.7"]
-        assert node.parts.peers._scatter.intent == "private"
+        assert node.parts.peers._scatter.goal == "private"
         assert node.parts.config.scatter.batch != 16
         await until(lambda: levels == ["debug"])
         faults = {fault.code: fault for fault in node.reporter.faults()}

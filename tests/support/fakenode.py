@@ -130,8 +130,8 @@ def scatter_view(number: int) -> ScatterView:
     return ScatterView(
         peer=f"pm-{number}",
         node_id=f"id{number:03}",
-        mode="egress",
-        intent="speed",
+        hook="egress",
+        goal="throughput",
         scheduler="deck",
         link_epoch=number,
         epoch=4,

@@ -52,7 +52,7 @@ def settings(port: int, *, tcp: bool = True) -> Config:
         control=ControlSection(port=port, tcp=tcp),
         gossip=GossipSection(preset="local"),
         dns=DnsSection(serve=False, mode="off"),  # this machine's own resolver is not ours to tell
-        scatter=ScatterSection(mode="off"),  # nor are its packet filter and interfaces
+        scatter=ScatterSection(hook="off"),  # nor are its packet filter and interfaces
     )
 
 

@@ -258,9 +258,7 @@ class Lending:
         told = format_node_id(member)
         with left_out(self._dropped, "relay-untold", "a member was not told of a lease", peer=told):
             try:
-                with trio.fail_after(ANSWER):
-                    async with self._caller.call(member) as client:
-                        await client.ask(word)
-            except (StreamError, trio.TooSlowError) as error:
+                await self._caller.ask(member, word, ANSWER)
+            except StreamError as error:
                 self._dropped["relay-untold"] += 1
                 log.debug("a member was not told of a lease", peer=told, error=str(error))

@@ -30,7 +30,7 @@ from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import Ended, Plan, Snapshot
-from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Mode, table_name
+from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
 from phantommesh.wireguard.device import DeviceState, Network, Route
@@ -69,7 +69,7 @@ class Scattering:
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
-        self.mode: Mode = "mark" if settings.mode == "mark" else "egress"
+        self.hook: Hook = "mark" if settings.hook == "mark" else "egress"
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -141,6 +141,36 @@ class Scattering:
         shown = {node_id: self.snapshot(node_id) for node_id in self._plan.installed}
         return {node_id: found.current for node_id, found in shown.items() if found is not None}
 
+    def splittable(self) -> list[bytes]:
+        """The peers some flows of which may be split (`scatter/splitting.py`)."""
+        return [node_id for node_id in self._plan.installed if self._plan.homes(node_id) is not None]
+
+    def splits(self, node_id: bytes) -> frozenset[int]:
+        """The buckets of a peer's flows that are split in the table."""
+        return self._plan.splits(node_id)
+
+    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]] | None:
+        """Return the bytes sent to a peer so far by bucket of flows, and each bucket's dimension. None where
+        no flow is split. Raises NftError."""
+        async with self._lock:
+            found = None if self._seen is None else self._plan.homes(node_id)
+            if found is None:
+                return None
+            counters = await self._table.counters(found[0])
+            return {bucket: size for bucket, (_, size) in counters.items()}, found[1]
+
+    async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
+        """Split the flows of these buckets of a peer over its dimensions, and no others. Raises NftError when
+        the kernel refuses."""
+        async with self._lock:
+            if self._seen is not None and self._plan.homes(node_id) is not None:
+                try:
+                    await self._table.replace(self._plan.split(node_id, buckets))
+                except NftError:
+                    self._seen = None  # whatever the table has now, it is not this
+                    self.kick()
+                    raise
+
     def kick(self) -> None:
         """Start the next pass now."""
         self._kicked.set()
@@ -155,7 +185,7 @@ class Scattering:
 
     async def run(self) -> None:
         """Scatter until cancelled. A failure is logged once and tried again; it never ends this."""
-        if self.settings.mode == "off":
+        if self.settings.hook == "off":
             await self.close()
             return
         for family in FAMILY.values():
@@ -229,7 +259,7 @@ class Scattering:
             return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
-        if self._networks != tuple(self._wanted()) and self.mode == "mark":
+        if self._networks != tuple(self._wanted()) and self.hook == "mark":
             self._seen = None  # the rules name them
         if self._seen is None or index != self._master or await self._look() != self._seen:
             if self._calm is not None:
@@ -253,7 +283,7 @@ class Scattering:
         """Make the routing tables that are not the main one. Its routes come after theirs, so that a
         connection that looks for its route anew finds what is there for it."""
         tables = dict[int, tuple[int, Iterable[Route]]]()
-        if self.mode == "mark":
+        if self.hook == "mark":
             routes = fitted_routes(self._routed, marking.METRIC, self._mtu, self._fits())
             tables = {way: (device, routes) for way, device in shown.items()}
         if short := segment_routes(self._routed, marking.METRIC, self._mtu, self._fits()):
@@ -263,7 +293,7 @@ class Scattering:
         try:
             await marking.converge(tables)
         except BackendError as error:
-            if self.mode == "mark":
+            if self.hook == "mark":
                 raise
             if not self._tabled:  # TCP over IPv6 does without
                 log.info("TCP over IPv6 is not kept below 1280 bytes", error=str(error))
@@ -281,17 +311,17 @@ class Scattering:
         except NftError as error:
             self._plan.refused()
             self._report(new.ended)
-            if self.settings.mode == "auto" and self.mode == "egress" and error.code == errno.EOPNOTSUPP:
+            if self.settings.hook == "auto" and self.hook == "egress" and error.code == errno.EOPNOTSUPP:
                 log.info("this kernel cannot scatter on a device's egress; marks will do it")
-                self.mode = "mark"
+                self.hook = "mark"
                 self.kick()
             raise
         self._plan.placed()
         self._seen, self._ways = await self._look(), shown
         self._report(new.ended)
-        # Remove what an earlier run in the other mode has left.
-        await Table(next(f for mode, f in FAMILY.items() if mode != self.mode), self._name).remove()
-        if self.mode == "egress":
+        # Remove what an earlier run at the other hook has left.
+        await Table(next(f for hook, f in FAMILY.items() if hook != self.hook), self._name).remove()
+        if self.hook == "egress":
             await marking.remove()
 
     async def _install_changes(self) -> None:
@@ -344,11 +374,11 @@ class Scattering:
 
     @property
     def _table(self) -> Table:
-        return Table(FAMILY[self.mode], self._name)
+        return Table(FAMILY[self.hook], self._name)
 
     def _frame(self) -> Frame:
         return Frame(
-            self.mode,
+            self.hook,
             self._name,
             self.device,
             self._networks,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from ipaddress import IPv4Address
@@ -29,19 +30,31 @@ def available() -> bool:
     return find_spec(LIBRARY) is not None
 
 
-def open_ports(
-    own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime: int
-) -> dict[Wanted, Granted]:
+@dataclass(slots=True)
+class Opened:
+    """What a gateway does. ``refused``: its word on the last port that it does not forward. Both are empty
+    where there is no gateway."""
+
+    granted: dict[Wanted, Granted] = field(default_factory=dict)
+    refused: str = ""
+
+
+def open_ports(own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime: int) -> Opened:
     """Have the gateway in the network of the host's address ``own`` forward these ports, each from the
-    external port beside it or one of a few others. Empty where there is none, or where it does not. Where it
-    knows no lifetimes the ports stay open until `close_ports`."""
-    found = dict[Wanted, Granted]()
+    external port beside it or one of a few others. Where it knows no lifetimes the ports stay open until
+    `close_ports`."""
+    found = Opened()
     try:
         gateway = _gateway(own)
+    except Exception as error:
+        _said(error)
+        return found
+    try:
         address = IPv4Address(gateway.externalipaddress())
-    except Exception:  # the library raises bare Exceptions, and AddressValueError is one
-        return {}
-    life = lifetime
+    except Exception as error:
+        found.refused = _said(error)
+        return found
+    life, answer = lifetime, ""
     for one, external in wanted:
         for port in range(external, min(external + OTHERS * APART, 65535) + 1, APART):
             answer = _ask(gateway, own, one, port, life)
@@ -49,17 +62,19 @@ def open_ports(
                 life = FOR_GOOD
                 answer = _ask(gateway, own, one, port, life)
             if not answer:
-                found[one] = Granted(address, port, float(lifetime))
+                found.granted[one] = Granted(address, port, float(lifetime))
                 break
+        else:
+            found.refused = answer
     return found
 
 
 def _ask(gateway: Any, own: IPv4Address, one: Wanted, port: int, life: int) -> str:
     """Have the gateway forward one port. Return why it does not, empty where it does."""
     try:
-        gateway.addportmapping(port, one.protocol.name, str(own), one.port, NAME, "", str(life))
-    except Exception as error:  # as above: taken, or it is not allowed
-        return str(error) or "refused"
+        gateway.addportmapping(port, one.protocol.name, str(own), one.port, NAME, "", life)
+    except Exception as error:  # taken, or it is not allowed
+        return _said(error)
     return ""
 
 
@@ -67,18 +82,27 @@ def close_ports(own: IPv4Address, granted: Mapping[Wanted, Granted]) -> None:
     """Have the gateway forward these no more."""
     try:
         gateway = _gateway(own)
-    except Exception:
+    except Exception as error:
+        _said(error)
         return  # their lifetime ends them
     for one, at in granted.items():
         try:
             gateway.deleteportmapping(at.port, one.protocol.name, "")
-        except Exception:  # noqa: S112  # it has ended, or the gateway has lost it: the others may be there
-            continue
+        except Exception as error:  # it has ended, or the gateway has lost it: the others may be there
+            _said(error)
 
 
 def _gateway(own: IPv4Address) -> Any:
-    gateway = import_module(LIBRARY).UPnP()
-    gateway.multicastif, gateway.discoverdelay = str(own), DISCOVERY_MS
+    # Both are set here alone: as attributes the first cannot be written.
+    gateway = import_module(LIBRARY).UPnP(multicastif=str(own), discoverdelay=DISCOVERY_MS)
     gateway.discover()
     gateway.selectigd()
     return gateway
+
+
+def _said(error: Exception) -> str:
+    """What the library says: it raises bare Exceptions, and of the gateway's texts a ValueError comes too.
+    A call that the library does not take is this module's fault, and no word of a gateway."""
+    if isinstance(error, TypeError | AttributeError):
+        raise error
+    return str(error) or "refused"

@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import trio
 from phantommesh.config.sections import GuardSection, LinkSection, ScatterSection
 from phantommesh.errors import first_of
 from phantommesh.nursery.host.userspace import INSTANCES
+from phantommesh.nursery.lab.delay import LIMIT
 from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.routers import (
     Router,
@@ -46,7 +47,8 @@ SPARE_INSTANCES: Final = 384  # inotify instances for all that runs beside a lab
 # `ip netns exec` gives its command a mount namespace of its own, so this mount is seen by nobody else.
 _PRIVATE_SOCKETS: Final = f'mount --bind "$1" {WIREGUARD_SOCKETS} && shift && exec "$@"'
 _DOWN: Final = "run `phantommesh lab down`; in a container, give it NET_ADMIN and SYS_ADMIN"
-_NO_DELAYS: Final = "run `modprobe sch_netem`; where the kernel has no netem, leave out --regions"
+_NO_DELAYS: Final = "run `modprobe sch_netem`, or leave out --regions"
+_DELAY: Final = (sys.executable, "-m", "phantommesh.nursery.lab.delay")
 # The shell ends at once, so the node is no child of the lab command and outlives it.
 _IN_BACKGROUND: Final = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
 
@@ -187,9 +189,9 @@ def allow_instances(processes: int) -> bool:
     return True
 
 
-def bridge_commands(spec: LabSpec) -> list[str]:
+def bridge_commands(spec: LabSpec, *, netem: bool = True) -> list[str]:
     """Return ``ip -batch`` lines for the namespace of the segments: each with a cable to each node or its
-    router."""
+    router. Without ``netem`` the cables between regions are TAPs, for `lab/delay.py`."""
     lines = []
     underlay, routers = spec.underlay, spec.routers
     ends = {router.first: router.namespace for router in reversed(routers)}  # of two in a row, the outer one
@@ -202,8 +204,8 @@ def bridge_commands(spec: LabSpec) -> list[str]:
             lines += [
                 f"link add {region_name(region, uplink)} type bridge",
                 f"link set {region_name(region, uplink)} up",
-                f"link add {core_cable(region, uplink)} type veth peer name c{region}u{uplink}",
-                f"link set c{region}u{uplink} master seg{uplink} up",
+                *_cable_between(core_cable(region, uplink), far_end(region, uplink), netem=netem),
+                f"link set {far_end(region, uplink)} master seg{uplink} up",
                 f"link set {core_cable(region, uplink)} master {region_name(region, uplink)} up",
             ]
         for number in ports:
@@ -229,6 +231,34 @@ def core_cable(region: int, uplink: int) -> str:
     return f"x{region}u{uplink}"
 
 
+def far_end(region: int, uplink: int) -> str:
+    """Return the name of the other end of `core_cable`, in the segment's bridge."""
+    return f"c{region}u{uplink}"
+
+
+def _cable_between(near: str, far: str, *, netem: bool) -> list[str]:
+    if netem:
+        return [f"link add {near} type veth peer name {far}"]
+    return [
+        line for end in (near, far)
+        for line in (f"tuntap add dev {end} mode tap", f"link set {end} txqueuelen {LIMIT}")
+    ]  # fmt: skip
+
+
+def delay_command(spec: LabSpec) -> list[str]:
+    """Return the arguments of the program that delays in place of netem. Empty without regions."""
+    regions = spec.underlay.regions
+    if regions is None:
+        return []
+    cables = [(region, uplink) for uplink in range(spec.uplinks) for region in range(regions.count)]
+    return [*_DELAY, f"{regions.delay_ms / 2000:g}", *(f"{core_cable(*at)}:{far_end(*at)}" for at in cables)]
+
+
+def delay_log(name: str) -> Path:
+    """Where the program that delays says what is wrong."""
+    return STATE / f"{name}-net.log"
+
+
 def delay_commands(spec: LabSpec) -> list[str]:
     """Return ``tc -batch`` lines for the namespace of the segments: half of a round trip on the way out of
     each region."""
@@ -236,7 +266,7 @@ def delay_commands(spec: LabSpec) -> list[str]:
         return []
     half = spec.underlay.regions.delay_ms / 2
     return [
-        f"qdisc add dev {core_cable(region, uplink)} root netem delay {half:g}ms limit 10000"
+        f"qdisc add dev {core_cable(region, uplink)} root netem delay {half:g}ms limit {LIMIT}"
         for uplink in range(spec.uplinks)
         for region in range(spec.underlay.regions.count)
     ]
@@ -260,9 +290,13 @@ async def build(spec: LabSpec) -> None:
     segments = f"{spec.name}-net"
     for name in spec.namespaces:
         await _ip(["netns", "add", name])
-    await _ip(["-n", segments, "-batch", "-"], bridge_commands(spec))
-    if delays := delay_commands(spec):
+    delays = delay_commands(spec)
+    netem = not delays or await _has_netem(segments)
+    await _ip(["-n", segments, "-batch", "-"], bridge_commands(spec, netem=netem))
+    if delays and netem:
         await _tool(["tc", "-n", segments, "-batch", "-"], delays, fix=_NO_DELAYS)
+    elif delays:
+        await _in_background(["ip", "netns", "exec", segments, *delay_command(spec)], delay_log(spec.name))
     for router in spec.routers:
         await _set_up(router, spec)
     async with trio.open_nursery() as nursery:
@@ -311,11 +345,22 @@ async def start(node: LabNode, command: Sequence[str]) -> int:
 
     Its output is appended to the node's log.
     """
-    script = ["sh", "-c", _IN_BACKGROUND, "sh", str(node.log), *node.inside(command)]
-    shell = await trio.run_process(
-        script, capture_stdout=True, env=node.environment(), start_new_session=True
-    )
+    return await _in_background(node.inside(command), node.log, node.environment())
+
+
+async def _in_background(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> int:
+    script = ["sh", "-c", _IN_BACKGROUND, "sh", str(log), *command]
+    shell = await trio.run_process(script, capture_stdout=True, env=environment, start_new_session=True)
     return int(shell.stdout)
+
+
+async def _has_netem(namespace: str) -> bool:
+    """Whether the kernel has netem, or loads it: an interface that delays nothing else tries it."""
+    tried = ["tc", "-n", namespace, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+    done = await trio.run_process(tried, capture_stdout=True, capture_stderr=True, check=False)
+    return done.returncode == 0
 
 
 def namespace_exists(name: str) -> bool:

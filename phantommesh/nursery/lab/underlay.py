@@ -40,6 +40,7 @@ _MTU: Final = (576, 9000)
 PLAIN_MTU: Final = 1500
 _MAX_REGIONS: Final = 8
 _MAX_DELAY_MS: Final = 2000.0
+_DELAY_MS: Final = 40.0  # where none is said
 
 
 class Nat(msgspec.Struct, frozen=True):
@@ -181,14 +182,14 @@ def parse_block(text: str) -> tuple[int, ...]:
 
 
 def parse_regions(text: str) -> Regions:
-    """Read ``--regions``: ``COUNTxDELAY`` or ``SIZE[,SIZE...],delay=DELAY``, a size being ``NAME:NODES`` or a
-    number, the delay in ms. Raises LabError."""
-    short = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,4}(?:\.[0-9]+)?)(?:ms)?", text)
+    """Read ``--regions``: ``COUNT[xDELAY]`` or ``SIZE[,SIZE...],delay=DELAY``, a size being ``NAME:NODES``
+    or a number, the delay in ms. Raises LabError."""
+    short = re.fullmatch(r"([0-9]{1,2})(?:x([0-9]{1,4}(?:\.[0-9]+)?)(?:ms)?)?", text)
     *words, last = text.split(",")
     long = re.fullmatch(r"delay=([0-9]{1,4}(?:\.[0-9]+)?)(?:ms)?", last)
     sizes = [re.fullmatch(r"(?:[a-z][a-z0-9-]*:)?([1-9][0-9]{0,2})", word) for word in words]
     if short:
-        found = Regions(int(short[1]), float(short[2]))
+        found = Regions(int(short[1]), float(short[2] or _DELAY_MS))
     elif long and all(sizes):
         found = Regions(len(sizes), float(long[1]), tuple(int(size[1]) for size in sizes if size))
     else:

@@ -274,6 +274,7 @@ async def _down(spec: LabSpec) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+    net.delay_log(spec.name).unlink(missing_ok=True)
     _manifest_path(spec.name).unlink(missing_ok=True)
     for directory in (STATE, STATE.parent, RUN, RUN.parent):
         try:

@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import time
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import structlog
 import trio
@@ -38,6 +38,13 @@ _Way = Callable[[NodeId], AbstractAsyncContextManager[channels.Client]]
 _RNG = random.Random()  # noqa: S311  # orders members, keys nothing
 
 log = structlog.get_logger("phantommesh.calling")
+
+
+class Answered(NamedTuple):
+    """``took``: seconds from the question to the answer, without the opening of a channel."""
+
+    answer: messages.Answer
+    took: float
 
 
 class Caller:
@@ -100,6 +107,17 @@ class Caller:
                     raise
                 failures.append(str(error))
         raise framing.StreamError("; ".join(failures))
+
+    async def ask(self, member: NodeId, request: messages.Request, patience: float) -> Answered:
+        """Put one question to a member, over a channel of its own. Raises `StreamError`, also where no answer
+        is there after ``patience`` seconds."""
+        try:
+            with trio.fail_after(patience):
+                async with self.call(member) as client:
+                    asked = trio.current_time()
+                    return Answered(await client.ask(request), trio.current_time() - asked)
+        except trio.TooSlowError:
+            raise framing.StreamError("no answer in time") from None
 
     @asynccontextmanager
     async def _over_lent(self, member: NodeId) -> AsyncIterator[channels.Client]:

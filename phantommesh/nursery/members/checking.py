@@ -8,6 +8,7 @@ opening a channel, which nobody else could answer. So it cannot have others conn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -86,14 +87,10 @@ async def ask_others(caller: Caller, first: Sequence[NodeId]) -> dict[NodeId, me
     answers: dict[NodeId, messages.TcpChecked] = {}
 
     async def ask(member: NodeId) -> None:
-        try:
-            with trio.move_on_after(ANSWER):
-                async with caller.call(member) as client:
-                    answer = await client.ask(messages.CheckTcp())
-                    if isinstance(answer, messages.TcpChecked):
-                        answers[member] = answer
-        except framing.StreamError:
-            pass
+        with suppress(framing.StreamError):
+            answer = (await caller.ask(member, messages.CheckTcp(), ANSWER)).answer
+            if isinstance(answer, messages.TcpChecked):
+                answers[member] = answer
 
     async with trio.open_nursery() as nursery:
         for member in chosen:

@@ -235,9 +235,7 @@ class Finding:
         with left_out(self.dropped, "sighting-broken", "a sighting was left out", peer=told):
             answer: messages.Answer | None = None
             try:
-                with trio.move_on_after(ANSWER):
-                    async with self._caller.call(witness) as client:
-                        answer = await client.ask(messages.Look())
+                answer = (await self._caller.ask(witness, messages.Look(), ANSWER)).answer
             except StreamError as error:
                 log.debug("a member does not say where it sees this node", peer=told, error=str(error))
             if isinstance(answer, messages.Sighting):

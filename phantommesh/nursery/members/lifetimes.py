@@ -224,7 +224,7 @@ class LifetimeDriver:
             public = {one for one in self._public() if one.version == scope.version}
             if public <= self._own() and self._ports.able:
                 outcome, opened = await self._ask(witness, at, (), unasked=4 if scope.version == 4 else 6)
-                if opened and outcome.seen == public:
+                if opened:  # also by a member that is behind a NAT itself, and answers no ASK
                     self._found(scope, witness, outcome, opened=True)
                     return True
             outcome, _ = await self._ask(witness, at, FIRST)
@@ -240,6 +240,7 @@ class LifetimeDriver:
 
     def _found(self, scope: Scope, witness: NodeId, outcome: Outcome, *, opened: bool) -> None:
         good, hairpin = (0.0, None) if opened else (outcome.good, outcome.hairpin)
+        hairpin = None if outcome.seen <= self._own() else hairpin  # there is no NAT
         self.lifetimes.found(scope, time.time(), opened=opened, good=good, hairpin=hairpin)
         log.info(
             "what stands before this node was measured", ip=scope.version, beside=scope.beside, open=opened,

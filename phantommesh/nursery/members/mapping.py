@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
 from typing import Final
@@ -27,7 +28,16 @@ from phantommesh.nursery.host.hostroutes import read_gateways
 from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
 from phantommesh.portmap.machine import Mapper
 from phantommesh.portmap.pcp import MAX_DATAGRAM
-from phantommesh.portmap.values import SERVER_PORT, Granted, Method, Protocol, Wanted
+from phantommesh.portmap.values import (
+    ALL_HOSTS,
+    CLIENT_PORT,
+    SERVER_PORT,
+    Granted,
+    Method,
+    Protocol,
+    Refusal,
+    Wanted,
+)
 from phantommesh.reachable import of_a_site
 from phantommesh.records.candidate import UNKNOWN_PORT
 
@@ -38,6 +48,21 @@ AGAIN: Final = 5.0  # s until a gateway is asked anew whose socket failed
 ENDING: Final = 2.0  # s to give ports back
 
 log = structlog.get_logger("phantommesh.mapping")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """What one gateway does. ``method``: how it answers, of those in ``tried``; None: it does not, or not
+    yet. ``control``: the external address and port of the control port. ``open`` of ``wanted`` ports are
+    mapped, TCP's among them."""
+
+    address: IPv4Address
+    method: Method | None
+    tried: tuple[Method, ...]
+    control: Place | None
+    open: int
+    wanted: int
+    refused: Refusal | None
 
 
 class Mapping:
@@ -73,9 +98,23 @@ class Mapping:
         self._moved.ring()
 
     @property
-    def methods(self) -> dict[IPv4Address, Method | None]:
-        """How each gateway answers; None: it does not, or not yet."""
-        return {address: one.mapper.method for address, one in self._there.items()}
+    def on(self) -> bool:
+        """Whether gateways are asked at all."""
+        return self._on
+
+    def states(self) -> list[GatewayState]:
+        """What each gateway that is asked does."""
+        wanted, now, found = list(self._wanted()), trio.current_time(), list[GatewayState]()
+        for address, gateway in self._there.items():
+            mapper, granted = gateway.mapper, gateway.mapper.granted(now)
+            control = granted.get(wanted[0])
+            at = None if control is None else Place(control.address, control.port)
+            found.append(
+                GatewayState(
+                    address, mapper.method, mapper.tried, at, len(granted), len(wanted), mapper.refused
+                )
+            )
+        return found
 
     def mapped(self) -> tuple[Mapped, ...]:
         """What gateways forward to this node: places of the control port, with those of the dimensions."""
@@ -97,11 +136,33 @@ class Mapping:
         if not self._on:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear)
             while True:
                 await self._look(nursery)
                 if not self._again:
                     with trio.move_on_after(LOOK):
                         await self._moved.wait()
+
+    async def _hear(self) -> None:
+        """Hear gateways announce that they were started anew. Other programs may hear them too."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((str(ALL_HOSTS), CLIENT_PORT))  # each host is in this group on each interface
+            except OSError as error:
+                log.debug("announcements of gateways are not heard", error=str(error))
+                return
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    datagram, (host, _) = sock.recvfrom(MAX_DATAGRAM + 1)
+                except OSError:
+                    continue
+                gateway = self._there.get(IPv4Address(host))
+                if gateway is None:
+                    self._gone["portmap-unasked"] += 1
+                else:
+                    gateway.announced(datagram)
 
     async def _look(self, nursery: trio.Nursery) -> None:
         again, self._again = self._again, False
@@ -165,6 +226,10 @@ class _Gateway:
         if again:
             self._carry_out(self.mapper.again(now))
 
+    def announced(self, datagram: bytes) -> None:
+        """The gateway has said this to all hosts."""
+        self._carry_out(self.mapper.announced(datagram, trio.current_time()))
+
     async def run(self) -> None:
         """Ask until cancelled; then give the ports back."""
         while True:
@@ -207,10 +272,11 @@ class _Gateway:
             if asked is None:
                 await self._asked.wait()
                 continue
-            granted = await trio.to_thread.run_sync(
+            opened = await trio.to_thread.run_sync(
                 upnp.open_ports, self.own, asked.wanted, asked.lifetime, abandon_on_cancel=True
             )
-            self._carry_out(self.mapper.upnp(granted, trio.current_time()))
+            now = trio.current_time()
+            self._carry_out(self.mapper.upnp(opened.granted, now, refused=opened.refused))
 
     async def _end_upnp(self) -> None:
         over, self._over = self._over, {}

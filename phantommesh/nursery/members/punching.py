@@ -230,17 +230,13 @@ class PunchDriver:
 
     async def _ask(self, peer: NodeId, ask: Ask) -> None:
         told, why = format_node_id(peer), "it gave no answer"
+        question = messages.Meet(ask.dimensions, round(AHEAD * 1000), ask.turn)
         with left_out(self._dropped, "meet-broken", BROKEN, peer=told):
             try:
-                with trio.fail_after(PATIENCE):
-                    async with self._caller.call(peer) as client:
-                        asked = trio.current_time()
-                        answer = await client.ask(
-                            messages.Meet(ask.dimensions, round(AHEAD * 1000), ask.turn)
-                        )
-                        now = trio.current_time()
+                answer, took = await self._caller.ask(peer, question, PATIENCE)
                 if isinstance(answer, messages.Done):  # it took the question half of the time ago
-                    self.punching.agreed(peer, (asked + now) / 2 + AHEAD, now)
+                    now = trio.current_time()
+                    self.punching.agreed(peer, now - took / 2 + AHEAD, now)
                     self._settle()
                     return
                 if isinstance(answer, messages.Refused):
@@ -249,8 +245,8 @@ class PunchDriver:
                         self._deaf.add(peer)
                         if (entry := self._peers.get(peer)) is not None:
                             self._hold(entry)
-            except (StreamError, trio.TooSlowError) as error:
-                why = str(error) or why
+            except StreamError as error:
+                why = str(error)
         log.debug("a peer is not asked to begin", peer=told, why=why)
         self._apart(peer, why)
 

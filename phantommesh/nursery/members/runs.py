@@ -186,9 +186,8 @@ class RunWatch:
         for member in [m for m in self._unannounced if self._caller.sessions.newest(m) is not None]:
             self._unannounced.discard(member)
             if mine is not None:
-                with suppress(framing.StreamError), trio.move_on_after(framing.CONNECT):
-                    async with self._caller.call(member) as client:
-                        await client.ask(messages.Announce(mine.signed.encode()))
+                with suppress(framing.StreamError):
+                    await self._caller.ask(member, messages.Announce(mine.signed.encode()), framing.CONNECT)
 
     async def push(self, news: bytes) -> None:
         """Tell every member of a proof, as far as each can be reached."""

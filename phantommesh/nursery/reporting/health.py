@@ -27,7 +27,7 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
-from phantommesh.scatter import intents
+from phantommesh.scatter import goals
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.certificates import DAY, EARLY
@@ -231,7 +231,7 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
         return
     names = {parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster)}
     for name in sorted(parts.config.scatter.peers.keys() - names):
-        yield intents.UNKNOWN_PEER.fault(
+        yield goals.UNKNOWN_PEER.fault(
             f"scatter.peers names {name}, who is no member", "correct the name, or let it join", subject=name
         )
 

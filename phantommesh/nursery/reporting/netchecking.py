@@ -21,7 +21,6 @@ from phantommesh.management.netview import (
     NatKind,
     NatView,
     NetCheck,
-    PortmapView,
     ReachedView,
     RelayView,
     UplinkView,
@@ -33,7 +32,7 @@ from phantommesh.nursery.host.features import read_features
 from phantommesh.nursery.host.uplinks import read_uplinks
 from phantommesh.nursery.members.checking import ask_others
 from phantommesh.nursery.parts import Parts
-from phantommesh.records.candidate import Kind
+from phantommesh.nursery.reporting.portmapping import portmap_view
 from phantommesh.trust.identity import NodeId
 
 _VERSIONS: Final[tuple[tuple[int, Family], ...]] = ((4, "ipv4"), (6, "ipv6"))
@@ -77,7 +76,7 @@ class NetChecks:
             node=name,
             uplinks=uplinks,
             nat=nats,
-            portmap=_portmap(parts),
+            portmap=portmap_view(parts.mapping.states(), on=parts.mapping.on),
             hairpin=hairpin,
             overlay_mtu=parts.config.wireguard.mtu,
             least_mtu=min(fits, default=None),
@@ -96,7 +95,7 @@ class NetChecks:
         if used:
             return msgspec.structs.replace(feature, there=True, why="in use")
         if feature.name == "netdev egress hook" and scattering.problem is None:
-            hooked = scattering.mode == "egress"
+            hooked = scattering.hook == "egress"
             why = "in use" if hooked else "packets are scattered by marks"
             return msgspec.structs.replace(feature, there=True if hooked else feature.there, why=why)
         return feature
@@ -168,8 +167,10 @@ def _nat_view(family: Family, nat: Nat, parts: Parts) -> NatView:
     why = said(nat.kind)
     if nat.kind == "other-port" and nat.witnesses < SURE:
         why = "one member sees another port; a second one would show whether it is the same for all"
-    scope = Scope(4 if family == "ipv4" else 6, beside=False)
-    known, keepalive = parts.lifetimes.lifetimes.known(scope), parts.lifetimes.lifetimes.keepalive(scope)
+    lifetimes, version = parts.lifetimes.lifetimes, 4 if family == "ipv4" else 6
+    scopes = [Scope(version, beside) for beside in (False, True)]
+    scope = next((one for one in scopes if lifetimes.known(one) is not None), scopes[0])
+    known, keepalive = lifetimes.known(scope), lifetimes.keepalive(scope)
     return NatView(
         family=family,
         kind=nat.kind,
@@ -197,14 +198,6 @@ def said(kind: NatKind) -> str:
             return "no member has said yet where it sees this node"
         case _:
             assert_never(kind)
-
-
-def _portmap(parts: Parts) -> PortmapView:
-    """By this node's own candidates: a mapped one is in its record."""
-    mapped = next((one for one in parts.finding.found.candidates if one.kind == Kind.MAPPED), None)
-    if mapped is None:
-        return PortmapView(state="none", why="no router has mapped a port")
-    return PortmapView(state="mapped", endpoint=format_endpoint(mapped.host, mapped.port))
 
 
 def _relays(parts: Parts) -> RelayView:

@@ -35,7 +35,7 @@ from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records.roster import Entry
-from phantommesh.scatter.intents import intent_of
+from phantommesh.scatter.goals import goal_of
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import PeerState
 
@@ -184,7 +184,11 @@ class Rows:
             reached=WAYS[self._parts.gossip.membership.way(member.node_id)],
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
-            endpoint=entry.record.control[0] if entry.record.control else None,
+            endpoint=waysof.endpoint_of(
+                [one.endpoint for one in dimensions],
+                self._parts.paths.paths.view(member.node_id, trio.current_time()),
+                entry.record,
+            ),
             dimensions=dimensions,
             rx_bytes=sum(d.rx_bytes for d in dimensions),
             tx_bytes=sum(d.tx_bytes for d in dimensions),
@@ -261,8 +265,8 @@ class Rows:
         return ScatterView(
             peer=entry.member.name,
             node_id=format_node_id(node_id),
-            mode=scattering.mode,
-            intent=intent_of(entry.member.name, self._parts.config.scatter),
+            hook=scattering.hook,
+            goal=goal_of(entry.member.name, self._parts.config.scatter),
             scheduler=now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,

@@ -56,6 +56,15 @@ def taken(offered: Way | None, endpoint: Endpoint | None, path: PathView) -> Tak
     return Taken(kind, relay, path.state is not PathState.DARK)
 
 
+def endpoint_of(endpoints: Sequence[str | None], found: Sequence[PathView], record: NodeRecord) -> str | None:
+    """Where WireGuard sends to a peer: in the first dimension that answers, else in the first that has an
+    endpoint. Before WireGuard has any it is the first control endpoint of the peer's record."""
+    states = [one.state for one in found] or [PathState.CLOSED] * len(endpoints)
+    ranked = sorted(zip(states, endpoints, strict=False), key=lambda one: one[0] is not PathState.UP)
+    used = next((endpoint for _, endpoint in ranked if endpoint is not None), None)
+    return used or next(iter(record.control), None)
+
+
 def why(
     way: Taken, record: NodeRecord, offered: Way | None, endpoint: Endpoint | None, path: PathView, *,
     search: State, keyed: bool, tried: Sequence[str],

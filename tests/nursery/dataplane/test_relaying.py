@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address
 from math import inf
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from phantommesh.nursery.dataplane.fastlane import AGAIN, FastLane
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.relaying import COUNT, IDLE, Relaying
 from phantommesh.nursery.host.nft import NftError
+from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.routing import binding
 from phantommesh.routing.fastlane import Hop, key_of
 from phantommesh.routing.forwarding import COUNTED, PASSED, RELAY_MARK, Frame
@@ -439,13 +439,11 @@ async def test_a_member_that_does_not_answer_keeps_no_other_from_being_told(
     mute, other, asker = (NodeId(bytes((n,)) * 16) for n in (1, 2, 3))
     told = list[tuple[NodeId, messages.OfferRelay]]()
 
-    @asynccontextmanager
-    async def call(member: NodeId) -> AsyncIterator[object]:
-        async def ask(word: messages.OfferRelay) -> None:
-            await trio.sleep(3600.0 if member == mute else 0.01)
-            told.append((member, word))
-
-        yield SimpleNamespace(ask=ask)
+    async def ask(member: NodeId, word: messages.OfferRelay, patience: float) -> None:
+        await trio.sleep(patience if member == mute else 0.01)
+        if member == mute:
+            raise StreamError("no answer in time")
+        told.append((member, word))
 
     config = SimpleNamespace(
         relay=RelaySection(offer=True), wireguard=SimpleNamespace(prefix="pm"),
@@ -453,7 +451,7 @@ async def test_a_member_that_does_not_answer_keeps_no_other_from_being_told(
     )  # fmt: skip
     lending = Lending(
         cast("Any", config), NodeId(bytes(16)), cast("Any", None), cast("Any", None),
-        cast("Any", SimpleNamespace(call=call)), far=lambda peer: 0.01, publish=lambda: None,
+        cast("Any", SimpleNamespace(ask=ask)), far=lambda peer: 0.01, publish=lambda: None,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lending._tell_all)

@@ -22,7 +22,7 @@ from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
-from phantommesh.scatter.intents import MANNERS
+from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.plan import ADOPTED
 from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
@@ -40,6 +40,7 @@ class Kernel:
     tables: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
     peers: dict[str, str] = field(default_factory=dict)  # address to chain
     counters: dict[int, tuple[int, int]] = field(default_factory=dict)
+    flows: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)  # by bucket
     handle: int = 0
     interface: bool = False
     routes: bool = False
@@ -63,6 +64,8 @@ class Kernel:
             if name in ("peers4", "peers6"):
                 for key, value in pairs:
                     self.peers.pop(key) if verb == "delete" else self.peers.update({key: value})
+            elif name.startswith("flows_"):
+                self.flows[name] = {int(key): (0, 0) for key, _ in pairs}
             elif name != "hits":
                 self.tables[family][name] = {int(key): int(value) for key, value in pairs}
         for name in re.findall(rf"delete map {family} \S+ (\S+)", text):
@@ -118,8 +121,7 @@ class FakeTable:
 
     async def counters(self, name: str) -> dict[int, tuple[int, int]]:
         await trio.lowlevel.checkpoint()
-        assert name == "hits"
-        return dict(self.kernel.counters)
+        return dict(self.kernel.counters if name == "hits" else self.kernel.flows[name])
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def peer(number: int, link: int | None = 1) -> ScatterPeer:
     ip4, ip6 = IPv4Address("100.64.0.0") + number, IPv6Address("fd00::") + number
     keying = None if link is None else (link, Secret(bytes([number, link]) * 16))
-    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying, MANNERS["speed"])
+    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying, SCHEDULES["throughput"])
 
 
 def devices(missing: set[int] = set()) -> dict[str, DeviceState]:  # noqa: B006  # never changed
@@ -447,7 +449,7 @@ async def test_without_an_egress_hook_marks_do_it(kernel: Kernel, autojump_clock
     scatter.update([peer(2)])
     scatter.devices(devices())
     async with running(scatter):
-        assert scatter.mode == "mark" and problem(scatter) is None
+        assert scatter.hook == "mark" and problem(scatter) is None
         assert set(kernel.tables) == {"inet"} and kernel.marked[8] == (
             10,
             frozenset(Route(network, 1) for network in NETWORKS),
@@ -464,7 +466,7 @@ async def test_the_routes_of_marks_are_kept_to_what_a_peers_paths_carry(
     kernel: Kernel, autojump_clock: object
 ) -> None:
     fits = [fitted(2, 1420), fitted(3, 1376)]
-    scatter = make(ScatterSection(mode="mark"), fits=lambda: fits)
+    scatter = make(ScatterSection(hook="mark"), fits=lambda: fits)
     scatter.update([peer(2), peer(3)])
     scatter.devices(devices())
     async with running(scatter):
@@ -486,7 +488,7 @@ async def test_tcp_over_ipv6_has_a_table_where_a_peers_paths_carry_less_than_128
     scatter.update([peer(2), peer(3)])
     scatter.devices(devices())
     async with running(scatter):
-        assert scatter.mode == "egress" and not kernel.marked
+        assert scatter.hook == "egress" and not kernel.marked
         fits[1] = fitted(3, 1216)
         scatter.kick()
         await settle()
@@ -505,11 +507,11 @@ async def test_tcp_over_ipv6_has_a_table_where_a_peers_paths_carry_less_than_128
 
 async def test_egress_alone_is_not_replaced_by_marks(kernel: Kernel, autojump_clock: object) -> None:
     kernel.refusals["netdev"] = NftError("no such hook", code=errno.EOPNOTSUPP)
-    scatter = make(ScatterSection(mode="egress"))
+    scatter = make(ScatterSection(hook="egress"))
     scatter.update([peer(2)])
     scatter.devices(devices())
     async with running(scatter):
-        assert scatter.mode == "egress" and problem(scatter) is not None
+        assert scatter.hook == "egress" and problem(scatter) is not None
         assert not kernel.tables and not has_interface(kernel)
 
 
@@ -537,7 +539,7 @@ async def test_a_table_that_was_left_scatters_on_until_its_peers_are_keyed(
 
 async def test_off_removes_what_was_left(kernel: Kernel, autojump_clock: object) -> None:
     kernel.tables["netdev"], kernel.interface, kernel.routes = {}, True, True
-    scatter = make(ScatterSection(mode="off"))
+    scatter = make(ScatterSection(hook="off"))
     scatter.update([peer(2)])
     scatter.devices(devices())
     async with running(scatter):
@@ -545,12 +547,12 @@ async def test_off_removes_what_was_left(kernel: Kernel, autojump_clock: object)
         assert problem(scatter) is None
 
 
-async def test_a_peer_can_have_an_intent_of_its_own(kernel: Kernel, autojump_clock: object) -> None:
+async def test_a_peer_can_have_an_goal_of_its_own(kernel: Kernel, autojump_clock: object) -> None:
     scatter = make()
     scatter.update([peer(2), peer(3)])
     scatter.devices(devices())
     async with running(scatter):
-        scatter.update([peer(2), replace(peer(3), manner=MANNERS["private"])])
+        scatter.update([peer(2), replace(peer(3), schedule=SCHEDULES["private"])])
         await settle()
         text = kernel.texts[-1]
         assert "numgen inc mod 1024" in text and "maxseg size set" in text and "mod 1022" not in text

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from ipaddress import IPv4Address
-from typing import Any
+from operator import index
 
 import pytest
 
@@ -20,41 +21,61 @@ class Gateway:
 
     def __init__(self, *, lifetimes: bool = True, says: str = "OnlyPermanentLeasesSupported") -> None:
         self.table: dict[tuple[int, str], tuple[str, int]] = {}
-        self.asked, self._lifetimes, self._says = 0, lifetimes, says
+        self.asked, self.lifetimes, self.says = 0, lifetimes, says
+
+    def UPnP(  # the library's
+        self, multicastif: str, minissdpdsocket: str | None = None, discoverdelay: int = 0
+    ) -> Session:
+        assert multicastif and discoverdelay
+        return Session(self)
+
+
+class Session:
+    """What the library's class makes. Like that class it has no attribute that can be set, and takes a
+    lifetime as a number only: `tests/lab/test_portmap.py` has the library itself."""
+
+    __slots__ = ("_gateway",)
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def discover(self) -> int:
+        return 1
+
+    def selectigd(self) -> str:
+        return "http://192.168.1.1/ctl"
 
     def externalipaddress(self) -> str:
         return "203.0.113.7"
 
     def addportmapping(
-        self, external: int, protocol: str, host: str, port: int, name: str, remote: str, life: str
+        self, external: int, protocol: str, host: str, port: int, name: str, remote: str, life: int
     ) -> bool:
-        self.asked += 1
-        if life != "0" and not self._lifetimes:
-            raise Exception(self._says)
-        if self.table.get((external, protocol), (host, port))[0] != host:
+        index(life)
+        self._gateway.asked += 1
+        if life and not self._gateway.lifetimes:
+            raise Exception(self._gateway.says)
+        if self._gateway.table.get((external, protocol), (host, port))[0] != host:
             raise Exception("ConflictInMappingEntry")
-        self.table[external, protocol] = host, port
+        self._gateway.table[external, protocol] = host, port
         return True
 
     def deleteportmapping(self, external: int, protocol: str, remote: str) -> bool:
-        if (external, protocol) not in self.table:
+        if (external, protocol) not in self._gateway.table:
             raise Exception("NoSuchEntryInArray")
-        del self.table[external, protocol]
+        del self._gateway.table[external, protocol]
         return True
 
 
 def use(monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> Gateway:
-    def there(own: IPv4Address) -> Any:
-        return gateway
-
-    monkeypatch.setattr(upnp, "_gateway", there)
+    monkeypatch.setitem(sys.modules, upnp.LIBRARY, gateway)  # the library's one class
     return gateway
 
 
 @pytest.mark.parametrize("says", ["OnlyPermanentLeasesSupported", "Invalid Args"])
 def test_a_gateway_without_lifetimes_is_asked_without(monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     gateway = use(monkeypatch, Gateway(lifetimes=False, says=says))
-    granted = upnp.open_ports(OWN, WANTED, 1800)
+    granted = upnp.open_ports(OWN, WANTED, 1800).granted
     assert [granted[one].port for one, _ in WANTED] == [port for _, port in WANTED]
     assert gateway.asked == len(WANTED) + 1  # it is not asked twice for each
     upnp.close_ports(OWN, granted)
@@ -64,14 +85,27 @@ def test_a_gateway_without_lifetimes_is_asked_without(monkeypatch: pytest.Monkey
 def test_a_second_node_behind_the_gateway_gets_all_its_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = use(monkeypatch, Gateway())
     upnp.open_ports(IPv4Address("192.168.1.4"), WANTED, 1800)
-    granted = upnp.open_ports(OWN, WANTED, 1800)
+    granted = upnp.open_ports(OWN, WANTED, 1800).granted
     assert granted.keys() == {one for one, _ in WANTED}
     assert len(gateway.table) == 2 * len(WANTED)
 
 
 def test_one_that_is_gone_keeps_none_of_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = use(monkeypatch, Gateway())
-    granted = upnp.open_ports(OWN, WANTED, 1800)
+    granted = upnp.open_ports(OWN, WANTED, 1800).granted
     del gateway.table[51820, "UDP"]
     upnp.close_ports(OWN, granted)
     assert not gateway.table
+
+
+def test_a_gateway_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Gateway(lifetimes=False, says="Action Not Authorized"))
+    assert upnp.open_ports(OWN, WANTED, 1800) == upnp.Opened({}, "Action Not Authorized")
+
+
+def test_a_call_that_the_library_does_not_take_is_not_a_gateway_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(monkeypatch, Gateway())
+    with pytest.raises(TypeError):
+        upnp.open_ports(OWN, WANTED, "1800")  # type: ignore[arg-type]

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.nursery.lab.errors import LabError
-from phantommesh.nursery.lab.net import LabNode, LabSpec, bridge_commands, delay_commands, uplink_commands
+from phantommesh.nursery.lab.net import (
+    LabNode,
+    LabSpec,
+    bridge_commands,
+    delay_command,
+    delay_commands,
+    uplink_commands,
+)
 from phantommesh.nursery.lab.routers import cables, routers_of, rules, settings
 from phantommesh.nursery.lab.underlay import (
     KINDS,
@@ -76,7 +83,7 @@ def test_every_node_has_one_place_and_a_way_to_the_segments(kinds: list[str], no
         (parse_block, "tcp", "udp:3+4"),
         (parse_block, "udp:", "udp:3+4"),
         (parse_block, "udp:0", "udp:3+4"),
-        (parse_regions, "2", "2x40"),
+        (parse_regions, "two", "2x40"),
         (parse_regions, "1x40", "2 to 8"),
         (parse_regions, "2x0", "2 to 8"),
         (parse_regions, "a:3,b:x,delay=4", "2x40"),
@@ -107,6 +114,7 @@ def test_words_of_mtu_block_and_regions() -> None:
     assert parse_mtu("1280:silent") == (1280, True)
     assert parse_block("udp") == ()
     assert parse_block("udp:4+3") == (3, 4)
+    assert parse_regions("3") == Regions(3, 40.0)
     assert [parse_regions("2x40").of(number, 5) for number in range(1, 6)] == [0, 0, 0, 1, 1]
     assert [parse_regions("a:1,b:4,delay=2.5ms").of(number, 5) for number in range(1, 6)] == [0, 1, 1, 1, 1]
 
@@ -153,6 +161,17 @@ def test_regions_are_bridges_with_half_the_round_trip_on_the_way_out() -> None:
     assert delay_commands(spec) == [
         f"qdisc add dev x{at}u0 root netem delay 20ms limit 10000" for at in (0, 1)
     ]
+
+
+def test_regions_without_netem_are_joined_by_a_program() -> None:
+    spec = lab(regions=Regions(2, 40.0, (2, 3)))
+    lines = bridge_commands(spec, netem=False)
+    for at in (0, 1):
+        for end, bridge in ((f"x{at}u0", f"reg{at}u0"), (f"c{at}u0", "seg0")):
+            made, joined = f"tuntap add dev {end} mode tap", f"link set {end} master {bridge} up"
+            assert lines.index(made) < lines.index(joined)
+    assert delay_command(spec)[2:] == ["phantommesh.nursery.lab.delay", "0.02", "x0u0:c0u0", "x1u0:c1u0"]
+    assert delay_command(lab()) == []
 
 
 def test_an_underlay_is_the_same_after_it_was_written_down() -> None:

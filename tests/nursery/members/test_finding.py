@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import cast
 
@@ -17,7 +16,7 @@ from phantommesh.control import messages
 from phantommesh.node.whereabouts import LONGEST, QUIET, SOON
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.members import finding as module
-from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.members.calling import Answered, Caller
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.reachable import HostAddress, HostNetworks, Reach
@@ -46,16 +45,13 @@ class Members:
     def name_of(self, member: NodeId) -> str:
         return member.hex()
 
-    @asynccontextmanager
-    async def call(self, member: NodeId) -> AsyncIterator[Members]:
+    async def ask(self, member: NodeId, request: messages.Request, patience: float) -> Answered:
+        await trio.lowlevel.checkpoint()
         self.asked.append((member, trio.current_time()))
         if member in self.deaf:
             raise StreamError("no answer")
-        yield self
-
-    async def ask(self, request: messages.Request) -> messages.Answer:
         assert isinstance(request, messages.Look)
-        return messages.Sighting(f"{self.public}:40000", 0, (f"{self.public}:40001",))
+        return Answered(messages.Sighting(f"{self.public}:40000", 0, (f"{self.public}:40001",)), 0.0)
 
 
 class Host:

@@ -154,6 +154,13 @@ async def test_where_strangers_come_in_no_keepalives_are_sent(tmp_path: Path, cl
         assert (await known(one)).open and one.part.keepalive("203.0.113.1") == NEVER
 
 
+async def test_a_member_behind_a_nat_shows_it_too(tmp_path: Path, clock: MockClock) -> None:
+    """What the node asks does not come to it, but what it sends unasked comes in."""
+    async with mesh(tmp_path, behind=False) as (one, two):
+        two.ports.deaf = True
+        assert (await known(one)).open
+
+
 async def test_a_firewall_that_drops_strangers_is_measured(tmp_path: Path, clock: MockClock) -> None:
     async with mesh(tmp_path, behind=False) as (one, _):
         one.ports.deaf = True

@@ -67,7 +67,10 @@ async def test_ports_are_opened_and_given_back_at_the_end(host: Host) -> None:
             (found,) = host.mapping.mapped()
             assert (found.own, found.place.address, found.place.port) == (HERE, PUBLIC, 51805)
             assert found.ports == tuple(port + 5 for port in PORTS[1])
-            assert host.mapping.methods == {HERE: Method.PCP}
+            (state,) = host.mapping.states()
+            assert (state.address, state.method, state.control) == (HERE, Method.PCP, found.place)
+            assert state.refused is None
+            assert state.open == state.wanted or state.open == 8  # TCP is asked for last
             assert host.changes
             node.cancel_scope.cancel()
         await until(lambda: not host.gateway.table)
@@ -111,7 +114,7 @@ async def test_upnp_is_asked_in_a_thread_where_nothing_else_answers(
     monkeypatch.setattr(
         upnp,
         "open_ports",
-        lambda own, wanted, life: {one: Granted(PUBLIC, port, life) for one, port in wanted},
+        lambda own, wanted, life: upnp.Opened({one: Granted(PUBLIC, port, life) for one, port in wanted}),
     )
     monkeypatch.setattr(upnp, "close_ports", lambda own, granted: closed.extend(granted))
     host.gateway.kind = "none"
@@ -120,7 +123,7 @@ async def test_upnp_is_asked_in_a_thread_where_nothing_else_answers(
         async with trio.open_nursery() as node:
             node.start_soon(host.mapping.run)
             await until(lambda: host.whole)
-            assert host.mapping.methods == {HERE: Method.UPNP}
+            assert [one.method for one in host.mapping.states()] == [Method.UPNP]
             node.cancel_scope.cancel()
         assert Wanted(Protocol.UDP, 51800) in closed
         nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh.config.sections import Intent
+from phantommesh.config.sections import Goal
 from phantommesh.link.effects import Alarm
 from phantommesh.management import peerfaults
 from phantommesh.management.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
@@ -265,7 +265,7 @@ async def test_a_node_tells_of_its_links_and_its_health(
         alpha.parts.scattering.problem = None  # two nodes in one namespace can be in each other's way
         alpha.recorder.measure()
         assert told(alpha, "health.*")[-1].type == "health.well", told(alpha, "health.*")[-1]
-        peers: dict[str, Intent] = {"alpha": "order", "gama": "private"}
+        peers: dict[str, Goal] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
         changed = Settings(msgspec.structs.replace(alpha.parts.config, scatter=scatter))
         alpha.reporter._parts = replace(alpha.parts, settings=changed)

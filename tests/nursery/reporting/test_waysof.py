@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 from msgspec import structs
 
-from phantommesh.nursery.reporting.waysof import NOWHERE, Taken, taken, why
+from phantommesh.nursery.reporting.waysof import NOWHERE, Taken, endpoint_of, taken, why
 from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.candidate import Candidate
@@ -132,3 +132,15 @@ def test_no_way_says_what_is_missing() -> None:
     assert reason(None, AT, dark, of, (AT.host, "192.168.1.5")) == "no answer from 2 addresses"
     assert reason(RELAYED, RELAYED.endpoint, dark, of, (AT.host,)) == "no answer by the relay"
     assert reason(FRAMED, FRAMED.endpoint, dark, of) == "no answer over TCP"
+
+
+def test_a_peers_endpoint_is_the_one_in_use_not_the_first_of_its_record() -> None:
+    of = record("192.168.1.5:51800", "203.0.113.7:51800")
+    both = ["192.168.1.5:51820", "203.0.113.7:51821"]
+    dark, works = path(PathState.DARK), path()
+    assert endpoint_of(both, [dark, works], of) == "203.0.113.7:51821"
+    assert endpoint_of(both, [works, works], of) == "192.168.1.5:51820"
+    assert endpoint_of([None, both[1]], [dark, dark], of) == "203.0.113.7:51821"
+    assert endpoint_of(both, [], of) == "192.168.1.5:51820"
+    assert endpoint_of([None, None], [dark, dark], of) == "192.168.1.5:51800"
+    assert endpoint_of([], [], record()) is None

@@ -52,8 +52,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "nat.portmap": ("off", "off"),
     "gossip.preset": ("wan", "wan"),
     "gossip.seeds": ("192.0.2.9:51800", ("192.0.2.9:51800",)),
-    "scatter.mode": ("off", "off"),
-    "scatter.intent": ("private", "private"),
+    "scatter.hook": ("off", "off"),
+    "scatter.goal": ("private", "private"),
     "scatter.peers": ("pm-2=order,pm-3 = private", {"pm-2": "order", "pm-3": "private"}),
     "scatter.scheduler": ("flow", "flow"),
     "scatter.epoch_seconds": ("30", 30.0),
@@ -98,6 +98,11 @@ def test_the_environment_does_without_a_file(tmp_path: Path) -> None:
     assert load(none, NODE) == Config(node=NodeSection(name="pm-1", mesh="lab"))
     with pytest.raises(NoConfigError):
         load(none, {"PHANTOMMESH_NODE_NAME": "pm-1"})
+
+
+def test_a_variable_of_an_earlier_version_is_told_its_new_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is called PHANTOMMESH_SCATTER_GOAL now"):
+        load(tmp_path / "none", NODE | {"PHANTOMMESH_SCATTER_INTENT": "order"})
 
 
 def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from phantommesh.portmap import machine
 from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
-from phantommesh.portmap.machine import AGAIN, LIFETIME, MAX_WANTED, SOONEST, TRIES, Mapper
-from phantommesh.portmap.values import Granted, Method, Protocol, Wanted
+from phantommesh.portmap.machine import AGAIN, HEEDED, LIFETIME, MAX_WANTED, SOONEST, SPREAD, TRIES, Mapper
+from phantommesh.portmap.values import Granted, Method, Protocol, Refusal, Wanted
 
 OWN, PUBLIC = IPv4Address("192.168.1.5"), IPv4Address("203.0.113.7")
 CONTROL, TCP, WG = Wanted(Protocol.UDP, 51800), Wanted(Protocol.TCP, 51800), Wanted(Protocol.UDP, 51820)
@@ -205,7 +205,7 @@ def test_a_refusal_is_not_asked_again_soon(kind: str) -> None:
     asked = len(rig.gateway.asked)
     rig.run(machine.REFUSED - 1)
     assert len(rig.gateway.asked) == asked
-    assert rig.mapper.refused == 2 and not rig.ports
+    assert rig.mapper.refused == Refusal(Method(kind), 2) and not rig.ports
 
 
 def test_a_life_of_a_second_makes_no_storm() -> None:
@@ -228,6 +228,58 @@ def test_upnp_is_the_last_resort() -> None:
     rig.carry(rig.mapper.upnp({}, rig.now))
     rig.run(AGAIN / 2)
     assert len(rig.gateway.asked) >= 2 * TRIES
+
+
+def test_a_gateway_of_upnp_that_refuses_is_no_gateway_that_is_not_there() -> None:
+    rig = Rig(Gateway("none"), upnp=True)
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    rig.carry(rig.mapper.upnp({}, rig.now, refused="Action Not Authorized"))
+    assert rig.mapper.method is Method.UPNP and not rig.ports
+    assert rig.mapper.refused == Refusal(Method.UPNP, text="Action Not Authorized")
+    rig.run(machine.REFUSED - 1)
+    assert len(rig.upnp) == 1
+    rig.run(2.0)
+    rig.carry(rig.mapper.upnp({CONTROL: Granted(PUBLIC, 51800, 1800.0)}, rig.now))
+    assert rig.ports == {CONTROL: 51800}
+    refused = rig.mapper.refused
+    assert refused is None
+
+
+ANNOUNCED = {"pcp": struct.pack("!BBBBII12s", 2, 0x80, 0, 0, 0, 0, b""), "nat-pmp": b"\0\x80" + bytes(10)}
+
+
+@pytest.mark.parametrize("kind", ANNOUNCED)
+def test_a_gateway_that_announces_itself_gets_all_again_within_seconds(kind: str) -> None:
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    rig.run(100.0)
+    rig.gateway.table.clear()
+    rig.gateway.started = rig.now
+    rig.carry(rig.mapper.announced(ANNOUNCED[kind], rig.now))
+    rig.run(SPREAD)
+    assert rig.gateway.table.keys() == {(w.protocol, w.port) for w in ALL}
+
+
+@pytest.mark.parametrize("kind", ANNOUNCED)
+def test_a_forged_announcement_costs_one_question(kind: str) -> None:
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    rig.run(100.0)
+    asked, changes = len(rig.gateway.asked), rig.changes
+    for _ in range(1000):
+        rig.carry(rig.mapper.announced(ANNOUNCED[kind], rig.now))
+        rig.run(10 * HEEDED / 1000)
+    assert len(rig.gateway.asked) - asked <= 10 + 1 and rig.changes == changes
+
+
+def test_a_gateway_that_was_silent_is_asked_once_it_announces_itself() -> None:
+    rig = Rig(Gateway("nat-pmp", deaf=True))
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    rig.gateway.deaf = False
+    rig.carry(rig.mapper.announced(ANNOUNCED["nat-pmp"], rig.now))
+    assert len(rig.ports) == 3
 
 
 def test_a_port_by_upnp_that_is_of_no_more_use_is_given_back() -> None:
@@ -256,6 +308,7 @@ def test_whatever_comes_from_a_gateway(said: list[tuple[bytes, float]], genuine:
     for data, pause in said:
         for form in (data, b"\x02\x81\0\0" + data, b"\0\x80\0\0" + data, b"\0\x81\0\0" + data):
             rig.carry(rig.mapper.receive(form, rig.now))
+            rig.carry(rig.mapper.announced(form, rig.now))
         rig.run(pause)
-    assert len(rig.gateway.asked) <= 40 + 30 * len(said)
+    assert len(rig.gateway.asked) <= 60 + 30 * len(said)
     assert rig.mapper.deadline > rig.now or rig.mapper.deadline == inf

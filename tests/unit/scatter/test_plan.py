@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
-from phantommesh.scatter.intents import MANNERS, Manner
+from phantommesh.scatter.goals import SCHEDULES, Schedule
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame, mark
 from phantommesh.secret import Secret
@@ -30,10 +30,10 @@ def at(seconds: float) -> Moment:
     return Moment(1e9 + seconds, 500.0 + seconds)
 
 
-def peer(number: int, link: int | None = 1, manner: Manner = MANNERS["speed"]) -> ScatterPeer:
+def peer(number: int, link: int | None = 1, schedule: Schedule = SCHEDULES["throughput"]) -> ScatterPeer:
     ip4, ip6 = IPv4Address("100.64.0.0") + number, IPv6Address("fd00::") + number
     keying = None if link is None else (link, Secret(bytes([number, link]) * 16))
-    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying, manner)
+    return ScatterPeer(bytes([number]) * 16, ip4, ip6, keying, schedule)
 
 
 def make(*peers: ScatterPeer) -> Plan:
@@ -88,7 +88,7 @@ def test_what_is_told_says_whether_the_table_has_to_change() -> None:
     assert plan.change(peer(3), at(1.0)) and not plan.is_placed(at(1.0))
     assert plan.change(peer(2, None), at(1.0))
     assert plan.update([replace(peer(2), ip4=IPv4Address("100.64.9.9"))], at(1.0))
-    assert plan.update([peer(2, manner=MANNERS["private"])], at(1.0))
+    assert plan.update([peer(2, schedule=SCHEDULES["private"])], at(1.0))
     assert plan.update([], at(1.0))
 
 
@@ -160,7 +160,7 @@ def test_a_rotation_ends_the_epochs_before_with_what_was_counted_after_it() -> N
 
 
 def test_a_flow_that_is_remembered_is_forgotten_with_its_map() -> None:
-    plan = placed(peer(2, manner=Manner("flowlet")))
+    plan = placed(peer(2, schedule=Schedule("flowlet")))
     assert plan.rotation(plan.installed, at(EPOCH)).maps[FLOWLETS] == {}
 
 
@@ -347,3 +347,17 @@ def test_epochs_that_were_set_short_end_whatever_flows() -> None:
     plan = placed(peer(2))
     plan._epoch_seconds = 2.0
     assert not plan.can_rest(at(1.2 * EPOCH)) and plan.due(at(1.2 * EPOCH))
+
+
+def test_flows_are_split_in_the_epoch_under_way_and_stay_so_in_the_next() -> None:
+    plan = placed(peer(2, schedule=SCHEDULES["auto"]), peer(3))
+    node_id = bytes([2]) * 16
+    assert plan.homes(bytes([3]) * 16) is None
+    found = plan.homes(node_id)
+    assert found is not None and len(found[1]) == 256 and not plan.splits(node_id)
+    (name, elements), *more = plan.split(node_id, frozenset({7, 9})).items()
+    assert not more and {b for b, value in elements.items() if value & 15 == 9} == {7, 9}
+    assert plan.splits(node_id) == {7, 9}
+    maps = plan.rotation([node_id], at(1.0)).maps
+    assert maps.keys() == {name, name.replace("deck", "split")}
+    assert {b for b, value in maps[name].items() if value & 15 == 9} == {7, 9}

@@ -7,7 +7,7 @@ import pytest
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EQUAL, STEP, Keying, Moment, Numbers, PeerScatter
-from phantommesh.scatter.intents import MANNERS
+from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.ruleset import Hits, mark
 from phantommesh.secret import Secret
@@ -31,7 +31,7 @@ def at(seconds: float, *, ahead: float = 0.0) -> Moment:
 
 
 def scatter() -> PeerScatter:
-    made = PeerScatter(b"n" * 16, 4, ADDRESSES, MANNERS["speed"], 8, Numbers())
+    made = PeerScatter(b"n" * 16, 4, ADDRESSES, SCHEDULES["throughput"], 8, Numbers())
     made.live = True
     return made
 

@@ -14,7 +14,7 @@ from phantommesh.scatter.ruleset import (
     UNKNOWN,
     Frame,
     Hits,
-    Mode,
+    Hook,
     PeerMap,
     dropped,
     length_of,
@@ -37,7 +37,7 @@ FRAME = Frame(
     0xABC,
     60,
 )
-MODES: tuple[Mode, Mode] = ("egress", "mark")
+HOOKS: tuple[Hook, Hook] = ("egress", "mark")
 
 
 def peer(slot: int = 1, scheduler: Scheduler = "deck", parity: int = 0) -> PeerMap:
@@ -47,6 +47,26 @@ def peer(slot: int = 1, scheduler: Scheduler = "deck", parity: int = 0) -> PeerM
     dealt = deal(committed, scheduler, keys.stream, 8)
     ip4, ip6 = IPv4Address("100.64.1.0") + slot, IPv6Address("fd00::1:0") + slot
     return PeerMap(slot, ip4, ip6, scheduler, length, parity, dealt)
+
+
+def splitting(slot: int, *buckets: int) -> PeerMap:
+    """A peer some buckets of whose flows are split."""
+    made = peer(slot, "flow")
+    return replace(made, deck=made.dealt[::-1], split=frozenset(buckets))
+
+
+def test_a_split_bucket_has_a_mark_of_its_own_which_leads_to_the_deck() -> None:
+    made = splitting(4, 3, 200)
+    assert {b for b, value in made.elements.items() if value == 4 << 8 | 9} == {3, 200}
+    assert made.maps.keys() == {"deck_4", "split_4"}
+    assert set(made.maps["split_4"].values()) == {mark(4, 0, i) for i in range(DIMENSIONS)}
+    rules = [line for line in render_peer(FRAME, made).splitlines() if "rule netdev" in line]
+    split = next(i for i, rule in enumerate(rules) if "numgen" in rule)
+    assert f"meta mark {4 << 8 | 9} " in rules[split] and "map @split_4 goto out" in rules[split]
+    drained = replace(made, dealt=(), deck=())
+    assert {value for cards in drained.maps.values() for value in cards.values()} == {4 << 8 | 15}
+    with pytest.raises(ValueError, match="only flows are split"):
+        replace(peer(1, "deck"), deck=(0,) * 1022)
 
 
 def test_a_mark_tells_peer_epoch_and_dimension() -> None:
@@ -95,11 +115,11 @@ def test_what_was_not_scattered_is_counted_by_reason() -> None:
     }
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_text_suits_the_oldest_nft(mode: Mode) -> None:
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_text_suits_the_oldest_nft(hook: Hook) -> None:
     """nft 1.0.6 (Debian 12) wants a line break before the brace that closes a block of the table."""
     peers = [peer(i + 1, scheduler) for i, scheduler in enumerate(SCHEDULERS)]
-    text = render(replace(FRAME, mode=mode), ways(range(10, 17)), peers)
+    text = render(replace(FRAME, hook=hook), ways(range(10, 17)), peers)
     inside = text[: text.index("\n}\n")]
     for line in inside.splitlines():
         assert line.count("{") == line.count("}") or line.strip() == "}" or line.endswith("{")

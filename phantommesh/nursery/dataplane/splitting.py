@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Splits flows over several dimensions while their paths limit them: measurements and counters go to
+`scatter/splitting.py`, and the buckets that it names to the kernel. Nothing runs while there is no traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+import trio
+
+from phantommesh.dimensions import DIMENSIONS
+from phantommesh.errors import PhantomMeshError
+from phantommesh.paths.machine import Paths
+from phantommesh.scatter.splitting import Load, Splitting
+from phantommesh.trust.identity import NodeId, format_node_id
+
+# Tuning.
+LOOK = 0.25  # s between looks at peers with traffic
+
+log = structlog.get_logger("phantommesh.scatter")
+
+
+class Scatterer(Protocol):
+    """The part of `Scattering` that is needed here."""
+
+    def splittable(self) -> Sequence[bytes]: ...
+
+    def splits(self, node_id: bytes) -> frozenset[int]: ...
+
+    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]] | None: ...
+
+    async def split(self, node_id: bytes, buckets: frozenset[int]) -> None: ...
+
+
+class Watched(Protocol):
+    """The part of the paths' driver that is needed here."""
+
+    paths: Paths
+
+    async def wait(self, wanted: Callable[[], bool]) -> None: ...
+
+
+class Splitter:
+    """The flows of one node."""
+
+    def __init__(self, watched: Watched, scatterer: Scatterer) -> None:
+        self._watched, self._scatterer = watched, scatterer
+        self._peers: dict[bytes, Splitting] = {}
+
+    async def run(self) -> None:
+        """Split and put back until cancelled. What the kernel refuses is tried again."""
+        while True:
+            await self._watched.wait(lambda: any(map(self._moves, self._scatterer.splittable())))
+            listed = self._scatterer.splittable()
+            self._peers = {node_id: self._peers.get(node_id) or Splitting() for node_id in listed}
+            for node_id in listed:
+                if self._moves(node_id):
+                    try:
+                        await self._look(node_id, self._peers[node_id])
+                    except PhantomMeshError as error:  # most likely the table is gone; its loop sees to it
+                        log.debug("flows could not be looked at", error=str(error))
+            await trio.sleep(LOOK)
+
+    def _moves(self, node_id: bytes) -> bool:
+        """Whether a peer has traffic, or flows that are to be put back."""
+        rate = self._watched.paths.rate(node_id, trio.current_time())
+        return rate > 0.0 or bool(self._scatterer.splits(node_id))
+
+    async def _look(self, node_id: bytes, found: Splitting) -> None:
+        if found.wants(self._loads(node_id), trio.current_time()):
+            counted = await self._scatterer.count_flows(node_id)
+            if counted is not None:
+                found.look(self._loads(node_id), *counted, trio.current_time())
+        # The table may also be another one than before, and have other buckets split, or none.
+        if found.split != self._scatterer.splits(node_id):
+            log.info("flows split", peer=format_node_id(NodeId(node_id)), buckets=len(found.split))
+            await self._scatterer.split(node_id, found.split)
+
+    def _loads(self, node_id: bytes) -> list[Load]:
+        now, paths = trio.current_time(), self._watched.paths
+        weights = paths.scores(node_id)
+        return [
+            Load(path.quality.standing.queue(now), path.quality.standing.loss(now), weights[i] > 0.0)
+            if (path := paths.path(node_id, i)) is not None
+            else Load(used=False)
+            for i in range(DIMENSIONS)
+        ]

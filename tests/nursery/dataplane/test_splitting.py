@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From probes of a path with a queue to a map in the kernel's table, and back: the real parts, on a virtual
+clock, over a model of the kernel and of one full path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from phantommesh.dimensions import ALL, DIMENSIONS
+from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.nursery.dataplane.splitting import Splitter
+from phantommesh.paths.effects import Send
+from phantommesh.paths.machine import Paths
+from phantommesh.paths.probe import Probe, decode_probe_untrusted
+from phantommesh.scatter.goals import SCHEDULES
+from phantommesh.scatter.ruleset import mark
+from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running
+
+__all__ = ["kernel"]  # a fixture
+
+STEP = 0.02
+BUCKET = 5
+
+
+@dataclass
+class World:
+    """A peer behind seven paths of 20 ms, one of them with a queue, and one flow of ``rate`` bytes a
+    second."""
+
+    kernel: Kernel
+    scatter: Scattering
+    paths: Paths
+    queued: bool = True
+    rate: float = 200e3
+
+    def split(self) -> set[int]:
+        return {bucket for bucket, value in self.kernel.deck().items() if value & 15 == 9}
+
+    async def wait(self, wanted: Callable[[], bool]) -> None:
+        while not wanted():
+            await trio.sleep(STEP)
+
+    async def run(self, node_id: bytes) -> None:
+        """Answer the probes, each after its path's time, and count the flow's bytes."""
+        answers: list[tuple[float, int, bytes]] = []
+        sent, read = 0.0, 0.0
+        while True:
+            now = trio.current_time()
+            home = (self.kernel.deck()[BUCKET] & 15) - 1
+            self.queued = self.rate > 60e3 and home < DIMENSIONS
+            for due, dimension, datagram in [one for one in answers if one[0] <= now]:
+                answers.remove((due, dimension, datagram))
+                self.paths.receive(datagram, node_id, dimension, now)
+            for effect in self.paths.tick(now) if self.paths.deadline <= now else []:
+                if isinstance(effect, Send):
+                    ping = decode_probe_untrusted(effect.datagram)
+                    delay = 0.080 if self.queued and effect.dimension == home else 0.020
+                    pong = Probe(True, effect.dimension, ping.number).encode()
+                    answers.append((now + delay, effect.dimension, pong))
+            sent += STEP * (min(self.rate, 60e3) if self.queued else self.rate)
+            had = self.kernel.flows["flows_1"][BUCKET][0]
+            self.kernel.flows["flows_1"][BUCKET] = had + 1, round(sent)
+            if now - read >= 1.0:
+                read = now
+                counted = round(sent / DIMENSIONS)
+                self.paths.read(node_id, [(counted, counted)] * DIMENSIONS, now)
+            await trio.sleep(STEP)
+
+
+async def test_a_flow_is_split_while_a_queue_stands_in_its_path_and_goes_back_after(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    one, scatter = peer(2), make()
+    scatter.update([type(one)(one.node_id, one.ip4, one.ip6, one.keying, SCHEDULES["auto"])])
+    scatter.devices(devices())
+    paths = Paths(random=Random(1), interval=0.1)
+    paths.set_peers({one.node_id: ALL}, trio.current_time())
+    world = World(kernel, scatter, paths, rate=30e3)
+    async with running(scatter), trio.open_nursery() as nursery:
+        nursery.start_soon(world.run, one.node_id)
+        nursery.start_soon(Splitter(world, scatter).run)
+        await trio.sleep(20.0)
+        assert not world.split()
+        others = {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET}
+        world.rate = 200e3
+        await trio.sleep(8.0)
+        assert world.split() == {BUCKET} and scatter.splits(one.node_id) == {BUCKET}
+        assert {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET} == others
+        dealt = kernel.tables["netdev"]["split_1"]
+        assert set(dealt.values()) == {mark(1, 1, i) for i in range(DIMENSIONS)}
+        world.rate = 20e3
+        await trio.sleep(8.0)
+        assert not world.split() and not scatter.splits(one.node_id)
+        nursery.cancel_scope.cancel()
