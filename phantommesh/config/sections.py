@@ -14,7 +14,7 @@ Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-',
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
 GOALS: Final = '"auto", "throughput", "order" or "private"'
-MAX_REGION_CHARS = 32
+MAX_REGION_CHARS: Final = 32
 Switch = Annotated[bool, Meta(description="true or false")]
 
 RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
