@@ -10,7 +10,7 @@ each by a socket of its own, then some between the longest that was survived and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from math import inf
@@ -83,12 +83,15 @@ class Outcome:
 
 class Measurement:
     """One measurement with one witness: ``after`` are the idle times in seconds, one a socket. Two more
-    sockets try the hairpin. Call `tick` at `deadline`, `receive` with what a socket received; the rest is in
-    `outcome` when it is `over`."""
+    sockets try the hairpin, where the witness sees them at an address that is ``public``: it could name any
+    other. Call `tick` at `deadline`, `receive` with what a socket received; the rest is in `outcome` when it
+    is `over`."""
 
-    def __init__(self, keys: Keys, after: Sequence[float], now: float) -> None:
+    def __init__(
+        self, keys: Keys, after: Sequence[float], now: float, public: Container[IpAddress] = ()
+    ) -> None:
         self.after = (*after, 0.0, 0.0)
-        self._keys, self._began, self._done = keys, now, False
+        self._keys, self._began, self._public, self._done = keys, now, public, False
         self._asked = [list(OPENED) for _ in self.after]
         self._seen: dict[int, Address] = {}
         self._last: dict[int, float] = {}  # when a socket that was answered asked last
@@ -128,7 +131,7 @@ class Measurement:
             self._loops.pop(0)
             one, two = len(self.after) - 2, len(self.after) - 1
             for number, other in ((one, two), (two, one)):
-                if other in self._seen:
+                if other in self._seen and ip_address(self._seen[other].host) in self._public:
                     found.append((number, self._seen[other], encode(Kind.LOOP, number, self._keys)))
         self._done = not any(self._asked) and not self._loops and now >= self._ends()
         return found

@@ -259,7 +259,7 @@ class LifetimeDriver:
         try:
             if not await self._agreed(witness, token, Measurement(keys, after, 0.0).after, unasked):
                 return Measurement(keys, (), 0.0).outcome(), False
-            measurement = Measurement(keys, after, trio.current_time())
+            measurement = Measurement(keys, after, trio.current_time(), self._public())
             await conduct(measurement, keys, at)
             return measurement.outcome(), len(came) == DIMENSIONS
         finally:

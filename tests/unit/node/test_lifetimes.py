@@ -31,7 +31,7 @@ from phantommesh.node.lifetimes import (
     decode,
 )
 from phantommesh.routing import echoes
-from phantommesh.routing.echoes import Keys, Witness
+from phantommesh.routing.echoes import Keys, Kind, Witness, encode
 
 TOKEN = bytes(range(16))
 SELF, OUTSIDE = "192.168.1.5", "203.0.113.7"
@@ -51,7 +51,7 @@ def measure(
     """Run a measurement through a NAT that forgets a mapping which was idle for ``lives`` seconds. The
     datagrams with the numbers ``lost`` get lost. Return the outcome, how many were sent, and the time."""
     keys = Keys.of(TOKEN)
-    one, two = Measurement(keys, after, 0.0), Witness(lambda peer, host: True, 0.0)
+    one, two = Measurement(keys, after, 0.0, PUBLIC), Witness(lambda peer, host: True, 0.0)
     assert two.grant(b"a", TOKEN, one.after, 0.0) == ""
     used: dict[int, float] = {}  # of the mapping of each socket, when
     flying: list[tuple[float, int, str, int, Address, bytes]] = []
@@ -121,6 +121,20 @@ def test_what_gets_lost_makes_a_lifetime_shorter_and_never_longer(lives: float, 
 def test_whether_the_nat_leads_back_is_found_out_on_the_way(hairpin: bool) -> None:
     outcome, _, _ = measure(30.0, hairpin=hairpin)
     assert outcome.hairpin is hairpin and outcome.seen == PUBLIC
+
+
+@pytest.mark.parametrize("named", ["127.0.0.1", "169.254.169.254", "100.64.0.1", "203.0.113.8", "::1"])
+def test_nothing_goes_to_a_place_that_the_witness_merely_names(named: str) -> None:
+    """It was believed: a witness could have six datagrams sent to loopback or a metadata service."""
+    keys = Keys.of(TOKEN)
+    one = Measurement(keys, FIRST, 0.0, PUBLIC)
+    sent = list[Address | None]()
+    for tick in range(200):
+        sent += [there for _, there, _ in one.tick(tick / 10)]
+        for number in range(len(one.after)):
+            now = echoes.decode_untrusted(encode(Kind.NOW, number, keys, Address(named, 53)))
+            one.receive(number, WITNESS, now, WITNESS, tick / 10)
+    assert sent and not any(sent)
 
 
 def test_a_witness_that_answers_nothing_shows_nothing() -> None:
