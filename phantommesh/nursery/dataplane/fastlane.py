@@ -137,7 +137,7 @@ class FastLane:
             if self._made is not None:
                 await self._close()
             return
-        targets = {each.target.host for each in forwards}
+        targets = {place.host for each in forwards for place in (each.source, each.target)}
         try:
             if now >= self._read_at + LOOK:
                 self._ways, self._asked, self._read_at = {}, set(), now
@@ -179,11 +179,11 @@ class FastLane:
         self._over = {key: n for key, (n, _) in over.items()}
         for lane in self._lanes:
             number = lane.forward.number
-            if (found := held.get(fastlane.key_of(lane.forward))) is not None:
+            if (found := held.get(fastlane.key_of(lane))) is not None:
                 before = self._last.get(number, 0)
                 self._bytes[number] += found[1] - before if found[1] >= before else found[1]
                 self._last[number] = found[1]
-        if not {fastlane.key_of(lane.forward) for lane in self._lanes} <= held.keys():
+        if not {fastlane.key_of(lane) for lane in self._lanes} <= held.keys():
             await self._close()  # somebody has edited it: it is made anew
         return dict(self._bytes)
 
@@ -215,5 +215,5 @@ class FastLane:
         await self._commit(fastlane.alter(self._frame, self._lanes, lanes))
         for lane in gone:
             self._last.pop(lane.forward.number, None)
-            self._over.pop(fastlane.key_of(lane.forward), None)
+            self._over.pop(fastlane.key_of(lane), None)
         self._lanes = lanes

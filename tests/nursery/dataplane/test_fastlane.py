@@ -14,13 +14,14 @@ from phantommesh.endpoint import Address
 from phantommesh.nftables.messages import Change
 from phantommesh.nursery.dataplane.fastlane import LOOK, FastLane
 from phantommesh.nursery.host.nft import NftError
-from phantommesh.routing.fastlane import Hop, key_of
+from phantommesh.routing.fastlane import Hop, Lane, key_of
 from phantommesh.routing.forwarding import Frame
 from phantommesh.routing.leases import Forward
 
 FRAME = Frame("pm", 51810, IPv4Address("192.0.2.100"), None, 1_000_000)
 ONE, TWO, THREE = (Address(f"192.0.2.{n}", n) for n in (1, 2, 3))
 THERE, BACK = Forward(1, 0, ONE, TWO), Forward(2, 0, TWO, ONE)
+NEAR = Hop("192.0.2.254", 2, 1500)
 BOTH = frozenset({THERE, BACK})
 
 
@@ -62,7 +63,7 @@ class Kernel:
         return {target: Hop(self.gateway, 2, 1500) for target in targets}, self.uplinks
 
     def hold(self, sizes: Mapping[Forward, int]) -> None:
-        self.held = {key_of(forward): size for forward, size in sizes.items()}
+        self.held = {key_of(Lane(one, NEAR, NEAR.interface)): size for one, size in sizes.items()}
 
 
 async def test_readings_at_one_time_count_each_byte_once(autojump_clock: trio.testing.MockClock) -> None:
