@@ -26,6 +26,8 @@ from phantommesh.routing.echoes import Echo, Keys, Kind, encode
 NEVER: Final = 65535  # s, the most that WireGuard takes: 18 h. It still begins to shake hands by itself
 MOST: Final = 110  # s: WireGuard makes new keys every 120 s, and a keepalive after that costs a handshake
 
+ENOUGH: Final = 2  # witnesses that are believed; an authority is alone
+
 # Tuning.
 LEAST: Final = 15  # s between keepalives, however short a NAT's memory is
 SHARE: Final = 0.8  # of the time that a mapping surely lives
@@ -160,6 +162,32 @@ class Measurement:
         hairpin = self._looped if all(ends) else None
         seen = frozenset(ip_address(place.host) for place in self._seen.values())
         return Outcome(seen, good, bad if tried else inf, hairpin)
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What one witness showed. ``opened``: strangers' datagrams come in at all ports, and nothing else was
+    measured."""
+
+    outcome: Outcome
+    opened: bool
+    authority: bool
+
+
+def agree(voices: Sequence[Voice], configured: int) -> tuple[Outcome, bool] | None:
+    """What is believed of these, the least that any of them showed, and whether strangers' datagrams come in;
+    None: nothing. A witness can keep holes open while they are measured, and send what is to be a stranger's
+    through one. So it takes two, or an authority, to have keepalives sent more seldom than ``configured``."""
+    believed = len(voices) >= ENOUGH or any(voice.authority for voice in voices)
+    measured = [voice.outcome for voice in voices if not voice.opened]
+    if not measured:
+        return (voices[0].outcome, True) if voices and believed else None
+    good = min(outcome.good for outcome in measured)
+    tried = [outcome.hairpin for outcome in measured if outcome.hairpin is not None]
+    seen = frozenset[IpAddress]().union(*(outcome.seen for outcome in measured))
+    bad = min(outcome.bad for outcome in measured)
+    good = good if believed else min(good, configured / SHARE)
+    return Outcome(seen, good, bad, all(tried) if tried else None), False
 
 
 def between(good: float, bad: float) -> tuple[float, ...]:

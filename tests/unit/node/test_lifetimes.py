@@ -23,13 +23,17 @@ from phantommesh.node.lifetimes import (
     MOST,
     NEVER,
     OPEN_LASTS,
+    SHARE,
     Lifetimes,
     Measurement,
     Outcome,
     Scope,
+    Voice,
+    agree,
     between,
     decode,
 )
+from phantommesh.reachable import IpAddress
 from phantommesh.routing import echoes
 from phantommesh.routing.echoes import Keys, Kind, Witness, encode
 
@@ -140,6 +144,28 @@ def test_nothing_goes_to_a_place_that_the_witness_merely_names(named: str) -> No
 def test_a_witness_that_answers_nothing_shows_nothing() -> None:
     outcome, sent, took = measure(30.0, lost=frozenset(range(100)))
     assert outcome == Outcome(frozenset(), 0.0, inf, None) and took < 10 and sent <= 24
+
+
+def voice(good: float, *, opened: bool = False, authority: bool = False, hairpin: bool = True) -> Voice:
+    seen = frozenset[IpAddress]() if opened else PUBLIC
+    return Voice(Outcome(seen, good, inf, None if opened else hairpin), opened, authority)
+
+
+def test_two_witnesses_or_an_authority_are_believed_and_the_least_of_what_they_show() -> None:
+    opened, long, short = voice(0.0, opened=True), voice(140.0), voice(20.0, hairpin=False)
+    assert agree([], 25) is None and agree([opened], 25) is None
+    for lone in (voice(0.0, opened=True, authority=True),), (opened, opened):
+        assert (believed := agree(lone, 25)) is not None and believed[1]
+    for voices, good, hairpin in (
+        ([long], 25 / SHARE, True),
+        ([short], 20.0, False),
+        ([voice(140.0, authority=True)], 140.0, True),
+        ([long, long], 140.0, True),
+        ([long, short], 20.0, False),
+        ([opened, short], 20.0, False),
+    ):
+        assert (believed := agree(voices, 25)) is not None
+        assert (believed[0].good, believed[0].hairpin, believed[1]) == (good, hairpin, False)
 
 
 def there(configured: int = 25) -> Lifetimes:
