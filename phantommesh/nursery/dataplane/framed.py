@@ -50,7 +50,8 @@ BATCH = 64  # datagrams read in a row, or taken out of a connection, before othe
 # Bytes that the kernel holds for a local socket (some fifty packets): what waits there gets old unseen.
 EDGE_BUFFER = 64 * 1024
 MOST = 128  # peers with a connection, each of which takes two descriptors
-CALLS = 16  # connections that are being made at once
+CALLS = 16  # connections that are being made at once,
+CALLS_BY_WORD = 4  # of them by the word of one member
 OPENING = 10.0  # s that this may take
 DIRECT = 5.0  # s for a direct one where there are members to try as well
 CARRIERS = 3  # members by way of which a peer is called
@@ -86,9 +87,11 @@ class _Line:
 
 
 class _Call:
-    """A call to a peer. ``carried``: frames have been carried by it."""
+    """A call to a peer. ``carrier``: the member by whose word it is made. ``carried``: frames have been
+    carried by it."""
 
-    carried = False
+    def __init__(self, carrier: NodeId | None = None) -> None:
+        self.carrier, self.carried = carrier, False
 
 
 class _Edge:
@@ -136,7 +139,9 @@ class Framed:
         self._told: set[bytes] = set()  # peers of which the log says that they are reached over TCP
         self._stirred: dict[bytes, None] = {}
         self._bell, self._calls = Bell(), 0
-        self._taken, self._prompts = Rates[bytes](TAKEN, TAKEN_BURST), Rates[bytes](TAKEN, TAKEN_BURST)
+        self._taken = Rates[bytes](TAKEN, TAKEN_BURST)
+        self._prompts = Rates[tuple[bytes, bytes]](TAKEN, TAKEN_BURST)  # of a peer by a carrier's word
+        self._prompted = Counter[bytes]()  # calls that are being made, by whose word
         self._joining: set[tuple[bytes, bytes]] = set()  # peers that are called, by way of whom
         self._nursery: trio.Nursery | None = None
 
@@ -176,9 +181,12 @@ class Framed:
                 self._bell.ring()
 
     def retain(self, peers: Container[bytes]) -> None:
-        """Forget all other peers."""
+        """Forget all other peers, and end what they carry."""
         for effect in self.last.retain(peers):
             self._carry_out(effect)
+        for line in self._lines.values():
+            if line.carrier and line.carrier not in peers:
+                line.scope.cancel()
         for edge in [peer for peer in self._edges if peer not in peers]:
             self._sync(edge)
         self._at = {peer: at for peer, at in self._at.items() if peer in peers}
@@ -260,13 +268,16 @@ class Framed:
         """A member says that a peer waits there for a connection of this node's to be joined with."""
         peer = NodeId(word.origin)
         full = self._calls >= CALLS or (peer not in self._lines and len(self._lines) >= MOST)
+        full |= self._prompted[carrier] >= CALLS_BY_WORD
         known = self._peers.get(peer) is not None and self._peers.get(carrier) is not None
         if (peer, carrier) in self._joining:
             return  # this node waits there already
-        if self._nursery is None or full or not known or not self._prompts.allow(peer, trio.current_time()):
+        now = trio.current_time()
+        if self._nursery is None or full or not known or not self._prompts.allow((peer, carrier), now):
             self.dropped["frame-prompt"] += 1
             return
         self._calls += 1
+        self._prompted[carrier] += 1
         self._nursery.start_soon(self._dial, peer, carrier)
 
     # Deciding.
@@ -360,7 +371,7 @@ class Framed:
 
     async def _dial(self, peer: NodeId, carrier: NodeId | None = None) -> None:
         """Call a peer for frames: directly, else by way of a member. ``carrier``: by way of that one only."""
-        told, call = self._name_of(peer), _Call()
+        told, call = self._name_of(peer), _Call(carrier)
         with left_out(self.dropped, "frame-broken", "a connection for frames broke", peer=told):
             try:
                 carriers = self._carriers(peer) if carrier is None else [carrier]
@@ -378,7 +389,7 @@ class Framed:
                         break
             finally:
                 if not call.carried:
-                    self._calls -= 1
+                    self._made(call)
                     if carrier is None:
                         self.last.failed(peer, trio.current_time())
                         self.stir(peer)
@@ -388,7 +399,7 @@ class Framed:
 
         def opened() -> None:
             opening.deadline, call.carried = float("inf"), True
-            self._calls -= 1
+            self._made(call)
 
         if way is None:
             async with self._caller.dial_direct(peer, self._seen.get(peer)) as client:
@@ -403,6 +414,13 @@ class Framed:
             await self._call_by(way, peer, opened)
         finally:
             self._joining.discard((peer, way))
+
+    def _made(self, call: _Call) -> None:
+        """The connection of a call is there, or will not be."""
+        self._calls -= 1
+        if call.carrier is not None:
+            self._prompted[call.carrier] -= 1
+            self._prompted += Counter()  # without those that are 0
 
     async def _call_by(self, way: NodeId, peer: NodeId, opened: Callable[[], None]) -> None:
         async with bridged(self._caller, self._me, way, peer) as (client, ours):
