@@ -266,6 +266,8 @@ class Mapper:
             self.dropped["portmap-unasked"] += 1
             return []
         self._answers(Method.NAT_PMP, answer.epoch, now)
+        if self._address is None:
+            return self.tick(now)  # it was started anew, and may have another address since
         granted = Granted(self._address, answer.external, float(answer.lifetime))
         return self._settle(asked, granted, answer.result, now)
 

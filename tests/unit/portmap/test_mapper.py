@@ -262,6 +262,25 @@ def test_a_gateway_that_announces_itself_gets_all_again_within_seconds(kind: str
 
 
 @pytest.mark.parametrize("kind", ANNOUNCED)
+def test_whatever_a_gateway_says_that_was_started_anew_no_mapping_lacks_its_address(kind: str) -> None:
+    """NAT-PMP's address is asked for by itself, and may be slow to come: what is granted goes into the
+    node's record, and without an address that fails."""
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    rig.run(100.0)
+    rig.gateway.started = rig.now
+    asked = rig.mapper.announced(ANNOUNCED[kind], rig.now)
+    rig.now += SPREAD
+    asked += rig.mapper.tick(rig.now)
+    while asked:  # one datagram after the other, as a socket has them
+        effect = asked.pop(0)
+        answer = rig.gateway.answer(effect.datagram, rig.now) if isinstance(effect, Send) else None
+        asked += [] if answer is None else rig.mapper.receive(answer, rig.now)
+        assert {one.address for one in rig.mapper.granted(rig.now).values()} == {PUBLIC}
+    assert len(rig.ports) == 3
+
+
+@pytest.mark.parametrize("kind", ANNOUNCED)
 def test_a_forged_announcement_costs_one_question(kind: str) -> None:
     rig = Rig(Gateway(kind))
     rig.want(*ALL)
