@@ -127,7 +127,7 @@ def test_the_kernels_nat_is_found_to_keep_what_is_idle_for_as_long_as_it_was_tol
     found: list[Measurement] = []
 
     async def node() -> None:
-        measurement = Measurement(KEYS, (2.0, 3.0, 5.5, 9.0), trio.current_time())
+        measurement = Measurement(KEYS, (2.0, 3.0, 5.5, 9.0), trio.current_time(), {ip_address("10.94.1.2")})
         await conduct(measurement, KEYS, Address("10.94.1.1", FIRST))
         found.append(measurement)
 

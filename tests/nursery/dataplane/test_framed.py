@@ -269,7 +269,7 @@ async def test_one_member_s_word_takes_few_of_the_calls() -> None:
 
     @asynccontextmanager
     async def silent(carrier: NodeId) -> AsyncIterator[Client]:
-        await trio.sleep_forever()
+        await trio.Event().wait()
         yield cast("Client", None)
 
     framed = alone([1] * DIMENSIONS, [])
@@ -277,14 +277,15 @@ async def test_one_member_s_word_takes_few_of_the_calls() -> None:
         "Any", SimpleNamespace(get=lambda peer: SimpleNamespace(member=SimpleNamespace(name="a")))
     )
     framed._caller = cast("Any", SimpleNamespace(dial_direct=silent))
-    async with trio.open_nursery() as framed._nursery:
+    async with trio.open_nursery() as nursery:
+        framed._nursery = nursery
         for peer in others:
             framed.prompted(one, messages.Bridged(peer))
-        assert framed._calls == CALLS_BY_WORD
+        assert framed._prompted.total() == framed._calls == CALLS_BY_WORD
         framed.prompted(two, messages.Bridged(others[-1]))
         assert framed._calls == CALLS_BY_WORD + 1
         await trio.testing.wait_all_tasks_blocked()
-        framed._nursery.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
     assert framed._calls == 0 and not framed._prompted
 
 
