@@ -268,9 +268,8 @@ class Mapper:
         if asked is None or self._address is None or not asked.tries:
             self.dropped["portmap-unasked"] += 1
             return []
-        self._answers(Method.NAT_PMP, answer.epoch, now)
-        if self._address is None:
-            return self.tick(now)  # it was started anew, and may have another address since
+        if self._answers(Method.NAT_PMP, answer.epoch, now):
+            return self.tick(now)  # it may have another address since
         granted = Granted(self._address, answer.external, float(answer.lifetime))
         return self._settle(asked, granted, answer.result, now)
 
@@ -304,16 +303,17 @@ class Mapper:
         changed = before is None or (before.address, before.port) != (granted.address, granted.port)
         return [*([Changed()] if changed else []), *self.tick(now)]
 
-    def _answers(self, method: Method, epoch: int, now: float) -> None:
-        """The gateway answers. Where its clock is behind, it has lost all mappings."""
-        self.method = method
-        if self._epoch is not None:
-            then, before = self._epoch
-            if epoch < before + (now - then) * 7 / 8 - RESTARTED:
-                self._address = None
-                for job in self._jobs.values():
-                    job.due, job.tries = min(job.due, now), 0
+    def _answers(self, method: Method, epoch: int, now: float) -> bool:
+        """The gateway answers. Where its clock is behind, it was started anew and has lost all mappings:
+        return whether it was."""
+        self.method, before = method, self._epoch
         self._epoch = now, epoch
+        if before is None or epoch >= before[1] + (now - before[0]) * 7 / 8 - RESTARTED:
+            return False
+        self._address = None
+        for job in self._jobs.values():
+            job.due, job.tries = min(job.due, now), 0
+        return True
 
     # --- UPnP ---
 

@@ -13,7 +13,8 @@ from phantommesh.portmap.values import PortMapError
 VERSION: Final = 2
 MAX_DATAGRAM: Final = 1100  # bytes of a message at most (section 7)
 NONCE_BYTES: Final = 12
-SUCCESS, UNSUPPORTED_VERSION, NETWORK_FAILURE, NO_RESOURCES = 0, 1, 7, 8  # result codes (section 7.4)
+# Result codes (section 7.4).
+SUCCESS, UNSUPPORTED_VERSION, UNSUPPORTED_OPCODE, NETWORK_FAILURE, NO_RESOURCES = 0, 1, 4, 7, 8
 
 _ANNOUNCE, _MAP, _ANSWER = 0, 1, 0x80
 _REQUEST: Final = struct.Struct("!BBHI16s")  # version, opcode, reserved, lifetime, the client's address
@@ -55,11 +56,12 @@ class MapAnswer:
 
 
 def other_version(datagram: bytes) -> bool:
-    """Whether a gateway says that it does not speak PCP, or not this version: NAT-PMP's gateways answer in
-    their own form (RFC 6887, section 9, and appendix A)."""
+    """Whether a gateway says that it does not speak PCP, or not this version, or maps no ports by it:
+    NAT-PMP's gateways answer in their own form (RFC 6887, section 9, and appendix A)."""
     if len(datagram) >= 4 and datagram[0] != VERSION and datagram[1] & _ANSWER:
         return True
-    return len(datagram) >= 4 and datagram[1] & _ANSWER != 0 and datagram[3] == UNSUPPORTED_VERSION
+    others = UNSUPPORTED_VERSION, UNSUPPORTED_OPCODE
+    return len(datagram) >= 4 and datagram[1] & _ANSWER != 0 and datagram[3] in others
 
 
 def announcement(datagram: bytes) -> bool:

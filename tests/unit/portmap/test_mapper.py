@@ -249,6 +249,17 @@ def test_a_gateway_of_upnp_that_is_not_connected_yet_is_asked_again_soon() -> No
     assert len(rig.upnp) == 2
 
 
+def test_a_gateway_that_maps_nothing_by_pcp_is_asked_by_the_next_protocol() -> None:
+    class Odd(Gateway):
+        def answer(self, data: bytes, now: float) -> bytes | None:
+            answer = super().answer(data, now)
+            return answer if answer is None or data[0] != 2 else answer[:3] + b"\4" + answer[4:]
+
+    rig = Rig(Odd())
+    rig.want(*ALL)
+    assert rig.mapper.method is Method.NAT_PMP and len(rig.ports) == 3
+
+
 def test_a_life_of_a_second_makes_no_storm() -> None:
     rig = Rig(Gateway(lifetime=1))
     rig.want(*ALL)
