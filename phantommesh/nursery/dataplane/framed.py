@@ -206,9 +206,11 @@ class Framed:
             line.put(GOSSIP, datagram)
 
     def faults(self) -> Iterator[Fault]:
-        """What an operator is told of peers that are reached over TCP alone: one cause, so one fault."""
+        """What an operator is told of peers that are reached over TCP alone: one cause, so one fault. A peer
+        of which nothing comes back by the frames either is not reached: that is for others to say."""
         lowest, highest = min(self._ports()), max(self._ports())
-        entries = [entry for peer in self._told if (entry := self._peers.get(peer)) is not None]
+        known = [(peer, entry) for peer in self._told if (entry := self._peers.get(peer)) is not None]
+        entries = [entry for peer, entry in known if self._facts(peer).answers]
         if not entries:
             return
         names = sorted(entry.member.name for entry in entries)

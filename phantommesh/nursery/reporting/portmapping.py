@@ -41,7 +41,8 @@ def portmap_view(states: Sequence[GatewayState], *, on: bool) -> PortmapView:
 def _view(state: GatewayState) -> GatewayView:
     address = str(state.address)
     if state.method is None:
-        spoken = " and ".join(name(method) for method in state.tried)
+        *others, last = map(name, state.tried)
+        spoken = " or ".join(part for part in (", ".join(others), last) if part)
         hint = "" if Method.UPNP in state.tried else _NO_LIBRARY
         said = f"router {address} does not answer {spoken}{hint}"
         return GatewayView(address=address, state="silent", why=said, fix=_TURN_ON)

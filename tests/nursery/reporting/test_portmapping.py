@@ -60,9 +60,9 @@ def test_an_address_that_others_do_not_reach_is_no_mapping(at: Place) -> None:
 def test_silence_says_what_was_tried() -> None:
     found = portmap_view([state(None)], on=True)
     assert found.state == "none" and found.fix
-    assert "does not answer PCP and NAT-PMP; UPnP is not tried" in found.why
+    assert "does not answer PCP or NAT-PMP; UPnP is not tried" in found.why
     found = portmap_view([state(None, tried=tuple(Method))], on=True)
-    assert found.why == "router 192.168.1.1 does not answer PCP and NAT-PMP and UPnP"
+    assert found.why == "router 192.168.1.1 does not answer PCP, NAT-PMP or UPnP"
     assert portmap_view([], on=True).state == "none"
     assert portmap_view([], on=False).state == "off"
 
