@@ -64,7 +64,7 @@ from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
-from phantommesh.nursery.members.surveying import Surveying
+from phantommesh.nursery.members.surveying import Surveying, make_surveying
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -91,7 +91,6 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
-from phantommesh.routing.neighbours import link_of
 from phantommesh.routing.ways import Ways
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
@@ -362,12 +361,7 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
-    surveying = Surveying(
-        state.identity.node_id, caller, lambda: peers.entries,
-        lambda: keeper.roster.get(state.identity.node_id), gossip.membership.gone,
-        look=lambda peer: link_of(measured.view(peer, trio.current_time()), ways.taken(peer)),
-        path=state.state.path / directory.TOPOLOGY,
-    )  # fmt: skip
+    surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
         lambda: reconciler.actual, changed=peers_changed,
