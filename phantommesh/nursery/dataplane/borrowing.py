@@ -34,7 +34,8 @@ from phantommesh.paths.effects import PathView
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
 from phantommesh.routing import binding
-from phantommesh.routing.borrowing import AskCost, AskLease, Borrowing, Effect, LeaveLease, SendFromPort, Use
+from phantommesh.routing.borrowing import Borrowing
+from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id

@@ -26,8 +26,8 @@ from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.routing.binding import Challenger
-from phantommesh.routing.borrowing import Use
 from phantommesh.routing.leases import Leases, Terms
+from phantommesh.routing.legs import Use
 from phantommesh.routing.tagging import Tagged
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId
