@@ -209,11 +209,28 @@ def _report(options: Options, summary: Any, then: str) -> None:
     help="For a machine that takes the place of a lost one: its name, role and IPv4 address. Its use revokes "
     "the lost one.",
 )
+@click.option(
+    "--endpoint",
+    "given",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Where the machine reaches this authority by TCP, in place of `node.endpoints`; up to three times.",
+)
 @json_option
 @click.pass_obj
-def invite(options: Options, ttl: float, name: str | None, role: str, uses: int, lost: str | None) -> None:
+def invite(
+    options: Options,
+    ttl: float,
+    name: str | None,
+    role: str,
+    uses: int,
+    lost: str | None,
+    given: tuple[str, ...],
+) -> None:
     """Print one line that lets a machine join. It is a secret until it is used."""
     need_access("invite", options.state_dir)
+    from phantommesh.config.reading import parse, refuse_overlay
+    from phantommesh.config.writing import render
     from phantommesh.endpoint import format_endpoint, parse_endpoint
     from phantommesh.moments import rfc3339, span
     from phantommesh.node.returning import place_of
@@ -228,14 +245,25 @@ def invite(options: Options, ttl: float, name: str | None, role: str, uses: int,
             f"an invite is a password: it lasts {span(MAX_LIFE)} at most",
             fix="give --ttl 30d or less, and make another invite later",
         )
+    if len(given) > MAX_ENDPOINTS:
+        raise CliError(
+            f"--endpoint is given {len(given)} times: an invite names {MAX_ENDPOINTS} at most",
+            fix="leave some out",
+        )
     config = load_config(options.config, options.state_dir)
     need_state(options.config, options.state_dir)
+    if given:
+        with _naming_options():
+            config = parse(render(config), {"node": {"endpoints": list(given)}})
     now = datetime.now(UTC).timestamp()
     node = load_node(options.state_dir, now)
     if node.authority is None:
         raise CliError(
             "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
         )
+    if given:
+        with _naming_options():
+            refuse_overlay(config, (node.mesh.network4, node.mesh.network6))
     replaces, ip4 = None, ""
     if lost is not None:
         if name is not None or role != "node" or uses != 1:

@@ -7,6 +7,7 @@ values, a table ``NAME=VALUE`` with commas between; both may also be written as 
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -67,13 +68,23 @@ def explain(error: Error, settings: Settings) -> Error:
     """Return the error as it is to be told where the environment sets a key that the error is about: the fix
     is to change the variable, not the file."""
     message, fix = str(error), error.fix
+    elsewhere = any(_names(fix, f"{section}.{key}") for _, section, key, _ in variables())
     for section, values in settings.items():
         for key in values:
             named, name = f"{section}.{key}", variable(section, key)
-            if named in message:
+            if _names(message, named):
                 message += f" ({named} is from {name})"
-                fix = fix.replace(named, name) if named in fix else f"{fix} (in {name})"
+                # A fix that names keys says where; this one is in the file, or has its turn.
+                fix = re.sub(_whole(named), name, fix) if elsewhere else f"{fix} (in {name})"
     return error if message == str(error) else type(error)(message, fix=fix)
+
+
+def _whole(key: str) -> str:
+    return rf"\b{re.escape(key)}\b"  # not `control.tcp` in `control.tcp_ports`
+
+
+def _names(text: str, key: str) -> bool:
+    return re.search(_whole(key), text) is not None
 
 
 def _value(text: str, kind: Any) -> Any:

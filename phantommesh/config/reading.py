@@ -28,6 +28,7 @@ from phantommesh.config.sections import (
     NoConfigError,
     NodeSection,
     OverlaySection,
+    UnknownKeyError,
     WireguardSection,
 )
 from phantommesh.config.writing import redact
@@ -64,6 +65,8 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> Config:
         text = ""
     try:
         return parse(text, given)
+    except UnknownKeyError as error:
+        raise ConfigError(f"{path}: {error}", fix=error.fix) from error
     except ConfigError as error:
         explained = environment.explain(error, given)
         where = "" if explained is not error else f"{path}: "
@@ -300,21 +303,23 @@ def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]
 def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -> None:
     for key in given:
         if new := RENAMED.get(prefix + key):
-            raise ConfigError(f"{prefix}{key} is called {new} now", fix=f"rename the key to {new}")
+            both = new.removeprefix(prefix) in given  # in the file, or by its variable
+            fix = f"take {prefix}{key} out: {new} is set too" if both else f"rename the key to {new}"
+            raise UnknownKeyError(f"{prefix}{key} is called {new} now", fix=fix)
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             fix = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(known)}"
-            raise ConfigError(f"unknown key {redact(prefix + key[:64])} = {_show(given[key])}", fix=fix)
+            raise UnknownKeyError(f"unknown key {redact(prefix + key[:64])} = {_show(given[key])}", fix=fix)
 
 
 def _refuse_renamed_goal(key: str, given: Any) -> None:
     values = given.items() if isinstance(given, dict) else [("", given)]
     for name, value in values if key in ("scatter.goal", "scatter.peers") else ():
         if isinstance(value, str) and (new := RENAMED_GOALS.get(value)):
-            where = f"{key}.{name[:64]}" if name else key
+            where = f"{redact(name[:64])} in {key}" if name else key
             raise ConfigError(
-                f"{redact(where)} = {_show(value)}: this goal is called {_show(new)} now",
-                fix=f"set {redact(where)} to {_show(new)}",
+                f"{where} = {_show(value)}: this goal is called {_show(new)} now",
+                fix=f"set {where} to {_show(new)}",
             )
 
 

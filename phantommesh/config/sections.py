@@ -27,6 +27,10 @@ class ConfigError(PhantomMeshError):
     """A configuration that cannot be used."""
 
 
+class UnknownKeyError(ConfigError):
+    """A key of the file that there is not, or not by this name: no variable is to blame."""
+
+
 class NoConfigError(ConfigError):
     """There is no configuration."""
 

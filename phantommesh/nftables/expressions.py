@@ -35,10 +35,19 @@ _ITEM, _EXPRESSION, _VALUE, _KEY, _DATA = 1, 1, 1, 1, 2
 
 
 class Header(IntEnum):
-    """Where an offset counts from: NFT_PAYLOAD_*_HEADER."""
+    """Where an offset counts from: NFT_PAYLOAD_*_HEADER. A VLAN's tag is there in the link's, also where the
+    card has taken it out."""
 
+    LINK = 0
     NETWORK = 1
     TRANSPORT = 2
+
+
+class Meta(IntEnum):
+    """What is known of a packet beside its bytes: NFT_META_*."""
+
+    INTERFACE = 4  # that it came in by, in the machine's order of bytes
+    TO_WHOM = 19  # one byte, PACKET_* of linux/if_packet.h
 
 
 class Compare(IntEnum):
@@ -74,6 +83,11 @@ def load(register: int, header: Header, offset: int, size: int) -> bytes:
     header of a fragment that is not the first."""
     parts = (register + _REGISTER, header, offset, size)
     return _expression("payload", *(_word(1 + i, part) for i, part in enumerate(parts)))
+
+
+def meta(register: int, what: Meta) -> bytes:
+    """Take what is known of the packet."""
+    return _expression("meta", _word(1, register + _REGISTER), _word(2, what))
 
 
 def mask(register: int, value: bytes) -> bytes:

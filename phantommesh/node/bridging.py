@@ -56,8 +56,7 @@ class Bridges:
         return why
 
     def _why_not(self, origin: bytes, to: bytes, now: float) -> str:
-        standing = self._standing()
-        if self._me in (origin, to) or origin == to or origin not in standing or to not in standing:
+        if self._me in (origin, to) or origin == to or not self._stand(origin, to):
             return "these two are no pair of members"
         if self._among is not None and not (origin in self._among and to in self._among):
             return "this node relays for others"
@@ -75,12 +74,19 @@ class Bridges:
 
     def owe(self, origin: bytes, to: bytes, size: int, now: float) -> float | None:
         """A frame of so many bytes is passed on. Return the seconds to wait before the next one; None: pass
-        this one on no more, since the quota is used up."""
+        this one on no more, since the quota is used up, or one of the two is no member any more."""
+        if not self._stand(origin, to):
+            self.dropped["bridge-refused"] += 1
+            return None
         if not self._left(origin, to, now):
             self.dropped["bridge-quota"] += 1
             return None
         self._used[frozenset((origin, to))] += EACH + size
         return self._rates.of((origin, to), now).owe(now, EACH + size)
+
+    def _stand(self, origin: bytes, to: bytes) -> bool:
+        standing = self._standing()
+        return origin in standing and to in standing
 
     def _left(self, origin: bytes, to: bytes, now: float) -> bool:
         if now >= self._day + DAY:

@@ -10,7 +10,7 @@ each by a socket of its own, then some between the longest that was survived and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from math import inf
@@ -25,6 +25,8 @@ from phantommesh.routing.echoes import Echo, Keys, Kind, encode
 
 NEVER: Final = 65535  # s, the most that WireGuard takes: 18 h. It still begins to shake hands by itself
 MOST: Final = 110  # s: WireGuard makes new keys every 120 s, and a keepalive after that costs a handshake
+
+ENOUGH: Final = 2  # witnesses that are believed; an authority is alone
 
 # Tuning.
 LEAST: Final = 15  # s between keepalives, however short a NAT's memory is
@@ -83,12 +85,15 @@ class Outcome:
 
 class Measurement:
     """One measurement with one witness: ``after`` are the idle times in seconds, one a socket. Two more
-    sockets try the hairpin. Call `tick` at `deadline`, `receive` with what a socket received; the rest is in
-    `outcome` when it is `over`."""
+    sockets try the hairpin, where the witness sees them at an address that is ``public``: it could name any
+    other. Call `tick` at `deadline`, `receive` with what a socket received; the rest is in `outcome` when it
+    is `over`."""
 
-    def __init__(self, keys: Keys, after: Sequence[float], now: float) -> None:
+    def __init__(
+        self, keys: Keys, after: Sequence[float], now: float, public: Container[IpAddress] = ()
+    ) -> None:
         self.after = (*after, 0.0, 0.0)
-        self._keys, self._began, self._done = keys, now, False
+        self._keys, self._began, self._public, self._done = keys, now, public, False
         self._asked = [list(OPENED) for _ in self.after]
         self._seen: dict[int, Address] = {}
         self._last: dict[int, float] = {}  # when a socket that was answered asked last
@@ -128,7 +133,7 @@ class Measurement:
             self._loops.pop(0)
             one, two = len(self.after) - 2, len(self.after) - 1
             for number, other in ((one, two), (two, one)):
-                if other in self._seen:
+                if other in self._seen and ip_address(self._seen[other].host) in self._public:
                     found.append((number, self._seen[other], encode(Kind.LOOP, number, self._keys)))
         self._done = not any(self._asked) and not self._loops and now >= self._ends()
         return found
@@ -157,6 +162,32 @@ class Measurement:
         hairpin = self._looped if all(ends) else None
         seen = frozenset(ip_address(place.host) for place in self._seen.values())
         return Outcome(seen, good, bad if tried else inf, hairpin)
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What one witness showed. ``opened``: strangers' datagrams come in at all ports, and nothing else was
+    measured."""
+
+    outcome: Outcome
+    opened: bool
+    authority: bool
+
+
+def agree(voices: Sequence[Voice], configured: int) -> tuple[Outcome, bool] | None:
+    """What is believed of these, the least that any of them showed, and whether strangers' datagrams come in;
+    None: nothing. A witness can keep holes open while they are measured, and send what is to be a stranger's
+    through one. So it takes two, or an authority, to have keepalives sent more seldom than ``configured``."""
+    believed = len(voices) >= ENOUGH or any(voice.authority for voice in voices)
+    measured = [voice.outcome for voice in voices if not voice.opened]
+    if not measured:
+        return (voices[0].outcome, True) if voices and believed else None
+    good = min(outcome.good for outcome in measured)
+    tried = [outcome.hairpin for outcome in measured if outcome.hairpin is not None]
+    seen = frozenset[IpAddress]().union(*(outcome.seen for outcome in measured))
+    bad = min(outcome.bad for outcome in measured)
+    good = good if believed else min(good, configured / SHARE)
+    return Outcome(seen, good, bad, all(tried) if tried else None), False
 
 
 def between(good: float, bad: float) -> tuple[float, ...]:

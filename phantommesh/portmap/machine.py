@@ -19,7 +19,7 @@ from typing import Final
 
 from phantommesh.portmap import natpmp, pcp
 from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
-from phantommesh.portmap.values import Granted, Method, PortMapError, Refusal, Wanted
+from phantommesh.portmap.values import NO_ADDRESS, Granted, Method, PortMapError, Refusal, Wanted
 
 # Tuning.
 LIFETIME: Final = 1800  # s that are asked for
@@ -28,7 +28,8 @@ SOONEST: Final = 30.0  # s between a grant and its renewal at least: a gateway m
 FIRST: Final = 0.25  # s until a question is asked again, then twice as long each time (RFC 6886, section 3.1)
 TRIES: Final = 4  # questions without an answer until the next method, or the next renewal
 AGAIN: Final = 600.0  # s until a gateway that grants nothing is asked again
-REFUSED: Final = 300.0  # s until a port that was refused is asked for again
+REFUSED: Final = 300.0  # s until a port that was refused is asked for again,
+SHORT: Final = 60.0  # s the same where the gateway has no address outside: it may not be connected yet
 MAX_WANTED: Final = 32  # ports
 HEEDED: Final = 5.0  # s between announcements that count: a gateway repeats them
 SPREAD: Final = 1.0  # s within which a host asks after an announcement, since all hosts hear it at once
@@ -252,8 +253,10 @@ class Mapper:
 
     def _take_natpmp(self, answer: natpmp.AddressAnswer | natpmp.MapAnswer, now: float) -> list[Effect]:
         if isinstance(answer, natpmp.AddressAnswer):
-            if answer.result != natpmp.SUCCESS:
+            if answer.result not in (natpmp.SUCCESS, natpmp.NETWORK_FAILURE):
                 return []
+            if answer.result or answer.address.is_unspecified:
+                return self._nowhere(answer.epoch, now)
             before, self._address = self._address, answer.address
             self._answers(Method.NAT_PMP, answer.epoch, now)
             if before is not None:
@@ -266,8 +269,18 @@ class Mapper:
             self.dropped["portmap-unasked"] += 1
             return []
         self._answers(Method.NAT_PMP, answer.epoch, now)
+        if self._address is None:
+            return self.tick(now)  # it was started anew, and may have another address since
         granted = Granted(self._address, answer.external, float(answer.lifetime))
         return self._settle(asked, granted, answer.result, now)
+
+    def _nowhere(self, epoch: int, now: float) -> list[Effect]:
+        """NAT-PMP's gateway has no address. What it has mapped may come back with one."""
+        self._answers(Method.NAT_PMP, epoch, now)
+        self._address = None
+        for job in self._jobs.values():
+            job.due, job.tries, job.result = now + SHORT, 0, natpmp.NETWORK_FAILURE
+        return []
 
     def _at(self, address: IPv4Address, now: float) -> list[Effect]:
         """The gateway has another address, and its mappings with it."""
@@ -278,9 +291,12 @@ class Mapper:
         return [Changed()] if held else []
 
     def _settle(self, job: _Job, granted: Granted, result: int, now: float) -> list[Effect]:
+        nowhere = pcp.NETWORK_FAILURE if self.method is Method.PCP else natpmp.NETWORK_FAILURE
+        if not result and granted.address.is_unspecified:
+            result = nowhere
         before, job.tries, job.result = job.granted, 0, result
         if result or not granted.port or granted.lifetime <= 0:
-            job.due = now + REFUSED
+            job.due = now + (SHORT if result == nowhere else REFUSED)
             return self.tick(now)
         life = min(granted.lifetime, LONGEST)
         job.granted, job.until = granted, now + life
@@ -322,5 +338,5 @@ class Mapper:
             if wanted in granted:
                 effects += self._settle(job, granted[wanted], 0, now)
             else:
-                job.due = now + REFUSED
+                job.due = now + (SHORT if refused == NO_ADDRESS else REFUSED)
         return effects

@@ -11,7 +11,7 @@ from typing import Final
 from phantommesh.portmap.values import PortMapError, Protocol
 
 VERSION: Final = 0
-SUCCESS: Final = 0  # result code (section 3.5)
+SUCCESS, NETWORK_FAILURE = 0, 3  # result codes (section 3.5)
 ASK_ADDRESS: Final = bytes([VERSION, 0])  # section 3.2
 
 _OPCODES: Final = {Protocol.UDP: 1, Protocol.TCP: 2}  # section 3.3

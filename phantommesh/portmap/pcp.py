@@ -13,7 +13,7 @@ from phantommesh.portmap.values import PortMapError
 VERSION: Final = 2
 MAX_DATAGRAM: Final = 1100  # bytes of a message at most (section 7)
 NONCE_BYTES: Final = 12
-SUCCESS, UNSUPPORTED_VERSION, NO_RESOURCES = 0, 1, 8  # result codes (section 7.4)
+SUCCESS, UNSUPPORTED_VERSION, NETWORK_FAILURE, NO_RESOURCES = 0, 1, 7, 8  # result codes (section 7.4)
 
 _ANNOUNCE, _MAP, _ANSWER = 0, 1, 0x80
 _REQUEST: Final = struct.Struct("!BBHI16s")  # version, opcode, reserved, lifetime, the client's address

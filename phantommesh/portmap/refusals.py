@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from phantommesh.portmap.values import Method, Refusal
+from phantommesh.portmap.values import NO_ADDRESS, Method, Refusal
 
 _ALLOW: Final = "allow {method} for this host in the router's settings, or forward the ports there by hand"
 _ROOM: Final = "raise the router's limit of mappings, or remove others there"
@@ -21,7 +21,7 @@ _PCP: Final = {
     2: ("it does not allow this host to", _ALLOW),
     3: ("it could not read the request", _WAIT),
     4: ("it does not map ports", _ALLOW),
-    7: ("it has no address outside", _OUTSIDE),
+    7: (NO_ADDRESS, _OUTSIDE),
     8: ("it has no room for more mappings", _ROOM),
     9: ("it does not map this protocol", _ALLOW),
     10: ("this host has as many mappings as it may have", _ROOM),
@@ -32,7 +32,7 @@ _PCP: Final = {
 _NAT_PMP: Final = {
     1: ("it does not speak this version", _WAIT),
     2: ("it does not allow this host to", _ALLOW),
-    3: ("it has no address outside", _OUTSIDE),
+    3: (NO_ADDRESS, _OUTSIDE),
     4: ("it has no room for more mappings", _ROOM),
     5: ("it does not map ports", _ALLOW),
 }
@@ -42,7 +42,7 @@ def explain(refusal: Refusal) -> tuple[str, str]:
     """Return why the gateway does not map a port, and the fix."""
     known = {Method.PCP: _PCP, Method.NAT_PMP: _NAT_PMP}.get(refusal.method, {})
     text = refusal.text or f"it says {refusal.code}"
-    why, fix = known.get(refusal.code, (text, _ALLOW))
+    why, fix = known.get(refusal.code, (text, _OUTSIDE if text == NO_ADDRESS else _ALLOW))
     return why, fix.format(method=name(refusal.method))
 
 

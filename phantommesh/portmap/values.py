@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SERVER_PORT = 5351  # of PCP (RFC 6887, section 19.1) and NAT-PMP (RFC 6886, section 3)
 CLIENT_PORT = 5350  # where hosts hear announcements (RFC 6887, section 14.1; RFC 6886, section 3.2.1)
+NO_ADDRESS = "it has no address outside"  # a refusal
 ALL_HOSTS = IPv4Address("224.0.0.1")  # to which they are sent
 
 

@@ -7,8 +7,13 @@ where that changes nothing for it: data of WireGuard in one piece, of a lease in
 way out, with time to live left. All else falls through to the other rules, which forward it, drop it, or hand
 it to the node. WireGuard's handshakes do too, so that a firewall that begins to drop what is relayed shows.
 
-One rule a family. One hash look-up finds, by source address, source port, type and tag, where the packet
-goes: both addresses and both ports, next hop and interface. Each element has its own rate and counters.
+One rule a family. One hash look-up finds, by source address, source port, type, tag and interface, where
+the packet goes: both addresses and both ports, next hop and interface. Each element has its own rate and
+counters.
+
+The ingress comes before what the host checks of an address and of a frame. So the interface is a part of the
+key: the one that a route leads to the source by. And a frame that is for another machine, or for a VLAN, is
+left alone.
 """
 
 from __future__ import annotations
@@ -32,6 +37,8 @@ CHAIN: Final = "arriving"
 # Specification: WireGuard's data message has type 4 (whitepaper, section 5.4.6); UDP is 17 (RFC 768).
 _DATA: Final = 4
 _UDP: Final = 17
+_FOR_US: Final = b"\0"  # PACKET_HOST (linux/if_packet.h)
+_ETHERTYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _HEADER6: Final = 40  # bytes that IPv6's length does not count (RFC 8200)
 
 # Before all that others have at the ingress, as far as they keep to the usual numbers.
@@ -53,10 +60,12 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One direction of a lease with its way."""
+    """One direction of a lease with its way. ``arrives``: the number of the interface that its packets come
+    in by."""
 
     forward: Forward
     hop: Hop
+    arrives: int
 
     @property
     def version(self) -> int:
@@ -65,9 +74,13 @@ class Lane:
 
 
 def choose(forwards: Iterable[Forward], hops: Mapping[str, Hop]) -> tuple[int, frozenset[Lane]]:
-    """Which directions take the short way, and the longest packet that may: what most ways carry. A target
-    without a way, or with a narrower one, is left to the other rules."""
-    found = [Lane(forward, hop) for forward in forwards if (hop := hops.get(forward.target.host)) is not None]
+    """Which directions take the short way, and the longest packet that may: what most ways carry. A source or
+    a target without a way, or a target with a narrower one, is left to the other rules."""
+    found = [
+        Lane(forward, hop, back.interface)
+        for forward in forwards
+        if (hop := hops.get(forward.target.host)) and (back := hops.get(forward.source.host))
+    ]
     if not found:
         return 0, frozenset()
     counted = Counter(lane.hop.mtu for lane in found)
@@ -89,7 +102,7 @@ def whole(frame: Frame, interfaces: Collection[str], mtu: int, lanes: Collection
         four = version == 4
         address = nft.IPV4 if four else nft.IPV6
         size = 4 if four else 16
-        key = nft.concatenation(address, nft.PORT, nft.MARK), size + 8
+        key = nft.concatenation(address, nft.PORT, nft.MARK, nft.INTERFACE), size + 12
         data = (
             nft.concatenation(address, address, nft.MARK, address, nft.INTERFACE),
             3 * size + 8,
@@ -121,7 +134,7 @@ def alter(frame: Frame, before: Collection[Lane], after: Collection[Lane]) -> li
             )
             for at in range(0, len(ordered), SLICE):
                 part = ordered[at : at + SLICE]
-                held = [(key_of(lane.forward), _data(frame, lane)) for lane in part]
+                held = [(key_of(lane), _data(frame, lane)) for lane in part]
                 keys = [(key, None) for key, _ in held]
                 changes += [
                     nft.elements(table, lanes_of(version), held, add=add),
@@ -140,10 +153,12 @@ def leased(version: int) -> str:
     return f"leased{version}"
 
 
-def key_of(forward: Forward) -> bytes:
-    """The key of a direction: source address, source port, type and tag."""
+def key_of(lane: Lane) -> bytes:
+    """The key of a direction: source address, source port, type and tag, interface."""
+    forward = lane.forward
     source = ip_address(forward.source.host).packed
-    return source + struct.pack(">HxxBBxx", forward.source.port, _DATA, forward.tag)
+    own = struct.pack(">HxxBBxx", forward.source.port, _DATA, forward.tag)
+    return source + own + struct.pack("=I", lane.arrives)
 
 
 def _data(frame: Frame, lane: Lane) -> bytes:
@@ -189,11 +204,16 @@ def _matching(version: int, here: bytes, port: int, mtu: int) -> list[bytes]:
         nft.load(loaded, Header.TRANSPORT, 2, 2),
         nft.compare(loaded, Compare.EQUAL, struct.pack(">H", port)),
         *shape,
+        nft.meta(loaded, nft.Meta.TO_WHOM),
+        nft.compare(loaded, Compare.EQUAL, _FOR_US),
+        nft.load(loaded, Header.LINK, 12, 2),
+        nft.compare(loaded, Compare.EQUAL, _ETHERTYPES[version]),
         nft.load(0, Header.NETWORK, target, size),
         nft.compare(0, Compare.EQUAL, here),
         nft.load(0, Header.NETWORK, source, size),
         nft.load(words, Header.TRANSPORT, 0, 2),
         nft.load(words + 1, Header.TRANSPORT, 8, 2),
+        nft.meta(words + 2, nft.Meta.INTERFACE),
     ]
 
 

@@ -201,6 +201,18 @@ def test_invite_prints_one_line_that_reads_back(tmp_path: Path) -> None:
     assert shown["name"] == "pm-2"
 
 
+def test_an_invite_names_the_endpoints_that_are_given_for_it(tmp_path: Path) -> None:
+    assert made(tmp_path).exit_code == 0
+    result = run("invite", "--endpoint", "vpn.example.net:443", "--endpoint", "192.0.2.7", root=tmp_path)
+    invite = Invite.parse_untrusted(result.stdout.strip())
+    assert invite.endpoints == ("vpn.example.net:443", "192.0.2.7:51800")
+    refused = told(run("invite", "--endpoint", "vpn.example.net:0", root=tmp_path), 1)
+    assert refused.startswith("error: --endpoint: ")
+    overlay = told(run("invite", "--endpoint", "100.64.0.9", root=tmp_path), 1)
+    assert "give in --endpoint" in overlay
+    assert "leave some out" in told(run("invite", *["--endpoint", "a.example"] * 4, root=tmp_path), 1)
+
+
 def test_invite_needs_a_mesh(tmp_path: Path) -> None:
     assert "init" in told(run("invite", root=tmp_path), 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Collection
@@ -43,7 +44,7 @@ def commit(changes: Collection[Change]) -> None:
 def open_lanes(forwards: Collection[Forward], frame: Frame = FRAME) -> frozenset[fastlane.Lane]:
     """Both ways of forwarding, as a relay installs them."""
     rig.install(forwards, frame)
-    targets = {each.target.host for each in forwards}
+    targets = {place.host for each in forwards for place in (each.source, each.target)}
     hops, there = rig.within(R, lambda: read_hops(targets, forwarding.RELAY_MARK))
     assert set(UPLINKS) <= there
     mtu, lanes = fastlane.choose(forwards, hops)
@@ -149,6 +150,59 @@ def test_a_lane_has_its_rate_and_others_have_theirs() -> None:
         assert Drop.RATE not in rig.drops() or rig.drops()[Drop.RATE] == 0
         rig.send(a, rig.message(1))
         c.recv(2000)
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def packet(source: socket.socket) -> bytes:
+    """A message in IPv4 and UDP, as if it came from this socket."""
+    place = rig.place(source)
+    ends, body = socket.inet_aton(place.host) + socket.inet_aton(HERE4), rig.message()
+    udp = struct.pack(">4H", place.port, rig.PORT, 8 + len(body), 0)
+    total = checksum(ends + struct.pack(">2H", 17, len(udp) + len(body)) + udp + body)
+    udp = udp[:6] + struct.pack(">H", total)
+    ip = struct.pack(">2B3H2BH", 0x45, 0, 28 + len(body), 1, 0, 64, 17, 0) + ends
+    return ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:] + udp + body
+
+
+def test_a_frame_that_the_host_would_not_take_takes_no_short_way() -> None:
+    """The ingress sees what the host drops later: frames of a VLAN, or for another machine, and packets
+    whose source is not where they come from."""
+    macs = {link["ifname"]: link["address"] for link in json.loads(rig.run(R, "ip", "-j", "link"))}
+    one, two = (bytes.fromhex(macs[name].replace(":", "")) for name in UPLINKS)
+    other, here, tag = b"\x02" * 6, b"\x08\x00", b"\x81\x00\x00\x0a"
+    strict = [f"net.ipv4.conf.{name}.rp_filter" for name in ("all", *UPLINKS)]
+    before = rig.run(R, "sysctl", "-n", *strict).split()
+    with rig.udp(A, A4) as a, rig.udp(B, B4) as b, raw(A) as near, raw(B) as far:
+        open_lanes(rig.lease(1, 0, a, b))
+        near.send(one + other + here + packet(a))
+        b.recv(2000)
+        assert lanes() == 1
+        rig.run(R, "sysctl", "-qw", *(f"{name}=1" for name in strict))
+        try:
+            for sender, frame in (
+                (near, other + other + here),
+                (near, b"\xff" * 6 + other + here),
+                (near, one + other + tag + here),
+                (far, two + other + here),
+            ):
+                sender.send(frame + packet(a))
+            assert rig.silent(b)
+        finally:
+            changes = zip(strict, before, strict=True)
+            rig.run(R, "sysctl", "-qw", *(f"{name}={value}" for name, value in changes))
+        assert lanes() == 1
+
+
+def raw(space: str) -> socket.socket:
+    sock = rig.within(space, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    rig.within(space, lambda: sock.bind(("up0", 0)))
+    return sock
 
 
 def test_what_leads_nowhere_has_no_lane() -> None:

@@ -66,6 +66,7 @@ class FastLane:
         self._rules = Table(fastlane.FAMILY, frame.table) if rules is None else rules
         self._made: tuple[int, tuple[str, ...]] | None = None  # longest packet and interfaces of the table
         self._lanes: frozenset[Lane] = frozenset()
+        self._unsure = False  # a change has failed: the kernel may have other lanes than these
         self._lock = trio.Lock()  # nobody changes what another one reads
         self._read_at, self._shut, self._again = -inf, -inf, inf
         self._ways: dict[str, Hop] = {}
@@ -96,20 +97,29 @@ class FastLane:
             await self._close()
 
     async def _close(self) -> None:
-        self._lanes, self._made = frozenset(), None
+        self._unsure = True
+        await self._rules.remove()
+        self._lanes, self._made, self._unsure = frozenset(), None, False
         self._last.clear()
         self._over.clear()
-        await self._rules.remove()
+
+    async def _commit(self, changes: Sequence[Change]) -> None:
+        self._unsure = True
+        await self._rules.commit(changes)
+        self._unsure = False
 
     async def withdraw(self, kept: frozenset[Forward]) -> None:
         """Leave no lane but those of ``kept``: before the other rules change, so that there is no moment at
         which a packet of a lease that has ended is forwarded here. Raises NftError where even that fails."""
         left = frozenset(lane for lane in self._lanes if lane.forward in kept)
-        if left == self._lanes:
+        if left == self._lanes and not self._unsure:
             return
         async with self._lock:
             try:
-                await self._alter(left)
+                if self._unsure:
+                    await self._close()
+                else:
+                    await self._alter(left & self._lanes)
             except NftError:
                 await self._close()
 
@@ -121,11 +131,13 @@ class FastLane:
 
     async def _follow(self, forwards: frozenset[Forward], now: float) -> None:
         self._again = self._shut if forwards and now < self._shut else inf
+        if self._unsure:
+            await self._close()
         if not forwards or now < self._shut:
             if self._made is not None:
                 await self._close()
             return
-        targets = {each.target.host for each in forwards}
+        targets = {place.host for each in forwards for place in (each.source, each.target)}
         try:
             if now >= self._read_at + LOOK:
                 self._ways, self._asked, self._read_at = {}, set(), now
@@ -167,11 +179,11 @@ class FastLane:
         self._over = {key: n for key, (n, _) in over.items()}
         for lane in self._lanes:
             number = lane.forward.number
-            if (found := held.get(fastlane.key_of(lane.forward))) is not None:
+            if (found := held.get(fastlane.key_of(lane))) is not None:
                 before = self._last.get(number, 0)
                 self._bytes[number] += found[1] - before if found[1] >= before else found[1]
                 self._last[number] = found[1]
-        if not {fastlane.key_of(lane.forward) for lane in self._lanes} <= held.keys():
+        if not {fastlane.key_of(lane) for lane in self._lanes} <= held.keys():
             await self._close()  # somebody has edited it: it is made anew
         return dict(self._bytes)
 
@@ -187,7 +199,7 @@ class FastLane:
 
     async def _make(self, mtu: int, interfaces: tuple[str, ...], lanes: frozenset[Lane]) -> None:
         await self._count()
-        await self._rules.commit(fastlane.whole(self._frame, interfaces, mtu, lanes))
+        await self._commit(fastlane.whole(self._frame, interfaces, mtu, lanes))
         self._made, self._lanes = (mtu, interfaces), lanes
         self._last.clear()
         self._over.clear()
@@ -200,8 +212,8 @@ class FastLane:
             await self._count()
             if self._made is None:
                 raise NftError("the relay's short way was edited by somebody else")
-        await self._rules.commit(fastlane.alter(self._frame, self._lanes, lanes))
+        await self._commit(fastlane.alter(self._frame, self._lanes, lanes))
         for lane in gone:
             self._last.pop(lane.forward.number, None)
-            self._over.pop(fastlane.key_of(lane.forward), None)
+            self._over.pop(fastlane.key_of(lane), None)
         self._lanes = lanes

@@ -27,11 +27,12 @@ from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 
 # Tuning.
-CALLS = 16  # connections that are being made at once
+CALLS = 16  # connections that are being made at once,
+CALLS_BY_WORD = 4  # of them by the word of one member
 OPENING = 10.0  # s that this may take
 DIRECT = 5.0  # s for a direct one where there are members to try as well
 CARRIERS = 3  # members by way of which a peer is called
-PROMPTS, PROMPTS_BURST = 0.5, 6.0  # prompts to call one peer that are followed, a second and at once
+PROMPTS, PROMPTS_BURST = 0.5, 6.0  # prompts of one member to call a peer, a second and at once
 
 log = structlog.get_logger("phantommesh.framed")
 
@@ -50,9 +51,11 @@ class Take(Protocol):
 
 
 class _Call:
-    """A call to a peer. ``carried``: frames have been carried by it."""
+    """A call to a peer. ``carrier``: the member by whose word it is made. ``carried``: frames have been
+    carried by it."""
 
-    carried = False
+    def __init__(self, carrier: NodeId | None = None) -> None:
+        self.carrier, self.carried = carrier, False
 
 
 class FrameCalls:
@@ -68,7 +71,9 @@ class FrameCalls:
         self._me, self._last, self._peers, self._caller, self._homes = me, last, peers, caller, homes
         self._dropped, self._carry, self._take, self._stir, self._named = dropped, carry, take, stir, named
         self.seen: dict[bytes, Address] = {}  # where each peer finished its latest handshake
-        self._calls, self._prompts = 0, Rates[bytes](PROMPTS, PROMPTS_BURST)
+        self._calls = 0
+        self._prompts = Rates[tuple[bytes, bytes]](PROMPTS, PROMPTS_BURST)  # of a peer by a carrier's word
+        self._prompted = Counter[bytes]()  # calls that are being made, by whose word
         self._joining: set[tuple[bytes, bytes]] = set()  # peers that are called, by way of whom
 
     @property
@@ -83,6 +88,8 @@ class FrameCalls:
     def start(self, nursery: trio.Nursery, peer: NodeId, carrier: NodeId | None = None) -> None:
         """Call a peer, in a task of the nursery: by every way, or by way of one member only."""
         self._calls += 1
+        if carrier is not None:
+            self._prompted[carrier] += 1
         nursery.start_soon(self._dial, peer, carrier)
 
     def prompted(self, nursery: trio.Nursery | None, peer: NodeId, carrier: NodeId) -> None:
@@ -91,15 +98,15 @@ class FrameCalls:
         known = self._peers.get(peer) is not None and self._peers.get(carrier) is not None
         if (peer, carrier) in self._joining:
             return  # this node waits there already
-        ready = self.free and known
-        if nursery is None or not ready or not self._prompts.allow(peer, trio.current_time()):
+        ready = self.free and self._prompted[carrier] < CALLS_BY_WORD and known
+        if nursery is None or not ready or not self._prompts.allow((peer, carrier), trio.current_time()):
             self._dropped["frame-prompt"] += 1
             return
         self.start(nursery, peer, carrier)
 
     async def _dial(self, peer: NodeId, carrier: NodeId | None = None) -> None:
         """Call a peer for frames: directly, else by way of a member. ``carrier``: by way of that one only."""
-        told, call = self._named(peer), _Call()
+        told, call = self._named(peer), _Call(carrier)
         with left_out(self._dropped, "frame-broken", "a connection for frames broke", peer=told):
             try:
                 carriers = self._carriers(peer) if carrier is None else [carrier]
@@ -117,7 +124,7 @@ class FrameCalls:
                         break
             finally:
                 if not call.carried:
-                    self._calls -= 1
+                    self._made(call)
                     if carrier is None:
                         self._last.failed(peer, trio.current_time())
                         self._stir(peer)
@@ -127,7 +134,7 @@ class FrameCalls:
 
         def opened() -> None:
             opening.deadline, call.carried = float("inf"), True
-            self._calls -= 1
+            self._made(call)
 
         if way is None:
             async with self._caller.dial_direct(peer, self.seen.get(peer)) as client:
@@ -142,6 +149,13 @@ class FrameCalls:
             await self._call_by(way, peer, opened)
         finally:
             self._joining.discard((peer, way))
+
+    def _made(self, call: _Call) -> None:
+        """The connection of a call is there, or will not be."""
+        self._calls -= 1
+        if call.carrier is not None:
+            self._prompted[call.carrier] -= 1
+            self._prompted += Counter()  # without those that are 0
 
     async def _call_by(self, way: NodeId, peer: NodeId, opened: Callable[[], None]) -> None:
         async with bridged(self._caller, self._me, way, peer) as (client, ours):

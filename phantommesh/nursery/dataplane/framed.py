@@ -165,9 +165,12 @@ class Framed:
                 self._bell.ring()
 
     def retain(self, peers: Container[bytes]) -> None:
-        """Forget all other peers."""
+        """Forget all other peers, and end what they carry."""
         for effect in self.last.retain(peers):
             self._carry_out(effect)
+        for line in self._lines.values():
+            if line.carrier and line.carrier not in peers:
+                line.scope.cancel()
         for edge in [peer for peer in self._edges if peer not in peers]:
             self._sync(edge)
         self._at = {peer: at for peer, at in self._at.items() if peer in peers}

@@ -26,16 +26,17 @@ from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.peers import Peers
 from phantommesh.node.relaying import Lends, Named, Relay
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.dataplane.relaying import Relaying
+from phantommesh.nursery.dataplane.relaying import Relaying, close_killed
 from phantommesh.nursery.host.forwarding import forwards
 from phantommesh.nursery.host.hostaddresses import read_addresses
+from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.places import Places
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.reachable import HostAddress, of_a_site
 from phantommesh.records.record import RELAYS_IPV4, RELAYS_IPV6, RelayOffer
-from phantommesh.routing.forwarding import RELAY_MARK, Frame
+from phantommesh.routing.forwarding import RELAY_MARK, Frame, table_name
 from phantommesh.routing.leases import Leases, Terms
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import OUTER_MASK
@@ -57,7 +58,7 @@ log = structlog.get_logger("phantommesh.lending")
 class Lending:
     """The relay that this node is. ``far`` gives the round trip to a member in seconds by a direct way, None
     where there is none. ``publish`` has the record follow ``offer``. ``read`` gives the host's addresses but
-    those of the interfaces with these names."""
+    those of the interfaces with these names. ``clear`` removes what a run that was killed has left."""
 
     def __init__(
         self,
@@ -72,10 +73,11 @@ class Lending:
         read: Callable[[Collection[str]], Awaitable[Sequence[HostAddress]]] = partial(
             trio.to_thread.run_sync, read_addresses
         ),
+        clear: Callable[[str], Awaitable[None]] = close_killed,
     ) -> None:
         section = config.relay
         self._config, self._places, self._caller, self._publish = config, places, caller, publish
-        self._read, self._names = read, frozenset(all_names(config.wireguard.prefix))
+        self._read, self._clear, self._names = read, clear, frozenset(all_names(config.wireguard.prefix))
         self._named = [parse_endpoint(e, config.control.port)[0] for e in config.node.endpoints]
         among = Named(section.members, peers) if section.members else None
         self.leases = Leases(
@@ -127,6 +129,10 @@ class Lending:
 
     async def run(self) -> None:
         """Relay until cancelled."""
+        try:  # also where this run does not relay: the kernel would go on for pairs that are revoked since
+            await self._clear(table_name(master_name(self._config.wireguard.prefix)))
+        except NftError as error:
+            log.warning("what an earlier run relayed cannot be ended", error=str(error), fix=error.fix)
         if self._config.relay.offer is False:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:

@@ -27,7 +27,7 @@ from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.rates import Bucket
-from phantommesh.routing import forwarding
+from phantommesh.routing import fastlane, forwarding
 from phantommesh.routing.binding import Challenger
 from phantommesh.routing.forwarding import COUNTED, DROPS, FAMILY, OPENED, PASSED, Drop, Frame
 from phantommesh.routing.leases import Forward, Leases
@@ -305,6 +305,12 @@ class Relaying:
         if self.problem is None or str(self.problem) != str(error):
             log.warning("the relay's rules cannot be set", error=str(error), fix=error.fix)
         self.problem = error
+
+
+async def close_killed(table: str) -> None:
+    """Forward nothing more for pairs of a run that was killed. Raises NftError."""
+    await close_left(Table(FAMILY, table))
+    await Table(fastlane.FAMILY, table).remove()
 
 
 async def close_left(rules: Rules) -> None:

@@ -84,7 +84,9 @@ def read_routes(rtnl: NetlinkSocket, family: int) -> Iterator[KernelRoute]:
             return
         raise
     for _, _, payload in answers:
-        _, prefix, _, _, table, protocol, _, kind, flags = struct.unpack_from("=8BI", payload)
+        said, prefix, _, _, table, protocol, _, kind, flags = struct.unpack_from("=8BI", payload)
+        if said != family:
+            continue  # asked for a family that it does not have, the kernel tells of all others
         fields = dict(attributes(payload[12:]))
         table = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else table
         yield KernelRoute(family, prefix, table, protocol, kind, bool(flags & _CLONED), fields)

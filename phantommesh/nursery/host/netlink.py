@@ -273,9 +273,10 @@ def _dump_tables(rtnl: NetlinkSocket, table: int) -> Iterator[TableRoute]:
     for family in (socket.AF_INET, socket.AF_INET6):
         asked = struct.pack("=BBBBBBBBI", family, 0, 0, 0, table, ROUTE_PROTOCOL, 0, 0, 0)
         for _, _, payload in rtnl.exchange(_request(_GET_ROUTE, DUMP, asked)):
-            _, prefix, source, tos, found, protocol, _, kind = struct.unpack_from("=8B", payload)
+            said, prefix, source, tos, found, protocol, _, kind = struct.unpack_from("=8B", payload)
             fields = dict(attributes(payload[12:]))
-            if protocol == ROUTE_PROTOCOL:
+            # Asked for a family that it does not have, the kernel tells of all others.
+            if protocol == ROUTE_PROTOCOL and said == family:
                 target = fields.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
                 metric = number(fields.get(_RTA_PRIORITY, b"\1"))
                 found = number(fields[_RTA_TABLE]) if _RTA_TABLE in fields else found

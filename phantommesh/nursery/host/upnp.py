@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from phantommesh.portmap.values import Granted, Wanted
+from phantommesh.portmap.values import NO_ADDRESS, Granted, Wanted
 
 LIBRARY: Final = "miniupnpc"
 NAME: Final = "phantommesh"  # as the gateway lists the mapping
@@ -21,6 +21,8 @@ OTHERS: Final = 3  # external ports that are tried where the one beside is taken
 APART: Final = 16  # further: another node behind the gateway has the fifteen of its own in a row
 FOR_GOOD: Final = 0  # the lifetime of a mapping that only its deletion ends
 
+# What a gateway says of a port that is mapped, as the library words it: code 718.
+_TAKEN: Final = "ConflictInMappingEntry"
 # What a gateway says that knows no other lifetime, as the library words it: code 725, and some say 402.
 _NO_LIFETIME: Final = ("OnlyPermanentLeasesSupported", "Invalid Args")
 
@@ -50,9 +52,12 @@ def open_ports(own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime:
         _said(error)
         return found
     try:
-        address = IPv4Address(gateway.externalipaddress())
+        address = IPv4Address(gateway.externalipaddress() or "0.0.0.0")
     except Exception as error:
         found.refused = _said(error)
+        return found
+    if address.is_unspecified:
+        found.refused = NO_ADDRESS
         return found
     life, answer = lifetime, ""
     for one, external in wanted:
@@ -60,6 +65,8 @@ def open_ports(own: IPv4Address, wanted: Iterable[tuple[Wanted, int]], lifetime:
             answer = _ask(gateway, own, one, port, life)
             if answer in _NO_LIFETIME and life != FOR_GOOD:
                 life = FOR_GOOD
+                answer = _ask(gateway, own, one, port, life)
+            if answer == _TAKEN and _end_own(gateway, own, one, port):
                 answer = _ask(gateway, own, one, port, life)
             if not answer:
                 found.granted[one] = Granted(address, port, float(lifetime))
@@ -76,6 +83,19 @@ def _ask(gateway: Any, own: IPv4Address, one: Wanted, port: int, life: int) -> s
     except Exception as error:  # taken, or it is not allowed
         return _said(error)
     return ""
+
+
+def _end_own(gateway: Any, own: IPv4Address, one: Wanted, port: int) -> bool:
+    """End a mapping if it is this one, of before: some gateways renew none. Return whether it was."""
+    try:
+        held = gateway.getspecificportmapping(port, one.protocol.name)
+        if held is None or held[:2] != (str(own), one.port):
+            return False
+        gateway.deleteportmapping(port, one.protocol.name, "")
+    except Exception as error:
+        _said(error)
+        return False
+    return True
 
 
 def close_ports(own: IPv4Address, granted: Mapping[Wanted, Granted]) -> None:

@@ -129,7 +129,7 @@ class Bridging:
                     raise StreamError("nothing comes")
                 debt = self.bridges.owe(origin, to, len(frame), trio.current_time())
                 if debt is None:
-                    raise StreamError("the quota is used up")
+                    raise StreamError("no more is passed on for these two")
                 await other.client.framed.send(frame)
                 await trio.sleep(debt)
 

@@ -23,7 +23,18 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError
 from phantommesh.node import lifetimes
-from phantommesh.node.lifetimes import FIRST, SCOPES, Lifetimes, Measurement, Outcome, Scope, between
+from phantommesh.node.lifetimes import (
+    ENOUGH,
+    FIRST,
+    SCOPES,
+    Lifetimes,
+    Measurement,
+    Outcome,
+    Scope,
+    Voice,
+    agree,
+    between,
+)
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.due import Due
 from phantommesh.nursery.members.calling import Caller
@@ -69,8 +80,9 @@ class LifetimeDriver:
     """``ports`` are WireGuard's. ``seen`` gives where a member was seen itself, ``may`` whether something may
     be sent to an address of a member, ``public`` at which addresses this node is seen, ``own`` which it has,
     ``beside`` whether an address is in a network of ours. ``witnesses`` gives the members with a direct path
-    and the place of their WireGuard port of dimension 0, the best first. ``changed`` is called when
-    keepalives are to be others. ``on`` is False where nothing is to be measured."""
+    and the place of their WireGuard port of dimension 0, the best first; ``authority`` says whether one is
+    one. ``changed`` is called when keepalives are to be others. ``on`` is False where nothing is to be
+    measured."""
 
     def __init__(
         self,
@@ -86,11 +98,13 @@ class LifetimeDriver:
         own: Callable[[], frozenset[IpAddress]],
         beside: Callable[[IpAddress], bool],
         witnesses: Callable[[], Iterable[tuple[NodeId, Address]]],
+        authority: Callable[[NodeId], bool],
         changed: Callable[[], None],
     ) -> None:
         self._state, self._ports, self._caller, self._on = state, ports, caller, on
         self._seen, self._may, self._public, self._own = seen, may, public, own
         self._beside, self._witnesses, self._changed = beside, witnesses, changed
+        self._authority = authority
         self.lifetimes = Lifetimes(configured, _remembered(state) if on else None)
         self._witness = Witness(may, trio.current_time())
         self._due = Due(lambda: self._witness.deadline)
@@ -218,33 +232,48 @@ class LifetimeDriver:
         self._state.write(directory.NETWORKS, self.lifetimes.encode())
 
     async def _find_out(self, scope: Scope) -> bool:
-        """Measure with one witness after another until something comes out; return whether it did."""
+        """Measure with one witness after another until enough of them show something; return whether that is
+        believed."""
+        voices, heard = list[Voice](), list[NodeId]()
         there = [(member, at) for member, at in self._witnesses() if self.scope(at.host) == scope]
         for witness, at in there[:WITNESSES]:
-            public = {one for one in self._public() if one.version == scope.version}
-            if public <= self._own() and self._ports.able:
-                outcome, opened = await self._ask(witness, at, (), unasked=4 if scope.version == 4 else 6)
-                if opened:  # also by a member that is behind a NAT itself, and answers no ASK
-                    self._found(scope, witness, outcome, opened=True)
-                    return True
-            outcome, _ = await self._ask(witness, at, FIRST)
-            if times := between(outcome.good, outcome.bad):
-                closer, _ = await self._ask(witness, at, times)
-                if closer.good > outcome.good and closer.seen == outcome.seen:
-                    outcome = Outcome(outcome.seen, closer.good, closer.bad, outcome.hairpin)
-            # Else the witness does not answer, or sees another way out of this host, or the node has moved.
-            if outcome.seen and outcome.seen <= self._public():
-                self._found(scope, witness, outcome, opened=False)
-                return True
-        return False
+            if (voice := await self._hear(scope, witness, at)) is None:
+                continue
+            voices.append(voice)
+            heard.append(witness)
+            if voice.authority or len(voices) == ENOUGH:
+                break
+        if (believed := agree(voices, self.lifetimes.configured)) is None:
+            return False
+        outcome, opened = believed
+        self._found(scope, heard, outcome, opened=opened)
+        return True
 
-    def _found(self, scope: Scope, witness: NodeId, outcome: Outcome, *, opened: bool) -> None:
+    async def _hear(self, scope: Scope, witness: NodeId, at: Address) -> Voice | None:
+        """Measure with one witness; None where nothing comes out."""
+        public = {one for one in self._public() if one.version == scope.version}
+        if public <= self._own() and self._ports.able:
+            outcome, opened = await self._ask(witness, at, (), unasked=4 if scope.version == 4 else 6)
+            if opened:  # also by a member that is behind a NAT itself, and answers no ASK
+                return Voice(outcome, opened=True, authority=self._authority(witness))
+        outcome, _ = await self._ask(witness, at, FIRST)
+        if times := between(outcome.good, outcome.bad):
+            closer, _ = await self._ask(witness, at, times)
+            if closer.good > outcome.good and closer.seen == outcome.seen:
+                outcome = Outcome(outcome.seen, closer.good, closer.bad, outcome.hairpin)
+        # Else the witness does not answer, or sees another way out of this host, or the node has moved.
+        if outcome.seen and outcome.seen <= self._public():
+            return Voice(outcome, opened=False, authority=self._authority(witness))
+        return None
+
+    def _found(self, scope: Scope, witnesses: Sequence[NodeId], outcome: Outcome, *, opened: bool) -> None:
         good, hairpin = (0.0, None) if opened else (outcome.good, outcome.hairpin)
         hairpin = None if outcome.seen <= self._own() else hairpin  # there is no NAT
         self.lifetimes.found(scope, time.time(), opened=opened, good=good, hairpin=hairpin)
         log.info(
             "what stands before this node was measured", ip=scope.version, beside=scope.beside, open=opened,
-            idle_s=good, keepalive_s=self.lifetimes.keepalive(scope), with_=format_node_id(witness),
+            idle_s=good, keepalive_s=self.lifetimes.keepalive(scope),
+            with_=", ".join(map(format_node_id, witnesses)),
         )  # fmt: skip
 
     async def _ask(
@@ -259,7 +288,7 @@ class LifetimeDriver:
         try:
             if not await self._agreed(witness, token, Measurement(keys, after, 0.0).after, unasked):
                 return Measurement(keys, (), 0.0).outcome(), False
-            measurement = Measurement(keys, after, trio.current_time())
+            measurement = Measurement(keys, after, trio.current_time(), self._public())
             await conduct(measurement, keys, at)
             return measurement.outcome(), len(came) == DIMENSIONS
         finally:
@@ -379,5 +408,6 @@ def make_lifetimes(
         own=lambda: frozenset(one.address for one in finding.whereabouts.own),
         beside=lambda address: places.reach.beside(address),
         witnesses=witnesses,
+        authority=lambda member: any(entry.member.node_id == member for entry in peers.authorities),
         changed=changed,
     )  # fmt: skip

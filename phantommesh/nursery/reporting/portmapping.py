@@ -11,7 +11,7 @@ from phantommesh.management.netview import GatewayView, PortmapMethod, PortmapVi
 from phantommesh.nursery.members.mapping import GatewayState
 from phantommesh.portmap.refusals import explain, name
 from phantommesh.portmap.values import Method
-from phantommesh.reachable import of_a_site
+from phantommesh.reachable import of_a_site, special
 
 _METHODS: Final[dict[Method, PortmapMethod]] = {
     Method.PCP: "pcp",
@@ -55,7 +55,7 @@ def _view(state: GatewayState) -> GatewayView:
         )
     endpoint = format_endpoint(str(state.control.address), state.control.port)
     said = f"router {address} speaks {speaks} and has mapped {ports}" + (why and f"; of one it says: {why}")
-    if of_a_site(state.control.address):
+    if of_a_site(state.control.address) or special(state.control.address):
         said += ", at a private address: another router is in front of it"
         return GatewayView(
             address=address, state="private", method=method, endpoint=endpoint, ports=state.open,

@@ -60,11 +60,14 @@ def proxy_for(host: str, port: int, environment: Mapping[str, str]) -> Proxy | N
 def goes_without(host: str, port: int, excluded: str) -> bool:
     """Whether ``NO_PROXY`` says that a host, a name or an address, takes no proxy.
 
+    This machine itself never does: a proxy would take it for its own, and Go's httpproxy spares it too.
     Entries are parted by commas or blanks, as Go's httpproxy and curl read them: ``*``; an address; a network
     (``10.0.0.0/8``, ``fd00::/8``); a name, which means all below it too; ``.example.net``, which means only
     those below. Each but a network may have a port. What is none of these excludes nothing.
     """
     target = _address(host)
+    if host.lower() == "localhost" or (target is not None and target.is_loopback):
+        return True
     return any(_excludes(entry, host, port, target) for entry in excluded.replace(",", " ").split())
 
 

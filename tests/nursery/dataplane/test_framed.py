@@ -19,6 +19,7 @@ from phantommesh.control import messages
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.nursery.dataplane import framed as module
+from phantommesh.nursery.dataplane.framecalls import CALLS_BY_WORD
 from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.reporting import netchecking
@@ -261,6 +262,43 @@ def alone(ports: Sequence[int], taken: list[bytes]) -> Framed:
         gossip=cast("Any", SimpleNamespace(receive_framed=lambda data, *by: taken.append(data))),
         ports=lambda: ports, tell=lambda news: None,
     )  # fmt: skip
+
+
+async def test_one_member_s_word_takes_few_of_the_calls() -> None:
+    """A member could name all others, and take all calls of this node for as long as it answered nothing."""
+    one, two, *others = (NodeId(bytes((number,)) * 16) for number in range(1, 30))
+
+    @asynccontextmanager
+    async def silent(carrier: NodeId) -> AsyncIterator[Client]:
+        await trio.sleep_forever()
+        yield cast("Client", None)
+
+    framed = alone([1] * DIMENSIONS, [])
+    calls = framed._calls
+    framed._peers = calls._peers = cast(
+        "Any", SimpleNamespace(get=lambda peer: SimpleNamespace(member=SimpleNamespace(name="a")))
+    )
+    calls._caller = cast("Any", SimpleNamespace(dial_direct=silent))
+    async with trio.open_nursery() as framed._nursery:
+        for peer in others:
+            framed.prompted(one, messages.Bridged(peer))
+        assert calls._calls == CALLS_BY_WORD
+        framed.prompted(two, messages.Bridged(others[-1]))
+        assert calls._calls == CALLS_BY_WORD + 1
+        await trio.testing.wait_all_tasks_blocked()
+        framed._nursery.cancel_scope.cancel()
+    assert calls._calls == 0 and not calls._prompted
+
+
+async def test_frames_do_not_go_on_by_way_of_a_member_that_was_revoked() -> None:
+    framed = alone([1] * DIMENSIONS, [])
+    lines = {
+        bytes((n,)) * 16: SimpleNamespace(carrier=c, scope=trio.CancelScope())
+        for n, c in ((1, b"c"), (2, b"d"), (3, b""))
+    }
+    framed._lines = cast("Any", lines)
+    framed.retain({*lines, b"d"})
+    assert [line.scope.cancel_called for line in lines.values()] == [True, False, False]
 
 
 async def test_a_local_socket_that_is_given_up_while_a_datagram_waits_ends_no_service() -> None:

@@ -24,7 +24,7 @@ from phantommesh.nursery.dataplane.relaying import COUNT, IDLE, Relaying
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.routing import binding
-from phantommesh.routing.fastlane import Hop, key_of
+from phantommesh.routing.fastlane import Hop, Lane, key_of
 from phantommesh.routing.forwarding import COUNTED, PASSED, RELAY_MARK, Frame
 from phantommesh.routing.leases import Forward, Grant, Leases, Terms
 from phantommesh.trust.identity import NodeId
@@ -72,6 +72,13 @@ class Model:
         return {number: (self.came, size) for number, size in self.held.items()} if name == COUNTED else {}
 
 
+NEAR = Hop("192.0.2.254", 2, 1500)
+
+
+def key(forward: Forward) -> bytes:
+    return key_of(Lane(forward, NEAR, NEAR.interface))
+
+
 class Lanes:
     """The short way's table, as a model: what is in it, with bytes."""
 
@@ -82,7 +89,7 @@ class Lanes:
 
     def hold(self, forwards: Collection[Forward]) -> None:
         """Hold these, without a packet."""
-        self.held = {key_of(each): 0 for each in forwards}
+        self.held = {key(each): 0 for each in forwards}
 
     async def commit(self, changes: Sequence[Change]) -> None:
         await trio.lowlevel.checkpoint()
@@ -104,7 +111,7 @@ class Lanes:
 
 async def hops(targets: Collection[str], mark: int) -> tuple[dict[str, Hop], frozenset[str]]:
     await trio.lowlevel.checkpoint()
-    return {target: Hop("192.0.2.254", 2, 1500) for target in targets}, frozenset({"up0"})
+    return dict.fromkeys(targets, NEAR), frozenset({"up0"})
 
 
 def free_port() -> int:
@@ -338,11 +345,11 @@ async def test_the_quota_counts_both_ways_through_the_kernel(
         await trio.sleep(COUNT + 0.1)
         assert world.model.held is not None
         one, two = sorted(world.relaying.forwarded, key=lambda each: each.number)
-        world.lanes.held = {key_of(one): 40, key_of(two): 0}
+        world.lanes.held = {key(one): 40, key(two): 0}
         world.model.held[1], world.model.passed = 40, 2
         await trio.sleep(COUNT + 0.1)
         assert len(world.relaying.forwarded) == 2
-        world.lanes.held[key_of(two)] = 20
+        world.lanes.held[key(two)] = 20
         await trio.sleep(COUNT + 0.1)
         assert world.relaying.forwarded == frozenset[Forward]()
         nursery.cancel_scope.cancel()

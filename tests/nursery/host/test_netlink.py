@@ -2,15 +2,17 @@
 """Reading the kernel's dumps, from a socket that answers what the test says."""
 
 import socket
+import struct
 from pathlib import Path
 
 import pytest
 
-from phantommesh.nlattr import DONE, DUMP_INTERRUPTED, pack_message
+from phantommesh.nlattr import DONE, DUMP_INTERRUPTED, attribute, pack_message
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.hostroutes import read_routes
 from phantommesh.nursery.host.kernel import KernelBackend
-from phantommesh.nursery.host.netlink import NetlinkSocket
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, NetlinkSocket, read_tables
 from phantommesh.nursery.host.userspace import UserspaceBackend
 
 ITEM, MULTI = 20, 2
@@ -66,3 +68,20 @@ def test_ipv6_may_be_turned_off_and_on_while_the_node_runs(monkeypatch: pytest.M
     for there in (True, False, True):
         monkeypatch.setattr(netlink, "ipv6_available", lambda there=there: there)
         assert [backend.ipv6 for backend in backends] == [there, there]
+
+
+def test_a_kernel_without_ipv6_has_no_ipv6_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ipv6.disable=1``: who asks such a kernel for IPv6's routes is told those of all families that it
+    has."""
+    header = struct.pack("=8BI", socket.AF_INET, 0, 0, 0, 254, ROUTE_PROTOCOL, 0, 1, 0)
+    default = header + attribute(4, struct.pack("=I", 7))  # RTA_OIF
+    monkeypatch.setattr(socket, "socket", Told(dump(default) * 4))
+    with NetlinkSocket(0) as rtnl:
+        assert [route.default for route in read_routes(rtnl, socket.AF_INET)] == [True]
+        assert not list(read_routes(rtnl, socket.AF_INET6))
+    assert [one.family for one in read_tables()] == [socket.AF_INET]
+
+
+def test_no_route_is_of_a_family_that_this_kernel_does_not_have() -> None:
+    with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
+        assert not list(read_routes(rtnl, socket.AF_X25))

@@ -10,18 +10,23 @@ from operator import index
 import pytest
 
 from phantommesh.nursery.host import upnp
-from phantommesh.portmap.values import Protocol, Wanted
+from phantommesh.portmap.values import NO_ADDRESS, Protocol, Wanted
 
 OWN = IPv4Address("192.168.1.5")
 WANTED = [(Wanted(Protocol.UDP, 51820 + i), 51820 + i) for i in range(7)]
 
 
 class Gateway:
-    """As the library shows one. ``lifetimes``: whether it knows any but "for good"."""
+    """As the library shows one. ``lifetimes``: whether it knows any but "for good"; ``renews``: whether it
+    takes a mapping that it has; ``outside``: its address there."""
 
-    def __init__(self, *, lifetimes: bool = True, says: str = "OnlyPermanentLeasesSupported") -> None:
+    def __init__(
+        self, *, lifetimes: bool = True, says: str = "OnlyPermanentLeasesSupported", renews: bool = True,
+        outside: str = "203.0.113.7",
+    ) -> None:  # fmt: skip
         self.table: dict[tuple[int, str], tuple[str, int]] = {}
         self.asked, self.lifetimes, self.says = 0, lifetimes, says
+        self.renews, self.outside = renews, outside
 
     def UPnP(  # the library's
         self, multicastif: str, minissdpdsocket: str | None = None, discoverdelay: int = 0
@@ -46,7 +51,7 @@ class Session:
         return "http://192.168.1.1/ctl"
 
     def externalipaddress(self) -> str:
-        return "203.0.113.7"
+        return self._gateway.outside
 
     def addportmapping(
         self, external: int, protocol: str, host: str, port: int, name: str, remote: str, life: int
@@ -55,10 +60,17 @@ class Session:
         self._gateway.asked += 1
         if life and not self._gateway.lifetimes:
             raise Exception(self._gateway.says)
-        if self._gateway.table.get((external, protocol), (host, port))[0] != host:
+        held = self._gateway.table.get((external, protocol))
+        if held is not None and (held[0] != host or not self._gateway.renews):
             raise Exception("ConflictInMappingEntry")
         self._gateway.table[external, protocol] = host, port
         return True
+
+    def getspecificportmapping(
+        self, external: int, protocol: str, remote: str | None = None
+    ) -> tuple[str, int, str, bool, int] | None:
+        held = self._gateway.table.get((external, protocol))
+        return None if held is None else (*held, upnp.NAME, True, 0)
 
     def deleteportmapping(self, external: int, protocol: str, remote: str) -> bool:
         if (external, protocol) not in self._gateway.table:
@@ -88,6 +100,26 @@ def test_a_second_node_behind_the_gateway_gets_all_its_ports(monkeypatch: pytest
     granted = upnp.open_ports(OWN, WANTED, 1800).granted
     assert granted.keys() == {one for one, _ in WANTED}
     assert len(gateway.table) == 2 * len(WANTED)
+
+
+def test_a_gateway_that_renews_nothing_keeps_its_ports_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else each renewal takes another port, and where mappings are for good the ones before stay open."""
+    gateway = use(monkeypatch, Gateway(lifetimes=False, renews=False))
+    upnp.open_ports(IPv4Address("192.168.1.4"), WANTED, 1800)
+    first = upnp.open_ports(OWN, WANTED, 1800).granted
+    again = upnp.open_ports(OWN, [(one, at.port) for one, at in first.items()], 1800).granted
+    assert again == first and len(gateway.table) == 2 * len(WANTED)
+
+
+@pytest.mark.parametrize("outside", ["0.0.0.0", ""])
+def test_a_gateway_that_is_not_connected_has_mapped_nothing(
+    outside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = use(monkeypatch, Gateway(outside=outside))
+    assert upnp.open_ports(OWN, WANTED, 1800) == upnp.Opened({}, NO_ADDRESS)
+    assert not gateway.table
 
 
 def test_one_that_is_gone_keeps_none_of_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:

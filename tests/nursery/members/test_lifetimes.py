@@ -83,6 +83,7 @@ class Node:
 
     def __init__(self, path: Path, *, behind: bool) -> None:
         path.mkdir(exist_ok=True)
+        self.trusts = True
         self.ports, self.changes, self.others = Ports(), 0, list[tuple[NodeId, "Node"]]()
         here = frozenset({ip_address(HERE)})
         self.part = LifetimeDriver(
@@ -94,6 +95,7 @@ class Node:
             own=lambda: frozenset() if behind else here,
             beside=lambda address: False,
             witnesses=lambda: [(peer, Address(HERE, node.ports.numbers[0])) for peer, node in self.others],
+            authority=lambda peer: self.trusts,
             changed=self.changed,
         )  # fmt: skip
         self.part.scope = lambda host: FAR  # type: ignore[method-assign]  # loopback stands for elsewhere
@@ -152,6 +154,17 @@ async def test_a_mapping_that_lives_long_is_found_to_and_remembered(tmp_path: Pa
 async def test_where_strangers_come_in_no_keepalives_are_sent(tmp_path: Path, clock: MockClock) -> None:
     async with mesh(tmp_path, behind=False) as (one, _):
         assert (await known(one)).open and one.part.keepalive("203.0.113.1") == NEVER
+
+
+async def test_one_member_alone_has_no_keepalives_sent_more_seldom(tmp_path: Path, clock: MockClock) -> None:
+    """It could send what is to be a stranger's through a hole that this node keeps open for it."""
+    async with mesh(tmp_path, behind=False) as (one, _):
+        one.trusts = False
+        await trio.sleep(60)
+        assert one.part.lifetimes.known(FAR) is None and one.part.keepalive("203.0.113.1") == 25
+    async with mesh(tmp_path, behind=True) as (one, _):
+        one.trusts = False
+        assert (await known(one)).good < 140.0 and one.part.keepalive("203.0.113.1") <= 25
 
 
 async def test_a_member_behind_a_nat_shows_it_too(tmp_path: Path, clock: MockClock) -> None:

@@ -51,8 +51,9 @@ def test_a_refusal_has_its_reason_and_a_fix(refused: Refusal, why: str) -> None:
     assert part.state == "mapped" and "8 of 9 ports; of one it says: " in part.why and part.fix
 
 
-def test_an_address_that_others_do_not_reach_is_no_mapping() -> None:
-    found = portmap_view([state(Method.PCP, PRIVATE, 9)], on=True)
+@pytest.mark.parametrize("at", [PRIVATE, Place(IPv4Address("192.0.0.2"), 51800)])  # RFC 7335: DS-Lite
+def test_an_address_that_others_do_not_reach_is_no_mapping(at: Place) -> None:
+    found = portmap_view([state(Method.PCP, at, 9)], on=True)
     assert found.state == "private" and "another router is in front" in found.why and found.fix
 
 

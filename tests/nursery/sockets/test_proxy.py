@@ -96,13 +96,19 @@ def test_what_goes_without_a_proxy(host: str, excluded: str, without: bool) -> N
     assert goes_without(host, 443, excluded) == without
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_this_machine_itself_is_reached_by_no_proxy(host: str) -> None:
+    """The proxy would take it for its own. Go spares it too, whatever NO_PROXY says."""
+    assert proxy_for(host, 51800, {"HTTPS_PROXY": "http://p:1"}) is None
+
+
 @given(st.ip_addresses(), st.ip_addresses(), st.integers(0, 32))
 def test_a_network_excludes_what_is_in_it(
     one: IPv4Address | IPv6Address, other: IPv4Address | IPv6Address, size: int
 ) -> None:
     network = ip_network((other, size), strict=False)
     mapped = getattr(one, "ipv4_mapped", None) or one
-    assert goes_without(str(one), 1, f"x,{network}") == (mapped in network)
+    assert goes_without(str(one), 1, f"x,{network}") == (mapped in network or mapped.is_loopback)
     assert goes_without(str(mapped), 1, f"{ip_network((mapped, size), strict=False)}")
 
 

@@ -105,6 +105,49 @@ def test_a_variable_of_an_earlier_version_is_told_its_new_name(tmp_path: Path) -
         load(tmp_path / "none", NODE | {"PHANTOMMESH_SCATTER_INTENT": "order"})
 
 
+@pytest.mark.parametrize(
+    ("text", "variables", "error", "fix"),
+    [
+        (
+            '[scatter]\nintent = "order"',
+            {"PHANTOMMESH_SCATTER_GOAL": "order"},
+            "scatter.intent is called scatter.goal now",
+            "take scatter.intent out: scatter.goal is set too",
+        ),
+        (
+            '[scatter]\ngoals = "order"',
+            {"PHANTOMMESH_SCATTER_GOAL": "order"},
+            'unknown key scatter.goals = "order"',
+            "did you mean scatter.goal?",
+        ),
+        (
+            "[control]\ntcp_ports = 443",
+            {"PHANTOMMESH_CONTROL_TCP": "true"},
+            "control.tcp_ports = 443 is not at most 2 TCP ports, e.g. [443]",
+            "set control.tcp_ports to at most 2 TCP ports, e.g. [443]",
+        ),
+    ],
+)
+def test_what_the_file_has_wrong_is_not_blamed_on_a_variable(
+    tmp_path: Path, text: str, variables: dict[str, str], error: str, fix: str
+) -> None:
+    file = tmp_path / "pm.toml"
+    file.write_text(f'[node]\nname = "pm-1"\nmesh = "lab"\n{text}\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file, variables)
+    assert (str(caught.value), caught.value.fix) == (f"{file}: {error}", fix)
+
+
+def test_a_fix_that_names_another_key_is_not_sent_to_this_variable() -> None:
+    told = refusal(NODE | {"PHANTOMMESH_CONTROL_TCP_PORTS": "443", "PHANTOMMESH_CONTROL_TCP": "false"})
+    assert told[-1] == "set PHANTOMMESH_CONTROL_TCP to true"
+
+
+def test_a_peers_goal_is_mended_in_the_variable() -> None:
+    told = refusal(NODE | {"PHANTOMMESH_SCATTER_PEERS": "db=order,web=speed"})
+    assert told[-1] == 'set web in PHANTOMMESH_SCATTER_PEERS to "throughput"'
+
+
 def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
     others = {"PHANTOMMESH_STATE_DIR": "x", "PHANTOMMESH_SERVICE_HOST": "10.0.0.1", "HOME": "/root"}
     assert load(tmp_path / "none", NODE | others) == load(tmp_path / "none", NODE)

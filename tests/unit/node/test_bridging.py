@@ -23,6 +23,15 @@ def test_a_pair_of_members_in_good_standing_is_joined() -> None:
     assert one.dropped["bridge-refused"] == 5
 
 
+def test_nothing_is_passed_on_for_one_that_is_no_member_any_more() -> None:
+    """A connection of a member whose certificate ran out was passed on for as long as it stood."""
+    members = {ME, A, B}
+    one = Bridges(ME, lambda: members, None, 1e6, 10**9)
+    assert one.admit(A, B, 0.0) == "" and one.owe(A, B, 100, 0.0) is not None
+    members.remove(B)
+    assert one.owe(A, B, 100, 1.0) is None and one.owe(B, A, 100, 1.0) is None
+
+
 def test_only_members_that_the_operator_relays_for_are_joined() -> None:
     one = bridges(among=frozenset((A, B)))
     assert not one.admit(A, B, 0.0) and one.admit(A, C, 0.0) and one.admit(C, A, 0.0)

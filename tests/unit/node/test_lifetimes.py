@@ -23,15 +23,19 @@ from phantommesh.node.lifetimes import (
     MOST,
     NEVER,
     OPEN_LASTS,
+    SHARE,
     Lifetimes,
     Measurement,
     Outcome,
     Scope,
+    Voice,
+    agree,
     between,
     decode,
 )
+from phantommesh.reachable import IpAddress
 from phantommesh.routing import echoes
-from phantommesh.routing.echoes import Keys, Witness
+from phantommesh.routing.echoes import Keys, Kind, Witness, encode
 
 TOKEN = bytes(range(16))
 SELF, OUTSIDE = "192.168.1.5", "203.0.113.7"
@@ -51,7 +55,7 @@ def measure(
     """Run a measurement through a NAT that forgets a mapping which was idle for ``lives`` seconds. The
     datagrams with the numbers ``lost`` get lost. Return the outcome, how many were sent, and the time."""
     keys = Keys.of(TOKEN)
-    one, two = Measurement(keys, after, 0.0), Witness(lambda peer, host: True, 0.0)
+    one, two = Measurement(keys, after, 0.0, PUBLIC), Witness(lambda peer, host: True, 0.0)
     assert two.grant(b"a", TOKEN, one.after, 0.0) == ""
     used: dict[int, float] = {}  # of the mapping of each socket, when
     flying: list[tuple[float, int, str, int, Address, bytes]] = []
@@ -123,9 +127,45 @@ def test_whether_the_nat_leads_back_is_found_out_on_the_way(hairpin: bool) -> No
     assert outcome.hairpin is hairpin and outcome.seen == PUBLIC
 
 
+@pytest.mark.parametrize("named", ["127.0.0.1", "169.254.169.254", "100.64.0.1", "203.0.113.8", "::1"])
+def test_nothing_goes_to_a_place_that_the_witness_merely_names(named: str) -> None:
+    """It was believed: a witness could have six datagrams sent to loopback or a metadata service."""
+    keys = Keys.of(TOKEN)
+    one = Measurement(keys, FIRST, 0.0, PUBLIC)
+    sent = list[Address | None]()
+    for tick in range(200):
+        sent += [there for _, there, _ in one.tick(tick / 10)]
+        for number in range(len(one.after)):
+            now = echoes.decode_untrusted(encode(Kind.NOW, number, keys, Address(named, 53)))
+            one.receive(number, WITNESS, now, WITNESS, tick / 10)
+    assert sent and not any(sent)
+
+
 def test_a_witness_that_answers_nothing_shows_nothing() -> None:
     outcome, sent, took = measure(30.0, lost=frozenset(range(100)))
     assert outcome == Outcome(frozenset(), 0.0, inf, None) and took < 10 and sent <= 24
+
+
+def voice(good: float, *, opened: bool = False, authority: bool = False, hairpin: bool = True) -> Voice:
+    seen = frozenset[IpAddress]() if opened else PUBLIC
+    return Voice(Outcome(seen, good, inf, None if opened else hairpin), opened, authority)
+
+
+def test_two_witnesses_or_an_authority_are_believed_and_the_least_of_what_they_show() -> None:
+    opened, long, short = voice(0.0, opened=True), voice(140.0), voice(20.0, hairpin=False)
+    assert agree([], 25) is None and agree([opened], 25) is None
+    for lone in (voice(0.0, opened=True, authority=True),), (opened, opened):
+        assert (believed := agree(lone, 25)) is not None and believed[1]
+    for voices, good, hairpin in (
+        ([long], 25 / SHARE, True),
+        ([short], 20.0, False),
+        ([voice(140.0, authority=True)], 140.0, True),
+        ([long, long], 140.0, True),
+        ([long, short], 20.0, False),
+        ([opened, short], 20.0, False),
+    ):
+        assert (believed := agree(voices, 25)) is not None
+        assert (believed[0].good, believed[0].hairpin, believed[1]) == (good, hairpin, False)
 
 
 def there(configured: int = 25) -> Lifetimes:

@@ -15,8 +15,19 @@ from hypothesis import strategies as st
 
 from phantommesh.portmap import machine
 from phantommesh.portmap.effects import AskUpnp, Changed, Effect, EndUpnp, Send
-from phantommesh.portmap.machine import AGAIN, HEEDED, LIFETIME, MAX_WANTED, SOONEST, SPREAD, TRIES, Mapper
-from phantommesh.portmap.values import Granted, Method, Protocol, Refusal, Wanted
+from phantommesh.portmap.machine import (
+    AGAIN,
+    HEEDED,
+    LIFETIME,
+    MAX_WANTED,
+    SHORT,
+    SOONEST,
+    SPREAD,
+    TRIES,
+    Mapper,
+)
+from phantommesh.portmap.refusals import explain
+from phantommesh.portmap.values import NO_ADDRESS, Granted, Method, Protocol, Refusal, Wanted
 
 OWN, PUBLIC = IPv4Address("192.168.1.5"), IPv4Address("203.0.113.7")
 CONTROL, TCP, WG = Wanted(Protocol.UDP, 51800), Wanted(Protocol.TCP, 51800), Wanted(Protocol.UDP, 51820)
@@ -34,6 +45,7 @@ class Gateway:
     started: float = 0.0
     deaf: bool = False
     public: IPv4Address = PUBLIC
+    address_result: int = 0
     table: dict[tuple[int, int], int] = field(default_factory=dict)
     asked: list[bytes] = field(default_factory=list)
 
@@ -54,7 +66,7 @@ class Gateway:
                 protocol, internal, port, address,
             )  # fmt: skip
         if data == b"\0\0":
-            return struct.pack("!BBHI4s", 0, 128, 0, epoch, self.public.packed)
+            return struct.pack("!BBHI4s", 0, 128, self.address_result, epoch, self.public.packed)
         _, opcode, _, internal, external, lifetime = struct.unpack("!BBHHHI", data)
         port = self._map({1: 17, 2: 6}[opcode], internal, external, lifetime)
         return struct.pack("!BBHIHHI", 0, 128 + opcode, self.result, epoch, internal, port, self.lifetime)
@@ -208,6 +220,35 @@ def test_a_refusal_is_not_asked_again_soon(kind: str) -> None:
     assert rig.mapper.refused == Refusal(Method(kind), 2) and not rig.ports
 
 
+@pytest.mark.parametrize("kind", ["pcp", "nat-pmp"])
+@pytest.mark.parametrize("said", [True, False])
+def test_a_gateway_that_is_not_connected_yet_is_asked_again_soon(kind: str, said: bool) -> None:
+    """After a power cut the router answers before its provider does. ``said``: it says so, and does not just
+    name the address 0.0.0.0."""
+    code = {"pcp": 7, "nat-pmp": 3}[kind] if said else 0
+    nowhere = IPv4Address("0.0.0.0")
+    rig = Rig(Gateway(kind, public=nowhere, result=code, address_result=code), upnp=True)
+    rig.want(*ALL)
+    rig.run(3 * SHORT)
+    assert not rig.ports and not rig.changes and not rig.upnp
+    assert len(rig.gateway.asked) <= 4 * len(ALL) + 2
+    assert rig.mapper.refused is not None and explain(rig.mapper.refused)[0] == NO_ADDRESS
+    rig.gateway.public, rig.gateway.result, rig.gateway.address_result = PUBLIC, 0, 0
+    rig.run(SHORT)
+    assert {one.address for one in rig.mapper.granted(rig.now).values()} == {PUBLIC} and len(rig.ports) == 3
+    assert rig.mapper.refused is None
+
+
+def test_a_gateway_of_upnp_that_is_not_connected_yet_is_asked_again_soon() -> None:
+    rig = Rig(Gateway("none"), upnp=True)
+    rig.want(*ALL)
+    rig.run(AGAIN / 2)
+    rig.carry(rig.mapper.upnp({}, rig.now, refused=NO_ADDRESS))
+    assert rig.mapper.refused is not None and "the router's connection" in explain(rig.mapper.refused)[1]
+    rig.run(SHORT)
+    assert len(rig.upnp) == 2
+
+
 def test_a_life_of_a_second_makes_no_storm() -> None:
     rig = Rig(Gateway(lifetime=1))
     rig.want(*ALL)
@@ -259,6 +300,25 @@ def test_a_gateway_that_announces_itself_gets_all_again_within_seconds(kind: str
     rig.carry(rig.mapper.announced(ANNOUNCED[kind], rig.now))
     rig.run(SPREAD)
     assert rig.gateway.table.keys() == {(w.protocol, w.port) for w in ALL}
+
+
+@pytest.mark.parametrize("kind", ANNOUNCED)
+def test_whatever_a_gateway_says_that_was_started_anew_no_mapping_lacks_its_address(kind: str) -> None:
+    """NAT-PMP's address is asked for by itself, and may be slow to come: what is granted goes into the
+    node's record, and without an address that fails."""
+    rig = Rig(Gateway(kind))
+    rig.want(*ALL)
+    rig.run(100.0)
+    rig.gateway.started = rig.now
+    asked = rig.mapper.announced(ANNOUNCED[kind], rig.now)
+    rig.now += SPREAD
+    asked += rig.mapper.tick(rig.now)
+    while asked:  # one datagram after the other, as a socket has them
+        effect = asked.pop(0)
+        answer = rig.gateway.answer(effect.datagram, rig.now) if isinstance(effect, Send) else None
+        asked += [] if answer is None else rig.mapper.receive(answer, rig.now)
+        assert {one.address for one in rig.mapper.granted(rig.now).values()} == {PUBLIC}
+    assert len(rig.ports) == 3
 
 
 @pytest.mark.parametrize("kind", ANNOUNCED)

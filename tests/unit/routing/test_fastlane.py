@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import given
@@ -47,9 +48,9 @@ def follow(sets: dict[str, dict[bytes, bytes]], changes: list[Change]) -> dict[s
 
 def test_a_packet_is_found_by_source_type_and_tag_and_goes_to_the_target() -> None:
     forward = Forward(1, 5, ONE, TWO)
-    found = held(whole(FRAME, ["eth0"], 1500, [Lane(forward, NEAR)]))
-    key = bytes((192, 0, 2, 7)) + b"\x9c\x41\0\0" + b"\x04\x05\0\0"
-    assert key_of(forward) == key
+    found = held(whole(FRAME, ["eth0"], 1500, [Lane(forward, NEAR, 3)]))
+    key = bytes((192, 0, 2, 7)) + b"\x9c\x41\0\0" + b"\x04\x05\0\0" + struct.pack("=I", 3)
+    assert key_of(Lane(forward, NEAR, 3)) == key
     data = found["lanes4"][key]
     assert data[:8] == bytes((192, 0, 2, 1, 192, 0, 2, 8))
     assert data[8:12] == b"\xc9\xf4\x9c\x42"
@@ -60,14 +61,16 @@ def test_a_packet_is_found_by_source_type_and_tag_and_goes_to_the_target() -> No
 
 def test_a_way_that_carries_less_than_the_others_has_no_lane() -> None:
     forwards = [Forward(n, 0, ONE, Address(f"192.0.2.{n}", n)) for n in range(10, 15)]
-    hops = {each.target.host: NEAR for each in forwards}
+    hops = {each.target.host: NEAR for each in forwards} | {ONE.host: Hop("192.0.2.253", 4, 1500)}
     hops["192.0.2.10"] = Hop("192.0.2.254", 3, 1400)
     hops["192.0.2.11"] = Hop("192.0.2.254", 3, 9000)
     del hops["192.0.2.12"]
     mtu, lanes = choose(forwards, hops)
     assert mtu == 1500
     assert {lane.forward.number for lane in lanes} == {11, 13, 14}
-    assert choose(forwards, {}) == (0, frozenset())
+    assert {lane.arrives for lane in lanes} == {4}
+    del hops[ONE.host]
+    assert choose(forwards, hops) == choose(forwards, {}) == (0, frozenset())
 
 
 def test_two_ways_alike_in_number_have_the_limit_of_the_narrower_one() -> None:
@@ -88,12 +91,12 @@ def spot(address: str) -> st.SearchStrategy[Address]:
 
 def lane(source: str, target: str, hops: st.SearchStrategy[Hop]) -> st.SearchStrategy[Lane]:
     forward = st.builds(Forward, st.integers(1, 50), st.integers(0, 3), spot(source), spot(target))
-    return st.builds(Lane, forward, hops)
+    return st.builds(Lane, forward, hops, st.integers(1, 2))
 
 
 LANES = st.lists(
     lane("192.0.2.7", "192.0.2.8", HOPS) | lane("2001:db8::6", "2001:db8::7", HOPS6),
-    unique_by=lambda each: key_of(each.forward),
+    unique_by=lambda each: key_of(each),
     max_size=8,
 ).map(frozenset)
 
@@ -107,7 +110,7 @@ def test_a_change_leads_from_one_to_the_other(before: frozenset[Lane], after: fr
 def test_any_number_of_lanes_fits_into_messages() -> None:
     hop = Hop("fe80::1", 2, 1500)
     lanes = {
-        Lane(Forward(n, n % 256, Address(str(ip_address(n << 64 | 1)), 1), SEVEN), hop)
+        Lane(Forward(n, n % 256, Address(str(ip_address(n << 64 | 1)), 1), SEVEN), hop, 3)
         for n in range(1, 2 * SLICE + 2)
     }
     changes = whole(FRAME, ["eth0"], 1500, lanes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is chosen for an intent."""
+"""What is chosen for a goal."""
 
 from __future__ import annotations
 
