@@ -146,9 +146,9 @@ class Membership:
         elif kind == messages.NACK:
             probing.refused(message)
         elif kind == messages.QUERY:
-            probing.queried(message, source)
+            probing.judges.queried(message, source)
         else:
-            probing.testified(message)
+            probing.judges.testified(message)
         return core.flush()
 
     # The owner's word.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Questions to other members, each with a nonce of its own: pings, pings through relays, and queries."""
+"""Questions to other members, each with a nonce of its own: pings, and pings through relays."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from typing import Final, NamedTuple
 
 from phantommesh.endpoint import Address
 from phantommesh.membership.carrying import Agree, Carrying
-from phantommesh.membership.cases import Case
 from phantommesh.membership.claims import Claims
 from phantommesh.membership.core import Core
 from phantommesh.membership.effects import Changed
+from phantommesh.membership.judges import Judges
 from phantommesh.membership.messages import (
-    ANSWER,
-    DEAD,
-    MAX_EVENTS,
     NOBODY,
     PING,
     PING_REQ,
-    QUERY,
     SUSPECT,
     Errand,
     Message,
@@ -32,10 +28,6 @@ from phantommesh.membership.verdicts import Verdicts
 
 MIN_TIMEOUT: Final = 0.02  # s, however quick the network is
 MEMORY: Final = 3.0  # s after a probe's end for which a late answer still counts as a sign of life
-TICK: Final = 0.1  # s between rounds of queries
-QUERY_AGAIN: Final = 0.25  # s between queries about one member; half as much more each time
-QUERY_AGAIN_MAX: Final = 5.0
-RECHECK: Final = 2.0  # s after which a member that we cannot reach, but others can, is asked anew
 SETTLE: Final = 1.0  # s between probes of a member until it is clear whether it is partly reachable
 LOOK_AGAIN: Final = 10.0  # s between probes of one that is
 LOOKED_AT: Final = 20  # such members from which on both take longer
@@ -88,10 +80,6 @@ class _Elsewhere(NamedTuple):
     asked: float
 
 
-class _Asked(NamedTuple):
-    witness: bytes
-
-
 class _Contact(NamedTuple):
     """A ping to an address of which we do not know who is there."""
 
@@ -103,12 +91,12 @@ class Probing:
 
     def __init__(self, core: Core, agree: Agree) -> None:
         self._core, self._agree = core, agree
-        self._waiting: dict[bytes, _Direct | _Through | _Elsewhere | _Asked | _Contact] = {}
-        self._querying = False
+        self._waiting: dict[bytes, _Direct | _Through | _Elsewhere | _Contact] = {}
         self._looks: set[bytes] = set()  # members that are partly reachable and will be looked at again
         self.claims = Claims(core)
-        self.verdicts = Verdicts(core, self.claims, self.check, self.want_query)
+        self.verdicts = Verdicts(core, self.claims, self.check, lambda: self.judges.want())
         self.rumours = Rumours(core, self.claims, self.verdicts)
+        self.judges = Judges(core, self.verdicts, self.rumours, self.check)
         self._carrying = Carrying(core, agree, self.verdicts, self._told_first)
         self.contacts: list[tuple[bytes, Address]] = []
 
@@ -408,86 +396,3 @@ class Probing:
         """A question about this node, or about another, by way of this node or more."""
         self.rumours.hear(message.events, source)
         self._carrying.asked(message, source)
-
-    # Judges.
-
-    def want_query(self) -> None:
-        """There are cases to ask others about."""
-        if not self._querying and self._core.params.verify:
-            self._querying = True
-            self._core.at(self._core.clock, self._query)
-
-    def _query(self, _: None) -> None:
-        core, cases = self._core, self.verdicts.cases
-        open_cases = [c for c in cases.values() if c.checked or (c.accuses and c.next_query <= core.clock)]
-        due = sorted((c for c in open_cases if c.next_query <= core.clock), key=lambda c: c.next_query)
-        due = due[: MAX_EVENTS - 1]
-        for case in open_cases:
-            if case.kind is not State.ALIVE and case.deadline <= core.clock:
-                self.verdicts.judge(case)  # fewer may be left to ask than there were
-        self._querying = bool(open_cases)
-        if due:
-            self._ask_judges(due)
-        if self._querying:
-            core.at(core.clock + TICK, self._query)
-
-    def _ask_judges(self, due: list[Case]) -> None:
-        core, cases, doubted = self._core, self.verdicts.cases, self.verdicts.doubted
-        subjects = []
-        for case in due:
-            subjects.append(self._subject(case))
-            case.next_query = core.clock + min(QUERY_AGAIN * 1.5**case.queries, QUERY_AGAIN_MAX)
-            case.queries += 1
-            if case.failed is not None and core.clock - case.failed > RECHECK and not case.asking:
-                case.asking = True
-                self.check(case.node, True)
-        wanted = core.params.query_nodes
-        judges = core.peers(wanted, doubted)
-        if len(judges) < wanted:  # or else a forger that accuses everyone would leave nobody to ask
-            judges += core.peers(
-                wanted - len(judges), lambda n: n in judges or (doubted(n) and cases[n].failed is not None)
-            )
-        for witness in judges:
-            nonce = core.nonce()
-            self._waiting[nonce] = _Asked(witness)
-            core.at(core.clock + 2 * core.params.probe_timeout * core.health.scale, self._silent, nonce)
-            core.send(witness, QUERY, nonce, witness, subjects)
-
-    def _subject(self, case: Case) -> bytes:
-        core = self._core
-        if case.accuses:
-            return accusation(case.node, case.key, SUSPECT, core.node)
-        down = core.table.down.get(case.node)
-        return accusation(case.node, case.key if down is None else down.key, DEAD, core.node)
-
-    def _silent(self, nonce: bytes) -> None:
-        """A judge did not answer in time: see whether it is there."""
-        waiting = self._waiting.get(nonce)
-        if isinstance(waiting, _Asked):
-            self._core.at(self._core.clock + MEMORY, self._forget, [nonce])
-            self.verdicts.ask_soon(waiting.witness)
-
-    def queried(self, message: Message, source: Address) -> None:
-        """Say what we have found of the members asked about."""
-        core = self._core
-        if message.target != core.node:
-            core.drops["target"] += 1
-            return
-        self.rumours.hear(message.events, source)
-        positions = [self.verdicts.position(raw[:16]) for raw in message.events[: MAX_EVENTS - 1]]
-        found = [core.own, *(p for p in positions if p is not None)]
-        core.send(source, ANSWER, message.nonce, message.sender, found)
-
-    def testified(self, message: Message) -> None:
-        """A judge's answer: its own word about others, and about itself."""
-        core = self._core
-        waiting = self._waiting.get(message.nonce)
-        if not isinstance(waiting, _Asked) or waiting.witness != message.sender:
-            core.drops["nonce"] += 1
-            return
-        del self._waiting[message.nonce]
-        events = message.events
-        self.rumours.answered(waiting.witness, events[0] if events else None)
-        for raw in events[1:]:
-            self.verdicts.testimony(waiting.witness, raw)
-        self.rumours.hear(events[1:], waiting.witness)

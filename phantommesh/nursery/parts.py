@@ -64,7 +64,7 @@ from phantommesh.nursery.members.runs import RunWatch
 from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
-from phantommesh.nursery.members.surveying import Surveying
+from phantommesh.nursery.members.surveying import Surveying, make_surveying
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -79,26 +79,22 @@ from phantommesh.nursery.news import (
     Tell,
     WayChanged,
 )
-from phantommesh.nursery.overlay.guarding import Guarding
+from phantommesh.nursery.overlay.guarding import Guarding, make_guarding
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.sockets.wgports import WireguardPorts
-from phantommesh.overlay.guard import Guard
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
-from phantommesh.routing.neighbours import link_of
 from phantommesh.routing.ways import Ways
-from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
-from phantommesh.wireguard.fits import short_segments
 from phantommesh.wireguard.insisting import Insisting
 
 
@@ -291,8 +287,8 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
-    guarding = Guarding(
-        partial(_guard, config, own, overlay, peers), beside=scatter_table(master), flushed=scattering.kick
+    guarding = make_guarding(
+        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits, flushed=scattering.kick
     )
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
@@ -365,12 +361,7 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
-    surveying = Surveying(
-        state.identity.node_id, caller, lambda: peers.entries,
-        lambda: keeper.roster.get(state.identity.node_id), gossip.membership.gone,
-        look=lambda peer: link_of(measured.view(peer, trio.current_time()), ways.taken(peer)),
-        path=state.state.path / directory.TOPOLOGY,
-    )  # fmt: skip
+    surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
         lambda: reconciler.actual, changed=peers_changed,
@@ -482,18 +473,3 @@ def _homes_changed(links: Links, driver: LinkDriver) -> None:
 def _seeds(places: Places, peers: Peers) -> Sequence[Address]:
     """The addresses at which to find the mesh again: the configured seeds, and the authorities."""
     return (*places.seeds(), *peers.seeds())
-
-
-def _guard(config: Config, own: OwnRecord, overlay: Overlay, peers: Peers) -> Guard:
-    """The guard as it should be now."""
-    wireguard = config.wireguard
-    return Guard(
-        master_name(wireguard.prefix),
-        interface_names(wireguard.prefix),
-        own.addresses(),
-        overlay.routed,
-        config.control.port,
-        own.ports,
-        config.guard.forward,
-        short_segments(peers.fits) if config.guard.forward else (),
-    )

@@ -13,13 +13,24 @@ datagrams came to a WireGuard port from a relay.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
 from phantommesh.routing import binding
-from phantommesh.routing.choice import Choice, Offer
+from phantommesh.routing.choice import Offer
 from phantommesh.routing.leases import BOUND, LIFE
+from phantommesh.routing.legs import (
+    HURRY,
+    OFFER_LIFE,
+    AskCost,
+    AskLease,
+    Effect,
+    LeaveLease,
+    Leg,
+    Peer,
+    SendFromPort,
+    Use,
+)
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 
@@ -29,10 +40,8 @@ COST_EVERY: Final = 30.0  # s between two such questions
 COST_SOON: Final = 2.0  # s the same while no relay offers, at most,
 EAGER: Final = 30.0  # s from when one was first wanted
 TOGETHER: Final = 0.3  # s for which the first choice waits for the answers of the others
-OFFER_LIFE: Final = 75.0  # s that an answer is believed: two questions may go unanswered
 RENEW: Final = LIFE / 3  # s between two requests for a lease
 REBIND: Final = BOUND / 3  # s between two bindings of a leg that is forwarded
-HURRY: Final = 0.25  # s between two attempts at what has not worked yet
 AGAIN: Final = 1.0  # s between two requests for a lease that does not forward yet
 DOUBT: Final = 4.0  # s the same for one that has forwarded and nothing comes through, or after `PATIENCE`
 PATIENCE: Final = 3.0  # s of attempts; then another relay is tried, or they are `AGAIN` apart,
@@ -47,100 +56,13 @@ LINGER: Final = 5.0  # s that the lease before is kept after a move: the ends mo
 HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when this end has need of it too
 
 
-@dataclass(frozen=True, slots=True)
-class AskCost:
-    """Ask a relay what forwarding to the peer would cost."""
-
-    relay: NodeId
-    peer: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class AskLease:
-    """Ask a relay for a leg, or renew it."""
-
-    relay: NodeId
-    peer: NodeId
-    dimension: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveLease:
-    """Tell a relay that a lease is of no more use."""
-
-    relay: NodeId
-    peer: NodeId
-    dimension: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendFromPort:
-    """Send a datagram from the WireGuard port of a dimension to the relay's port."""
-
-    relay: NodeId
-    port: int
-    dimension: int
-    datagram: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A dimension to a peer goes over this relay from now on; ``relay`` None: no more over any."""
-
-    peer: NodeId
-    dimension: int
-    relay: NodeId | None = None
-    port: int = 0
-    tag: int = 0
-
-
-Effect = AskCost | AskLease | LeaveLease | SendFromPort | Use
-
-
-@dataclass(slots=True)
-class _Leg:
-    relay: NodeId
-    since: float
-    ask_at: float
-    asked: float = -inf  # when it was asked for last
-    port: int = 0
-    tag: int = 0
-    ticket: bytes = b""
-    key: Secret = field(default_factory=lambda: Secret(b""))
-    bind_at: float = inf
-    heard: float = -inf  # when the relay last said that it forwards
-    used: bool = False
-    ends: float = inf  # when it is given up, as another has taken its place
-
-
-@dataclass(slots=True)
-class _Peer:
-    wanted: frozenset[int] = frozenset()
-    choice: Choice = field(default_factory=Choice)
-    offers: dict[NodeId, tuple[Offer, float]] = field(default_factory=dict)
-    failed: dict[NodeId, float] = field(default_factory=dict)  # until when
-    legs: dict[int, _Leg] = field(default_factory=dict)
-    before: dict[int, _Leg] = field(default_factory=dict)  # legs whose place another takes or has taken
-    cost_at: float = inf
-    since: float = -inf  # when something was first wanted
-    pause: float = HURRY
-    awaited: set[NodeId] = field(default_factory=set)  # relays whose answers the first choice waits for,
-    decide_at: float = inf  # until then
-    # Of the end that follows: the relay whose place another took, and relays that failed it then, until when.
-    last: dict[int, NodeId] = field(default_factory=dict)
-    shunned: dict[NodeId, tuple[float, float]] = field(default_factory=dict)  # and for how long
-
-    def all_legs(self) -> list[tuple[int, _Leg]]:
-        return [*self.legs.items(), *self.before.items()]
-
-
 class Borrowing:
     """The leases that one member has of relays. ``own`` is its node id."""
 
     def __init__(self, own: NodeId) -> None:
         self._own = own
         self._relays: dict[NodeId, float] = {}
-        self._peers: dict[NodeId, _Peer] = {}
+        self._peers: dict[NodeId, Peer] = {}
         self._hints: dict[tuple[NodeId, int], tuple[NodeId, float]] = {}  # by peer and dimension
 
     @property
@@ -162,7 +84,7 @@ class Borrowing:
 
     def want(self, peer_id: NodeId, dimensions: Iterable[int], now: float) -> list[Effect]:
         """Go over relays to a peer in these dimensions and in no others: those that have no direct way."""
-        peer = self._peers.setdefault(peer_id, _Peer())
+        peer = self._peers.setdefault(peer_id, Peer())
         before, peer.wanted = peer.wanted, frozenset(dimensions)
         effects = list[Effect]()
         for dimension, leg in peer.all_legs():
@@ -218,7 +140,7 @@ class Borrowing:
         return effects
 
     @staticmethod
-    def _shuns(peer: _Peer, relay: NodeId, leg: _Leg, now: float) -> bool:
+    def _shuns(peer: Peer, relay: NodeId, leg: Leg, now: float) -> bool:
         """Whether a relay's word is no reason to leave a leg at another one: any member may say that it
         relays."""
         until, _ = peer.shunned.get(relay, (-inf, 0.0))
@@ -242,7 +164,7 @@ class Borrowing:
         leg.port, leg.tag, leg.ticket, leg.key = port, tag, ticket, key
         return effects + self._bind(leg, dimension, now)
 
-    def _unused(self, peer_id: NodeId, dimension: int, leg: _Leg, now: float) -> list[Effect]:
+    def _unused(self, peer_id: NodeId, dimension: int, leg: Leg, now: float) -> list[Effect]:
         """A leg that forwarded does so no more as it was: it is bound anew in a hurry, and used again when
         the relay says that it forwards."""
         if not leg.used:
@@ -283,7 +205,7 @@ class Borrowing:
             return self._choose(peer_id, peer, now)
         return self._go_back(peer_id, peer, relay, now)
 
-    def _go_back(self, peer_id: NodeId, peer: _Peer, relay: NodeId, now: float) -> list[Effect]:
+    def _go_back(self, peer_id: NodeId, peer: Peer, relay: NodeId, now: float) -> list[Effect]:
         """This end followed a relay's word, and nothing comes through: it may be the word of that relay
         alone. So the relay before is asked again."""
         effects, came = list[Effect](), False
@@ -349,7 +271,7 @@ class Borrowing:
     @property
     def deadline(self) -> float:
         """When `tick` has something to do; inf when nothing is wanted."""
-        return min((at for peer in self._peers.values() for at in _moments(peer)), default=inf)
+        return min((at for peer in self._peers.values() for at in peer.moments()), default=inf)
 
     def tick(self, now: float) -> list[Effect]:
         """Ask, renew and bind what is due; give up what the relay no longer confirms."""
@@ -374,7 +296,7 @@ class Borrowing:
                 effects += self._keep(peer_id, peer, dimension, leg, now)
         return effects
 
-    def _keep(self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, now: float) -> list[Effect]:
+    def _keep(self, peer_id: NodeId, peer: Peer, dimension: int, leg: Leg, now: float) -> list[Effect]:
         effects = list[Effect]()
         if leg.used and now - leg.heard >= BOUND:
             if leg is not peer.legs.get(dimension):
@@ -400,7 +322,7 @@ class Borrowing:
             effects += self._bind(leg, dimension, now, pause)
         return effects
 
-    def _choose(self, peer_id: NodeId, peer: _Peer, now: float) -> list[Effect]:
+    def _choose(self, peer_id: NodeId, peer: Peer, now: float) -> list[Effect]:
         if peer_id < self._own:
             return []  # the other end chooses
         if not peer.legs and peer.awaited and now < peer.decide_at:
@@ -417,7 +339,7 @@ class Borrowing:
                 effects += self._begin(peer_id, peer, dimension, relay, now)
         return effects
 
-    def _begin(self, peer_id: NodeId, peer: _Peer, dimension: int, relay: NodeId, now: float) -> list[Effect]:
+    def _begin(self, peer_id: NodeId, peer: Peer, dimension: int, relay: NodeId, now: float) -> list[Effect]:
         """Have a leg at this relay. The one before stays until the new one forwards."""
         leg, old, effects = peer.legs.get(dimension), peer.before.get(dimension), list[Effect]()
         if old is not None and old.relay == relay:  # back to where the dimension still is
@@ -436,15 +358,15 @@ class Borrowing:
             peer.before[dimension] = leg
         elif leg is not None:
             effects += self._end(peer_id, dimension, leg)
-        peer.legs[dimension] = _Leg(relay, now, now + HURRY, now)
+        peer.legs[dimension] = Leg(relay, now, now + HURRY, now)
         return [*effects, AskLease(relay, peer_id, dimension)]
 
-    def _end(self, peer_id: NodeId, dimension: int, leg: _Leg) -> list[Effect]:
+    def _end(self, peer_id: NodeId, dimension: int, leg: Leg) -> list[Effect]:
         """Tell a relay that a leg is given up. The end that chooses does: the other one may be behind."""
         return [LeaveLease(leg.relay, peer_id, dimension)] if self._own < peer_id else []
 
     def _drop(
-        self, peer_id: NodeId, peer: _Peer, dimension: int, leg: _Leg, *, told: bool = True
+        self, peer_id: NodeId, peer: Peer, dimension: int, leg: Leg, *, told: bool = True
     ) -> list[Effect]:
         """Give up a leg, the present one or the one before."""
         effects = list[Effect]()
@@ -467,23 +389,13 @@ class Borrowing:
             effects.append(LeaveLease(leg.relay, peer_id, dimension))
         return effects
 
-    def _leg(self, relay: NodeId, peer_id: NodeId, dimension: int) -> _Leg | None:
+    def _leg(self, relay: NodeId, peer_id: NodeId, dimension: int) -> Leg | None:
         peer = self._peers.get(peer_id)
         if peer is None:
             return None
         both = (peer.legs.get(dimension), peer.before.get(dimension))
         return next((leg for leg in both if leg is not None and leg.relay == relay), None)
 
-    def _bind(self, leg: _Leg, dimension: int, now: float, pause: float = HURRY) -> list[Effect]:
+    def _bind(self, leg: Leg, dimension: int, now: float, pause: float = HURRY) -> list[Effect]:
         leg.bind_at = now + pause
         return [SendFromPort(leg.relay, leg.port, dimension, binding.ask(leg.ticket, leg.key))]
-
-
-def _moments(peer: _Peer) -> list[float]:
-    first = peer.decide_at if peer.awaited and peer.offers and not peer.legs else inf
-    moments = [peer.cost_at, first, *(then + OFFER_LIFE for _, then in peer.offers.values())]
-    for _, leg in peer.all_legs():
-        moments += [leg.ask_at, leg.bind_at, leg.ends]
-        if leg.used:
-            moments.append(leg.heard + BOUND)
-    return moments

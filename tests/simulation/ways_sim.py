@@ -26,7 +26,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import ON_WIRE
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
-from phantommesh.routing import borrowing, lastway
+from phantommesh.routing import lastway, legs
 from phantommesh.routing.binding import Challenger
 from phantommesh.routing.borrowing import Borrowing
 from phantommesh.routing.lastway import Facts, LastWay
@@ -172,19 +172,19 @@ class End:
         self._sync()
         world.later(max(0.02, min(LOOK, self.borrowing.deadline - now, self.last.deadline - now)), self.look)
 
-    def borrow(self, effects: list[borrowing.Effect]) -> None:
+    def borrow(self, effects: list[legs.Effect]) -> None:
         """Effects of the borrowing."""
         for effect in effects:
             match effect:
-                case borrowing.AskCost(relay, peer):
+                case legs.AskCost(relay, peer):
                     self._ask(relay, messages.AskRelay(peer, 0, tagging=True))
-                case borrowing.AskLease(relay, peer, dimension):
+                case legs.AskLease(relay, peer, dimension):
                     self._ask(relay, messages.AskRelay(peer, 1 << dimension, tagging=True))
-                case borrowing.LeaveLease(relay, peer, dimension):
+                case legs.LeaveLease(relay, peer, dimension):
                     self._ask(relay, messages.LeaveRelay(peer, 1 << dimension))
-                case borrowing.SendFromPort(relay, _, dimension, datagram):
+                case legs.SendFromPort(relay, _, dimension, datagram):
                     self.world.to_relay(self, relay, dimension, datagram)
-                case borrowing.Use():
+                case legs.Use():
                     if effect.relay is None:
                         self.ways.withdraw(self.peer, effect.dimension, Kind.RELAYED)
                         continue

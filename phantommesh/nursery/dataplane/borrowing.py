@@ -25,7 +25,7 @@ from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.lacking import Lacking, family, round_trip
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.host.nft import NftError, Table
+from phantommesh.nursery.dataplane.tags import Tags
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.sockets.wgports import WireguardPorts
@@ -33,16 +33,15 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.effects import PathView
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
-from phantommesh.routing import binding, tagging
-from phantommesh.routing.borrowing import AskCost, AskLease, Borrowing, Effect, LeaveLease, SendFromPort, Use
-from phantommesh.routing.tagging import Tagged
+from phantommesh.routing import binding
+from phantommesh.routing.borrowing import Borrowing
+from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
 
 NO_RELAY: Final = FaultKind("no-relay", "medium")
-TAGS_UNSET: Final = FaultKind("relay-tags-unset", "medium")
 
 # Tuning.
 LOOK: Final = 0.2  # s between looks at the peers in doubt,
@@ -51,7 +50,6 @@ SELDOM: Final = 1.0  # s between them later on
 MEASURE: Final = 1.0  # s between looks at the relays
 SOONEST: Final = 0.02  # s between any two
 ANSWER: Final = 5.0  # s that a relay has for all that it is asked at once
-ALIASES: Final = 50_000  # where the ports begin that stand for leases with a tag
 UNHEARD: Final = 2  # requests without an answer until every second one goes to another address
 NAMED: Final = 3  # relays that a fault names
 ALONE: Final = 10.0  # s without any relay on offer until that is a fault
@@ -95,7 +93,7 @@ class Borrower:
         changed: Callable[[NodeId], None],
     ) -> None:  # fmt: skip
         self.machine, self.dropped = Borrowing(me), Counter[str]()
-        self._use, self._device = config.use, device
+        self._use = config.use
         self._peers, self._ways, self._caller, self._ports = peers, ways, caller, ports
         self._record, self._own_ports, self._where, self._views = record, own_ports, where, views
         self._down, self._keyed, self._changed = down, keyed, changed
@@ -107,13 +105,11 @@ class Borrower:
         self._used_at: dict[
             tuple[NodeId, int], tuple[NodeId, str]
         ] = {}  # relay and host, by peer and dimension
-        self._tagged: dict[tuple[NodeId, int], tuple[Tagged, Way]] = {}  # by peer and dimension
-        self._installed: frozenset[Tagged] = frozenset()
-        self._untagged: NftError | None = None
+        self._tags = Tags(device, peers, ways, changed)
         self._alone: dict[NodeId, float] = {}  # since when no relay offers, by peer
         self._doubted = self._measured = -inf
         self._back: dict[NodeId, int] = {}  # dimensions that were seen to go over a relay that was left
-        self._bell, self._asking, self._tags = Bell(), Bell(), Bell()
+        self._bell, self._asking = Bell(), Bell()
         if self._use:
             ports.listen(binding.MAGIC, self._receive)
 
@@ -169,11 +165,11 @@ class Borrower:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_all)
-                nursery.start_soon(self._keep_tags)
+                nursery.start_soon(self._tags.keep)
                 await self._look_all()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2.0):
-                await self._remove_tags()
+                await self._tags.remove()
 
     def faults(self) -> Iterator[Fault]:
         """Return what is wrong."""
@@ -198,10 +194,7 @@ class Borrower:
                     "set relay.offer = true on a node that both reach, and open its relay.port",
                     subject=name,
                 )
-        if self._untagged is not None:
-            yield TAGS_UNSET.fault(
-                f"some peers are not reached over relays: {self._untagged}", self._untagged.fix
-            )
+        yield from self._tags.faults()
 
     def _offering(self, peer: NodeId) -> list[str]:
         """The names of the members that offer to relay, in a family of addresses that serves for the peer."""
@@ -317,7 +310,7 @@ class Borrower:
 
     def _take(self, use: Use) -> None:
         key, changed = (use.peer, use.dimension), False
-        before = self._tagged.pop(key, None)
+        before = self._tags.drop(key)
         self._used_at.pop(key, None)
         if use.relay is None:
             changed = self._ways.withdraw(use.peer, use.dimension, Kind.RELAYED)
@@ -334,14 +327,12 @@ class Borrower:
             if use.tag:
                 relay = Address(host, use.port)
                 own = self._own_ports()[use.dimension]
-                alias = self._alias(use.relay, relay, own, use.tag)
-                way = Way(Kind.RELAYED, Endpoint(host, alias), relay=use.relay)
-                self._tagged[key] = Tagged(own, relay, use.tag, alias), way
+                self._tags.put(key, use.relay, relay, own, use.tag)
             else:
                 way = Way(Kind.RELAYED, Endpoint(host, use.port), relay=use.relay)
                 changed = self._ways.offer(use.peer, use.dimension, way)
-        if before is not None or key in self._tagged:
-            self._tags.ring()
+        if before or key in self._tags.tagged:
+            self._tags.bell.ring()
         if changed:
             self._changed(use.peer)
 
@@ -349,16 +340,6 @@ class Borrower:
         """What a member is called in the log: its name, or its node id where it is in the roster no more."""
         entry = self._peers.get(member)
         return format_node_id(member) if entry is None else entry.member.name
-
-    def _alias(self, relay: NodeId, at: Address, own: int, tag: int) -> int:
-        """A port that stands for a lease with a tag: none that the relay's node itself has, nor one that
-        stands for another lease in this WireGuard port. Two relays may have one address: behind one NAT."""
-        entry = self._peers.get(relay)
-        taken = {at.port} if entry is None else {at.port, *entry.record.wg_ports}
-        for other, _ in self._tagged.values():
-            if other.relay.host == at.host and other.own == own:
-                taken |= {other.alias, other.relay.port}
-        return next((p for p in range(ALIASES + tag, 65536, 256) if p not in taken), ALIASES + tag)
 
     def _receive(self, dimension: int, source: Address, datagram: bytes) -> None:
         """Take a datagram that came to a WireGuard port and has a relay's magic."""
@@ -456,41 +437,6 @@ class Borrower:
                 self._tickets[leg.ticket] = which
             key = Secret(leg.key)
             self._do(self.machine.granted(relay, peer, i, answer.port, leg.tag, leg.ticket, key, now))
-
-    # Tags.
-
-    async def _keep_tags(self) -> None:
-        """Have the rules that write and clear tags, then have WireGuard send there."""
-        while True:
-            wanted = dict(self._tagged)
-            rules = frozenset(tagged for tagged, _ in wanted.values())
-            try:
-                if rules != self._installed:
-                    table = Table(tagging.FAMILY, tagging.table_name(self._device))
-                    if rules:
-                        await table.install(tagging.render(self._device, rules))
-                    else:
-                        await table.remove()  # an empty one would stay after the node's end
-                    self._installed, self._untagged = rules, None
-            except NftError as error:
-                self._untagged = error
-                await trio.sleep(1.0)
-                continue
-            for (peer, dimension), (tagged, way) in wanted.items():
-                if self._tagged.get((peer, dimension)) == (tagged, way) and self._ways.offer(
-                    peer, dimension, way
-                ):
-                    self._changed(peer)
-            if dict(self._tagged) == wanted:
-                await self._tags.wait()
-
-    async def _remove_tags(self) -> None:
-        if self._installed:
-            try:
-                await Table(tagging.FAMILY, tagging.table_name(self._device)).remove()
-            except NftError as error:
-                log.warning("the rules of tags are not removed", error=str(error), fix=error.fix)
-        self._installed = frozenset()
 
 
 def _requests(peer: NodeId, asked: _Asked) -> Iterator[messages.AskRelay | messages.LeaveRelay]:

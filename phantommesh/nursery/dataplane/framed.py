@@ -25,8 +25,8 @@ from phantommesh.link.effects import Opened
 from phantommesh.link.machine import Links
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.dataplane.framecalls import FrameCalls
 from phantommesh.nursery.dataplane.paths import PathDriver
-from phantommesh.nursery.members.bridging import bridged
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.news import Tell, WayChanged
 from phantommesh.nursery.sockets.channels import Client
@@ -37,7 +37,6 @@ from phantommesh.rates import Bucket, Rates
 from phantommesh.routing.frames import GOSSIP, MAX_WIREGUARD, FrameError, Queue, unpack_untrusted
 from phantommesh.routing.lastway import Close, Dial, Effect, Facts, LastWay
 from phantommesh.routing.ways import Kind, Way, Ways
-from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
 
@@ -50,11 +49,6 @@ BATCH = 64  # datagrams read in a row, or taken out of a connection, before othe
 # Bytes that the kernel holds for a local socket (some fifty packets): what waits there gets old unseen.
 EDGE_BUFFER = 64 * 1024
 MOST = 128  # peers with a connection, each of which takes two descriptors
-CALLS = 16  # connections that are being made at once,
-CALLS_BY_WORD = 4  # of them by the word of one member
-OPENING = 10.0  # s that this may take
-DIRECT = 5.0  # s for a direct one where there are members to try as well
-CARRIERS = 3  # members by way of which a peer is called
 ALIVE = 15.0  # s without a frame to send after which an empty batch is sent
 SILENCE = 45.0  # s without a batch after which the other end is taken for gone
 FRAMES, FRAMES_BURST = 20_000.0, 40_000.0  # frames of one peer, a second and at once: more of them wait
@@ -84,14 +78,6 @@ class _Line:
     def put(self, kind: int, datagram: bytes) -> None:
         self.queue.put(kind, datagram, trio.current_time())
         self.bell.ring()
-
-
-class _Call:
-    """A call to a peer. ``carrier``: the member by whose word it is made. ``carried``: frames have been
-    carried by it."""
-
-    def __init__(self, carrier: NodeId | None = None) -> None:
-        self.carrier, self.carried = carrier, False
 
 
 class _Edge:
@@ -127,22 +113,20 @@ class Framed:
         tell: Tell,
         homes: Callable[[], Sequence[NodeId]] = tuple,
     ) -> None:
-        self.last, self._me, self._homes = LastWay(me), me, homes
-        self.dropped: Counter[str] = Counter()
+        self.last, self.dropped = LastWay(me), Counter[str]()
         self._ways, self._peers, self._links, self._paths = ways, peers, links, paths
-        self._caller, self._gossip, self._ports, self._tell = caller, gossip, ports, tell
+        self._gossip, self._ports, self._tell = gossip, ports, tell
+        self._calls = FrameCalls(
+            me, self.last, peers, caller, homes, self.dropped,
+            carry=self._carry, take=self.take, stir=self.stir, named=self._name_of,
+        )  # fmt: skip
         self._lines: dict[bytes, _Line] = {}
         self._edges: dict[bytes, _Edge] = {}
         self._owned: set[Endpoint] = set()
         self._at: dict[bytes, Sequence[Endpoint | None]] = {}
-        self._seen: dict[bytes, Address] = {}  # where each peer finished its latest handshake
         self._told: set[bytes] = set()  # peers of which the log says that they are reached over TCP
         self._stirred: dict[bytes, None] = {}
-        self._bell, self._calls = Bell(), 0
-        self._taken = Rates[bytes](TAKEN, TAKEN_BURST)
-        self._prompts = Rates[tuple[bytes, bytes]](TAKEN, TAKEN_BURST)  # of a peer by a carrier's word
-        self._prompted = Counter[bytes]()  # calls that are being made, by whose word
-        self._joining: set[tuple[bytes, bytes]] = set()  # peers that are called, by way of whom
+        self._bell, self._taken = Bell(), Rates[bytes](TAKEN, TAKEN_BURST)
         self._nursery: trio.Nursery | None = None
 
     # What the node tells it.
@@ -160,7 +144,7 @@ class Framed:
         """A handshake with a member finished."""
         if opened.at is None or opened.invite:
             return
-        self._seen[opened.peer] = opened.at._replace(transport="tcp")
+        self._calls.seen[opened.peer] = opened.at._replace(transport="tcp")
         if opened.at.transport == "udp":
             self.last.udp_heard(opened.peer, trio.current_time())
         if opened.at.transport == "tcp" and self._nursery is not None:
@@ -190,7 +174,7 @@ class Framed:
         for edge in [peer for peer in self._edges if peer not in peers]:
             self._sync(edge)
         self._at = {peer: at for peer, at in self._at.items() if peer in peers}
-        self._seen = {peer: seen for peer, seen in self._seen.items() if peer in peers}
+        self._calls.retain(peers)
 
     def way_of(self, member: NodeId) -> Address | None:
         """The address by which `send` reaches a member over TCP; None where there is no connection."""
@@ -269,18 +253,8 @@ class Framed:
     def prompted(self, carrier: NodeId, word: messages.Bridged) -> None:
         """A member says that a peer waits there for a connection of this node's to be joined with."""
         peer = NodeId(word.origin)
-        full = self._calls >= CALLS or (peer not in self._lines and len(self._lines) >= MOST)
-        full |= self._prompted[carrier] >= CALLS_BY_WORD
-        known = self._peers.get(peer) is not None and self._peers.get(carrier) is not None
-        if (peer, carrier) in self._joining:
-            return  # this node waits there already
-        now = trio.current_time()
-        if self._nursery is None or full or not known or not self._prompts.allow((peer, carrier), now):
-            self.dropped["frame-prompt"] += 1
-            return
-        self._calls += 1
-        self._prompted[carrier] += 1
-        self._nursery.start_soon(self._dial, peer, carrier)
+        room = peer in self._lines or len(self._lines) < MOST
+        self._calls.prompted(self._nursery if room else None, peer, carrier)
 
     # Deciding.
 
@@ -314,11 +288,10 @@ class Framed:
         match effect:
             case Dial(peer):
                 full = len(self._lines) >= MOST and peer not in self._lines
-                if self._nursery is None or full or self._calls >= CALLS:
+                if self._nursery is None or full or not self._calls.free:
                     self.last.failed(peer, trio.current_time())
                 else:
-                    self._calls += 1
-                    self._nursery.start_soon(self._dial, NodeId(peer))
+                    self._calls.start(self._nursery, NodeId(peer))
             case Close(peer):
                 if (line := self._lines.get(peer)) is not None:
                     line.scope.cancel()
@@ -370,78 +343,6 @@ class Framed:
             log.info("peer is reached without TCP again, or not at all", peer=told)
 
     # Connections.
-
-    async def _dial(self, peer: NodeId, carrier: NodeId | None = None) -> None:
-        """Call a peer for frames: directly, else by way of a member. ``carrier``: by way of that one only."""
-        told, call = self._name_of(peer), _Call(carrier)
-        with left_out(self.dropped, "frame-broken", "a connection for frames broke", peer=told):
-            try:
-                carriers = self._carriers(peer) if carrier is None else [carrier]
-                for way in [None, *carriers] if carrier is None else carriers:
-                    opening = trio.CancelScope(
-                        deadline=trio.current_time() + (OPENING if way or not carriers else DIRECT)
-                    )
-                    try:
-                        with opening:
-                            await self._call(peer, way, call, opening)
-                    except StreamError as error:
-                        by = {} if way is None else {"by": self._name_of(way)}
-                        log.debug("no frames with a peer", peer=told, error=str(error), **by)
-                    if call.carried:
-                        break
-            finally:
-                if not call.carried:
-                    self._made(call)
-                    if carrier is None:
-                        self.last.failed(peer, trio.current_time())
-                        self.stir(peer)
-
-    async def _call(self, peer: NodeId, way: NodeId | None, call: _Call, opening: trio.CancelScope) -> None:
-        """Call a peer, and carry frames until the connection ends. Raises `StreamError`."""
-
-        def opened() -> None:
-            opening.deadline, call.carried = float("inf"), True
-            self._made(call)
-
-        if way is None:
-            async with self._caller.dial_direct(peer, self._seen.get(peer)) as client:
-                if isinstance(await client.ask(messages.Frames()), messages.Done):
-                    opened()
-                    await self._carry(peer, client, ours=True)
-            return
-        if (peer, way) in self._joining:
-            raise StreamError("it is being called by way of this member")
-        self._joining.add((peer, way))
-        try:
-            await self._call_by(way, peer, opened)
-        finally:
-            self._joining.discard((peer, way))
-
-    def _made(self, call: _Call) -> None:
-        """The connection of a call is there, or will not be."""
-        self._calls -= 1
-        if call.carrier is not None:
-            self._prompted[call.carrier] -= 1
-            self._prompted += Counter()  # without those that are 0
-
-    async def _call_by(self, way: NodeId, peer: NodeId, opened: Callable[[], None]) -> None:
-        async with bridged(self._caller, self._me, way, peer) as (client, ours):
-            self._joining.discard((peer, way))
-            opened()
-            if ours:
-                await self._carry(peer, client, ours=True, carrier=way)
-            else:
-                self.last.failed(peer, trio.current_time())  # the peer made it
-                await self.take(client, way)
-
-    def _carriers(self, peer: NodeId) -> list[NodeId]:
-        """The members to try as a way to a peer that takes no connection, in an order that all share: those
-        that relay, the authorities first, then this node's homes."""
-        relays = [e.member for e in self._peers.entries if e.record.relay is not None]
-        relays.sort(key=lambda member: (member.role is not Role.AUTHORITY, member.node_id))
-        found = dict.fromkeys((*(member.node_id for member in relays), *self._homes()))
-        there = [one for one in found if one != peer and self._caller.sessions.newest(one) is not None]
-        return there[:CARRIERS]
 
     async def _carry(self, peer: NodeId, client: Client, *, ours: bool, carrier: bytes = b"") -> None:
         """Carry frames over a connection until it ends. It takes the place of the one before. Raises

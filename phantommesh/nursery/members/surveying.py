@@ -15,17 +15,24 @@ import structlog
 import trio
 
 from phantommesh.control import messages
+from phantommesh.membership.machine import Membership
 from phantommesh.node import surveying
+from phantommesh.node.peers import Peers
 from phantommesh.node.surveying import Sweep
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.paths.machine import Paths
 from phantommesh.records.roster import Entry
 from phantommesh.routing import drift
 from phantommesh.routing.graph import Analysis, Finding, Station, analyse
-from phantommesh.routing.neighbours import Look
+from phantommesh.routing.neighbours import Look, link_of
+from phantommesh.routing.ways import Ways
+from phantommesh.state import directory
 from phantommesh.state.files import atomic_write
+from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
@@ -181,3 +188,16 @@ class Surveying:
             atomic_write(self.path, drift.encode(self._days))
         except OSError as error:
             log.warning("what the mesh is like is not kept", error=str(error))
+
+
+def make_surveying(
+    state: NodeState, keeper: RosterKeeper, caller: Caller, peers: Peers, membership: Membership,
+    paths: Paths, ways: Ways,
+) -> Surveying:  # fmt: skip
+    """Make a node's survey of the mesh."""
+    me = state.identity.node_id
+    return Surveying(
+        me, caller, lambda: peers.entries, lambda: keeper.roster.get(me), membership.gone,
+        look=lambda peer: link_of(paths.view(peer, trio.current_time()), ways.taken(peer)),
+        path=state.state.path / directory.TOPOLOGY,
+    )  # fmt: skip

@@ -11,21 +11,27 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 import structlog
 import trio
 
+from phantommesh.config.sections import Config
+from phantommesh.dimensions import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
+from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.scatter.ruleset import table_name as scatter_table
+from phantommesh.wireguard.fits import Fitted, short_segments
 
 UNGUARDED = FaultKind("overlay-unguarded", "critical")
 
@@ -153,3 +159,28 @@ class Guarding:
                     self.kick()
                 if theirs:
                     self._flushed()
+
+
+def make_guarding(
+    config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
+    ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
+    flushed: Callable[[], None],
+) -> Guarding:  # fmt: skip
+    """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
+    how large packets to the peers may be."""
+    wireguard = config.wireguard
+    master = master_name(wireguard.prefix)
+
+    def want() -> Guard:
+        return Guard(
+            master,
+            interface_names(wireguard.prefix),
+            addresses(),
+            overlay.routed,
+            config.control.port,
+            ports(),
+            config.guard.forward,
+            short_segments(fits()) if config.guard.forward else (),
+        )
+
+    return Guarding(want, beside=scatter_table(master), flushed=flushed)

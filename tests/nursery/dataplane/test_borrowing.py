@@ -19,15 +19,15 @@ from phantommesh.control import messages
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.node.relaying import Lends, Relay
-from phantommesh.nursery.dataplane import borrowing
+from phantommesh.nursery.dataplane import tags
 from phantommesh.nursery.dataplane.borrowing import ALONE, Borrower
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.paths.effects import PathView
 from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.routing.binding import Challenger
-from phantommesh.routing.borrowing import Use
 from phantommesh.routing.leases import Leases, Terms
+from phantommesh.routing.legs import Use
 from phantommesh.routing.tagging import Tagged
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId
@@ -305,7 +305,7 @@ async def test_two_relays_at_one_address_have_no_alias_in_common() -> None:
     for peer, relay, port in zip(peers, (P, Q), (51810, 51811), strict=True):
         end._heard_from[relay, peer, 0] = "192.0.2.11"
         end._take(Use(peer, 0, relay, port, 1))
-    assert len({tagged.alias for tagged, _ in end._tagged.values()}) == 2
+    assert len({tagged.alias for tagged, _ in end._tags.tagged.values()}) == 2
 
 
 async def test_no_empty_table_of_tags_stays(
@@ -323,15 +323,15 @@ async def test_no_empty_table_of_tags_stays(
         async def remove(self) -> None:
             done.append("remove")
 
-    monkeypatch.setattr(borrowing, "Table", Table)
+    monkeypatch.setattr(tags, "Table", Table)
     end = World().ends[A]
     tagged = Tagged(51820, Address(HOSTS[P], 51810), 1, 50001)
-    end._tagged[B, 0] = tagged, Way(Kind.RELAYED, Endpoint(HOSTS[P], 50001), relay=P)
+    end._tags.tagged[B, 0] = tagged, Way(Kind.RELAYED, Endpoint(HOSTS[P], 50001), relay=P)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(end._keep_tags)
+        nursery.start_soon(end._tags.keep)
         await trio.sleep(1.0)
-        end._tagged.clear()
-        end._tags.ring()
+        end._tags.tagged.clear()
+        end._tags.bell.ring()
         await trio.sleep(1.0)
         nursery.cancel_scope.cancel()
     assert done == ["install", "remove"]

@@ -20,7 +20,8 @@ from phantommesh.control import messages
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address
 from phantommesh.nursery.dataplane import framed as module
-from phantommesh.nursery.dataplane.framed import CALLS_BY_WORD, HOST, UDP_BLOCKED, Framed
+from phantommesh.nursery.dataplane.framecalls import CALLS_BY_WORD
+from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.reporting import netchecking
 from phantommesh.nursery.sockets.channels import Client
@@ -281,20 +282,21 @@ async def test_one_member_s_word_takes_few_of_the_calls() -> None:
         yield cast("Client", None)
 
     framed = alone([1] * DIMENSIONS, [])
-    framed._peers = cast(
+    calls = framed._calls
+    framed._peers = calls._peers = cast(
         "Any", SimpleNamespace(get=lambda peer: SimpleNamespace(member=SimpleNamespace(name="a")))
     )
-    framed._caller = cast("Any", SimpleNamespace(dial_direct=silent))
+    calls._caller = cast("Any", SimpleNamespace(dial_direct=silent))
     async with trio.open_nursery() as nursery:
         framed._nursery = nursery
         for peer in others:
             framed.prompted(one, messages.Bridged(peer))
-        assert framed._prompted.total() == framed._calls == CALLS_BY_WORD
+        assert calls._prompted.total() == calls._calls == CALLS_BY_WORD
         framed.prompted(two, messages.Bridged(others[-1]))
-        assert framed._calls == CALLS_BY_WORD + 1
+        assert calls._calls == CALLS_BY_WORD + 1
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert framed._calls == 0 and not framed._prompted
+    assert calls._calls == 0 and not calls._prompted
 
 
 async def test_frames_do_not_go_on_by_way_of_a_member_that_was_revoked() -> None:

@@ -13,18 +13,9 @@ from hypothesis import strategies as st
 
 from phantommesh.endpoint import Address
 from phantommesh.routing.binding import Challenger, Datagram, Kind, encode
-from phantommesh.routing.borrowing import (
-    COST_EVERY,
-    PATIENCE,
-    AskCost,
-    AskLease,
-    Borrowing,
-    Effect,
-    LeaveLease,
-    SendFromPort,
-    Use,
-)
+from phantommesh.routing.borrowing import COST_EVERY, PATIENCE, Borrowing
 from phantommesh.routing.leases import BOUND, Grant, Leases, Terms
+from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from tests.unit.routing.test_leases import counting
