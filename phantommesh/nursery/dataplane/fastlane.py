@@ -211,7 +211,9 @@ class FastLane:
         if gone:
             await self._count()
             if self._made is None:
-                raise NftError("the relay's short way was edited by somebody else")
+                raise NftError(
+                    "the relay's short way was edited by somebody else", fix="see by whom: `nft monitor`"
+                )
         await self._commit(fastlane.alter(self._frame, self._lanes, lanes))
         for lane in gone:
             self._last.pop(lane.forward.number, None)
