@@ -157,6 +157,7 @@ def host_in(namespace: str) -> Iterator[list[str]]:
         process.stdin.close()
         assert process.wait(30) == 0
         reader.join()
+        out.close()
 
 
 def netcheck(node: LabNode) -> NetCheck:
