@@ -198,8 +198,12 @@ async def _a_node(gateway: Gateway, node: LabNode) -> None:
             == whole
         )
     )
-    reached = status_of(node).whereabouts.candidates
-    assert ("mapped", f"{PUBLIC}:51800") in {(one.found, one.endpoint) for one in reached}
+    await until(
+        lambda: (
+            ("mapped", f"{PUBLIC}:51800")
+            in {(one.found, one.endpoint) for one in status_of(node).whereabouts.candidates}
+        )
+    )
     gateway.stop()
     gateway.start()
     await until(lambda: gateway.mapped == PORTS)
