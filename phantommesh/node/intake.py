@@ -17,7 +17,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.node.steps import Moment, Told
 from phantommesh.rates import Rates, source_block
 from phantommesh.records.record import PossessionError, RecordError, SignedRecord
-from phantommesh.records.roster import Entry, Roster
+from phantommesh.records.roster import Entry, Roster, name_of
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.identity import NODE_ID_BYTES, NodeId, format_node_id
 from phantommesh.trust.revocation import Revocation
@@ -156,8 +156,7 @@ class Intake:
         """Return what a line of the log says of those who sent something."""
         if isinstance(of, Address):
             return {"source": str(of)}
-        entry = self.roster.get(of)
-        return {"peer": format_node_id(of) if entry is None else entry.member.name}
+        return {"peer": name_of(self.roster.get(of), of)}
 
     def _offer(self, signed: SignedRecord, about: dict[str, str]) -> bool:
         """Verify a record, and keep it or have it wait. Raises TrustError or RecordError."""

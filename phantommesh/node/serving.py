@@ -18,10 +18,10 @@ from phantommesh.node.steps import Holdings, Keep, Moment, Party, Step, Told
 from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import SignedRecord
-from phantommesh.records.roster import Entry
+from phantommesh.records.roster import Entry, name_of
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 # Tuning.
 # Requests of one member, by kind: how many a second, and at once. More wait, and their channels with them.
@@ -279,8 +279,7 @@ class Serving:
                 raise TrustError("a member has no need to enrol")
 
     def _name(self, party: Party) -> str:
-        entry = self._node.roster.get(NodeId(party.peer))
-        return format_node_id(NodeId(party.peer)) if entry is None else entry.member.name
+        return name_of(self._node.roster.get(NodeId(party.peer)), party.peer)
 
     def _member(self, party: Party, wall: float) -> Entry:
         """The member at the other end. Raises TrustError where there is none in good standing."""

@@ -358,6 +358,11 @@ def settle(roster: Roster, mesh: Mesh, member: Member, now: float) -> tuple[str,
     return name, ip4
 
 
+def name_of(entry: Entry | None, node: bytes) -> str:
+    """A member as logs and views call it: by its name, or by its node id where it has no entry."""
+    return format_node_id(NodeId(node)) if entry is None else entry.member.name
+
+
 def is_settled_name(member: Member, wanted: str) -> bool:
     """Say whether the member has its name because it lost ``wanted`` to another member: see `settle`."""
     return member.name in _other_names(member.node_id, wanted)

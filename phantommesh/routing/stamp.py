@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the datagrams at WireGuard's ports have in common, those of relays (`binding`) and knocks (`knocks`):
-a MAC at the end, and an address in 16 bytes. Pure."""
+"""What the datagrams at WireGuard's ports have in common, those of relays (`binding`), knocks (`knocks`) and
+echoes (`echoes`): a MAC at the end, and an address in 16 bytes. Pure."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.effects import PathView
 from phantommesh.records.record import NodeRecord
-from phantommesh.records.roster import Entry
+from phantommesh.records.roster import Entry, name_of
 from phantommesh.routing import binding
 from phantommesh.routing.borrowing import Borrowing
 from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
@@ -338,8 +338,7 @@ class Borrower:
 
     def _name(self, member: NodeId) -> str:
         """What a member is called in the log: its name, or its node id where it is in the roster no more."""
-        entry = self._peers.get(member)
-        return format_node_id(member) if entry is None else entry.member.name
+        return name_of(self._peers.get(member), member)
 
     def _receive(self, dimension: int, source: Address, datagram: bytes) -> None:
         """Take a datagram that came to a WireGuard port and has a relay's magic."""

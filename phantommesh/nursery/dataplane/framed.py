@@ -34,10 +34,11 @@ from phantommesh.nursery.sockets.framing import FramedStream, StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket, Rates
+from phantommesh.records.roster import name_of
 from phantommesh.routing.frames import GOSSIP, MAX_WIREGUARD, FrameError, Queue, unpack_untrusted
 from phantommesh.routing.lastway import Close, Dial, Effect, Facts, LastWay
 from phantommesh.routing.ways import Kind, Way, Ways
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
 
 UDP_BLOCKED = FaultKind("udp-blocked", "medium")
@@ -328,8 +329,7 @@ class Framed:
         self._note(peer, framed)
 
     def _name_of(self, peer: bytes) -> str:
-        entry = self._peers.get(peer)
-        return format_node_id(NodeId(peer)) if entry is None else entry.member.name
+        return name_of(self._peers.get(peer), peer)
 
     def _note(self, peer: bytes, framed: int) -> None:
         told = self._name_of(peer)

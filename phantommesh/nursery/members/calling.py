@@ -23,10 +23,10 @@ from phantommesh.nursery.members import returning
 from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.unexpected import left_out
-from phantommesh.records.roster import Entry
+from phantommesh.records.roster import Entry, name_of
 from phantommesh.state.start import NodeState
 from phantommesh.trust.certificates import Role, TrustError
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 # Tuning.
 MAX_REASON = 512  # characters of a member's refusal that are kept, told and logged
@@ -72,8 +72,7 @@ class Caller:
 
     def name_of(self, member: NodeId) -> str:
         """A member as logs and errors name it: by its name, or by its node id where there is none."""
-        entry = self._keeper.roster.get(member)
-        return format_node_id(member) if entry is None else entry.member.name
+        return name_of(self._keeper.roster.get(member), member)
 
     def linked(self, member: NodeId, at: Address | None, role: LinkRole) -> None:
         """A handshake with a member finished: ``at`` an address, or (None) carried by another member."""

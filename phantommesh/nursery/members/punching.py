@@ -28,7 +28,7 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, each_wg_ports_at
-from phantommesh.records.roster import Entry
+from phantommesh.records.roster import Entry, name_of
 from phantommesh.routing.knocks import MAGIC, Keys
 from phantommesh.routing.punching import Punching
 from phantommesh.routing.search import OTHER, Ask, Effect, Lost, Send, State, Target, Won, missing
@@ -217,8 +217,7 @@ class PunchDriver:
 
     def _name(self, member: NodeId) -> str:
         """What a member is called in the log: its name, or its node id where it is in the roster no more."""
-        entry = self._peers.get(member)
-        return format_node_id(member) if entry is None else entry.member.name
+        return name_of(self._peers.get(member), member)
 
     def _settle(self) -> None:
         self._ports.keep("punching", self.punching.busy)

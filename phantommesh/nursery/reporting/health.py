@@ -27,11 +27,12 @@ from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
+from phantommesh.records.roster import name_of
 from phantommesh.scatter import goals
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.certificates import DAY, EARLY
-from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.identity import NodeId
 
 SETUP_CONTESTED = FaultKind("setup-contested", "high")
 
@@ -301,8 +302,7 @@ def copied(parts: Parts, suspicion: Suspicion) -> Fault:
             f"not restart: this node's identity key{whose} may be in use elsewhere",
             "run `phantommesh identity new` here, which revokes the old identity",
         )
-    entry = parts.keeper.roster.get(NodeId(suspicion.node))
-    name = format_node_id(NodeId(suspicion.node)) if entry is None else entry.member.name
+    name = name_of(parts.keeper.roster.get(NodeId(suspicion.node)), suspicion.node)
     match suspicion.why:
         case Why.STRANGE_KEY:
             return COPIED.fault(

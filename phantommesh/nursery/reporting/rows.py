@@ -34,7 +34,7 @@ from phantommesh.nursery.reporting import waysof
 from phantommesh.proofs import fit
 from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
-from phantommesh.records.roster import Entry
+from phantommesh.records.roster import Entry, name_of
 from phantommesh.scatter.goals import goal_of
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import PeerState
@@ -112,11 +112,8 @@ class Rows:
 
     def names_of(self, members: Iterable[bytes]) -> list[str]:
         """Their names, or the node ids of those whose records are gone."""
-        roster, names = self._parts.keeper.roster, list[str]()
-        for node in members:
-            entry = roster.get(NodeId(node))
-            names.append(format_node_id(NodeId(node)) if entry is None else entry.member.name)
-        return names
+        roster = self._parts.keeper.roster
+        return [name_of(roster.get(NodeId(node)), node) for node in members]
 
     def _state(self, entry: Entry) -> LinkState:
         return self._parts.links.state(entry.member.node_id, trio.current_time())
@@ -290,11 +287,10 @@ class Rows:
         review, roster = self._parts.proving.review, self._parts.keeper.roster
         views = []
         for peer in review.links():
-            entry = roster.get(peer)
             sent, received = (_direction(review.link(peer, direction)) for direction in DIRECTIONS)
             views.append(
                 ProofsView(
-                    peer=format_node_id(peer) if entry is None else entry.member.name,
+                    peer=name_of(roster.get(peer), peer),
                     node_id=format_node_id(peer),
                     sent=sent,
                     received=received,

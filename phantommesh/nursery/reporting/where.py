@@ -12,7 +12,7 @@ from phantommesh.management.whereview import CandidateView, Found, Whereabouts, 
 from phantommesh.node.whereabouts import Place
 from phantommesh.nursery.parts import Parts
 from phantommesh.records.candidate import Candidate, Kind
-from phantommesh.trust.identity import format_node_id
+from phantommesh.records.roster import name_of
 
 _FOUND: Final[dict[int, Found]] = {Kind.OWN: "own", Kind.MAPPED: "mapped", Kind.SEEN: "seen"}
 
@@ -23,11 +23,10 @@ def whereabouts(parts: Parts) -> Whereabouts:
     seen = parts.finding.whereabouts.witnesses(now)
     witnesses = []
     for witness, one in sorted(seen.items()):
-        entry = parts.peers.get(witness)
         if one.control is not None:
             witnesses.append(
                 WitnessView(
-                    peer=format_node_id(witness) if entry is None else entry.member.name,
+                    peer=name_of(parts.peers.get(witness), witness),
                     endpoint=_text(one.control),
                     age_s=round(now - one.at, 1),
                     wireguard=[None if place is None else _text(place) for place in one.wireguard],

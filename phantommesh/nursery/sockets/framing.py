@@ -18,9 +18,8 @@ from phantommesh.nursery.sockets import proxy as proxies
 IDLE = 60.0  # s a connection may stay silent, or not take what is sent
 CONNECT = 3.0  # s
 STAGGER = 0.25  # s between attempts at two addresses of one host (RFC 8305, section 5)
-HEAD_START = (
-    0.7  # s that the control port is waited for before further ports and the environment's proxy are tried
-)
+# s that the control port is waited for before further ports and the environment's proxy are tried.
+HEAD_START = 0.7
 # Bytes that a connection of datagrams takes in ahead: what waits there only gets old. By themselves kernels
 # let that grow to 6 MB. The other direction is bounded by trio, which sets TCP_NOTSENT_LOWAT to 16 KiB.
 RECEIVE = 128 * 1024
