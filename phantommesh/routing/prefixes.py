@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from phantommesh.overlay.prefixes import HostRange, overlap
-
-Network = IPv4Network | IPv6Network
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import Network, order, overlap
 
 EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
@@ -87,11 +86,6 @@ def accepted(offer: Offer, accept: Accept) -> bool:
     if offer.prefix.prefixlen == 0:
         return offer.router == accept.exit
     return any(_within(offer.prefix, network) for network in accept.within)
-
-
-def order(prefix: Network) -> tuple[int, int, int]:
-    """The key by which prefixes are sorted: IPv4 first, then by address, then the shorter."""
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
 
 
 def _conflict(prefix: Network, overlay: Iterable[Network], host: Iterable[HostRange]) -> str:

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.overlay.prefixes import HostRange
-from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Network, Offer, Taken, order, taken
+from phantommesh.routable import Network, order, overlap
+from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Offer, Taken, taken
 
 A, B = b"a" * 16, b"b" * 16
-OVERLAY = (IPv4Network("100.64.0.0/10"), IPv6Network("fd12::/48"))
+OVERLAY: tuple[Network, ...] = (IPv4Network("100.64.0.0/10"), IPv6Network("fd12::/48"))
 SITE, LAB, ALL4, ALL6 = (ip_network(n) for n in ("10.1.0.0/16", "10.1.2.0/24", "0.0.0.0/0", "::/0"))
 
 
@@ -87,16 +88,20 @@ def test_each_prefix_is_taken_or_a_conflict_and_was_offered_by_each_of_its_route
     some: list[Offer], accept: Accept, host: list[HostRange]
 ) -> None:
     found, conflicts = taken(some, accept, OVERLAY, host)
-    both = [one.prefix for one in (*found, *conflicts)]
-    assert len(both) == len(set(both))
+    both = [(one.prefix, one.routers) for one in found] + [(one.prefix, one.routers) for one in conflicts]
+    assert len(both) == len({prefix for prefix, _ in both})
     assert [one.prefix for one in found] == sorted((one.prefix for one in found), key=order)
-    for one in (*found, *conflicts):
-        assert one.routers and all(Offer(one.prefix, router) in some for router in one.routers)
-        if one.prefix.prefixlen == 0:
-            assert one.routers == (accept.exit,)
+    for prefix, routers in both:
+        assert routers and all(Offer(prefix, router) in some for router in routers)
+        if prefix.prefixlen == 0:
+            assert routers == (accept.exit,)
         else:
-            assert any(one.prefix.subnet_of(net) for net in accept.within if net.version == 4)  # type: ignore[arg-type]
+            assert any(within(prefix, network) for network in accept.within)
     for mine in found:
         if mine.prefix.prefixlen:
-            assert not any(mine.prefix.overlaps(net) for net in OVERLAY)
-            assert not any(mine.prefix.subnet_of(own.network) for own in host)  # type: ignore[arg-type]
+            assert not any(overlap(mine.prefix, network) for network in OVERLAY)
+            assert not any(within(mine.prefix, own.network) for own in host)
+
+
+def within(prefix: Network, network: Network) -> bool:
+    return overlap(prefix, network) and prefix.prefixlen >= network.prefixlen
