@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,20 +92,14 @@ def standing(grants: Iterable[Grant], router: NodeId, revoked: Container[NodeId]
     return tuple(grant for grant in grants if grant.id_for(router) not in revoked)
 
 
-def merge(
-    held: Iterable[Grant],
-    approved: Iterable[Network],
-    wanted: Iterable[Network],
-    grant: Callable[[Network], Grant],
-) -> tuple[Grant, ...]:
-    """The grants of a member's next certificate: of what it wants, all that it holds and that stands, and all
-    that is approved. ``grant`` gives the grant of an approved prefix."""
-    asked = set(wanted)
-    given = {one.prefix: one for one in held if one.prefix in asked}
-    for prefix in approved:
-        if prefix in asked and prefix not in given:
-            given[prefix] = grant(prefix)
-    return tuple(given[prefix] for prefix in sorted(given, key=order)[:MAX_ROUTES])
+def merge(held: Iterable[Grant], added: Iterable[Grant]) -> tuple[Grant, ...]:
+    """The grants of a member's next certificate, sorted: those that it holds, and as many more as there is
+    room for. A prefix that it holds stays under its number."""
+    given = {grant.prefix: grant for grant in held}
+    for grant in added:
+        if len(given) < MAX_ROUTES:
+            given.setdefault(grant.prefix, grant)
+    return tuple(given[prefix] for prefix in sorted(given, key=order))
 
 
 def _parse(text: str) -> Network:
