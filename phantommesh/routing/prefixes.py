@@ -69,7 +69,7 @@ def taken(
     for offer in offers:
         if accepted(offer, accept):
             routers.setdefault(offer.prefix, {})[offer.router] = None
-    meshes, ranges = list(overlay), sorted(set(host))
+    meshes, ranges = list(overlay), sorted(set(host), key=str)  # two versions have no order
     found, conflicts = list[Taken](), list[Conflict]()
     for prefix in sorted(routers, key=order):
         by = tuple(routers[prefix])

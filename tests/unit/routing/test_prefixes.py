@@ -70,10 +70,17 @@ def test_the_overlay_is_never_taken_in_part_or_whole() -> None:
     ]
 
 
-networks = st.builds(
-    lambda base, length: IPv4Network((base, length), strict=False),
-    st.sampled_from([0, 10 << 24, 10 << 24 | 1 << 16, 100 << 24 | 64 << 16, 192 << 24 | 168 << 16]),
-    st.integers(0, 32),
+networks = st.one_of(
+    st.builds(
+        lambda base, length: IPv4Network((base, length), strict=False),
+        st.sampled_from([0, 10 << 24, 10 << 24 | 1 << 16, 100 << 24 | 64 << 16, 192 << 24 | 168 << 16]),
+        st.integers(0, 32),
+    ),
+    st.builds(
+        lambda base, length: IPv6Network((base, length), strict=False),
+        st.sampled_from([0, 0x20010DB8 << 96, 0xFD12 << 112]),
+        st.integers(0, 128),
+    ),
 )
 
 
