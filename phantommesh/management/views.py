@@ -113,8 +113,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     carried its last answer first."""
     gossip_rtt_s: float | None = None
     endpoint: str | None
-    """Where WireGuard sends in the first dimension that answers. While WireGuard has no endpoint: the first
-    control endpoint of the node's record."""
+    """Where packets are sent in the first dimension that answers; ``/tcp`` follows for a connection that
+    carries them. While WireGuard has no endpoint: the first control endpoint of the node's record."""
     dimensions: list[DimensionView]
     rx_bytes: int
     tx_bytes: int
@@ -147,6 +147,7 @@ class PathView(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     interface: str
     endpoint: str | None
+    """Where its packets are sent; ``/tcp`` follows for a connection that carries them."""
     state: Literal["closed", "proving", "up", "dark"]
     """``closed``: it has no keys yet. ``dark``: probes get no answer. ``proving``: they do again, and it
     carries traffic once they have for a while."""
