@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
+from phantommesh.routable import MAX_ROUTES
 
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
@@ -15,6 +16,7 @@ Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")
 Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
 GOALS: Final = '"auto", "throughput", "order" or "private"'
 MAX_REGION_CHARS: Final = 32
+ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
 MAX_INTENTS: Final = 64
 
@@ -164,6 +166,23 @@ class RelaySection(msgspec.Struct, frozen=True):
     use: Switch = True
 
 
+class RoutesSection(msgspec.Struct, frozen=True):
+    """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
+    authority approves them; a default route ("0.0.0.0/0", "::/0") makes it an exit. `accept`: prefixes within
+    these are sent to the members that route them; ["all"]: any, but no default route. `exit`: the member that
+    all other traffic goes to, by name."""
+
+    advertise: Annotated[
+        tuple[str, ...],
+        Meta(max_length=MAX_ROUTES, description='at most 16 prefixes, e.g. ["10.1.0.0/16"]'),
+    ] = ()
+    accept: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
+    ] = ()
+    exit: Annotated[str, Meta(max_length=63, description="the name of a member, or nothing")] = ""
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -289,6 +308,7 @@ class Config(msgspec.Struct, frozen=True):
     link: LinkSection = LinkSection()
     nat: NatSection = NatSection()
     relay: RelaySection = RelaySection()
+    routes: RoutesSection = RoutesSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()

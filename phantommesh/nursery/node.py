@@ -212,6 +212,8 @@ class Node:
             "resolver": parts.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
+            "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
+            "routes": parts.taking.run,
             "topology": parts.surveying.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,

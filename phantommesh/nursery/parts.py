@@ -66,6 +66,7 @@ from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.members.surveying import Surveying, make_surveying
+from phantommesh.nursery.members.taking import Taking
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -159,6 +160,7 @@ class Parts:
     framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
+    taking: Taking
     gossip: GossipDriver
     runs: RunWatch
     proving: Proving
@@ -255,6 +257,7 @@ def make_parts(
         finding.moved()
         paths.uplinks_changed()
         lending.moved()
+        taking.kick()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -366,6 +369,10 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    taking = Taking(
+        config.routes, config.node.region, overlay.networks, (*names, master), lambda: peers.entries,
+        state.revocations,
+    )  # fmt: skip
     surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
@@ -447,6 +454,7 @@ def make_parts(
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
+        taking=taking,
         gossip=gossip,
         runs=runs,
         proving=proving,

@@ -70,6 +70,7 @@ class Scattering:
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
         self.hook: Hook = "mark" if settings.hook == "mark" else "egress"
+        self._interfaces = frozenset((*self.names, device))
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -238,7 +239,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
-            await marking.remove()
+            await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -298,7 +299,7 @@ class Scattering:
         if not tables and not self._tabled:
             return
         try:
-            await marking.converge(tables)
+            await marking.converge(tables, self._interfaces)
         except BackendError as error:
             if self.hook == "mark":
                 raise
@@ -329,7 +330,7 @@ class Scattering:
         # Remove what an earlier run at the other hook has left.
         await Table(next(f for hook, f in FAMILY.items() if hook != self.hook), self._name).remove()
         if self.hook == "egress":
-            await marking.remove()
+            await marking.remove(self._interfaces)
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""

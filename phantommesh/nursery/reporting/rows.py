@@ -184,7 +184,7 @@ class Rows:
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
             endpoint=waysof.endpoint_of(
-                [one.endpoint for one in dimensions],
+                [self._sends_to(entry, peer) for _, _, peer in self.devices(entry)],
                 self._parts.paths.paths.view(member.node_id, trio.current_time()),
                 entry.record,
             ),
@@ -193,6 +193,16 @@ class Rows:
             tx_bytes=sum(d.tx_bytes for d in dimensions),
             region=entry.record.region,
         )
+
+    def _sends_to(self, entry: Entry, peer: PeerState | None) -> str | None:
+        """Where a dimension's packets leave this host for: the other end of the connection where WireGuard
+        sends to the local socket of one."""
+        framed = self._parts.framed
+        if peer is None or peer.endpoint is None:
+            return None
+        if framed.owns(peer.endpoint):
+            return str(framed.way_of(entry.member.node_id) or peer.endpoint)
+        return str(peer.endpoint)
 
     def paths(self) -> list[PathView]:
         """Every dimension of each of them, and why it takes its way."""
@@ -232,7 +242,7 @@ class Rows:
                     node_id=format_node_id(entry.member.node_id),
                     dimension=i,
                     interface=name,
-                    endpoint=None if endpoint is None else str(endpoint),
+                    endpoint=self._sends_to(entry, peer),
                     state=path.state.value,
                     since_s=round(path.since, 1),
                     rtt_s=None if path.rtt is None else round(path.rtt, 6),
