@@ -98,7 +98,8 @@ class Routes:
     ) -> tuple[list[Change], list[Claim]]:
         """Judge anew, given the members in good standing and what the host has of its own. Return what has
         changed, and the claims that are new."""
-        listed = sorted(entries, key=self._preference)
+        offering = (entry for entry in entries if entry.record.routes)  # few, of many members
+        listed = sorted(offering, key=self._preference)
         accept = accepts(self._section, listed)
         offers = [
             Offer(prefix, entry.member.node_id)
