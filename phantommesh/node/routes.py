@@ -80,7 +80,7 @@ class Routes:
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
-        self.exit_offered = False
+        self.exit_missing = False
 
     @property
     def wants_any(self) -> bool:
@@ -109,7 +109,8 @@ class Routes:
         ]
         before = {one.prefix: one.routers for one in self.taken}
         self.taken, self.conflicts = taken(offers, accept, self._overlay, host)
-        self.exit_offered = any(one.prefix.prefixlen == 0 for one in self.taken)
+        offered_exit = any(one.prefix.prefixlen == 0 for one in self.taken)
+        self.exit_missing = bool(self._section.exit) and not offered_exit
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
         self.claims = fresh

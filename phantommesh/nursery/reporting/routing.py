@@ -172,7 +172,7 @@ def faults(parts: Parts) -> Iterator[Fault]:
             subject=str(conflict.prefix),
         )
     wanted = parts.config.routes.exit
-    if wanted and not seen.exit_offered:
+    if seen.exit_missing:
         known = any(entry.member.name == wanted for entry in parts.peers.entries)
         why = "which offers no default route" if known else "and no member in good standing has that name"
         yield routes.NO_EXIT.fault(

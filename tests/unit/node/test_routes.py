@@ -88,7 +88,8 @@ def test_an_exit_is_the_member_of_that_name_and_a_node_takes_nothing_that_it_adv
     routes = Routes(RoutesSection(exit="two", accept=("all",), advertise=(str(SITE),)), OVERLAY)
     routes.look(entries, frozenset(), ())
     assert routes.taken == (Taken(ALL4, (TWO.node_id,)),)
-    assert routes.exit_offered
+    assert not routes.exit_missing
     gone = Routes(RoutesSection(exit="three"), OVERLAY)
+    assert not gone.exit_missing  # nobody has looked yet
     gone.look(entries, frozenset(), ())
-    assert gone.taken == () and not gone.exit_offered
+    assert gone.taken == () and gone.exit_missing
