@@ -16,7 +16,10 @@ from phantommesh.management.events import Filter
 from phantommesh.node import routes
 from phantommesh.nursery.members import own
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.overlay import hostview
+from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.nursery.reporting import routing
+from phantommesh.overlay.prefixes import HostRange
 from phantommesh.routing.prefixes import Taken
 from tests.nursery.members.test_granting import advertise
 from tests.support.loopback import join, make_authority, make_invite, serving, until
@@ -73,6 +76,36 @@ async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdra
                 await alpha.reporter.withdraw_routes("gamma", [str(SITE)])
                 await until(lambda: beta.parts.taking.taken == ())
                 assert kinds(beta) == ["route.taken", "route.lost"]
+
+
+async def test_a_conflict_with_the_host_and_a_missing_exit_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_range = HostRange("route", ip_network("198.51.0.0/16"), "eth0")
+    monkeypatch.setattr(hostview, "look", lambda networks, names: HostView((own_range,), frozenset()))
+    state = make_authority(tmp_path / "a")
+    accept(tmp_path / "a", "all")
+    config = tmp_path / "a" / "pm.toml"
+    config.write_text(config.read_text().replace('exit = ""', 'exit = "beta"'))
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        advertise(tmp_path / "b", str(SITE), str(OTHER))
+        async with serving(tmp_path / "b"):
+            with capture_logs():
+                await until(lambda: bool(alpha.parts.desk.desk.granting.open_requests(0.0)))
+                waiting = [row for row in alpha.reporter.routes().routes if row.asked]
+                assert [(row.prefix, row.router) for row in waiting] == [
+                    (str(SITE), "beta"),
+                    (str(OTHER), "beta"),
+                ]
+                await alpha.reporter.approve_routes("beta", [str(SITE), str(OTHER)])
+                await until(lambda: [one.prefix for one in alpha.parts.taking.taken] == [OTHER])
+                await until(lambda: codes(alpha) == {routes.CONFLICT.code})
+                faults = {fault.code: fault for fault in alpha.reporter.faults()}
+                assert str(own_range) in faults[routes.CONFLICT.code].text
+                assert "which offers no default route" in faults[routes.NO_EXIT.code].text
+                (row,) = (row for row in alpha.reporter.routes().routes if row.conflict)
+                assert (row.prefix, row.accepted) == (str(SITE), False)
 
 
 async def test_an_approval_has_the_member_ask_at_once(
