@@ -163,6 +163,21 @@ class RelaySection(msgspec.Struct, frozen=True):
     use: Switch = True
 
 
+class RoutesSection(msgspec.Struct, frozen=True):
+    """Prefixes beyond the mesh. `masquerade`: what this node forwards to the prefixes that it routes has an
+    address of this host, so that answers find back; else the network there needs a route to the overlay by
+    this node. `probe`: for such a prefix, an address in it that has to answer pings, or the node tells the
+    others that its route there does not work. `port`: the UDP port of overlay addresses by which members ask
+    for that. A mesh has one such port."""
+
+    masquerade: Switch = True
+    probe: Annotated[
+        dict[str, str],
+        Meta(max_length=16, description='a table of at most 16 prefixes, each = "an address in it"'),
+    ] = {}
+    port: Port = 51802
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -259,6 +274,7 @@ class Config(msgspec.Struct, frozen=True):
     link: LinkSection = LinkSection()
     nat: NatSection = NatSection()
     relay: RelaySection = RelaySection()
+    routes: RoutesSection = RoutesSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()

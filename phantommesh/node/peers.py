@@ -231,8 +231,8 @@ class Peers:
         return Keyed(self._scatter_peer(entry), self._reached(entry))
 
     def carry(self, carried: Mapping[Network, bytes]) -> None:
-        """Have each of these prefixes beyond the mesh carried by the peer (a node id) that it names, and by no
-        other; the seven interfaces get all of it at once."""
+        """Have each of these prefixes beyond the mesh carried by the peer (a node id) that it names, and by
+        no other; the seven interfaces get all of it at once."""
         by: dict[NodeId, set[Network]] = {}
         for prefix, router in carried.items():
             by.setdefault(NodeId(router), set()).add(prefix)

@@ -37,6 +37,11 @@ class Rerouted:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriersChanged:
+    """Other members carry prefixes beyond the mesh for this node than before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Installed:
     """The desired PSKs of these peers, by node id, have changed."""
 
@@ -75,6 +80,7 @@ News = (
     | SecretsChanged
     | KeysReplaced
     | Rerouted
+    | CarriersChanged
     | Installed
     | WayChanged
     | ReadBack

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from random import Random
@@ -29,14 +29,17 @@ from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.framed import Framed
+from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
+from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
@@ -68,6 +71,7 @@ from phantommesh.nursery.members.surveying import Surveying, make_surveying
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
+    CarriersChanged,
     CopyGone,
     EpochOver,
     Installed,
@@ -91,10 +95,13 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.failover import Failover
+from phantommesh.routing.prefixes import Taken
 from phantommesh.routing.ways import Ways
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
+from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.insisting import Insisting
 
 
@@ -151,6 +158,12 @@ class Parts:
     scattering: Scattering
     splitter: Splitter
     guarding: Guarding
+    taken: Callable[[], Sequence[Taken]]
+    offered: Callable[[], Sequence[Network]]
+    failover: Failover
+    beyond: BeyondMesh
+    gateway: GatewayDriver
+    talk: RouteTalk
     paths: PathDriver
     framed: Framed
     rekeying: KeyReplacer
@@ -186,11 +199,13 @@ class Parts:
 def make_parts(
     config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
     generation: int, tell: Tell, above: Run = NOBODY,
+    taken: Callable[[], Sequence[Taken]] = tuple, offered: Callable[[], Sequence[Network]] = tuple,
 ) -> Parts:  # fmt: skip
     """Make the parts of a node; nothing runs yet. Each part is made after the parts that it needs.
 
     ``generation`` is greater than at any start before: `start.next_generation`. ``overlay`` has begun: the
-    overlay's range is closed. ``above`` is the run that this process stepped aside for before.
+    overlay's range is closed. ``above`` is the run that this process stepped aside for before. ``taken`` are
+    the prefixes beyond the mesh that this node takes, ``offered`` those that it routes for others.
     """
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
@@ -238,6 +253,7 @@ def make_parts(
     def look() -> None:
         reconciler.hear()
         scattering.hear()
+        beyond.kick()
 
     async def rouse() -> None:
         borrower.moved()
@@ -250,6 +266,8 @@ def make_parts(
         finding.moved()
         paths.uplinks_changed()
         lending.moved()
+        beyond.kick()
+        gateway.kick()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -287,9 +305,23 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
-    guarding = make_guarding(
-        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits, flushed=scattering.kick
+    failover = Failover()
+    beyond = BeyondMesh(
+        master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
+        changed=lambda: guarding.kick(),
+    )  # fmt: skip
+    gateway = GatewayDriver(
+        config.routes, (master, *names), routes=offered, networks=lambda: overlay.networks
     )
+    talk = RouteTalk(
+        failover, config.routes.port,
+        address=own.ip4, members=lambda: {e.member.node_id: e.member.ip4 for e in peers.entries},
+        works=gateway.asked, moved=partial(tell, CarriersChanged()),
+    )  # fmt: skip
+    guarding = make_guarding(
+        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
+        beyond=lambda: beyond.closed, routes=lambda: tuple(offered()), flushed=scattering.kick,
+    )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -297,7 +329,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
-            if config.guard.forward:
+            beyond.kick()
+            if config.guard.forward or offered():
                 guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
@@ -438,6 +471,12 @@ def make_parts(
         scattering=scattering,
         splitter=Splitter(paths, scattering),
         guarding=guarding,
+        taken=taken,
+        offered=offered,
+        failover=failover,
+        beyond=beyond,
+        gateway=gateway,
+        talk=talk,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -450,6 +489,12 @@ def make_parts(
         server=server,
         tcp=tcp,
     )
+
+
+def fits_by_node(peers: Peers) -> dict[bytes, int]:
+    """The largest packet in bytes that each peer may be sent, by node id."""
+    sizes = {fit.ip4: fit.mtu for fit in peers.fits}
+    return {e.member.node_id: sizes[e.member.ip4] for e in peers.entries if e.member.ip4 in sizes}
 
 
 def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:

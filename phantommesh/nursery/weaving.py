@@ -15,6 +15,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.node.peers import Seen
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
+    CarriersChanged,
     CopyGone,
     EpochOver,
     Installed,
@@ -61,6 +62,8 @@ class Weaving:
                 self._adopt_keys()
             case Rerouted():
                 self._reroute()
+            case CarriersChanged():
+                self._carry()
             case Installed(peers):
                 self._install(peers)
             case WayChanged(peer):
@@ -114,8 +117,28 @@ class Weaving:
         parts.overlay.kick()
         parts.punching.look()
         self._arrange()
+        self.take_routes()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)
+
+    def take_routes(self) -> None:
+        """Take the prefixes beyond the mesh that are to be taken now, and no others."""
+        parts = self._parts
+        taken, offered = tuple(parts.taken()), tuple(parts.offered())
+        if taken != parts.beyond.taken:
+            parts.beyond.take(taken)
+            if parts.failover.take(parts.beyond.taken, trio.current_time()):
+                self._carry()
+        parts.talk.want(bool(parts.beyond.taken or offered))
+        parts.gateway.kick()
+
+    def _carry(self) -> None:
+        """Have WireGuard, the scatter rules and the kernel's routes follow who carries which prefix."""
+        parts = self._parts
+        parts.peers.carry(parts.failover.carried)
+        parts.scattering.carry(parts.failover.carried)
+        parts.reconciler.kick()
+        parts.beyond.kick()
 
     def _reroute(self) -> None:
         parts = self._parts

@@ -7,8 +7,8 @@ means that the router, or every way to it, is dead; an answer that leaves a pref
 lives and its own link to the prefix does not. Both take the prefix from it. A prefix that nobody carries has
 no router: the caller closes it.
 
-A router that is better liked takes a prefix back only after it was up without a break for some time, which
-doubles with each break. So a link that comes and goes moves traffic seldom.
+A router that is better liked and that broke once takes a prefix back only after it was up without a break for
+some time, which doubles with each break. So a link that comes and goes moves traffic seldom.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Failover:
     def _ready_at(self, router: bytes, prefix: Network) -> float:
         """When a router has been up for long enough to take a prefix back."""
         known = self._routers[router]
-        return known.up[prefix] + known.hold.get(prefix, HOLD)
+        return known.up[prefix] + known.hold.get(prefix, 0.0)
 
     def _back_at(self, prefix: Network) -> float:
         """When the next router is ready to take a prefix back from a lesser one."""

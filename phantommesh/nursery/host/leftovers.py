@@ -24,7 +24,7 @@ from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing, overlap
-from phantommesh.routing import forwarding, tagging
+from phantommesh.routing import forwarding, gateway, tagging
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network
 
@@ -51,7 +51,7 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
-    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""))
+    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""), gateway.table_name(""))
     prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)
     for prefix in prefixes:
         if table.startswith(prefix) and table != prefix:
@@ -81,13 +81,15 @@ async def remove(found: Found) -> None:
 
 
 async def _remove(family: str, name: str) -> None:
-    """Remove a table. Where it is a relay's, its uplinks are given back first what they were."""
+    """Remove a table. Where it is a relay's or a router's, the interfaces that it has opened are given back
+    first what they were."""
     table = Table(family, name)
-    if family == forwarding.FAMILY and name.startswith(forwarding.table_name("")):
-        try:
-            close_for(await table.names(forwarding.OPENED))
-        except NftError as error:
-            log.warning("the relay's uplinks are not known", table=name, error=str(error))
+    for kind in (forwarding, gateway):
+        if family == kind.FAMILY and name.startswith(kind.table_name("")):
+            try:
+                close_for(await table.names(kind.OPENED))
+            except NftError as error:
+                log.warning("the interfaces that it opened are not known", table=name, error=str(error))
     await table.remove()
 
 

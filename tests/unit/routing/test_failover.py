@@ -97,13 +97,26 @@ def test_one_router_of_two_prefixes_may_carry_one_of_them() -> None:
 
 def test_the_better_router_takes_a_prefix_back_after_a_while() -> None:
     run = Run(Taken(LAN, (A, B)))
-    run.works = {B: (LAN,)}
+    run.works = {A: (LAN,), B: (LAN,)}
+    run.run(5.0)
+    del run.works[A]
     run.run(5.0)
     assert run.carrier == B
     run.works[A] = (LAN,)
     run.run(HOLD - 0.1)
     assert run.carrier == B
     run.run(PACE + 0.2)
+    assert run.carrier == A
+
+
+def test_a_router_that_never_broke_takes_its_place_at_once() -> None:
+    """Both have just been taken, and the second was the first to answer."""
+    run = Run(Taken(LAN, (A, B)))
+    run.works = {B: (LAN,)}
+    run.run(1.0)
+    assert run.carrier == B
+    run.works[A] = (LAN,)
+    run.run(PACE)
     assert run.carrier == A
 
 
