@@ -8,7 +8,7 @@ leads to it, and stays closed when the node ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
@@ -28,6 +29,9 @@ from phantommesh.wireguard.fits import route_to
 # Tuning.
 INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
 PAUSE: Final = 0.05  # s between two looks, however fast things change
+
+NOT_ROUTED = FaultKind("routes-not-taken", "high")
+NOT_CARRIED = FaultKind("route-not-carried", "medium")
 
 log = structlog.get_logger("phantommesh.routes")
 
@@ -64,6 +68,21 @@ class BeyondMesh:
         """Take these prefixes and no others. An exit (a default route) is not carried by this version."""
         self.taken = tuple(one for one in taken if one.prefix.prefixlen)
         self.kick()
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with the routes that this node takes."""
+        if self.problem is not None:
+            yield NOT_ROUTED.fault(
+                f"prefixes beyond the mesh are not routed: {self.problem}", self.problem.fix
+            )
+        carried = self._carried()
+        for one in self.taken:
+            if one.prefix not in carried:
+                yield NOT_CARRIED.fault(
+                    f"no router carries {one.prefix}: what is for it is refused here, and leaves by no "
+                    "other way",
+                    "see `phantommesh status` on its routers; `ip route get` there shows their own route",
+                )
 
     def kick(self) -> None:
         """Look now: what should be, or what the kernel has, may have changed."""

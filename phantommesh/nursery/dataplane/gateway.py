@@ -9,7 +9,7 @@ it counts only with such a target.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Final
@@ -19,7 +19,7 @@ import trio
 
 from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import FaultKind
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import waysout
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
@@ -29,7 +29,8 @@ from phantommesh.routing import gateway
 from phantommesh.routing.gateway import DROPS, FAMILY, OPENED, Gateway
 from phantommesh.wireguard.device import Network
 
-ROUTES_NOT_FORWARDED = FaultKind("routes-not-forwarded", "high")
+NOT_FORWARDED = FaultKind("routes-not-forwarded", "high")
+NOT_WORKING = FaultKind("route-not-working", "medium")
 
 # Tuning.
 PACE: Final = 0.4  # s between two looks at the routes, and two pings, while members ask
@@ -72,6 +73,18 @@ class GatewayDriver:
             self._kicked.set()
         self._asked_at = now
         return self.works
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with the routes that this node offers."""
+        if self.problem is not None:
+            yield NOT_FORWARDED.fault(
+                f"prefixes beyond the mesh are not forwarded: {self.problem}", self.problem.fix
+            )
+        for prefix, why in sorted(self.why.items(), key=str):
+            yield NOT_WORKING.fault(
+                f"the route to {prefix} does not work: {why}",
+                "see `ip route get` and `ip link` for an address there; members use another router meanwhile",
+            )
 
     def kick(self) -> None:
         """Look now: the routes, the host's or those to offer, may have changed."""
