@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from phantommesh.config import environment
 from phantommesh.config.sections import (
+    ALL_ROUTES,
     RENAMED,
     RENAMED_GOALS,
     ApiSection,
@@ -37,6 +38,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import shortened
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
+from phantommesh.routable import parse_prefix, unroutable
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -211,6 +213,7 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"control.tcp_ports names {config.control.port}, which is control.port", fix="take it out"
         )
+    _check_routes(config.routes)
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
@@ -297,6 +300,30 @@ def _check_probes(config: Config) -> None:
                 f"routes.probe: {target} is not in {prefix}",
                 fix="name a host in the prefix that answers pings",
             )
+
+
+def _check_routes(routes: RoutesSection) -> None:
+    accept = () if routes.accept == (ALL_ROUTES,) else routes.accept
+    for key, texts in (("routes.advertise", routes.advertise), ("routes.accept", accept)):
+        for text in texts:
+            try:
+                prefix = parse_prefix(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(text)} is not usable: {error}",
+                    fix='write each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"',
+                ) from None
+            if key == "routes.advertise" and (why := unroutable(prefix)):
+                raise ConfigError(f"{key}: {_show(text)} {why}", fix="take it out")
+            if key == "routes.accept" and prefix.prefixlen == 0:
+                raise ConfigError(
+                    f"{key}: {_show(text)} is a default route, which is taken of one member alone",
+                    fix=f'name that member in routes.exit; for all other prefixes set {key} to ["all"]',
+                )
+    if len(set(routes.advertise)) < len(routes.advertise):
+        raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
+    if routes.exit and not _LABEL.fullmatch(routes.exit):
+        raise ConfigError(f"routes.exit = {_show(routes.exit)} is no name", fix="see `phantommesh peers`")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

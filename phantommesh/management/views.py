@@ -6,6 +6,7 @@ ignore fields they do not know, so an older command line reads a newer node. Dur
 bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from phantommesh.faults import Fault
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
@@ -385,6 +387,18 @@ class NodePort(Protocol):
 
     async def topology(self) -> TopologyView:
         """The mesh as its members measure it, and what is weak about it."""
+        ...
+
+    def routes(self) -> RoutesView:
+        """Prefixes beyond the mesh: who may route them, and what this node takes."""
+        ...
+
+    async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Approve that a member, by name or node id, routes these prefixes."""
+        ...
+
+    async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Withdraw these prefixes from a member, which stays one."""
         ...
 
     async def netcheck(self) -> NetCheck:

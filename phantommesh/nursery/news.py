@@ -37,6 +37,11 @@ class Rerouted:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """This node takes other prefixes beyond the mesh, or of others, than before."""
+
+
+@dataclass(frozen=True, slots=True)
 class CarriersChanged:
     """Other members carry prefixes beyond the mesh for this node than before."""
 
@@ -80,6 +85,7 @@ News = (
     | SecretsChanged
     | KeysReplaced
     | Rerouted
+    | RoutesChanged
     | CarriersChanged
     | Installed
     | WayChanged

@@ -93,8 +93,7 @@ class Node:
         to stop, the interfaces the last. When ``hurry`` is set, nobody is told and nothing is waited for."""
         parts = self.parts
         # Before there is anything to reach, what is taken is closed.
-        self._weaving.take_routes()
-        await parts.beyond.converge()
+        await self._weaving.begin_routes()
         await parts.guarding.converge()
         if parts.config.control.tcp:
             await parts.tcp.listen()
@@ -215,6 +214,8 @@ class Node:
             "resolver": parts.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
+            "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
+            "routes": parts.taking.run,
             "topology": parts.surveying.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,

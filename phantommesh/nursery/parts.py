@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from random import Random
@@ -68,6 +68,7 @@ from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.members.surveying import Surveying, make_surveying
+from phantommesh.nursery.members.taking import Taking
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -79,6 +80,7 @@ from phantommesh.nursery.news import (
     PeersChanged,
     ReadBack,
     Rerouted,
+    RoutesChanged,
     SecretsChanged,
     Tell,
     WayChanged,
@@ -96,12 +98,10 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.routing.failover import Failover
-from phantommesh.routing.prefixes import Taken
 from phantommesh.routing.ways import Ways
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
-from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.insisting import Insisting
 
 
@@ -158,8 +158,6 @@ class Parts:
     scattering: Scattering
     splitter: Splitter
     guarding: Guarding
-    taken: Callable[[], Sequence[Taken]]
-    offered: Callable[[], Sequence[Network]]
     failover: Failover
     beyond: BeyondMesh
     gateway: GatewayDriver
@@ -168,6 +166,7 @@ class Parts:
     framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
+    taking: Taking
     gossip: GossipDriver
     runs: RunWatch
     proving: Proving
@@ -199,13 +198,11 @@ class Parts:
 def make_parts(
     config: Config, state: NodeState, backend: Backend, udp: UdpPort, overlay: Overlay, *,
     generation: int, tell: Tell, above: Run = NOBODY,
-    taken: Callable[[], Sequence[Taken]] = tuple, offered: Callable[[], Sequence[Network]] = tuple,
 ) -> Parts:  # fmt: skip
     """Make the parts of a node; nothing runs yet. Each part is made after the parts that it needs.
 
     ``generation`` is greater than at any start before: `start.next_generation`. ``overlay`` has begun: the
-    overlay's range is closed. ``above`` is the run that this process stepped aside for before. ``taken`` are
-    the prefixes beyond the mesh that this node takes, ``offered`` those that it routes for others.
+    overlay's range is closed. ``above`` is the run that this process stepped aside for before.
     """
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
@@ -268,6 +265,7 @@ def make_parts(
         lending.moved()
         beyond.kick()
         gateway.kick()
+        taking.kick()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -310,9 +308,7 @@ def make_parts(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         changed=lambda: guarding.kick(),
     )  # fmt: skip
-    gateway = GatewayDriver(
-        config.routes, (master, *names), routes=offered, networks=lambda: overlay.networks
-    )
+    gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(
         failover, config.routes.port,
         address=own.ip4, members=lambda: {e.member.node_id: e.member.ip4 for e in peers.entries},
@@ -320,7 +316,7 @@ def make_parts(
     )  # fmt: skip
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
-        beyond=lambda: beyond.closed, routes=lambda: tuple(offered()), flushed=scattering.kick,
+        beyond=lambda: beyond.closed, routes=own.routed, flushed=scattering.kick,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
@@ -330,7 +326,7 @@ def make_parts(
             scattering.kick()
             reconciler.kick()
             beyond.kick()
-            if config.guard.forward or offered():
+            if config.guard.forward or own.routed():
                 guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
@@ -394,6 +390,12 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    taking = Taking(
+        config.routes, config.node.region, overlay.networks, (*names, master), lambda: peers.entries,
+        state.revocations,
+    )  # fmt: skip
+    taking.carried = lambda: failover.carried
+    taking.changed = partial(tell, RoutesChanged())
     surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
@@ -471,8 +473,6 @@ def make_parts(
         scattering=scattering,
         splitter=Splitter(paths, scattering),
         guarding=guarding,
-        taken=taken,
-        offered=offered,
         failover=failover,
         beyond=beyond,
         gateway=gateway,
@@ -481,6 +481,7 @@ def make_parts(
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
+        taking=taking,
         gossip=gossip,
         runs=runs,
         proving=proving,

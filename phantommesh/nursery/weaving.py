@@ -24,6 +24,7 @@ from phantommesh.nursery.news import (
     PeersChanged,
     ReadBack,
     Rerouted,
+    RoutesChanged,
     SecretsChanged,
     WayChanged,
 )
@@ -62,6 +63,8 @@ class Weaving:
                 self._adopt_keys()
             case Rerouted():
                 self._reroute()
+            case RoutesChanged():
+                self._take_routes()
             case CarriersChanged():
                 self._carry()
             case Installed(peers):
@@ -115,22 +118,32 @@ class Weaving:
         parts.gossip.roster_changed()
         parts.carrying.look()
         parts.overlay.kick()
+        parts.taking.kick()
         parts.punching.look()
         self._arrange()
-        self.take_routes()
+        self._take_routes()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)
 
-    def take_routes(self) -> None:
-        """Take the prefixes beyond the mesh that are to be taken now, and no others."""
+    async def begin_routes(self) -> None:
+        """Close what this node takes for all other ways: before anything else, for an earlier run has left it
+        closed. Raises BackendError."""
+        self._parts.wiring.look(moment()[1])
+        await self._parts.taking.look()
+        self._take_routes()
+        await self._parts.beyond.converge()
+
+    def _take_routes(self) -> None:
+        """Take the prefixes beyond the mesh that are to be taken now, and no others, and route our own."""
         parts = self._parts
-        taken, offered = tuple(parts.taken()), tuple(parts.offered())
-        if taken != parts.beyond.taken:
-            parts.beyond.take(taken)
-            if parts.failover.take(parts.beyond.taken, trio.current_time()):
-                self._carry()
-        parts.talk.want(bool(parts.beyond.taken or offered))
-        parts.gateway.kick()
+        if parts.beyond.take(parts.taking.taken) and parts.failover.take(
+            parts.beyond.taken, trio.current_time()
+        ):
+            self._carry()
+        routed = parts.own.routed()
+        parts.talk.want(bool(parts.beyond.taken or routed))
+        if parts.gateway.offer(routed):
+            parts.guarding.kick()
 
     def _carry(self) -> None:
         """Have WireGuard, the scatter rules and the kernel's routes follow who carries which prefix."""

@@ -22,7 +22,7 @@ from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 
 # Tuning.
-PACE: Final = 0.4  # s between two questions to a router that another one could stand in for
+PACE: Final = 0.3  # s between two questions to a router that another one could stand in for
 ALONE: Final = 3.0  # s between those to a router that nobody could
 SILENCE: Final = 4.4  # paces without an answer until a router counts as dead: three may be lost
 HOLD: Final = 10.0  # s that a better router is up before it takes a prefix back

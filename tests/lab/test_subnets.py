@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A network beyond the mesh behind two routers, and two members that use it: real nodes, end to end.
 
-The network is a bridge in a namespace of its own, with one host on it. The first router masquerades. The second
-one does not: the host has a route to the overlay by it. Both ping the host to see whether their route works.
+The network is a bridge in a namespace of its own, with one host on it. The first router masquerades. The
+second one does not: the host has a route to the overlay by it. Both ping the host to see whether their route
+works.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from ipaddress import ip_address
 import pytest
 import trio
 
-from phantommesh.config.reading import load
 from phantommesh.nursery.lab import net, up
-from phantommesh.nursery.lab.mesh import answered, converged, kill, phantommesh, pid_file, start
-from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of, processes_in
+from phantommesh.nursery.lab.mesh import answered, converged, kill, phantommesh, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.nursery.lab.ping import Flow, open_traffic
+from phantommesh.trust.identity import parse_node_id
 from tests.attacks.rig import neighbour_of, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S, make_spec
-from tests.lab.test_lab import run_in, until
+from tests.lab.test_lab import is_gone, run_in, until
 from tests.lab.test_node import edit
 from tests.support.spaces import within
 
@@ -40,7 +41,8 @@ import socket, struct, sys
 source, target, device = sys.argv[1:4]
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 36, 7, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(target))
+ends = socket.inet_aton(source) + socket.inet_aton(target)
+head = struct.pack("!BBHHHBBH", 0x45, 0, 36, 7, 0, 64, 17, 0) + ends
 for _ in range(10):
     raw.sendto(head + struct.pack("!HHHH", 9, 9999, 16, 0) + b"spoofed!", (target, 0))
 """
@@ -52,8 +54,8 @@ def ip(*words: str) -> None:
 
 @contextmanager
 def network_behind(spec: LabSpec, *routers: LabNode) -> Iterator[str]:
-    """The network, with ``lan0`` on each router: .2, .3. Yields its namespace; the cable of the router with .N
-    is ``lN``."""
+    """The network, with ``lan0`` on each router: .2, .3. Yields its namespace; the cable of the router with
+    .N is ``lN``."""
     lan = f"{spec.name}-lan"
     ip("netns", "add", lan)
     try:
@@ -76,13 +78,8 @@ def network_behind(spec: LabSpec, *routers: LabNode) -> Iterator[str]:
 
 async def stop(node: LabNode) -> None:
     """Stop a node as a service manager does."""
-    pid = int(pid_file(node).read_text(encoding="ascii"))
     kill(node, signal.SIGTERM)
-
-    async def gone() -> bool:
-        return pid not in processes_in([node.name])
-
-    await until(gone)
+    await until(partial(is_gone, node))
 
 
 @asynccontextmanager
@@ -129,20 +126,6 @@ def answers(node: LabNode, address: str = HOST) -> bool:
     return run_inside(node.name, "ping", "-c", "1", "-W", "1", address).status == 0
 
 
-async def reaches(node: LabNode) -> None:
-    async def so() -> bool:
-        return answers(node)
-
-    await until(so)
-
-
-async def when(so: Callable[[], bool]) -> None:
-    async def now() -> bool:
-        return so()
-
-    await until(now)
-
-
 @contextmanager
 def watched(node: LabNode, device: str = "up0") -> Iterator[list[bytes]]:
     """The IPv4 packets for the network that leave by an interface of a node's meanwhile."""
@@ -164,16 +147,16 @@ def watched(node: LabNode, device: str = "up0") -> Iterator[list[bytes]]:
 async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_dies(four: LabSpec) -> None:
     async with meshed(four) as (nodes, lan):
         _, first, second, member = nodes
-        best, twin = sorted((first, second), key=lambda node: status_of(node).node_id)
+        best, twin = sorted((first, second), key=lambda node: parse_node_id(status_of(node).node_id))
         cable = {first.name: "l2", second.name: "l3"}
-        await reaches(member)
-        await when(carries(member, best))
+        await until(partial(answers, member))
+        await until(carries(member, best))
         flow = Flow(member.name, "the network", HOST)
         async with open_traffic([flow], 0.05) as traffic:
             await answered(traffic, trio.current_time(), PATIENCE_S)
 
             ip("-n", lan, "link", "set", cable[best.name], "down")
-            await when(carries(member, twin))
+            await until(carries(member, twin))
             await answered(traffic, trio.current_time(), PATIENCE_S)
             print(f"longest silence, the link of a living router dead: {flow.silence_s:.2f} s")
 
@@ -184,7 +167,7 @@ async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_die
             subprocess.run(
                 ["bridge", "-n", lan, "link", "set", "dev", cable[twin.name], "state", "0"], check=True
             )
-            await when(carries(member, best))
+            await until(carries(member, best))
             await answered(traffic, trio.current_time(), PATIENCE_S)
             print(f"longest silence, what is behind a living router dead: {flow.silence_s:.2f} s")
 
@@ -194,19 +177,19 @@ async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_die
             await trio.sleep(4.0)
             flow.silence_s = 0.0
             await net.kill([best.name])
-            await when(carries(member, twin))
+            await until(carries(member, twin))
             await answered(traffic, trio.current_time(), PATIENCE_S)
             print(f"longest silence, a router killed: {flow.silence_s:.2f} s")
 
 
 async def test_nobody_gets_beside_or_beyond(four: LabSpec) -> None:
-    """Members reach the prefix and nothing else behind a router; nobody else comes in as the network; and what
-    is for the network leaves by the mesh or not at all, whatever dies."""
+    """Members reach the prefix and nothing else behind a router; nobody else comes in as the network; what is
+    for the network leaves by the mesh or not at all, whatever dies."""
     async with meshed(four) as (nodes, lan):
         authority, first, second, member = nodes
         own = status_of(member).ip4
-        await reaches(member)
-        await reaches(authority)
+        await until(partial(answers, member))
+        await until(partial(answers, authority))
 
         # Not beyond the prefix, though the router has the address.
         run_in(member, "ip", "route", "add", f"{OTHER}/32", "dev", "pm")
@@ -231,21 +214,20 @@ async def test_nobody_gets_beside_or_beyond(four: LabSpec) -> None:
         # Somebody else answers for the network on the member's default route.
         ip("-n", member.name, "route", "replace", "default", "via", authority.address(0))
         ping = ["ip", "netns", "exec", member.name, "ping", "-i", "0.02", "-W", "1", "-q", HOST]
-        with watched(member) as seen:
-            with subprocess.Popen(ping, stdout=subprocess.DEVNULL) as pings:
-                await trio.sleep(1.0)
-                for router in (first, second):
-                    await net.kill([router.name])
-                await trio.sleep(4.0)  # nobody carries it now
-                kill(member)
-                await trio.sleep(0.5)
-                for name in ("pm", "pm0"):
-                    subprocess.run(["ip", "-n", member.name, "link", "delete", name], check=False)
-                await trio.sleep(0.5)
-                # Either of the two holds without the other.
-                run_in(member, "nft", "flush", "ruleset")
-                await trio.sleep(0.5)
-                pings.terminate()
+        with watched(member) as seen, subprocess.Popen(ping, stdout=subprocess.DEVNULL) as pings:
+            await trio.sleep(1.0)
+            for router in (first, second):
+                await net.kill([router.name])
+            await trio.sleep(4.0)  # nobody carries it now
+            kill(member)
+            await trio.sleep(0.5)
+            for name in ("pm", "pm0"):
+                subprocess.run(["ip", "-n", member.name, "link", "delete", name], check=False)
+            await trio.sleep(0.5)
+            # Either of the two holds without the other.
+            run_in(member, "nft", "flush", "ruleset")
+            await trio.sleep(0.5)
+            pings.terminate()
         assert seen == []
         await phantommesh(member, "down")
         assert "unreachable" not in run_in(member, "ip", "route", "show", "table", "all")

@@ -64,10 +64,13 @@ class BeyondMesh:
         """The prefixes that leave by the mesh or not at all."""
         return self.plan.closed
 
-    def take(self, taken: Iterable[Taken]) -> None:
-        """Take these prefixes and no others. An exit (a default route) is not carried by this version."""
-        self.taken = tuple(one for one in taken if one.prefix.prefixlen)
-        self.kick()
+    def take(self, taken: Iterable[Taken]) -> bool:
+        """Take these prefixes and no others; return whether that is another choice than before. An exit (a
+        default route) is not carried by this version."""
+        before, self.taken = self.taken, tuple(one for one in taken if one.prefix.prefixlen)
+        if self.taken != before:
+            self.kick()
+        return self.taken != before
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong with the routes that this node takes."""

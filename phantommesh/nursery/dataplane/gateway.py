@@ -33,7 +33,7 @@ NOT_FORWARDED = FaultKind("routes-not-forwarded", "high")
 NOT_WORKING = FaultKind("route-not-working", "medium")
 
 # Tuning.
-PACE: Final = 0.4  # s between two looks at the routes, and two pings, while members ask
+PACE: Final = 0.3  # s between two looks at the routes, and two pings, while members ask
 IDLE_PACE: Final = 5.0  # s between two looks while nobody does
 ASKED: Final = 15.0  # s after a question in which members are said to ask
 
@@ -41,15 +41,14 @@ log = structlog.get_logger("phantommesh.routes")
 
 
 class GatewayDriver:
-    """Routes for others what ``routes`` returns: the prefixes that this node's certificate grants and that it
-    offers now. ``mesh`` are its own interfaces, the scattering one first; ``networks`` the overlay's."""
+    """Routes for others what `offer` was given last. ``mesh`` are this node's own interfaces, the scattering
+    one first; ``networks`` the overlay's."""
 
     def __init__(
         self,
         settings: RoutesSection,
         mesh: Sequence[str],
         *,
-        routes: Callable[[], Sequence[Network]],
         networks: Callable[[], Sequence[Network]],
     ) -> None:
         self.works: frozenset[Network] = frozenset()
@@ -58,13 +57,21 @@ class GatewayDriver:
         self.problem: PhantomMeshError | None = None
         self.dropped: Counter[str] = Counter()
         self._settings, self._mesh = settings, tuple(mesh)
-        self._routes, self._networks = routes, networks
+        self._routes, self._networks = tuple[Network, ...](), networks
         self._targets = targets_of(settings.probe)
         self._echo = Echo(self._wanted_targets, PACE)
         self._installed: tuple[str, Fingerprint] | None = None
         self._counted = Counter[str]()
         self._opened: tuple[str, ...] = ()
         self._asked_at, self._kicked = float("-inf"), trio.Event()
+
+    def offer(self, routes: Sequence[Network]) -> bool:
+        """Route these prefixes and no others: those that this node's certificate grants and that it offers
+        now. Return whether that are others than before."""
+        before, self._routes = self._routes, tuple(routes)
+        if self._routes != before:
+            self.kick()
+        return self._routes != before
 
     def asked(self) -> frozenset[Network]:
         """Return what works: a member asks. From now on it is looked at often."""
@@ -104,7 +111,7 @@ class GatewayDriver:
                         self.problem = None
                     except PhantomMeshError as error:
                         self._tell(error)
-                    often = bool(self._routes()) and trio.current_time() < self._asked_at + ASKED
+                    often = bool(self._routes) and trio.current_time() < self._asked_at + ASKED
                     with trio.move_on_after(PACE if often else IDLE_PACE):
                         await self._kicked.wait()
         finally:
@@ -115,12 +122,13 @@ class GatewayDriver:
     # ---- one look ----
 
     async def _look(self) -> None:
-        routes = tuple(self._routes())
+        routes = self._routes
         if not routes:
             self.works, self.why = frozenset(), {}
             await self._end()
             return
-        ways = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh))
+        found = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh))
+        ways = {prefix: way for prefix, way in found.items() if not way.default or prefix in self._targets}
         await self._forward(routes, ways)
         why = {prefix: self._flaw(prefix, ways.get(prefix)) for prefix in routes}
         works = frozenset(prefix for prefix, flaw in why.items() if not flaw)
@@ -136,9 +144,10 @@ class GatewayDriver:
         """Why a route does not work; empty where it does."""
         target = self._targets.get(prefix)
         if way is None:
-            return "this host has no route there by an interface with a carrier"
-        if way.default and target is None:
-            return "only a default route leads there: name a host there in routes.probe"
+            return (
+                "this host has no route there by an interface with a carrier; a default route counts only "
+                "with a host that routes.probe names"
+            )
         if prefix.version == 6 and not switches.forwards(6):
             return "this host does not forward IPv6: set net.ipv6.conf.all.forwarding=1"
         if target is not None and not self._echo.answers(target):
@@ -146,8 +155,7 @@ class GatewayDriver:
         return ""
 
     def _wanted_targets(self) -> list[Target]:
-        offered = set(self._routes())
-        return [target for prefix, target in self._targets.items() if prefix in offered]
+        return [target for prefix, target in self._targets.items() if prefix in self._routes]
 
     async def _forward(self, routes: Sequence[Network], ways: Mapping[Network, WayOut]) -> None:
         """Have the kernel forward between the mesh and these prefixes. Raises PhantomMeshError."""

@@ -24,6 +24,7 @@ from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting import routing
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
@@ -140,6 +141,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.lending.faults()
     yield from parts.borrower.faults()
     yield from parts.finding.faults()
+    yield from routing.faults(parts)
     yield from _unknown_peers(parts)
     yield from _certificate(parts)
     yield from _clock(parts)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.overlay.beyond import beyond
-from phantommesh.overlay.prefixes import HostRange, overlap
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import overlap
 
 A, B = b"a" * 16, b"b" * 16
 WIDE, LAN, SIX = ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"), ip_network("fd77::/64")
