@@ -16,15 +16,18 @@ from typing import Annotated, Any, Final, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from phantommesh.config import environment
+from phantommesh.config import environment, intents
 from phantommesh.config.sections import (
     ALL_ROUTES,
+    MAX_INTENTS,
     RENAMED,
     RENAMED_GOALS,
+    SECTIONS,
     ApiSection,
     Config,
     ConfigError,
     DnsSection,
+    IntentSection,
     Label,
     NoConfigError,
     NodeSection,
@@ -112,13 +115,12 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
         raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
-    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    _refuse_unknown("", document, sections)
+    _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     for name, settings in given.items():
         if isinstance(section := document.get(name, {}), dict):
             document[name] = {**section, **settings}
-    values = {name: _section(name, kind, document.get(name, {})) for name, kind in sections.items()}
-    config = Config(**values)
+    values = {name: _section(name, kind, document.get(name, {})) for name, kind in SECTIONS.items()}
+    config = Config(**values, intent=_intents(document.get("intent", [])))
     _check(config)
     return config
 
@@ -128,6 +130,27 @@ def _section(name: str, kind: Any, given: Any) -> Any:
         raise ConfigError(
             f"{name} = {_show(given)} is not a section", fix=f"write [{name}] on a line of its own"
         )
+    return _filled(name, kind, given)
+
+
+def _intents(given: Any) -> tuple[IntentSection, ...]:
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        raise ConfigError(
+            f"intent = {_show(given)} is not a list of tables",
+            fix="write [[intent]] on a line of its own before each of them",
+        )
+    if len(given) > MAX_INTENTS:
+        raise ConfigError(f"there are {len(given)} intents", fix=f"have at most {MAX_INTENTS}")
+    found = tuple(
+        _filled(f"intent.{intents.called(table.get('name'), number)}", IntentSection, table)
+        for number, table in enumerate(given, 1)
+    )
+    intents.check(found)
+    return found
+
+
+def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
+    """A table's keys as its Struct; ``name`` is what errors call the table."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     _refuse_unknown(f"{name}.", given, fields)
     values = {}

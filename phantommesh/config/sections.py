@@ -18,6 +18,7 @@ GOALS: Final = '"auto", "throughput", "order" or "private"'
 MAX_REGION_CHARS: Final = 32
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
+MAX_INTENTS: Final = 64
 
 RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
 """Keys of earlier versions, and what they are called now (docs/decisions/0063-one-vocabulary.md)."""
@@ -230,6 +231,34 @@ class ScatterSection(msgspec.Struct, frozen=True):
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
 
 
+class IntentSection(msgspec.Struct, frozen=True):
+    """One `[[intent]]`: a class of the traffic that this node sends, and what is wanted of it.
+
+    A packet is of the first class, in the file's order, that it matches in all that is set: it goes to one of
+    ``peers`` (names; all where there are none), is of ``protocol``, has one of ``ports`` at either end, is
+    marked with ``dscp``, and comes from a socket of ``user`` of this machine. config/intents.py has the names
+    that stand for numbers.
+    """
+
+    name: Label
+    goal: Annotated[Goal, Meta(description=GOALS)]
+    peers: Annotated[
+        tuple[str, ...],
+        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
+    ] = ()
+    protocol: Annotated[
+        int | str | None, Meta(description='a protocol\'s name, e.g. "udp", or its number from 0 to 255')
+    ] = None
+    ports: Annotated[
+        tuple[int | str, ...],
+        Meta(max_length=32, description='at most 32 ports and ranges of ports, e.g. [22, "8000-8010"]'),
+    ] = ()
+    dscp: Annotated[int | str | None, Meta(description='a DSCP\'s name, e.g. "ef", or a number to 63')] = None
+    user: Annotated[
+        int | str | None, Meta(description="the name of a user of this machine, or a number of one")
+    ] = None
+
+
 class ProofsSection(msgspec.Struct, frozen=True):
     """Scatter proofs: how many of the newest epochs' are kept on disk, of each peer and direction."""
 
@@ -280,7 +309,8 @@ class LogSection(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The whole configuration; every key but `node.name` and `node.mesh` has a default."""
+    """The whole configuration; every key but `node.name` and `node.mesh` has a default. ``intent`` has the
+    tables `[[intent]]` in the file's order; all others are sections."""
 
     node: NodeSection
     control: ControlSection = ControlSection()
@@ -298,3 +328,10 @@ class Config(msgspec.Struct, frozen=True):
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
+    intent: tuple[IntentSection, ...] = ()
+
+
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "intent"
+}
+"""The sections by name, each with its type."""

@@ -308,6 +308,12 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.class_packets = Counter(
+            PREFIX + "scatter_class_packets_total",
+            "Packets sent by class of traffic, to peers that an intent is for; a GSO burst counts as one.",
+            ["class"],
+            registry=self.registry,
+        )
         self.scatter_proofs = Counter(
             PREFIX + "scatter_proofs_total",
             "Steps of scatter proofs by what came of them.",

@@ -45,6 +45,7 @@ from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
+from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
@@ -99,6 +100,7 @@ from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
+from phantommesh.scatter.intents import Intents, named_users
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
@@ -107,10 +109,12 @@ from phantommesh.wireguard.insisting import Insisting
 
 @dataclass(slots=True)
 class Settings:
-    """The configuration that the node runs with. ``refused`` says why the file could not be taken over, and
-    ``waiting`` names the keys of the file that only a restart does: see `config.changes`."""
+    """The configuration that the node runs with, its intents with the users whom this machine has.
+    ``refused`` says why the file could not be taken over, and ``waiting`` names the keys of the file that
+    only a restart does: see `config.changes`."""
 
     config: Config
+    intents: Intents
     refused: PhantomMeshError | None = None
     waiting: tuple[str, ...] = ()
 
@@ -207,6 +211,7 @@ def make_parts(
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
+    intents = Intents(config.intent, numbers_of(named_users(config.intent)))
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
@@ -230,7 +235,7 @@ def make_parts(
     )
     ways = Ways()
     peers = Peers(
-        state.identity.node_id, links, wireguard, config.scatter,
+        state.identity.node_id, links, wireguard, config.scatter, intents=intents,
         where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
@@ -426,7 +431,7 @@ def make_parts(
         join=bridging.join,
     )
     return Parts(
-        settings=Settings(config),
+        settings=Settings(config, intents),
         state=state,
         backend=backend,
         udp=udp,

@@ -135,7 +135,7 @@ def refusal(found: Plan) -> OverlapError | None:
     return OverlapError(
         "; ".join(found.conflicts[:_NAMED]) + more,
         fix="remove that address or route, or renumber the host's network; a mesh's range cannot change, "
-        "another is chosen with `phantommesh init --cidr NETWORK`",
+        "another (as a second mesh on one host needs) is chosen with `phantommesh init --cidr NETWORK`",
     )
 
 

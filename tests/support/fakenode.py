@@ -36,6 +36,7 @@ from phantommesh.management.views import (
     Rotation,
     RotationOutcome,
     RotationResult,
+    ScatterClass,
     ScatterDimension,
     ScatterView,
     Status,
@@ -143,6 +144,22 @@ def scatter_view(number: int) -> ScatterView:
                 index=index, interface=f"pm{index}", score=1.0, weight=0.143, packets=10, bytes=800
             )
             for index in range(7)
+        ],
+        classes=[
+            ScatterClass(
+                name=name,
+                goal=goal,
+                scheduler="flow",
+                entropy_bits=bits,
+                weights=[0.143] * 7,
+                packets=packets,
+                bytes=[80 * count for count in packets],
+            )
+            for name, goal, bits, packets in (
+                ("ssh", "order", 0.0, [0, 0, 10, 0, 0, 0, 0]),
+                ("rest", "throughput", None, [0] * 7),
+            )
+            if number == 3
         ],
     )
 

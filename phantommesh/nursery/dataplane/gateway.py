@@ -9,7 +9,7 @@ it counts only with such a target.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Final
@@ -22,6 +22,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import waysout
+from phantommesh.nursery.host.leftovers import opened_beside
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import Echo, Target
@@ -176,7 +177,8 @@ class GatewayDriver:
             opened,
         )
         await self._keep(gateway.render(wanted))  # before anything is forwarded
-        switches.close_for(unused)
+        if unused:
+            await self._give_back(unused)
         self._opened = opened
         mesh = switches.closed(self._mesh) if not switches.forwards(4) else []
         try:
@@ -210,12 +212,17 @@ class GatewayDriver:
         """Forward nothing more, and give the interfaces back what they were."""
         if self._installed is None:
             return
-        switches.close_for([*self._opened, *self._mesh])
+        await self._give_back([*self._opened, *self._mesh])
         self._opened, self._installed = (), None
         try:
             await Table(FAMILY, gateway.table_name(self._mesh[0])).remove()
         except NftError as error:
             self._tell(error)
+
+    async def _give_back(self, interfaces: Iterable[str]) -> None:
+        """Turn forwarding off again, but for what a relay or another node here needs."""
+        beside = await opened_beside(gateway.table_name(self._mesh[0]))
+        switches.close_for(name for name in interfaces if name not in beside)
 
     async def _close_left(self) -> None:
         """Give interfaces back what they were where a run that was killed has left them open."""
@@ -224,7 +231,7 @@ class GatewayDriver:
             left = await table.names(OPENED)
         except NftError:
             return  # there is no such table
-        switches.close_for(left)
+        await self._give_back(left)
         try:
             await table.remove()
         except NftError as error:

@@ -9,6 +9,7 @@ A guard goes by its interfaces' names and stays when its node ends. Under other 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,16 +82,37 @@ async def remove(found: Found) -> None:
         await _remove(family, name)
 
 
+async def opened_beside(own: str) -> frozenset[str]:
+    """The interfaces whose forwarding is on for relays and routers of other nodes here, or of this one, than
+    the one with the table ``own``. None where the tables cannot be read."""
+    found = set[str]()
+    with suppress(NftError):
+        for family, name in await list_tables():
+            opened = _opened_in(family, name)
+            if opened is not None and name != own:
+                found.update(await Table(family, name).names(opened))
+    return frozenset(found)
+
+
+def _opened_in(family: str, name: str) -> str | None:
+    """The set of a relay's or a router's table that has the interfaces that it opened; None for another
+    table."""
+    if family == forwarding.FAMILY and name.startswith(forwarding.table_name("")):
+        return forwarding.OPENED
+    if family == gateway.FAMILY and name.startswith(gateway.table_name("")):
+        return gateway.OPENED
+    return None
+
+
 async def _remove(family: str, name: str) -> None:
     """Remove a table. Where it is a relay's or a router's, the interfaces that it has opened are given back
     first what they were."""
     table = Table(family, name)
-    for kind in (forwarding, gateway):
-        if family == kind.FAMILY and name.startswith(kind.table_name("")):
-            try:
-                close_for(await table.names(kind.OPENED))
-            except NftError as error:
-                log.warning("the interfaces that it opened are not known", table=name, error=str(error))
+    if (opened := _opened_in(family, name)) is not None:
+        try:
+            close_for(set(await table.names(opened)) - await opened_beside(name))
+        except NftError as error:
+            log.warning("the interfaces that it opened are not known", table=name, error=str(error))
     await table.remove()
 
 

@@ -75,6 +75,7 @@ class Recorder:
     def __init__(self, parts: Parts, reporter: Reporter) -> None:
         self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics
         self._drops: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()  # packets by class of traffic
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
@@ -283,6 +284,10 @@ class Recorder:
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()
         )
+        taken = parts.scattering.taken()
+        for name, count in (taken - self._taken).items():
+            self._metrics.class_packets.labels(name).inc(count)
+        self._taken = taken
         drops = parts.dropped()
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)

@@ -32,6 +32,7 @@ NAMES = {
     "phantommesh_paths",
     "phantommesh_relay_leases",
     "phantommesh_relayed_bytes_total",
+    "phantommesh_scatter_class_packets_total",
     "phantommesh_scatter_entropy_bits",
     "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
@@ -64,6 +65,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_routes({"taken": 2})
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
     metrics.scatter_proofs.labels(result="signed").inc()
+    metrics.class_packets.labels("ssh").inc()
     metrics.link_handshake_seconds.observe(0.003)
     metrics.link_handshakes.labels(role="initiator", result="ok").inc()
     metrics.psk_rotations.labels(result="ok").inc()
