@@ -26,8 +26,20 @@ from phantommesh.scatter.epochs import (
     ScatterPeer,
 )
 from phantommesh.scatter.maps import entropy_bits
-from phantommesh.scatter.ruleset import FLOWLETS, Frame, dropped, render, render_peer, render_removal, ways
+from phantommesh.scatter.ruleset import (
+    FLOWLETS,
+    Beyond,
+    Frame,
+    clear_beyond,
+    dropped,
+    render,
+    render_beyond,
+    render_peer,
+    render_removal,
+    ways,
+)
 from phantommesh.secret import Secret
+from phantommesh.wireguard.device import Network
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
 # its peer is scattered on, by a map of no agreement, until it is keyed again.
@@ -123,6 +135,9 @@ class Plan:
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
         self._counted: Counter[str] = Counter()  # of this table, what was given as fresh already
+        self._carried: Mapping[Network, bytes] = {}  # prefixes beyond the mesh, and who is to carry them
+        self._beyond: frozenset[Beyond] = frozenset()  # as the table has it
+        self._beyond_next: frozenset[Beyond] = frozenset()  # as the transaction under way has it
         self._taken: Counter[str] = Counter()  # packets by class, of epochs that have ended
 
     # ---- what others tell ----
@@ -151,6 +166,12 @@ class Plan:
         known.wanted = peer
         known.keyed_once = known.keyed_once or peer.keying is not None
         return not self._as_wanted(peer.node_id, now)
+
+    def carry(self, carried: Mapping[Network, bytes]) -> bool:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name; say whether
+        the table has to change for it."""
+        self._carried = dict(carried)
+        return self._wanted_beyond() != self._beyond
 
     def devices(self, indexes: Iterable[int | None]) -> bool:
         """These are the dimensions' interfaces, None for a missing one; say whether they were others."""
@@ -215,7 +236,10 @@ class Plan:
 
     def is_placed(self, now: Moment) -> bool:
         """Whether the table has of each peer what it should."""
-        return all(self._as_wanted(node_id, now) for node_id in self._peers.keys() | self._installed.keys())
+        everyone = self._peers.keys() | self._installed.keys()
+        return self._wanted_beyond() == self._beyond and all(
+            self._as_wanted(node_id, now) for node_id in everyone
+        )
 
     def next_due(self) -> float:
         """The steady moment at which the next map is due; infinity for none."""
@@ -266,16 +290,20 @@ class Plan:
                 ended.append((node_id, counts))
             self._installed[node_id] = found
         self._note(ended)
-        return Transaction(render(frame, shown, [found.map for found in self._installed.values()]), ended)
+        self._beyond_next = self._wanted_beyond()
+        maps = [found.map for found in self._installed.values()]
+        return Transaction(render(frame, shown, maps, self._beyond_next), ended)
 
     def placed(self) -> None:
         """The kernel has the whole table, and counts from nothing."""
         self._counted = Counter()
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
     def refused(self) -> None:
         """The kernel did not take the whole table: nothing was sent by these maps."""
+        self._beyond = frozenset()
         for found in self._installed.values():
             found.live = False
 
@@ -295,11 +323,15 @@ class Plan:
                 self._installed[node_id] = found = self._new(known)
                 self._open(node_id, found, keying, now)
                 text += render_peer(frame, found.map)
+        self._beyond_next = self._wanted_beyond()
+        if self._beyond_next != self._beyond:
+            text = clear_beyond(frame) + text + render_beyond(frame, self._beyond_next)
         self._note(ended)
         return Transaction(text, ended)
 
     def added(self) -> None:
         """The kernel has the changes."""
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
@@ -364,6 +396,14 @@ class Plan:
         fresh, self._counted = now - self._counted, now
         marks = (part.card(0) for found in self._installed.values() for part in found.map.each)
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
+
+    def _wanted_beyond(self) -> frozenset[Beyond]:
+        """The prefixes beyond the mesh whose peers are in the table."""
+        return frozenset(
+            Beyond(prefix, self._installed[peer].slot)
+            for prefix, peer in self._carried.items()
+            if peer in self._installed
+        )
 
     # ---- one peer ----
 

@@ -108,6 +108,11 @@ class Scattering:
         if self._plan.change(peer, _now()):
             self.kick()
 
+    def carry(self, carried: Mapping[Network, bytes]) -> None:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name."""
+        if self._plan.carry(carried):
+            self.kick()
+
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the dimensions' interfaces."""
         if self._plan.devices(actual[name].index if name in actual else None for name in self.names):

@@ -123,6 +123,8 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         return
     yield from _holes(parts)
     yield from parts.framed.faults()
+    yield from parts.beyond.faults()
+    yield from parts.gateway.faults()
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
