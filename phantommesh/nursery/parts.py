@@ -412,7 +412,7 @@ def make_parts(
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
-        bridged=framed.prompted, neighbours=surveying.answer,
+        bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
