@@ -26,12 +26,14 @@ from phantommesh.nursery import logs
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import Backend, choose
 from phantommesh.nursery.host.owning import held, owned
+from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.names.resolve import SystemNames
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.scatter.intents import named_users
 from phantommesh.state.agreement import check_agreement, load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
@@ -130,11 +132,12 @@ class _Process:
             try:
                 wanted = await trio.to_thread.run_sync(load_config, self._config_path, self._state_dir)
                 await check(wanted, self._state_dir, held=node.parts.config.wireguard.prefix)
+                uids = await trio.to_thread.run_sync(numbers_of, named_users(wanted.intent))
             except PhantomMeshError as error:
                 node.keep_config(error)
                 return
             before = node.parts.config.log
-            node.reload(wanted)
+            node.reload(wanted, uids)
             if wanted.log != before:
                 logs.configure(wanted.log.level, wanted.log.format)
 

@@ -130,6 +130,10 @@ class Scattering:
         """A peer's counts as last read; None while nothing is scattered to it."""
         return None if self._seen is None else self._plan.snapshot(node_id)
 
+    def taken(self) -> Counter[str]:
+        """The packets sent so far by class of traffic, as last read."""
+        return self._plan.taken()
+
     async def refresh(self) -> None:
         """Read the counters now. Raises NftError."""
         async with self._lock:
@@ -157,8 +161,11 @@ class Scattering:
             found = None if self._seen is None else self._plan.homes(node_id)
             if found is None:
                 return None
-            counters = await self._table.counters(found[0])
-            return {bucket: size for bucket, (_, size) in counters.items()}, found[1]
+            sent = dict[int, int]()
+            for name, first in found[0].items():
+                counters = await self._table.counters(name)
+                sent |= {first + bucket: size for bucket, (_, size) in counters.items()}
+            return sent, found[1]
 
     async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
         """Split the flows of these buckets of a peer over its dimensions, and no others. Raises NftError when

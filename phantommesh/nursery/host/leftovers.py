@@ -24,7 +24,8 @@ from phantommesh.nursery.host.nft import NftError, Table, list_tables
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
-from phantommesh.overlay.prefixes import Closing, overlap
+from phantommesh.overlay.prefixes import Closing
+from phantommesh.routable import overlap
 from phantommesh.routing import forwarding, tagging
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network

@@ -36,10 +36,10 @@ from phantommesh.overlay.prefixes import (
     HostRange,
     Kind,
     Plan,
-    overlap,
     plan,
     refusal,
 )
+from phantommesh.routable import overlap
 from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h

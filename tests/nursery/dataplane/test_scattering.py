@@ -23,8 +23,8 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES
+from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED
-from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceState, Network, Route
 from phantommesh.wireguard.fits import Fitted

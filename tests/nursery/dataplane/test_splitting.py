@@ -17,7 +17,7 @@ from phantommesh.paths.effects import Send
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.scatter.goals import SCHEDULES
-from phantommesh.scatter.ruleset import mark
+from phantommesh.scatter.peermap import mark
 from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running
 
 __all__ = ["kernel"]  # a fixture
