@@ -173,7 +173,9 @@ class Weaving:
         scattered = parts.peers.arrange(own)
         parts.scattering.update(scattered)
         parts.paths.set_peers(parts.peers.reached())
-        parts.paths.seek_quickest({peer.node_id for peer in scattered if peer.schedule.quickest})
+        parts.paths.seek_quickest(
+            {peer.node_id for peer in scattered if any(one.quickest for one in peer.schedules)}
+        )
         parts.peers.refit(parts.paths.fitting.fit)
         parts.reconciler.kick()
 

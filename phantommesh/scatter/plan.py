@@ -116,12 +116,9 @@ class _Known:
     numbers: Numbers = field(default_factory=Numbers)
 
     @property
-    def in_effect(self) -> tuple[float, ...]:
-        """The capacities that the map is made by: where the traffic takes the quickest dimension, the others
-        have none."""
-        if not self.wanted.schedule.quickest or self.quickest is None or not self.scores[self.quickest]:
-            return self.scores
-        return tuple(score * (i == self.quickest) for i, score in enumerate(self.scores))
+    def in_effect(self) -> list[tuple[float, ...]]:
+        """The capacities that the maps are made by, the peer's own and those of its classes."""
+        return [each.capacities(self.scores, self.quickest) for each in self.wanted.schedules]
 
 
 class Plan:
@@ -457,8 +454,9 @@ class Plan:
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
         there = (index is not None for index in self._indexes)
-        scores = self._peers[node_id].in_effect
-        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
+        known = self._peers[node_id]
+        scores = [score * here for score, here in zip(known.scores, there, strict=True)]
+        found.open(keying, scores, now, quickest=known.quickest)
         found.due = now.steady + self._length()
 
     def _length(self) -> float:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, Schedule
+from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
@@ -431,3 +432,14 @@ def test_the_quickest_dimension_has_all_traffic_of_a_peer_that_wants_it_and_of_n
     rotation = plan.rotation([peer(2).node_id], at(2.0))
     assert len({(value & 15) - 1 for value in rotation.maps["deck_1"].values()}) == 6
     assert plan.score({peer(2).node_id: (1.0,) * 7}, {}) == [peer(2).node_id]
+
+
+def test_a_class_takes_the_quickest_dimension_while_the_rest_takes_all() -> None:
+    ssh = TrafficClass("ssh", "latency", SCHEDULES["latency"], ("meta l4proto 6",))
+    plan = placed(replace(peer(1), classes=(ssh,)))
+    scores = {peer(1).node_id: (1.0,) * DIMENSIONS}
+    assert plan.score(scores, {peer(1).node_id: 4}) == [peer(1).node_id]
+    assert plan.score(scores, {peer(1).node_id: 4}) == []
+    maps = plan.rotation(plan.installed, at(1.0)).maps
+    assert {(value & 15) - 1 for value in maps["deck_1_1"].values()} == {4}
+    assert {(value & 15) - 1 for value in maps["deck_1"].values()} == set(range(DIMENSIONS))
