@@ -30,7 +30,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
-from phantommesh.routable import parse_prefix
+from phantommesh.routable import Network, parse_prefix
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
@@ -117,6 +117,11 @@ class OwnRecord:
     def ip4(self) -> IPv4Address:
         """This node's overlay address now."""
         return self.member.ip4
+
+    def routed(self) -> tuple[Network, ...]:
+        """The prefixes that this node routes for others now. An exit (a default route) is not among them:
+        this version carries none."""
+        return tuple(prefix for prefix in self.word.routes.offered if prefix.prefixlen)
 
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
         """Both of this node's overlay addresses now."""

@@ -123,6 +123,8 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         return
     yield from _holes(parts)
     yield from parts.framed.faults()
+    yield from parts.beyond.faults()
+    yield from parts.gateway.faults()
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -241,7 +243,8 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _intents(parts: Parts) -> Iterator[Fault]:
-    found = parts.settings.intents
+    if not (found := parts.settings.intents):
+        return
     names = (parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster))
     for name, peers in found.unknown_peers(names).items():
         shown, more = ", ".join(sorted(peers)[:3]), len(peers) - 3
@@ -251,7 +254,7 @@ def _intents(parts: Parts) -> Iterator[Fault]:
             "correct the names, or let them join",
             subject=name,
         )
-    for name, user in found.unknown_users().items():
+    for name, user in found.unknown_users.items():
         yield intents.UNKNOWN_USER.fault(
             f"the intent {name} is for the user {user}, whom this machine does not have: it matches nothing",
             "correct the name or make the user, and send the node SIGHUP",
