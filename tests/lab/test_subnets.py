@@ -34,7 +34,8 @@ pytestmark = pytest.mark.lab
 
 LAN, HOST = "192.168.50.0/24", "192.168.50.10"
 OTHER = "192.168.60.1"  # an address of the first router's that is in no prefix
-_IPV4 = 0x0800
+_ALL = 3  # ETH_P_ALL, linux/if_ether.h: with any other a socket hears nothing that leaves
+_FORCE, _ROOM = 33, 1 << 26  # SO_RCVBUFFORCE
 
 SPOOF = """
 import socket, struct, sys
@@ -129,10 +130,11 @@ def answers(node: LabNode, address: str = HOST) -> bool:
 @contextmanager
 def watched(node: LabNode, device: str = "up0") -> Iterator[list[bytes]]:
     """The IPv4 packets for the network that leave by an interface of a node's meanwhile."""
-    sock = within(node.name, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_IPV4)))
+    sock = within(node.name, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)))
     found = list[bytes]()
     with sock:
-        sock.bind((device, _IPV4))
+        sock.setsockopt(socket.SOL_SOCKET, _FORCE, _ROOM)
+        sock.bind((device, _ALL))
         sock.setblocking(False)
         yield found
         while True:
@@ -140,7 +142,7 @@ def watched(node: LabNode, device: str = "up0") -> Iterator[list[bytes]]:
                 frame = sock.recv(65535)
             except BlockingIOError:
                 return
-            if frame[30:33] == ip_address(HOST).packed[:3]:
+            if frame[12:14] == b"\x08\x00" and frame[30:33] == ip_address(HOST).packed[:3]:
                 found.append(frame)
 
 

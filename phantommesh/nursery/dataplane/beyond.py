@@ -32,6 +32,7 @@ PAUSE: Final = 0.05  # s between two looks, however fast things change
 
 NOT_ROUTED = FaultKind("routes-not-taken", "high")
 NOT_CARRIED = FaultKind("route-not-carried", "medium")
+NO_EXITS = FaultKind("exit-not-carried", "high")
 
 log = structlog.get_logger("phantommesh.routes")
 
