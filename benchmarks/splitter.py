@@ -68,7 +68,9 @@ class _Table:
         self._split, changed = buckets, replace(self._peer, split=buckets)
         await self._table.replace({changed.name: changed.elements})
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None:
         """The rig's weights are fixed."""
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:

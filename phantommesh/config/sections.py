@@ -13,8 +13,9 @@ from phantommesh.routable import MAX_ROUTES
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
-Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
-GOALS: Final = '"auto", "throughput", "order" or "private"'
+# What is wanted of the scattering.
+Goal = Literal["auto", "throughput", "order", "latency", "private"]
+GOALS: Final = '"auto", "throughput", "order", "latency" or "private"'
 MAX_REGION_CHARS: Final = 32
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]

@@ -170,8 +170,12 @@ class Weaving:
             tuple(parts.overlay.routed),
         )
         parts.wgports.open_ports(own.ports)
-        parts.scattering.update(parts.peers.arrange(own))
+        scattered = parts.peers.arrange(own)
+        parts.scattering.update(scattered)
         parts.paths.set_peers(parts.peers.reached())
+        parts.paths.seek_quickest(
+            {peer.node_id for peer in scattered if any(one.quickest for one in peer.schedules)}
+        )
         parts.peers.refit(parts.paths.fitting.fit)
         parts.reconciler.kick()
 

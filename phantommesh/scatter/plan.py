@@ -55,6 +55,8 @@ QUIET_EPOCHS = 10  # lengths that a map holds at most by which nothing is sent
 
 MAX_GONE = 4096  # peers that are none any more, whose epochs' numbers are remembered
 
+NONE_QUICKEST: Mapping[bytes, int | None] = {}
+
 Ended = tuple[bytes, EpochCounts]
 """A peer's node id, and an epoch of its that has ended."""
 
@@ -109,8 +111,14 @@ class _Known:
     wanted: ScatterPeer
     provisional: Secret
     scores: tuple[float, ...] = EQUAL
+    quickest: int | None = None
     keyed_once: bool = False
     numbers: Numbers = field(default_factory=Numbers)
+
+    @property
+    def in_effect(self) -> list[tuple[float, ...]]:
+        """The capacities that the maps are made by, the peer's own and those of its classes."""
+        return [each.capacities(self.scores, self.quickest) for each in self.wanted.schedules]
 
 
 class Plan:
@@ -182,18 +190,23 @@ class Plan:
         """An earlier run has left a table: peers that are not keyed yet are scattered on for a while."""
         self._adopted_until = now.steady + ADOPTED
 
-    def score(self, wanted: Mapping[bytes, Sequence[float]]) -> list[bytes]:
-        """Take in the capacities of these peers' dimensions, in any unit; return the peers in the table that
-        are due for it. A member that is no peer any more is left out. Raises ValueError for scores that are
-        none; then nothing has changed."""
+    def score(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None] = NONE_QUICKEST
+    ) -> list[bytes]:
+        """Take in the capacities of these peers' dimensions, in any unit, and which dimension is the
+        quickest, for those that have one; return the peers in the table that are due for it. A member that is
+        no peer any more is left out. Raises ValueError for scores that are none; then nothing has changed."""
         for scores in wanted.values():
             if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
                 raise ValueError("seven scores, finite and not negative")
         changed = []
         for node_id, scores in wanted.items():
             known = self._peers.get(node_id)
-            if known is not None and known.scores != tuple(scores):
-                known.scores = tuple(scores)
+            if known is None:
+                continue
+            before = known.in_effect
+            known.scores, known.quickest = tuple(scores), quickest.get(node_id)
+            if known.in_effect != before:
                 changed.append(node_id)
         return [node_id for node_id in changed if node_id in self._installed]
 
@@ -441,8 +454,9 @@ class Plan:
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
         there = (index is not None for index in self._indexes)
-        scores = self._peers[node_id].scores
-        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
+        known = self._peers[node_id]
+        scores = [score * here for score, here in zip(known.scores, there, strict=True)]
+        found.open(keying, scores, now, quickest=known.quickest)
         found.due = now.steady + self._length()
 
     def _length(self) -> float:

@@ -261,7 +261,8 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _intents(parts: Parts) -> Iterator[Fault]:
-    found = parts.settings.intents
+    if not (found := parts.settings.intents):
+        return
     names = (parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster))
     for name, peers in found.unknown_peers(names).items():
         shown, more = ", ".join(sorted(peers)[:3]), len(peers) - 3
@@ -271,7 +272,7 @@ def _intents(parts: Parts) -> Iterator[Fault]:
             "correct the names, or let them join",
             subject=name,
         )
-    for name, user in found.unknown_users().items():
+    for name, user in found.unknown_users.items():
         yield intents.UNKNOWN_USER.fault(
             f"the intent {name} is for the user {user}, whom this machine does not have: it matches nothing",
             "correct the name or make the user, and send the node SIGHUP",

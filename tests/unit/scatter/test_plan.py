@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, Schedule
+from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
@@ -413,3 +414,32 @@ def test_a_table_that_is_made_anew_has_the_prefixes_too() -> None:
     assert beyond_rules(text) == ["ip daddr 10.1.0.0/16 goto peer_1"]
     plan.refused()
     assert not plan.is_placed(at(1.0))
+
+
+def test_the_quickest_dimension_has_all_traffic_of_a_peer_that_wants_it_and_of_no_other() -> None:
+    plan = placed(peer(2, schedule=SCHEDULES["latency"]), peer(3))
+    quick = dict.fromkeys((peer(number).node_id for number in (2, 3)), 4)
+    scores = dict.fromkeys(quick, (1.0,) * 7)
+    assert plan.score(scores, quick) == [peer(2).node_id]
+    assert plan.score(scores, quick) == []
+    rotation = plan.rotation(plan.installed, at(1.0))
+    used = {(value & 15) - 1 for value in rotation.maps["deck_1"].values()}
+    assert len(used) == 1 and len({(value & 15) - 1 for value in rotation.maps["deck_2"].values()}) == 7
+    assert plan.scores(peer(2).node_id) == (1.0,) * 7
+    # Where nothing may go by the quickest one any more, or none is known, all that may serve.
+    dark = {peer(2).node_id: tuple(float(i != 4) for i in range(7))}
+    assert plan.score(dark, quick) == [peer(2).node_id]
+    rotation = plan.rotation([peer(2).node_id], at(2.0))
+    assert len({(value & 15) - 1 for value in rotation.maps["deck_1"].values()}) == 6
+    assert plan.score({peer(2).node_id: (1.0,) * 7}, {}) == [peer(2).node_id]
+
+
+def test_a_class_takes_the_quickest_dimension_while_the_rest_takes_all() -> None:
+    ssh = TrafficClass("ssh", "latency", SCHEDULES["latency"], ("meta l4proto 6",))
+    plan = placed(replace(peer(1), classes=(ssh,)))
+    scores = {peer(1).node_id: (1.0,) * DIMENSIONS}
+    assert plan.score(scores, {peer(1).node_id: 4}) == [peer(1).node_id]
+    assert plan.score(scores, {peer(1).node_id: 4}) == []
+    maps = plan.rotation(plan.installed, at(1.0)).maps
+    assert {(value & 15) - 1 for value in maps["deck_1_1"].values()} == {4}
+    assert {(value & 15) - 1 for value in maps["deck_1"].values()} == set(range(DIMENSIONS))
