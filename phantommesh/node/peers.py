@@ -17,7 +17,7 @@ which:
 | `dataplane.PeerReading` | what all seven devices hold of a peer | PeerStates against PSKs (`Peers.read`) |
 | `scatter.epochs.ScatterPeer` | a peer as the scatterer needs it | Entry and the link (`Peers.keyed`) |
 | `scatter.epochs.PeerScatter` | its scatter from epoch to epoch | ScatterPeer |
-| `scatter.ruleset.PeerMap` | its part of the packet filter's table | PeerScatter |
+| `scatter.peermap.PeerMap` | its part of the packet filter's table | PeerScatter |
 | `membership.machine.MemberView` | whether a member is alive | gossip, not the roster |
 | `views.PeerView` | what an operator is shown | all of these |
 """
@@ -40,10 +40,11 @@ from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.goals import schedule_of
+from phantommesh.scatter.intents import Intents
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
-from phantommesh.wireguard.device import DeviceConfig, DeviceState
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Network
 from phantommesh.wireguard.fits import Fitted
 
 Where = Callable[[Entry], tuple[Address, ...]]
@@ -124,12 +125,14 @@ class Peers:
         uplinks: Uplinks | None = None,
         ways: Ways | None = None,
         keepalive: Callable[[str], int] | None = None,
+        intents: Intents = Intents(),
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
         self.authorities: list[Entry] = []
         self.fits: frozenset[Fitted] = frozenset()
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
+        self._intents = intents
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
@@ -138,11 +141,12 @@ class Peers:
         self._keepalive = keepalive
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
+        self._carried: dict[NodeId, frozenset[Network]] = {}
         self._desired = Desired(wireguard)
 
-    def scatter_by(self, scatter: ScatterSection) -> None:
-        """Scatter for these goals from the next `arrange` or `keyed` on."""
-        self._scatter = scatter
+    def scatter_by(self, scatter: ScatterSection, intents: Intents) -> None:
+        """Scatter for these goals and intents from the next `arrange` or `keyed` on."""
+        self._scatter, self._intents = scatter, intents
 
     def look(
         self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
@@ -229,6 +233,19 @@ class Peers:
         self._desired.change(self._mesh_peer(entry))
         return Keyed(self._scatter_peer(entry), self._reached(entry))
 
+    def carry(self, carried: Mapping[Network, bytes]) -> None:
+        """Have each of these prefixes beyond the mesh carried by the peer (a node id) that it names, and by
+        no other; the seven interfaces get all of it at once."""
+        by: dict[NodeId, set[Network]] = {}
+        for prefix, router in carried.items():
+            by.setdefault(NodeId(router), set()).add(prefix)
+        before, self._carried = self._carried, {peer: frozenset(all_) for peer, all_ in by.items()}
+        changed = [p for p in before.keys() | by.keys() if before.get(p) != self._carried.get(p)]
+        for peer in changed:
+            entry = self.get(peer)
+            if entry is not None and self._placed(entry):
+                self._desired.change(self._mesh_peer(entry))
+
     def turn(self, peer: bytes, dark: int, now: float) -> bool:
         """These dimensions of a peer, a bitmap, are dark. One whose endpoint has several addresses takes the
         next of them, after `TURN`. Return whether any did: then `keyed` is to be called."""
@@ -306,6 +323,7 @@ class Peers:
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
             () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
+            self._carried.get(member.node_id, frozenset()),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:
@@ -316,6 +334,7 @@ class Peers:
             member.ip6,
             self._links.scatter(member.node_id),
             schedule_of(member.name, self._scatter),
+            self._intents.classes(member.name),
         )
 
     def _reached(self, entry: Entry) -> Reached:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -29,6 +29,7 @@ from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.weaving import Weaving
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.scatter.intents import Intents
 from phantommesh.state.start import NodeState
 
 # Tuning.
@@ -65,14 +66,16 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
 
-    def reload(self, wanted: Config) -> None:
-        """Take over what can be of a configuration that holds; the rest waits for a restart."""
+    def reload(self, wanted: Config, uids: Mapping[str, int]) -> None:
+        """Take over what can be of a configuration that holds; the rest waits for a restart. ``uids`` are the
+        numbers of the users whom its intents name."""
         parts = self.parts
         done = change(parts.config, wanted)
         parts.settings.config, parts.settings.refused = done.config, None
+        parts.settings.intents = Intents(done.config.intent, uids)
         parts.settings.waiting = done.waiting
         parts.places.seek(done.config.gossip.seeds)
-        parts.peers.scatter_by(done.config.scatter)
+        parts.peers.scatter_by(done.config.scatter, parts.settings.intents)
         parts.naming.reload(done.config.dns)
         if not parts.runs.aside.is_set():
             self._weaving.peers_changed()
@@ -92,7 +95,9 @@ class Node:
         (`succession.done`), or the run that it stepped aside for has gone (`runs.over`). The API is the first
         to stop, the interfaces the last. When ``hurry`` is set, nobody is told and nothing is waited for."""
         parts = self.parts
-        await parts.guarding.converge()  # before there is anything to reach
+        # Before there is anything to reach, what is taken is closed.
+        await self._weaving.begin_routes()
+        await parts.guarding.converge()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -195,6 +200,9 @@ class Node:
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,
+            "routes-taken": parts.beyond.run,
+            "routes-asked": parts.talk.run,
+            "routes-offered": parts.gateway.run,
             "splitting": parts.splitter.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
@@ -209,6 +217,8 @@ class Node:
             "resolver": parts.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
+            "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
+            "routes": parts.taking.run,
             "topology": parts.surveying.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,

@@ -29,19 +29,23 @@ from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.framed import Framed
+from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
+from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
+from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
@@ -65,9 +69,11 @@ from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.members.surveying import Surveying, make_surveying
+from phantommesh.nursery.members.taking import Taking
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
+    CarriersChanged,
     CopyGone,
     EpochOver,
     Installed,
@@ -75,6 +81,7 @@ from phantommesh.nursery.news import (
     PeersChanged,
     ReadBack,
     Rerouted,
+    RoutesChanged,
     SecretsChanged,
     Tell,
     WayChanged,
@@ -92,7 +99,9 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.routing.constraints import constraints_of
+from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
+from phantommesh.scatter.intents import Intents, named_users
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
@@ -101,10 +110,12 @@ from phantommesh.wireguard.insisting import Insisting
 
 @dataclass(slots=True)
 class Settings:
-    """The configuration that the node runs with. ``refused`` says why the file could not be taken over, and
-    ``waiting`` names the keys of the file that only a restart does: see `config.changes`."""
+    """The configuration that the node runs with, its intents with the users whom this machine has.
+    ``refused`` says why the file could not be taken over, and ``waiting`` names the keys of the file that
+    only a restart does: see `config.changes`."""
 
     config: Config
+    intents: Intents
     refused: PhantomMeshError | None = None
     waiting: tuple[str, ...] = ()
 
@@ -152,10 +163,15 @@ class Parts:
     scattering: Scattering
     splitter: Splitter
     guarding: Guarding
+    failover: Failover
+    beyond: BeyondMesh
+    gateway: GatewayDriver
+    talk: RouteTalk
     paths: PathDriver
     framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
+    taking: Taking
     gossip: GossipDriver
     runs: RunWatch
     proving: Proving
@@ -196,6 +212,7 @@ def make_parts(
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
+    intents = Intents(config.intent, numbers_of(named_users(config.intent)))
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
@@ -219,7 +236,7 @@ def make_parts(
     )
     ways = Ways()
     peers = Peers(
-        state.identity.node_id, links, wireguard, config.scatter,
+        state.identity.node_id, links, wireguard, config.scatter, intents=intents,
         where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
@@ -239,6 +256,7 @@ def make_parts(
     def look() -> None:
         reconciler.hear()
         scattering.hear()
+        beyond.kick()
 
     async def rouse() -> None:
         borrower.moved()
@@ -251,6 +269,9 @@ def make_parts(
         finding.moved()
         paths.uplinks_changed()
         lending.moved()
+        beyond.kick()
+        gateway.kick()
+        taking.kick()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -288,9 +309,21 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    failover = Failover()
+    beyond = BeyondMesh(
+        master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
+        changed=lambda: guarding.kick(),
+    )  # fmt: skip
+    gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
+    talk = RouteTalk(
+        failover, config.routes.port,
+        address=own.ip4, members=lambda: {e.member.node_id: e.member.ip4 for e in peers.entries},
+        works=gateway.asked, moved=partial(tell, CarriersChanged()),
+    )  # fmt: skip
     guarding = make_guarding(
-        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits, flushed=scattering.kick
-    )
+        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
+        beyond=lambda: beyond.closed, routes=own.routed, flushed=scattering.kick,
+    )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -298,7 +331,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
-            if config.guard.forward:
+            beyond.kick()
+            if config.guard.forward or own.routed():
                 guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
@@ -363,6 +397,12 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    taking = Taking(
+        config.routes, config.node.region, overlay.networks, (*names, master), lambda: peers.entries,
+        state.revocations,
+    )  # fmt: skip
+    taking.carried = lambda: failover.carried
+    taking.changed = partial(tell, RoutesChanged())
     surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
@@ -374,7 +414,7 @@ def make_parts(
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
-        bridged=framed.prompted, neighbours=surveying.answer,
+        bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
@@ -393,7 +433,7 @@ def make_parts(
         join=bridging.join,
     )
     return Parts(
-        settings=Settings(config),
+        settings=Settings(config, intents),
         state=state,
         backend=backend,
         udp=udp,
@@ -440,10 +480,15 @@ def make_parts(
         scattering=scattering,
         splitter=Splitter(paths, scattering),
         guarding=guarding,
+        failover=failover,
+        beyond=beyond,
+        gateway=gateway,
+        talk=talk,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
+        taking=taking,
         gossip=gossip,
         runs=runs,
         proving=proving,
@@ -452,6 +497,12 @@ def make_parts(
         server=server,
         tcp=tcp,
     )
+
+
+def fits_by_node(peers: Peers) -> dict[bytes, int]:
+    """The largest packet in bytes that each peer may be sent, by node id."""
+    sizes = {fit.ip4: fit.mtu for fit in peers.fits}
+    return {e.member.node_id: sizes[e.member.ip4] for e in peers.entries if e.member.ip4 in sizes}
 
 
 def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:

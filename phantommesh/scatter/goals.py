@@ -9,6 +9,7 @@ experiments behind each choice are in docs/scatter.md and docs/traffic-analysis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +32,13 @@ class Schedule:
     segments: bool = False
     splits: bool = False
     quickest: bool = False
+
+    def capacities(self, scores: Sequence[float], quickest: int | None) -> tuple[float, ...]:
+        """The capacities of the dimensions for traffic scattered so: where the traffic takes the ``quickest``
+        dimension, and that one may serve, the others have none."""
+        if not self.quickest or quickest is None or not scores[quickest]:
+            return tuple(scores)
+        return tuple(score * (i == quickest) for i, score in enumerate(scores))
 
 
 SCHEDULES: Final[dict[Goal, Schedule]] = {

@@ -26,8 +26,20 @@ from phantommesh.scatter.epochs import (
     ScatterPeer,
 )
 from phantommesh.scatter.maps import entropy_bits
-from phantommesh.scatter.ruleset import FLOWLETS, Frame, dropped, render, render_peer, render_removal, ways
+from phantommesh.scatter.ruleset import (
+    FLOWLETS,
+    Beyond,
+    Frame,
+    clear_beyond,
+    dropped,
+    render,
+    render_beyond,
+    render_peer,
+    render_removal,
+    ways,
+)
 from phantommesh.secret import Secret
+from phantommesh.wireguard.device import Network
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
 # its peer is scattered on, by a map of no agreement, until it is keyed again.
@@ -104,12 +116,9 @@ class _Known:
     numbers: Numbers = field(default_factory=Numbers)
 
     @property
-    def in_effect(self) -> tuple[float, ...]:
-        """The capacities that the map is made by: where the traffic takes the quickest dimension, the others
-        have none."""
-        if not self.wanted.schedule.quickest or self.quickest is None or not self.scores[self.quickest]:
-            return self.scores
-        return tuple(score * (i == self.quickest) for i, score in enumerate(self.scores))
+    def in_effect(self) -> list[tuple[float, ...]]:
+        """The capacities that the maps are made by, the peer's own and those of its classes."""
+        return [each.capacities(self.scores, self.quickest) for each in self.wanted.schedules]
 
 
 class Plan:
@@ -134,6 +143,10 @@ class Plan:
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
         self._counted: Counter[str] = Counter()  # of this table, what was given as fresh already
+        self._carried: Mapping[Network, bytes] = {}  # prefixes beyond the mesh, and who is to carry them
+        self._beyond: frozenset[Beyond] = frozenset()  # as the table has it
+        self._beyond_next: frozenset[Beyond] = frozenset()  # as the transaction under way has it
+        self._taken: Counter[str] = Counter()  # packets by class, of epochs that have ended
 
     # ---- what others tell ----
 
@@ -161,6 +174,12 @@ class Plan:
         known.wanted = peer
         known.keyed_once = known.keyed_once or peer.keying is not None
         return not self._as_wanted(peer.node_id, now)
+
+    def carry(self, carried: Mapping[Network, bytes]) -> bool:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name; say whether
+        the table has to change for it."""
+        self._carried = dict(carried)
+        return self._wanted_beyond() != self._beyond
 
     def devices(self, indexes: Iterable[int | None]) -> bool:
         """These are the dimensions' interfaces, None for a missing one; say whether they were others."""
@@ -219,9 +238,21 @@ class Plan:
             return None
         return Snapshot(found.current, found.previous)
 
+    def taken(self) -> Counter[str]:
+        """The packets sent so far to all peers by class of traffic, the rest included; nothing of peers whose
+        traffic has no classes."""
+        total = Counter(self._taken)
+        for found in self._installed.values():
+            if found.current is not None:
+                total += _taken_in(found.current)
+        return total
+
     def is_placed(self, now: Moment) -> bool:
         """Whether the table has of each peer what it should."""
-        return all(self._as_wanted(node_id, now) for node_id in self._peers.keys() | self._installed.keys())
+        everyone = self._peers.keys() | self._installed.keys()
+        return self._wanted_beyond() == self._beyond and all(
+            self._as_wanted(node_id, now) for node_id in everyone
+        )
 
     def next_due(self) -> float:
         """The steady moment at which the next map is due; infinity for none."""
@@ -271,16 +302,21 @@ class Plan:
             if (counts := found.lost(now)) is not None:
                 ended.append((node_id, counts))
             self._installed[node_id] = found
-        return Transaction(render(frame, shown, [found.map for found in self._installed.values()]), ended)
+        self._note(ended)
+        self._beyond_next = self._wanted_beyond()
+        maps = [found.map for found in self._installed.values()]
+        return Transaction(render(frame, shown, maps, self._beyond_next), ended)
 
     def placed(self) -> None:
         """The kernel has the whole table, and counts from nothing."""
         self._counted = Counter()
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
     def refused(self) -> None:
         """The kernel did not take the whole table: nothing was sent by these maps."""
+        self._beyond = frozenset()
         for found in self._installed.values():
             found.live = False
 
@@ -300,10 +336,15 @@ class Plan:
                 self._installed[node_id] = found = self._new(known)
                 self._open(node_id, found, keying, now)
                 text += render_peer(frame, found.map)
+        self._beyond_next = self._wanted_beyond()
+        if self._beyond_next != self._beyond:
+            text = clear_beyond(frame) + text + render_beyond(frame, self._beyond_next)
+        self._note(ended)
         return Transaction(text, ended)
 
     def added(self) -> None:
         """The kernel has the changes."""
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
@@ -318,35 +359,47 @@ class Plan:
             self._open(node_id, found, keying, now)
             rotated.append(node_id)
             maps |= found.map.maps
-            if found.schedule.scheduler == "flowlet":
+            if any(part.scheduler == "flowlet" for part in found.map.each):
                 maps[FLOWLETS] = {}
         return Rotation(maps, rotated, leaving)
 
-    def homes(self, node_id: bytes) -> tuple[str, Sequence[int | None]] | None:
-        """The name of the set that counts the buckets of a peer's flows, and the dimension of each bucket.
-        None for a peer that is not in the table, or whose flows are never split."""
+    def homes(self, node_id: bytes) -> tuple[Mapping[str, int], Sequence[int | None]] | None:
+        """The sets that count the buckets of a peer's flows, each with the number of its first bucket, and
+        the dimension of each bucket. None for a peer that is not in the table, or whose flows are never
+        split."""
         found = self._installed.get(node_id)
-        if found is None or not found.live or not found.schedule.splits:
+        if found is None or not found.live or not found.map.counted:
             return None
-        return found.map.flows, found.map.homes
+        return found.map.counted, found.map.homes
 
     def splits(self, node_id: bytes) -> frozenset[int]:
         """The buckets of a peer's flows that are split in the table."""
         found = self._installed.get(node_id)
-        return frozenset() if found is None or not found.live else found.map.split
+        return frozenset() if found is None or not found.live else found.map.all_split
 
     def split(self, node_id: bytes, buckets: frozenset[int]) -> Mapping[str, Mapping[int, int]]:
-        """Split the flows of these buckets of a peer, for which `homes` is not None; return the map that is
+        """Split the flows of these buckets of a peer, for which `homes` is not None; return the maps that are
         to be replaced for it. The epoch under way goes on."""
+        before = self._installed[node_id].map
         changed = self._installed[node_id].set_split(buckets)
-        return {changed.name: changed.elements}
+        return {
+            part.name: part.elements
+            for part, was in zip(changed.each, before.each, strict=True)
+            if part.split != was.split
+        }
 
     def close(
         self, rotation: Rotation, counters: Mapping[int, tuple[int, int]], now: Moment
     ) -> Sequence[Ended]:
         """End the epochs before those of a rotation that is in place, with counters read after that."""
         closed = [(node_id, self._installed[node_id].close(counters, now)) for node_id in rotation.peers]
-        return [(node_id, counts) for node_id, counts in closed if counts is not None]
+        ended = [(node_id, counts) for node_id, counts in closed if counts is not None]
+        self._note(ended)
+        return ended
+
+    def _note(self, ended: Iterable[Ended]) -> None:
+        for _, counts in ended:
+            self._taken += _taken_in(counts)
 
     def read(self, counters: Mapping[int, tuple[int, int]]) -> Reading:
         """Bring the counts of the epochs under way up to date."""
@@ -354,8 +407,16 @@ class Plan:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh, self._counted = now - self._counted, now
-        marks = (found.map.card(0) for found in self._installed.values())
+        marks = (part.card(0) for found in self._installed.values() for part in found.map.each)
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
+
+    def _wanted_beyond(self) -> frozenset[Beyond]:
+        """The prefixes beyond the mesh whose peers are in the table."""
+        return frozenset(
+            Beyond(prefix, self._installed[peer].slot)
+            for prefix, peer in self._carried.items()
+            if peer in self._installed
+        )
 
     # ---- one peer ----
 
@@ -377,7 +438,7 @@ class Plan:
         return (
             found is not None
             and found.addresses == (known.wanted.ip4, known.wanted.ip6)
-            and found.schedule == known.wanted.schedule
+            and (found.schedule, found.classes) == (known.wanted.schedule, known.wanted.classes)
         )
 
     def _new(self, known: _Known) -> PeerScatter:
@@ -388,13 +449,19 @@ class Plan:
             known.wanted.schedule,
             self._batch,
             known.numbers,
+            known.wanted.classes,
         )
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
         there = (index is not None for index in self._indexes)
-        scores = self._peers[node_id].in_effect
-        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
+        known = self._peers[node_id]
+        scores = [score * here for score, here in zip(known.scores, there, strict=True)]
+        found.open(keying, scores, now, quickest=known.quickest)
         found.due = now.steady + self._length()
 
     def _length(self) -> float:
         return self._epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
+
+
+def _taken_in(counts: EpochCounts) -> Counter[str]:
+    return Counter({part.name: sum(part.hits.packets) for part in counts.classes})

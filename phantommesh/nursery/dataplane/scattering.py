@@ -70,6 +70,7 @@ class Scattering:
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
         self.hook: Hook = "mark" if settings.hook == "mark" else "egress"
+        self._interfaces = frozenset((*self.names, device))
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -107,6 +108,11 @@ class Scattering:
         if self._plan.change(peer, _now()):
             self.kick()
 
+    def carry(self, carried: Mapping[Network, bytes]) -> None:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name."""
+        if self._plan.carry(carried):
+            self.kick()
+
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the dimensions' interfaces."""
         if self._plan.devices(actual[name].index if name in actual else None for name in self.names):
@@ -131,6 +137,10 @@ class Scattering:
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         """A peer's counts as last read; None while nothing is scattered to it."""
         return None if self._seen is None else self._plan.snapshot(node_id)
+
+    def taken(self) -> Counter[str]:
+        """The packets sent so far by class of traffic, as last read."""
+        return self._plan.taken()
 
     async def refresh(self) -> None:
         """Read the counters now. Raises NftError."""
@@ -159,8 +169,11 @@ class Scattering:
             found = None if self._seen is None else self._plan.homes(node_id)
             if found is None:
                 return None
-            counters = await self._table.counters(found[0])
-            return {bucket: size for bucket, (_, size) in counters.items()}, found[1]
+            sent = dict[int, int]()
+            for name, first in found[0].items():
+                counters = await self._table.counters(name)
+                sent |= {first + bucket: size for bucket, (_, size) in counters.items()}
+            return sent, found[1]
 
     async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
         """Split the flows of these buckets of a peer over its dimensions, and no others. Raises NftError when
@@ -234,7 +247,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
-            await marking.remove()
+            await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -294,7 +307,7 @@ class Scattering:
         if not tables and not self._tabled:
             return
         try:
-            await marking.converge(tables)
+            await marking.converge(tables, self._interfaces)
         except BackendError as error:
             if self.hook == "mark":
                 raise
@@ -325,7 +338,7 @@ class Scattering:
         # Remove what an earlier run at the other hook has left.
         await Table(next(f for hook, f in FAMILY.items() if hook != self.hook), self._name).remove()
         if self.hook == "egress":
-            await marking.remove()
+            await marking.remove(self._interfaces)
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""

@@ -17,18 +17,19 @@ from phantommesh.management.peerfaults import TRAFFIC_STOPPED
 from phantommesh.moments import rfc3339, span
 from phantommesh.node import clocks
 from phantommesh.node.runs import COPY_RUNNING
-from phantommesh.nursery.dataplane import paths, reconciler, scattering
+from phantommesh.nursery.dataplane import beyond, paths, reconciler, scattering
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting import routing
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.records.roster import name_of
-from phantommesh.scatter import goals
+from phantommesh.scatter import goals, intents
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.certificates import DAY, EARLY
@@ -122,6 +123,9 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         return
     yield from _holes(parts)
     yield from parts.framed.faults()
+    yield from parts.beyond.faults()
+    yield from parts.gateway.faults()
+    yield from _exits(parts)
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -138,10 +142,29 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.lending.faults()
     yield from parts.borrower.faults()
     yield from parts.finding.faults()
+    yield from routing.faults(parts)
     yield from _unknown_peers(parts)
+    yield from _intents(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)
+
+
+def _exits(parts: Parts) -> Iterator[Fault]:
+    """A setting that asks for what this version does not do."""
+    routes = parts.config.routes
+    wide = [text for text in routes.advertise if text.endswith("/0")]
+    if routes.exit:
+        yield beyond.NO_EXITS.fault(
+            f"routes.exit names {routes.exit}, and this version carries no default route: all other traffic "
+            "leaves as it did",
+            "take routes.exit out of the configuration",
+        )
+    if wide:
+        yield beyond.NO_EXITS.fault(
+            f"routes.advertise names {wide[0]}, and this version carries no default route",
+            "take it out of routes.advertise",
+        )
 
 
 def _holes(parts: Parts) -> Iterator[Fault]:
@@ -234,6 +257,26 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
     for name in sorted(parts.config.scatter.peers.keys() - names):
         yield goals.UNKNOWN_PEER.fault(
             f"scatter.peers names {name}, who is no member", "correct the name, or let it join", subject=name
+        )
+
+
+def _intents(parts: Parts) -> Iterator[Fault]:
+    if not (found := parts.settings.intents):
+        return
+    names = (parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster))
+    for name, peers in found.unknown_peers(names).items():
+        shown, more = ", ".join(sorted(peers)[:3]), len(peers) - 3
+        shown += f" and {more} more" if more > 0 else ""
+        yield intents.UNKNOWN_PEER.fault(
+            f"the intent {name} names {shown}: no members",
+            "correct the names, or let them join",
+            subject=name,
+        )
+    for name, user in found.unknown_users.items():
+        yield intents.UNKNOWN_USER.fault(
+            f"the intent {name} is for the user {user}, whom this machine does not have: it matches nothing",
+            "correct the name or make the user, and send the node SIGHUP",
+            subject=name,
         )
 
 

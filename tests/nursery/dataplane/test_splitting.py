@@ -5,7 +5,7 @@ clock, over a model of the kernel and of one full path."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import trio
@@ -17,7 +17,8 @@ from phantommesh.paths.effects import Send
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.scatter.goals import SCHEDULES
-from phantommesh.scatter.ruleset import mark
+from phantommesh.scatter.intents import TrafficClass
+from phantommesh.scatter.peermap import mark
 from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running
 
 __all__ = ["kernel"]  # a fixture
@@ -96,3 +97,29 @@ async def test_a_flow_is_split_while_a_queue_stands_in_its_path_and_goes_back_af
         await trio.sleep(8.0)
         assert not world.split() and not scatter.splits(one.node_id)
         nursery.cancel_scope.cancel()
+
+
+async def test_the_flows_of_each_class_are_counted_and_split_apart(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    """By numbers of their own: the splitter looks at all of a peer's flows together, as they share paths."""
+    one, scatter = peer(2), make()
+    ssh = TrafficClass("ssh", "order", SCHEDULES["order"], ("meta l4proto 6",))
+    bulk = TrafficClass("bulk", "auto", SCHEDULES["auto"], ("meta l4proto 17",))
+    scatter.update([replace(one, schedule=SCHEDULES["auto"], classes=(ssh, bulk))])
+    scatter.devices(devices())
+    async with running(scatter):
+        assert scatter.splittable() == [one.node_id]
+        kernel.flows["flows_1"][5] = 1, 70
+        kernel.flows["flows_1_2"][5] = 2, 90
+        found = await scatter.count_flows(one.node_id)
+        assert found is not None
+        counted, homes = found
+        assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == (70, 90, None)
+        before = {name: dict(kernel.tables["netdev"][name]) for name in ("deck_1", "deck_1_1", "deck_1_2")}
+        await scatter.split(one.node_id, frozenset({2 * 256 + 5}))
+        assert kernel.replaced == ["deck_1_2"]
+        after = kernel.tables["netdev"]
+        assert after["deck_1_2"][5] == 1 << 8 | 2 << 5 | 9 != before["deck_1_2"][5]
+        assert (after["deck_1"], after["deck_1_1"]) == (before["deck_1"], before["deck_1_1"])
+        assert scatter.splits(one.node_id) == {2 * 256 + 5}
