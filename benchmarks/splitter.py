@@ -59,9 +59,8 @@ class _Table:
     def splits(self, node_id: bytes) -> frozenset[int]:
         return self._split
 
-    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]]:
-        counters = await self._table.counters(self._peer.flows)
-        return {bucket: size for bucket, (_, size) in counters.items()}, self._peer.homes
+    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]]:
+        return await self._table.counters(self._peer.flows), self._peer.homes
 
     async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
         print(f"{trio.current_time():.2f} {sorted(buckets)}", flush=True)

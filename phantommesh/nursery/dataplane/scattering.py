@@ -149,15 +149,16 @@ class Scattering:
         """The buckets of a peer's flows that are split in the table."""
         return self._plan.splits(node_id)
 
-    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]] | None:
-        """Return the bytes sent to a peer so far by bucket of flows, and each bucket's dimension. None where
-        no flow is split. Raises NftError."""
+    async def count_flows(
+        self, node_id: bytes
+    ) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]] | None:
+        """Return the packets and bytes sent to a peer so far by bucket of flows, and each bucket's dimension.
+        None where no flow is split. Raises NftError."""
         async with self._lock:
             found = None if self._seen is None else self._plan.homes(node_id)
             if found is None:
                 return None
-            counters = await self._table.counters(found[0])
-            return {bucket: size for bucket, (_, size) in counters.items()}, found[1]
+            return await self._table.counters(found[0]), found[1]
 
     async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
         """Split the flows of these buckets of a peer over its dimensions, and no others. Raises NftError when

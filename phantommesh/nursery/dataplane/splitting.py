@@ -30,7 +30,9 @@ class Scatterer(Protocol):
 
     def splits(self, node_id: bytes) -> frozenset[int]: ...
 
-    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]] | None: ...
+    async def count_flows(
+        self, node_id: bytes
+    ) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]] | None: ...
 
     async def split(self, node_id: bytes, buckets: frozenset[int]) -> None: ...
 
@@ -66,11 +68,13 @@ class Splitter:
 
     def _moves(self, node_id: bytes) -> bool:
         """Whether a peer has traffic, or flows that are to be put back."""
-        rate = self._watched.paths.rate(node_id, trio.current_time())
-        return rate > 0.0 or bool(self._scatterer.splits(node_id))
+        return self._rate(node_id) > 0.0 or bool(self._scatterer.splits(node_id))
+
+    def _rate(self, node_id: bytes) -> float:
+        return self._watched.paths.rate(node_id, trio.current_time())
 
     async def _look(self, node_id: bytes, found: Splitting) -> None:
-        if found.wants(self._loads(node_id), trio.current_time()):
+        if found.wants(self._loads(node_id), self._rate(node_id), trio.current_time()):
             counted = await self._scatterer.count_flows(node_id)
             if counted is not None:
                 found.look(self._loads(node_id), *counted, trio.current_time())
