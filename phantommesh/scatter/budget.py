@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much time trials that fail may take: each doubles the pause, and all of them share a budget."""
+"""How much may be tried in vain: each failure doubles a pause, and all of them share a budget."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class Pause:
 
 
 class Budget:
-    """Seconds of failed trials, as a token bucket. Trials that gain are free."""
+    """A token bucket; by default of the seconds of failed trials. Trials that gain are free."""
 
-    def __init__(self) -> None:
-        self._left, self._at = BURST, float("-inf")
+    def __init__(self, burst: float = BURST, refill: float = REFILL) -> None:
+        self._burst, self._refill = burst, refill
+        self._left, self._at = burst, float("-inf")
 
     def _left_at(self, now: float) -> float:
-        return min(BURST, self._left + REFILL * (now - self._at))
+        return min(self._burst, self._left + self._refill * (now - self._at))
 
-    def allows(self, now: float, seconds: float = TRIAL) -> bool:
-        """Whether a trial of so many seconds may fail."""
-        return self._left_at(now) >= seconds
+    def allows(self, now: float, amount: float = TRIAL) -> bool:
+        """Whether so much may be spent."""
+        return self._left_at(now) >= amount
 
-    def spend(self, seconds: float, now: float) -> None:
-        """A trial has failed."""
-        self._left, self._at = self._left_at(now) - seconds, now
+    def spend(self, amount: float, now: float) -> None:
+        """So much was spent."""
+        self._left, self._at = self._left_at(now) - amount, now

@@ -12,6 +12,7 @@ from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.goals import Schedule
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
 from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
 EQUAL = (1.0,) * DIMENSIONS
@@ -109,7 +110,7 @@ class PeerScatter:
         self._parity = 0
         self._stood = [Hits(), Hits()]  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
-        self._split: frozenset[int] = frozenset()
+        self._split: frozenset[int] = frozenset()  # moved buckets are those of one epoch
         self._closing: tuple[EpochCounts, int] | None = None
 
     @property
@@ -132,7 +133,8 @@ class PeerScatter:
         length = length_of(scheduler, self._batch)
         self._map = PeerMap(
             self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.schedule.segments,
-            deck=deck_of_split(committed, keys.stream) if self.schedule.splits else None, split=self._split,
+            deck=deck_of_split(committed, keys.stream) if self.schedule.splits else None,
+            steering=Steering(self._split),
         )  # fmt: skip
         started = now.wall if before is None else before.after(now.steady)
         if abs(started - now.wall) >= STEP:
@@ -142,11 +144,11 @@ class PeerScatter:
         )
         return self._map
 
-    def set_split(self, buckets: frozenset[int]) -> PeerMap:
-        """Split these buckets, in this epoch and those that follow. Return the map of the epoch under way,
-        which goes on. Only after ``open``."""
-        self._split = buckets
-        self._map = replace(self.map, split=buckets)
+    def steer(self, steering: Steering) -> PeerMap:
+        """Split these buckets, in this epoch and those that follow, and move others in this one. Return the
+        map of the epoch under way, which goes on. Only after ``open``."""
+        self._split = steering.split
+        self._map = replace(self.map, steering=steering)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:

@@ -27,6 +27,7 @@ from phantommesh.scatter.epochs import (
 )
 from phantommesh.scatter.maps import entropy_bits
 from phantommesh.scatter.ruleset import FLOWLETS, Frame, dropped, render, render_peer, render_removal, ways
+from phantommesh.scatter.steering import NOTHING, Steering
 from phantommesh.secret import Secret
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
@@ -314,15 +315,15 @@ class Plan:
             return None
         return found.map.flows, found.map.homes
 
-    def splits(self, node_id: bytes) -> frozenset[int]:
-        """The buckets of a peer's flows that are split in the table."""
+    def steered(self, node_id: bytes) -> Steering:
+        """The buckets of a peer's flows that are split in the table, or moved."""
         found = self._installed.get(node_id)
-        return frozenset() if found is None or not found.live else found.map.split
+        return NOTHING if found is None or not found.live else found.map.steering
 
-    def split(self, node_id: bytes, buckets: frozenset[int]) -> Mapping[str, Mapping[int, int]]:
-        """Split the flows of these buckets of a peer, for which `homes` is not None; return the map that is
-        to be replaced for it. The epoch under way goes on."""
-        changed = self._installed[node_id].set_split(buckets)
+    def steer(self, node_id: bytes, steering: Steering) -> Mapping[str, Mapping[int, int]]:
+        """Split and move the flows of these buckets of a peer, for which `homes` is not None; return the map
+        that is to be replaced for it. The epoch under way goes on."""
+        changed = self._installed[node_id].steer(steering)
         return {changed.name: changed.elements}
 
     def close(

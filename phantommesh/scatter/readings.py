@@ -63,9 +63,10 @@ class Readings:
         packets, size = (a - b for a, b in zip(last[bucket], first.get(bucket, (0, 0)), strict=True))
         return size / packets if packets > 0 else 0.0
 
-    def still(self, bucket: int) -> float:
+    def still(self, bucket: int, *, unsteady: bool = False) -> float:
         """The bytes a second that a bucket has had for `STILL_OVER` seconds without more rise or fall than a
-        sender at its limit shows; 0.0 where its rate has moved, or paused, or too little is known."""
+        sender at its limit shows; 0.0 where its rate has moved, or paused, or too little is known.
+        ``unsteady``: it may have fallen or paused, as senders do that lose packets."""
         start = self._since(STILL_OVER)
         if start is None:
             return 0.0
@@ -79,7 +80,7 @@ class Readings:
         at, size = points[0]
         for then, more in points[1:]:
             if then - at >= PART:
-                if more - size < ALWAYS * rate * (then - at):
+                if more - size < ALWAYS * rate * (then - at) and not unsteady:
                     return 0.0
                 at, size = then, more
-        return rate if late <= STILL * early and early <= STILL * late else 0.0
+        return rate if late <= STILL * early and (early <= STILL * late or unsteady) else 0.0

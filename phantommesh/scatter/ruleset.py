@@ -20,6 +20,7 @@ from typing import Final, Literal, assert_never
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
 from phantommesh.scatter.maps import Scheduler
+from phantommesh.scatter.steering import NOTHING, Steering
 
 Hook = Literal["egress", "mark"]
 FAMILY: Final[dict[Hook, str]] = {"egress": "netdev", "mark": "inet"}
@@ -77,8 +78,8 @@ class PeerMap:
     """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
     ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals; ``segments``:
     each TCP connection is told a size of segment of its own. ``deck``: the dimensions of the cards that the
-    flows of the buckets in ``split`` are dealt instead of their own (`scatter/splitting.py`); None where no
-    flow is ever split."""
+    flows of split buckets are dealt instead of their own (`scatter/splitting.py`); None where no flow is ever
+    split or moved. A bucket is not moved to a dimension that has no card."""
 
     slot: int
     ip4: IPv4Address
@@ -89,7 +90,7 @@ class PeerMap:
     dealt: tuple[int, ...]
     segments: bool = False
     deck: tuple[int, ...] | None = None
-    split: frozenset[int] = frozenset()
+    steering: Steering = NOTHING
 
     def __post_init__(self) -> None:
         if not 0 < self.slot < 1 << 24 or self.parity not in (0, 1):
@@ -117,8 +118,12 @@ class PeerMap:
     @property
     def elements(self) -> dict[int, int]:
         """The map of cards: number to mark."""
-        split = self.split if self.dealt else ()
-        return {i: self.slot << 8 | _SPLIT if i in split else self.card(i) for i in range(self.length)}
+        if not self.dealt:
+            return {i: self.card(i) for i in range(self.length)}
+        cards = {i: mark(self.slot, self.parity, dimension) for i, dimension in enumerate(self.dealt)}
+        used = set(self.dealt)
+        cards |= {i: mark(self.slot, self.parity, to) for i, to in self.steering.moved if to in used}
+        return cards | dict.fromkeys(self.steering.split, self.slot << 8 | _SPLIT)
 
     @property
     def maps(self) -> dict[str, dict[int, int]]:
@@ -130,7 +135,7 @@ class PeerMap:
 
     @property
     def homes(self) -> list[int | None]:
-        """The dimension of each bucket while it is not split; None while all are drained."""
+        """The dimension of each bucket by the epoch's map; None while all are drained."""
         return list(self.dealt) or [None] * self.length
 
     def card(self, number: int) -> int:

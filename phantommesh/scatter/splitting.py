@@ -2,46 +2,45 @@
 """When a flow leaves its order and is split over several dimensions, and when it goes back: the goal `auto`.
 
 A flow stays on the dimension that its bucket hashes to, as under `order`. It is split only while its path is
-what limits it. That cannot be told for certain from outside, so a split is a trial, and there are two
-reasons for one. A queue stands in the path, or the path loses packets, while another path has room. Or a flow
-has sent steadily at one rate while another path carries less: a sender that leaves no queue, such as BBR,
-shows no more than that. The split stays if more gets through, or as much without the queue; else the bucket
-goes back.
+what limits it. That cannot be told for certain from outside: a queue or losses may be seen, but a sender such
+as BBR leaves neither. So a heavy bucket that has sent steadily, while another path has room, is split on
+trial. The split stays if a fifth more gets through; else the bucket goes back. Before that, heavy buckets
+that share a path are moved to paths that carry less (`scatter/steering.py`).
 
-A trial that fails costs a flow its order for a while. So each failure doubles the pause, and all trials that
-fail take from one budget (`scatter/budget.py`). A split that stays is tried the other way round now and then:
-its buckets go home, and stay there if as much gets through. No I/O: measurements and `now` in, the buckets to
-split out.
+A trial that fails costs a flow its order for a while. So each failure doubles the bucket's pause, and all
+trials that fail take from one budget (`scatter/budget.py`). A split that stays is tried the other way round
+now and then: its buckets go home, and stay there if as much gets through. No I/O: measurements and `now` in,
+what is to be steered out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, assert_never
+from typing import Final
 
-from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.budget import TRIAL, Budget, Pause
 from phantommesh.scatter.readings import OVER, STILL_OVER, Readings
+from phantommesh.scatter.steering import LEAST, Steering, move
 
 # Tuning.
 QUEUE: Final = 0.025  # s of standing queue: a busy CPU was seen to make 0.02, an access line makes 0.1
 LOSS: Final = 0.05  # of the newest probes
-HOLD: Final = 0.5  # s that a path has to look limited
-LEAST: Final = 20_000.0  # bytes a second of a bucket that counts as heavy; `paths.pace.FULL_RATE`
-HEAVY: Final = 1 / 8  # of its path's traffic that a bucket carries at least to count as heavy
+HEAVY: Final = 1 / 8  # of its path's traffic that a bucket on trial carries at least
 FULL_SIZE: Final = 300.0  # bytes of a bucket's packets on average: acknowledgements have 52 to 100
-EVERY: Final = 0.5  # s between readings while nothing but a rate that stands still could be a reason
+EVERY: Final = 0.5  # s between readings while nothing is split
 ROOM: Final = 0.7  # of what a flow's path carries: a path with less has room for the flow
 MAX_TRIAL: Final = 4.0  # s, while what gets through still grows: BBR takes 8 round trips for a quarter more
 GROWING: Final = 1.05  # times as much as before the trial, at the end of `TRIAL`
-GAIN: Final = 1.1  # times as much as before the trial, or as much (`LOSES`) without a queue
-LOSES: Final = 0.9
-GAIN_STILL: Final = 0.2  # of what the flow had before: so much more, where no queue was the reason
+GAIN: Final = 0.2  # of what the bucket had: so much more has to get through
+GAIN_ALL: Final = 0.1  # of what all buckets had, likewise
 BACK: Final = 0.7  # of what a bucket got on its own path: with less than that it fits there again
 BACK_AFTER: Final = 2.0  # s
 CHECK, MAX_CHECK = 15.0, 600.0  # s that a split stays before it is tried the other way round; doubled by each
 CHECK_GAIN: Final = 1.1  # times as much as at home: with less the buckets stay there
+MOVES: Final = 14.0  # that a peer's buckets may make at once
+MOVE_REFILL: Final = 0.1  # a second
+MOVES_APART: Final = 1.5  # s: what a move brings is seen by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +58,14 @@ class Load:
         return self.queue >= QUEUE or self.loss >= LOSS
 
 
-Reason = Literal["limited", "still", "check"]
-
-
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """``base``: bytes a second of all flows before; ``rooms``: those of the buckets on trial, at home."""
+    """``home``: the buckets are at home on trial, not split; ``limited``: their path looked limited, by a
+    queue or losses; ``rooms``: what each of them had at home, and ``base`` what all buckets had before, in
+    bytes a second."""
 
-    reason: Reason
+    home: bool
+    limited: bool
     rooms: Mapping[int, float]
     began: float
     base: float
@@ -76,41 +75,32 @@ class Splitting:
     """One peer's flows. Ask `wants`, then give `look` the counters."""
 
     def __init__(self) -> None:
-        self._since: list[float | None] = [None] * DIMENSIONS  # from when on each path looks limited
         self._readings = Readings()
         self._room: dict[int, float] = {}  # by split bucket: the bytes a second that it had on its own path
         self._fits: dict[int, float] = {}  # since when it would fit there again
+        self._homes: Sequence[int | None] = ()
+        self._moved: dict[int, int] = {}
+        self._moved_at = float("-inf")
+        self._may_move = Budget(MOVES, MOVE_REFILL)
         self._trial: _Trial | None = None
         self._budget = Budget()
-        self._limited = Pause()
-        self._still: dict[int, Pause] = {}
+        self._pauses: dict[tuple[int, bool], Pause] = {}  # by bucket and by what the trial was begun for
         self._check_at, self._check_gap = float("inf"), CHECK
-        self.trials = self.kept = self.checks = 0
+        self.trials = self.kept = self.checks = self.moves = 0
         self.vain = 0.0  # s of trials that failed
 
     @property
-    def split(self) -> frozenset[int]:
-        """The buckets that are split now."""
-        return frozenset(self._room)
+    def steering(self) -> Steering:
+        """Which buckets are split, and which are moved."""
+        return Steering(frozenset(self._room), frozenset(self._moved.items()))
 
     def wants(self, loads: Sequence[Load], rate: float, now: float) -> bool:
-        """Take in the state of the paths, and the bytes a second to the peer. Return whether the buckets'
-        counters are needed."""
-        for i, load in enumerate(loads):
-            if not (load.used and load.limited):
-                self._since[i] = None
-            elif self._since[i] is None:
-                self._since[i] = now
-        if self._room or self._trial is not None or self._may_gain(loads, now):
+        """Whether the buckets' counters are needed. ``rate``: the bytes a second to the peer."""
+        if self._room or self._trial is not None:
             return True
+        useful = self._budget.allows(now + STILL_OVER) or self._may_move.allows(now + STILL_OVER, 1.0)
         others = sum(load.used for load in loads) > 1
-        soon = self._budget.allows(now + STILL_OVER)
-        return rate >= LEAST and others and soon and now - self._readings.newest >= EVERY
-
-    def _may_gain(self, loads: Sequence[Load], now: float) -> bool:
-        limited = any(since is not None for since in self._since)
-        ready = self._limited.over(now) and self._budget.allows(now)
-        return limited and ready and any(load.used and not load.limited for load in loads)
+        return rate >= LEAST and others and useful and now - self._readings.newest >= EVERY
 
     def look(
         self,
@@ -118,111 +108,116 @@ class Splitting:
         counted: Mapping[int, tuple[int, int]],
         homes: Sequence[int | None],
         now: float,
-    ) -> frozenset[int] | None:
-        """Decide. ``counted``: packets and bytes sent so far by bucket; ``homes``: each bucket's own
-        dimension. Return the buckets to split from now on; None for no change."""
-        before = self.split
+    ) -> Steering | None:
+        """Decide. ``counted``: packets and bytes sent so far by bucket; ``homes``: each bucket's dimension by
+        the epoch's map. Return what is to be steered from now on; None for no change."""
+        before = self.steering
+        if list(homes) != self._homes:
+            self._homes, self._moved = list(homes), {}  # another epoch: all flows have moved
         self._readings.add(counted, now)
         rates = self._readings.rates(OVER)
         if rates is not None:
             if self._trial is not None:
-                self._judge(self._trial, loads, rates, now)
+                self._judge(self._trial, rates, now)
             else:
                 self._return(rates, now)
-                self._begin(loads, rates, homes, now)
-        after = self.split
+                self._begin(loads, rates, now)
+        after = self.steering
         return None if after == before else after
 
-    # ---- what begins a trial ----
+    # ---- what begins ----
 
-    def _begin(
-        self, loads: Sequence[Load], rates: Mapping[int, float], homes: Sequence[int | None], now: float
-    ) -> None:
+    def _begin(self, loads: Sequence[Load], rates: Mapping[int, float], now: float) -> None:
+        all_rates = self._readings.rates(STILL_OVER)
+        if all_rates is None or now < self._moved_at + MOVES_APART:
+            return
         full = {b: rate for b, rate in rates.items() if self._readings.size(b) >= FULL_SIZE}
-        steady = sum((self._readings.rates(STILL_OVER) or rates).values())
+        ways = {b: way for b in full if b not in self._room and (way := self._way(b)) is not None}
+        carried = self._carried(full, ways, [i for i, load in enumerate(loads) if load.used])
+        base = sum(all_rates.values())
         if self._room and now >= self._check_at:
             self.checks += 1
-            self._try("check", self._room, steady, now)
+            self._trial = _Trial(True, False, dict(self._room), now, base)
             self._room = {}
-        elif self._may_gain(loads, now) and (heavy := self._held_up(full, homes, now)):
-            self.trials += 1
-            self._try("limited", heavy, sum(rates.values()), now)
-            self._room |= heavy
-        elif self._budget.allows(now) and (still := self._still_one(loads, full, homes, now)):
-            self.trials += 1
-            self._try("still", still, steady, now)
-            self._room |= still
+        elif self._move(loads, ways, carried, now) or now < self._moved_at + STILL_OVER:
+            return
+        elif self._budget.allows(now):
+            found = self._held_up(loads, full, ways, carried, now)
+            if found is not None:
+                bucket, limited, rate = found
+                self.trials += 1
+                self._trial = _Trial(False, limited, {bucket: rate}, now, base)
+                self._room[bucket] = rate
 
-    def _try(self, reason: Reason, rooms: Mapping[int, float], base: float, now: float) -> None:
-        self._trial = _Trial(reason, dict(rooms), now, base)
-
-    def _held_up(
-        self, rates: Mapping[int, float], homes: Sequence[int | None], now: float
-    ) -> dict[int, float]:
-        """The heavy buckets of the path that has looked limited longest."""
-        for path in sorted(range(DIMENSIONS), key=lambda i: self._since[i] or now):
-            since = self._since[path]
-            if since is None or now - since < HOLD:
-                continue
-            here = {b: r for b, r in rates.items() if homes[b] == path and b not in self._room}
-            least = max(LEAST, HEAVY * sum(here.values()))
-            if heavy := {b: r for b, r in here.items() if r >= least}:
-                return heavy
-        return {}
-
-    def _still_one(
-        self, loads: Sequence[Load], rates: Mapping[int, float], homes: Sequence[int | None], now: float
-    ) -> dict[int, float]:
-        """The heaviest bucket of those that stand still while another path has room."""
-        carried = self._carried(rates, homes, [i for i, load in enumerate(loads) if load.used])
-        for bucket in sorted(rates, key=lambda b: -rates[b]):
-            if rates[bucket] < LEAST:
-                break
-            home = homes[bucket]
-            if bucket in self._room or home is None or rates[bucket] < HEAVY * carried.get(home, 0.0):
-                continue
-            room = any(
-                here < ROOM * carried.get(home, 0.0) and not loads[i].limited for i, here in carried.items()
-            )
-            if room and self._pause_of(bucket).over(now) and (rate := self._readings.still(bucket)):
-                return {bucket: rate}
-        return {}
+    def _way(self, bucket: int) -> int | None:
+        return self._moved.get(bucket, self._homes[bucket])
 
     def _carried(
-        self, rates: Mapping[int, float], homes: Sequence[int | None], used: Sequence[int]
+        self, rates: Mapping[int, float], ways: Mapping[int, int], used: Sequence[int]
     ) -> dict[int, float]:
         """The bytes a second on each path in use."""
         split = sum(rate for b, rate in rates.items() if b in self._room)
         carried = {i: split / len(used) for i in used}
-        for b, rate in rates.items():
-            if b not in self._room and (home := homes[b]) in carried and home is not None:
-                carried[home] += rate
+        for b, way in ways.items():
+            if way in carried:
+                carried[way] += rates[b]
         return carried
 
-    def _pause_of(self, bucket: int) -> Pause:
-        return self._still.get(bucket) or Pause()
+    def _move(
+        self, loads: Sequence[Load], ways: Mapping[int, int], carried: Mapping[int, float], now: float
+    ) -> bool:
+        """Move a bucket if that helps. Only a rate that stands still says what a bucket would bring."""
+        if not self._may_move.allows(now, 1.0):
+            return False
+        rates = {b: self._readings.still(b, unsteady=loads[way].limited) for b, way in ways.items()}
+        found = move(rates, ways, carried)
+        if found is None:
+            return False
+        bucket, way = found
+        self._moved[bucket] = way
+        if self._homes[bucket] == way:
+            del self._moved[bucket]
+        self._may_move.spend(1.0, now)
+        self._moved_at = now
+        self.moves += 1
+        return True
 
-    # ---- what ends one ----
+    def _held_up(
+        self,
+        loads: Sequence[Load],
+        rates: Mapping[int, float],
+        ways: Mapping[int, int],
+        carried: Mapping[int, float],
+        now: float,
+    ) -> tuple[int, bool, float] | None:
+        """A heavy bucket that its path may limit, whether the path looks limited, and the bucket's rate. One
+        that only stands still comes last. That its trial failed is no reason against one with a queue."""
+        found = [
+            b for b, way in ways.items() if way in carried and rates[b] >= max(LEAST, HEAVY * carried[way])
+        ]
+        for bucket in sorted(found, key=lambda b: (not loads[ways[b]].limited, -rates[b])):
+            here, limited = carried[ways[bucket]], loads[ways[bucket]].limited
+            room = any(
+                not loads[way].limited and (limited or there < ROOM * here)
+                for way, there in carried.items()
+                if way != ways[bucket]
+            )
+            rate = self._readings.still(bucket, unsteady=limited)
+            if room and rate and self._pauses.get((bucket, limited), Pause()).over(now):
+                return bucket, limited, rate
+        return None
 
-    def _judge(self, trial: _Trial, loads: Sequence[Load], rates: Mapping[int, float], now: float) -> None:
-        took = now - trial.began
+    # ---- what ends ----
+
+    def _judge(self, trial: _Trial, rates: Mapping[int, float], now: float) -> None:
+        took, rate = now - trial.began, sum(rates.values())
         if took < TRIAL:
             return
-        rate = sum(rates.values())
-        match trial.reason:
-            case "limited":
-                relieved = rate >= LOSES * trial.base and not any(
-                    load.used and load.limited for load in loads
-                )
-                gained = rate >= GAIN * trial.base or relieved
-            case "still":
-                least = max(GAIN_STILL * sum(trial.rooms.values()), (GAIN - 1.0) * trial.base)
-                gained = rate - trial.base >= least
-            case "check":
-                gained = rate < trial.base / CHECK_GAIN  # that is, by the split
-            case _:
-                assert_never(trial.reason)
-        growing = trial.reason != "check" and rate >= GROWING * trial.base
+        if trial.home:
+            gained, growing = rate < trial.base / CHECK_GAIN, False  # it is the split that gains
+        else:
+            least = max(GAIN * sum(trial.rooms.values()), GAIN_ALL * trial.base)
+            gained, growing = rate - trial.base >= least, rate >= GROWING * trial.base
         if not gained and growing and took < MAX_TRIAL and self._budget.allows(now, took + TRIAL):
             return
         self._trial = None
@@ -232,29 +227,22 @@ class Splitting:
             self._fail(trial, now)
 
     def _keep(self, trial: _Trial, now: float) -> None:
-        if trial.reason == "check":
+        if trial.home:
             self._room = dict(trial.rooms)
             self._check_gap = min(MAX_CHECK, 2.0 * self._check_gap)
         else:
             self.kept += 1
-            self._limited = Pause()
             self._check_gap = CHECK
             for bucket in trial.rooms:
-                self._still.pop(bucket, None)
+                self._pauses.pop((bucket, trial.limited), None)
         self._check_at = now + self._check_gap
 
     def _fail(self, trial: _Trial, now: float) -> None:
-        if trial.reason != "check":
+        if not trial.home:
             self._budget.spend(now - trial.began, now)
             self.vain += now - trial.began
-        if trial.reason == "limited":
-            self._limited = self._limited.longer(now)
-        else:
-            for bucket in trial.rooms:
-                self._still[bucket] = self._pause_of(bucket).longer(now)
         for bucket in trial.rooms:
-            self._room.pop(bucket, None)
-            self._fits.pop(bucket, None)
+            self._go_home(bucket, trial.limited, now)
 
     def _return(self, rates: Mapping[int, float], now: float) -> None:
         """Put back on its own path what would fit there by now."""
@@ -262,5 +250,11 @@ class Splitting:
             if rates.get(bucket, 0.0) >= BACK * room:
                 self._fits.pop(bucket, None)
             elif now - self._fits.setdefault(bucket, now) >= BACK_AFTER:
-                del self._room[bucket], self._fits[bucket]
-                self._still[bucket] = self._pause_of(bucket).longer(now)  # it might send so all the time
+                self._go_home(bucket, False, now)
+
+    def _go_home(self, bucket: int, limited: bool, now: float) -> None:
+        """No more of this bucket for a while: it might send like this all the time."""
+        before = self._pauses.get((bucket, limited), Pause())
+        self._room.pop(bucket, None)
+        self._fits.pop(bucket, None)
+        self._pauses[bucket, limited] = before.longer(now)

@@ -18,6 +18,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.ruleset import mark
+from phantommesh.scatter.steering import Steering
 from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running
 
 __all__ = ["kernel"]  # a fixture
@@ -88,11 +89,11 @@ async def test_a_flow_is_split_while_a_queue_stands_in_its_path_and_goes_back_af
         others = {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET}
         world.rate = 200e3
         await trio.sleep(8.0)
-        assert world.split() == {BUCKET} and scatter.splits(one.node_id) == {BUCKET}
+        assert world.split() == {BUCKET} and scatter.steered(one.node_id).split == {BUCKET}
         assert {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET} == others
         dealt = kernel.tables["netdev"]["split_1"]
         assert set(dealt.values()) == {mark(1, 1, i) for i in range(DIMENSIONS)}
         world.rate = 20e3
         await trio.sleep(8.0)
-        assert not world.split() and not scatter.splits(one.node_id)
+        assert not world.split() and scatter.steered(one.node_id) == Steering()
         nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ from random import Random
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.splitting import Load, Splitting
+from phantommesh.scatter.steering import NOTHING, Steering
 
 BUCKETS = 256
 HOMES = [bucket % DIMENSIONS for bucket in range(BUCKETS)]
@@ -123,10 +124,15 @@ class World:
     packets: Counter[int] = field(default_factory=Counter)
     sent: Counter[int] = field(default_factory=Counter)
     delivered: float = 0.0
-    split: frozenset[int] = frozenset()
-    changes: list[tuple[float, frozenset[int]]] = field(default_factory=list)
+    homes: list[int | None] = field(default_factory=lambda: list(HOMES))
+    steering: Steering = NOTHING
+    changes: list[tuple[float, Steering]] = field(default_factory=list)
     reads: int = 0
     _power: float = 1.0
+
+    @property
+    def split(self) -> frozenset[int]:
+        return self.steering.split
 
     def run(self, seconds: float) -> float:
         """Return the bytes a second that arrived over the time."""
@@ -138,7 +144,9 @@ class World:
         return (self.delivered - before) / seconds
 
     def _ways(self, bucket: int) -> Sequence[int]:
-        return range(DIMENSIONS) if bucket in self.split else (HOMES[bucket],)
+        if bucket in self.split:
+            return range(DIMENSIONS)
+        return (dict(self.steering.moved).get(bucket, self.homes[bucket] or 0),)
 
     def _step(self) -> None:
         if round(self.now / STEP) % round(1.0 / STEP) == 0:
@@ -175,8 +183,8 @@ class World:
             return
         self.reads += 1
         counted = {b: (self.packets[b], size) for b, size in self.sent.items()}
-        found = self.machine.look(self.loads(), counted, HOMES, self.now)
+        found = self.machine.look(self.loads(), counted, self.homes, self.now)
         if found is not None:
-            assert found != self.split
-            self.split = found
+            assert found != self.steering
+            self.steering = found
             self.changes.append((self.now, found))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.budget import BURST, MAX_PAUSE, REFILL
-from phantommesh.scatter.splitting import BACK_AFTER, HOLD, Load, Splitting
+from phantommesh.scatter.splitting import BACK_AFTER, MOVE_REFILL, MOVES, Load, Splitting
 from tests.unit.scatter.fluid import BUCKETS, HOMES, LOOK, Bbr, Cubic, Path, Sender, Steady, World
 
 NARROW = 600e3  # bytes a second
@@ -124,7 +124,7 @@ def test_acknowledgements_and_light_flows_are_never_tried() -> None:
 def test_flows_beside_the_heavy_one_stay_in_order() -> None:
     world = World(narrow(), {3: Bbr(), 10: Steady(3e3), 4: Steady(5e3)})  # 3 and 10 have one path
     world.run(TEN_MINUTES)
-    assert all(split <= {3} for _, split in world.changes) and world.split == {3}
+    assert all(steering.split <= {3} for _, steering in world.changes) and world.split == {3}
 
 
 def test_flows_that_fill_every_path_are_let_alone() -> None:
@@ -133,15 +133,33 @@ def test_flows_that_fill_every_path_are_let_alone() -> None:
     assert not world.split and world.machine.vain <= most_in_vain(TEN_MINUTES)
 
 
-def test_a_short_queue_is_no_reason() -> None:
-    machine = Splitting()
-    full = [Load(queue=0.1), *[Load()] * (DIMENSIONS - 1)]
-    for step in range(round((HOLD + 1.0) / LOOK)):
-        now, sent = step * LOOK, {0: (step * 100, step * 100_000)}
-        loads = full if now > 1.0 else [Load()] * DIMENSIONS
-        if machine.wants(loads, 4e5, now):
-            machine.look(loads, sent, HOMES, now)
-    assert not machine.split
+@senders
+def test_heavy_flows_that_share_paths_get_one_each_and_are_not_split(sender: Callable[[], Sender]) -> None:
+    """Fourteen flows on five of seven paths: two moves fill the others."""
+    buckets = [i * DIMENSIONS + i % 5 for i in range(14)]
+    world = World(narrow(), {bucket: sender() for bucket in buckets})
+    world.run(60.0)
+    assert world.run(TEN_MINUTES) > 0.98 * DIMENSIONS * NARROW
+    assert 2 <= world.machine.moves <= 4 and not world.split
+
+
+def test_moves_end_with_their_epoch_and_are_made_again() -> None:
+    world = World(narrow(), {3: Cubic(), 10: Cubic()})  # by the first epoch's map both have one path
+    world.run(5.0)
+    assert len(world.steering.moved) == 1 and not world.split
+    world.homes = [(bucket // DIMENSIONS) % DIMENSIONS for bucket in range(BUCKETS)]
+    world.run(0.5)
+    assert not world.steering.moved
+    world.homes = [0] * BUCKETS
+    world.senders = {20: Cubic(), 21: Cubic()}
+    world.run(6.0)
+    assert sum(bucket in world.senders for bucket, _ in world.steering.moved) == 1
+
+
+def test_two_flows_on_two_of_seven_paths_are_both_split() -> None:
+    world = World(narrow(), {3: Bbr(), 4: Bbr()})
+    world.run(90.0)
+    assert world.run(60.0) > 6.0 * NARROW
 
 
 def test_nothing_is_read_without_traffic_or_a_second_path() -> None:
@@ -180,17 +198,18 @@ def test_whatever_is_measured_only_buckets_are_split_and_trials_have_their_dista
         if replaced:
             sent.clear()
         sent.update(more)
-        trials, before = machine.trials, machine.split
+        trials, before = machine.trials, machine.steering
         if machine.wants(measured, 1e6, now):
             found = machine.look(measured, counted(), HOMES, now)
-            assert found is None or found == machine.split != before
-        assert machine.split <= set(range(BUCKETS))
+            assert found is None or found == machine.steering != before
+        assert machine.steering.split <= set(range(BUCKETS))
+        assert all(measured[way].used for _, way in machine.steering.moved - before.moved)
         assert machine.trials - trials <= 1 and machine.kept <= machine.trials
     for _ in range(int(MAX_PAUSE)):  # and what is idle goes back
         now += 1.0
         if machine.wants([Load()] * DIMENSIONS, 0.0, now):
             machine.look([Load()] * DIMENSIONS, counted(), HOMES, now)
-    assert not machine.split
+    assert not machine.steering.split
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=60), st.booleans())
@@ -207,3 +226,4 @@ def test_failed_trials_keep_to_their_budget_whatever_flows_do(
             if machine.wants(measured, 1e6, now):
                 machine.look(measured, {b: (n // 1000, n) for b, n in sent.items()}, HOMES, now)
     assert machine.vain <= most_in_vain(now)
+    assert machine.moves <= MOVES + MOVE_REFILL * now
