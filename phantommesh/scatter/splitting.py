@@ -28,7 +28,7 @@ QUEUE: Final = 0.025  # s of standing queue: a busy CPU was seen to make 0.02, a
 LOSS: Final = 0.05  # of the newest probes
 HEAVY: Final = 1 / 8  # of its path's traffic that a bucket on trial carries at least
 FULL_SIZE: Final = 300.0  # bytes of a bucket's packets on average: acknowledgements have 52 to 100
-EVERY: Final = 0.5  # s between readings while nothing is split
+EVERY: Final = 1.0  # s between readings while nothing is on trial
 ROOM: Final = 0.7  # of what a flow's path carries: a path with less has room for the flow
 MAX_TRIAL: Final = 4.0  # s, while what gets through still grows: BBR takes 8 round trips for a quarter more
 GROWING: Final = 1.05  # times as much as before the trial, at the end of `TRIAL`
@@ -94,13 +94,19 @@ class Splitting:
         """Which buckets are split, and which are moved."""
         return Steering(frozenset(self._room), frozenset(self._moved.items()))
 
+    @property
+    def looked(self) -> float:
+        """When the counters were read last; minus infinity for never."""
+        return self._readings.newest
+
     def wants(self, loads: Sequence[Load], rate: float, now: float) -> bool:
         """Whether the buckets' counters are needed. ``rate``: the bytes a second to the peer."""
-        if self._room or self._trial is not None:
+        if self._trial is not None:
             return True
         useful = self._budget.allows(now + STILL_OVER) or self._may_move.allows(now + STILL_OVER, 1.0)
         others = sum(load.used for load in loads) > 1
-        return rate >= LEAST and others and useful and now - self._readings.newest >= EVERY
+        wanted = bool(self._room) or (rate >= LEAST and others and useful)
+        return wanted and now - self._readings.newest >= EVERY
 
     def look(
         self,
