@@ -25,7 +25,8 @@ from benchmarks.splitter import Ending
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.host.kernel import kernel_has_wireguard
 from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
-from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
+from phantommesh.scatter.peermap import PeerMap, length_of
+from phantommesh.scatter.ruleset import Frame, render, table_name, ways
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import public_key_of
 

@@ -32,7 +32,8 @@ from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.host.netlink import make_tun
 from phantommesh.nursery.host.nft import Table
 from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
-from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, PeerMap, length_of, render, table_name, ways
+from phantommesh.scatter.peermap import PeerMap, length_of
+from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, render, table_name, ways
 from phantommesh.secret import Secret
 
 BATCH = ScatterSection().batch

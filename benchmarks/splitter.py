@@ -25,8 +25,8 @@ from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host.nft import Table
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
+from phantommesh.scatter.peermap import PeerMap
 from phantommesh.scatter.plan import Snapshot
-from phantommesh.scatter.ruleset import PeerMap
 from phantommesh.scatter.steering import Steering
 from phantommesh.wireguard.device import DeviceState, Interface, PeerState, Route
 

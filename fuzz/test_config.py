@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.config.reading import parse
-from phantommesh.config.sections import Config, ConfigError, NodeSection
+from phantommesh.config.sections import SECTIONS, Config, ConfigError, NodeSection
 from phantommesh.config.writing import redacted, render
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 
 KEYS = {
-    section.name: [field.name for field in msgspec.structs.fields(section.type)]
-    for section in msgspec.structs.fields(Config)
+    section: [field.name for field in msgspec.structs.fields(settings)]
+    for section, settings in SECTIONS.items()
 }
 LINES = render(Config(NodeSection("alpha", "pm", ("192.0.2.1:5",)))).splitlines()
 

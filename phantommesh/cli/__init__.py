@@ -19,6 +19,7 @@ from phantommesh.cli.inspect import identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.output import flush_streams, prepare_streams
+from phantommesh.cli.prefixes import route
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
@@ -65,7 +66,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
-    proofs, events, rotate, revoke, rename, identity, config, lab,
+    route, proofs, events, rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

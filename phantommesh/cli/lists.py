@@ -151,7 +151,20 @@ def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
             None if view.entropy_bits is None else f"{view.entropy_bits:.3f}",
             " ".join(f"{100 * d.weight:.1f}%" for d in view.dimensions),
             sum(d.packets for d in view.dimensions),
-        )
+        ),
+        *(
+            (
+                f"{view.peer}: {part.name}",
+                part.goal,
+                part.scheduler,
+                f"{view.link_epoch}.{view.epoch}",
+                age(view.epoch_age_s),
+                None if part.entropy_bits is None else f"{part.entropy_bits:.3f}",
+                " ".join(f"{100 * weight:.1f}%" for weight in part.weights),
+                sum(part.packets),
+            )
+            for part in view.classes
+        ),
     ]
 
 

@@ -64,8 +64,6 @@ def init(
     """
     options: Options = ctx.obj
     need_access("init", options.state_dir, options.config)
-    from phantommesh.config.sections import WireguardSection
-    from phantommesh.dimensions import all_names
     from phantommesh.nursery.overlay import hostview
     from phantommesh.overlay.prefixes import Address
     from phantommesh.state.directory import ROOT_KEY
@@ -73,7 +71,7 @@ def init(
     from phantommesh.wireguard.device import Network
 
     def check(networks: Sequence[Network], members: Mapping[Address, str]) -> None:
-        found = hostview.check(networks, members, names=all_names(WireguardSection().prefix))
+        found = hostview.check(networks, members, prefix=prefix)
         for own in found.avoided:
             say(
                 f"note: this host's {own} lies in the mesh's network and stays the host's; --cidr chooses "
@@ -85,6 +83,7 @@ def init(
         config = _settings(options, name=name, mesh=mesh, cidr=cidr, endpoints=endpoints)
         if config is None:
             raise click.UsageError("Missing option '--mesh'.", ctx)
+        prefix = config.wireguard.prefix
         if not one_machine:
             _refuse_loopback(config)
         summary = init_mesh(

@@ -9,7 +9,7 @@ import http.client
 import os
 import pwd
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import msgspec
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -142,6 +143,15 @@ class NodeClient:
     def topology(self) -> TopologyView:
         return self.get("/v1/topology", TopologyView)
 
+    def routes(self) -> RoutesView:
+        return self.get("/v1/routes", RoutesView)
+
+    def approve_routes(self, node: str, prefixes: Sequence[str], *, idempotency_key: str) -> RouteResult:
+        return self._decide("/v1/routes/approvals", node, prefixes, idempotency_key)
+
+    def revoke_routes(self, node: str, prefixes: Sequence[str], *, idempotency_key: str) -> RouteResult:
+        return self._decide("/v1/routes/withdrawals", node, prefixes, idempotency_key)
+
     def netcheck(self) -> NetCheck:
         return self.get("/v1/netcheck", NetCheck)
 
@@ -197,6 +207,17 @@ class NodeClient:
                 headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
             ),
             NameResult,
+        )
+
+    def _decide(self, path: str, node: str, prefixes: Sequence[str], idempotency_key: str) -> RouteResult:
+        return decode(
+            self.request(
+                "POST",
+                path,
+                body=msgspec.json.encode({"node": node, "prefixes": list(prefixes)}),
+                headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key},
+            ),
+            RouteResult,
         )
 
     def new_identity(self, *, idempotency_key: str) -> IdentityResult:

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import structs
 
-from phantommesh.config.sections import Config
+from phantommesh.config.sections import SECTIONS, Config
 from phantommesh.faults import FaultKind
 
 NOT_RELOADED = FaultKind("config-not-reloaded", "high")
@@ -18,14 +18,14 @@ AT_ONCE: Final = frozenset(
     {"log.level", "log.format", "gossip.seeds", "scatter.goal", "scatter.peers", "scatter.scheduler"}
     | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
 )
-"""The keys that a running node follows."""
+"""The keys that a running node follows, besides the tables `[[intent]]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """The difference between the configuration that a node runs with and the file. ``config`` is what it
     runs with from now on; ``taken`` are the keys that differ from before, ``waiting`` those that the node
-    goes on without. Keys are written ``section.key``."""
+    goes on without. Keys are written ``section.key``, the tables `[[intent]]` are one key, ``intent``."""
 
     config: Config
     taken: tuple[str, ...]
@@ -35,7 +35,7 @@ class Change:
 def change(running: Config, wanted: Config) -> Change:
     """Say what becomes of ``wanted`` on a node that runs with ``running``."""
     config, taken, waiting = running, list[str](), list[str]()
-    for section in running.__struct_fields__:
+    for section in SECTIONS:
         before, after = getattr(running, section), getattr(wanted, section)
         now = before
         for key in before.__struct_fields__:
@@ -48,4 +48,7 @@ def change(running: Config, wanted: Config) -> Change:
             else:
                 waiting.append(f"{section}.{key}")
         config = structs.replace(config, **{section: now})
+    if wanted.intent != running.intent:
+        config = structs.replace(config, intent=wanted.intent)
+        taken.append("intent")
     return Change(config, tuple(taken), tuple(waiting))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
-from phantommesh.config.sections import RENAMED, Config, ConfigError
+from phantommesh.config.sections import RENAMED, SECTIONS, ConfigError
 from phantommesh.errors import PhantomMeshError
 
 PREFIX: Final = "PHANTOMMESH_"
@@ -33,16 +33,16 @@ def variable(section: str, key: str) -> str:
 
 def variables() -> Iterator[tuple[str, str, str, Any]]:
     """Yield every key of the configuration: its variable, its section, itself and its type."""
-    for section in msgspec.structs.fields(Config):
-        for field in msgspec.structs.fields(section.type):
-            yield variable(section.name, field.name), section.name, field.name, field.type
+    for section, settings in SECTIONS.items():
+        for field in msgspec.structs.fields(settings):
+            yield variable(section, field.name), section, field.name, field.type
 
 
 def read(environment: Mapping[str, str]) -> Settings:
     """Return what the environment sets. The values are not checked yet. Raises ConfigError for a variable
     that is named like a section's and is none of its keys."""
     known = {name: (section, key, kind) for name, section, key, kind in variables()}
-    sections = tuple(f"{PREFIX}{section.name.upper()}_" for section in msgspec.structs.fields(Config))
+    sections = tuple(f"{PREFIX}{section.upper()}_" for section in SECTIONS)
     renamed = {variable(*old.split(".")): variable(*new.split(".")) for old, new in RENAMED.items()}
     found: dict[str, dict[str, Any]] = {}
     for name, text in environment.items():

@@ -16,18 +16,23 @@ from typing import Annotated, Any, Final, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from phantommesh.config import environment
+from phantommesh.config import environment, intents
 from phantommesh.config.sections import (
+    ALL_ROUTES,
+    MAX_INTENTS,
     RENAMED,
     RENAMED_GOALS,
+    SECTIONS,
     ApiSection,
     Config,
     ConfigError,
     DnsSection,
+    IntentSection,
     Label,
     NoConfigError,
     NodeSection,
     OverlaySection,
+    RoutesSection,
     UnknownKeyError,
     WireguardSection,
 )
@@ -36,6 +41,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import shortened
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
+from phantommesh.routable import parse_prefix, unroutable
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -109,13 +115,12 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
         raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
-    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    _refuse_unknown("", document, sections)
+    _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     for name, settings in given.items():
         if isinstance(section := document.get(name, {}), dict):
             document[name] = {**section, **settings}
-    values = {name: _section(name, kind, document.get(name, {})) for name, kind in sections.items()}
-    config = Config(**values)
+    values = {name: _section(name, kind, document.get(name, {})) for name, kind in SECTIONS.items()}
+    config = Config(**values, intent=_intents(document.get("intent", [])))
     _check(config)
     return config
 
@@ -125,6 +130,27 @@ def _section(name: str, kind: Any, given: Any) -> Any:
         raise ConfigError(
             f"{name} = {_show(given)} is not a section", fix=f"write [{name}] on a line of its own"
         )
+    return _filled(name, kind, given)
+
+
+def _intents(given: Any) -> tuple[IntentSection, ...]:
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        raise ConfigError(
+            f"intent = {_show(given)} is not a list of tables",
+            fix="write [[intent]] on a line of its own before each of them",
+        )
+    if len(given) > MAX_INTENTS:
+        raise ConfigError(f"there are {len(given)} intents", fix=f"have at most {MAX_INTENTS}")
+    found = tuple(
+        _filled(f"intent.{intents.called(table.get('name'), number)}", IntentSection, table)
+        for number, table in enumerate(given, 1)
+    )
+    intents.check(found)
+    return found
+
+
+def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
+    """A table's keys as its Struct; ``name`` is what errors call the table."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     _refuse_unknown(f"{name}.", given, fields)
     values = {}
@@ -210,6 +236,7 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"control.tcp_ports names {config.control.port}, which is control.port", fix="take it out"
         )
+    _check_routes(config.routes)
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
@@ -270,6 +297,30 @@ def _check(config: Config) -> None:
             loopback = False
         if not loopback:
             raise _bad("api.listen", config.api.listen, _kind(ApiSection, "listen"))
+
+
+def _check_routes(routes: RoutesSection) -> None:
+    accept = () if routes.accept == (ALL_ROUTES,) else routes.accept
+    for key, texts in (("routes.advertise", routes.advertise), ("routes.accept", accept)):
+        for text in texts:
+            try:
+                prefix = parse_prefix(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {_show(text)} is not usable: {error}",
+                    fix='write each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"',
+                ) from None
+            if key == "routes.advertise" and (why := unroutable(prefix)):
+                raise ConfigError(f"{key}: {_show(text)} {why}", fix="take it out")
+            if key == "routes.accept" and prefix.prefixlen == 0:
+                raise ConfigError(
+                    f"{key}: {_show(text)} is a default route, which is taken of one member alone",
+                    fix=f'name that member in routes.exit; for all other prefixes set {key} to ["all"]',
+                )
+    if len(set(routes.advertise)) < len(routes.advertise):
+        raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
+    if routes.exit and not _LABEL.fullmatch(routes.exit):
+        raise ConfigError(f"routes.exit = {_show(routes.exit)} is no name", fix="see `phantommesh peers`")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

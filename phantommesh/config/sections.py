@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
+from phantommesh.routable import MAX_ROUTES
 
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
@@ -15,7 +16,9 @@ Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")
 Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
 GOALS: Final = '"auto", "throughput", "order" or "private"'
 MAX_REGION_CHARS: Final = 32
+ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
+MAX_INTENTS: Final = 64
 
 RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
 """Keys of earlier versions, and what they are called now (docs/decisions/0063-one-vocabulary.md)."""
@@ -163,6 +166,23 @@ class RelaySection(msgspec.Struct, frozen=True):
     use: Switch = True
 
 
+class RoutesSection(msgspec.Struct, frozen=True):
+    """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
+    authority approves them; a default route ("0.0.0.0/0", "::/0") makes it an exit. `accept`: prefixes within
+    these are sent to the members that route them; ["all"]: any, but no default route. `exit`: the member that
+    all other traffic goes to, by name."""
+
+    advertise: Annotated[
+        tuple[str, ...],
+        Meta(max_length=MAX_ROUTES, description='at most 16 prefixes, e.g. ["10.1.0.0/16"]'),
+    ] = ()
+    accept: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
+    ] = ()
+    exit: Annotated[str, Meta(max_length=63, description="the name of a member, or nothing")] = ""
+
+
 class GossipSection(msgspec.Struct, frozen=True):
     """How members watch each other. `seeds`: control ports to try for ever, beside the authorities'."""
 
@@ -197,6 +217,34 @@ class ScatterSection(msgspec.Struct, frozen=True):
         Meta(ge=MIN_BATCH, le=MAX_BATCH, description=f"a number of packets from {MIN_BATCH} to {MAX_BATCH}"),
     ] = 8
     flowlet_ms: Annotated[int, Meta(ge=1, le=10000, description="milliseconds from 1 to 10000")] = 60
+
+
+class IntentSection(msgspec.Struct, frozen=True):
+    """One `[[intent]]`: a class of the traffic that this node sends, and what is wanted of it.
+
+    A packet is of the first class, in the file's order, that it matches in all that is set: it goes to one of
+    ``peers`` (names; all where there are none), is of ``protocol``, has one of ``ports`` at either end, is
+    marked with ``dscp``, and comes from a socket of ``user`` of this machine. config/intents.py has the names
+    that stand for numbers.
+    """
+
+    name: Label
+    goal: Annotated[Goal, Meta(description=GOALS)]
+    peers: Annotated[
+        tuple[str, ...],
+        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
+    ] = ()
+    protocol: Annotated[
+        int | str | None, Meta(description='a protocol\'s name, e.g. "udp", or its number from 0 to 255')
+    ] = None
+    ports: Annotated[
+        tuple[int | str, ...],
+        Meta(max_length=32, description='at most 32 ports and ranges of ports, e.g. [22, "8000-8010"]'),
+    ] = ()
+    dscp: Annotated[int | str | None, Meta(description='a DSCP\'s name, e.g. "ef", or a number to 63')] = None
+    user: Annotated[
+        int | str | None, Meta(description="the name of a user of this machine, or a number of one")
+    ] = None
 
 
 class ProofsSection(msgspec.Struct, frozen=True):
@@ -249,7 +297,8 @@ class LogSection(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The whole configuration; every key but `node.name` and `node.mesh` has a default."""
+    """The whole configuration; every key but `node.name` and `node.mesh` has a default. ``intent`` has the
+    tables `[[intent]]` in the file's order; all others are sections."""
 
     node: NodeSection
     control: ControlSection = ControlSection()
@@ -259,6 +308,7 @@ class Config(msgspec.Struct, frozen=True):
     link: LinkSection = LinkSection()
     nat: NatSection = NatSection()
     relay: RelaySection = RelaySection()
+    routes: RoutesSection = RoutesSection()
     gossip: GossipSection = GossipSection()
     scatter: ScatterSection = ScatterSection()
     proofs: ProofsSection = ProofsSection()
@@ -266,3 +316,10 @@ class Config(msgspec.Struct, frozen=True):
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     log: LogSection = LogSection()
+    intent: tuple[IntentSection, ...] = ()
+
+
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "intent"
+}
+"""The sections by name, each with its type."""

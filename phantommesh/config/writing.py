@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config.sections import Config
+from phantommesh.config.sections import SECTIONS, Config
 
 _NAME_LINE: Final = re.compile(r"""(\s*(?:node\s*\.\s*)?name\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
@@ -17,9 +17,10 @@ _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 def render(config: Config) -> str:
     """Write a configuration that `parse` reads back equal; `init` and `join` write this."""
     lines = ["# PhantomMesh node. `phantommesh config check` says whether a change is good."]
-    for section in msgspec.structs.fields(Config):
-        lines.append(f"\n[{section.name}]")
-        for key, value in msgspec.to_builtins(getattr(config, section.name)).items():
+    tables = [(f"[{section}]", getattr(config, section)) for section in SECTIONS]
+    for title, settings in (*tables, *(("[[intent]]", intent) for intent in config.intent)):
+        lines.append(f"\n{title}")
+        for key, value in msgspec.to_builtins(settings).items():
             lines.append(f"# {key} = not set" if value is None else f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

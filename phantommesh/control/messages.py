@@ -18,6 +18,7 @@ from phantommesh.idtree import MAX_DEPTH
 from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
 from phantommesh.records.record import MAX_RECORD_BYTES
+from phantommesh.routable import MAX_ROUTES
 
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
@@ -30,6 +31,7 @@ MAX_AGE_MS = 600_000  # a sighting that is older is none
 MAX_ABOUT = 64  # members that one question names
 MAX_NEIGHBOURS = 128  # links of one answer, at most 70 bytes each
 _MAX_PLACE = 64  # characters of an address with its port
+_MAX_PREFIX = 43  # characters of the longest
 _AROUND = 256  # bytes around what an answer holds
 
 
@@ -127,6 +129,18 @@ class Rename(msgspec.Struct, frozen=True, tag="rename"):
     answer is `Renewed`."""
 
     csr: bytes
+
+
+class Route(msgspec.Struct, frozen=True, tag="route"):
+    """A member's request to route these prefixes, each in its only form. The answer is `Renewed`, with a
+    certificate for the member's present name, if some of them are approved that the present one has not;
+    else `Done`: an operator of the authority may approve them."""
+
+    csr: bytes
+    prefixes: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=_MAX_PREFIX)], ...],
+        msgspec.Meta(min_length=1, max_length=MAX_ROUTES),
+    ]
 
 
 class Replace(msgspec.Struct, frozen=True, tag="replace"):
@@ -469,8 +483,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Return | Rename | Replace | Announce | AskKeys | CompareRevocations | FetchRevocations
-    | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
+    Enrol | Renew | Return | Rename | Route | Replace | Announce | AskKeys | CompareRevocations
+    | FetchRevocations | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
     | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
     | Meet | Frames | CheckTcp | Echo

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from phantommesh.management.views import Life
+from phantommesh.routable import MAX_ROUTES
 
 
 class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +36,14 @@ class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     force: bool = False
     undo: bool = False
     undo_all: bool = False
+
+
+class RouteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/routes/approvals and /v1/routes/withdrawals: a member's name or node id, and
+    prefixes."""
+
+    node: str
+    prefixes: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_ROUTES)]
 
 
 class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

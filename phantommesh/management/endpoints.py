@@ -16,9 +16,11 @@ from phantommesh.management.bodies import (
     Probe,
     RevocationRequest,
     RotationRequest,
+    RouteRequest,
 )
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.scopes import Scope
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
@@ -145,6 +147,30 @@ NAMES = Endpoint(
     answer=NameResult,
     errors=_WRITE | {403},
 )
+APPROVALS = Endpoint(
+    name="approve_routes",
+    method="POST",
+    path="/v1/routes/approvals",
+    summary="Approve that a member routes prefixes beyond the mesh.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may approve routes", fix="run this with sudo on an authority"),
+    body=RouteRequest,
+    example='{"node": "NAME", "prefixes": ["10.1.0.0/16"]}',
+    answer=RouteResult,
+    errors=_WRITE | {403, 404},
+)
+WITHDRAWALS = Endpoint(
+    name="withdraw_routes",
+    method="POST",
+    path="/v1/routes/withdrawals",
+    summary="Withdraw prefixes from a member, which stays one.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may withdraw routes", fix="run this with sudo on an authority"),
+    body=RouteRequest,
+    example='{"node": "NAME", "prefixes": ["10.1.0.0/16"]}',
+    answer=RouteResult,
+    errors=_WRITE | {403, 404},
+)
 REVOCATIONS = Endpoint(
     name="revocations",
     method="POST",
@@ -201,6 +227,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, answer=TopologyView,
     ),
     Endpoint(
+        name="routes", method="GET", path="/v1/routes",
+        summary="Prefixes beyond the mesh: who may route them, what this node takes, what carries packets.",
+        scope=Scope.READ, answer=RoutesView,
+    ),
+    Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",
         summary="This host's network, and how members reach it, which they are asked.",
         scope=Scope.READ, answer=NetCheck,
@@ -225,4 +256,6 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     IDENTITIES,
     NAMES,
     REVOCATIONS,
+    APPROVALS,
+    WITHDRAWALS,
 )  # fmt: skip

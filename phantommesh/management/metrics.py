@@ -223,6 +223,13 @@ class Metrics:
             ["way"],
             registry=self.registry,
         )
+        self._routes = Gauge(
+            PREFIX + "routes",
+            "Prefixes beyond the mesh: of this node's own offered and unapproved; of others' taken, carried, "
+            "in conflict with this host, and claimed without a certificate.",
+            ["state"],
+            registry=self.registry,
+        )
         self._advice = Gauge(
             PREFIX + "topology_advice",
             "What is weak about the mesh now, by kind; 0 once there was one.",
@@ -301,6 +308,12 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.class_packets = Counter(
+            PREFIX + "scatter_class_packets_total",
+            "Packets sent by class of traffic, to peers that an intent is for; a GSO burst counts as one.",
+            ["class"],
+            registry=self.registry,
+        )
         self.scatter_proofs = Counter(
             PREFIX + "scatter_proofs_total",
             "Steps of scatter proofs by what came of them.",
@@ -349,6 +362,11 @@ class Metrics:
         self._fault_kinds.update(by_kind)
         for kind in self._fault_kinds:
             self._faults.labels(*kind).set(by_kind.get(kind, 0))
+
+    def set_routes(self, by_state: Mapping[str, int]) -> None:
+        """Set how many prefixes beyond the mesh there are in each state."""
+        for state, count in by_state.items():
+            self._routes.labels(state).set(count)
 
     def set_advice(self, by_kind: Mapping[str, int]) -> None:
         """Set how much advice of each kind there is. One seen before and absent now becomes 0."""

@@ -6,6 +6,7 @@ ignore fields they do not know, so an older command line reads a newer node. Dur
 bytes, dates RFC 3339 text in UTC. No value here may hold a secret.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from phantommesh.faults import Fault
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
@@ -111,8 +113,8 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     carried its last answer first."""
     gossip_rtt_s: float | None = None
     endpoint: str | None
-    """Where WireGuard sends in the first dimension that answers. While WireGuard has no endpoint: the first
-    control endpoint of the node's record."""
+    """Where packets are sent in the first dimension that answers; ``/tcp`` follows for a connection that
+    carries them. While WireGuard has no endpoint: the first control endpoint of the node's record."""
     dimensions: list[DimensionView]
     rx_bytes: int
     tx_bytes: int
@@ -145,6 +147,7 @@ class PathView(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     interface: str
     endpoint: str | None
+    """Where its packets are sent; ``/tcp`` follows for a connection that carries them."""
     state: Literal["closed", "proving", "up", "dark"]
     """``closed``: it has no keys yet. ``dark``: probes get no answer. ``proving``: they do again, and it
     carries traffic once they have for a while."""
@@ -186,6 +189,22 @@ class ScatterDimension(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class ScatterClass(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of the traffic to one peer (`[[intent]]`), in this epoch."""
+
+    name: str
+    """That of its intent; "rest" for what matches none."""
+    goal: str
+    scheduler: str
+    entropy_bits: float | None
+    """The entropy of the packets of this epoch; None while there are none."""
+    weights: list[float]
+    """The share of each dimension by this epoch's secret map, 0 to 1."""
+    packets: list[int]
+    """Sent since the epoch began, a dimension; a GSO burst counts as one."""
+    bytes: list[int]
+
+
 class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     """How traffic to one peer is scattered. A peer that has no keys, or whose traffic takes dimension 0
     alone, has no such view."""
@@ -203,6 +222,9 @@ class ScatterView(msgspec.Struct, frozen=True, kw_only=True):
     """The entropy of the packets of this epoch and the one before; None while there are none. 2.807 at equal
     shares."""
     dimensions: list[ScatterDimension]
+    """Of all classes together. The weights are those of what matches no intent."""
+    classes: list[ScatterClass] = []
+    """The classes of the traffic in order, the rest last; none where no intent is for this peer."""
 
 
 class ProofEpoch(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,6 +407,18 @@ class NodePort(Protocol):
 
     async def topology(self) -> TopologyView:
         """The mesh as its members measure it, and what is weak about it."""
+        ...
+
+    def routes(self) -> RoutesView:
+        """Prefixes beyond the mesh: who may route them, and what this node takes."""
+        ...
+
+    async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Approve that a member, by name or node id, routes these prefixes."""
+        ...
+
+    async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Withdraw these prefixes from a member, which stays one."""
         ...
 
     async def netcheck(self) -> NetCheck:

@@ -3,16 +3,21 @@
 
 The new file takes the old one's place by a rename, so that readers and crashes see one or the other. A file
 that is a mount of its own (a container's /etc/hosts) cannot be renamed over and is rewritten in place.
+
+Nodes of several meshes on one host have a block each in one file. They write one after the other: the new
+file is locked while it is made.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,13 +68,16 @@ def write(path: Path, change: Callable[[bytes], bytes]) -> Written:
     try:
         target = path.resolve()  # a symbolic link stays one
         for _ in range(_ATTEMPTS):
-            before = _stat(target)
-            data = b"" if before is None else _read(target)
-            changed = change(data)
-            if changed == data:
+            _, data = _look(target)
+            if change(data) == data:
                 return Written.UNCHANGED
-            if (written := _replace(target, before, changed)) is not None:
-                return written
+            with _alone(target) as (temporary, descriptor):
+                before, data = _look(target)  # another node may have been faster
+                changed = change(data)
+                if changed == data:
+                    return Written.UNCHANGED
+                if (written := _replace(target, before, changed, temporary, descriptor)) is not None:
+                    return written
     except OSError as error:
         raise HostsError(
             f"cannot write {path}: {error.strerror}", fix='make it writable, or set dns.mode = "off"'
@@ -110,6 +118,11 @@ def _lines(data: bytes) -> list[bytes]:
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
+def _look(path: Path) -> tuple[os.stat_result | None, bytes]:
+    found = _stat(path)
+    return found, b"" if found is None else _read(path)
+
+
 def _stat(path: Path) -> os.stat_result | None:
     try:
         found = path.stat()
@@ -137,35 +150,61 @@ def _same(before: os.stat_result | None, now: os.stat_result | None) -> bool:
     )
 
 
-def _replace(path: Path, before: os.stat_result | None, data: bytes) -> Written | None:
-    """Put the bytes in place, or return None where the file is no longer the one that was read."""
+@contextmanager
+def _alone(path: Path) -> Iterator[tuple[Path, int]]:
+    """Make the file that is to take the place of ``path``, empty, as the only node that does so now. Nobody
+    else can open the file, so nobody else can hold its lock."""
     temporary = path.with_name(f".{path.name}.phantommesh")
-    temporary.unlink(missing_ok=True)  # a crash's left-over
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if before is not None:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                shutil.copystat(path, temporary)  # the mode, and SELinux's label with it
-                os.utime(file.fileno())
-            else:
-                os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        if not _same(before, _stat(path)):
-            return None
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            temporary.replace(path)
-        except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.EXDEV):
-                raise
-            _overwrite(path, data)
-            return Written.IN_PLACE
-        _sync(path.parent)
-        return Written.REPLACED
-    finally:
-        temporary.unlink(missing_ok=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held = os.fstat(descriptor)
+            if _same_file(held, temporary):  # else the node before has put it in place, or removed it
+                if not held.st_size and held.st_nlink == 1 and held.st_uid == os.geteuid():
+                    try:
+                        yield temporary, descriptor
+                    finally:
+                        if _same_file(os.fstat(descriptor), temporary):
+                            temporary.unlink()
+                    return
+                temporary.unlink()  # a crash's left-over
+        finally:
+            os.close(descriptor)
+
+
+def _same_file(held: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(held, path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _replace(
+    path: Path, before: os.stat_result | None, data: bytes, temporary: Path, descriptor: int
+) -> Written | None:
+    """Put the bytes in place, or return None where the file is no longer the one that was read."""
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+        file.flush()
+        if before is not None:
+            os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            shutil.copystat(path, temporary)  # the mode, and SELinux's label with it
+            os.utime(file.fileno())
+        else:
+            os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    if not _same(before, _stat(path)):
+        return None
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        _overwrite(path, data)
+        return Written.IN_PLACE
+    _sync(path.parent)
+    return Written.REPLACED
 
 
 def _overwrite(path: Path, data: bytes) -> None:

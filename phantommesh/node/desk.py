@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -14,6 +14,7 @@ from phantommesh.control import messages
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.link.keys import RETURNING
 from phantommesh.moments import span
+from phantommesh.node.granting import Granting
 from phantommesh.node.returning import Returning
 from phantommesh.node.revoking import Revoking, authority_of
 from phantommesh.node.steps import (
@@ -37,6 +38,7 @@ from phantommesh.reachable import Reach, Why, all_loopback
 from phantommesh.records.record import SignedRecord, open_record
 from phantommesh.records.roster import Entry, settle
 from phantommesh.state.invitebook import InviteEntry
+from phantommesh.state.routebook import Approval
 from phantommesh.trust.certificates import (
     NODE_LIFE,
     Role,
@@ -45,7 +47,13 @@ from phantommesh.trust.certificates import (
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import Identity, NodeId, format_node_id, node_id_of, parse_node_id
 from phantommesh.trust.invites import MAX_ENDPOINTS, Invite
-from phantommesh.trust.issuing import check_authority_proof, choose_ip4, issue_authority, parse_csr_untrusted
+from phantommesh.trust.issuing import (
+    Authority,
+    check_authority_proof,
+    choose_ip4,
+    issue_authority,
+    parse_csr_untrusted,
+)
 from phantommesh.trust.revocations import MAX_SNAPSHOT
 
 # Tuning.
@@ -69,7 +77,7 @@ class Desk:
     """Every node has a desk. On a node that is no authority, each method that needs an authority raises
     TrustError."""
 
-    def __init__(self, node: Holdings, ring: Keyring) -> None:
+    def __init__(self, node: Holdings, ring: Keyring, approvals: Iterable[Approval] = ()) -> None:
         self._node, self._ring = node, ring
         self.revoking = Revoking(node)
         self._me = node.identity.node_id
@@ -78,6 +86,7 @@ class Desk:
         self._renames = Rates[NodeId](1 / RENAME_AGAIN, RENAMES)
         self._joins = Rates[NodeId](1 / JOIN_AGAIN, JOINS)
         self.returning = Returning(node, ring, self._renewals)
+        self.granting = Granting(node, self.revoking, approvals)
 
     # Letting nodes in.
 
@@ -248,8 +257,8 @@ class Desk:
     # Certificates.
 
     def renew(self, entry: Entry, request: messages.Renew, at: Moment) -> Work[messages.Renewed]:
-        """Issue a member's next certificate: for its own key, name, role and address, unless it lost the name
-        or the address to another member. Raises TrustError or RecordError."""
+        """Issue a member's next certificate: for its own key, name, role, address and the routes that it has,
+        unless it lost the name or the address to another member. Raises TrustError or RecordError."""
         authority, member = authority_of(self._node), entry.member
         spki, _ = yield Compute(partial(parse_csr_untrusted, request.csr))
         if node_id_of(spki) != member.node_id:
@@ -260,7 +269,7 @@ class Desk:
 
         def issue(at: Moment) -> Work[messages.Renewed]:
             name, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
-            node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
+            node_cert = yield from self._certify(authority, spki, entry, name, ip4, at)
             yield Told(
                 "authority",
                 "certificate renewed",
@@ -289,7 +298,7 @@ class Desk:
                     f"`phantommesh revoke {name}` on an authority sets the name free",
                 )
             _, ip4 = settle(self._node.roster, self._node.mesh, member, at.wall)
-            node_cert: bytes = yield Compute(partial(authority.issue, spki, name, member.role, ip4, at.wall))
+            node_cert = yield from self._certify(authority, spki, entry, name, ip4, at)
             self._promised[name] = member.node_id, at.now + PROMISED
             yield Told(
                 "authority",
@@ -301,6 +310,16 @@ class Desk:
 
         renamed: messages.Renewed = yield Alone("enrolling", issue)
         return renamed
+
+    def _certify(
+        self, authority: Authority, spki: bytes, entry: Entry, name: str, ip4: IPv4Address, at: Moment
+    ) -> Work[bytes]:
+        """Sign a certificate for a member, in its role and with the routes that it has."""
+        grants, role = self.granting.granted(entry), entry.member.role
+        node_cert: bytes = yield Compute(
+            partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants)
+        )
+        return node_cert
 
     def _taken(self, others: Sequence[Entry], node_id: NodeId, name: str, at: Moment) -> bool:
         """Whether another member has the name, or was just given it. A member that is not taken back any

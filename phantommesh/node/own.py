@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -14,9 +14,11 @@ from msgspec import structs
 
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
+from phantommesh.node.advertising import Advertising
 from phantommesh.node.steps import Compute, Holdings, Moment, Told
 from phantommesh.records.record import CONTEXT, NodeRecord, SignedRecord, sign_record
 from phantommesh.records.roster import Dispute, Entry, Roster, settle
+from phantommesh.routable import Network
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust.certificates import (
     EARLY,
@@ -109,19 +111,29 @@ class AskRename:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRoutes:
+    """Ask each authority for routes: see `control.Route`. A node that is an authority asks itself alone. The
+    result is the first certificate that one gave, as `control.Renewed`, or None where they were heard and
+    gave none; and the `Moment` at which it came. TrustError is thrown where none was heard."""
+
+    request: messages.Route
+
+
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Put what `Own.record` gives into the roster."""
 
 
 OwnStep = (
-    Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | AskRename | Publish | Told
+    Compute | WriteKeys | WriteCertificates | AskRenewal | AskReturn | Rejoin | AskRename | AskRoutes
+    | Publish | Told
 )  # fmt: skip
 OwnWork = Generator[OwnStep, Any, T]
 
 
 class Own:
     """This node as others know it. ``words`` makes the record, unsigned, from WireGuard keys and a record
-    number."""
+    number. ``advertised`` are the prefixes that the operator wants it to route."""
 
     def __init__(
         self,
@@ -129,12 +141,14 @@ class Own:
         certified: Certified,
         wg_keys: WgKeys,
         words: Callable[[WgKeys, int], NodeRecord],
+        advertised: Iterable[Network] = (),
     ) -> None:
         self._node, self._words = node, words
         self._me = node.identity.node_id
         self.certified, self.wg_keys = certified, wg_keys
         self._reserved = wg_keys.seq  # the greatest number that earlier runs may have given out
         self.renewal_error: PhantomMeshError | None = None
+        self.routes = Advertising(node, advertised, lambda: self.member)
         self._refusals, self._refused = 0, Moment(0.0, 0.0)  # how often in a row, and the last time
 
     @property
@@ -215,12 +229,14 @@ class Own:
 
     def disputed(self, wall: float) -> bool:
         """Whether the certificate should be replaced before its time: another member has the name or the
-        address and keeps it, or the authority that issued it was revoked. False if this node itself was
-        revoked."""
+        address and keeps it, a route in it was withdrawn, or the authority that issued it was revoked. False
+        if this node itself was revoked."""
         issuer = authority_node(self.certified.authority_cert)
         if self._revoked:
             return False
-        return self.dispute(wall) is not None or (issuer is not None and issuer in self._node.revocations)
+        if self.dispute(wall) is not None or self.routes.withdrawn:
+            return True
+        return issuer is not None and issuer in self._node.revocations
 
     def forlorn(self, wall: float) -> bool:
         """Whether this node is an authority that knows of others, and can link with nobody: it was away for
@@ -278,8 +294,8 @@ class Own:
         if node.authority is not None:
             if self._aged(at.wall) or self.disputed(at.wall):
                 name, ip4 = settle(node.roster, node.mesh, member, at.wall)
-                spki, role = node.identity.spki, member.role
-                issue = partial(node.authority.issue, spki, name, role, ip4, at.wall)
+                spki, role, grants = node.identity.spki, member.role, self.routes.granted
+                issue = partial(node.authority.issue, spki, name, role, ip4, at.wall, grants=grants)
                 node_cert: bytes = yield Compute(issue)
                 yield from self._adopt_certificate(node_cert, node.authority.der, at)
             if self.forlorn(at.wall):
@@ -311,7 +327,9 @@ class Own:
         csr: bytes = yield Compute(partial(make_csr, node.identity, self.member.name))
         chain = (b"", b"") if node.authority is None else (self.certified.node_cert, node.authority.der)
         # Greater than any number that a state before a backup or a crash may have used: see `enrolment`.
-        record = self._words(self.wg_keys, max(self._next_seq(), int(at.wall * 1000)))
+        # Without routes: nobody knows yet which of them the next certificate has.
+        words = self._words(self.wg_keys, max(self._next_seq(), int(at.wall * 1000)))
+        record = structs.replace(words, routes=())
         body = msgspec.msgpack.encode(record)
         signature: bytes = yield Compute(partial(node.identity.sign, body, CONTEXT))
         returned: messages.Returned
@@ -352,6 +370,31 @@ class Own:
             raise TrustError(f"the authority certified the name {member.name}, not {name}", fix="try again")
         yield from self._take(Certified(renewed.node_cert, renewed.authority_cert, member))
         yield Told("own", "this node has another name", {"name": name, "before": before}, "warning")
+
+    # Routes.
+
+    def ask_routes(self, at: Moment) -> OwnWork[None]:
+        """Ask the authorities for the prefixes that the certificate lacks. ``routes.error`` says why that
+        failed; that nobody has approved them yet is no failure."""
+        routes = self.routes
+        if self._revoked or not routes.lacking or not self.certified_at(at.wall):
+            return
+        before = len(routes.granted)
+        try:
+            csr: bytes = yield Compute(partial(make_csr, self._node.identity, self.member.name))
+            wanted = tuple(map(str, routes.advertised))
+            renewed: messages.Renewed | None
+            renewed, at = yield AskRoutes(messages.Route(csr, wanted))
+            if renewed is not None:
+                yield from self._adopt_certificate(renewed.node_cert, renewed.authority_cert, at)
+            routes.error = None
+        except PhantomMeshError as error:
+            if str(error) != str(routes.error):
+                yield Told("own", "routes not asked for", _about(error), "warning")
+            routes.error = error
+        if len(routes.granted) > before:
+            offered = [str(prefix) for prefix in routes.offered]
+            yield Told("own", "routes granted", {"routes": offered}, "warning")
 
     def _verified(self, node_cert: bytes, authority_cert: bytes, at: Moment) -> Member:
         """Return what a new certificate says of this node. Raises TrustError where it does not hold, is for

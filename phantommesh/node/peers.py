@@ -17,7 +17,7 @@ which:
 | `dataplane.PeerReading` | what all seven devices hold of a peer | PeerStates against PSKs (`Peers.read`) |
 | `scatter.epochs.ScatterPeer` | a peer as the scatterer needs it | Entry and the link (`Peers.keyed`) |
 | `scatter.epochs.PeerScatter` | its scatter from epoch to epoch | ScatterPeer |
-| `scatter.ruleset.PeerMap` | its part of the packet filter's table | PeerScatter |
+| `scatter.peermap.PeerMap` | its part of the packet filter's table | PeerScatter |
 | `membership.machine.MemberView` | whether a member is alive | gossip, not the roster |
 | `views.PeerView` | what an operator is shown | all of these |
 """
@@ -40,6 +40,7 @@ from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.goals import schedule_of
+from phantommesh.scatter.intents import Intents
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
@@ -124,12 +125,14 @@ class Peers:
         uplinks: Uplinks | None = None,
         ways: Ways | None = None,
         keepalive: Callable[[str], int] | None = None,
+        intents: Intents = Intents(),
     ) -> None:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
         self.authorities: list[Entry] = []
         self.fits: frozenset[Fitted] = frozenset()
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
+        self._intents = intents
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
@@ -140,9 +143,9 @@ class Peers:
         self._located: dict[NodeId, int] = {}
         self._desired = Desired(wireguard)
 
-    def scatter_by(self, scatter: ScatterSection) -> None:
-        """Scatter for these goals from the next `arrange` or `keyed` on."""
-        self._scatter = scatter
+    def scatter_by(self, scatter: ScatterSection, intents: Intents) -> None:
+        """Scatter for these goals and intents from the next `arrange` or `keyed` on."""
+        self._scatter, self._intents = scatter, intents
 
     def look(
         self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
@@ -316,6 +319,7 @@ class Peers:
             member.ip6,
             self._links.scatter(member.node_id),
             schedule_of(member.name, self._scatter),
+            self._intents.classes(member.name),
         )
 
     def _reached(self, entry: Entry) -> Reached:

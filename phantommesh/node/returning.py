@@ -31,6 +31,7 @@ from phantommesh.trust.certificates import (
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.issuing import parse_csr_untrusted
+from phantommesh.trust.routes import standing
 
 
 class Returning:
@@ -76,7 +77,8 @@ class Returning:
                     raise TrustError("an authority brings the certificate that it gave itself")
             else:
                 name, ip4 = settle(node.roster, node.mesh, member, at.wall)
-                issue = partial(authority.issue, spki, name, member.role, ip4, at.wall)
+                grants = standing(member.grants, node_id, node.revocations)
+                issue = partial(authority.issue, spki, name, member.role, ip4, at.wall, grants=grants)
                 node_cert, authority_cert = (yield Compute(issue)), authority.der
             signed = SignedRecord(request.record, request.signature, node_cert, authority_cert)
             yield Keep(SignedRecord.decode_untrusted(signed.encode()))

@@ -41,6 +41,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.OfferRelay: (4.0, 200),
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Rename: (0.2, 20),  # likewise
+    messages.Route: (0.5, 20),  # likewise: see `node.granting`
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
@@ -210,6 +211,8 @@ class Serving:
                 return (yield from self._desk.renew(entry, request, at))
             case messages.Rename():
                 return (yield from self._desk.rename(entry, request, at))
+            case messages.Route():
+                return (yield from self._desk.granting.ask(entry, request, at))
             case messages.Replace():
                 return (yield from self._desk.replace(entry, at))
             case messages.Announce(record):

@@ -17,6 +17,7 @@ from cryptography import x509
 
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Roster
+from phantommesh.state.routebook import Approval
 from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority
@@ -132,6 +133,13 @@ class MakeInvite:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteApprovals:
+    """Write the authority's book of routes: it is on disk when the work goes on."""
+
+    approvals: tuple[Approval, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRootKey:
     """Read the mesh's root key, to do ``what``. The result is the `Identity`; TrustError is thrown where this
     machine does not hold it."""
@@ -183,7 +191,7 @@ class Told:
 
 
 Step = (
-    Compute | Alone | FindInvite | SpendInvite | MakeInvite | ReadRootKey | Keep | Hold | Hear | Save
-    | MakeKey | Told
+    Compute | Alone | FindInvite | SpendInvite | MakeInvite | WriteApprovals | ReadRootKey | Keep | Hold
+    | Hear | Save | MakeKey | Told
 )  # fmt: skip
 Work = Generator[Step, Any, T]

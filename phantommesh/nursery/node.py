@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -29,6 +29,7 @@ from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.weaving import Weaving
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.scatter.intents import Intents
 from phantommesh.state.start import NodeState
 
 # Tuning.
@@ -65,14 +66,16 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
 
-    def reload(self, wanted: Config) -> None:
-        """Take over what can be of a configuration that holds; the rest waits for a restart."""
+    def reload(self, wanted: Config, uids: Mapping[str, int]) -> None:
+        """Take over what can be of a configuration that holds; the rest waits for a restart. ``uids`` are the
+        numbers of the users whom its intents name."""
         parts = self.parts
         done = change(parts.config, wanted)
         parts.settings.config, parts.settings.refused = done.config, None
+        parts.settings.intents = Intents(done.config.intent, uids)
         parts.settings.waiting = done.waiting
         parts.places.seek(done.config.gossip.seeds)
-        parts.peers.scatter_by(done.config.scatter)
+        parts.peers.scatter_by(done.config.scatter, parts.settings.intents)
         parts.naming.reload(done.config.dns)
         if not parts.runs.aside.is_set():
             self._weaving.peers_changed()
@@ -209,6 +212,8 @@ class Node:
             "resolver": parts.resolver.run,
             "refresh": self._refresh,
             "certificate": partial(parts.own.renew, parts.caller),
+            "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
+            "routes": parts.taking.run,
             "topology": parts.surveying.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,

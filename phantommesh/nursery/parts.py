@@ -42,6 +42,7 @@ from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
+from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
@@ -65,6 +66,7 @@ from phantommesh.nursery.members.seeing import seen_at, sight
 from phantommesh.nursery.members.serving import ControlServer
 from phantommesh.nursery.members.succession import Succession
 from phantommesh.nursery.members.surveying import Surveying, make_surveying
+from phantommesh.nursery.members.taking import Taking
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
@@ -92,6 +94,7 @@ from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.routing.ways import Ways
+from phantommesh.scatter.intents import Intents, named_users
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
 from phantommesh.trust.identity import NodeId
@@ -100,10 +103,12 @@ from phantommesh.wireguard.insisting import Insisting
 
 @dataclass(slots=True)
 class Settings:
-    """The configuration that the node runs with. ``refused`` says why the file could not be taken over, and
-    ``waiting`` names the keys of the file that only a restart does: see `config.changes`."""
+    """The configuration that the node runs with, its intents with the users whom this machine has.
+    ``refused`` says why the file could not be taken over, and ``waiting`` names the keys of the file that
+    only a restart does: see `config.changes`."""
 
     config: Config
+    intents: Intents
     refused: PhantomMeshError | None = None
     waiting: tuple[str, ...] = ()
 
@@ -155,6 +160,7 @@ class Parts:
     framed: Framed
     rekeying: KeyReplacer
     desk: AuthorityDesk
+    taking: Taking
     gossip: GossipDriver
     runs: RunWatch
     proving: Proving
@@ -195,6 +201,7 @@ def make_parts(
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
+    intents = Intents(config.intent, numbers_of(named_users(config.intent)))
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
@@ -218,7 +225,7 @@ def make_parts(
     )
     ways = Ways()
     peers = Peers(
-        state.identity.node_id, links, wireguard, config.scatter,
+        state.identity.node_id, links, wireguard, config.scatter, intents=intents,
         where=places.of, uplinks=places.uplinks, ways=ways, keepalive=lambda host: lifetimes.keepalive(host),
     )  # fmt: skip
     finding = Finding(
@@ -250,6 +257,7 @@ def make_parts(
         finding.moved()
         paths.uplinks_changed()
         lending.moved()
+        taking.kick()
 
     changes = Changes((*names, master), look, moved)
     probe_bytes = probe.ON_WIRE if backend.name == "kernel" else probe.INSIDE  # as each device counts them
@@ -361,6 +369,10 @@ def make_parts(
     punching = PunchDriver(
         state.identity.node_id, wgports, ways, peers, places, lambda: measured, caller, tell
     )
+    taking = Taking(
+        config.routes, config.node.region, overlay.networks, (*names, master), lambda: peers.entries,
+        state.revocations,
+    )  # fmt: skip
     surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
@@ -391,7 +403,7 @@ def make_parts(
         join=bridging.join,
     )
     return Parts(
-        settings=Settings(config),
+        settings=Settings(config, intents),
         state=state,
         backend=backend,
         udp=udp,
@@ -442,6 +454,7 @@ def make_parts(
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
         desk=desk,
+        taking=taking,
         gossip=gossip,
         runs=runs,
         proving=proving,

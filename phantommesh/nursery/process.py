@@ -25,13 +25,15 @@ from phantommesh.kem import provider
 from phantommesh.nursery import logs
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import Backend, choose
-from phantommesh.nursery.host.owning import owned
+from phantommesh.nursery.host.owning import held, owned
+from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.names.resolve import SystemNames
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.sockets.udp import OuterSockets, UdpPort
 from phantommesh.overlay.prefixes import Address
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.scatter.intents import named_users
 from phantommesh.state.agreement import check_agreement, load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
@@ -91,7 +93,7 @@ async def prepared(state_dir: Path, config_path: Path) -> AsyncIterator[Prepared
         generation = await trio.to_thread.run_sync(next_generation, state.state, time())
         backend = await _examine_settings(config, state)
         overlay = _overlay(config, state)
-        with _sole_owner(config.wireguard.prefix):
+        with _sole_owner(config.wireguard.prefix), _sole_speaker(config):
             await _examine_host(config, overlay)
             yield Prepared(lock, config, state, generation, backend, overlay)
 
@@ -130,11 +132,12 @@ class _Process:
             try:
                 wanted = await trio.to_thread.run_sync(load_config, self._config_path, self._state_dir)
                 await check(wanted, self._state_dir, held=node.parts.config.wireguard.prefix)
+                uids = await trio.to_thread.run_sync(numbers_of, named_users(wanted.intent))
             except PhantomMeshError as error:
                 node.keep_config(error)
                 return
             before = node.parts.config.log
-            node.reload(wanted)
+            node.reload(wanted, uids)
             if wanted.log != before:
                 logs.configure(wanted.log.level, wanted.log.format)
 
@@ -239,6 +242,25 @@ def _sole_owner(prefix: str) -> Iterator[None]:
         if not free:
             raise PhantomMeshError(
                 f"another node here has the interfaces {prefix}0 to {prefix}6",
-                fix="stop it first, or set wireguard.prefix and wireguard.base_port in the config",
+                fix="stop it first; or, for a node of a second mesh, set wireguard.prefix and "
+                "wireguard.base_port in the config, and the other keys that docs/operations.md has for two "
+                "meshes on one host",
+            )
+        yield
+
+
+@contextmanager
+def _sole_speaker(config: Config) -> Iterator[None]:
+    """Hold the mesh's names against a node of a second mesh of the same name here, where this host is told
+    of them: each would take the other's out of the hosts file or the resolver."""
+    if config.dns.mode == "off":
+        yield
+        return
+    mesh = config.node.mesh
+    with held(f"names-{mesh}") as free:
+        if not free:
+            raise PhantomMeshError(
+                f"another node here tells this host of the names of a mesh that is called {mesh}, too",
+                fix='stop it first, or set dns.mode = "off" in the config: a mesh is never called another',
             )
         yield

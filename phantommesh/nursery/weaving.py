@@ -112,6 +112,7 @@ class Weaving:
         parts.gossip.roster_changed()
         parts.carrying.look()
         parts.overlay.kick()
+        parts.taking.kick()
         parts.punching.look()
         self._arrange()
         parts.lending.changed()

@@ -22,6 +22,7 @@ from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.routable import overlap
 from phantommesh.wireguard.device import Network
 
 OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")
@@ -134,7 +135,7 @@ def refusal(found: Plan) -> OverlapError | None:
     return OverlapError(
         "; ".join(found.conflicts[:_NAMED]) + more,
         fix="remove that address or route, or renumber the host's network; a mesh's range cannot change, "
-        "another is chosen with `phantommesh init --cidr NETWORK`",
+        "another (as a second mesh on one host needs) is chosen with `phantommesh init --cidr NETWORK`",
     )
 
 
@@ -147,12 +148,6 @@ def check_range(configured: str, network4: IPv4Network) -> None:
             fix=f'set overlay.cidr4 = "{network4}" again; another range needs another mesh: `phantommesh '
             f"--state-dir NEW --config NEW init --mesh NAME --cidr {configured}`, which the others then join",
         )
-
-
-def overlap(one: Network, other: Network) -> bool:
-    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
-        return one.overlaps(other)
-    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)
 
 
 def _by_address(item: tuple[Address, str]) -> int:

@@ -67,6 +67,7 @@ class Mapper:
         self._upnp_refused = ""
         self._epoch: tuple[float, int] | None = None
         self._announced = -inf  # when the gateway last was heard to announce itself
+        self._told = False  # and no answer has come since
 
     # --- what is wanted, and what there is ---
 
@@ -121,7 +122,7 @@ class Mapper:
             return []
         if now < self._announced + HEEDED or not self._jobs:
             return []
-        self._announced = now
+        self._announced, self._told = now, True
         if self.method not in (Method.PCP, Method.NAT_PMP):
             return self.again(now)
         first = next(iter(self._jobs.values()))
@@ -305,10 +306,14 @@ class Mapper:
 
     def _answers(self, method: Method, epoch: int, now: float) -> bool:
         """The gateway answers. Where its clock is behind, it was started anew and has lost all mappings:
-        return whether it was."""
+        return whether it was. A gateway that had just been started shows that only by a clock that began
+        when it announced itself."""
         self.method, before = method, self._epoch
-        self._epoch = now, epoch
-        if before is None or epoch >= before[1] + (now - before[0]) * 7 / 8 - RESTARTED:
+        self._epoch, told, self._told = (now, epoch), self._told, False
+        if before is None:
+            return False
+        young = told and epoch <= now - self._announced + RESTARTED
+        if not young and epoch >= before[1] + (now - before[0]) * 7 / 8 - RESTARTED:
             return False
         self._address = None
         for job in self._jobs.values():

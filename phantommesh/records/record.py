@@ -2,6 +2,7 @@
 """A node's record: its own words on itself, signed. It says where the node is, and its WireGuard keys."""
 
 import hashlib
+from itertools import pairwise
 from typing import Annotated, Final, Self, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.records.candidate import Candidate, flaw
 from phantommesh.records.candidate import Kind as CandidateKind
+from phantommesh.routable import MAX_ROUTES, order, parse_prefix
 from phantommesh.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Member,
@@ -67,7 +69,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     dimension, seven in all. Earlier versions sent no proofs. `candidates` are up to 16 more addresses at
     which the node may be reached, the likeliest first. `relay`: it forwards for others. `tcp_ports`: up to 2
     more ports at which each of its addresses takes TCP. `region`: where it stands, a label of up to 32
-    characters, or empty. Earlier versions know of none of these.
+    characters, or empty. `routes`: the prefixes beyond the mesh that it offers to route now, each in its only
+    form and sorted. They count as far as its certificate has them. Earlier versions know of none of these.
     """
 
     node_id: bytes
@@ -81,6 +84,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     relay: RelayOffer | None = None
     tcp_ports: tuple[int, ...] = ()
     region: str = ""
+    routes: tuple[str, ...] = ()
 
 
 def known_by_itself(record: NodeRecord) -> frozenset[str]:
@@ -253,6 +257,8 @@ def _check(record: NodeRecord) -> None:
         raise RecordError("the record has too many TCP ports, or one that is out of range")
     if record.region:
         _check_region(record.region)
+    if record.routes:
+        _check_routes(record.routes)
     if len(record.version) > MAX_VERSION_CHARS or not record.version.isprintable():
         raise RecordError("the record's version is not a short text")
 
@@ -264,6 +270,17 @@ def _check_region(region: str) -> None:
         check_label("the record's region", region)
     except TrustError as error:
         raise RecordError(str(error), fix=error.fix) from None
+
+
+def _check_routes(routes: tuple[str, ...]) -> None:
+    if len(routes) > MAX_ROUTES:
+        raise RecordError(f"the record offers more than {MAX_ROUTES} routes")
+    try:
+        keys = [order(parse_prefix(route)) for route in routes]
+    except ValueError as error:
+        raise RecordError(f"the record offers a route that is none: {error}") from None
+    if any(one >= other for one, other in pairwise(keys)):
+        raise RecordError("the record's routes are not sorted, or there twice")
 
 
 def _check_possession(record: NodeRecord, whose: str) -> None:

@@ -66,9 +66,10 @@ class Ways:
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
 
     def proved(self) -> set[Endpoint]:
-        """The endpoints of all ways on offer: packets have passed there, both ways."""
+        """The endpoints of the direct and relayed ways on offer: packets have passed there, both ways. Frames
+        are not among them: what comes in by any other way shows that the peer has left the frames."""
         offers = (found for dimensions in self._offers.values() for found in dimensions.values())
-        return {way.endpoint for found in offers for way in found.values()}
+        return {way.endpoint for found in offers for way in found.values() if way.kind is not Kind.FRAMED}
 
     def taken(self, peer: bytes) -> list[Way | None]:
         """The ways to take, by dimension."""

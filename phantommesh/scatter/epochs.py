@@ -8,10 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
+from phantommesh.config.intents import REST
+from phantommesh.config.sections import Goal
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.goals import Schedule
-from phantommesh.scatter.maps import Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
-from phantommesh.scatter.ruleset import Hits, PeerMap, length_of, read_hits
+from phantommesh.scatter.intents import TrafficClass
+from phantommesh.scatter.maps import (
+    Epoch,
+    Scheduler,
+    apart,
+    cards,
+    deal,
+    deck_of_split,
+    epoch_keys,
+    stream_of,
+)
+from phantommesh.scatter.peermap import Hits, PeerMap, length_of, read_hits
 from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
@@ -30,12 +42,28 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """The part of a class of traffic in an epoch: the name of its intent, and ``rest`` for what matches none;
+    its goal, None for the rest; how it was scattered, by which cards, and what the kernel counted."""
+
+    name: str
+    goal: Goal | None
+    scheduler: Scheduler
+    cards: tuple[int, ...]
+    hits: Hits
+
+
+@dataclass(frozen=True, slots=True)
 class EpochCounts:
     """An epoch as its sender knows it. ``cards`` is the committed distribution, ``hits`` what the kernel
     counted (decisions: a GSO burst is one). ``started`` and ``ended`` are in Unix seconds, and as far apart
     as by the steady clock, whose reading at the start is ``began``. ``ended`` is None for the one that is
     under way, and ``whole`` False for one whose last counts are lost, because somebody removed the table
-    meanwhile. ``scores`` are those in effect: 0.0 too for a dimension whose interface was missing."""
+    meanwhile. ``scores`` are those in effect: 0.0 too for a dimension whose interface was missing.
+
+    ``classes`` has an entry for each class of the traffic and one for the rest, and ``hits`` is their sum;
+    where there are no classes it is empty. With classes the scheduler is ``flow``, whatever theirs are: of
+    all schedulers it promises the least, so what is said of it holds for each of them."""
 
     epoch: Epoch
     scheduler: Scheduler
@@ -46,6 +74,13 @@ class EpochCounts:
     ended: float | None = None
     whole: bool = True
     began: float = 0.0
+    classes: tuple[ClassCounts, ...] = ()
+
+    @property
+    def by_plan(self) -> bool:
+        """Whether all that was sent went by the committed distribution. A class with weights of its own goes
+        by another one."""
+        return all(part.cards == self.cards or not any(part.hits.packets) for part in self.classes)
 
     def after(self, steady: float) -> float:
         """The date of a later moment of the epoch, in Unix seconds, whether or not the clock was set."""
@@ -70,6 +105,7 @@ class ScatterPeer:
     ip6: IPv6Address
     keying: tuple[int, Secret] | None
     schedule: Schedule
+    classes: tuple[TrafficClass, ...] = ()
 
 
 class Numbers:
@@ -100,15 +136,16 @@ class PeerScatter:
         schedule: Schedule,
         batch: int,
         numbers: Numbers,
+        classes: tuple[TrafficClass, ...] = (),
     ) -> None:
         self._sender, self._batch, self._numbers = sender, batch, numbers
-        self.slot, self.addresses, self.schedule = slot, addresses, schedule
+        self.slot, self.addresses, self.schedule, self.classes = slot, addresses, schedule, classes
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
         self.due = 0.0
         self.live = False  # whether the kernel has had the map of the epoch under way
         self._parity = 0
-        self._stood = [Hits(), Hits()]  # the counters of each parity when its last epoch ended
+        self._stood = self._nothing()  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
         self._split: frozenset[int] = frozenset()  # moved buckets are those of one epoch
         self._closing: tuple[EpochCounts, int] | None = None
@@ -123,32 +160,63 @@ class PeerScatter:
         """Start the next epoch and return its map. Its date is that at which the epoch before it ends, unless
         the clock was set meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
-        scheduler = self.schedule.scheduler
-        keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
-        committed = cards(scores, keys.noise, SLOTS[scheduler])
-        dealt = deal(committed, scheduler, keys.stream, self._batch)
         if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
-        length = length_of(scheduler, self._batch)
-        self._map = PeerMap(
-            self.slot, *self.addresses, scheduler, length, self._parity, dealt, self.schedule.segments,
-            deck=deck_of_split(committed, keys.stream) if self.schedule.splits else None,
-            steering=Steering(self._split),
-        )  # fmt: skip
+        declared: Scheduler = "flow" if self.classes else self.schedule.scheduler
+        keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
+        committed = cards(scores, keys.noise, SLOTS[declared])
+        held = [committed] * (1 + len(self.classes))  # by the number of the class
+        for number, each in enumerate(self.classes, 1):
+            if each.schedule.unequal != self.schedule.unequal:
+                others = epoch_keys(apart(keying.secret), self._sender, epoch, unequal=each.schedule.unequal)
+                held[number] = cards(scores, others.noise, SLOTS[declared])
+        own = self._part(self.schedule, committed, keys.stream)
+        parts = [
+            replace(
+                self._part(each.schedule, held[number], stream_of(keys.stream, number)),
+                number=number, matches=each.matches,
+            )
+            for number, each in enumerate(self.classes, 1)
+        ]  # fmt: skip
+        self._map = made = replace(own, classes=tuple(parts)).steered(Steering(self._split))
         started = now.wall if before is None else before.after(now.steady)
         if abs(started - now.wall) >= STEP:
             started = now.wall
-        self.current = EpochCounts(
-            epoch, scheduler, tuple(scores), committed, Hits(), started, began=now.steady
+        counts = EpochCounts(
+            epoch, declared, tuple(scores), committed, Hits(), started, began=now.steady,
+            classes=self._counts(held),
+        )  # fmt: skip
+        self.current = counts
+        return made
+
+    def _part(self, schedule: Schedule, committed: Sequence[int], stream: Secret) -> PeerMap:
+        """Deal one class's cards: with classes so many to each as to `flow`, so that their shares are one."""
+        slots = SLOTS["flow" if self.classes else schedule.scheduler]
+        return PeerMap(
+            self.slot, *self.addresses, schedule.scheduler, length_of(schedule.scheduler, self._batch, slots),
+            self._parity, deal(committed, schedule.scheduler, stream, self._batch), schedule.segments,
+            deck=deck_of_split(committed, stream) if schedule.splits else None,
+        )  # fmt: skip
+
+    def _counts(self, held: Sequence[tuple[int, ...]]) -> tuple[ClassCounts, ...]:
+        """The classes of an epoch that begins, the rest last; ``held`` are their cards by number."""
+        if not self.classes:
+            return ()
+        rest = ClassCounts(REST, None, self.schedule.scheduler, held[0], Hits())
+        return (
+            *(
+                ClassCounts(each.name, each.goal, each.schedule.scheduler, cards, Hits())
+                for each, cards in zip(self.classes, held[1:], strict=True)
+            ),
+            rest,
         )
-        return self._map
 
     def steer(self, steering: Steering) -> PeerMap:
         """Split these buckets, in this epoch and those that follow, and move others in this one. Return the
         map of the epoch under way, which goes on. Only after ``open``."""
         self._split = steering.split
-        self._map = replace(self.map, steering=steering)
+        self._map = self.map.steered(steering)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:
@@ -156,19 +224,18 @@ class PeerScatter:
         if self._closing is None:
             return None
         (before, parity), self._closing = self._closing, None
-        seen = read_hits(counters, self.slot, parity)
-        hits, self._stood[parity] = seen.since(self._stood[parity]), seen
-        self.previous = _ended(before, hits, now)
+        hits, self._stood[parity] = self._since(counters, parity), self._read(counters, parity)
+        self.previous = _ended(_counted(before, hits), now)
         return self.previous
 
     def lost(self, now: Moment) -> EpochCounts | None:
         """The table and its counters are gone: end the epoch with what was last read, and count from
         nothing."""
-        self._stood = [Hits(), Hits()]
+        self._stood = self._nothing()
         if self._closing is None:
             return None
         (before, _), self._closing = self._closing, None
-        self.previous = _ended(before, before.hits, now, whole=False)
+        self.previous = _ended(before, now, whole=False)
         return self.previous
 
     def gone(self, now: Moment) -> EpochCounts | None:
@@ -176,7 +243,7 @@ class PeerScatter:
         last read, if the kernel has had its map."""
         if self.current is None or not self.live:
             return None
-        self.previous, self.current = _ended(self.current, self.current.hits, now, whole=False), None
+        self.previous, self.current = _ended(self.current, now, whole=False), None
         return self.previous
 
     def end(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:
@@ -184,19 +251,38 @@ class PeerScatter:
         self.read(counters)
         if self.current is None:
             return None
-        self.previous, self.current = _ended(self.current, self.current.hits, now), None
+        self.previous, self.current = _ended(self.current, now), None
         return self.previous
 
     def read(self, counters: Mapping[int, tuple[int, int]]) -> None:
         """Bring the counts of the epoch under way up to date."""
         if self.current is not None:
-            hits = read_hits(counters, self.slot, self._parity).since(self._stood[self._parity])
-            self.current = _counted(self.current, hits)
+            self.current = _counted(self.current, self._since(counters, self._parity))
+
+    def _nothing(self) -> list[tuple[Hits, ...]]:
+        return [(Hits(),) * (1 + len(self.classes)) for _ in (0, 1)]
+
+    def _read(self, counters: Mapping[int, tuple[int, int]], parity: int) -> tuple[Hits, ...]:
+        """The counters of a parity by the number of the class."""
+        return tuple(
+            read_hits(counters, self.slot, parity, number) for number in range(1 + len(self.classes))
+        )
+
+    def _since(self, counters: Mapping[int, tuple[int, int]], parity: int) -> tuple[Hits, ...]:
+        """What was counted since the last epoch of that parity ended."""
+        seen = self._read(counters, parity)
+        return tuple(now.since(then) for now, then in zip(seen, self._stood[parity], strict=True))
 
 
-def _counted(counts: EpochCounts, hits: Hits) -> EpochCounts:
-    return replace(counts, hits=hits)
+def _counted(counts: EpochCounts, hits: Sequence[Hits]) -> EpochCounts:
+    """``hits`` are by the number of the class; the rest, the first of them, is the last one in an epoch."""
+    total = Hits()
+    for each in hits:
+        total = total.plus(each)
+    in_order = (*hits[1:], hits[0])
+    parts = [replace(part, hits=each) for part, each in zip(counts.classes, in_order, strict=False)]
+    return replace(counts, hits=total, classes=tuple(parts))
 
 
-def _ended(counts: EpochCounts, hits: Hits, now: Moment, *, whole: bool = True) -> EpochCounts:
-    return replace(counts, hits=hits, ended=counts.after(now.steady), whole=whole)
+def _ended(counts: EpochCounts, now: Moment, *, whole: bool = True) -> EpochCounts:
+    return replace(counts, ended=counts.after(now.steady), whole=whole)

@@ -62,6 +62,17 @@ def epoch_keys(secret: Secret, sender: bytes, epoch: Epoch, *, unequal: bool = F
     return EpochKeys(noise, Secret(expand(key, b"order", 64)))
 
 
+def apart(secret: Secret) -> Secret:
+    """The scatter secret of the classes of traffic whose weights are others than those of the rest: the
+    factors of either tell nothing of the other's."""
+    return Secret(expand(secret.reveal(), b"scatter apart", SECRET_BYTES))
+
+
+def stream_of(stream: Secret, number: int) -> Secret:
+    """The stream that orders the cards of the class of traffic of this number."""
+    return Secret(expand(stream.reveal(), b"class", 64, bytes([number])))
+
+
 def cards(scores: Sequence[float], noise: Sequence[float], size: int) -> tuple[int, ...]:
     """The committed distribution: how many of ``size`` slots each dimension has.
 

@@ -124,6 +124,7 @@ class Plan:
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
         self._counted: Counter[str] = Counter()  # of this table, what was given as fresh already
+        self._taken: Counter[str] = Counter()  # packets by class, of epochs that have ended
 
     # ---- what others tell ----
 
@@ -204,6 +205,15 @@ class Plan:
             return None
         return Snapshot(found.current, found.previous)
 
+    def taken(self) -> Counter[str]:
+        """The packets sent so far to all peers by class of traffic, the rest included; nothing of peers whose
+        traffic has no classes."""
+        total = Counter(self._taken)
+        for found in self._installed.values():
+            if found.current is not None:
+                total += _taken_in(found.current)
+        return total
+
     def is_placed(self, now: Moment) -> bool:
         """Whether the table has of each peer what it should."""
         return all(self._as_wanted(node_id, now) for node_id in self._peers.keys() | self._installed.keys())
@@ -256,6 +266,7 @@ class Plan:
             if (counts := found.lost(now)) is not None:
                 ended.append((node_id, counts))
             self._installed[node_id] = found
+        self._note(ended)
         return Transaction(render(frame, shown, [found.map for found in self._installed.values()]), ended)
 
     def placed(self) -> None:
@@ -285,6 +296,7 @@ class Plan:
                 self._installed[node_id] = found = self._new(known)
                 self._open(node_id, found, keying, now)
                 text += render_peer(frame, found.map)
+        self._note(ended)
         return Transaction(text, ended)
 
     def added(self) -> None:
@@ -303,35 +315,47 @@ class Plan:
             self._open(node_id, found, keying, now)
             rotated.append(node_id)
             maps |= found.map.maps
-            if found.schedule.scheduler == "flowlet":
+            if any(part.scheduler == "flowlet" for part in found.map.each):
                 maps[FLOWLETS] = {}
         return Rotation(maps, rotated, leaving)
 
-    def homes(self, node_id: bytes) -> tuple[str, Sequence[int | None]] | None:
-        """The name of the set that counts the buckets of a peer's flows, and the dimension of each bucket.
-        None for a peer that is not in the table, or whose flows are never split."""
+    def homes(self, node_id: bytes) -> tuple[Mapping[str, int], Sequence[int | None]] | None:
+        """The sets that count the buckets of a peer's flows, each with the number of its first bucket, and
+        the dimension of each bucket. None for a peer that is not in the table, or whose flows are never
+        split."""
         found = self._installed.get(node_id)
-        if found is None or not found.live or not found.schedule.splits:
+        if found is None or not found.live or not found.map.counted:
             return None
-        return found.map.flows, found.map.homes
+        return found.map.counted, found.map.homes
 
     def steered(self, node_id: bytes) -> Steering:
         """The buckets of a peer's flows that are split in the table, or moved."""
         found = self._installed.get(node_id)
-        return NOTHING if found is None or not found.live else found.map.steering
+        return NOTHING if found is None or not found.live else found.map.all_steering
 
     def steer(self, node_id: bytes, steering: Steering) -> Mapping[str, Mapping[int, int]]:
-        """Split and move the flows of these buckets of a peer, for which `homes` is not None; return the map
-        that is to be replaced for it. The epoch under way goes on."""
+        """Split and move the flows of these buckets of a peer, for which `homes` is not None; return the maps
+        that are to be replaced for it. The epoch under way goes on."""
+        before = self._installed[node_id].map
         changed = self._installed[node_id].steer(steering)
-        return {changed.name: changed.elements}
+        return {
+            part.name: part.elements
+            for part, was in zip(changed.each, before.each, strict=True)
+            if part.steering != was.steering
+        }
 
     def close(
         self, rotation: Rotation, counters: Mapping[int, tuple[int, int]], now: Moment
     ) -> Sequence[Ended]:
         """End the epochs before those of a rotation that is in place, with counters read after that."""
         closed = [(node_id, self._installed[node_id].close(counters, now)) for node_id in rotation.peers]
-        return [(node_id, counts) for node_id, counts in closed if counts is not None]
+        ended = [(node_id, counts) for node_id, counts in closed if counts is not None]
+        self._note(ended)
+        return ended
+
+    def _note(self, ended: Iterable[Ended]) -> None:
+        for _, counts in ended:
+            self._taken += _taken_in(counts)
 
     def read(self, counters: Mapping[int, tuple[int, int]]) -> Reading:
         """Bring the counts of the epochs under way up to date."""
@@ -339,7 +363,7 @@ class Plan:
             found.read(counters)
         now = Counter(dropped(counters, (found.slot for found in self._installed.values())))
         fresh, self._counted = now - self._counted, now
-        marks = (found.map.card(0) for found in self._installed.values())
+        marks = (part.card(0) for found in self._installed.values() for part in found.map.each)
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
 
     # ---- one peer ----
@@ -362,7 +386,7 @@ class Plan:
         return (
             found is not None
             and found.addresses == (known.wanted.ip4, known.wanted.ip6)
-            and found.schedule == known.wanted.schedule
+            and (found.schedule, found.classes) == (known.wanted.schedule, known.wanted.classes)
         )
 
     def _new(self, known: _Known) -> PeerScatter:
@@ -373,6 +397,7 @@ class Plan:
             known.wanted.schedule,
             self._batch,
             known.numbers,
+            known.wanted.classes,
         )
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
@@ -383,3 +408,7 @@ class Plan:
 
     def _length(self) -> float:
         return self._epoch_seconds * self._jitter.uniform(1 - JITTER, 1 + JITTER)
+
+
+def _taken_in(counts: EpochCounts) -> Counter[str]:
+    return Counter({part.name: sum(part.hits.packets) for part in counts.classes})

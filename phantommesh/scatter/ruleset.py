@@ -3,8 +3,8 @@
 
 A packet on its way out of the mesh's own device is looked up by destination; its peer's chain deals it a
 card, which is a mark; one rule counts the mark and forwards the packet to the mark's dimension. A mark holds
-the peer's slot, which of two epochs dealt it, and the dimension, so the counters of an epoch that has ended
-stand still.
+the peer's slot, the class of the traffic (`scatter/intents.py`), which of two epochs dealt it, and the
+dimension, so the counters of an epoch that has ended stand still.
 
 Every map has exact keys: flushing and filling an interval map in one transaction loses look-ups (nf_tables).
 nft 1.0.6 wants a line break before a closing brace.
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
-from phantommesh.dimensions import DIMENSIONS, SLOTS
+from phantommesh.config.intents import MAX_CLASSES
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
-from phantommesh.scatter.maps import Scheduler
-from phantommesh.scatter.steering import NOTHING, Steering
+from phantommesh.scatter.peermap import DROPPED, MISSED, SPLIT, PeerMap, mark
 
 Hook = Literal["egress", "mark"]
 FAMILY: Final[dict[Hook, str]] = {"egress": "netdev", "mark": "inet"}
@@ -32,7 +32,6 @@ STRANDED: Final = 8
 """The mark that counts packets whose card led nowhere: they take the fallback dimension. Its key in the map
 of ways too."""
 
-_MISSED, _SPLIT, _DROPPED = 0, 9, 15  # in a mark's low four bits, where a dimension has its number plus one
 _HASHES: Final = 0xFFFFFFFF
 _FLOWLETS: Final = 65535
 _FOUR: Final = ("ip saddr", "ip daddr")
@@ -73,116 +72,13 @@ class Frame:
         return FAMILY[self.hook]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerMap:
-    """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
-    ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals; ``segments``:
-    each TCP connection is told a size of segment of its own. ``deck``: the dimensions of the cards that the
-    flows of split buckets are dealt instead of their own (`scatter/splitting.py`); None where no flow is ever
-    split or moved. A bucket is not moved to a dimension that has no card."""
-
-    slot: int
-    ip4: IPv4Address
-    ip6: IPv6Address
-    scheduler: Scheduler
-    length: int
-    parity: int
-    dealt: tuple[int, ...]
-    segments: bool = False
-    deck: tuple[int, ...] | None = None
-    steering: Steering = NOTHING
-
-    def __post_init__(self) -> None:
-        if not 0 < self.slot < 1 << 24 or self.parity not in (0, 1):
-            raise ValueError("a slot is 1 to 2**24 - 1, a parity 0 or 1")
-        if self.dealt and len(self.dealt) != self.length:
-            raise ValueError(f"{len(self.dealt)} cards for a map of {self.length}")
-        if self.deck is not None and (self.scheduler != "flow" or len(self.deck) != len(self.dealt)):
-            raise ValueError("only flows are split, by a deck as long as their map")
-
-    @property
-    def name(self) -> str:
-        """The name of the map of cards."""
-        return f"deck_{self.slot}"
-
-    @property
-    def deck_name(self) -> str:
-        """The name of the map of cards of split flows."""
-        return f"split_{self.slot}"
-
-    @property
-    def flows(self) -> str:
-        """The name of the set that counts the buckets' traffic, where flows may be split."""
-        return f"flows_{self.slot}"
-
-    @property
-    def elements(self) -> dict[int, int]:
-        """The map of cards: number to mark."""
-        if not self.dealt:
-            return {i: self.card(i) for i in range(self.length)}
-        cards = {i: mark(self.slot, self.parity, dimension) for i, dimension in enumerate(self.dealt)}
-        used = set(self.dealt)
-        cards |= {i: mark(self.slot, self.parity, to) for i, to in self.steering.moved if to in used}
-        return cards | dict.fromkeys(self.steering.split, self.slot << 8 | _SPLIT)
-
-    @property
-    def maps(self) -> dict[str, dict[int, int]]:
-        """All maps of the peer by name."""
-        if self.deck is None:
-            return {self.name: self.elements}
-        cards = [mark(self.slot, self.parity, i) for i in self.deck] or [self.card(0)] * self.length
-        return {self.name: self.elements, self.deck_name: dict(enumerate(cards))}
-
-    @property
-    def homes(self) -> list[int | None]:
-        """The dimension of each bucket by the epoch's map; None while all are drained."""
-        return list(self.dealt) or [None] * self.length
-
-    def card(self, number: int) -> int:
-        """The mark of one card."""
-        if not self.dealt:
-            return self.slot << 8 | _DROPPED
-        return mark(self.slot, self.parity, self.dealt[number])
-
-
-def length_of(scheduler: Scheduler, batch: int) -> int:
-    """How many cards a scheduler deals."""
-    return SLOTS[scheduler] * (batch if scheduler == "batch" else 1)
-
-
-def mark(slot: int, parity: int, dimension: int) -> int:
-    """The mark of a card."""
-    return slot << 8 | parity << 4 | dimension + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """One peer's counters of one epoch: packets (a GSO burst counts as one) and bytes a dimension."""
-
-    packets: tuple[int, ...] = (0,) * DIMENSIONS
-    bytes: tuple[int, ...] = (0,) * DIMENSIONS
-
-    def since(self, before: Hits) -> Hits:
-        """Return the counts since ``before``."""
-        return Hits(
-            tuple(a - b for a, b in zip(self.packets, before.packets, strict=True)),
-            tuple(a - b for a, b in zip(self.bytes, before.bytes, strict=True)),
-        )
-
-
-def read_hits(counters: Mapping[int, tuple[int, int]], slot: int, parity: int) -> Hits:
-    """Pick the counters of a peer and an epoch's parity."""
-    found = [counters.get(mark(slot, parity, i), (0, 0)) for i in range(DIMENSIONS)]
-    return Hits(tuple(packets for packets, _ in found), tuple(size for _, size in found))
-
-
 def dropped(counters: Mapping[int, tuple[int, int]], slots: Iterable[int]) -> dict[str, int]:
     """Count what was not scattered, by reason: two kinds are dropped, two took the fallback dimension."""
-    listed = list(slots)
+    parts = [slot << 8 | number << 5 for slot in slots for number in range(MAX_CLASSES)]
     return {
         "scatter-unknown": counters.get(UNKNOWN, (0, 0))[0],
-        "scatter-drained": sum(counters.get(slot << 8 | _DROPPED, (0, 0))[0] for slot in listed),
-        "scatter-missed": sum(counters.get(slot << 8 | _MISSED, (0, 0))[0] for slot in listed),
+        "scatter-drained": sum(counters.get(part | DROPPED, (0, 0))[0] for part in parts),
+        "scatter-missed": sum(counters.get(part | MISSED, (0, 0))[0] for part in parts),
         "scatter-stranded": counters.get(STRANDED, (0, 0))[0],
     }
 
@@ -230,42 +126,61 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
 def render_peer(frame: Frame, peer: PeerMap) -> str:
     """Add a peer to the ruleset; the last thing in the transaction is that packets find it."""
     table = f"{frame.family} {frame.table}"
-    slot = peer.slot << 8
-    low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
-    hashed = peer.scheduler == "flow"
-    key = "type mark : mark" if hashed else "typeof numgen inc mod 2 : meta mark"
     lines = [
-        f"add map {table} {peer.name} {{ {key} ; size {peer.length} ; }}",
-        add_elements(table, HITS, [str(slot | bits) for bits in low]),
-        *_splitting(table, peer),
+        *(line for part in peer.each for line in _objects(table, part)),
         *(
             add_elements(table, name, [f"{i} : {value}" for i, value in elements.items()])
             for name, elements in peer.maps.items()
         ),
-        f"add chain {table} peer_{peer.slot}",
-        *(f"add rule {table} peer_{peer.slot} {rule}" for rule in (*_segments(peer), *_deal(frame, peer))),
-        f"add rule {table} peer_{peer.slot} meta mark set {slot | _MISSED} goto out",
+        *(f"add chain {table} peer_{part.suffix}" for part in peer.each),
+        *(
+            f"add rule {table} peer_{peer.slot} {match} goto peer_{part.suffix}"
+            for part in peer.classes
+            for match in part.matches
+        ),
+        *(
+            f"add rule {table} peer_{part.suffix} {rule}"
+            for part in peer.each
+            for rule in (
+                *_segments(part), *_deal(frame, part), f"meta mark set {part.bare | MISSED} goto out"
+            )
+        ),
         add_elements(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
         add_elements(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
-    ]
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def render_removal(frame: Frame, peer: PeerMap) -> str:
     """Take a peer out of the ruleset: its packets are dropped and counted from then on."""
     table = f"{frame.family} {frame.table}"
-    slot = peer.slot << 8
-    low = [_MISSED, _DROPPED, *(parity << 4 | i + 1 for parity in (0, 1) for i in range(DIMENSIONS))]
     lines = [
         f"delete element {table} {PEERS[0]} {{ {peer.ip4} }}",
         f"delete element {table} {PEERS[1]} {{ {peer.ip6} }}",
-        f"flush chain {table} peer_{peer.slot}",
-        f"delete chain {table} peer_{peer.slot}",
-        f"delete map {table} {peer.name}",
-        *([] if peer.deck is None else [f"delete {which}" for which in _of_split(table, peer)]),
-        f"delete element {table} {HITS} {{ {', '.join(str(slot | bits) for bits in low)} }}",
+        *(f"flush chain {table} peer_{part.suffix}" for part in peer.each),
+        *(f"delete chain {table} peer_{part.suffix}" for part in peer.each),
     ]
+    for part in peer.each:
+        lines += [f"delete map {table} {part.name}"]
+        lines += [] if part.deck is None else [f"delete {which}" for which in _of_split(table, part)]
+        lines += [f"delete element {table} {HITS} {{ {', '.join(map(str, _counted(part)))} }}"]
     return "\n".join(lines) + "\n"
+
+
+def _objects(table: str, part: PeerMap) -> list[str]:
+    """The commands that add the map of a part, still empty, and its counters."""
+    key = "type mark : mark" if part.scheduler == "flow" else "typeof numgen inc mod 2 : meta mark"
+    return [
+        f"add map {table} {part.name} {{ {key} ; size {part.length} ; }}",
+        add_elements(table, HITS, list(map(str, _counted(part)))),
+        *_splitting(table, part),
+    ]
+
+
+def _counted(part: PeerMap) -> list[int]:
+    """The marks of a part that are counted."""
+    cards = [mark(part.slot, parity, i, part.number) for parity in (0, 1) for i in range(DIMENSIONS)]
+    return [part.bare | MISSED, part.bare | DROPPED, *cards]
 
 
 def _deal(frame: Frame, peer: PeerMap) -> list[str]:
@@ -279,11 +194,11 @@ def _deal(frame: Frame, peer: PeerMap) -> list[str]:
         case "flow":
             if peer.deck is None:
                 return ["jump hash_flow", f"meta mark set meta mark & {n - 1} {deck} goto out"]
-            split = f"meta mark {peer.slot << 8 | _SPLIT}"
+            split = f"meta mark {peer.bare | SPLIT}"
             return [
                 "jump hash_flow",
                 f"meta mark @{peer.flows}",
-                f"meta mark set meta mark & {n - 1} {deck} meta mark & 15 != {_SPLIT} goto out",
+                f"meta mark set meta mark & {n - 1} {deck} meta mark & 15 != {SPLIT} goto out",
                 *(f"{split} {rule}" for rule in _fragments(frame, peer, peer.deck_name)),
                 f"{split} meta mark set numgen inc mod {n} map @{peer.deck_name} goto out",
             ]
@@ -383,7 +298,7 @@ def _out(frame: Frame) -> list[str]:
             go = f"fwd to meta mark & 15 map @{WAYS}"
             return [
                 f"meta mark @{HITS} {go}",
-                f"meta mark & 15 == {_DROPPED} drop",
+                f"meta mark & 15 == {DROPPED} drop",
                 f"meta mark set {STRANDED} meta mark @{HITS} {go}",
                 "drop",
             ]
@@ -391,7 +306,7 @@ def _out(frame: Frame) -> list[str]:
             numbers = ", ".join(str(i + 1) for i in range(DIMENSIONS))
             return [
                 f"meta mark @{HITS} meta mark & 15 {{ {numbers} }} accept",
-                f"meta mark & 15 == {_DROPPED} drop",
+                f"meta mark & 15 == {DROPPED} drop",
                 f"meta mark set {STRANDED} meta mark @{HITS} accept",
                 "drop",
             ]

@@ -28,6 +28,7 @@ from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError, cannot
 from phantommesh.state.invitebook import InviteBook
 from phantommesh.state.rosterlog import RosterLog
+from phantommesh.state.routebook import Approval, read_approvals
 from phantommesh.trust.certificates import (
     EARLY,
     Member,
@@ -65,6 +66,7 @@ class NodeState:
     revocations: Revocations
     authority: Authority | None
     invites: InviteBook
+    approvals: tuple[Approval, ...] = ()  # of routes, as they were at the start
     keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
 
     def root_key(self, what: str = "make another an authority") -> Identity:
@@ -109,10 +111,11 @@ def make_record(
     candidates: tuple[Candidate, ...] = (),
     relay: RelayOffer | None = None,
     tcp_ports: tuple[int, ...] = (),
+    routes: tuple[str, ...] = (),
 ) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
     where the configuration names none; ``relay`` says that this node relays; ``tcp_ports`` are further ports
-    at which it takes TCP."""
+    at which it takes TCP; ``routes`` the prefixes that it offers to route."""
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
@@ -127,6 +130,7 @@ def make_record(
         relay=relay,
         tcp_ports=tcp_ports,
         region=config.node.region,
+        routes=routes,
     )
 
 
@@ -170,6 +174,8 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         with _blame(state, directory.AUTHORITY_KEY):
             key = Identity.from_pem(state.read_secret(directory.AUTHORITY_KEY).reveal())
             authority = Authority(root, load_certificate(authority_cert, "authority"), key)
+    with _blame(state, directory.APPROVALS):
+        approvals = read_approvals(state)
     return NodeState(
         state=state,
         identity=identity,
@@ -184,6 +190,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         revocations=revocations,
         authority=authority,
         invites=InviteBook(state),
+        approvals=approvals,
         keyring=keyring,
     )
 

@@ -21,6 +21,7 @@ from cryptography.x509 import verification
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.moments import rfc3339, span
+from phantommesh.routable import Network
 from phantommesh.trust.identity import (
     IdentityError,
     NodeId,
@@ -30,6 +31,7 @@ from phantommesh.trust.identity import (
     parse_node_id,
     spki_of,
 )
+from phantommesh.trust.routes import Grant, RouteError, parse_grants
 
 DAY: Final = 86_400.0  # seconds
 NODE_LIFE: Final = 7 * DAY
@@ -103,6 +105,13 @@ class Member:
     public_key: MLDSA65PublicKey
     not_before: float
     not_after: float
+    grants: tuple[Grant, ...] = ()
+
+    @property
+    def routes(self) -> tuple[Network, ...]:
+        """The prefixes beyond the mesh that the certificate lets the node route, sorted. A grant may have
+        been withdrawn since: `routes.standing`."""
+        return tuple(grant.prefix for grant in self.grants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +221,10 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
     """Verify root -> authority -> node at `now` (unix seconds) and return what the node's certificate says.
 
     Beyond RFC 5280 (by `cryptography`'s verifier, name constraints included): every key and signature is
-    ML-DSA-65; there is exactly one authority between; the SANs are one DNS name, one address of each family
-    and one URI; the node id and the IPv6 address are those of the certified key. The node's certificate is
-    good for `LONGEST_LIFE` at most. One that begins within `EARLY` from now is good already: our clock may be
-    behind. Raises TrustError.
+    ML-DSA-65; there is exactly one authority between; the SANs are one DNS name, one address of each family,
+    one URI and then the routes that the node may have (`routes.parse_grants`); the node id and the IPv6
+    address are those of the certified key. The node's certificate is good for `LONGEST_LIFE` at most. One
+    that begins within `EARLY` from now is good already: our clock may be behind. Raises TrustError.
     """
     mesh = describe_mesh(root)
     authority, node = load_certificate(authority_der, "authority"), load_certificate(node_der, "node")
@@ -255,7 +264,8 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
             (x509.IPAddress, IPv4Address() as ip4),
             (x509.IPAddress, IPv6Address() as ip6),
             (x509.UniformResourceIdentifier, str(uri)),
-        ]:
+            *further,
+        ] if all(kind is x509.UniformResourceIdentifier for kind, _ in further):
             pass
         case _:
             raise TrustError("the node certificate has other names than a member's")
@@ -270,7 +280,11 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
         raise TrustError("the node certificate's IPv6 address is not the one of its key")
     if ip4 in (mesh.network4.network_address, mesh.network4.broadcast_address):
         raise TrustError("the node certificate's IPv4 address is no host's")
-    return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after)
+    try:
+        grants = parse_grants([str(route) for _, route in further], (mesh.network4, mesh.network6))
+    except RouteError as error:
+        raise TrustError(f"the node certificate has {error}") from error
+    return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after, grants)
 
 
 def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65PublicKey:

@@ -38,6 +38,7 @@ from phantommesh.trust.identity import (
     public_key_of,
     spki_of,
 )
+from phantommesh.trust.routes import Grant, parse_grants
 
 ROOT_LIFE: Final = 3_650 * DAY
 MAX_CSR_BYTES: Final = 8_192
@@ -125,11 +126,21 @@ class Authority:
         return self.certificate.public_bytes(Encoding.DER)
 
     def issue(
-        self, spki: bytes, name: str, role: Role, ip4: IPv4Address, now: float, life: float = NODE_LIFE
+        self,
+        spki: bytes,
+        name: str,
+        role: Role,
+        ip4: IPv4Address,
+        now: float,
+        life: float = NODE_LIFE,
+        grants: Iterable[Grant] = (),
     ) -> bytes:
-        """Sign a node certificate (DER) for `life` seconds from `now`. Raises TrustError."""
+        """Sign a node certificate (DER) for `life` seconds from `now`. ``grants`` are sorted, as
+        `routes.parse_grants` wants them. Raises TrustError, or RouteError for grants that nobody takes."""
         mesh = describe_mesh(self.root)
         check_label("node name", name)
+        routes = [grant.uri for grant in grants]
+        parse_grants(routes, (mesh.network4, mesh.network6))
         if ip4 not in mesh.network4 or ip4 in (mesh.network4[0], mesh.network4[-1]):
             raise TrustError(f"{ip4} is no host of the mesh's overlay {mesh.network4}")
         public_key = _key(spki)
@@ -139,6 +150,7 @@ class Authority:
             x509.IPAddress(ip4),
             x509.IPAddress(overlay_ip6(mesh.root_spki, node_id)),
             x509.UniformResourceIdentifier(f"phantommesh:node:{format_node_id(node_id)}?role={role.value}"),
+            *map(x509.UniformResourceIdentifier, routes),
         ]
         issuer = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         until = min(now + life, mesh.not_after)

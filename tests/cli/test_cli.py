@@ -393,6 +393,7 @@ async def test_status_peers_and_links_of_a_node(tmp_path: Path) -> None:
             ("links", ["PEER", "pm-3", "7/7", "12s"]),
             ("paths", ["DIMENSION", "pm-3", "dark", "12.3 ms", "0.5%", "192.0.2.1:51820"]),
             ("scatter", ["PEER", "pm-3", "deck", "3.4", "2.800", "14.3%"]),
+            ("scatter", ["pm-3: ssh", "order", "flow", "0.000", "pm-3: rest"]),
             ("proofs", ["PEER", "pm-3", "sent", "received", "3.4", "2.807"]),
         ):
             plain = process(*at, verb)

@@ -97,6 +97,9 @@ CASES: Final[dict[str, list[Case]]] = {
     # Without a node it shows this machine's own interfaces.
     "topology": [Case("topology"), Case("topology --dot"), Case("topology --dot --json")],
     "netcheck": [Case("netcheck"), Case("netcheck --socket none.sock", kept=False)],
+    "route list": [Case("route list"), Case(f"route list {ALONE}")],
+    "route approve": [Case("route approve nas 10.1.0.0/16"), Case("route approve nas")],
+    "route revoke": [Case("route revoke nas 10.1.0.0/16 2001:db8:1234:5678::/64")],
     "scatter": [Case("scatter"), Case(f"scatter {ALONE}")],
     "proofs": [
         Case("proofs"),

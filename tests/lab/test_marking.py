@@ -16,7 +16,9 @@ pytestmark = pytest.mark.lab
 
 SPACE = f"pmmark{os.getpid()}"
 NETWORKS = {"-4": "100.64.0.0/10", "-6": "fd00:6d::/64"}
+BESIDE = {"-4": "10.99.0.0/16", "-6": "fd00:6f::/64"}  # another mesh's
 # Each line that comes in is one call: "converge", "fit" or "remove". Ways 1 and 2 go to the links w1 and w2.
+# "beside" and "beside-gone" are calls of another node, which has the link w3 alone.
 INSIDE = """
 import sys, trio
 from ipaddress import ip_network
@@ -25,17 +27,24 @@ from phantommesh.nursery.host import marking
 from phantommesh.wireguard.device import Route
 async def main():
     routes = [Route(ip_network(text), marking.METRIC) for text in sys.argv[1:]]
+    names = "w1", "w2"
     while line := await trio.to_thread.run_sync(sys.stdin.readline):
-        if line == "remove\\n":
-            print(await marking.remove(), flush=True)
+        if line == "beside\\n":
+            there = [Route(ip_network(text), marking.METRIC) for text in ("10.99.0.0/16", "fd00:6f::/64")]
+            await marking.converge({way: (if_nametoindex("w3"), there) for way in (2, 3)}, ["w3"])
+            print("done", flush=True)
+        elif line == "beside-gone\\n":
+            print(await marking.remove(["w3"]), flush=True)
+        elif line == "remove\\n":
+            print(await marking.remove(names), flush=True)
         elif line == "fit\\n":
             fitted = [Route(route.network, marking.METRIC, 1280, 1156) for route in routes]
             short = [Route(route.network, marking.METRIC, 1216, 1156) for route in routes[1:]]
             index = if_nametoindex("w1")
-            await marking.converge({1: (index, fitted), marking.SEGMENTS: (index, short)})
+            await marking.converge({1: (index, fitted), marking.SEGMENTS: (index, short)}, names)
             print("done", flush=True)
         else:
-            await marking.converge({way: (if_nametoindex(f"w{way}"), routes) for way in (1, 2)})
+            await marking.converge({way: (if_nametoindex(f"w{way}"), routes) for way in (1, 2)}, names)
             print("done", flush=True)
 trio.run(main)
 """
@@ -204,3 +213,37 @@ def test_a_tables_routes_follow_what_its_ways_carry_and_tcp_over_ipv6_has_a_tabl
     space.converge()
     assert there(space, "-6") == bare
     assert space.call("remove") == "True" and space.call("remove") == "False"
+
+
+def test_two_nodes_of_one_host_share_the_tables(space: Space) -> None:
+    """Each makes and removes its own routes, and the rules that the other needs stay."""
+    space.ip("tuntap", "add", "dev", "w3", "mode", "tun")
+    for name in ("w1", "w2", "w3"):
+        space.ip("link", "set", name, "up", "alias", "phantommesh")
+
+    def both(family: str) -> tuple[list[tuple[int, str]], list[int]]:
+        rules, routes = there(space, family)
+        ways = [rule["priority"] for rule in rules if str(rule.get("protocol")) == str(ROUTE_PROTOCOL)]
+        found = sorted((int(str(route["table"])) - FIRST_TABLE, str(route["dst"])) for route in routes)
+        return found, sorted(int(str(way)) - FIRST_TABLE for way in ways)
+
+    for family, network in NETWORKS.items():
+        mine, theirs = [(way, network) for way in (1, 2)], [(way, BESIDE[family]) for way in (2, 3)]
+        for first, second in (("converge", "beside"), ("beside", "converge")):
+            assert space.call(first) == space.call(second) == "done"
+            assert both(family) == (sorted(mine + theirs), [1, 2, 3])
+            assert space.call(first) == space.call(second) == "done"  # neither mends what is the other's
+            assert both(family) == (sorted(mine + theirs), [1, 2, 3])
+            assert space.call("beside-gone") == "True"
+            assert both(family) == (mine, [1, 2])
+            assert space.call("beside-gone") == "False"
+            assert space.call("beside") == "done"
+            assert space.call("remove") == "True"
+            assert both(family) == (theirs, [2, 3])
+            # A route of ours that leads to the other's interface is mended all the same.
+            ours = ["proto", str(ROUTE_PROTOCOL), "table", PRIORITY]
+            space.ip(family, "route", "add", *ours, network, "dev", "w3", "metric", "1")
+            assert space.call("converge") == "done"
+            assert both(family) == (sorted(mine + theirs), [1, 2, 3])
+            assert space.call("remove") == space.call("beside-gone") == "True"
+            assert both(family) == ([], [])

@@ -16,6 +16,7 @@ import pytest
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS
 from phantommesh.scatter.ruleset import Hook, render, render_peer, render_removal, ways
+from tests.unit.scatter.test_classes import with_classes
 from tests.unit.scatter.test_scatter_ruleset import FRAME, HOOKS, peer, splitting
 
 pytestmark = pytest.mark.lab
@@ -94,9 +95,14 @@ def test_the_kernel_has_what_was_rendered(space: list[str], hook: Hook) -> None:
     peers = [peer(i + 1, scheduler) for i, scheduler in enumerate(SCHEDULERS)]
     peers[1] = replace(peers[1], segments=True)
     peers.append(splitting(9, 3, 200))
+    peers.append(with_classes(12))
     for _ in range(2):  # the second takes the place of the first
         subprocess.run([*space, "nft", "-f", "-"], input=render(frame, way, peers).encode(), check=True)
     found = listed(space, frame.family)
+    targets = [f"peer_12_{part.number}" for part in peers[-1].classes for _ in part.matches]
+    assert [rule[-1] for rule in found["chain peer_12"][: len(targets)]] == [
+        {"goto": {"target": target}} for target in targets
+    ]
     for each in peers:
         for name, elements in each.maps.items():
             assert dict(found[name]) == elements
@@ -106,7 +112,10 @@ def test_the_kernel_has_what_was_rendered(space: list[str], hook: Hook) -> None:
     assert dict(found["ways"]) == names
     hits = {element["elem"]["val"] for element in found["hits"]}
     assert hits == {0, 8} | {
-        each.slot << 8 | low for each in peers for low in (0, 15, *range(1, 8), *range(0x11, 0x18))
+        each.slot << 8 | part.number << 5 | low
+        for each in peers
+        for part in each.each
+        for low in (0, 15, *range(1, 8), *range(0x11, 0x18))
     }
     assert call(space, frame.family, ["elements", "ways"]) == [{str(k): v for k, v in way.items()}]
 
@@ -117,7 +126,7 @@ def test_peers_come_and_go_without_a_trace(space: list[str], hook: Hook) -> None
     subprocess.run([*space, "nft", "-f", "-"], input=render(frame, way, [peer(1)]).encode(), check=True)
     before = listed(space, frame.family)
     plain = [peer(i + 2, scheduler) for i, scheduler in enumerate(SCHEDULERS)]
-    for i, each in enumerate((*plain, splitting(9, 3, 200))):
+    for i, each in enumerate((*plain, splitting(9, 3, 200), with_classes(12))):
         made = replace(each, segments=bool(i % 2))
         for text in (render_peer(frame, made), render_removal(frame, made)):
             assert listed(space, frame.family).keys() != {made.name}

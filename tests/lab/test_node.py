@@ -15,6 +15,7 @@ import trio
 
 from benchmarks import restart
 from phantommesh.config.reading import load
+from phantommesh.config.sections import IntentSection
 from phantommesh.config.writing import render
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nursery.lab import net, up
@@ -70,18 +71,21 @@ def wireguards(node: LabNode) -> dict[str, int]:
     return found
 
 
-def edit(path: Path, **sections: dict[str, object]) -> None:
+def edit(path: Path, intent: tuple[IntentSection, ...] = (), **sections: dict[str, object]) -> None:
     config = load(path)
     changed: dict[str, object] = {
         name: msgspec.structs.replace(getattr(config, name), **values) for name, values in sections.items()
     }
+    changed["intent"] = intent
     path.write_text(render(msgspec.structs.replace(config, **changed)), encoding="ascii")
 
 
 @contextmanager
-def configured(node: LabNode, **sections: dict[str, object]) -> Iterator[None]:
+def configured(
+    node: LabNode, intent: tuple[IntentSection, ...] = (), **sections: dict[str, object]
+) -> Iterator[None]:
     before = node.config.read_bytes()
-    edit(node.config, **sections)
+    edit(node.config, intent, **sections)
     try:
         yield
     finally:

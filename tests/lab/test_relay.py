@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -135,9 +136,9 @@ def message(tag: int = 0, size: int = 100, kind: int = 4) -> bytes:
     return bytes((kind, tag, 0, 0)) + os.urandom(size - 4)
 
 
-def send(sock: socket.socket, data: bytes) -> None:
+def send(sock: socket.socket, data: bytes, port: int = PORT) -> None:
     host = HERE6 if sock.family == socket.AF_INET6 else HERE4
-    sock.sendto(data, (host, PORT))
+    sock.sendto(data, (host, port))
 
 
 def silent(sock: socket.socket) -> bool:
@@ -309,7 +310,7 @@ async def main():
     terms = Terms(rate=10**8, quota=10**8)
     leases = Leases(terms, lambda one, two: not out, lambda place: False, os.urandom)
     grants = [leases.ask(*pair, 0, trio.current_time(), tagging=False) for pair in (members, members[::-1])]
-    frame = Frame("pm", {PORT}, IPv4Address("{HERE4}"), None, 10**8, ("up1", "up2"))
+    frame = Frame(sys.argv[1], int(sys.argv[2]), IPv4Address("{HERE4}"), None, 10**8, ("up1", "up2"))
     relaying = Relaying(leases, frame)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relaying.run)
@@ -328,9 +329,12 @@ trio.run(main)
 """
 
 
+RUN = ["ip", "netns", "exec", R, sys.executable, "-c", RELAY]
+
+
 def test_a_relay_binds_both_ends_forwards_withdraws_and_leaves_nothing() -> None:
     run(R, "sysctl", "-qw", "net.ipv4.ip_forward=0")
-    argv = ["ip", "netns", "exec", R, sys.executable, "-c", RELAY]
+    argv = [*RUN, "pm", str(PORT)]
     with (
         udp(A, A4) as a,
         udp(B, B4) as b,
@@ -359,15 +363,48 @@ def test_a_relay_binds_both_ends_forwards_withdraws_and_leaves_nothing() -> None
     assert FRAME.table not in run(R, "nft", "list", "tables")
 
 
-def bind(sock: socket.socket, ticket: bytes, key: Secret) -> None:
+def test_the_relay_that_ends_last_closes_the_uplinks() -> None:
+    """Two meshes' nodes on one host both relay: what one has opened stays open for the other."""
+    run(R, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+
+    def opened() -> str:
+        return run(R, "sysctl", "-n", "net.ipv4.conf.up1.forwarding").strip()
+
+    with ExitStack() as stack:
+        stack.callback(run, R, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        relays = []
+        for device, port in (("pm", PORT), ("qm", PORT + 1)):
+            relay = subprocess.Popen(
+                [*RUN, device, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(relay.wait)
+            stack.callback(relay.kill)
+            a, b = stack.enter_context(udp(A, A4)), stack.enter_context(udp(B, B4))
+            assert relay.stdout is not None
+            legs = json.loads(relay.stdout.readline())
+            for sock, (ticket, key) in zip((a, b), legs, strict=True):
+                bind(sock, bytes.fromhex(ticket), Secret(bytes.fromhex(key)), port)
+            assert relay.stdout.readline() == "forwards\n"
+            relays.append((relay, a, b, port))
+        assert opened() == "1"
+        for left in (1, 0):
+            relay, *_ = relays.pop(0)
+            relay.communicate("\n\n", FOREVER)
+            assert relay.returncode == 0 and opened() == str(left)
+            for _, a, b, port in relays:
+                send(a, message(), port)
+                b.recv(2000)
+
+
+def bind(sock: socket.socket, ticket: bytes, key: Secret, port: int = PORT) -> None:
     """Bind a leg; the relay's socket may not be there yet."""
     sock.settimeout(SOON)
     for _ in range(100):
         try:
-            send(sock, binding.ask(ticket, key))
+            send(sock, binding.ask(ticket, key), port)
             back = binding.answer(sock.recv(100), ticket, key)
             assert isinstance(back, bytes)
-            send(sock, back)
+            send(sock, back, port)
             told = binding.answer(sock.recv(100), ticket, key)
         except (TimeoutError, ConnectionRefusedError):
             continue

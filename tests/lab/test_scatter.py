@@ -29,7 +29,8 @@ from phantommesh.scatter.maps import (
     entropy_bits,
     epoch_keys,
 )
-from phantommesh.scatter.ruleset import Frame, PeerMap, length_of, render, table_name, ways
+from phantommesh.scatter.peermap import PeerMap, length_of
+from phantommesh.scatter.ruleset import Frame, render, table_name, ways
 from phantommesh.secret import Secret
 from tests.lab.conftest import BACKEND, PATIENCE_S
 from tests.lab.test_lab import INTERFACES, is_gone, run_in, until

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -16,7 +18,9 @@ from structlog.testing import capture_logs
 
 from phantommesh.client.http import NodeClient
 from phantommesh.config.reading import load
+from phantommesh.config.sections import Config, DnsSection, NodeSection
 from phantommesh.config.writing import render
+from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import logs, process
 from phantommesh.nursery import node as node_module
 from phantommesh.nursery.api import server
@@ -191,3 +195,21 @@ async def test_the_api_socket_is_made_again_where_its_file_was_removed(
         await until(path.exists)
         await trio.to_thread.run_sync(NodeClient(path).status)
     assert not path.exists()
+
+
+def test_of_two_meshes_of_one_name_one_tells_this_host_of_names() -> None:
+    def config(mesh: str, mode: Literal["auto", "off"]) -> Config:
+        return Config(node=NodeSection(name="alpha", mesh=mesh), dns=DnsSection(mode=mode))
+
+    mesh = f"m{os.getpid()}"
+    with process._sole_speaker(config(mesh, "auto")):
+        with (
+            pytest.raises(PhantomMeshError, match=f"called {mesh}, too") as caught,
+            process._sole_speaker(config(mesh, "auto")),
+        ):
+            pass
+        assert 'dns.mode = "off"' in caught.value.fix
+        with process._sole_speaker(config(mesh, "off")), process._sole_speaker(config(f"{mesh}b", "auto")):
+            pass
+    with process._sole_speaker(config(mesh, "auto")):
+        pass

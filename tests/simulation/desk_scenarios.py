@@ -41,6 +41,7 @@ from tests.simulation.full_scenarios import (
 )
 from tests.simulation.full_sim import Simulation
 from tests.simulation.full_views import agreed, disagreement, members, spread
+from tests.simulation.route_scenarios import routed
 
 
 def roles(seed: int, nodes: int) -> Simulation:
@@ -427,7 +428,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, int], Simulation], int]] = {
         for scenario, nodes in (
             (roles, 7), (rush, 8), (lost_number, 6), (certificates, 6), (greedy, 6), (restless, 6),
             (strangers, 6), (desk, 6), (terms, 7), (new_identity, 9),
-            (renamed, 7),
+            (renamed, 7), (routed, 6),
         )
     },
 }  # fmt: skip

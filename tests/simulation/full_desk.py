@@ -30,7 +30,7 @@ class Desk:
         self.process = process
         self.worker = Worker(process)
         has, verifications = Has.of(process), process.keeper.verifications
-        self.desk = desk.Desk(has, process.ring)
+        self.desk = desk.Desk(has, process.ring, process.machine.approvals)
         self.serving = Serving(has, process.ring, self.desk, verifications, proofs=False)
 
     def serve(self, session: Session, request: messages.Request, done: Done) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from phantommesh import routable
 from phantommesh.endpoint import Address
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.state.invitebook import InviteEntry
+from phantommesh.state.routebook import Approval
 from phantommesh.trust.identity import Identity
 from phantommesh.trust.issuing import Authority
 from tests.simulation.full_nat import Nat
@@ -76,6 +78,8 @@ class Machine:
         self.authority: Authority | None = None
         self.root_key: Identity | None = None
         self.invites: dict[bytes, InviteEntry] = {}
+        self.approvals: tuple[Approval, ...] = ()
+        self.advertised: tuple[routable.Network, ...] = ()
         self.thread_seconds = 0.002  # s that a signature takes
         self.disk_seconds, self.disk_full = 0.005, False  # how long a file takes to write; whether it fails
         self.node_cert = self.authority_cert = b""

@@ -6,19 +6,22 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from phantommesh.control import asking, messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.own import (
     AskRename,
     AskRenewal,
     AskReturn,
+    AskRoutes,
     Certified,
     NotTakenBackError,
     Own,
     Rejoin,
     witnesses,
 )
-from phantommesh.nursery.members.own import AGAIN, LOOK_UNCERTIFIED
+from phantommesh.nursery.members.own import AGAIN, ASK_ROUTES_SOON, LOOK_UNCERTIFIED
 from phantommesh.nursery.members.returning import WITNESS
 from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry
@@ -51,14 +54,15 @@ class OwnRecord:
         if "wireguard" in machine.disk:
             keys = WgKeys.decode(json.loads(machine.disk["wireguard"]))
         certified = Certified(node_cert, authority_cert, member)
-        self.word = Own(Has.of(process), certified, keys, self._words)
+        self.word = Own(Has.of(process), certified, keys, self._words, machine.advertised)
         self._renewing = False
-        self._renew_after = process.now
+        self._renew_after = self._routes_after = process.now
 
     def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
         """The record, with the keys that the node was generated with: none is replaced here."""
         machine = self.process.machine
-        return plain_record(machine.identity, seq, machine.address, machine.version, *machine.also)
+        plain = plain_record(machine.identity, seq, machine.address, machine.version, *machine.also)
+        return structs.replace(plain, routes=tuple(map(str, self.word.routes.offered)))
 
     @property
     def member(self) -> Member:
@@ -81,7 +85,8 @@ class OwnRecord:
             process.sim.tally["own-record-refused"] += 1
 
     def look(self) -> None:
-        """Get another certificate if it is time."""
+        """Get another certificate if it is time, and ask for the routes that are advertised."""
+        self._ask_routes()
         process, worker = self.process, self.process.desk.worker
         if self._renewing or process.now < self._renew_after or not self.word.due(process.wall):
             return
@@ -92,6 +97,13 @@ class OwnRecord:
         self._renew_after, self._renewing = process.now + pause, True
         worker.do(self.word.renew(worker.moment()), self._renewed)
 
+    def _ask_routes(self) -> None:
+        process, worker = self.process, self.process.desk.worker
+        if self._renewing or process.now < self._routes_after or not self.word.routes.lacking:
+            return
+        self._routes_after, self._renewing = process.now + ASK_ROUTES_SOON, True
+        worker.do(self.word.ask_routes(worker.moment()), self._renewed)
+
     def _renewed(self, outcome: object) -> None:
         self._renewing = False
 
@@ -100,19 +112,23 @@ class OwnRecord:
         worker = self.process.desk.worker
         worker.do(self.word.rename(name, worker.moment()), done)
 
-    def ask(self, step: AskRenewal | AskRename, back: Done) -> None:
+    def ask(self, step: AskRenewal | AskRename | AskRoutes, back: Done) -> None:
         """`Caller.renew` and `Caller.rename`: call ``back`` with the answer of the first authority that
         grants it, or with the reason of the last one that does not. An authority asks itself for another
         name."""
         mine, desk = self.process.roster.get(self.process.me), self.process.desk
-        if isinstance(step, AskRename) and self.process.machine.authority is not None and mine is not None:
+        alone = self.process.machine.authority is not None and mine is not None
+        if isinstance(step, AskRename) and alone and mine is not None:
             work = desk.desk.rename(mine, messages.Rename(step.csr), desk.worker.moment())
             desk.worker.do(work, lambda answer: back(_at(answer, desk.worker.moment())))
+        elif isinstance(step, AskRoutes) and alone and mine is not None:
+            asked = desk.desk.granting.ask(mine, step.request, desk.worker.moment())
+            desk.worker.do(asked, lambda answer: back(_at(_given(answer), desk.worker.moment())))
         else:
             spawn(self.process, "renew", self._ask(step, back))
 
-    def _ask(self, step: AskRenewal | AskRename, back: Done) -> Task:
-        process, why = self.process, "no authority renewed the certificate"
+    def _ask(self, step: AskRenewal | AskRename | AskRoutes, back: Done) -> Task:
+        process, why, heard = self.process, "no authority renewed the certificate", False
         roster, worker = process.roster, process.desk.worker
         for member in process.asker.callable(()):
             entry, mine = roster.get(member), roster.get(process.me)
@@ -122,8 +138,9 @@ class OwnRecord:
             if isinstance(answer, messages.Renewed):
                 back((answer, worker.moment()))
                 return
+            heard |= isinstance(step, AskRoutes) and isinstance(answer, messages.Done)
             why = answer.message if isinstance(answer, messages.Refused) else why
-        back(TrustError(why))
+        back((None, worker.moment()) if heard else TrustError(why))
 
     def come_back(self, step: AskReturn, back: Done) -> None:
         """`returning.come_back`: call ``back`` with the answer of the first authority that takes this node
@@ -170,11 +187,17 @@ class OwnRecord:
         process.merge(step.returned.keys, step.returned.active_key)
 
 
-def _renew(mine: bytes, step: AskRenewal | AskRename) -> asking.Talk[Any]:
+def _renew(mine: bytes, step: AskRenewal | AskRename | AskRoutes) -> asking.Talk[Any]:
     if isinstance(step, AskRename):
         return (yield messages.Rename(step.csr))
     yield messages.Announce(mine)
+    if isinstance(step, AskRoutes):
+        return (yield step.request)
     return (yield messages.Renew(step.csr, step.evidence))
+
+
+def _given(answer: object) -> object:
+    return None if isinstance(answer, messages.Done) else answer
 
 
 def _at(answer: object, moment: object) -> object:

@@ -91,7 +91,7 @@ class Worker:
             waiting.append((step, back))
             if len(waiting) == 1:
                 self._next(step.kind)
-        elif isinstance(step, own.AskRenewal | own.AskRename):
+        elif isinstance(step, own.AskRenewal | own.AskRename | own.AskRoutes):
             self.process.own.ask(step, back)
         elif isinstance(step, own.AskReturn):
             self.process.own.come_back(step, back)
@@ -127,7 +127,7 @@ class Worker:
                 return seconds
             case (
                 steps.FindInvite() | steps.SpendInvite() | steps.MakeInvite() | steps.ReadRootKey()
-                | steps.Save() | own.WriteCertificates()
+                | steps.Save() | steps.WriteApprovals() | own.WriteCertificates()
             ):  # fmt: skip
                 return self.process.machine.disk_seconds
             case _:
@@ -176,6 +176,9 @@ class Worker:
                 return at_once(process.keeper.holding(made))
             case steps.Hear(word):
                 return process.keeper.revoke(word)
+            case steps.WriteApprovals(approvals):
+                self._write()
+                machine.approvals = approvals
             case steps.Save():
                 self._write()
                 process.write("revocations", "roster")
@@ -192,7 +195,7 @@ class Worker:
                 process.own.publish()
             case own.Rejoin():
                 process.own.rejoin(step)
-            case steps.Alone() | own.AskRenewal() | own.AskRename() | own.AskReturn():
+            case steps.Alone() | own.AskRenewal() | own.AskRename() | own.AskRoutes() | own.AskReturn():
                 raise AssertionError("takes its time: see `_go_on`")
             case _:
                 assert_never(step)

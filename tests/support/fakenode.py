@@ -2,7 +2,7 @@
 """A NodePort that answers from memory."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from phantommesh.management.netview import (
     UplinkView,
 )
 from phantommesh.management.pingview import PingDimension, PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
 from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
     DimensionView,
@@ -35,6 +36,7 @@ from phantommesh.management.views import (
     Rotation,
     RotationOutcome,
     RotationResult,
+    ScatterClass,
     ScatterDimension,
     ScatterView,
     Status,
@@ -143,6 +145,22 @@ def scatter_view(number: int) -> ScatterView:
             )
             for index in range(7)
         ],
+        classes=[
+            ScatterClass(
+                name=name,
+                goal=goal,
+                scheduler="flow",
+                entropy_bits=bits,
+                weights=[0.143] * 7,
+                packets=packets,
+                bytes=[80 * count for count in packets],
+            )
+            for name, goal, bits, packets in (
+                ("ssh", "order", 0.0, [0, 0, 10, 0, 0, 0, 0]),
+                ("rest", "throughput", None, [0] * 7),
+            )
+            if number == 3
+        ],
     )
 
 
@@ -189,6 +207,7 @@ class FakeNode:
         self.pinged: list[tuple[str, int, int | None]] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
+        self.decided: list[tuple[str, str, tuple[str, ...]]] = []
         self.undone: list[str] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
@@ -321,6 +340,46 @@ class FakeNode:
             dry_run=dry_run,
             taken_back=1 if undo else 20 if undo_all else 0,
         )
+
+    def routes(self) -> RoutesView:
+        peers = [(view.name, view.node_id) for view in self.peers()[:2]]
+        rows = [
+            RouteView(
+                prefix="10.1.0.0/16", router=name, node_id=node_id, asked=False, approved=True,
+                certified=True, claimed=True, accepted=True, rank=rank, carried=rank == 0,
+            )
+            for rank, (name, node_id) in enumerate(peers)
+        ]  # fmt: skip
+        for name, node_id in peers[:1]:
+            rows += [
+                RouteView(
+                    prefix="192.168.178.0/24", router=name, node_id=node_id, asked=False, approved=True,
+                    certified=True, claimed=True, accepted=False, rank=None, carried=False,
+                    conflict="this host's route 192.168.178.0/24 (eth0) has these addresses already",
+                ),
+                RouteView(
+                    prefix="2001:db8:1234:5678::/64", router=name, node_id=node_id, asked=True,
+                    approved=False, certified=False, claimed=False, accepted=False, rank=None, carried=False,
+                ),
+            ]  # fmt: skip
+        return RoutesView(
+            node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"], exit="",
+            routes=rows,
+        )  # fmt: skip
+
+    async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(("approve", wanted, tuple(prefixes)))
+        return RouteResult(
+            name=wanted, node_id="id002", prefixes=list(prefixes), certified=[], waiting=list(prefixes)
+        )
+
+    async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(("withdraw", wanted, tuple(prefixes)))
+        return RouteResult(name=wanted, node_id="id002", prefixes=list(prefixes), certified=[], waiting=[])
 
     async def rename(self, name: str) -> NameResult:
         old, self.name = self.name, name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -24,6 +24,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.fastlane import FastLane
 from phantommesh.nursery.host import forwarding as switches
+from phantommesh.nursery.host.leftovers import opened_beside
 from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.rates import Bucket
@@ -57,7 +58,8 @@ class Rules(Protocol):
 
 class Relaying:
     """Runs the relay. ``forbids`` says to which addresses nothing is sent, whatever the leases let
-    through. ``told`` is called when ``useful`` has changed."""
+    through. ``told`` is called when ``useful`` has changed. ``beside`` says which uplinks relays of other
+    meshes' nodes on this host have opened, given this one's table."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Relaying:
         random: Callable[[int], bytes] = os.urandom,
         rules: Rules | None = None,
         fast: FastLane | None = None,
+        beside: Callable[[str], Awaitable[frozenset[str]]] = opened_beside,
         told: Callable[[], None] = lambda: None,
     ) -> None:
         self.leases, self.frame, self._uplinks = leases, replace(frame, opened=()), frame.opened
@@ -76,6 +79,7 @@ class Relaying:
         self.dropped: Counter[str] = Counter()
         self._challenger = Challenger(leases, random)
         self._rules = Table(FAMILY, frame.table) if rules is None else rules
+        self._beside = beside
         self._forbids, self._bell, self._whole = forbids, Bell(), False
         self._settled, self._stirred = Bell(), False
         self._there = False  # the rules forward something
@@ -131,7 +135,7 @@ class Relaying:
         hosts = [str(address) for _, address, _ in self.frame.here]
         with UdpPort(self.frame.port, hosts, "relay.port") as port:
             port.forbids, port.dropped = self._forbids, self.dropped
-            await close_left(self._rules)
+            await close_left(self._rules, self.frame.table, self._beside)
             await self._fast.close()
             try:
                 async with trio.open_nursery() as nursery:
@@ -142,9 +146,13 @@ class Relaying:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 5.0):
                     await self._end()
 
-    def _closed(self) -> list[str]:
-        """The uplinks that do not forward IPv4 yet."""
-        return [] if self.frame.here4 is None or switches.forwards(4) else switches.closed(self._uplinks)
+    async def _closed(self) -> list[str]:
+        """The uplinks that do not forward IPv4 for the host itself. Those that another relay here has opened
+        are among them: the relay that ends last closes them."""
+        if self.frame.here4 is None or switches.forwards(4):
+            return []
+        beside = await self._beside(self.frame.table)
+        return [*switches.closed(self._uplinks), *(name for name in self._uplinks if name in beside)]
 
     def _open(self, interfaces: list[str]) -> None:
         """Have the kernel forward what comes in by these. Raises PhantomMeshError."""
@@ -202,7 +210,7 @@ class Relaying:
                     fresh = wanted - self.forwarded
                 else:
                     # The rules come first: what has no mark is dropped from the beginning.
-                    closed = self._closed()
+                    closed = await self._closed()
                     held = dict.fromkeys((*self.frame.opened, *closed))
                     self.frame = replace(self.frame, opened=tuple(held))
                     await self._rules.install(forwarding.render(self.frame, wanted))
@@ -293,7 +301,8 @@ class Relaying:
         """Take the rules away, and give the uplinks back what they were."""
         self.forwarded, self._there = frozenset(), False
         self._settled.ring()
-        switches.close_for(self.frame.opened)
+        if self.frame.opened:
+            switches.close_for(set(self.frame.opened) - await self._beside(self.frame.table))
         self.frame = replace(self.frame, opened=())
         for remove in (self._fast.close, self._rules.remove):
             try:
@@ -309,16 +318,16 @@ class Relaying:
 
 async def close_killed(table: str) -> None:
     """Forward nothing more for pairs of a run that was killed. Raises NftError."""
-    await close_left(Table(FAMILY, table))
+    await close_left(Table(FAMILY, table), table, opened_beside)
     await Table(fastlane.FAMILY, table).remove()
 
 
-async def close_left(rules: Rules) -> None:
+async def close_left(rules: Rules, table: str, beside: Callable[[str], Awaitable[frozenset[str]]]) -> None:
     """Give uplinks back what they were where a run of the relay that was killed has left them open, and
     remove its rules. Raises NftError."""
     try:
         left = await rules.names(OPENED)
     except NftError:
         return  # there is no such table
-    switches.close_for(left)
+    switches.close_for(set(left) - await beside(table))
     await rules.remove()

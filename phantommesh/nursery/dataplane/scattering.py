@@ -71,6 +71,7 @@ class Scattering:
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
         self.hook: Hook = "mark" if settings.hook == "mark" else "egress"
+        self._interfaces = frozenset((*self.names, device))
         self.on_epoch = on_epoch
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -130,6 +131,10 @@ class Scattering:
         """A peer's counts as last read; None while nothing is scattered to it."""
         return None if self._seen is None else self._plan.snapshot(node_id)
 
+    def taken(self) -> Counter[str]:
+        """The packets sent so far by class of traffic, as last read."""
+        return self._plan.taken()
+
     async def refresh(self) -> None:
         """Read the counters now. Raises NftError."""
         async with self._lock:
@@ -159,7 +164,11 @@ class Scattering:
             found = None if self._seen is None else self._plan.homes(node_id)
             if found is None:
                 return None
-            return await self._table.counters(found[0]), found[1]
+            sent = dict[int, tuple[int, int]]()
+            for name, first in found[0].items():
+                counters = await self._table.counters(name)
+                sent |= {first + bucket: count for bucket, count in counters.items()}
+            return sent, found[1]
 
     async def steer(self, node_id: bytes, steering: Steering) -> None:
         """Split and move the flows of these buckets of a peer, and no others. Raises NftError when the kernel
@@ -233,7 +242,7 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
-            await marking.remove()
+            await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
@@ -293,7 +302,7 @@ class Scattering:
         if not tables and not self._tabled:
             return
         try:
-            await marking.converge(tables)
+            await marking.converge(tables, self._interfaces)
         except BackendError as error:
             if self.hook == "mark":
                 raise
@@ -324,7 +333,7 @@ class Scattering:
         # Remove what an earlier run at the other hook has left.
         await Table(next(f for hook, f in FAMILY.items() if hook != self.hook), self._name).remove()
         if self.hook == "egress":
-            await marking.remove()
+            await marking.remove(self._interfaces)
 
     async def _install_changes(self) -> None:
         """Add and remove peers, in one transaction."""

@@ -9,6 +9,7 @@ A guard goes by its interfaces' names and stays when its node ends. Under other 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from phantommesh.nursery.host.nft import NftError, Table, list_tables
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
-from phantommesh.overlay.prefixes import Closing, overlap
+from phantommesh.overlay.prefixes import Closing
+from phantommesh.routable import overlap
 from phantommesh.routing import forwarding, tagging
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network
@@ -80,12 +82,27 @@ async def remove(found: Found) -> None:
         await _remove(family, name)
 
 
+async def opened_beside(own: str) -> frozenset[str]:
+    """The uplinks whose forwarding is on for relays of other nodes here than the one with the table ``own``.
+    None where the tables cannot be read."""
+    found = set[str]()
+    with suppress(NftError):
+        for family, name in await list_tables():
+            if _is_relays(family, name) and name != own:
+                found.update(await Table(family, name).names(forwarding.OPENED))
+    return frozenset(found)
+
+
+def _is_relays(family: str, name: str) -> bool:
+    return family == forwarding.FAMILY and name.startswith(forwarding.table_name(""))
+
+
 async def _remove(family: str, name: str) -> None:
     """Remove a table. Where it is a relay's, its uplinks are given back first what they were."""
     table = Table(family, name)
-    if family == forwarding.FAMILY and name.startswith(forwarding.table_name("")):
+    if _is_relays(family, name):
         try:
-            close_for(await table.names(forwarding.OPENED))
+            close_for(set(await table.names(forwarding.OPENED)) - await opened_beside(name))
         except NftError as error:
             log.warning("the relay's uplinks are not known", table=name, error=str(error))
     await table.remove()

@@ -4,7 +4,11 @@ egress; and one for this node's TCP over IPv6 where a peer's paths carry less th
 
 A mark's low four bits choose a routing table, and each table has the overlay's routes over one interface.
 Rules and routes carry the routing protocol number that marks ours; other people's marks find no route there
-that is theirs. Two nodes of one network namespace cannot both do this.
+that is theirs.
+
+Nodes of several meshes in one network namespace share the tables and the rules: no two of them have a network
+in common. A node leaves alone the routes that lead to another node's interfaces, and the rules that these
+need.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 
 import trio
 from pyroute2.iproute.linux import IPRoute
@@ -43,38 +48,39 @@ Tables = Mapping[int, tuple[int, Iterable[Route]]]
 """By a mark's low bits, or `SEGMENTS`: the interface's index, and the routes over it with `METRIC`."""
 
 
-async def converge(tables: Tables) -> None:
-    """Make the rules and routes, and remove those of tables that are not named. Raises BackendError."""
+async def converge(tables: Tables, names: Collection[str]) -> None:
+    """Make the rules and routes of the node that has the interfaces ``names``, and remove those of tables
+    that are not named. Raises BackendError."""
     kept = {way: (index, frozenset(routes)) for way, (index, routes) in tables.items()}
-    await trio.to_thread.run_sync(_converge, kept)
+    await trio.to_thread.run_sync(_converge, kept, frozenset(names))
 
 
-async def remove() -> bool:
-    """Remove them all; return whether there were any. Raises BackendError."""
-    return await trio.to_thread.run_sync(_converge, {})
+async def remove(names: Collection[str]) -> bool:
+    """Remove all that lead to no other node's interfaces than these; return whether there were any. Raises
+    BackendError."""
+    return await trio.to_thread.run_sync(_converge, {}, frozenset(names))
 
 
-def indices() -> set[int]:
-    """The interfaces that the tables' routes lead to. Blocks. Raises BackendError."""
-    try:
-        return {one.index for one in netlink.read_tables() if one.table - FIRST_TABLE in _OURS and one.index}
-    except OSError as error:
-        raise errors.failed("rules", "reading", error) from error
-
-
-def _converge(tables: Mapping[int, tuple[int, frozenset[Route]]]) -> bool:
-    """Return whether there were rules or routes before.
+def _converge(tables: Mapping[int, tuple[int, frozenset[Route]]], names: Set[str]) -> bool:
+    """Return whether there were rules or routes before, other nodes' left out.
 
     A rule or a route of ours that says anything else than it should is as bad as none: it is taken out, and
     the right one is put in. A route that differs in its limits alone is never missing meanwhile.
     """
     try:
-        have = [one for one in netlink.read_tables() if one.table - FIRST_TABLE in _OURS]
+        found = [one for one in netlink.read_tables() if one.table - FIRST_TABLE in _OURS]
+        others = _others(names) if found else frozenset[int]()
         want = {
             (way, route.network): (index, route)
             for way, (index, routes) in tables.items()
             for route in routes
         }
+        theirs = [
+            one
+            for one in found
+            if one.index in others and (one.table - FIRST_TABLE, one.route.network) not in want
+        ]
+        have = [one for one in found if one not in theirs]
         right, replaced = set[tuple[int, Network]](), set[tuple[int, Network]]()
         there = bool(have)
         with IPRoute() as rtnl:
@@ -93,13 +99,19 @@ def _converge(tables: Mapping[int, tuple[int, frozenset[Route]]]) -> bool:
                     rtnl.route(verb, **(netlink.route_arguments(route, index) | {"table": FIRST_TABLE + way}))
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
                 wanted = {way for way, network in want if network.version == version}
-                there = _rules(rtnl, family, wanted) or there
+                kept = {one.table - FIRST_TABLE for one in theirs if one.family == family}
+                there = _rules(rtnl, family, wanted, kept) or there
     except (NetlinkError, OSError) as error:
         code = error.code if isinstance(error, NetlinkError) else error.errno
         if code != errno.EAFNOSUPPORT:
             raise errors.failed("rules", "marking", error) from error
         return False
     return there
+
+
+def _others(names: Set[str]) -> frozenset[int]:
+    """The interfaces of other nodes in this network namespace."""
+    return frozenset(link.index for name, link in netlink.read_our_links().items() if name not in names)
 
 
 def _found(one: TableRoute) -> dict[str, object]:
@@ -116,32 +128,46 @@ def _found(one: TableRoute) -> dict[str, object]:
     }
 
 
-def _rules(rtnl: IPRoute, family: int, ways: Set[int]) -> bool:
+def _rules(rtnl: IPRoute, family: int, ways: Set[int], kept: Set[int]) -> bool:
+    """Make the rules of these ways, and leave those alone that only other nodes need (``kept``)."""
     have, right = Counter[int](), set[int]()
     for rule in rtnl.get_rules(family=family):
         priority = rule.get_attr("FRA_PRIORITY") or 0
-        if rule.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL and priority < AFTER:
-            way = priority - FIRST_TABLE
+        way = priority - FIRST_TABLE
+        alone = way in kept and way not in ways
+        if rule.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL and priority < AFTER and not alone:
             have[way] += 1
             right |= {way} if way in ways and _is_right(rule, way) else set()
     for way, count in have.items():
         if count > 1:
             right.discard(way)  # the kernel takes out the first that fits, which may be the right one
         for _ in range(0 if way in right else count):
-            rtnl.rule("del", family=family, priority=FIRST_TABLE + way, protocol=ROUTE_PROTOCOL)
+            with _unless(errno.ENOENT):
+                rtnl.rule("del", family=family, priority=FIRST_TABLE + way, protocol=ROUTE_PROTOCOL)
     for way in ways - right:
         which: dict[str, object] = {"fwmark": way, "fwmask": _MASK}
         if way == SEGMENTS:
             which = {"ip_proto": socket.IPPROTO_TCP, "iifname": _OWN}
-        rtnl.rule(
-            "add",
-            family=family,
-            priority=FIRST_TABLE + way,
-            table=FIRST_TABLE + way,
-            protocol=ROUTE_PROTOCOL,
-            **which,
-        )
+        with _unless(errno.EEXIST):
+            rtnl.rule(
+                "add",
+                family=family,
+                priority=FIRST_TABLE + way,
+                table=FIRST_TABLE + way,
+                protocol=ROUTE_PROTOCOL,
+                **which,
+            )
     return bool(have)
+
+
+@contextmanager
+def _unless(code: int) -> Iterator[None]:
+    """Let the kernel refuse a rule with this error: another node was faster."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != code:
+            raise
 
 
 def _is_right(rule: fibmsg, way: int) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from phantommesh.control import messages, sessions
 from phantommesh.node.desk import Desk
 from phantommesh.node.revoking import Target
@@ -11,6 +13,7 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.working import Worker
 from phantommesh.records.roster import Entry
+from phantommesh.routable import Network
 from phantommesh.state.start import NodeState
 from phantommesh.trust.revocations import Revoked
 
@@ -20,7 +23,7 @@ class AuthorityDesk:
     TrustError."""
 
     def __init__(self, node: NodeState, keeper: RosterKeeper, keys: GroupKeys) -> None:
-        self.desk = Desk(node, keys.ring)
+        self.desk = Desk(node, keys.ring, node.approvals)
         self.worker = Worker(node, keeper, keys)
 
     async def enrol(self, session: sessions.Session, request: messages.Enrol) -> messages.Enrolled:
@@ -34,6 +37,18 @@ class AuthorityDesk:
     async def rename(self, entry: Entry, request: messages.Rename) -> messages.Renewed:
         """`Desk.rename`."""
         return await self.worker.do(self.desk.rename(entry, request, moment()))
+
+    async def ask_routes(self, entry: Entry, request: messages.Route) -> messages.Renewed | messages.Done:
+        """`Granting.ask`."""
+        return await self.worker.do(self.desk.granting.ask(entry, request, moment()))
+
+    async def approve(self, wanted: str, prefixes: Sequence[Network]) -> Target:
+        """`Granting.approve`."""
+        return await self.worker.do(self.desk.granting.approve(wanted, prefixes, moment()))
+
+    async def withdraw(self, wanted: str, prefixes: Sequence[Network]) -> Target:
+        """`Granting.withdraw`."""
+        return await self.worker.do(self.desk.granting.withdraw(wanted, prefixes, moment()))
 
     async def replace(self, entry: Entry) -> messages.Replacement:
         """`Desk.replace`."""

@@ -176,6 +176,14 @@ class Caller:
             [messages.Rename(csr)], messages.Renewed, "no authority gives this node another name"
         )
 
+    async def ask_routes(self, request: messages.Route) -> messages.Renewed | None:
+        """Ask each authority for routes, until one gives a certificate; None where some have heard and none
+        gives any. Raises `TrustError` where none has heard."""
+        mine = self._keeper.roster.get(self._node.identity.node_id)
+        first = [] if mine is None else [messages.Announce(mine.signed.encode())]
+        failed = "no authority has heard which routes this node advertises"
+        return await self._ask_each([*first, request], messages.Renewed, failed, hearing=True)
+
     async def replace(self) -> messages.Replacement:
         """Ask the authorities for an invite in place of this node's identity. Raises `TrustError`."""
         return await self._ask_authorities(
@@ -185,7 +193,16 @@ class Caller:
     async def _ask_authorities(self, requests: Sequence[messages.Request], wanted: type[T], failed: str) -> T:
         """Put these requests to one authority after the other, until one answers the last request with a
         ``wanted``."""
-        reasons, fix = [], ""
+        found = await self._ask_each(requests, wanted, failed)
+        assert found is not None
+        return found
+
+    async def _ask_each(
+        self, requests: Sequence[messages.Request], wanted: type[T], failed: str, *, hearing: bool = False
+    ) -> T | None:
+        """The same. Where ``hearing``, None is returned if some answered `Done` and none with a
+        ``wanted``."""
+        reasons, fix, heard = [], "", False
         for member in self.callable():
             entry = self._keeper.roster.get(member)
             if entry is None or entry.member.role is not Role.AUTHORITY:
@@ -204,8 +221,12 @@ class Caller:
             if isinstance(answer, messages.Refused):
                 reasons.append(answer.message[:MAX_REASON])
                 fix = fix or answer.fix[:MAX_REASON]
+            elif hearing and isinstance(answer, messages.Done):
+                heard = True
             else:
                 reasons.append(f"{entry.member.name}: another answer")
+        if heard:
+            return None
         raise TrustError(
             f"{failed}: " + ("; ".join(reasons) or "there is no link to any yet"),
             fix=fix or "start an authority, and check that its control port is open for TCP from here",

@@ -15,7 +15,6 @@ import trio
 
 from phantommesh.config.sections import Config
 from phantommesh.control import channel, messages, sessions
-from phantommesh.dimensions import all_names
 from phantommesh.endpoint import MAX_DATAGRAM, Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
@@ -161,7 +160,7 @@ def _finish(
 
 def _check_host(config: Config, networks: Sequence[Network], members: Mapping[OverlayAddress, str]) -> None:
     """Raise OverlapError where this host's own range is in the way."""
-    hostview.check(networks, members, names=all_names(config.wireguard.prefix))
+    hostview.check(networks, members, prefix=config.wireguard.prefix)
 
 
 async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: JoinDraft) -> sessions.Session:

@@ -30,6 +30,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
+from phantommesh.routable import parse_prefix
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
@@ -45,6 +46,8 @@ MESH_ENDS = FaultKind("mesh-ends", "high")
 LOOK = 60.0  # s between looks at the certificate's age
 LOOK_UNCERTIFIED = 15.0  # s between attempts to be taken back
 AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
+# s between questions for routes that are not approved yet: at first, and for how long; later on
+ASK_ROUTES_SOON, ASK_ROUTES_FIRST, ASK_ROUTES = 5.0, 1800.0, 30.0
 
 T = TypeVar("T")
 
@@ -70,14 +73,15 @@ class OwnRecord:
         self.tcp_ports: Callable[[], tuple[int, ...]] = tuple
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
-        self.word = Own(state, certified, state.wg_keys, self._words)
+        advertised = map(parse_prefix, config.routes.advertise)
+        self.word = Own(state, certified, state.wg_keys, self._words, advertised)
 
     def _words(self, keys: WgKeys, seq: int) -> NodeRecord:
         found = self.found()
         return make_record(
             self._state.identity, keys, self._config, seq,
             found=found.endpoints, candidates=found.candidates, relay=self.relays(),
-            tcp_ports=self.tcp_ports(),
+            tcp_ports=self.tcp_ports(), routes=tuple(map(str, self.word.routes.offered)),
         )  # fmt: skip
 
     @property
@@ -180,6 +184,17 @@ class OwnRecord:
             )
             unexpected.note("certificate not renewed after an unexpected error", error)
 
+    async def ask_routes(self, caller: Caller, desk: AuthorityDesk) -> None:
+        """Ask for the routes that this node advertises and has not, again and again, until cancelled. Where
+        an authority approves them this node has them within `ASK_ROUTES_SOON`, or `ASK_ROUTES` later on."""
+        began = trio.current_time()
+        while True:
+            if self.word.routes.lacking:
+                async with self._certifying:
+                    await self._do(self.word.ask_routes(moment()), caller, desk)
+            soon = trio.current_time() < began + ASK_ROUTES_FIRST
+            await trio.sleep(ASK_ROUTES_SOON if soon else ASK_ROUTES)
+
     async def rename(self, name: str, caller: Caller, desk: AuthorityDesk) -> None:
         """`Own.rename`; ``desk`` is this node's own. Raises PhantomMeshError."""
         async with self._certifying:
@@ -216,6 +231,13 @@ class OwnRecord:
                 if self._state.authority is None or mine is None:
                     return await caller.rename(csr), moment()
                 return await desk.rename(mine, messages.Rename(csr)), moment()
+            case deciding.AskRoutes(request):
+                assert caller is not None and desk is not None
+                mine = self._keeper.roster.get(self._state.identity.node_id)
+                if self._state.authority is None or mine is None:
+                    return await caller.ask_routes(request), moment()
+                answer = await desk.ask_routes(mine, request)
+                return answer if isinstance(answer, messages.Renewed) else None, moment()
             case deciding.Publish():
                 return self.publish()
             case Told():

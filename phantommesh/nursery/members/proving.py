@@ -152,7 +152,9 @@ class Proving:
         if stopped is None:
             return
         closed = None
-        if ended.whole and int(ended.started * 1000) < int(stopped * 1000):
+        if not ended.by_plan:
+            self._count("mixed")
+        elif ended.whole and int(ended.started * 1000) < int(stopped * 1000):
             closed = Closed(
                 self._plan(peer, ended),
                 int(ended.started * 1000),

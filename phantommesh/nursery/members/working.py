@@ -15,6 +15,8 @@ from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.logs import tell
+from phantommesh.state.directory import APPROVALS
+from phantommesh.state.routebook import encode_approvals
 from phantommesh.state.start import NodeState
 
 S = TypeVar("S")
@@ -65,6 +67,9 @@ class Worker:
                 return await in_thread(invites.consume, invite, node, time(), name)
             case steps.MakeInvite():
                 return await in_thread(partial(self._make_invite, step))
+            case steps.WriteApprovals(approvals):
+                book = encode_approvals(approvals)
+                return await in_thread(self._node.state.write, APPROVALS, book)
             case steps.ReadRootKey(what):
                 return await in_thread(self._node.root_key, what)
             case steps.Keep(record, of):

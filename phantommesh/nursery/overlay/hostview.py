@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
 
+from phantommesh.dimensions import all_names, master_name
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.hostroutes import (
@@ -25,6 +26,7 @@ from phantommesh.nursery.host.hostroutes import (
     read_routes,
 )
 from phantommesh.nursery.host.netlink import ALIAS, ROUTE_PROTOCOL, NetlinkSocket
+from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.overlay.closing import KINDS
 from phantommesh.overlay.prefixes import (
     CLOSED_METRIC,
@@ -34,10 +36,10 @@ from phantommesh.overlay.prefixes import (
     HostRange,
     Kind,
     Plan,
-    overlap,
     plan,
     refusal,
 )
+from phantommesh.routable import overlap
 from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h
@@ -63,6 +65,8 @@ class HostView:
 
 @dataclass(frozen=True, slots=True)
 class _Interface:
+    """``ours``: this node's own. ``name`` says of another mesh's that they are."""
+
     name: str
     ours: bool
 
@@ -93,9 +97,12 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
     return HostView(tuple(sorted(found, key=str)), frozenset(here))
 
 
-def check(networks: Sequence[Network], members: Mapping[Address, str], *, names: Collection[str]) -> Plan:
-    """Say what would be routed on this host in a mesh of these ``networks`` and ``members``. Raises
+def check(networks: Sequence[Network], members: Mapping[Address, str], *, prefix: str) -> Plan:
+    """Say what would be routed on this host in a mesh of these ``networks`` and ``members``. Interfaces of
+    this ``prefix`` do not count, unless a node has them that runs: then they are another mesh's. Raises
     OverlapError where the host's own range is in the way, and BackendError."""
+    with owned(master_name(prefix)) as free:
+        names = all_names(prefix) if free else ()
     found = plan(networks, members, look(networks, names).ranges)
     if (error := refusal(found)) is not None:
         raise error
@@ -115,8 +122,9 @@ def _links(rtnl: NetlinkSocket, names: Collection[str]) -> dict[int, _Interface]
         _, _, index, _ = struct.unpack_from("=HHiI", payload)
         fields = dict(attributes(payload[16:]))
         name = fields.get(_IFLA_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-        ours = fields.get(_IFLA_ALIAS, b"").rstrip(b"\0") == ALIAS.encode()
-        links[index] = _Interface(name, ours and name in names)
+        made = fields.get(_IFLA_ALIAS, b"").rstrip(b"\0") == ALIAS.encode()
+        ours = made and name in names
+        links[index] = _Interface(f"{name}, another mesh's" if made and not ours else name, ours)
     return links
 
 

@@ -317,8 +317,7 @@ async def _clear(belongs: Callable[[Found], bool], networks: Sequence[Network]) 
         gone = [found[device] for device in sorted(free) if belongs(found[device])]
         for each in gone:
             await leftovers.remove(each)
-        links = {link.index for each in running.values() for link in each.links.values()}
-        marks = not links & await trio.to_thread.run_sync(marking.indices) and await marking.remove()
+        marks = await marking.remove(())  # the interfaces of those that are gone are gone
         view = await trio.to_thread.run_sync(hostview.look, networks, ())
         kept = leftovers.held_closed(view.closed, running)
         await trio.to_thread.run_sync(closing.close, kept, view.closed)

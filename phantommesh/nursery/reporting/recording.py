@@ -16,13 +16,15 @@ from phantommesh.management.views import PathView
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
+from phantommesh.node.routes import Change
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health
+from phantommesh.nursery.reporting import health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
+from phantommesh.records.roster import name_of
 from phantommesh.routing.graph import Weakness
 from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 
@@ -73,6 +75,7 @@ class Recorder:
     def __init__(self, parts: Parts, reporter: Reporter) -> None:
         self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics
         self._drops: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()  # packets by class of traffic
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
         self._told: list[str] = []
@@ -84,6 +87,7 @@ class Recorder:
         self._ways, self._relayed = PathNews(), 0
         self._advised = frozenset[tuple[Weakness, tuple[NodeId, ...]]]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
+        parts.taking.told = self.routed
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
@@ -119,6 +123,16 @@ class Recorder:
         """A path changed its state."""
         data: dict[str, object] = {"dimension": turned.dimension, "was": turned.before.value}
         self._publish_paced(f"path.{turned.after.value}", turned.peer, data)
+
+    def routed(self, change: Change) -> None:
+        """This node takes a route, has lost one, or sends it to another member first."""
+        now, was = self._routers(change.routers), self._routers(change.before)
+        log.info("route " + change.kind, prefix=str(change.prefix), routers=now, before=was)
+        data: dict[str, object] = {"prefix": str(change.prefix), "routers": now, "before": was}
+        self._publish_paced(f"route.{change.kind}", (change.routers or change.before)[0], data)
+
+    def _routers(self, routers: Sequence[bytes]) -> list[str]:
+        return [name_of(self._parts.keeper.roster.get(NodeId(router)), router) for router in routers]
 
     def _publish_paced(self, kind: str, peer: bytes, data: dict[str, object]) -> None:
         """Publish what a member's own doing can repeat; ``untold`` says how many like it were left out."""
@@ -265,10 +279,15 @@ class Recorder:
             if view.state != "closed"
         )
         self._tell_ways(paths)
+        self._metrics.set_routes(routing.counts(parts))
         self._metrics.set_scatter(
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()
         )
+        taken = parts.scattering.taken()
+        for name, count in (taken - self._taken).items():
+            self._metrics.class_packets.labels(name).inc(count)
+        self._taken = taken
         drops = parts.dropped()
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)

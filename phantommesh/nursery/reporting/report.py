@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`revoke`, `rename` and `new_identity`."""
+`revoke`, `rename`, `new_identity`, `approve_routes` and `withdraw_routes`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -32,7 +33,7 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health, pinging, topology
+from phantommesh.nursery.reporting import health, pinging, routing, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -162,6 +163,18 @@ class Reporter(Rows):
         """The mesh as its members measure it; they are asked now, unless that was just done."""
         await self._parts.surveying.ask(topology.PATIENCE)
         return topology.view(self._parts.surveying)
+
+    def routes(self) -> RoutesView:
+        """Prefixes beyond the mesh: who may route them, and what this node takes."""
+        return routing.view(self._parts)
+
+    async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Approve that a member routes these prefixes. Raises PhantomMeshError."""
+        return await routing.approve(self._parts, wanted, prefixes)
+
+    async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
+        """Withdraw these prefixes from a member. Raises PhantomMeshError."""
+        return await routing.withdraw(self._parts, wanted, prefixes)
 
     async def netcheck(self) -> NetCheck:
         """This host's network, and how members reach this node."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import time
 
 import trio
@@ -23,6 +23,7 @@ from phantommesh.management.views import (
     ProofEpoch,
     ProofsView,
     Reached,
+    ScatterClass,
     ScatterDimension,
     ScatterView,
 )
@@ -36,6 +37,7 @@ from phantommesh.proofs.review import Shown
 from phantommesh.proofs.shelf import DIRECTIONS
 from phantommesh.records.roster import Entry, name_of
 from phantommesh.scatter.goals import goal_of
+from phantommesh.scatter.maps import entropy_bits
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import PeerState
 
@@ -182,7 +184,7 @@ class Rows:
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
             endpoint=waysof.endpoint_of(
-                [one.endpoint for one in dimensions],
+                [self._sends_to(entry, peer) for _, _, peer in self.devices(entry)],
                 self._parts.paths.paths.view(member.node_id, trio.current_time()),
                 entry.record,
             ),
@@ -191,6 +193,16 @@ class Rows:
             tx_bytes=sum(d.tx_bytes for d in dimensions),
             region=entry.record.region,
         )
+
+    def _sends_to(self, entry: Entry, peer: PeerState | None) -> str | None:
+        """Where a dimension's packets leave this host for: the other end of the connection where WireGuard
+        sends to the local socket of one."""
+        framed = self._parts.framed
+        if peer is None or peer.endpoint is None:
+            return None
+        if framed.owns(peer.endpoint):
+            return str(framed.way_of(entry.member.node_id) or peer.endpoint)
+        return str(peer.endpoint)
 
     def paths(self) -> list[PathView]:
         """Every dimension of each of them, and why it takes its way."""
@@ -230,7 +242,7 @@ class Rows:
                     node_id=format_node_id(entry.member.node_id),
                     dimension=i,
                     interface=name,
-                    endpoint=None if endpoint is None else str(endpoint),
+                    endpoint=self._sends_to(entry, peer),
                     state=path.state.value,
                     since_s=round(path.since, 1),
                     rtt_s=None if path.rtt is None else round(path.rtt, 6),
@@ -258,13 +270,14 @@ class Rows:
         snapshot = scattering.snapshot(node_id)
         if snapshot is None:
             return None
-        now, total = snapshot.current, sum(snapshot.current.cards)
+        now, goal = snapshot.current, goal_of(entry.member.name, self._parts.config.scatter)
+        weights = _shares(now.cards)
         return ScatterView(
             peer=entry.member.name,
             node_id=format_node_id(node_id),
             hook=scattering.hook,
-            goal=goal_of(entry.member.name, self._parts.config.scatter),
-            scheduler=now.scheduler,
+            goal=goal,
+            scheduler=now.classes[-1].scheduler if now.classes else now.scheduler,
             link_epoch=now.epoch.link,
             epoch=now.epoch.number,
             epoch_age_s=round(max(0.0, trio.current_time() - now.began), 1),
@@ -274,11 +287,23 @@ class Rows:
                     index=i,
                     interface=name,
                     score=now.scores[i],
-                    weight=round(now.cards[i] / total, 4) if total else 0.0,
+                    weight=weights[i],
                     packets=now.hits.packets[i],
                     bytes=now.hits.bytes[i],
                 )
                 for i, name in enumerate(self._parts.names)
+            ],
+            classes=[
+                ScatterClass(
+                    name=part.name,
+                    goal=part.goal or goal,
+                    scheduler=part.scheduler,
+                    entropy_bits=_entropy(part.hits.packets),
+                    weights=_shares(part.cards),
+                    packets=list(part.hits.packets),
+                    bytes=list(part.hits.bytes),
+                )
+                for part in now.classes
             ],
         )
 
@@ -327,3 +352,14 @@ def _epoch(shown: Shown) -> ProofEpoch | None:
         p_value=fit.fit(plan, statement.packets).p_value,
         problem=shown.problem,
     )
+
+
+def _entropy(packets: Sequence[int]) -> float | None:
+    """The entropy of the packets' dimensions in bits; None where there are no packets."""
+    return round(entropy_bits(packets), 4) if any(packets) else None
+
+
+def _shares(cards: Sequence[int]) -> list[float]:
+    """The share of each dimension by a map, 0 to 1."""
+    total = sum(cards)
+    return [round(count / total, 4) if total else 0.0 for count in cards]

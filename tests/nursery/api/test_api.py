@@ -27,6 +27,7 @@ from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -124,7 +125,13 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     node = FakeNode()
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
-    assert [endpoint.path for endpoint in writing] == ["/v1/pings", "/v1/identities", "/v1/names"]
+    assert [endpoint.path for endpoint in writing] == [
+        "/v1/pings",
+        "/v1/identities",
+        "/v1/names",
+        "/v1/routes/approvals",
+        "/v1/routes/withdrawals",
+    ]
     for endpoint in writing:
         refused = await problem(
             await ask(
@@ -307,6 +314,26 @@ async def test_the_topology_is_what_the_node_finds() -> None:
     node = FakeNode()
     response = await ask(node, "GET", "/v1/topology")
     assert msgspec.json.decode(await response.get_data(), type=TopologyView) == await node.topology()
+
+
+async def test_routes_are_what_the_node_knows_and_only_root_decides_on_them() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    response = await ask(app, "GET", "/v1/routes")
+    assert msgspec.json.decode(await response.get_data(), type=RoutesView) == node.routes()
+    body = {"node": "pm-1", "prefixes": ["10.1.0.0/16"]}
+    root = {"state": {"uid": os.geteuid()}}
+    for path in ("/v1/routes/approvals", "/v1/routes/withdrawals"):
+        denied = await ask(app, "POST", path, json=body, scope_base={"state": {"uid": 65_534}})
+        assert "only root may" in (await problem(denied, 403)).detail
+        for wrong in ({"node": "pm-1"}, {"node": "pm-1", "prefixes": []}, {**body, "more": 1}):
+            assert (await ask(app, "POST", path, json=wrong, scope_base=root)).status_code == 400
+        done = await ask(app, "POST", path, json=body, scope_base=root)
+        assert msgspec.json.decode(await done.get_data(), type=RouteResult).prefixes == ["10.1.0.0/16"]
+    assert node.decided == [
+        ("approve", "pm-1", ("10.1.0.0/16",)),
+        ("withdraw", "pm-1", ("10.1.0.0/16",)),
+    ]
 
 
 async def test_netcheck_is_what_the_node_finds() -> None:

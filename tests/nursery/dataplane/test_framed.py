@@ -24,6 +24,7 @@ from phantommesh.nursery.dataplane.framecalls import CALLS_BY_WORD
 from phantommesh.nursery.dataplane.framed import HOST, UDP_BLOCKED, Framed
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.reporting import netchecking
+from phantommesh.nursery.reporting.rows import Rows
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import RECEIVE, FramedStream, StreamError, connect
 from phantommesh.routing.frames import GOSSIP, MAX_BATCH, frame
@@ -116,6 +117,11 @@ async def test_datagrams_of_every_dimension_go_through_and_come_from_the_local_s
                 lambda: [p.endpoint for p in alpha.parts.reconciler.desired[name].peers.values()] == [to]
             )
             assert alpha.parts.reconciler._forbids(Endpoint("169.254.1.1", 1))
+            # An operator is shown the other end of the connection.
+            end = str(alpha.parts.framed.way_of(id_of(beta)))
+            assert end.endswith("/tcp")
+            await until(lambda: {path.endpoint for path in Rows(alpha.parts).paths()} == {end})
+            assert [peer.endpoint for peer in Rows(alpha.parts).peers()] == [end]
 
             # A stranger of this host is not listened to.
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:

@@ -33,6 +33,11 @@ A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)
 ONE, TWO = Address("192.0.2.1", 1), Address("192.0.2.2", 2)
 
 
+async def alone(table: str) -> frozenset[str]:
+    """No other node relays on this host."""
+    return frozenset()
+
+
 class Model:
     """A table as its scripts leave it: the numbers that are counted, with their bytes."""
 
@@ -135,7 +140,9 @@ class World:
         frame = Frame("pm", self.port, IPv4Address("127.0.0.1"), None, 1_000_000)
         self.lanes = Lanes()
         fast = FastLane(frame, ["up0"], rules=self.lanes, hops=hops)
-        self.relaying = Relaying(self.leases, frame, rules=self.model, fast=fast, told=self.tell)
+        self.relaying = Relaying(
+            self.leases, frame, rules=self.model, fast=fast, beside=alone, told=self.tell
+        )
 
     def tell(self) -> None:
         self.told += 1
@@ -429,7 +436,7 @@ async def test_a_leg_that_moves_all_the_time_costs_few_processes(
     rules = SimpleNamespace(install=install, counters=counters)
     frame = Frame("pm", 51810, None, None, 1_000_000)
     fast = FastLane(frame, [], rules=Lanes(), hops=hops)
-    relaying = Relaying(cast("Any", leases), frame, rules=cast("Any", rules), fast=fast)
+    relaying = Relaying(cast("Any", leases), frame, rules=cast("Any", rules), fast=fast, beside=alone)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relaying._apply)
         for _ in range(1000):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -23,8 +23,8 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES
+from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED
-from phantommesh.scatter.ruleset import mark
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceState, Network, Route
 from phantommesh.wireguard.fits import Fitted
@@ -142,13 +142,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
         await trio.lowlevel.checkpoint()
         made.interface = made.routes = False
 
-    async def mark_converge(tables: marking.Tables) -> None:
+    async def mark_converge(tables: marking.Tables, names: Collection[str]) -> None:
+        assert set(names) == {*NAMES, "pm"}  # no other node's are touched
         await trio.lowlevel.checkpoint()
         if "tables" in made.refusals:
             raise made.refusals["tables"]
         made.marked = {way: (index, frozenset(routes)) for way, (index, routes) in tables.items()}
 
-    async def mark_remove() -> None:
+    async def mark_remove(names: Collection[str]) -> None:
+        assert set(names) == {*NAMES, "pm"}
         await trio.lowlevel.checkpoint()
         made.marked = {}
 

@@ -18,7 +18,7 @@ from phantommesh.paths.effects import Send
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.scatter.goals import SCHEDULES
-from phantommesh.scatter.ruleset import mark
+from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.splitting import EVERY
 from phantommesh.scatter.steering import Steering
 from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running

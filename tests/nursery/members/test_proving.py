@@ -31,7 +31,7 @@ from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
-from phantommesh.scatter.ruleset import Hits
+from phantommesh.scatter.peermap import Hits
 from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId

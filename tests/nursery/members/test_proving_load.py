@@ -25,7 +25,7 @@ from phantommesh.nursery.members import proving as module
 from phantommesh.records.record import sign_record
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
-from phantommesh.scatter.ruleset import Hits
+from phantommesh.scatter.peermap import Hits
 from phantommesh.trust.identity import NodeId
 from tests.nursery.members.test_proving import CARDS, MESH, End
 from tests.support.makemesh import identity, plain_record

@@ -18,7 +18,7 @@ from phantommesh.proofs.verify import verify
 from phantommesh.records.roster import Entry
 from phantommesh.scatter.epochs import EpochCounts
 from phantommesh.scatter.maps import Epoch
-from phantommesh.scatter.ruleset import Hits
+from phantommesh.scatter.peermap import Hits
 from phantommesh.trust.identity import NodeId
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 from tests.support.makeproofs import cards_of

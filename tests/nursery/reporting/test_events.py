@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from phantommesh.config.sections import Goal
+from phantommesh.config.sections import Goal, IntentSection
 from phantommesh.link.effects import Alarm
 from phantommesh.management import peerfaults
 from phantommesh.management.events import FAMILIES, GAP, MAX_PATTERNS, EventLog, Filter, FilterError
@@ -22,6 +22,7 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.parts import Settings
 from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records.roster import Equivocation
+from phantommesh.scatter.intents import Intents
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId, format_node_id
 from tests.support.loopback import join, make_authority, make_invite, serving, until
@@ -267,13 +268,18 @@ async def test_a_node_tells_of_its_links_and_its_health(
         assert told(alpha, "health.*")[-1].type == "health.well", told(alpha, "health.*")[-1]
         peers: dict[str, Goal] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
-        changed = Settings(msgspec.structs.replace(alpha.parts.config, scatter=scatter))
+        intent = IntentSection("dumps", "private", ("gama",), user="nobody-here")
+        changed = Settings(
+            msgspec.structs.replace(alpha.parts.config, scatter=scatter), Intents((intent,), {})
+        )
         alpha.reporter._parts = replace(alpha.parts, settings=changed)
-        [reason] = alpha.reporter.status().degraded
+        [reason, *more] = alpha.reporter.status().degraded
         assert "gama, who is no member" in reason and alpha.reporter.ready().ready
-        [fault] = alpha.reporter.status().faults
+        [fault, peer, user] = alpha.reporter.status().faults
         assert (fault.code, fault.severity, fault.subject) == ("scatter-unknown-peer", "low", "gama")
         assert fault.line == reason and fault.fix
+        assert (peer.code, user.code) == ("intent-unknown-peer", "intent-unknown-user")
+        assert "dumps names gama" in more[0] and "the user nobody-here" in more[1]
         alpha.reporter._parts = alpha.parts
         alpha.parts.reconciler.actual = {}
         alpha.recorder.measure()

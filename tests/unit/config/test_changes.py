@@ -7,14 +7,10 @@ import pytest
 from msgspec import structs
 
 from phantommesh.config.changes import AT_ONCE, change
-from phantommesh.config.sections import Config, NodeSection
+from phantommesh.config.sections import SECTIONS, Config, NodeSection
 
 CONFIG = Config(NodeSection("alpha", "pm"))
-KEYS = [
-    (section, key)
-    for section in CONFIG.__struct_fields__
-    for key in getattr(CONFIG, section).__struct_fields__
-]
+KEYS = [(section, key) for section in SECTIONS for key in getattr(CONFIG, section).__struct_fields__]
 
 
 def with_another(section: str, key: str) -> Config:

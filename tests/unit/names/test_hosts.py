@@ -4,6 +4,7 @@
 import errno
 import os
 import stat
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -192,3 +193,31 @@ def test_a_file_too_long_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(HostsError, match="longer"):
         write(path, install)
     assert path.read_bytes() == PLAIN
+
+
+def test_nodes_of_several_meshes_write_one_file(tmp_path: Path) -> None:
+    """At once, and none loses what another has written."""
+    path = tmp_path / "hosts"
+    path.write_bytes(PLAIN)
+    meshes, failed = ("one", "two", "three"), list[HostsError]()
+
+    def node(mesh: str) -> None:
+        try:
+            for number in range(40):
+                lines = [f"10.0.0.{number} {mesh}"]
+                write(path, partial(hosts.with_block, mesh=mesh, lines=lines))
+        except HostsError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=node, args=[mesh]) for mesh in meshes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    data = path.read_bytes()
+    for mesh in meshes:
+        assert f"10.0.0.39 {mesh}\n".encode() in data
+        data = hosts.without_block(data, mesh)
+    assert data == PLAIN
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hosts"]

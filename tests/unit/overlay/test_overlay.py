@@ -13,10 +13,10 @@ from phantommesh.overlay.prefixes import (
     Kind,
     OverlapError,
     check_range,
-    overlap,
     plan,
     refusal,
 )
+from phantommesh.routable import overlap
 
 FOUR, SIX = IPv4Network("100.64.0.0/10"), IPv6Network("fd00:1::/48")
 MEMBERS: dict[Address, str] = {ip_address("100.64.9.9"): "alpha", ip_address("fd00:1::9"): "alpha"}

@@ -92,3 +92,11 @@ def test_what_one_kind_holds_another_does_not_let_go() -> None:
     assert ways.hold(A, 0, by=Kind.FRAMED)
     assert not ways.hold(A, 0, by=Kind.FRAMED)
     assert ways.held(A) == 0b011
+
+
+def test_frames_are_no_way_to_insist_on() -> None:
+    """A packet that came in without them shows that the peer has left them: it takes none out any more."""
+    ways = Ways()
+    for way in (DIRECT, RELAYED, FRAMED):
+        ways.offer(A, 3, way)
+    assert ways.proved() == {DIRECT.endpoint, RELAYED.endpoint}

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, Schedule
+from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
-from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame, mark
+from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
 from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 

@@ -9,7 +9,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EQUAL, STEP, Keying, Moment, Numbers, PeerScatter
 from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.maps import Epoch
-from phantommesh.scatter.ruleset import Hits, mark
+from phantommesh.scatter.peermap import Hits, mark
 from phantommesh.secret import Secret
 
 ONE, TWO = Keying(1, Secret(b"1" * 32)), Keying(2, Secret(b"2" * 32))

@@ -9,17 +9,13 @@ import pytest
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.peermap import Hits, PeerMap, length_of, mark, read_hits
 from phantommesh.scatter.ruleset import (
     STRANDED,
     UNKNOWN,
     Frame,
-    Hits,
     Hook,
-    PeerMap,
     dropped,
-    length_of,
-    mark,
-    read_hits,
     render,
     render_peer,
     render_removal,

@@ -148,7 +148,7 @@ def test_moves_end_with_their_epoch_and_are_made_again() -> None:
     world.run(5.0)
     assert len(world.steering.moved) == 1 and not world.split
     world.homes = [(bucket // DIMENSIONS) % DIMENSIONS for bucket in range(BUCKETS)]
-    world.run(1.0)
+    world.run(1.5)
     assert not world.steering.moved
     world.homes = [0] * BUCKETS
     world.senders = {20: Cubic(), 21: Cubic()}

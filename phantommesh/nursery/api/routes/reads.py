@@ -48,6 +48,9 @@ def reads(node: NodePort) -> Handlers:
     async def netcheck() -> Response:
         return json(await node.netcheck())
 
+    async def routes() -> Response:
+        return json(node.routes())
+
     async def topology() -> Response:
         return json(await node.topology())
 
@@ -81,6 +84,7 @@ def reads(node: NodePort) -> Handlers:
         "links": paged(node.links),
         "paths": paged(node.paths),
         "netcheck": netcheck,
+        "routes": routes,
         "topology": topology,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),

@@ -15,18 +15,22 @@ from phantommesh.management.bodies import (
     PingRequest,
     RevocationRequest,
     RotationRequest,
+    RouteRequest,
 )
 from phantommesh.management.endpoints import (
+    APPROVALS,
     IDENTITIES,
     JSON,
     NAMES,
     PINGS,
     REVOCATIONS,
     ROTATIONS,
+    WITHDRAWALS,
     Endpoint,
     RootOnly,
 )
 from phantommesh.management.pingview import PingResult
+from phantommesh.management.routeview import RouteResult
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
@@ -65,6 +69,12 @@ def writes(node: NodePort) -> Handlers:
     async def rename(wanted: NameRequest, _dry_run: bool) -> NameResult:
         return await node.rename(wanted.name)
 
+    async def approve(wanted: RouteRequest, _dry_run: bool) -> RouteResult:
+        return await node.approve_routes(wanted.node, wanted.prefixes)
+
+    async def withdraw(wanted: RouteRequest, _dry_run: bool) -> RouteResult:
+        return await node.withdraw_routes(wanted.node, wanted.prefixes)
+
     async def revoke(wanted: RevocationRequest, dry_run: bool) -> RevocationResult:
         return await node.revoke(
             wanted.node, force=wanted.force, dry_run=dry_run, undo=wanted.undo, undo_all=wanted.undo_all
@@ -84,6 +94,8 @@ def writes(node: NodePort) -> Handlers:
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),
+        APPROVALS.name: writing(APPROVALS, approve),
+        WITHDRAWALS.name: writing(WITHDRAWALS, withdraw),
     }
 
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs on routes beyond the mesh: who may route which prefix, and what this node takes."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import click
+
+from phantommesh.cli.base import Options, client_of, json_option
+from phantommesh.cli.output import emit, field, say
+from phantommesh.cli.tables import table
+
+if TYPE_CHECKING:
+    from phantommesh.management.routeview import RouteResult, RouteView
+
+TIMEOUT_S = 30.0
+
+
+@click.group()
+def route() -> None:
+    """Prefixes beyond the mesh: who may route them, and what this node takes.
+
+    A node asks for the prefixes of its routes.advertise. An authority approves them. Other nodes take those
+    that their routes.accept, or routes.exit, allows.
+    """
+
+
+@route.command("list")
+@json_option
+@click.pass_obj
+def list_routes(options: Options) -> None:
+    """Show all routes that are known here, and which of them carry packets."""
+    found = client_of(options).routes()
+    if options.json:
+        emit(found)
+        return
+    field("advertises", ", ".join(found.advertise) or "nothing", 12)
+    field("accepts", ", ".join(found.accept) or "nothing", 12)
+    field("exit", found.exit or "none", 12)
+    say("")
+    if not found.routes:
+        say("no member routes any prefix, or asks to")
+        return
+    table(
+        ("PREFIX", "ROUTER", "STATE", "TAKEN", "CARRIED", "WHY"),
+        [
+            (
+                one.prefix,
+                one.router,
+                _state(one),
+                _taken(one),
+                "yes" if one.carried else "no",
+                one.conflict or None,
+            )
+            for one in found.routes
+        ],
+        ("PREFIX", "STATE", "ROUTER", "TAKEN", "CARRIED"),
+    )
+    if waiting := [one for one in found.routes if one.asked]:
+        first = waiting[0]
+        say("")
+        say(f"asked for: approve with `phantommesh route approve {first.router} {first.prefix}`")
+
+
+@route.command()
+@click.argument("node")
+@click.argument("prefix", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def approve(options: Options, node: str, prefix: tuple[str, ...]) -> None:
+    """Approve that NODE (a name or node id) routes each PREFIX.
+
+    Run this on an authority. The node gets a certificate with the prefixes within seconds if it asks for
+    them: where routes.advertise in its configuration names them.
+    """
+    key = str(uuid.uuid4())
+    _tell(
+        options, client_of(options, TIMEOUT_S).approve_routes(node, prefix, idempotency_key=key), "approved"
+    )
+
+
+@route.command("revoke")
+@click.argument("node")
+@click.argument("prefix", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def revoke_routes(options: Options, node: str, prefix: tuple[str, ...]) -> None:
+    """Withdraw each PREFIX from NODE (a name or node id), which stays a member.
+
+    Run this on an authority. All members hear of it in seconds, and send nothing more to NODE for PREFIX.
+    """
+    key = str(uuid.uuid4())
+    _tell(options, client_of(options, TIMEOUT_S).revoke_routes(node, prefix, idempotency_key=key), "revoked")
+
+
+def _tell(options: Options, done: RouteResult, what: str) -> None:
+    if options.json:
+        emit(done)
+        return
+    say(f"{what} for {done.name}: {', '.join(done.prefixes)}")
+    if done.certified:
+        say(f"it has a certificate for {', '.join(done.certified)}")
+    if done.waiting:
+        say(f"it gets one for {', '.join(done.waiting)} when it asks: its routes.advertise has to name each")
+
+
+def _state(one: RouteView) -> str:
+    """Where a route stands on its way from a wish to an offer."""
+    if one.claimed and not one.certified:
+        return "not certified"
+    if one.claimed:
+        return "offered"
+    if one.certified:
+        return "certified"
+    return "approved" if one.approved else "asked for"
+
+
+def _taken(one: RouteView) -> str:
+    if one.conflict:
+        return "conflict"
+    if one.rank is None:
+        return "no"
+    return "yes" if one.rank == 0 else f"yes, as no. {one.rank + 1}"

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tables `[[intent]]` say, as numbers: protocols, ports, DSCPs and users; and what none may say.
+
+Protocols have the numbers of IANA's "Assigned Internet Protocol Numbers", DSCPs those of RFC 2474, 2597,
+3246, 5865 and 8622.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from phantommesh.config.sections import ConfigError, IntentSection
+from phantommesh.config.writing import redact
+from phantommesh.errors import shortened
+
+MAX_CLASSES: Final = 8
+"""Classes that the traffic to one peer has at most: those of intents, and the rest."""
+
+REST: Final = "rest"
+"""The class of what matches no intent, where classes are counted."""
+
+PROTOCOLS: Final[dict[str, tuple[int, ...]]] = {
+    "icmp": (1, 58),  # with IPv6's
+    "tcp": (6,),
+    "udp": (17,),
+    "dccp": (33,),
+    "gre": (47,),
+    "esp": (50,),
+    "ah": (51,),
+    "sctp": (132,),
+    "udplite": (136,),
+}
+WITH_PORTS: Final = (6, 17, 33, 132, 136)
+"""The protocols whose headers begin with two ports."""
+
+DSCPS: Final[dict[str, int]] = {
+    **{f"cs{i}": 8 * i for i in range(8)},
+    **{f"af{i}{j}": 8 * i + 2 * j for i in range(1, 5) for j in range(1, 4)},
+    "le": 1,
+    "va": 44,
+    "ef": 46,
+}
+MAX_UID: Final = 2**32 - 2
+
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_RANGE: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,63}\$?")
+
+
+def called(name: Any, number: int) -> str:
+    """What an error calls an intent: by its name, or by its number in the file, from 1 on."""
+    return name if isinstance(name, str) and _LABEL.fullmatch(name) else str(number)
+
+
+def protocols(intent: IntentSection) -> tuple[int, ...]:
+    """The numbers of the protocols that an intent is for; none for any. Raises ValueError."""
+    if intent.protocol is None:
+        return WITH_PORTS if intent.ports else ()
+    if isinstance(intent.protocol, str):
+        if (found := PROTOCOLS.get(intent.protocol)) is None:
+            raise ValueError(f"the names are {', '.join(PROTOCOLS)}; others have a number from 0 to 255")
+        return found
+    if not 0 <= intent.protocol <= 255:
+        raise ValueError("a protocol's number is from 0 to 255")
+    return (intent.protocol,)
+
+
+def ports(intent: IntentSection) -> tuple[tuple[int, int], ...]:
+    """The ranges of ports that an intent is for, both ends included, in order; ranges that touch are one.
+    Raises ValueError."""
+    ranges = sorted(map(_range, intent.ports))
+    joined: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def _range(given: int | str) -> tuple[int, int]:
+    if isinstance(given, int):
+        first = last = given
+    elif found := _RANGE.fullmatch(given):
+        first, last = int(found[1]), int(found[2])
+    else:
+        raise ValueError('write a port as 22, a range of ports as "8000-8010"')
+    if not 1 <= first <= last <= 65535:
+        raise ValueError("a port is from 1 to 65535, and a range begins with the lower one")
+    return first, last
+
+
+def dscp(intent: IntentSection) -> int | None:
+    """The DSCP that an intent is for, None for any. Raises ValueError."""
+    if isinstance(intent.dscp, str):
+        if (found := DSCPS.get(intent.dscp)) is None:
+            raise ValueError(f"the names are {', '.join(DSCPS)}; others have a number from 0 to 63")
+        return found
+    if intent.dscp is not None and not 0 <= intent.dscp <= 63:
+        raise ValueError("a DSCP is from 0 to 63")
+    return intent.dscp
+
+
+def user(intent: IntentSection) -> int | str | None:
+    """The user that an intent is for, by number or, as it is given, by name; None for anybody. Raises
+    ValueError."""
+    if isinstance(intent.user, str) and not _USER.fullmatch(intent.user):
+        raise ValueError("that is no user's name")
+    if isinstance(intent.user, int) and not 0 <= intent.user <= MAX_UID:
+        raise ValueError(f"a user's number is from 0 to {MAX_UID}")
+    return intent.user
+
+
+def applying(name: str, intents: Sequence[IntentSection]) -> list[IntentSection]:
+    """The intents for traffic to the peer of this name, in order."""
+    return [intent for intent in intents if not intent.peers or name in intent.peers]
+
+
+def check(intents: Sequence[IntentSection]) -> None:
+    """Raise ConfigError, which names the intent, the value and the fix, for intents that cannot be."""
+    for name, count in Counter(intent.name for intent in intents).items():
+        if count > 1:
+            raise ConfigError(f"{count} intents are named {name}", fix="give each a name of its own")
+    for number, intent in enumerate(intents, 1):
+        _check(f"intent.{called(intent.name, number)}", intent)
+    named = {peer for intent in intents for peer in intent.peers}
+    for peer in sorted(named) or [""]:
+        count = len(applying(peer, intents))
+        if count >= MAX_CLASSES:
+            whom = f"the peer {peer}" if peer else "each peer"
+            raise ConfigError(
+                f"{count} intents are for traffic to {whom}",
+                fix=f"have at most {MAX_CLASSES - 1} for one peer: name in `peers` whom each of them is for",
+            )
+
+
+def _check(where: str, intent: IntentSection) -> None:
+    if not _LABEL.fullmatch(intent.name) or intent.name == REST:
+        raise ConfigError(
+            f"{where}.name = {_show(intent.name)} is no intent's name",
+            fix="use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, and not \"rest\"",
+        )
+    for peer in intent.peers:
+        if not _LABEL.fullmatch(peer):
+            raise ConfigError(f"{where}.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
+    for key, read in (("protocol", protocols), ("ports", ports), ("dscp", dscp), ("user", user)):
+        try:
+            read(intent)
+        except ValueError as error:
+            raise ConfigError(
+                f"{where}.{key} = {_show(getattr(intent, key))} cannot be: {error}",
+                fix=f"correct {where}.{key}",
+            ) from None
+    if intent.ports and not set(protocols(intent)) <= set(WITH_PORTS):
+        raise ConfigError(
+            f"{where}.ports is set, and {where}.protocol = {_show(intent.protocol)} has no ports",
+            fix=f'take {where}.ports out, or set {where}.protocol to "tcp" or "udp"',
+        )
+    if not intent.ports and intent.protocol is None and intent.dscp is None and intent.user is None:
+        raise ConfigError(
+            f"{where} matches all traffic, so that no intent after it matches any",
+            fix=f"set {where}.ports, .protocol, .dscp or .user; for all traffic to a peer there is "
+            "scatter.peers, and for all traffic scatter.goal",
+        )
+
+
+def _show(value: Any) -> str:
+    return shortened(redact(json.dumps(value)), 80)

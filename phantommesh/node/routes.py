@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Routes beyond the mesh, as this node sees them: who offers which, which it takes, what is wrong. Sans-I/O.
+
+An offer counts if the member's certificate grants the prefix, the grant was not withdrawn, and the member's
+record offers it now. A record that offers anything else moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from phantommesh.config.sections import ALL_ROUTES, RoutesSection
+from phantommesh.faults import FaultKind
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.records.roster import Entry
+from phantommesh.routable import Network, parse_prefix
+from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Offer, Taken, taken
+from phantommesh.trust.identity import NodeId
+from phantommesh.trust.routes import standing
+
+NOT_CERTIFIED = FaultKind("route-not-certified", "medium")
+CONFLICT = FaultKind("route-conflict", "medium")
+NOT_APPROVED = FaultKind("route-not-approved", "low")
+NO_EXIT = FaultKind("exit-missing", "high")
+
+MAX_NAMED: Final = 8  # faults of one kind
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A member's record offers a prefix that its certificate does not have."""
+
+    node_id: NodeId
+    name: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A prefix is taken that was not, is no longer taken, or moves to other routers. ``routers`` are those it
+    has now, none where it is lost."""
+
+    kind: Literal["taken", "lost", "moved"]
+    prefix: Network
+    routers: tuple[bytes, ...]
+    before: tuple[bytes, ...]
+
+
+def offered(entry: Entry, revoked: Container[NodeId]) -> tuple[Network, ...]:
+    """The prefixes that a member may route and offers now, sorted."""
+    said = frozenset(entry.record.routes)
+    grants = standing(entry.member.grants, entry.member.node_id, revoked) if said else ()
+    return tuple(grant.prefix for grant in grants if str(grant.prefix) in said)
+
+
+def claims(entry: Entry) -> tuple[Claim, ...]:
+    """The prefixes that a member's record offers and its certificate does not have."""
+    if not entry.record.routes:
+        return ()
+    member, had = entry.member, frozenset(map(str, entry.member.routes))
+    return tuple(Claim(member.node_id, member.name, text) for text in entry.record.routes if text not in had)
+
+
+def accepts(section: RoutesSection, entries: Iterable[Entry]) -> Accept:
+    """The configuration's choice, with the exit's name as a node id."""
+    within = EVERYTHING if section.accept == (ALL_ROUTES,) else tuple(map(parse_prefix, section.accept))
+    named = (e.member.node_id for e in entries if section.exit and e.member.name == section.exit)
+    return Accept(within, next(named, None))
+
+
+class Routes:
+    """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
+    are the prefixes that it advertises itself: it takes none of those from others."""
+
+    def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
+        self._section, self._overlay, self._region = section, tuple(overlay), region
+        self.own = frozenset(map(parse_prefix, section.advertise))
+        self.taken: tuple[Taken, ...] = ()
+        self.conflicts: tuple[Conflict, ...] = ()
+        self.claims: frozenset[Claim] = frozenset()
+        self.exit_offered = False
+
+    @property
+    def wants_any(self) -> bool:
+        """Whether the operator lets this node take anything."""
+        return bool(self._section.accept or self._section.exit)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The addresses that may be taken: what the host has of its own there matters. Default routes are
+        taken whatever the host has."""
+        return accepts(self._section, ()).within
+
+    def look(
+        self, entries: Iterable[Entry], revoked: Container[NodeId], host: Iterable[HostRange]
+    ) -> tuple[list[Change], list[Claim]]:
+        """Judge anew, given the members in good standing and what the host has of its own. Return what has
+        changed, and the claims that are new."""
+        listed = sorted(entries, key=self._preference)
+        accept = accepts(self._section, listed)
+        offers = [
+            Offer(prefix, entry.member.node_id)
+            for entry in listed
+            for prefix in offered(entry, revoked)
+            if prefix not in self.own
+        ]
+        before = {one.prefix: one.routers for one in self.taken}
+        self.taken, self.conflicts = taken(offers, accept, self._overlay, host)
+        self.exit_offered = any(one.prefix.prefixlen == 0 for one in self.taken)
+        fresh = frozenset(claim for entry in listed for claim in claims(entry))
+        new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
+        self.claims = fresh
+        return list(_changes(before, self.taken)), new
+
+    def _preference(self, entry: Entry) -> tuple[bool, NodeId]:
+        return not self._region or entry.record.region != self._region, entry.member.node_id
+
+
+def _changes(before: Mapping[Network, tuple[bytes, ...]], now: Iterable[Taken]) -> Iterable[Change]:
+    left = dict(before)
+    for one in now:
+        was = left.pop(one.prefix, ())
+        if not was:
+            yield Change("taken", one.prefix, one.routers, ())
+        elif was[0] != one.routers[0]:
+            yield Change("moved", one.prefix, one.routers, was)
+    for prefix, was in left.items():
+        yield Change("lost", prefix, (), was)

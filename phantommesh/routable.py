@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which prefixes a member may ever route for others: the one rule for certificates and configurations. Pure.
+
+A prefix that others send to a member is a part of their traffic taken from wherever it went before. So some
+are nobody's to route: those that mean each host itself, its own link, or a group; the overlay; and those that
+are so short that they are a default route by another name. A default route itself is an exit, and is allowed.
+docs/decisions/0066-routes.md has the rule and its reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+Network = IPv4Network | IPv6Network
+
+MAX_ROUTES: Final = 16  # of one member
+SHORTEST: Final = 8  # bits of a prefix that is no default route: 16 of those are far from everything
+_MAX_TEXT: Final = 43  # characters of the longest: eight groups and /128
+
+# The IANA registries of special-purpose addresses (RFC 6890).
+_NEVER: Final[tuple[tuple[Network, str], ...]] = tuple(
+    (ip_network(network), why)
+    for network, why in (
+        ("0.0.0.0/8", "addresses of no host"),  # RFC 1122, section 3.2.1.3
+        ("127.0.0.0/8", "loopback addresses"),  # RFC 1122, section 3.2.1.3
+        ("169.254.0.0/16", "link-local addresses"),  # RFC 3927; clouds have their metadata services there
+        ("224.0.0.0/4", "multicast addresses"),  # RFC 1112
+        ("240.0.0.0/4", "reserved addresses"),  # RFC 1112; with 255.255.255.255, RFC 919
+        ("::/96", "addresses of no host"),  # RFC 4291, section 2.5: unspecified, loopback, IPv4-compatible
+        ("::ffff:0:0/96", "IPv4 addresses in another form"),  # RFC 4291, section 2.5.5.2
+        ("fe80::/10", "link-local addresses"),  # RFC 4291, section 2.5.6
+        ("ff00::/8", "multicast addresses"),  # RFC 4291, section 2.7
+    )
+)
+
+
+def parse_prefix(text: str) -> Network:
+    """Read a prefix in its only form: ``10.1.0.0/16``, ``2001:db8::/32``. Raises ValueError that says why
+    not."""
+    if len(text) > _MAX_TEXT or not text.isascii():
+        raise ValueError("it is no prefix")
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("it is no prefix") from None
+    if str(network) != text:
+        raise ValueError(f"write {network}")
+    return network
+
+
+def order(prefix: Network) -> tuple[int, int, int]:
+    """The key by which prefixes are sorted: IPv4 first, then by address, then the shorter."""
+    return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+def in_order(prefixes: Iterable[Network]) -> tuple[Network, ...]:
+    """Each prefix once, sorted."""
+    return tuple(sorted(set(prefixes), key=order))
+
+
+def unroutable(prefix: Network, overlay: Iterable[Network] = ()) -> str:
+    """Say why no member may route a prefix, as in "10.0.0.0/7 is too short"; empty where one may. ``overlay``
+    are the mesh's networks."""
+    if prefix.prefixlen == 0:
+        return ""
+    if prefix.prefixlen < SHORTEST:
+        return f"is too short: a prefix has {SHORTEST} bits at least, or is the default route itself"
+    for network, why in _NEVER:
+        if overlap(prefix, network):
+            return f"has {why}"
+    for network in overlay:
+        if overlap(prefix, network):
+            return f"overlaps the overlay {network}"
+    return ""
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Whether two prefixes have an address in common."""
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.overlaps(other)
+    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)

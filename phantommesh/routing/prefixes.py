@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which prefixes beyond the mesh this node sends to members that route them, and to whom first. Pure.
+
+A member routes a prefix if its certificate names the prefix and its record offers the prefix now. Taking one
+is this node's own choice (`Accept`): none is taken by default. Where prefixes overlap, the kernel's longest
+match decides between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import Network, order, overlap
+
+EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One prefix that a member's certificate says it may route, and that it offers now. ``0.0.0.0/0`` and
+    ``::/0`` mean an exit. ``router`` is a node id."""
+
+    prefix: Network
+    router: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """What this node's operator allows: prefixes within one of ``within``, and the default routes of the
+    member ``exit`` (a node id), None for no exit. A default route is never taken for ``within``."""
+
+    within: tuple[Network, ...] = ()
+    exit: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A prefix that this node takes, with the node ids of its routers in order of preference."""
+
+    prefix: Network
+    routers: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A prefix that this node would take and does not: ``why`` is the end of the sentence "PREFIX is not
+    taken: ". ``routers`` are those that offer it."""
+
+    prefix: Network
+    routers: tuple[bytes, ...]
+    why: str
+
+
+def taken(
+    offers: Iterable[Offer], accept: Accept, overlay: Iterable[Network], host: Iterable[HostRange]
+) -> tuple[tuple[Taken, ...], tuple[Conflict, ...]]:
+    """Say which of the ``offers`` this node takes, sorted by prefix, and which it cannot.
+
+    The routers of a prefix are in the order of the offers: the first is the one to use while it works.
+    ``host`` is what this host has that is not ours, without default routes. A prefix within a range of the
+    host's own is a conflict: it would take that network from the host. A range of the host's within a prefix
+    is none: the host's route is longer, and stays.
+    """
+    routers: dict[Network, dict[bytes, None]] = {}
+    for offer in offers:
+        if accepted(offer, accept):
+            routers.setdefault(offer.prefix, {})[offer.router] = None
+    meshes, ranges = list(overlay), sorted(set(host), key=str)  # two versions have no order
+    found, conflicts = list[Taken](), list[Conflict]()
+    for prefix in sorted(routers, key=order):
+        by = tuple(routers[prefix])
+        why = _conflict(prefix, meshes, ranges)
+        if why:
+            conflicts.append(Conflict(prefix, by, why))
+        else:
+            found.append(Taken(prefix, by))
+    return tuple(found), tuple(conflicts)
+
+
+def accepted(offer: Offer, accept: Accept) -> bool:
+    """Whether the operator allows this offer, whatever the host has."""
+    if offer.prefix.prefixlen == 0:
+        return offer.router == accept.exit
+    return any(_within(offer.prefix, network) for network in accept.within)
+
+
+def _conflict(prefix: Network, overlay: Iterable[Network], host: Iterable[HostRange]) -> str:
+    """Why a prefix cannot be taken here; empty where it can."""
+    if prefix.prefixlen == 0:
+        return ""
+    for network in overlay:
+        if overlap(prefix, network):
+            return f"it overlaps the overlay {network}"
+    for own in host:
+        if _within(prefix, own.network):
+            return f"this host's {own} has these addresses already"
+    return ""
+
+
+def _within(prefix: Network, network: Network) -> bool:
+    if isinstance(prefix, IPv4Network) and isinstance(network, IPv4Network):
+        return prefix.subnet_of(network)
+    return isinstance(prefix, IPv6Network) and isinstance(network, IPv6Network) and prefix.subnet_of(network)

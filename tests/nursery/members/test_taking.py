@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole nodes: which routes of others one takes, what a false claim does, and what an operator is told."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+from structlog.testing import capture_logs
+
+from phantommesh.management.events import Filter
+from phantommesh.node import routes
+from phantommesh.nursery.members import own
+from phantommesh.nursery.node import Node
+from phantommesh.routing.prefixes import Taken
+from tests.nursery.members.test_granting import advertise
+from tests.support.loopback import join, make_authority, make_invite, serving, until
+
+# RFC 5737: no host that runs this has the first of these itself.
+SITE, OTHER = ip_network("198.51.100.0/24"), ip_network("203.0.113.0/24")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "ASK_ROUTES_SOON", 0.2)
+
+
+def accept(at: Path, *prefixes: str) -> None:
+    config = at / "pm.toml"
+    text = config.read_text()
+    assert "accept = []" in text
+    listed = ", ".join(f'"{prefix}"' for prefix in prefixes)
+    config.write_text(text.replace("accept = []", f"accept = [{listed}]"))
+
+
+def codes(node: Node) -> set[str]:
+    return {fault.code for fault in node.reporter.faults() if fault.code.startswith("route")}
+
+
+def kinds(node: Node) -> list[str]:
+    read = node.parts.events.read(0, Filter.parse("route.*"), 100)
+    return [event.type for event in read.events]
+
+
+async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdrawn(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        router = (await join(tmp_path / "c", make_invite(state), "gamma")).node_id
+        accept(tmp_path / "b", "198.51.100.0/22")
+        advertise(tmp_path / "c", str(SITE), str(OTHER))
+        async with serving(tmp_path / "b") as beta, serving(tmp_path / "c") as gamma:
+            with capture_logs():
+                await until(lambda: "route-not-approved" in codes(gamma))
+                await alpha.reporter.approve_routes("gamma", [str(SITE), str(OTHER)])
+                await until(lambda: beta.parts.taking.taken == (Taken(SITE, (router,)),))
+                await until(lambda: not codes(gamma))
+                assert alpha.parts.taking.taken == ()  # it accepts nothing
+
+                rows = {(row.prefix, row.router): row for row in beta.reporter.routes().routes}
+                mine, other = rows[str(SITE), "gamma"], rows[str(OTHER), "gamma"]
+                assert mine.certified and mine.claimed and mine.accepted and mine.rank == 0
+                assert other.certified and other.claimed and not other.accepted
+                assert not mine.carried  # no part moves packets yet, so the view may not say so
+                beta.parts.taking.carried = lambda: {SITE: router}
+                assert [row.prefix for row in beta.reporter.routes().routes if row.carried] == [str(SITE)]
+
+                await alpha.reporter.withdraw_routes("gamma", [str(SITE)])
+                await until(lambda: beta.parts.taking.taken == ())
+                assert kinds(beta) == ["route.taken", "route.lost"]
+
+
+async def test_a_member_that_claims_a_prefix_without_a_certificate_moves_nothing(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    accept(tmp_path / "a", "all")
+    async with serving(tmp_path / "a") as alpha:
+        liar = (await join(tmp_path / "b", make_invite(state), "beta")).node_id
+
+        def lie(node: Node) -> None:
+            """Have the node say in its record what its certificate does not have."""
+            words = node.parts.own.word._words
+            node.parts.own.word._words = lambda keys, seq: structs.replace(
+                words(keys, seq), routes=(str(SITE),)
+            )
+
+        with capture_logs():
+            async with serving(tmp_path / "b", lie):
+                await until(lambda: bool(alpha.parts.taking.routes.claims))
+                assert alpha.parts.taking.taken == ()
+                assert alpha.parts.taking.dropped == {"route-not-certified": 1}
+                await until(lambda: codes(alpha) == {routes.NOT_CERTIFIED.code})
+                entry = alpha.parts.keeper.roster.get(liar)
+                assert entry is not None and entry.record.routes == (str(SITE),)
